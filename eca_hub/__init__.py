@@ -1,0 +1,72 @@
+"""eca-hub: ECA-Net image classifiers you can pull, serve and retrain.
+
+    classifier = eca_hub.Classifier.from_pretrained("acme/eca_resnet50")
+    classifier.predict("cat.jpg", top_k=3)
+
+This is the front door: every name here may be relied on, and `service` and `experiments` use no others. Names are resolved when
+they are first used, so `import eca_hub` costs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eca_hub.attention import ATTENTIONS
+    from eca_hub.attention.eca import ECA, kernel_size_for
+    from eca_hub.classifier import Classifier, Prediction
+    from eca_hub.errors import EcaHubError
+    from eca_hub.hub.folder import load_pretrained, save_pretrained
+    from eca_hub.hub.transfer import push_to_hub
+    from eca_hub.images import EvalTransform, ImageLimits, decode_image
+    from eca_hub.models.build import create_model, list_models
+    from eca_hub.models.config import ImageConfig, ModelConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ATTENTIONS",
+    "ECA",
+    "Classifier",
+    "EcaHubError",
+    "EvalTransform",
+    "ImageConfig",
+    "ImageLimits",
+    "ModelConfig",
+    "Prediction",
+    "create_model",
+    "decode_image",
+    "kernel_size_for",
+    "list_models",
+    "load_pretrained",
+    "push_to_hub",
+    "save_pretrained",
+]
+
+_HOME_OF = {
+    "ATTENTIONS": "eca_hub.attention",
+    "ECA": "eca_hub.attention.eca",
+    "Classifier": "eca_hub.classifier",
+    "EcaHubError": "eca_hub.errors",
+    "EvalTransform": "eca_hub.images",
+    "ImageConfig": "eca_hub.models.config",
+    "ImageLimits": "eca_hub.images",
+    "ModelConfig": "eca_hub.models.config",
+    "Prediction": "eca_hub.classifier",
+    "create_model": "eca_hub.models.build",
+    "decode_image": "eca_hub.images",
+    "kernel_size_for": "eca_hub.attention.eca",
+    "list_models": "eca_hub.models.build",
+    "load_pretrained": "eca_hub.hub.folder",
+    "push_to_hub": "eca_hub.hub.transfer",
+    "save_pretrained": "eca_hub.hub.folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'eca_hub' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

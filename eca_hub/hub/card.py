@@ -1,0 +1,160 @@
+"""The model card: what a package says of itself, from what was measured.
+
+A number that nobody measured is left out, never copied. Knows nothing of networks or of the hub's protocol.
+"""
+
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from eca_hub.models.config import ModelConfig
+
+_SHOWN_LABELS = 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured number."""
+
+    dataset: str
+    """Name of the data set, such as `scikit-learn digits`."""
+    split: str
+    """Part of it that was measured."""
+    metric: str
+    """Name of the metric, such as `accuracy`."""
+    value: float
+    """What came out, 0 to 1 for an accuracy."""
+    num_images: int
+    """How many pictures it was measured on."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card tells beyond the configuration."""
+
+    title: str = ""
+    """Heading; the architecture when empty."""
+    summary: str = ""
+    """One or two sentences: what the model is for."""
+    license: str = "apache-2.0"
+    """Licence of the weights, as the Hub spells it."""
+    results: tuple[Result, ...] = ()
+    """What was measured, by the run that made the weights."""
+    recipe: Mapping[str, str] = field(default_factory=dict)
+    """How it was trained: name of a setting to its value."""
+    measured_on: str = ""
+    """Date, hardware and software of the run."""
+    command: str = ""
+    """What to type to train it again."""
+    limits: str = ""
+    """What it is not for."""
+
+
+def render_card(config: ModelConfig, num_parameters: int, facts: CardFacts) -> str:
+    """Write README.md: metadata for the Hub, then a page for a person."""
+    name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
+    title = facts.title or name
+    data = ModelCardData(
+        library_name="eca-hub",
+        pipeline_tag="image-classification",
+        license=facts.license,
+        tags=["eca-hub", "image-classification", "eca-net"],
+        model_name=title,
+        metrics=sorted({result.metric for result in facts.results}) or None,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=re.sub(r"[^a-z0-9]+", "-", result.dataset.lower()).strip("-"),
+                dataset_name=result.dataset,
+                dataset_split=result.split,
+                metric_type=result.metric,
+                metric_value=round(result.value, 6),
+            )
+            for result in facts.results
+        ]
+        or None,
+    )
+    sections = [
+        f"# {escape(title)}",
+        facts.summary or f"A {name} image classifier with {config.num_classes} classes.",
+        _use(),
+        _results(facts),
+        _network(config, name, num_parameters),
+        _training(facts),
+        f"## Limits\n\n{facts.limits}" if facts.limits else "",
+        _CITATION,
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def escape(text: str) -> str:
+    """Make a name that came with data harmless in Markdown and HTML."""
+    single_line = " ".join(text.split())
+    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(single_line))
+
+
+def _use() -> str:
+    return (
+        "## Use\n\n"
+        "```python\n"
+        "import eca_hub\n\n"
+        'classifier = eca_hub.Classifier.from_pretrained("OWNER/NAME")  # this repository, or a folder\n'
+        'classifier.predict("picture.png", top_k=3)\n'
+        "```\n\n"
+        "```sh\n"
+        "eca-hub serve --model OWNER/NAME --port 8000\n"
+        "curl --data-binary @picture.png -H 'Content-Type: image/png' http://127.0.0.1:8000/v1/classify\n"
+        "```"
+    )
+
+
+def _results(facts: CardFacts) -> str:
+    if not facts.results:
+        return ""
+    rows = [
+        f"| {escape(result.dataset)} | {escape(result.split)} | {result.num_images} | {escape(result.metric)} | {result.value:.4f} |"
+        for result in facts.results
+    ]
+    table = "\n".join(["| data set | split | images | metric | value |", "| --- | --- | --- | --- | --- |", *rows])
+    measured = f"\n\nMeasured {escape(facts.measured_on)}." if facts.measured_on else ""
+    command = f"\n\n```sh\n{facts.command}\n```" if facts.command else ""
+    return f"## Results\n\n{table}{measured}{command}"
+
+
+def _network(config: ModelConfig, name: str, num_parameters: int) -> str:
+    image = config.image
+    labels = ", ".join(escape(label) for label in config.labels[:_SHOWN_LABELS])
+    more = f" and {config.num_classes - _SHOWN_LABELS} more" if config.num_classes > _SHOWN_LABELS else ""
+    options = ", ".join(f"{key} = {value}" for key, value in config.attention_args.items())
+    return "\n".join(
+        [
+            "## Network and preprocessing",
+            "",
+            f"- architecture: `{name}`, {num_parameters:,} parameters",
+            f"- attention: `{config.attention}`" + (f", {options}" if options else ""),
+            f"- input: RGB, {image.height_px} x {image.width_px} px, {image.crop_mode} crop of {image.crop:g}, {image.interpolation}",
+            f"- mean {list(image.mean)}, standard deviation {list(image.std)}",
+            f"- {config.num_classes} classes: {labels}{more}",
+        ]
+    )
+
+
+def _training(facts: CardFacts) -> str:
+    if not facts.recipe:
+        return ""
+    return "## Training\n\n" + "\n".join(f"- {escape(key)}: {escape(value)}" for key, value in facts.recipe.items())
+
+
+_CITATION = """## Citation
+
+```bibtex
+@inproceedings{wang2020eca,
+  title     = {ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks},
+  author    = {Wang, Qilong and Wu, Banggu and Zhu, Pengfei and Li, Peihua and Zuo, Wangmeng and Hu, Qinghua},
+  booktitle = {CVPR},
+  year      = {2020}
+}
+```"""

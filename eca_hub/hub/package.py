@@ -1,0 +1,145 @@
+"""What a package is: `config.json`, `model.safetensors` and `README.md`, and nothing else.
+
+Reads and writes the words of a package, not its weights, so that publishing needs no torch. Knows nothing of networks or of the
+hub's protocol.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from eca_hub.errors import InvalidConfig, NotAnEcaModel
+from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
+
+FORMAT = 1
+"""Version of config.json that this code writes. Older ones keep loading."""
+
+LIBRARY_NAME = "eca-hub"
+
+_MAX_CONFIG_BYTES = 16 * 2**20
+_MAX_LABELS = 100_000
+
+
+@dataclass(frozen=True)
+class Package:
+    """The checked bytes of a package, and where they came from."""
+
+    model_id: str
+    """Hub `owner/name`, or the path of the folder."""
+    revision: str
+    """40 hexadecimal digits: the commit, or for a folder the hash of its files."""
+    config_bytes: bytes
+    weights_bytes: bytes
+
+
+def find_package(folder: str | Path) -> Path:
+    """Return the package folder: the one given, or `model/` inside a run folder.
+
+    Raises:
+        NotAnEcaModel: a file of the three is missing in both; names it.
+    """
+    given = Path(folder)
+    if not given.is_dir():
+        raise NotAnEcaModel(
+            f"{given} is no folder.", hint="Give a run folder, a package folder, or OWNER/NAME of a hub model."
+        )
+    for candidate in (given, given / "model"):
+        if (candidate / CONFIG_FILE).is_file():
+            missing = [name for name in FILES if not (candidate / name).is_file()]
+            if missing:
+                raise NotAnEcaModel(f"{candidate} lacks {' and '.join(missing)}; a package is {', '.join(FILES)}.")
+            return candidate
+    raise NotAnEcaModel(
+        f"{given} holds no {CONFIG_FILE}, neither does {given / 'model'}.", hint="Did the training run end?"
+    )
+
+
+def read_folder(folder: str | Path) -> Package:
+    """Read the package in a folder; its revision is a hash of the three files."""
+    path = find_package(folder)
+    contents = [(path / name).read_bytes() for name in FILES]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents))
+    return Package(str(folder), digest.hexdigest()[:40], contents[0], contents[1])
+
+
+def config_to_json(config: ModelConfig) -> str:
+    """Write the text of config.json."""
+    words = dataclasses.asdict(config)
+    labels = words.pop("labels")
+    document = {
+        "format": FORMAT,
+        "library_name": LIBRARY_NAME,
+        **words,
+        "num_classes": len(labels),
+        "label_names": labels,
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def config_from_json(text: bytes, *, origin: str) -> ModelConfig:
+    """Read config.json, trusting nothing in it.
+
+    Args:
+        text: The bytes of the file.
+        origin: What to call the package in a message.
+
+    Raises:
+        NotAnEcaModel: not JSON, not ours, of a later format, or with a value of the wrong kind.
+    """
+    if len(text) > _MAX_CONFIG_BYTES:
+        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} has {len(text)} bytes; the limit is {_MAX_CONFIG_BYTES}.")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} is not JSON.") from None
+    if not isinstance(document, dict) or document.get("library_name") != LIBRARY_NAME:
+        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} does not say library_name {LIBRARY_NAME!r}.")
+    if document.get("format") != FORMAT:
+        raise NotAnEcaModel(
+            f"{CONFIG_FILE} of {origin} has format {document.get('format')!r}; this eca-hub reads {FORMAT}.",
+            hint="A later one: pip install -U eca-hub",
+        )
+    try:
+        return _config_from_words(document)
+    except (KeyError, TypeError, ValueError, InvalidConfig) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
+
+
+def _config_from_words(document: Mapping[str, Any]) -> ModelConfig:
+    labels = document["label_names"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise TypeError("label_names is not a list of strings.")
+    if not 1 <= len(labels) <= _MAX_LABELS or document["num_classes"] != len(labels):
+        raise ValueError(f"num_classes is {document['num_classes']!r} and there are {len(labels)} label_names.")
+    image = dict(document["image"])
+    _expect_one_of("interpolation", image["interpolation"], get_args(Interpolation))
+    _expect_one_of("crop_mode", image["crop_mode"], get_args(CropMode))
+    _expect_one_of("stem", document["stem"], get_args(Stem))
+    for name in ("mean", "std"):
+        image[name] = tuple(float(number) for number in image[name])
+    for name in ("architecture", "attention"):
+        if not isinstance(document[name], str):
+            raise TypeError(f"{name} is not a string.")
+    return ModelConfig(
+        architecture=document["architecture"],
+        attention=document["attention"],
+        attention_args=dict(document["attention_args"]),
+        labels=tuple(labels),
+        image=ImageConfig(**image),
+        stem=document["stem"],
+    )
+
+
+def _expect_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")

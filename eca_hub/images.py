@@ -1,0 +1,220 @@
+"""From the bytes of a picture to the network's input: the only decoder of the project.
+
+Validation, `Classifier` and the service all pass through here, so what was measured in training is what is served. Limits are
+checked before pixels are made: a file of 30 bytes can claim 88 megapixels, and Pillow alone would make them. Knows nothing of
+networks, files or HTTP.
+
+Shapes: N images, H height, W width; 3 colours, red first.
+"""
+
+import io
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from eca_hub.errors import NotAnImage, TooLarge, TooManyPixels
+from eca_hub.models.config import ImageConfig
+
+FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
+"""What may be decoded. TIFF, PSD, HEIC, PDF and SVG are left out: their decoders are where the security holes were."""
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+# A photo is decoded at 1/2, 1/4 or 1/8 only while that leaves this many times the pixels that the resize asks for.
+_DRAFT_MARGIN = 2
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may cost before it is refused."""
+
+    max_bytes: int = 10 * 2**20
+    """Size of the file."""
+    max_mpx: float = 50.0
+    """Width times height, in millions of pixels."""
+    max_side_px: int = 16384
+    """Width or height."""
+    max_scans: int = 100
+    """Passes of a progressive JPEG: each costs a walk over all pixels, and an honest file has about ten."""
+
+
+def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px: int | None = None) -> Image.Image:  # noqa: B008
+    """Decode a picture as a person would see it: upright, in RGB, its first frame, on white where it is transparent.
+
+    Colour profiles are ignored, as training does. 16-bit grey keeps its upper eight bits.
+
+    Args:
+        data: The whole file.
+        limits: What it may cost.
+        enough_px: Shorter side that the caller needs. A much larger JPEG is then decoded at a fraction of its size, which is
+            several times faster and changes the resized pixels by a grey level or two.
+
+    Raises:
+        NotAnImage: no picture in one of `FORMATS`, or a broken one.
+        TooLarge: more bytes than allowed.
+        TooManyPixels: more pixels, a longer side or more scans than allowed.
+    """
+    if len(data) > limits.max_bytes:
+        raise TooLarge(
+            f"The picture has {len(data) / 2**20:.1f} MiB; the limit is {limits.max_bytes / 2**20:g} MiB.",
+            hint="Shrink it.",
+        )
+    name = _format_of(data)
+    if name == "WebP":
+        _check_size(*_webp_size(data), limits)
+    if name == "JPEG" and data.count(b"\xff\xda") > limits.max_scans:
+        raise TooManyPixels(
+            f"The JPEG has over {limits.max_scans} scans, which is the limit.", hint="Save it again as baseline."
+        )
+    try:
+        with Image.open(io.BytesIO(data), formats=[name.upper()]) as image:
+            _check_size(*image.size, limits)
+            if enough_px is not None:
+                shrink = enough_px * _DRAFT_MARGIN / min(image.size)
+                if shrink < 1:
+                    image.draft(None, (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
+            image.load()
+            return _as_rgb(_upright(image))
+    except TooManyPixels:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(str(error)) from None
+    except Exception as error:
+        # Whatever a decoder raises on hostile bytes (struct.error, SyntaxError, MemoryError, ...) is the bytes' fault.
+        raise NotAnImage(
+            f"The {name} cannot be decoded: {error or type(error).__name__}.", hint="Is the file whole?"
+        ) from None
+
+
+class EvalTransform:
+    """Turn a decoded picture into the network's input, as in validation.
+
+    Resize so that the crop takes its share of the shorter side, cut the centre, scale to 0..1, subtract the mean, divide by the
+    standard deviation. The geometry is that of torchvision's Resize and CenterCrop; only the pixels inside the crop are made.
+
+    Args:
+        config: Size, crop, interpolation, mean and standard deviation.
+    """
+
+    def __init__(self, config: ImageConfig) -> None:
+        self.config = config
+        mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+        self._scale_311 = (1 / (255 * std)).view(3, 1, 1)
+        self._shift_311 = (-mean / std).view(3, 1, 1)
+
+    @property
+    def enough_px(self) -> int:
+        """Shorter side of a decoded picture that loses nothing: what `decode_image` wants to know."""
+        return math.floor(max(self.config.height_px, self.config.width_px) / self.config.crop)
+
+    def to_pixels(self, image: Image.Image) -> Tensor:
+        """Resize and crop: RGB picture to uint8 (3, H, W), in channels_last memory."""
+        config = self.config
+        width, height = self._resized_size(image)
+        left, top = round((width - config.width_px) / 2), round((height - config.height_px) / 2)
+        x_scale, y_scale = image.width / width, image.height / height
+        box = (
+            max(left * x_scale, 0.0),
+            max(top * y_scale, 0.0),
+            min((left + config.width_px) * x_scale, image.width),
+            min((top + config.height_px) * y_scale, image.height),
+        )
+        cut = image.resize((config.width_px, config.height_px), _RESAMPLING[config.interpolation], box=box)
+        return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+
+    def normalize(self, pixels_N3HW: Tensor) -> Tensor:
+        """Scale and shift uint8 (N, 3, H, W) to the float32 that the network was trained on."""
+        device = pixels_N3HW.device
+        return torch.addcmul(self._shift_311.to(device), pixels_N3HW.float(), self._scale_311.to(device))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Map an RGB picture to float32 (3, H, W)."""
+        return self.normalize(self.to_pixels(image))
+
+    def _resized_size(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height of the whole picture after the resize, before the crop."""
+        config = self.config
+        width, height = math.floor(config.width_px / config.crop), math.floor(config.height_px / config.crop)
+        if config.crop_mode == "squash":
+            return width, height
+        if width * image.height > height * image.width:
+            return width, max(int(width * image.height / image.width), config.height_px)
+        return max(int(height * image.width / image.height), config.width_px), height
+
+
+def _format_of(data: bytes) -> str:
+    """Name the format by its first bytes: names and content types lie."""
+    head = data[:16]
+    if not head:
+        raise NotAnImage("The picture has no bytes.", hint="Send the content of an image file.")
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head.startswith(b"BM"):
+        return "BMP"
+    raise NotAnImage(
+        "The bytes are no picture in a known format.", hint=f"Send {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+    )
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Read width and height from the header: the WebP decoder allocates its canvas when it is opened."""
+    chunk, body = data[12:16], data[20:30]
+    if len(body) == 10:
+        if chunk == b"VP8X":
+            return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+        if chunk == b"VP8L":
+            bits = int.from_bytes(body[1:5], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        if chunk == b"VP8 ":
+            width, height = struct.unpack_from("<HH", body, 6)
+            return width & 0x3FFF, height & 0x3FFF
+    raise NotAnImage("The WebP cannot be decoded: its header is not whole.", hint="Is the file whole?")
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width < 1 or height < 1:
+        raise NotAnImage(f"The picture is {width} x {height}: it has no pixels.")
+    if width * height > limits.max_mpx * 1e6:
+        mpx = width * height / 1e6
+        raise TooManyPixels(
+            f"The picture is {width} x {height}, {mpx:.1f} Mpx; the limit is {limits.max_mpx:g} Mpx.", hint="Shrink it."
+        )
+    if max(width, height) > limits.max_side_px:
+        raise TooManyPixels(
+            f"The picture is {width} x {height}; a side may have {limits.max_side_px} px.", hint="Shrink it."
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn by the orientation that the camera wrote; an unreadable one counts as none."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # convert("RGB") would clip 16-bit grey to white instead of scaling it.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, "white")
+        canvas.alpha_composite(rgba)
+        return canvas.convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,1 @@
+"""Networks: where attention enters a backbone, and how a configuration becomes a module."""

@@ -1,0 +1,82 @@
+"""A classifier in words: which network, which attention, which labels, which preprocessing.
+
+One dataclass, three uses: the Python argument, the YAML node and what stands in a package's config.json. Knows nothing of torch.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from eca_hub.errors import InvalidConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+CropMode = Literal["center", "squash"]
+Stem = Literal["own", "small"]
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How a picture becomes the network's input, the same in validation, `Classifier` and the service."""
+
+    height_px: int = 224
+    """Height of the network's input."""
+    width_px: int = 224
+    """Width of the network's input."""
+    crop: float = 0.875
+    """Share of the resized picture that the central crop keeps: 0.875 is the 224 of 256 of the paper."""
+    crop_mode: CropMode = "center"
+    """`center` resizes the shorter side and crops; `squash` resizes both sides and keeps the whole picture."""
+    interpolation: Interpolation = "bicubic"
+    """How the resize looks up pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of each colour, in units of 1 = white, subtracted first."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of each colour, divided by afterwards."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):
+            raise InvalidConfig(f"The input is {self.height_px} x {self.width_px} px; each side must be 1 to 4096.")
+        if not 0.0 < self.crop <= 1.0:
+            raise InvalidConfig(f"crop is {self.crop}; it must be above 0 and at most 1.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InvalidConfig(f"mean is {self.mean} and std {self.std}; each needs three numbers, std above 0.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, with which attention, for which labels."""
+
+    architecture: str = "resnet50"
+    """Name of the backbone: see `eca-hub models`."""
+    attention: str = "eca"
+    """Name of the attention inside each block, or `none`."""
+    attention_args: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the attention, such as `kernel_sizes: [3, 5, 5, 7]`."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the network's outputs; training takes them from the data."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Preprocessing."""
+    stem: Stem = "own"
+    """`own` is the architecture's; `small` keeps the picture whole up to the first block, for pictures of 64 px and below."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.]{0,95}", self.architecture):
+            raise InvalidConfig(
+                f"architecture is {self.architecture!r}; names are lower case letters, digits, '_' and '.'."
+            )
+        repeated = (
+            {label for label in self.labels if self.labels.count(label) > 1} if len(self.labels) < 5000 else set()
+        )
+        if repeated:
+            raise InvalidConfig(
+                f"These labels stand twice: {', '.join(sorted(repeated)[:5])}. Each class needs its own name."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of labels."""
+        return len(self.labels)
