@@ -3,8 +3,8 @@
     classifier = eca_hub.Classifier.from_pretrained("acme/eca_resnet50")
     classifier.predict("cat.jpg", top_k=3)
 
-This is the front door: every name here may be relied on, and `service` and `experiments` use no others. Names are resolved when
-they are first used, so `import eca_hub` costs no torch.
+This is the front door: every name here may be relied on, and `service` uses no others. Names are resolved when they are
+first used, so `import eca_hub` costs no torch.
 """
 
 import importlib

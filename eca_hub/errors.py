@@ -3,7 +3,7 @@
     EcaHubError
      |- InvalidConfig          a value that the user gave cannot work
      |- UnknownName            an architecture, attention or label nobody knows; carries close matches
-     |- MissingExtra           a command needs packages that this install left out
+     |- InvalidUsage           a command was typed with options it does not take
      |- CheckpointMismatch     weights do not fit the network
      |- HubError
      |   |- RepoNotFound       no such repository, or private and no token
@@ -18,8 +18,8 @@
          |- TooLarge           more bytes than allowed
          `- TooManyPixels      more pixels, or a longer side, than allowed
 
-Every class has a `code`, which the service sends to its callers and maps to an HTTP status. A message says what happened with
-the value that was given and what is allowed; the hint says what to type next. Knows nothing of HTTP, torch or the command line.
+Every class has a `code`, which the service sends to its callers and maps to an HTTP status. A message says what happened,
+with the value that was given, and what is allowed; the hint says what to type next. Knows nothing of HTTP or torch.
 """
 
 import difflib
@@ -65,15 +65,10 @@ class UnknownName(EcaHubError):
         return cls(f"There is no {kind} {name!r}.", hint=f"{suggestion}All names: {listing}")
 
 
-class MissingExtra(EcaHubError):
-    """A command needs packages that this install left out."""
+class InvalidUsage(EcaHubError):
+    """A command was typed with options or values that it does not take."""
 
-    code = "missing_extra"
-
-    @classmethod
-    def for_module(cls, module: str, extra: str) -> "MissingExtra":
-        """Name the package that is absent and the install command that brings it."""
-        return cls(f"This needs the package {module!r}.", hint=f"Install it: pip install 'eca-hub[{extra}]'")
+    code = "invalid_usage"
 
 
 class CheckpointMismatch(EcaHubError):

@@ -1,38 +1,54 @@
-"""Efficient channel attention.
+"""Efficient channel attention, with and without a shared kernel.
 
-Source: Wang et al., ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151, section 3.2, eq. 9 and 12.
-Reference code: github.com/BangguWu/ECANet, models/eca_module.py (same parameter name, same outputs).
+Source: Wang et al., ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151, section 3.2, eq. 6 to 12.
+Reference code: github.com/BangguWu/ECANet, models/eca_module.py and eca_ns.py (same parameter names, same outputs).
 
-Shapes: N images, C channels, H height, W width. Knows nothing of backbones.
+Shapes: N images, C channels, H height, W width, k neighbours. Knows nothing of backbones.
 """
 
 import math
+from typing import Literal
 
 from torch import Tensor, nn
 
+from eca_hub.attention.gate import average, rescale
 from eca_hub.errors import InvalidConfig
 
+Mapping = Literal["exponential", "linear"]
 
-def kernel_size_for(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
+
+def kernel_size_for(channels: int, gamma: float = 2.0, b: float = 1.0, mapping: Mapping = "exponential") -> int:
     """How many neighbouring channels should set one gate: the paper's rule (eq. 12).
 
         k = |log2(C) / gamma + b / gamma|_odd
 
     The value is cut to an integer and an even one goes up, as in the paper's figure 3: 64 channels give 3, 256 give 5, 2048 give 7.
+    The linear mapping that the paper starts from (eq. 10) has C in the place of log2(C).
 
     Args:
         channels: C, the width of the map that is rescaled.
         gamma: Slope of the mapping; a larger one gives smaller kernels.
         b: Offset of the mapping.
+        mapping: `exponential` is the paper's choice: channels grow as a power of two of the kernel.
 
     Raises:
-        InvalidConfig: channels is below 1 or gamma is not above 0.
+        InvalidConfig: channels is below 1, gamma not above 0, b not finite, or the mapping unknown.
     """
-    if channels < 1 or gamma <= 0:
-        raise InvalidConfig(f"channels is {channels} and gamma {gamma}; channels must be 1 or more and gamma above 0.")
+    if channels < 1 or not 0 < gamma < math.inf or not math.isfinite(b):
+        raise InvalidConfig(
+            f"channels is {channels}, gamma {gamma} and b {b}; channels must be 1 or more, gamma above 0, b a number."
+        )
+    if mapping not in ("exponential", "linear"):
+        raise InvalidConfig(f"mapping is {mapping!r}; it must be exponential or linear.")
     # math.log2, not math.log(C, 2): the latter is one ulp off at some powers of two, and int() would cut it down.
-    size = int(abs((math.log2(channels) + b) / gamma))
+    size = int(abs(((math.log2(channels) if mapping == "exponential" else channels) + b) / gamma))
     return size if size % 2 else size + 1
+
+
+def _check_kernel_size(size: int) -> int:
+    if size < 1 or size % 2 == 0:
+        raise InvalidConfig(f"kernel_size is {size}; a kernel with a centre needs an odd size: 1, 3, 5, 7, ...")
+    return size
 
 
 class ECA(nn.Module):
@@ -56,13 +72,39 @@ class ECA(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int | None = None) -> None:
         super().__init__()
-        size = kernel_size_for(channels) if kernel_size is None else kernel_size
-        if size < 1 or size % 2 == 0:
-            raise InvalidConfig(f"kernel_size is {size}; a kernel with a centre needs an odd size: 1, 3, 5, 7, ...")
+        size = _check_kernel_size(kernel_size_for(channels) if kernel_size is None else kernel_size)
         self.conv = nn.Conv1d(1, 1, size, padding=(size - 1) // 2, bias=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Rescale the channels of a batch of maps."""
-        mean_N1C = x_NCHW.mean((2, 3)).unsqueeze(1)
-        gate_NC = self.conv(mean_N1C).sigmoid().squeeze(1)
-        return x_NCHW * gate_NC[:, :, None, None]
+        logits_N1C = self.conv(average(x_NCHW).unsqueeze(1))
+        return rescale(x_NCHW, logits_N1C.squeeze(1))
+
+
+class ECANS(nn.Module):
+    """ECA whose every channel has a kernel of its own: what sharing saves, and what it costs.
+
+        gate_c = sigmoid(sum_j w[c, j] * mean_HW(x)[c + j - (k - 1) / 2]);  y = x * gate
+
+    A band matrix of k numbers a row: k * C parameters, 45,312 in ResNet-50 with k = 3 (the paper's table 2, eq. 6 and 7). Maps
+    (N, C, H, W) to (N, C, H, W).
+
+    Args:
+        channels: C.
+        kernel_size: k, odd.
+
+    Raises:
+        InvalidConfig: kernel_size is even or below 1.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.padding = (_check_kernel_size(kernel_size) - 1) // 2
+        self.kernel_size = kernel_size
+        self.conv = nn.Conv1d(channels, channels, kernel_size, groups=channels, bias=False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Rescale the channels of a batch of maps."""
+        padded_NC = nn.functional.pad(average(x_NCHW), (self.padding, self.padding))
+        logits_NC1 = self.conv(padded_NC.unfold(1, self.kernel_size, 1))
+        return rescale(x_NCHW, logits_NC1.squeeze(2))

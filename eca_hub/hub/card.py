@@ -115,8 +115,8 @@ def _results(facts: CardFacts) -> str:
     if not facts.results:
         return ""
     rows = [
-        f"| {escape(result.dataset)} | {escape(result.split)} | {result.num_images} | {escape(result.metric)} | {result.value:.4f} |"
-        for result in facts.results
+        f"| {escape(each.dataset)} | {escape(each.split)} | {each.num_images} | {escape(each.metric)} | {each.value:.4f} |"
+        for each in facts.results
     ]
     table = "\n".join(["| data set | split | images | metric | value |", "| --- | --- | --- | --- | --- |", *rows])
     measured = f"\n\nMeasured {escape(facts.measured_on)}." if facts.measured_on else ""
@@ -135,7 +135,8 @@ def _network(config: ModelConfig, name: str, num_parameters: int) -> str:
             "",
             f"- architecture: `{name}`, {num_parameters:,} parameters",
             f"- attention: `{config.attention}`" + (f", {options}" if options else ""),
-            f"- input: RGB, {image.height_px} x {image.width_px} px, {image.crop_mode} crop of {image.crop:g}, {image.interpolation}",
+            f"- input: RGB, {image.height_px} x {image.width_px} px, "
+            f"{image.crop_mode} crop of {image.crop:g}, {image.interpolation}",
             f"- mean {list(image.mean)}, standard deviation {list(image.std)}",
             f"- {config.num_classes} classes: {labels}{more}",
         ]

@@ -1,7 +1,7 @@
 """A network and the three files that hold it.
 
-Weights are read once into memory and loaded from there: a memory map of the file would let whoever overwrites the file change, or
-crash, a running model.
+Weights are read once into memory and loaded from there: a memory map of the file would let whoever overwrites the file
+change, or crash, a running model.
 """
 
 import os

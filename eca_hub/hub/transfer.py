@@ -1,7 +1,7 @@
 """Packages to and from a hub, through the unmodified huggingface_hub client.
 
-Pulling resolves the revision to a commit once, fetches every file by that commit, and checks the bytes against the hash under
-which the hub announced them. Publishing is one commit on top of a known parent. Needs no torch.
+Pulling resolves the revision to a commit once, fetches every file by that commit, and checks the bytes against the hash
+under which the hub announced them. Publishing is one commit on top of a known parent. Needs no torch.
 """
 
 import hashlib

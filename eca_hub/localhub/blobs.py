@@ -156,7 +156,7 @@ class Blobs:
         """Read a blob now, whatever was found before, and say whether its bytes are the right ones."""
         try:
             with self.path(sha256).open("rb") as file:
-                return _sha256_of(file) == sha256
+                return sha256_of(file) == sha256
         except OSError:
             return False
 
@@ -167,7 +167,7 @@ class Blobs:
                 yield from sorted(folder.iterdir())
 
     def _check(self, file: BinaryIO, sha256: str, signature: _Signature) -> None:
-        is_whole = _sha256_of(file) == sha256
+        is_whole = sha256_of(file) == sha256
         file.seek(0)
         with self._lock:
             if is_whole:
@@ -189,5 +189,6 @@ class Blobs:
         return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) if is_ours else None
 
 
-def _sha256_of(file: BinaryIO) -> str:
+def sha256_of(file: BinaryIO) -> str:
+    """Hash a file from where it stands to its end."""
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """A classifier in words: which network, which attention, which labels, which preprocessing.
 
-One dataclass, three uses: the Python argument, the YAML node and what stands in a package's config.json. Knows nothing of torch.
+One dataclass, three uses: the Python argument, the YAML node and what stands in a package's config.json. Knows nothing of
+torch.
 """
 
 import re
@@ -61,7 +62,7 @@ class ModelConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     """Preprocessing."""
     stem: Stem = "own"
-    """`own` is the architecture's; `small` keeps the picture whole up to the first block, for pictures of 64 px and below."""
+    """`own` is the architecture's; `small` keeps the picture whole up to the first block, for pictures up to 64 px."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.]{0,95}", self.architecture):

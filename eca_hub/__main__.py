@@ -1,0 +1,85 @@
+"""The command line: one table, and a dispatcher that imports only the command asked for.
+
+Exit codes: 0, 2 for the user's mistake (one sentence on standard error), 1 for ours, 130 after Ctrl-C.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "quickstart": (
+        "Train on real digits, publish, serve and classify, all on this machine",
+        "experiments.quickstart:main",
+    ),
+    "fit": ("Train a classifier from a YAML file", "eca_hub.train.cli:fit"),
+    "classify": ("Name what is in pictures", "eca_hub.commands.classify:main"),
+    "models": ("List the networks that can be built", "eca_hub.commands.models:main"),
+    "push": ("Publish a run or a package to a hub", "eca_hub.commands.push:main"),
+    "pull": ("Fetch a package from a hub", "eca_hub.commands.pull:main"),
+    "localhub": ("Run a hub of your own on this machine", "eca_hub.commands.localhub:main"),
+    "serve": ("Serve models over HTTP", "service.__main__:main"),
+}
+"""Command to its one-line help and the function that runs it, which takes the arguments after the command."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from eca_hub import __version__
+
+        print(f"eca-hub {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        suggestion = f"Did you mean {close[0]!r}? " if close else ""
+        return _say(f"There is no command {args[0]!r}. {suggestion}All commands: eca-hub --help")
+    return _run(args[0], args[1:])
+
+
+def _run(command: str, args: list[str]) -> int:
+    from eca_hub.errors import EcaHubError
+
+    module_name, function_name = COMMANDS[command][1].split(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        return int(function(args) or 0)
+    except EcaHubError as error:
+        return _say(f"{error}")
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _say(f"`eca-hub {command}` needs the package {error.name!r}. Install it: pip install 'eca-hub[{extra}]'")
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has gone; nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+_EXTRA_OF = {
+    **dict.fromkeys(("lightning", "torchmetrics", "sklearn", "matplotlib", "rich"), "train"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "lz4", "python_multipart"), "serve"),
+}
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {summary}" for name, (summary, _) in COMMANDS.items()]
+    return "\n".join(["usage: eca-hub COMMAND [--help] ...", "", *lines])
+
+
+def _say(sentence: str) -> int:
+    print(f"eca-hub: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

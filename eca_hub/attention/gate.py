@@ -1,0 +1,16 @@
+"""The two moves that channel attention shares: average each channel, rescale each channel.
+
+Shapes: N images, C channels, H height, W width. Knows nothing of how a gate is computed in between.
+"""
+
+from torch import Tensor
+
+
+def average(x_NCHW: Tensor) -> Tensor:
+    """Average each channel over space: (N, C, H, W) to (N, C)."""
+    return x_NCHW.mean((2, 3))
+
+
+def rescale(x_NCHW: Tensor, logits_NC: Tensor) -> Tensor:
+    """Multiply each channel by a number between 0 and 1: x * sigmoid(logits)."""
+    return x_NCHW * logits_NC.sigmoid()[:, :, None, None]

@@ -1,0 +1,112 @@
+"""Later methods of ECA's cost class, which its users now compare it with.
+
+Those that timm has are timm's own modules under our contract; timm is imported when one is made. Shapes: N images, C channels,
+H height, W width. All map (N, C, H, W) to (N, C, H, W); all but EffectiveSE and coordinate attention cost a few C at most.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from eca_hub.attention.gate import rescale
+
+
+def make_effective_se(channels: int) -> nn.Module:
+    """Gate channels by one full layer: gate = hardsigmoid(W mean_HW(x) + b).
+
+    C^2 + C parameters. Source: Lee and Park, CenterMask, CVPR 2020, https://arxiv.org/abs/1911.06667. Code: timm's EffectiveSEModule.
+    """
+    from timm.layers import EffectiveSEModule
+
+    return EffectiveSEModule(channels)
+
+
+def make_circular_eca(channels: int) -> nn.Module:
+    """Gate channels as ECA does, with the first and the last channel as neighbours; the kernel follows the paper's rule.
+
+    k parameters. Source: Chris Ha, timm pull request 82, https://github.com/huggingface/pytorch-image-models/pull/82. Code: timm's
+    CecaModule.
+    """
+    from timm.layers.eca import CecaModule
+
+    return CecaModule(channels)
+
+
+def make_coordinate_attention(channels: int) -> nn.Module:
+    """Gate each position by its row and its column: y = x * gate_H * gate_W, both from one bottleneck over pooled rows and columns.
+
+    About 3 C^2 / 24 parameters. Source: Hou et al., Coordinate Attention, CVPR 2021, https://arxiv.org/abs/2103.02907. Code: timm's
+    CoordAttn.
+    """
+    from timm.layers.coord_attn import CoordAttn
+
+    return CoordAttn(channels)
+
+
+def make_local_attention(channels: int) -> nn.Module:
+    """Gate each position by its row and its column through depthwise 1-D convolutions and group norm, without a bottleneck.
+
+    18 C parameters with timm's kernel of 7. Source: Xu and Wan, ELA, 2024, https://arxiv.org/abs/2403.01123. Code: timm's
+    EfficientLocalAttn.
+    """
+    from timm.layers.coord_attn import EfficientLocalAttn
+
+    return EfficientLocalAttn(channels)
+
+
+def make_strip_attention(channels: int) -> nn.Module:
+    """Gate each position by pooled rows and columns, each refined by a depthwise convolution of 3.
+
+    6 C parameters. Source and code: timm's StripAttn, after Hou et al., Strip Pooling, CVPR 2020, https://arxiv.org/abs/2003.13328.
+    """
+    from timm.layers.coord_attn import StripAttn
+
+    return StripAttn(channels)
+
+
+class SimAM(nn.Module):
+    """Gate every single number by how far it stands out in its channel, without any parameter.
+
+        y = x * sigmoid((x - mean_HW)^2 / (4 (var_HW + lambda)) + 1/2), var over H W - 1
+
+    Source: Yang et al., SimAM, ICML 2021, https://proceedings.mlr.press/v139/yang21o.html, eq. 5; written from the formula.
+
+    Args:
+        channels: C. Not needed; every method is called with it.
+        strength: lambda; larger values make the gate flatter.
+    """
+
+    def __init__(self, channels: int, strength: float = 1e-4) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Rescale each number of a batch of maps."""
+        squared_NCHW = (x_NCHW - x_NCHW.mean((2, 3), keepdim=True)).square()
+        num_others = max(x_NCHW.shape[2] * x_NCHW.shape[3] - 1, 1)
+        variance_NC11 = squared_NCHW.sum((2, 3), keepdim=True) / num_others
+        return x_NCHW * (squared_NCHW / (4 * (variance_NC11 + self.strength)) + 0.5).sigmoid()
+
+
+class SRM(nn.Module):
+    """Gate each channel by its mean and its standard deviation: two weights a channel.
+
+        gate = sigmoid(norm(u * mean_HW(x) + v * std_HW(x)));  y = x * gate
+
+    4 C parameters with the norm. Source: Lee et al., SRM, ICCV 2019, https://arxiv.org/abs/1903.10829, eq. 1 to 3; written from the
+    formula.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, 2, groups=channels, bias=False)
+        self.norm = nn.BatchNorm1d(channels)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Rescale the channels of a batch of maps."""
+        variance_NC, mean_NC = x_NCHW.var((2, 3), correction=0), x_NCHW.mean((2, 3))
+        # The root has no finite slope at 0, which a constant map would reach.
+        style_NC2 = torch.stack([mean_NC, (variance_NC + 1e-5).sqrt()], 2)
+        return rescale(x_NCHW, self.norm(self.conv(style_NC2)).squeeze(2))

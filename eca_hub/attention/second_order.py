@@ -1,0 +1,54 @@
+"""Second-order pooling: gate channels by how they vary together.
+
+Source: Gao et al., Global Second-order Pooling Convolutional Networks, CVPR 2019, https://arxiv.org/abs/1811.12006 (GSoP-Net1).
+Reference code: github.com/ZilinGao/Global-Second-order-Pooling-Convolutional-Networks, torchvision/models/resnet.py (MIT).
+
+Shapes: N images, C channels, H height, W width, L = H * W positions, D channels of the covariance. Knows nothing of backbones.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from eca_hub.attention.place import InBlock
+from eca_hub.errors import InvalidConfig
+
+
+class SecondOrder(nn.Module):
+    """Rescale each channel by a gate computed from the covariance matrix of a reduced map.
+
+        z = relu(norm(conv1x1(relu(x)))), D channels;  S = (z - mean_L z)(z - mean_L z)^T / L, D x D
+        y = x * sigmoid(W2 rows(norm(S))), rows: each row of S to 4 numbers, W2: C x 4 D
+
+    C D + 3 D for the reduction, 2 D + 4 D^2 + 4 D for the rows, 4 D C + C for W2: 2,728,192 in ResNet-50, in the last block of
+    each stage, with D = 128. The last stage keeps the size of the third. Maps (N, C, H, W) to (N, C, H, W).
+
+    Args:
+        channels: C.
+        num_reduced: D.
+        stride: Step of the reducing convolution over the map; a network takes 2 in its first stage, to save work.
+
+    Raises:
+        InvalidConfig: num_reduced or stride is below 1.
+    """
+
+    place: ClassVar[InBlock] = InBlock(only_last_block=True, keeps_last_size=True)
+
+    def __init__(self, channels: int, num_reduced: int = 128, stride: int = 1) -> None:
+        super().__init__()
+        if num_reduced < 1 or stride < 1:
+            raise InvalidConfig(f"num_reduced is {num_reduced} and stride {stride}; both must be 1 or more.")
+        self.act = nn.ReLU()
+        self.reduce = nn.Conv2d(channels, num_reduced, 1, stride=stride)
+        self.norm = nn.BatchNorm2d(num_reduced)
+        self.row_norm = nn.BatchNorm2d(num_reduced)
+        self.rows = nn.Conv2d(num_reduced, 4 * num_reduced, (num_reduced, 1), groups=num_reduced)
+        self.out = nn.Conv2d(4 * num_reduced, channels, 1)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Rescale the channels of a batch of maps."""
+        z_NDL = self.act(self.norm(self.reduce(self.act(x_NCHW)))).flatten(2)
+        centred_NDL = z_NDL - z_NDL.mean(2, keepdim=True)
+        covariance_NDD = centred_NDL @ centred_NDL.transpose(1, 2) / z_NDL.shape[2]
+        logits_NC11 = self.out(self.rows(self.row_norm(covariance_NDD.unsqueeze(3))))
+        return x_NCHW * logits_NC11.sigmoid()

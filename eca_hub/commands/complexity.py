@@ -1,0 +1,173 @@
+"""`eca-hub complexity`: what networks cost, beside what was published."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from eca_hub.commandline import CommandParser
+from eca_hub.errors import InvalidUsage
+
+if TYPE_CHECKING:
+    from eca_hub.models.complexity import Complexity
+    from eca_hub.models.config import ModelConfig
+    from eca_hub.models.paper import Compared, TableName
+
+
+def main(argv: list[str]) -> int:
+    """Print a table of the paper, or the cost of one network."""
+    parser = CommandParser("complexity", "Count parameters and multiply-adds, beside the published figures.")
+    parser.add_argument("--table", choices=["2", "3", "4", "5"], help="A table of the paper; all four when none is given.")
+    parser.add_argument("--model", help="Count this network instead, such as resnet50 or eca_resnet50.")
+    parser.add_argument("--attention", help="Method inside --model, such as se; see eca-hub models.")
+    parser.add_argument("--attention_args", type=dict[str, Any], default={}, help='Its options, such as {"reduction": 8}.')
+    parser.add_argument("--num_classes", type=int, default=1000, help="Outputs of --model.")
+    parser.add_argument("--image_size_px", type=int, default=224, help="Side of the square image for --model.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON document.")
+    args = parser.parse_args(argv)
+    if args.model and args.table:
+        raise InvalidUsage("--table prints networks of the paper and --model another one; give one of both.")
+    if not args.model and (args.attention or args.attention_args):
+        raise InvalidUsage("--attention needs a network to stand in.", hint="Add --model resnet50, for example.")
+    if args.model:
+        from eca_hub.models.config import ModelConfig
+
+        config = ModelConfig(args.model, args.attention or "none", dict(args.attention_args))
+        return _one_network(config, args.num_classes, args.image_size_px, as_json=args.json)
+    return _tables(args.table, as_json=args.json)
+
+
+def _one_network(config: "ModelConfig", num_classes: int, image_size_px: int, *, as_json: bool) -> int:
+    import torch
+
+    from eca_hub.models.build import build_model, settle
+    from eca_hub.models.complexity import count
+
+    settled = settle(config)
+    with torch.device("meta"):
+        model = build_model(settled, num_classes=num_classes)
+    complexity = count(model, height_px=image_size_px, width_px=image_size_px)
+    document = {
+        "architecture": settled.architecture,
+        "attention": settled.attention,
+        "attention_args": dict(settled.attention_args),
+        "num_classes": num_classes,
+        **_cost(complexity),
+    }
+    if as_json:
+        print(json.dumps(document))
+        return 0
+    name = settled.architecture if settled.attention == "none" else f"{settled.attention}_{settled.architecture}"
+    options = ", ".join(f"{key} = {value}" for key, value in settled.attention_args.items())
+    print(f"{name}{f' ({options})' if options else ''}, {num_classes} classes, {image_size_px} x {image_size_px} px")
+    parameters, plain, paper = (
+        complexity.num_parameters,
+        complexity.multiply_adds,
+        complexity.paper_multiply_adds,
+    )
+    print(f"parameters                   {parameters:>14,}   {parameters / 1e6:.2f} M   {parameters / 2**20:.2f} x 2^20")
+    print(f"multiply-adds, plain         {plain:>14,}   {plain / 1e9:.3f} G   {plain / 2**30:.3f} x 2^30")
+    print(f"multiply-adds, paper's rule  {paper:>14,}   {paper / 1e9:.3f} G   {paper / 2**30:.3f} x 2^30")
+    for kind, ops in asdict(complexity.layer_ops).items():
+        print(f"  {kind:<26} {ops:>14,}")
+    return 0
+
+
+def _cost(complexity: "Complexity") -> dict[str, Any]:
+    return {
+        "image_size_px": complexity.height_px,
+        "parameters": complexity.num_parameters,
+        "parameters_m_10e6": round(complexity.num_parameters / 10**6, 4),
+        "parameters_m_2e20": round(complexity.num_parameters / 2**20, 4),
+        "multiply_adds_plain": complexity.multiply_adds,
+        "multiply_adds_paper": complexity.paper_multiply_adds,
+        "multiply_adds_poster": complexity.poster_multiply_adds,
+        "paper_rule_terms": asdict(complexity.layer_ops),
+    }
+
+
+def _tables(chosen: "TableName | None", *, as_json: bool) -> int:
+    from eca_hub.models.paper import caption, compare, footnotes, published_rows, sources, tables
+
+    documents = []
+    for table in [chosen] if chosen else tables():
+        rows = []
+        for number, row in enumerate(published := published_rows(table), start=1):
+            _show_progress(f"table {table}: {number} of {len(published)}")
+            rows.append(compare(row))
+        _show_progress("")
+        if not as_json:
+            print(_render(f"Table {table}. {caption(table)}", rows, footnotes(table)))
+            continue
+        used = {source: sources()[source] for row in rows for source in row.published.sources}
+        documents.append(
+            {
+                "table": int(table),
+                "caption": caption(table),
+                "rows": [row.as_json() for row in rows],
+                "footnotes": footnotes(table),
+                "sources": used,
+            }
+        )
+    if as_json:
+        print(json.dumps(documents[0] if chosen else documents))
+    return 0
+
+
+def _render(title: str, rows: list["Compared"], footnotes: list[str]) -> str:
+    """Align the rows in columns; notes stand below, numbered."""
+    header = ("", "", "parameters", "10^6", "2^20", "printed", "", "plain", "by its rule", "", "printed", "", "")
+    notes: list[str] = []
+    cells = [header]
+    for row in rows:
+        printed = row.published
+        if printed.note and printed.note not in notes:
+            notes.append(printed.note)
+        is_table_2 = bool(printed.module_parameters)
+        parameters = row.attention_parameters if is_table_2 else row.parameters
+        by_rule = f"{row.ruled_multiply_adds:,}"
+        letter = printed.multiply_adds[-1:] or "G"
+        scale = (2.0 if printed.rule in ("paper", "poster") else 10.0) ** (
+            (30 if letter == "G" else 20) if printed.rule in ("paper", "poster") else (9 if letter == "G" else 6)
+        )
+        cells.append(
+            (
+                printed.backbone if not printed.detector else f"{_DETECTORS[printed.detector]} {printed.backbone}",
+                printed.method,
+                f"{parameters:,}",
+                f"{parameters / 1e6:.3f}",
+                f"{parameters / 2**20:.3f}",
+                printed.module_parameters or printed.parameters,
+                _verdict(row.parameters_match),
+                f"{row.multiply_adds:,}",
+                by_rule,
+                f"{row.ruled_multiply_adds / scale:.3f}",
+                printed.multiply_adds,
+                _verdict(row.multiply_adds_match),
+                f"[{notes.index(printed.note) + 1}]" if printed.note else "",
+            )
+        )
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    left = {0, 1, 6, 11, 12}
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    below = [*footnotes, *(f"[{number}] {note}" for number, note in enumerate(notes, start=1))]
+    return "\n".join([title, "", *lines, "", *below, ""])
+
+
+_DETECTORS = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "retinanet": "RetinaNet"}
+
+
+def _verdict(match: bool | None) -> str:
+    return "" if match is None else "matches" if match else "differs"
+
+
+def _show_progress(words: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{words}")
+        sys.stderr.flush()

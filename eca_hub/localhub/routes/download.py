@@ -1,0 +1,83 @@
+"""The bytes of a file at a revision, whole or in part, and never other bytes than those that were stored."""
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+from urllib.parse import quote
+
+from starlette.responses import Response, StreamingResponse
+
+from ..blobs import READ_BYTES
+from ..call import Call
+from ..commits import StoredFile
+from ..errors import HubRefusal, entry_not_found
+from ..names import check_path
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+# What a repository holds comes from strangers: a browser must neither guess its type nor run it.
+_INERT = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff"}
+
+
+def resolve(call: Call) -> Response:
+    """GET and HEAD /OWNER/NAME/resolve/REVISION/PATH."""
+    repo_id, repo = call.repo()
+    call.check_files_are_open(repo_id, repo)
+    commit_id = repo.resolve(call.param("rev"))
+    path = check_path(call.param("path"))
+    file = repo.commit(commit_id).files.get(path)
+    if file is None:
+        raise entry_not_found(path, commit_id)
+    headers = _headers(file, path) | {"X-Repo-Commit": commit_id}
+    if headers["ETag"] in [tag.strip() for tag in call.request.headers.get("if-none-match", "").split(",")]:
+        return Response(status_code=304, headers=headers)
+    start, end, status = _asked_range(call, file, headers["ETag"])
+    if status == 206:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size_bytes}"
+    headers["Content-Length"] = str(end - start)
+    media_type = "application/octet-stream" if file.is_lfs else "text/plain; charset=utf-8"
+    if call.request.method == "HEAD":
+        return Response(None, status, headers, media_type=media_type)
+    stream = call.store.blobs.open_checked(file.sha256)
+    return StreamingResponse(_read(stream, start, end), status, headers, media_type=media_type)
+
+
+def _headers(file: StoredFile, path: str) -> dict[str, str]:
+    name = quote(path.rpartition("/")[2], safe="")
+    etag = f'"{file.etag}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "no-cache",
+        "Content-Disposition": f"{'attachment' if file.is_lfs else 'inline'}; filename*=UTF-8''{name}",
+        **_INERT,
+    }
+    return headers | ({"X-Linked-ETag": etag, "X-Linked-Size": str(file.size_bytes)} if file.is_lfs else {})
+
+
+def _asked_range(call: Call, file: StoredFile, etag: str) -> tuple[int, int, int]:
+    """Return the first byte, the byte after the last one, and the status. One range is served; several are refused."""
+    size_bytes = file.size_bytes
+    text = call.request.headers.get("range", "")
+    if not text.startswith("bytes=") or call.request.headers.get("if-range", etag) != etag:
+        return 0, size_bytes, 200
+    found = _RANGE.fullmatch(text)
+    first, last = found.groups() if found else ("", "")
+    if first:
+        start, end = int(first), min(int(last) + 1 if last else size_bytes, size_bytes)
+    else:
+        start, end = max(0, size_bytes - int(last or 0)), size_bytes
+    if not found or start >= end:
+        raise HubRefusal(416, "bad_range", "One range within the file is served.", {"Content-Range": f"bytes */{size_bytes}"})
+    return start, end, 206
+
+
+def _read(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    with stream:
+        stream.seek(start)
+        while start < end:
+            piece = stream.read(min(READ_BYTES, end - start))
+            if not piece:
+                # Cut short while being read: the connection ends before the promised length, which no client takes for a whole file.
+                raise OSError("a blob became shorter while it was read")
+            start += len(piece)
+            yield piece

@@ -1,0 +1,1 @@
+"""Training: a LightningModule, the data it learns from, and what a run leaves behind."""

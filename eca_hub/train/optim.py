@@ -1,0 +1,68 @@
+"""How weights move: the optimizer and the learning rate at every step.
+
+The rate is a pure function of the step, so nothing about it needs to be saved or resumed.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.optim import Optimizer
+
+from eca_hub.errors import InvalidConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning rate."""
+
+    name: Literal["sgd", "adamw", "lamb"] = "sgd"
+    """`sgd` is SGD with Nesterov momentum."""
+    lr: float = 0.1
+    """Learning rate at its peak."""
+    momentum: float = 0.9
+    """Momentum of `sgd`."""
+    weight_decay: float = 1e-4
+    """Pull of the weights towards zero; norms and biases are left alone."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the rate falls: along half a cosine to zero, by ten every `step_epochs`, or not at all."""
+    step_epochs: int = 30
+    """Epochs between two falls of `step`."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the rate first rises from zero."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.weight_decay < 0 or self.warmup_epochs < 0 or self.step_epochs < 1:
+            raise InvalidConfig(
+                f"optim has lr {self.lr}, weight_decay {self.weight_decay}, warmup_epochs {self.warmup_epochs} and "
+                f"step_epochs {self.step_epochs}; lr must be above 0, step_epochs 1 or more, the others not negative."
+            )
+
+
+def make_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
+    """Make the optimizer for a network, without weight decay on one-dimensional weights."""
+    momentum = {"momentum": config.momentum} if config.name == "sgd" else {}
+    optimizer: Optimizer = create_optimizer_v2(
+        model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, filter_bias_and_bn=True, **momentum
+    )
+    return optimizer
+
+
+def rate_factor(config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return the function from step to the share of the peak rate that the step uses."""
+    num_warmup = round(config.warmup_epochs * steps_per_epoch)
+
+    def factor(step: int) -> float:
+        if step < num_warmup:
+            return (step + 1) / num_warmup
+        if config.schedule == "cosine":
+            done = (step - num_warmup) / max(num_steps - num_warmup, 1)
+            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        if config.schedule == "step":
+            return 0.1 ** (step // (config.step_epochs * steps_per_epoch))
+        return 1.0
+
+    return factor

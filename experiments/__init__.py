@@ -1,0 +1,1 @@
+"""Runs that can be repeated: configurations, the quickstart and the benches."""

@@ -1,0 +1,114 @@
+"""Start commands of eca-hub as processes of their own, and make sure that none outlives its starter.
+
+Each process leads a session, so that Ctrl-C reaches only the starter, which then stops them all in order.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Self
+
+_STOP_S = 10.0
+_POLL_S = 0.05
+
+
+class ProcessFailed(Exception):
+    """A command ended, or did not get ready; tells the last lines of its log."""
+
+
+class Processes:
+    """The commands that one program started. Leaving the `with` block stops those that still run.
+
+    Args:
+        log_dir: Where each background command's output goes, as NAME.log.
+    """
+
+    def __init__(self, log_dir: Path) -> None:
+        self._log_dir = log_dir
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._keep = False
+
+    def __enter__(self) -> Self:
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        self._old_handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if not self._keep or kind is not None:
+                self.stop()
+        finally:
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler)
+
+    def run(self, *args: str, stdout: int | IO[str] | None = None) -> str:
+        """Run one command to its end and return what it printed, if `stdout` is a pipe."""
+        process = self._popen(args[0], args, stdout=stdout)
+        output, _ = process.communicate()
+        del self._running[args[0]]
+        if process.returncode != 0:
+            raise ProcessFailed(f"`eca-hub {args[0]}` ended with exit code {process.returncode}.")
+        return output.decode() if output else ""
+
+    def start(self, *args: str, ready: str, timeout_s: float) -> str:
+        """Start one command in the background, wait for a line of its log, and return the line's first group."""
+        log_path = self._log_dir / f"{args[0]}.log"
+        with log_path.open("wb") as log:
+            process = self._popen(args[0], args, stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + timeout_s
+        while (match := re.search(ready, log_path.read_text(errors="replace"))) is None:
+            self.check(args[0])
+            if time.monotonic() > deadline:
+                raise ProcessFailed(f"`eca-hub {args[0]}` was not ready after {timeout_s:g} s; log: {log_path}")
+            time.sleep(_POLL_S)
+        assert process.poll() is None or match
+        return match.group(1)
+
+    def check(self, name: str) -> None:
+        """Raise when a background command has ended."""
+        code = self._running[name].poll()
+        if code is not None:
+            log_path = self._log_dir / f"{name}.log"
+            tail = " | ".join(log_path.read_text(errors="replace").strip().splitlines()[-3:])
+            raise ProcessFailed(f"`eca-hub {name}` ended with exit code {code}: {tail} (log: {log_path})")
+
+    def keep(self) -> list[int]:
+        """Let the background commands outlive this program; return their process ids."""
+        self._keep = True
+        return [process.pid for process in self._running.values()]
+
+    def stop(self) -> None:
+        """Stop what still runs, the latest first; what does not listen is killed."""
+        for _, process in reversed(list(self._running.items())):
+            _signal_session(process, signal.SIGTERM)
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                # Whatever the command itself started belongs to its session and goes with it.
+                _signal_session(process, signal.SIGKILL)
+                process.wait()
+        self._running.clear()
+
+    def _popen(self, name: str, args: tuple[str, ...], **streams: int | IO[str] | IO[bytes] | None) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "eca_hub", *args]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **streams)  # type: ignore[call-overload]
+        self._running[name] = process
+        return process  # type: ignore[no-any-return]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _signal_session(process: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,118 @@
+"""The command: `eca-hub serve --model OWNER/NAME`.
+
+Arguments are read, and mistakes answered, before anything slow is imported.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import difflib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentParser
+
+from eca_hub import EcaHubError
+from service.settings import Settings
+
+_ABOUT = """Serve models over HTTP: POST a picture to /v1/classify and get its classes.
+
+  eca-hub serve --model acme/eca_resnet50 --port 8000
+  curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify
+"""
+
+
+class _Collect(argparse.Action):
+    """Gather an option that is given several times; the command line replaces what the environment says."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add one value."""
+        gathered = getattr(namespace, self.dest, None) if getattr(self, "_has_begun", False) else None
+        self._has_begun = True
+        setattr(namespace, self.dest, [*(gathered or []), values])
+
+
+class _Parser(ArgumentParser):
+    """A parser that answers a mistake in one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and end with 2."""
+        sentence = " ".join(message.split())
+        options = [option for action in self._actions for option in action.option_strings]
+        if sentence.startswith("unrecognized arguments: "):
+            given = sentence.split()[2].partition("=")[0]
+            close = difflib.get_close_matches(given.replace("-", "_").replace("__", "--", 1), options, n=1)
+            advice = f"Did you mean {close[0]}?" if close else f"All options: {self.prog} --help"
+            sentence = f"There is no option {given}. {advice}"
+        self.exit(2, f"{self.prog}: {sentence}\n")
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    """Settings from the command line, then from `ECA_*`, then the defaults.
+
+    Raises:
+        BadSetting: a value that cannot work.
+    """
+    parser = _Parser(prog="eca-hub serve", description=_ABOUT, default_env=True, env_prefix="ECA")
+    about = {entry.arg_name: entry.description for entry in parse_from_object(Settings).params}
+    for entry in dataclasses.fields(Settings):
+        option = f"--{entry.name}"
+        if entry.name == "model":
+            parser.add_argument(option, action=_Collect, metavar="ID", default=[], help=about[entry.name])
+        else:
+            parser.add_argument(option, type=entry.type, default=entry.default, help=about[entry.name])
+    values = parser.parse_args(list(argv)).as_dict()
+    model = values.pop("model")
+    models = [name.strip() for name in model.split(",") if name.strip()] if isinstance(model, str) else model
+    return Settings(model=tuple(models), **values)
+
+
+def main(argv: list[str]) -> int:
+    """Run the service until a signal ends it.
+
+    Args:
+        argv: What stands after `eca-hub serve`.
+
+    Returns:
+        0 after an orderly end, 2 for the user's mistake, 1 for ours.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        _serve(read_settings(argv))
+    except EcaHubError as error:
+        print(f"eca-hub serve: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(f"eca-hub serve: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _serve(settings: Settings) -> None:
+    from service.server import open_port, serve
+
+    listener = open_port(settings.host, settings.port)
+    from service.app import create_app
+    from service.loading import ModelLoader
+    from service.registry import ModelSource, Registry
+
+    loader = ModelLoader(settings)
+    registry = Registry([ModelSource.parse(text) for text in settings.model], loader.open)
+    try:
+        asyncio.run(serve(create_app(settings, registry), settings, listener))
+    finally:
+        loader.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""The body of a request into memory, within bounds: bytes of one body, bytes of all bodies, seconds.
+
+A body that is announced too large is refused before it is read. Nothing is written to disk, so a read-only machine
+without a temporary folder serves large pictures as well as small ones. Knows headers and bytes; nothing of what they
+mean.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, UnsupportedType
+
+Result = TypeVar("Result")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_LAST_CALL_S = 2.0
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class BodyReader:
+    """Reads bodies for all requests, which share one bound.
+
+    Args:
+        max_total_bytes: Size of all bodies that are being received or answered.
+        timeout_s: Time that one body may take to arrive.
+    """
+
+    def __init__(self, *, max_total_bytes: int, timeout_s: float) -> None:
+        self.total_bytes = 0
+        self._max_total_bytes = max_total_bytes
+        self._timeout_s = timeout_s
+        self._timeouts: set[asyncio.Timeout] = set()
+
+    @asynccontextmanager
+    async def read(self, headers: Mapping[str, str], receive: Receive, *, max_bytes: int) -> AsyncIterator[bytes]:
+        """Give the whole body; its bytes count against the shared bound until the block ends.
+
+        Raises:
+            BodyTooLarge: more than `max_bytes`.
+            BodyTimeout: it did not arrive in time.
+            Overloaded: too many bytes are in the house.
+            UnsupportedType: the body is compressed.
+            ClientGone: the caller hung up.
+        """
+        if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise UnsupportedType("A compressed body is not read.", hint="Send it without Content-Encoding.")
+        announced = headers.get("content-length", "0")
+        if not (announced.isascii() and announced.isdigit()):
+            raise InvalidRequest("Content-Length is not a number.")
+        held = 0
+        try:
+            held += self._hold(0, int(announced), max_bytes)
+            chunks, num_bytes = [], 0
+            async for chunk in self._chunks(receive):
+                num_bytes += len(chunk)
+                if num_bytes > held:
+                    held += self._hold(held, num_bytes - held, max_bytes)
+                chunks.append(chunk)
+            yield b"".join(chunks)
+        finally:
+            self.total_bytes -= held
+
+    def hurry(self) -> None:
+        """Give the bodies that are still arriving two more seconds, because the process is about to end."""
+        latest = asyncio.get_running_loop().time() + _LAST_CALL_S
+        for timeout in self._timeouts:
+            if (when := timeout.when()) is not None and when > latest:
+                timeout.reschedule(latest)
+
+    def _hold(self, held: int, more: int, max_bytes: int) -> int:
+        if held + more > max_bytes:
+            raise BodyTooLarge(
+                f"The body has more than {max_bytes / 2**20:g} MiB, which is the limit.", hint="Shrink the picture."
+            )
+        if self.total_bytes + more > self._max_total_bytes:
+            raise Overloaded("The pictures of other callers fill the memory that is set aside for them.")
+        self.total_bytes += more
+        return more
+
+    async def _chunks(self, receive: Receive) -> AsyncIterator[bytes]:
+        try:
+            async with asyncio.timeout(self._timeout_s) as timeout:
+                self._timeouts.add(timeout)
+                try:
+                    more = True
+                    while more:
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise ClientGone
+                        more = message.get("more_body", False)
+                        yield message.get("body", b"")
+                finally:
+                    self._timeouts.discard(timeout)
+        except TimeoutError:
+            raise BodyTimeout(
+                f"The body did not arrive within {self._timeout_s:g} s.", hint="Send it faster."
+            ) from None
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do `work` for a caller whose body has been read; stop it when the caller hangs up.
+
+    Raises:
+        ClientGone: the caller hung up before the work was done.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_wait_until_gone(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,101 @@
+"""One HTTP connection with deadlines: uvicorn alone waits for ever for the rest of a head or of an unread body.
+
+Knows the protocol; nothing of what is asked or answered.
+"""
+
+import asyncio
+import json
+import uuid
+from typing import Literal
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+_LINGER_S = 5.0
+_LINGER_BYTES = 64 * 2**20
+
+
+class PatientConnection(H11Protocol):
+    """A connection that closes when its peer takes too long.
+
+    A head must arrive within `header_timeout_s` of the connection or of its first byte. When an answer was given
+    before the body had been read (it was too large, say), the rest of the body is thrown away for a while, because
+    closing at once would make the peer lose the answer.
+    """
+
+    header_timeout_s = 10.0
+
+    _awaited: Literal["head", "rest"] | None = None
+    _deadline: asyncio.TimerHandle | None = None
+    _lingered_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to wait for the first head."""
+        super().connection_made(transport)
+        self._await("head")
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came, and see what is still missing."""
+        if self._awaited == "rest":
+            self._lingered_bytes += len(data)
+            if self._lingered_bytes > _LINGER_BYTES:
+                self.transport.abort()
+                return
+        super().data_received(data)
+        self._await(self._missing())
+
+    def on_response_complete(self) -> None:
+        """See what the peer still owes."""
+        super().on_response_complete()
+        self._await(self._missing())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        self._await(None)
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, in the one shape of errors."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        request_id = uuid.uuid4().hex
+        error = {"code": "bad_http", "message": "This is not HTTP/1.1.", "hint": "", "request_id": request_id}
+        body = json.dumps({"error": error}).encode()
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("x-request-id", request_id),
+            ("connection", "close"),
+        ]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _missing(self) -> Literal["head", "rest"] | None:
+        if self.transport.is_closing():
+            return None
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            return "head"
+        if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+            return "rest"
+        return None
+
+    def _await(self, awaited: Literal["head", "rest"] | None) -> None:
+        """Start a deadline when something new is awaited; bytes that trickle in do not move it."""
+        if awaited == self._awaited:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._awaited = awaited
+        self._lingered_bytes = 0
+        if awaited is not None:
+            self._deadline = self.loop.call_later(
+                self.header_timeout_s if awaited == "head" else _LINGER_S, self.transport.close
+            )
+
+
+def connection_class(header_timeout_s: float) -> type[PatientConnection]:
+    """The class with its deadline set: uvicorn makes the instances."""
+    return type("PatientConnection", (PatientConnection,), {"header_timeout_s": header_timeout_s})

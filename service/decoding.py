@@ -1,0 +1,60 @@
+"""From the bytes of a picture to the network's pixels, in a few threads beside the event loop.
+
+The threads are few because each decode may need a hundred megabytes. Limits are checked before pixels are made; a bad
+picture fails here, alone, before it meets a batch. Never sees HTTP, and knows of the network only what it wants as
+input.
+
+Shapes: H height, W width; 3 colours, red first.
+"""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from eca_hub import EvalTransform, ImageLimits, decode_image
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture as the network wants it."""
+
+    pixels: Tensor
+    """uint8 (3, H, W)."""
+    wait_ms: float
+    """How long it waited for a thread."""
+    decode_ms: float
+    """How long the thread worked on it."""
+
+
+class Decoder:
+    """Decode for one model.
+
+    Args:
+        transform: The model's preprocessing.
+        limits: What a picture may cost.
+        threads: Where the work is done; models share it.
+    """
+
+    def __init__(self, transform: EvalTransform, limits: ImageLimits, threads: ThreadPoolExecutor) -> None:
+        self._transform = transform
+        self._limits = limits
+        self._threads = threads
+
+    async def decode(self, data: bytes) -> Decoded:
+        """Decode, resize and crop one picture. Cancelling takes it out of the queue for a thread.
+
+        Raises:
+            BadImage: a picture that is broken, too large, or none.
+        """
+        asked_s = time.perf_counter()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, asked_s)
+
+    def _decode(self, data: bytes, asked_s: float) -> Decoded:
+        started_s = time.perf_counter()
+        image = decode_image(data, limits=self._limits, enough_px=self._transform.enough_px)
+        pixels = self._transform.to_pixels(image)
+        ended_s = time.perf_counter()
+        return Decoded(pixels, (started_s - asked_s) * 1000, (ended_s - started_s) * 1000)

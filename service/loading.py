@@ -1,0 +1,129 @@
+"""From the name of a model to a running model: pull, check, start engines, warm up.
+
+torch is imported here, in a thread, after the port is open: `/healthz` answers while the weights come. Knows nothing
+of HTTP.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from service.batching import Batcher
+from service.registry import ModelSource
+from service.running import ModelFacts, RunningModel
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eca_hub import Classifier
+
+Result = TypeVar("Result")
+
+
+class ModelLoader:
+    """Opens models that share one pool of decoder threads.
+
+    Args:
+        settings: How to run them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._threads = ThreadPoolExecutor(settings.num_decoders or self._num_cores, "decoder")
+
+    async def open(self, source: ModelSource) -> RunningModel["Tensor", "Tensor"]:
+        """Load a model, warm it up and start to serve it.
+
+        Raises:
+            HubError: the package is not to be had, or its bytes are not what the hub announced.
+            CheckpointMismatch: the weights do not fit the network.
+        """
+        classifier = await _in_thread(lambda: _load(source, self._settings.device))
+        return await self._start(classifier)
+
+    async def _start(self, classifier: "Classifier") -> RunningModel["Tensor", "Tensor"]:
+        import torch
+
+        from eca_hub import ImageLimits
+        from service.decoding import Decoder
+        from service.engine import Engine
+
+        settings, image = self._settings, classifier.config.image
+        limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
+        decoder = Decoder(classifier.transform, limits, self._threads)
+        engines = [Engine(classifier) for _ in range(settings.num_engines or self._num_cores)]
+        blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
+        for engine in engines:
+            await engine.warm_up(blank, _batch_sizes(settings.max_batch))
+        batcher: Batcher[Tensor, Tensor] = Batcher(
+            [engine.run for engine in engines],
+            max_batch=settings.max_batch,
+            max_wait_ms=settings.max_wait_ms,
+            max_items=settings.max_queue_images,
+        )
+        batcher.start()
+
+        def free() -> None:
+            for engine in engines:
+                engine.close()
+
+        return RunningModel(
+            _facts_of(classifier),
+            decode=decoder.decode,
+            batcher=batcher,
+            rank=classifier.rank,
+            deadline_s=settings.deadline_ms / 1000,
+            close=free,
+        )
+
+    def close(self) -> None:
+        """Let the decoder threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(source: ModelSource, device: str) -> "Classifier":
+    from eca_hub import Classifier
+
+    return Classifier.from_pretrained(source.id_or_folder, source.revision, device=device)
+
+
+def _facts_of(classifier: "Classifier") -> ModelFacts:
+    config = classifier.config
+    parameters = list(classifier.model.parameters())
+    return ModelFacts(
+        model_id=classifier.model_id,
+        revision=classifier.revision,
+        architecture=config.architecture,
+        attention=config.attention,
+        labels=config.labels,
+        height_px=config.image.height_px,
+        width_px=config.image.width_px,
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        device=str(parameters[0].device),
+        precision=str(parameters[0].dtype).removeprefix("torch."),
+    )
+
+
+def _batch_sizes(max_batch: int) -> list[int]:
+    """Sizes to warm up: the powers of two and the largest."""
+    sizes = {2**power for power in range(max_batch.bit_length())} | {max_batch}
+    return sorted(size for size in sizes if size <= max_batch)
+
+
+async def _in_thread(work: Callable[[], Result]) -> Result:
+    """Do `work` in a daemon thread, so that a download that hangs cannot hold up the end of the process."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="loader", daemon=True).start()
+    return await asyncio.wrap_future(future)

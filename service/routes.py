@@ -1,0 +1,169 @@
+"""The addresses of the service: reads requests, asks a running model, writes answers.
+
+Never sees a tensor or a pixel.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from eca_hub import EcaHubError
+from service.answers import error_entry, json_answer, request_id_of
+from service.body import BodyReader, unless_gone
+from service.errors import NotReady
+from service.registry import Registry, Slot
+from service.running import Classified, RunningModel
+from service.schemas import (
+    CLASSIFY_BODY,
+    Classification,
+    Classifications,
+    ClassifyQuery,
+    Health,
+    ModelsAnswer,
+    refusals,
+)
+from service.uploads import UploadLimits, pictures_in
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class House:
+    """What the routes work with."""
+
+    registry: Registry
+    """The models."""
+    bodies: BodyReader
+    """Reads what callers send."""
+    limits: UploadLimits
+    """How much they may send."""
+
+
+def house_of(request: Request) -> House:
+    """The house that this request came to."""
+    house = request.app.state.house
+    assert isinstance(house, House)
+    return house
+
+
+TheHouse = Annotated[House, Depends(house_of)]
+
+
+@router.post(
+    "/v1/classify",
+    summary="Name what is in one or more pictures",
+    response_model=None,
+    responses={
+        200: {"model": Classification | Classifications},
+        **refusals(400, 404, 408, 413, 415, 422, 429, 503, 504),
+    },
+    openapi_extra={"requestBody": CLASSIFY_BODY},
+)
+async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQuery, Query()]) -> Response:
+    """Send the bytes of a picture as they are, or up to 32 files named `file` in a form.
+
+    One picture gives one answer. Several give `results` in their order, where a bad picture fails alone; only if all
+    are bad is the status an error.
+    """
+    since_s = time.perf_counter()
+    model = house.registry.find(query.model)
+    model.batcher.refuse_when_full()
+    content_type = request.headers.get("content-type", "")
+    max_bytes = house.limits.max_body_bytes(content_type)
+    async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
+        pictures = pictures_in(body, content_type, house.limits)
+        outcomes = await unless_gone(request.receive, model.classify(pictures, query.top_k, since_s=since_s))
+    return _answer(model, outcomes, request_id_of(request))
+
+
+def _answer(model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError], request_id: str) -> Response:
+    answered = [outcome for outcome in outcomes if isinstance(outcome, Classified)]
+    if not answered:
+        raise _first_error(outcomes)
+    head = {"model": model.facts.model_id, "revision": model.facts.revision}
+    if len(outcomes) == 1:
+        return json_answer(head | _picture_answer(answered[0]), headers={"server-timing": _server_timing(answered[0])})
+    results = [
+        _picture_answer(outcome) if isinstance(outcome, Classified) else error_entry(outcome, request_id)
+        for outcome in outcomes
+    ]
+    slowest = max(answered, key=lambda outcome: outcome.total_ms)
+    return json_answer(head | {"results": results}, headers={"server-timing": _server_timing(slowest)})
+
+
+def _first_error(outcomes: Sequence[Classified | EcaHubError]) -> EcaHubError:
+    return next(outcome for outcome in outcomes if isinstance(outcome, EcaHubError))
+
+
+def _picture_answer(outcome: Classified) -> dict[str, Any]:
+    return {
+        "predictions": [{"label": one.label, "index": one.index, "score": one.score} for one in outcome.predictions],
+        "timing_ms": {name: round(value, 3) for name, value in _timings(outcome).items()},
+        "batch_size": outcome.batch_size,
+    }
+
+
+def _timings(outcome: Classified) -> dict[str, float]:
+    return {
+        "decode": outcome.decode_ms,
+        "queue": outcome.queue_ms,
+        "engine": outcome.engine_ms,
+        "total": outcome.total_ms,
+    }
+
+
+def _server_timing(outcome: Classified) -> str:
+    return ", ".join(f"{name};dur={value:.1f}" for name, value in _timings(outcome).items())
+
+
+@router.get(
+    "/v1/models",
+    summary="List the models of this process",
+    response_model=None,
+    responses={200: {"model": ModelsAnswer}},
+)
+async def list_models(house: TheHouse) -> Response:
+    """Each with its id, commit, labels, input size, number of parameters and state."""
+    return json_answer({"models": [_describe(slot) for slot in house.registry.slots]})
+
+
+def _describe(slot: Slot) -> dict[str, Any]:
+    if slot.model is None:
+        return {"id": slot.model_id, "state": slot.state}
+    facts = slot.model.facts
+    return {
+        "id": facts.model_id,
+        "state": slot.state,
+        "revision": facts.revision,
+        "architecture": facts.architecture,
+        "attention": facts.attention,
+        "labels": list(facts.labels),
+        "input_px": [facts.height_px, facts.width_px],
+        "num_parameters": facts.num_parameters,
+        "device": facts.device,
+        "precision": facts.precision,
+    }
+
+
+@router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": Health}})
+async def healthz() -> Response:
+    """Answers as long as the process does, whatever the models do."""
+    return json_answer({"status": "ok"})
+
+
+@router.get(
+    "/readyz",
+    summary="Can pictures be classified",
+    response_model=None,
+    responses={200: {"model": Health}, **refusals(503)},
+)
+async def readyz(house: TheHouse) -> Response:
+    """Green when every model is loaded and warm and the process is not about to end."""
+    if house.registry.is_draining:
+        raise NotReady("The service is shutting down.", retry_after_s=5)
+    if not house.registry.is_ready:
+        raise NotReady(f"Waiting for {', '.join(house.registry.pending()) or 'an engine'}.", retry_after_s=2)
+    return json_answer({"status": "ready"})

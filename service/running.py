@@ -1,0 +1,173 @@
+"""A running model: from pictures to named scores, each picture with its own fate.
+
+Joins a decoder, a batcher and the labels. Knows nothing of HTTP, and of tensors only that they pass through.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from eca_hub import EcaHubError
+from service.batching import Batcher, Seat
+from service.errors import DeadlineExceeded, InvalidRequest
+
+if TYPE_CHECKING:
+    from eca_hub import Prediction
+
+Pixels = TypeVar("Pixels")
+Scores = TypeVar("Scores")
+PixelsOut = TypeVar("PixelsOut", covariant=True)
+
+
+class DecodedPicture(Protocol[PixelsOut]):
+    """What a decoder gives: pixels, and what they cost."""
+
+    @property
+    def pixels(self) -> PixelsOut:
+        """The network's input."""
+
+    @property
+    def wait_ms(self) -> float:
+        """Time before the decoder began."""
+
+    @property
+    def decode_ms(self) -> float:
+        """Time that the decoder took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The answer for one picture."""
+
+    predictions: "list[Prediction]"
+    """The likeliest classes, the likeliest first."""
+    decode_ms: float
+    """Time in the decoder."""
+    queue_ms: float
+    """Time spent waiting, for the decoder and for a batch."""
+    engine_ms: float
+    """Time of the batch in the engine."""
+    total_ms: float
+    """From the request to this answer."""
+    batch_size: int
+    """Pictures that went through the engine together."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a caller may know of a running model."""
+
+    model_id: str
+    """Hub `owner/name`, or the path of a folder."""
+    revision: str
+    """40 hexadecimal digits."""
+    architecture: str
+    """Name of the network."""
+    attention: str
+    """Name of the attention inside it."""
+    labels: tuple[str, ...]
+    """Names of the classes."""
+    height_px: int
+    """Height of the network's input."""
+    width_px: int
+    """Width of the network's input."""
+    num_parameters: int
+    """Numbers that were learned."""
+    device: str
+    """Where the network runs."""
+    precision: str
+    """Number format that the network computes in."""
+
+
+class RunningModel(Generic[Pixels, Scores]):
+    """A model that answers.
+
+    Args:
+        facts: What it is.
+        decode: Bytes to pixels.
+        batcher: Pixels to scores.
+        rank: Scores and a number of classes to their names, the likeliest first.
+        deadline_s: When a caller gets an error instead of an answer.
+        close: Frees what the model holds, after the last answer.
+    """
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        *,
+        decode: Callable[[bytes], Awaitable[DecodedPicture[Pixels]]],
+        batcher: Batcher[Pixels, Scores],
+        rank: "Callable[[Scores, int], list[Prediction]]",
+        deadline_s: float,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.facts = facts
+        self.batcher = batcher
+        self._decode = decode
+        self._rank = rank
+        self._deadline_s = deadline_s
+        self._close = close
+
+    async def classify(
+        self, pictures: Sequence[bytes | EcaHubError], top_k: int | None = None, *, since_s: float | None = None
+    ) -> list[Classified | EcaHubError]:
+        """Answer for each picture, in order: its classes, or what is wrong with it.
+
+        Args:
+            pictures: Their bytes; an error stands for a picture that was refused before, and comes back as it is.
+            top_k: How many classes to name; None means five, or all where there are fewer.
+            since_s: When the request came, on `time.perf_counter`; None means now.
+
+        Raises:
+            InvalidRequest: top_k is more than there are classes, or below 1.
+            Overloaded: there are not enough seats for all pictures.
+            DeadlineExceeded: the answer is late.
+        """
+        num_classes = len(self.facts.labels)
+        if top_k is None:
+            top_k = min(5, num_classes)
+        if not 1 <= top_k <= num_classes:
+            raise InvalidRequest(f"top_k must be 1 to {num_classes}, the number of classes of this model.")
+        started_s = time.perf_counter() if since_s is None else since_s
+        with self.batcher.reserve(len(pictures)) as seats:
+            try:
+                async with asyncio.timeout(self._deadline_s):
+                    return await asyncio.gather(
+                        *(
+                            self._answer(seat, picture, top_k, started_s)
+                            for seat, picture in zip(seats, pictures, strict=True)
+                        )
+                    )
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"There was no answer within {self._deadline_s * 1000:g} ms.",
+                    hint="Ask again, or raise ECA_DEADLINE_MS.",
+                ) from None
+
+    async def close(self) -> None:
+        """Answer what is in the house, then free the network."""
+        await self.batcher.close()
+        self._close()
+
+    async def _answer(
+        self, seat: Seat[Pixels, Scores], picture: bytes | EcaHubError, top_k: int, started_s: float
+    ) -> Classified | EcaHubError:
+        try:
+            if isinstance(picture, EcaHubError):
+                return picture
+            decoded = await self._decode(picture)
+            answered = await seat.answer(decoded.pixels)
+            return Classified(
+                predictions=self._rank(answered.value, top_k),
+                decode_ms=decoded.decode_ms,
+                queue_ms=decoded.wait_ms + answered.queue_ms,
+                engine_ms=answered.engine_ms,
+                total_ms=(time.perf_counter() - started_s) * 1000,
+                batch_size=answered.batch_size,
+            )
+        except EcaHubError as error:
+            return error
+        finally:
+            seat.leave()

@@ -1,0 +1,137 @@
+"""The shapes of requests and answers: they drive /openapi.json and nothing else.
+
+Answers are built as plain dictionaries, which is faster; a test holds them against these classes.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.registry import State
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ClassifyQuery(_Shape):
+    """Options of a classification."""
+
+    model: Annotated[
+        str | None, Field(max_length=512, description="Id of a running model; may be left out when one runs.")
+    ] = None
+    top_k: Annotated[int | None, Field(ge=1, le=100_000, description="How many classes to name; five unless told.")] = (
+        None
+    )
+
+
+class PredictionShape(_Shape):
+    """One class and how likely it is."""
+
+    label: Annotated[str, Field(description="Name of the class.", examples=["tabby"])]
+    index: Annotated[int, Field(description="Its place among the network's outputs.", examples=[281])]
+    score: Annotated[float, Field(description="Probability, 0 to 1.", examples=[0.8127])]
+
+
+class TimingShape(_Shape):
+    """Where the time went, in milliseconds."""
+
+    decode: Annotated[float, Field(description="Decoding, resizing and cropping.", examples=[4.1])]
+    queue: Annotated[float, Field(description="Waiting for a decoder and for a batch.", examples=[2.7])]
+    engine: Annotated[float, Field(description="The batch in the network.", examples=[6.0])]
+    total: Annotated[float, Field(description="From the head of the request to this answer.", examples=[13.2])]
+
+
+class PictureAnswer(_Shape):
+    """What is in one picture."""
+
+    predictions: Annotated[list[PredictionShape], Field(description="The likeliest classes, the likeliest first.")]
+    timing_ms: TimingShape
+    batch_size: Annotated[int, Field(description="Pictures that went through the network together.", examples=[7])]
+
+
+class Classification(PictureAnswer):
+    """The answer for a request with one picture."""
+
+    model: Annotated[str, Field(description="Id of the model that answered.", examples=["acme/eca_resnet50"])]
+    revision: Annotated[str, Field(description="Its commit, 40 hexadecimal digits.", examples=["3f9c1d2" + "0" * 33])]
+
+
+class ErrorEntry(_Shape):
+    """Why there is no answer."""
+
+    code: Annotated[str, Field(description="A fixed word for programs.", examples=["too_many_pixels"])]
+    message: Annotated[
+        str, Field(description="What happened, and what is allowed.", examples=["The picture is 12000 x 9000."])
+    ]
+    hint: Annotated[str, Field(description="What to do next.", examples=["Shrink it."])]
+    request_id: Annotated[str, Field(description="As in the X-Request-Id header.", examples=["5e2b"])]
+
+
+class ErrorAnswer(_Shape):
+    """The shape of every refusal."""
+
+    error: ErrorEntry
+
+
+class Classifications(_Shape):
+    """The answer for a request with several pictures, in their order; a bad one fails alone."""
+
+    model: Annotated[str, Field(description="Id of the model that answered.", examples=["acme/eca_resnet50"])]
+    revision: Annotated[str, Field(description="Its commit, 40 hexadecimal digits.", examples=["3f9c1d2" + "0" * 33])]
+    results: list[PictureAnswer | ErrorAnswer]
+
+
+class ModelShape(_Shape):
+    """A model of this process."""
+
+    id: Annotated[str, Field(description="What to say in ?model=.", examples=["acme/eca_resnet50"])]
+    state: State
+    revision: Annotated[str | None, Field(description="Its commit, 40 hexadecimal digits.")] = None
+    architecture: Annotated[str | None, Field(examples=["resnet50"])] = None
+    attention: Annotated[str | None, Field(examples=["eca"])] = None
+    labels: Annotated[list[str] | None, Field(description="Names of the classes.")] = None
+    input_px: Annotated[
+        list[int] | None, Field(description="Height and width of the network's input.", examples=[[224, 224]])
+    ] = None
+    num_parameters: int | None = None
+    device: Annotated[str | None, Field(examples=["cpu"])] = None
+    precision: Annotated[str | None, Field(examples=["float32"])] = None
+
+
+class ModelsAnswer(_Shape):
+    """All models of this process."""
+
+    models: list[ModelShape]
+
+
+class Health(_Shape):
+    """The process answers."""
+
+    status: Annotated[str, Field(examples=["ok"])]
+
+
+_PICTURE_BODY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+
+CLASSIFY_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "image/*": _PICTURE_BODY,
+        "application/octet-stream": _PICTURE_BODY,
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
+                },
+            }
+        },
+    },
+}
+"""What /v1/classify reads, in OpenAPI's words: it reads the body itself, so FastAPI cannot tell."""
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe these statuses as errors of the one shape."""
+    return {status: {"model": ErrorAnswer} for status in statuses}

@@ -1,0 +1,133 @@
+"""The life of the process: open the port, serve, drain, end.
+
+Knows sockets and signals; nothing of pictures or models, except whether they loaded.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+from fastapi import FastAPI
+from uvicorn import Config, Server
+
+from service.connections import connection_class
+from service.errors import BadSetting
+from service.routes import House
+from service.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """Listen, before anything slow is done: callers may connect at once, and a port that is taken is found at once.
+
+    Raises:
+        BadSetting: the port is taken, or the host has no such address.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        listener = socket.socket(family, kind)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadSetting(
+            f"Cannot listen on {host} port {port}: {reason}.", hint="Set --port to a free one, or to 0."
+        ) from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where callers find us."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class DrainingServer(Server):
+    """uvicorn, ended by a signal in good order.
+
+    The first signal: `/readyz` turns red, the port stays open for `drain_delay_s`, then accepted requests are
+    answered and the process ends with 0. The second: it ends at once.
+    """
+
+    def __init__(self, config: Config, house: House, settings: Settings) -> None:
+        super().__init__(config)
+        self._house = house
+        self._settings = settings
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals over for as long as we serve."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where we are, once the port is served."""
+        await super().startup(sockets)
+        assert sockets
+        print(f"serving on {url_of(sockets[0])}", flush=True)  # noqa: T201
+
+    def _on_signal(self, number: int) -> None:
+        if self._draining is not None:
+            os._exit(128 + number)
+        _logger.info("draining; a second signal ends at once")
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        self._house.registry.is_draining = True
+        self._house.bodies.hurry()
+        await asyncio.sleep(self._settings.drain_delay_s)
+        self.should_exit = True
+
+
+async def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """Serve until a signal comes or a model turns out not to load.
+
+    Raises:
+        Exception: why the model did not load.
+    """
+    config = Config(
+        app,
+        http=connection_class(settings.header_timeout_s),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=max(1, round(settings.keep_alive_s)),
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+    )
+    registry = app.state.house.registry
+    server = DrainingServer(config, app.state.house, settings)
+
+    async def end_when_a_model_fails() -> None:
+        await registry.loaded.wait()
+        if registry.failure is not None:
+            server.should_exit = True
+
+    watching = asyncio.create_task(end_when_a_model_fails())
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        watching.cancel()
+    if registry.failure is not None:
+        raise registry.failure

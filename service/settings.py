@@ -1,0 +1,95 @@
+"""What an operator may set: one frozen dataclass; each field is an option and an `ECA_*` variable of the same name.
+
+Knows nothing of how settings are read (`__main__`) or used.
+"""
+
+from dataclasses import dataclass
+
+from service.errors import BadSetting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the service runs."""
+
+    model: tuple[str, ...] = ()
+    """Model to serve: owner/name, owner/name@revision or a folder. Give it several times for several models; in the
+    environment separate them by commas."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    device: str = "cpu"
+    """Where the networks run."""
+    max_batch: int = 8
+    """Pictures that go through an engine together, at most."""
+    max_wait_ms: float = 5.0
+    """How long a free engine waits for pictures that are being decoded; with none on their way it waits not at all."""
+    max_queue_images: int = 128
+    """Pictures of one model that may be in the house at once; more get 429."""
+    deadline_ms: float = 10_000.0
+    """When a caller gets 504 instead of an answer."""
+    max_image_mib: float = 10.0
+    """Size of one picture."""
+    max_image_mpx: float = 50.0
+    """Width times height of one picture, in millions of pixels."""
+    max_request_images: int = 32
+    """Pictures in one request."""
+    max_request_mib: float = 32.0
+    """Size of one request."""
+    max_bodies_mib: float = 256.0
+    """Size of all requests that are being received or answered; more get 429."""
+    body_timeout_s: float = 20.0
+    """Time that the body of a request may take to arrive."""
+    header_timeout_s: float = 10.0
+    """Time that the head of a request may take to arrive, from the connection or its first byte."""
+    keep_alive_s: float = 30.0
+    """Time that an idle connection stays open."""
+    drain_delay_s: float = 0.0
+    """After SIGTERM: how long to go on listening while /readyz says 503, so that load balancers notice."""
+    drain_timeout_s: float = 15.0
+    """After that: how long accepted requests may take before they are cut off."""
+    num_engines: int = 0
+    """Engine threads of one model; 0 means one for each core."""
+    num_decoders: int = 0
+    """Threads that decode pictures; 0 means one for each core."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise BadSetting(
+                "No model is given.",
+                hint="Add --model OWNER/NAME, or a folder: eca-hub serve --model acme/eca_resnet50",
+            )
+        if len(set(self.model)) < len(self.model):
+            raise BadSetting("A model is given twice.", hint="Name each model once.")
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise BadSetting(
+                    f"{name} is {value}; it must be {least:g} to {most:g}.", hint=f"Set --{name} or ECA_{name.upper()}."
+                )
+        if self.max_request_mib < self.max_image_mib:
+            raise BadSetting(
+                f"max_request_mib is {self.max_request_mib:g}, less than one picture of {self.max_image_mib:g} MiB."
+            )
+
+
+_RANGES = (
+    ("port", 0, 65535),
+    ("max_batch", 1, 1024),
+    ("max_wait_ms", 0, 1000),
+    ("max_queue_images", 1, 100_000),
+    ("deadline_ms", 1, 600_000),
+    ("max_image_mib", 0.001, 1024),
+    ("max_image_mpx", 0.001, 178),
+    ("max_request_images", 1, 10_000),
+    ("max_request_mib", 0.001, 4096),
+    ("max_bodies_mib", 0.001, 1_000_000),
+    ("body_timeout_s", 0.1, 3600),
+    ("header_timeout_s", 0.1, 3600),
+    ("keep_alive_s", 0, 3600),
+    ("drain_delay_s", 0, 600),
+    ("drain_timeout_s", 0, 600),
+    ("num_engines", 0, 256),
+    ("num_decoders", 0, 256),
+)

@@ -1,0 +1,120 @@
+"""Stand-ins: an event loop whose clock jumps, a runner behind a gate, models without a network."""
+
+import asyncio
+import io
+import selectors
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from eca_hub import Prediction
+from eca_hub.errors import NotAnImage
+from PIL import Image
+from service.batching import Batcher
+from service.running import ModelFacts, RunningModel
+
+Result = TypeVar("Result")
+REVISION = "3f9c1d2" + "0" * 33
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
+    def __init__(self, loop: "JumpingLoop") -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "everything waits for something that will not come"
+            self._loop.now_s += timeout
+        return ready
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop that jumps to the next timer when there is nothing else to do: hours pass in no time."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        super().__init__(_JumpingSelector(self))
+
+    def time(self) -> float:
+        return self.now_s
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run on a jumping clock."""
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(work)
+
+
+async def settle() -> None:
+    """Let every task go on until it waits for something."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@dataclass
+class GatedRunner:
+    """Doubles numbers, when it is let."""
+
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    batches: list[list[int]] = field(default_factory=list)
+    poison: frozenset[int] = frozenset()
+
+    async def __call__(self, items: list[int]) -> Sequence[int]:
+        self.batches.append(list(items))
+        await self.gate.wait()
+        if self.poison & set(items):
+            raise RuntimeError("poisoned")
+        return [2 * item for item in items]
+
+
+@dataclass(frozen=True)
+class FakeDecoded:
+    pixels: int
+    wait_ms: float = 0.0
+    decode_ms: float = 1.0
+
+
+async def decode_digits(data: bytes) -> FakeDecoded:
+    """A picture is a decimal number here."""
+    if not data.isdigit():
+        raise NotAnImage("no digits")
+    return FakeDecoded(int(data))
+
+
+def rank_nothing(scores: int, top_k: int) -> list[Prediction]:
+    return [Prediction(f"class {index}", index, 1 / (index + 1)) for index in range(top_k)]
+
+
+def facts(model_id: str = "acme/digits") -> ModelFacts:
+    return ModelFacts(
+        model_id, REVISION, "resnet18", "eca", tuple("0123456789"), 32, 32, 11_689_512, "cpu", "float32"
+    )
+
+
+def fake_model(
+    runner: Callable[[list[int]], Any] | None = None,
+    *,
+    model_id: str = "acme/digits",
+    max_items: int = 8,
+    max_batch: int = 4,
+    deadline_s: float = 10.0,
+) -> RunningModel[int, int]:
+    """A model that answers numbers, without torch; needs a running loop."""
+
+    async def double(items: list[int]) -> list[int]:
+        return [2 * item for item in items]
+
+    batcher: Batcher[int, int] = Batcher([runner or double], max_batch=max_batch, max_wait_ms=5, max_items=max_items)
+    batcher.start()
+    return RunningModel(
+        facts(model_id), decode=decode_digits, batcher=batcher, rank=rank_nothing, deadline_s=deadline_s
+    )
+
+
+def png(width: int = 8, height: int = 8, colour: str = "red") -> bytes:
+    """A small picture."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return file.getvalue()
