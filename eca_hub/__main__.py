@@ -18,7 +18,7 @@ COMMANDS = {
     "models": ("List the networks that can be built", "eca_hub.commands.models:main"),
     "push": ("Publish a run or a package to a hub", "eca_hub.commands.push:main"),
     "pull": ("Fetch a package from a hub", "eca_hub.commands.pull:main"),
-    "localhub": ("Run a hub of your own on this machine", "eca_hub.commands.localhub:main"),
+    "localhub": ("Run a hub of your own on this machine", "eca_hub.localhub.cli:main"),
     "serve": ("Serve models over HTTP", "service.__main__:main"),
 }
 """Command to its one-line help and the function that runs it, which takes the arguments after the command."""

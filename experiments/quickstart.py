@@ -127,6 +127,7 @@ def _hub_environment(workdir: Path) -> dict[str, str]:
         "HF_TOKEN": (workdir / "hub.token").read_text().strip(),
         "HF_HOME": str(workdir / "cache"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1,localhost",
     }
 
@@ -187,11 +188,12 @@ def _compare(report: Report, files: list[tuple[bytes, int]], answers: list[dict[
     from eca_hub import Classifier
 
     classifier = Classifier.from_pretrained(MODEL_ID, report.revision)
+    predictions = classifier.predict([content for content, _ in files], top_k=NUM_CLASSES)
     num_right = 0
     num_batches = 0.0
-    for index, ((content, digit), answer) in enumerate(zip(files, answers, strict=True)):
+    for index, ((_, digit), answer, prediction) in enumerate(zip(files, answers, predictions, strict=True)):
         served = {each["label"]: each["score"] for each in answer["predictions"]}
-        expected = {each.label: each.score for each in classifier.predict(content, top_k=NUM_CLASSES)}
+        expected = {each.label: each.score for each in prediction}
         difference = max(abs(served[label] - score) for label, score in expected.items())
         report.max_difference = max(report.max_difference, difference)
         if max(served, key=served.__getitem__) != max(expected, key=expected.__getitem__) or difference > TOLERANCE:

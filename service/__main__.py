@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import difflib
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -23,6 +24,10 @@ _ABOUT = """Serve models over HTTP: POST a picture to /v1/classify and get its c
   eca-hub serve --model acme/eca_resnet50 --port 8000
   curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify
 """
+
+
+_WRONG_TYPE = re.compile(r"Parser key \"(\w+)\": Expected a <class '(\w+)'>\. Got value: .*")
+_KINDS = {"int": "a whole number", "float": "a number"}
 
 
 class _Collect(argparse.Action):
@@ -47,6 +52,8 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and end with 2."""
         sentence = " ".join(message.split())
+        if wrong := _WRONG_TYPE.fullmatch(sentence):
+            sentence = f"--{wrong[1]} must be {_KINDS.get(wrong[2], wrong[2])}."
         options = [option for action in self._actions for option in action.option_strings]
         if sentence.startswith("unrecognized arguments: "):
             given = sentence.split()[2].partition("=")[0]

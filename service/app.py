@@ -25,7 +25,9 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
         settings: How the service runs.
         registry: The models, none of them loaded.
     """
-    app = FastAPI(title="eca-hub", summary="Name what is in a picture.", lifespan=_lifespan)
+    app = FastAPI(
+        title="eca-hub", summary="Name what is in a picture.", lifespan=_lifespan, docs_url=None, redoc_url=None
+    )
     app.state.house = House(
         registry,
         BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s),

@@ -22,6 +22,8 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 
+_MAX_HEAD_BYTES = 16384
+
 _logger = logging.getLogger(__name__)
 
 
@@ -29,6 +31,15 @@ class Internal(EcaHubError):
     """An accident of ours."""
 
     code = "internal"
+
+
+class HeadTooLarge(EcaHubError):
+    """An address or headers of more bytes than anybody needs."""
+
+    code = "head_too_large"
+
+    def __init__(self) -> None:
+        super().__init__(f"Address and headers have more than {_MAX_HEAD_BYTES} bytes.")
 
 
 class Envelope:
@@ -48,6 +59,9 @@ class Envelope:
             return
         request_id = _request_id_in(scope)
         scope.setdefault("state", {})["request_id"] = request_id
+        if _head_bytes(scope) > _MAX_HEAD_BYTES:
+            await error_answer(HeadTooLarge(), request_id)(scope, receive, send)
+            return
         has_started = False
 
         async def send_wrapped(message: Message) -> None:
@@ -70,6 +84,12 @@ class Envelope:
             error = Internal("The service made a mistake.", hint="Its log tells more under the request id.")
         if not has_started:
             await error_answer(error, request_id)(scope, receive, send_wrapped)
+
+
+def _head_bytes(scope: Scope) -> int:
+    """Size of what came before the body. uvicorn bounds it only while it is incomplete."""
+    fields = sum(len(name) + len(value) for name, value in scope["headers"])
+    return fields + len(scope.get("raw_path", b"")) + len(scope["query_string"])
 
 
 def _request_id_in(scope: Scope) -> str:

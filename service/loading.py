@@ -51,12 +51,14 @@ class ModelLoader:
 
         from eca_hub import ImageLimits
         from service.decoding import Decoder
-        from service.engine import Engine
+        from service.engine import Engine, scores_of
+        from service.network import forward_of
 
         settings, image = self._settings, classifier.config.image
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
         decoder = Decoder(classifier.transform, limits, self._threads)
-        engines = [Engine(classifier) for _ in range(settings.num_engines or self._num_cores)]
+        forward = forward_of(classifier)
+        engines = [Engine(forward) for _ in range(settings.num_engines or self._num_cores)]
         blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
         for engine in engines:
             await engine.warm_up(blank, _batch_sizes(settings.max_batch))
@@ -76,7 +78,7 @@ class ModelLoader:
             _facts_of(classifier),
             decode=decoder.decode,
             batcher=batcher,
-            rank=classifier.rank,
+            rank=lambda logits, top_k, activation: classifier.rank(scores_of(logits, activation), top_k),
             deadline_s=settings.deadline_ms / 1000,
             close=free,
         )

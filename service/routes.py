@@ -9,23 +9,27 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import HTMLResponse
 
 from eca_hub import EcaHubError
 from service.answers import error_entry, json_answer, request_id_of
 from service.body import BodyReader, unless_gone
+from service.docs_page import render_docs
 from service.errors import NotReady
 from service.registry import Registry, Slot
 from service.running import Classified, RunningModel
 from service.schemas import (
     CLASSIFY_BODY,
+    TASK_BODY,
     Classification,
     Classifications,
     ClassifyQuery,
     Health,
     ModelsAnswer,
+    TaskAnswer,
     refusals,
 )
-from service.uploads import UploadLimits, pictures_in
+from service.uploads import UploadLimits, pictures_in, task_in
 
 router = APIRouter()
 
@@ -63,7 +67,7 @@ TheHouse = Annotated[House, Depends(house_of)]
     openapi_extra={"requestBody": CLASSIFY_BODY},
 )
 async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQuery, Query()]) -> Response:
-    """Send the bytes of a picture as they are, or up to 32 files named `file` in a form.
+    """Send the bytes of a picture as they are, files named `file` in a form, or base64 in JSON.
 
     One picture gives one answer. Several give `results` in their order, where a bad picture fails alone; only if all
     are bad is the status an error.
@@ -119,6 +123,32 @@ def _server_timing(outcome: Classified) -> str:
     return ", ".join(f"{name};dur={value:.1f}" for name, value in _timings(outcome).items())
 
 
+@router.post(
+    "/models/{owner}/{name}",
+    summary="The same in Hugging Face's shape",
+    response_model=None,
+    responses={200: {"model": list[TaskAnswer]}, **refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    openapi_extra={"requestBody": TASK_BODY},
+)
+async def classify_as_task(request: Request, house: TheHouse, owner: str, name: str) -> Response:
+    """Send the bytes of a picture, or JSON with options, as `huggingface_hub.InferenceClient(model=<this>)` does."""
+    since_s = time.perf_counter()
+    model = house.registry.find(f"{owner}/{name}")
+    model.batcher.refuse_when_full()
+    content_type = request.headers.get("content-type", "")
+    max_bytes = house.limits.max_body_bytes(content_type)
+    async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
+        task = task_in(body, content_type, house.limits)
+        # More classes than there are means all of them, as in Hugging Face's pipelines.
+        top_k = None if task.top_k is None else min(task.top_k, len(model.facts.labels))
+        work = model.classify([task.picture], top_k, activation=task.activation, since_s=since_s)
+        (outcome,) = await unless_gone(request.receive, work)
+    if isinstance(outcome, EcaHubError):
+        raise outcome
+    answer = [{"label": one.label, "score": one.score} for one in outcome.predictions]
+    return json_answer(answer, headers={"server-timing": _server_timing(outcome)})
+
+
 @router.get(
     "/v1/models",
     summary="List the models of this process",
@@ -146,6 +176,12 @@ def _describe(slot: Slot) -> dict[str, Any]:
         "device": facts.device,
         "precision": facts.precision,
     }
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """This API for people."""
+    return HTMLResponse(render_docs(request.app.openapi(), str(request.base_url).rstrip("/")))
 
 
 @router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": Health}})

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from eca_hub import EcaHubError
 from service.batching import Batcher, Seat
@@ -15,6 +15,9 @@ from service.errors import DeadlineExceeded, InvalidRequest
 
 if TYPE_CHECKING:
     from eca_hub import Prediction
+
+Activation = Literal["softmax", "sigmoid", "none"]
+"""How logits become scores."""
 
 Pixels = TypeVar("Pixels")
 Scores = TypeVar("Scores")
@@ -88,7 +91,7 @@ class RunningModel(Generic[Pixels, Scores]):
         facts: What it is.
         decode: Bytes to pixels.
         batcher: Pixels to scores.
-        rank: Scores and a number of classes to their names, the likeliest first.
+        rank: Scores, a number of classes and an activation to their names, the likeliest first.
         deadline_s: When a caller gets an error instead of an answer.
         close: Frees what the model holds, after the last answer.
     """
@@ -99,7 +102,7 @@ class RunningModel(Generic[Pixels, Scores]):
         *,
         decode: Callable[[bytes], Awaitable[DecodedPicture[Pixels]]],
         batcher: Batcher[Pixels, Scores],
-        rank: "Callable[[Scores, int], list[Prediction]]",
+        rank: "Callable[[Scores, int, Activation], list[Prediction]]",
         deadline_s: float,
         close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -111,13 +114,19 @@ class RunningModel(Generic[Pixels, Scores]):
         self._close = close
 
     async def classify(
-        self, pictures: Sequence[bytes | EcaHubError], top_k: int | None = None, *, since_s: float | None = None
+        self,
+        pictures: Sequence[bytes | EcaHubError],
+        top_k: int | None = None,
+        *,
+        activation: Activation = "softmax",
+        since_s: float | None = None,
     ) -> list[Classified | EcaHubError]:
         """Answer for each picture, in order: its classes, or what is wrong with it.
 
         Args:
             pictures: Their bytes; an error stands for a picture that was refused before, and comes back as it is.
             top_k: How many classes to name; None means five, or all where there are fewer.
+            activation: How the network's outputs become scores.
             since_s: When the request came, on `time.perf_counter`; None means now.
 
         Raises:
@@ -134,12 +143,11 @@ class RunningModel(Generic[Pixels, Scores]):
         with self.batcher.reserve(len(pictures)) as seats:
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    return await asyncio.gather(
-                        *(
-                            self._answer(seat, picture, top_k, started_s)
-                            for seat, picture in zip(seats, pictures, strict=True)
-                        )
+                    answers = (
+                        self._answer(seat, picture, top_k, activation, started_s)
+                        for seat, picture in zip(seats, pictures, strict=True)
                     )
+                    return await asyncio.gather(*answers)
             except TimeoutError:
                 raise DeadlineExceeded(
                     f"There was no answer within {self._deadline_s * 1000:g} ms.",
@@ -152,7 +160,12 @@ class RunningModel(Generic[Pixels, Scores]):
         self._close()
 
     async def _answer(
-        self, seat: Seat[Pixels, Scores], picture: bytes | EcaHubError, top_k: int, started_s: float
+        self,
+        seat: Seat[Pixels, Scores],
+        picture: bytes | EcaHubError,
+        top_k: int,
+        activation: Activation,
+        started_s: float,
     ) -> Classified | EcaHubError:
         try:
             if isinstance(picture, EcaHubError):
@@ -160,7 +173,7 @@ class RunningModel(Generic[Pixels, Scores]):
             decoded = await self._decode(picture)
             answered = await seat.answer(decoded.pixels)
             return Classified(
-                predictions=self._rank(answered.value, top_k),
+                predictions=self._rank(answered.value, top_k, activation),
                 decode_ms=decoded.decode_ms,
                 queue_ms=decoded.wait_ms + answered.queue_ms,
                 engine_ms=answered.engine_ms,

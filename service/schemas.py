@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.json_bodies import PicturesBody, TaskBody
 from service.registry import State
 
 
@@ -82,6 +83,13 @@ class Classifications(_Shape):
     results: list[PictureAnswer | ErrorAnswer]
 
 
+class TaskAnswer(_Shape):
+    """One class and how likely it is, in Hugging Face's words."""
+
+    label: Annotated[str, Field(description="Name of the class.", examples=["tabby"])]
+    score: Annotated[float, Field(description="Probability, 0 to 1.", examples=[0.8127])]
+
+
 class ModelShape(_Shape):
     """A model of this process."""
 
@@ -111,6 +119,20 @@ class Health(_Shape):
     status: Annotated[str, Field(examples=["ok"])]
 
 
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Put definitions where they are referred to: the schema will stand in the middle of a larger document."""
+    definitions = schema.pop("$defs", {})
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return walk(definitions[node["$ref"].rsplit("/", 1)[-1]])
+            return {key: walk(value) for key, value in node.items()}
+        return [walk(one) for one in node] if isinstance(node, list) else node
+
+    return walk(schema)  # type: ignore[no-any-return]
+
+
 _PICTURE_BODY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 CLASSIFY_BODY: dict[str, Any] = {
@@ -118,6 +140,7 @@ CLASSIFY_BODY: dict[str, Any] = {
     "content": {
         "image/*": _PICTURE_BODY,
         "application/octet-stream": _PICTURE_BODY,
+        "application/json": {"schema": PicturesBody.model_json_schema()},
         "multipart/form-data": {
             "schema": {
                 "type": "object",
@@ -130,6 +153,16 @@ CLASSIFY_BODY: dict[str, Any] = {
     },
 }
 """What /v1/classify reads, in OpenAPI's words: it reads the body itself, so FastAPI cannot tell."""
+
+TASK_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "image/*": _PICTURE_BODY,
+        "application/octet-stream": _PICTURE_BODY,
+        "application/json": {"schema": _inlined(TaskBody.model_json_schema())},
+    },
+}
+"""What /models/{owner}/{name} reads."""
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -1,18 +1,20 @@
-"""From the body of a request to the pictures in it: the bytes themselves, or a form with one or more files.
+"""From the body of a request to the pictures in it: the bytes themselves, a form with files, or JSON.
 
 What a picture is, the decoder decides: content types of pictures are not believed. File names are not looked at.
 Knows bytes and content types; nothing of requests, pixels or models.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eca_hub import EcaHubError
 from service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
+from service.json_bodies import Task, pictures_in_json, task_in_json
 
 # What curl --data-binary sends when it is told nothing else counts as a picture.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _FORM_TYPE = "multipart/form-data"
+_JSON_TYPE = "application/json"
 
 _MAX_PART_HEAD_BYTES = 4096
 _PARAMETER = re.compile(r';\s*([\w-]+\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^;\s"]*)')
@@ -32,11 +34,12 @@ class UploadLimits:
 
     def max_body_bytes(self, content_type: str) -> int:
         """How large a body of this type may be."""
-        return self.max_image_bytes if _media_type(content_type) != _FORM_TYPE else self.max_request_bytes
+        holds_several = media_type_of(content_type) in (_FORM_TYPE, _JSON_TYPE)
+        return self.max_request_bytes if holds_several else self.max_image_bytes
 
 
 def pictures_in(body: bytes, content_type: str, limits: UploadLimits) -> list[bytes | EcaHubError]:
-    """Find the pictures in a body; one that is too large comes back as its error and does not spoil the others.
+    """Find the pictures in a body; a bad one comes back as its error and does not spoil the others.
 
     Args:
         body: All of it.
@@ -46,32 +49,60 @@ def pictures_in(body: bytes, content_type: str, limits: UploadLimits) -> list[by
     Raises:
         UnsupportedType: a type that holds no pictures.
         BadMultipart: a form that is not whole or not well-formed.
-        InvalidRequest: a form without files, with too many, or with anything else.
+        BadJson: a body that should be JSON and is not.
+        InvalidRequest: no pictures, too many, or anything else beside them.
     """
-    media_type = _media_type(content_type)
+    media_type = media_type_of(content_type)
+    pictures: list[bytes | EcaHubError]
     if media_type == _FORM_TYPE:
-        pictures = _files_in(body, _boundary_of(content_type), limits.max_images)
-    elif media_type in _RAW_TYPES or media_type.startswith("image/"):
-        pictures = [body]
+        pictures = [*_files_in(body, _boundary_of(content_type), limits.max_images)]
+    elif media_type == _JSON_TYPE:
+        pictures = pictures_in_json(body)
     else:
-        raise UnsupportedType(
-            "This content type holds no pictures.",
-            hint="Send the bytes of an image as image/*, or files named 'file' in a form.",
-        )
-    return [_checked(picture, limits.max_image_bytes) for picture in pictures]
+        pictures = [_raw_picture(body, media_type)]
+    if len(pictures) > limits.max_images:
+        raise InvalidRequest(f"The request has more than {limits.max_images} pictures.", hint="Send several requests.")
+    return [_checked(picture, limits) for picture in pictures]
 
 
-def _checked(picture: bytes, max_bytes: int) -> bytes | EcaHubError:
-    if len(picture) > max_bytes:
-        return BodyTooLarge(
-            f"The picture has {len(picture) / 2**20:.1f} MiB; the limit is {max_bytes / 2**20:g} MiB.",
-            hint="Shrink it.",
-        )
-    return picture
+def task_in(body: bytes, content_type: str, limits: UploadLimits) -> Task:
+    """Find the one picture of a request in Hugging Face's shape: its bytes, or JSON with options.
+
+    Raises:
+        UnsupportedType: a type that holds no picture.
+        BadJson: a body that should be JSON and is not.
+        InvalidRequest: JSON of another shape.
+    """
+    media_type = media_type_of(content_type)
+    if media_type == _JSON_TYPE:
+        task = task_in_json(body)
+    else:
+        task = Task(_raw_picture(body, media_type), top_k=None, activation="softmax")
+    return replace(task, picture=_checked(task.picture, limits))
 
 
-def _media_type(content_type: str) -> str:
+def media_type_of(content_type: str) -> str:
+    """The type without its parameters, in lower case."""
     return content_type.partition(";")[0].strip().lower()
+
+
+def _raw_picture(body: bytes, media_type: str) -> bytes:
+    if media_type in _RAW_TYPES or media_type.startswith("image/"):
+        return body
+    raise UnsupportedType(
+        "This content type holds no pictures.",
+        hint="Send the bytes of an image as image/*, files named 'file' in a form, or JSON.",
+    )
+
+
+def _checked(picture: bytes | EcaHubError, limits: UploadLimits) -> bytes | EcaHubError:
+    """Refuse a picture of too many bytes before it waits for a decoder."""
+    max_bytes = limits.max_image_bytes
+    if isinstance(picture, EcaHubError) or len(picture) <= max_bytes:
+        return picture
+    return BodyTooLarge(
+        f"The picture has {len(picture) / 2**20:.1f} MiB; the limit is {max_bytes / 2**20:g} MiB.", hint="Shrink it."
+    )
 
 
 def _boundary_of(content_type: str) -> bytes:

@@ -1,8 +1,8 @@
 """Attention methods, each with a name.
 
-The contract: an attention is any callable `channels -> nn.Module` whose module keeps the shape (N, C, H, W). That line is the
-plug-in system: `create_model("resnet50", attention=MyAttention)` works with no entry here; a name is needed only to publish. A
-method that does not belong into every block says where with a class attribute `place`.
+The contract: an attention is any callable `channels -> nn.Module` whose module keeps the shape (N, C, H, W). That
+line is the plug-in system: `create_model("resnet50", attention=MyAttention)` works with no entry here; a name is
+needed only to publish. A method that does not belong into every block says where with a class attribute `place`.
 """
 
 from collections.abc import Callable
@@ -51,6 +51,6 @@ ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "simam": SimAM,
     "srm": SRM,
 }
-"""Name to factory: called with the channels first and the method's options by keyword. The paper's methods, then later rivals."""
+"""Name to factory: called with the channels and, by keyword, options. The paper's methods, then later rivals."""
 
 __all__ = ["ATTENTIONS", "ECA"]

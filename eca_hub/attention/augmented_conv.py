@@ -1,9 +1,10 @@
 """Attention-augmented convolution: some output channels come from self-attention over positions.
 
-Source: Bello et al., Attention Augmented Convolutional Networks, ICCV 2019, https://arxiv.org/abs/1904.09925, section 3.
-Reference code: none in PyTorch by the authors; written from the equations.
+Source: Bello et al., Attention Augmented Convolutional Networks, ICCV 2019, https://arxiv.org/abs/1904.09925, section
+3. Reference code: none in PyTorch by the authors; written from the equations.
 
-Shapes: N images, C channels, H height, W width, L = H * W positions, A heads, D key channels and V value channels of one head.
+Shapes: N images, C channels, H height, W width, L = H * W positions, A heads, D key channels and V value channels of
+one head.
 """
 
 from typing import ClassVar
@@ -20,17 +21,18 @@ class AugmentedConv(nn.Module):
 
         y = [conv3x3(x), project(heads)], head = softmax_j((q_i . (k_j + w[xj - xi] + h[yj - yi])) / sqrt(D)) v_j
 
-    q, k, v are 1x1 convolutions, w and h learned vectors for each distance along the width and the height, shared by the heads.
-    Keys get a fifth of the channels and 20 a head at least, values a tenth, both in whole channels a head. In place of the 3x3 of
-    every block of the last three stages. Instead of 9 C_in values, C_in (2 keys + values) + values^2 + 2 D (2 size - 1) parameters.
-    Maps (N, C, H, W) to (N, C, H, W), or to half the size with stride 2.
+    q, k, v are 1x1 convolutions, w and h learned vectors for each distance along the width and the height, shared by
+    the heads. Keys get a fifth of the channels and 20 a head at least, values a tenth, both in whole channels a head.
+    In place of the 3x3 of every block of the last three stages. Instead of 9 C_in values, C_in (2 keys + values) +
+    values^2 + 2 D (2 size - 1) parameters. Maps (N, C, H, W) to (N, C, H, W), or to half the size with stride 2.
 
     Args:
         channels: C of the output.
         in_channels: C of the input; None is the same.
         stride: 1 or 2; with 2 attention works on the map averaged over 3x3.
         num_heads: A.
-        map_size_px: Longer side of the map that attention sees: how many distances have a vector. Farther ones share the last.
+        map_size_px: Longer side of the map that attention sees: how many distances have a vector. Farther ones share
+            the last.
 
     Raises:
         InvalidConfig: the value channels would take all channels.
@@ -50,7 +52,9 @@ class AugmentedConv(nn.Module):
         self.key_channels = num_heads * max(20, round(0.2 * channels / num_heads))
         self.value_channels = num_heads * max(1, round(0.1 * channels / num_heads))
         if self.value_channels >= channels:
-            raise InvalidConfig(f"{num_heads} heads need more than {self.value_channels} channels; here are {channels}.")
+            raise InvalidConfig(
+                f"{num_heads} heads need more than {self.value_channels} channels; here are {channels}."
+            )
         inputs = channels if in_channels is None else in_channels
         self.conv = nn.Conv2d(inputs, channels - self.value_channels, 3, stride, padding=1, bias=False)
         self.shrink = nn.Identity() if stride == 1 else nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
@@ -71,11 +75,13 @@ class AugmentedConv(nn.Module):
         content_NALL = query_NALD @ self._heads(key_NCHW).transpose(2, 3)
         distance_NALL = self._distances(query_NALD.unflatten(2, (height, width)))
         heads_NALV = (content_NALL + distance_NALL).softmax(3) @ self._heads(value_NCHW)
-        attended_NCHW = heads_NALV.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+        attended_NLC = heads_NALV.transpose(1, 2).flatten(2).contiguous()
+        attended_NCHW = attended_NLC.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return torch.cat([self.conv(x_NCHW), self.project(attended_NCHW)], 1)
 
     def _heads(self, map_NCHW: Tensor) -> Tensor:
-        return map_NCHW.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+        num_images, num_channels, height, width = map_NCHW.shape
+        return map_NCHW.reshape(num_images, self.num_heads, num_channels // self.num_heads, height * width).mT
 
     def _distances(self, query_NAHWD: Tensor) -> Tensor:
         """What each query says of the way to each position: along the width plus along the height."""

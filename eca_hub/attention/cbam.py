@@ -20,9 +20,10 @@ class CBAM(nn.Module):
         z = x * sigmoid(mlp(mean_HW(x)) + mlp(max_HW(x))), mlp = W2 relu(W1 .), W1: C/r x C
         y = z * sigmoid(norm(conv([max_C(z), mean_C(z)])))
 
-    2 C^2 / r parameters for the channels, 2 k^2 + 2 for the places: 2,516,544 in ResNet-50. The authors' code gives both layers of
-    the mlp a bias (28,089,624 parameters for the network); the ECA-Net paper's 26.77M is met without (28,073,576), as in timm.
-    The spatial norm starts at weight 0, so every place starts with the gate 0.5. Maps (N, C, H, W) to (N, C, H, W).
+    2 C^2 / r parameters for the channels, 2 k^2 + 2 for the places: 2,516,544 in ResNet-50. The authors' code gives
+    both layers of the mlp a bias (28,089,624 parameters for the network); the ECA-Net paper's 26.77M is met without
+    (28,073,576), as in timm. The spatial norm starts at weight 0, so every place starts with the gate 0.5. Maps (N,
+    C, H, W) to (N, C, H, W).
 
     Args:
         channels: C.
@@ -50,7 +51,7 @@ class CBAM(nn.Module):
         """Rescale the channels, then the positions, of a batch of maps."""
         by_channel_NCHW = rescale(x_NCHW, self._mlp(x_NCHW.mean((2, 3))) + self._mlp(x_NCHW.amax((2, 3))))
         extremes_N2HW = torch.cat([by_channel_NCHW.amax(1, keepdim=True), by_channel_NCHW.mean(1, keepdim=True)], 1)
-        gate_N1HW = self.norm(self.conv(extremes_N2HW)).sigmoid()
+        gate_N1HW: Tensor = self.norm(self.conv(extremes_N2HW)).sigmoid()
         return by_channel_NCHW * gate_N1HW
 
     def _mlp(self, pooled_NC: Tensor) -> Tensor:

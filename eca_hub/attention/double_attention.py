@@ -19,10 +19,10 @@ class DoubleAttention(nn.Module):
 
         G = A(x) softmax_L(B(x))^T  (gather);  y = x + out(G softmax_B(V(x)))  (distribute)
 
-    A, B, V and `out` are 1x1 convolutions without bias, M = B = C / 2: 2 C^2 parameters. By default the network gets five, two
-    spread over the second stage and three over the third: 7,340,032 in ResNet-50, which meets the 33.0M the paper reports (32.90M;
-    M = B = C / 4, common in re-implementations, would give 29.2M). `out` starts at zero, so the block starts as the identity. Maps
-    (N, C, H, W) to (N, C, H, W).
+    A, B, V and `out` are 1x1 convolutions without bias, M = B = C / 2: 2 C^2 parameters. By default the network gets
+    five, two spread over the second stage and three over the third: 7,340,032 in ResNet-50, which meets the 33.0M the
+    paper reports (32.90M; M = B = C / 4, common in re-implementations, would give 29.2M). `out` starts at zero, so
+    the block starts as the identity. Maps (N, C, H, W) to (N, C, H, W).
 
     Args:
         channels: C.
@@ -48,4 +48,5 @@ class DoubleAttention(nn.Module):
         gather_NBL = self.gather(x_NCHW).flatten(2).softmax(2)
         summaries_NMB = self.feature(x_NCHW).flatten(2) @ gather_NBL.transpose(1, 2)
         mixed_NML = summaries_NMB @ self.distribute(x_NCHW).flatten(2).softmax(1)
-        return x_NCHW + self.out(mixed_NML.unflatten(2, x_NCHW.shape[2:]))
+        y_NCHW: Tensor = x_NCHW + self.out(mixed_NML.unflatten(2, x_NCHW.shape[2:]))
+        return y_NCHW

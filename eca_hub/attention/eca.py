@@ -22,8 +22,8 @@ def kernel_size_for(channels: int, gamma: float = 2.0, b: float = 1.0, mapping: 
 
         k = |log2(C) / gamma + b / gamma|_odd
 
-    The value is cut to an integer and an even one goes up, as in the paper's figure 3: 64 channels give 3, 256 give 5, 2048 give 7.
-    The linear mapping that the paper starts from (eq. 10) has C in the place of log2(C).
+    The value is cut to an integer and an even one goes up, as in the paper's figure 3: 64 channels give 3, 256 give
+    5, 2048 give 7. The linear mapping that the paper starts from (eq. 10) has C in the place of log2(C).
 
     Args:
         channels: C, the width of the map that is rescaled.
@@ -58,13 +58,14 @@ class ECA(nn.Module):
 
         gate = sigmoid(conv1d(mean_HW(x)));  y = x * gate
 
-    All positions share the kernel, so the layer has `kernel_size` parameters however many channels there are. Channels at both
-    ends see zeros as neighbours, as in the paper. Maps (N, C, H, W) to (N, C, H, W), in the input's dtype and memory format.
+    All positions share the kernel, so the layer has `kernel_size` parameters however many channels there are.
+    Channels at both ends see zeros as neighbours, as in the paper. Maps (N, C, H, W) to (N, C, H, W), in the input's
+    dtype and memory format.
 
     Args:
         channels: C. Chooses the kernel when none is given.
-        kernel_size: Odd number of neighbouring channels that set one gate. None takes `kernel_size_for(channels)`; published
-            weights need the sizes in their config.json, which differ from that rule.
+        kernel_size: Odd number of neighbouring channels that set one gate. None takes `kernel_size_for(channels)`;
+            published weights need the sizes in their config.json, which differ from that rule.
 
     Raises:
         InvalidConfig: kernel_size is even or below 1.
@@ -86,8 +87,8 @@ class ECANS(nn.Module):
 
         gate_c = sigmoid(sum_j w[c, j] * mean_HW(x)[c + j - (k - 1) / 2]);  y = x * gate
 
-    A band matrix of k numbers a row: k * C parameters, 45,312 in ResNet-50 with k = 3 (the paper's table 2, eq. 6 and 7). Maps
-    (N, C, H, W) to (N, C, H, W).
+    A band matrix of k numbers a row: k * C parameters, 45,312 in ResNet-50 with k = 3 (the paper's table 2, eq. 6 and
+    7). Maps (N, C, H, W) to (N, C, H, W).
 
     Args:
         channels: C.

@@ -20,7 +20,8 @@ class GlobalContext(nn.Module):
         a = softmax_L(conv1x1(x));  c = sum_L a x;  y = x + W2 relu(norm(W1 c)), W1: C/r x C
 
     2 C^2 / r + 2 C + 3 C/r + 1 parameters, all layers with a bias; in the blocks of the second to the last stage, as
-    the authors do, 2,521,741 in ResNet-50. W2 starts at zero, so the block starts as the identity. Maps (N, C, H, W) to (N, C, H, W).
+    the authors do, 2,521,741 in ResNet-50. W2 starts at zero, so the block starts as the identity. Maps (N, C, H, W)
+    to (N, C, H, W).
 
     Args:
         channels: C.
@@ -48,4 +49,5 @@ class GlobalContext(nn.Module):
         """Add the summary of each map to all its positions."""
         weights_NL1 = self.attend(x_NCHW).flatten(2).softmax(2).transpose(1, 2)
         context_NC11 = (x_NCHW.flatten(2) @ weights_NL1).unsqueeze(3)
-        return x_NCHW + self.conv2(self.act(self.norm(self.conv1(context_NC11))))
+        y_NCHW: Tensor = x_NCHW + self.conv2(self.act(self.norm(self.conv1(context_NC11))))
+        return y_NCHW

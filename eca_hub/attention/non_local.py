@@ -1,7 +1,7 @@
 """Non-local: every position looks at every other.
 
-Source: Wang et al., Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971, eq. 1 to 6, embedded Gaussian.
-Reference code: github.com/AlexHex7/Non-local_pytorch, lib/non_local_embedded_gaussian.py (Apache-2.0).
+Source: Wang et al., Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971, eq. 1 to 6, embedded
+Gaussian. Reference code: github.com/AlexHex7/Non-local_pytorch, lib/non_local_embedded_gaussian.py (Apache-2.0).
 
 Shapes: N images, C channels, H height, W width, L = H * W positions, D inner channels. Knows nothing of backbones.
 """
@@ -19,9 +19,9 @@ class NonLocal(nn.Module):
 
         y = x + out(softmax_j(query(x)_i . key(x)_j) value(x)_j), all four 1x1 convolutions with a bias, D = C / 2
 
-    4 C D + 3 D + C parameters: one block at 1024 channels has 2,099,712. By default the network gets one, after the last block but
-    one of the third stage. `out` starts at zero, so the block starts as the identity. It holds L x L numbers an image, so its
-    cost grows with the square of the map. Maps (N, C, H, W) to (N, C, H, W).
+    4 C D + 3 D + C parameters: one block at 1024 channels has 2,099,712. By default the network gets one, after the
+    last block but one of the third stage. `out` starts at zero, so the block starts as the identity. It holds L x L
+    numbers an image, so its cost grows with the square of the map. Maps (N, C, H, W) to (N, C, H, W).
 
     Args:
         channels: C.
@@ -50,4 +50,5 @@ class NonLocal(nn.Module):
         query_NLD = self.query(x_NCHW).flatten(2).transpose(1, 2)
         likeness_NLL = (query_NLD * self.scale) @ self.key(x_NCHW).flatten(2)
         mixed_NDL = self.value(x_NCHW).flatten(2) @ likeness_NLL.softmax(2).transpose(1, 2)
-        return x_NCHW + self.out(mixed_NDL.unflatten(2, x_NCHW.shape[2:]))
+        y_NCHW: Tensor = x_NCHW + self.out(mixed_NDL.unflatten(2, x_NCHW.shape[2:]))
+        return y_NCHW

@@ -1,8 +1,8 @@
 """Where in a network a method belongs.
 
-A method says so with a class attribute `place`; a backbone offers places and refuses those it lacks. A method that says nothing,
-or any callable of yours, enters every residual block before the addition. Knows nothing of networks: stages are counted from 1,
-blocks by their number within a stage.
+A method says so with a class attribute `place`; a backbone offers places and refuses those it lacks. A method that
+says nothing, or any callable of yours, enters every residual block before the addition. Knows nothing of networks:
+stages are counted from 1, blocks by their number within a stage.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """Later methods of ECA's cost class, which its users now compare it with.
 
-Those that timm has are timm's own modules under our contract; timm is imported when one is made. Shapes: N images, C channels,
-H height, W width. All map (N, C, H, W) to (N, C, H, W); all but EffectiveSE and coordinate attention cost a few C at most.
+Those that timm has are timm's own modules under our contract; timm is imported when one is made. Shapes: N images, C
+channels, H height, W width. All map (N, C, H, W) to (N, C, H, W); all but EffectiveSE and coordinate attention cost a
+few C at most.
 """
 
 import torch
@@ -13,18 +14,19 @@ from eca_hub.attention.gate import rescale
 def make_effective_se(channels: int) -> nn.Module:
     """Gate channels by one full layer: gate = hardsigmoid(W mean_HW(x) + b).
 
-    C^2 + C parameters. Source: Lee and Park, CenterMask, CVPR 2020, https://arxiv.org/abs/1911.06667. Code: timm's EffectiveSEModule.
+    C^2 + C parameters. Source: Lee and Park, CenterMask, CVPR 2020, https://arxiv.org/abs/1911.06667. Code: timm's
+    EffectiveSEModule.
     """
-    from timm.layers import EffectiveSEModule
+    from timm.layers.squeeze_excite import EffectiveSEModule
 
     return EffectiveSEModule(channels)
 
 
 def make_circular_eca(channels: int) -> nn.Module:
-    """Gate channels as ECA does, with the first and the last channel as neighbours; the kernel follows the paper's rule.
+    """Gate channels as ECA does, with the first and the last channel as neighbours.
 
-    k parameters. Source: Chris Ha, timm pull request 82, https://github.com/huggingface/pytorch-image-models/pull/82. Code: timm's
-    CecaModule.
+    k parameters, by the paper's rule. Source: Chris Ha, timm pull request 82, https://github.com/huggingface/pytorch-image-models/pull/82.
+    Code: timm's CecaModule.
     """
     from timm.layers.eca import CecaModule
 
@@ -32,10 +34,10 @@ def make_circular_eca(channels: int) -> nn.Module:
 
 
 def make_coordinate_attention(channels: int) -> nn.Module:
-    """Gate each position by its row and its column: y = x * gate_H * gate_W, both from one bottleneck over pooled rows and columns.
+    """Gate each position by its row and its column: y = x * gate_H * gate_W.
 
-    About 3 C^2 / 24 parameters. Source: Hou et al., Coordinate Attention, CVPR 2021, https://arxiv.org/abs/2103.02907. Code: timm's
-    CoordAttn.
+    Both gates come from one bottleneck over pooled rows and columns; about 3 C^2 / 24 parameters. Source: Hou et al.,
+    Coordinate Attention, CVPR 2021, https://arxiv.org/abs/2103.02907. Code: timm's CoordAttn.
     """
     from timm.layers.coord_attn import CoordAttn
 
@@ -43,10 +45,11 @@ def make_coordinate_attention(channels: int) -> nn.Module:
 
 
 def make_local_attention(channels: int) -> nn.Module:
-    """Gate each position by its row and its column through depthwise 1-D convolutions and group norm, without a bottleneck.
+    """Gate each position by its row and its column, without a bottleneck.
 
-    18 C parameters with timm's kernel of 7. Source: Xu and Wan, ELA, 2024, https://arxiv.org/abs/2403.01123. Code: timm's
-    EfficientLocalAttn.
+    Pooled rows and columns go through depthwise 1-D convolutions and a group norm; 18 C parameters with timm's kernel
+    of 7. Source: Xu and Wan, ELA, 2024, https://arxiv.org/abs/2403.01123. Code:
+    timm's EfficientLocalAttn.
     """
     from timm.layers.coord_attn import EfficientLocalAttn
 
@@ -56,7 +59,8 @@ def make_local_attention(channels: int) -> nn.Module:
 def make_strip_attention(channels: int) -> nn.Module:
     """Gate each position by pooled rows and columns, each refined by a depthwise convolution of 3.
 
-    6 C parameters. Source and code: timm's StripAttn, after Hou et al., Strip Pooling, CVPR 2020, https://arxiv.org/abs/2003.13328.
+    6 C parameters. Source and code: timm's StripAttn, after Hou et al., Strip Pooling, CVPR 2020,
+    https://arxiv.org/abs/2003.13328.
     """
     from timm.layers.coord_attn import StripAttn
 
@@ -68,7 +72,8 @@ class SimAM(nn.Module):
 
         y = x * sigmoid((x - mean_HW)^2 / (4 (var_HW + lambda)) + 1/2), var over H W - 1
 
-    Source: Yang et al., SimAM, ICML 2021, https://proceedings.mlr.press/v139/yang21o.html, eq. 5; written from the formula.
+    Source: Yang et al., SimAM, ICML 2021, https://proceedings.mlr.press/v139/yang21o.html, eq. 5; written from the
+    formula.
 
     Args:
         channels: C. Not needed; every method is called with it.
@@ -92,8 +97,8 @@ class SRM(nn.Module):
 
         gate = sigmoid(norm(u * mean_HW(x) + v * std_HW(x)));  y = x * gate
 
-    4 C parameters with the norm. Source: Lee et al., SRM, ICCV 2019, https://arxiv.org/abs/1903.10829, eq. 1 to 3; written from the
-    formula.
+    4 C parameters with the norm. Source: Lee et al., SRM, ICCV 2019, https://arxiv.org/abs/1903.10829, eq. 1 to 3;
+    written from the formula.
 
     Args:
         channels: C.

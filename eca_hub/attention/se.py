@@ -1,10 +1,11 @@
 """Squeeze and excitation, and the variants by which ECA-Net takes it apart.
 
-Sources: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018, https://arxiv.org/abs/1709.01507; for the variants Wang et al.,
-ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151, section 3.1 and table 2.
-Reference code: github.com/hujie-frank/SENet (Caffe). The variants were never published as code.
+Sources: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018, https://arxiv.org/abs/1709.01507; for the variants
+Wang et al., ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151, section 3.1 and table 2. Reference code:
+github.com/hujie-frank/SENet (Caffe). The variants were never published as code.
 
-All compute y = x * sigmoid(map(mean_HW(x))) and differ in the map. Shapes: N images, C channels, H height, W width, r reduction.
+All compute y = x * sigmoid(map(mean_HW(x))) and differ in the map. Shapes: N images, C channels, H height, W width, r
+reduction.
 """
 
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ class SE(nn.Module):
 
         gate = sigmoid(W2 relu(W1 mean_HW(x))), W1: C/r x C, W2: C x C/r;  y = x * gate
 
-    2 C^2 / r parameters: 2,514,944 in ResNet-50. The ECA-Net paper counts it without bias, which is the default here; the SENet
-    authors and timm have one. Maps (N, C, H, W) to (N, C, H, W).
+    2 C^2 / r parameters: 2,514,944 in ResNet-50. The ECA-Net paper counts it without bias, which is the default here;
+    the SENet authors and timm have one. Maps (N, C, H, W) to (N, C, H, W).
 
     Args:
         channels: C.

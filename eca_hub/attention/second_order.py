@@ -1,15 +1,18 @@
 """Second-order pooling: gate channels by how they vary together.
 
-Source: Gao et al., Global Second-order Pooling Convolutional Networks, CVPR 2019, https://arxiv.org/abs/1811.12006 (GSoP-Net1).
-Reference code: github.com/ZilinGao/Global-Second-order-Pooling-Convolutional-Networks, torchvision/models/resnet.py (MIT).
+Source: Gao et al., Global Second-order Pooling Convolutional Networks, CVPR 2019, https://arxiv.org/abs/1811.12006
+(GSoP-Net1). Reference code: github.com/ZilinGao/Global-Second-order-Pooling-Convolutional-Networks,
+torchvision/models/resnet.py (MIT).
 
-Shapes: N images, C channels, H height, W width, L = H * W positions, D channels of the covariance. Knows nothing of backbones.
+Shapes: N images, C channels, H height, W width, L = H * W positions, D channels of the covariance. Knows nothing of
+backbones.
 """
 
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from eca_hub.attention.gate import rescale
 from eca_hub.attention.place import InBlock
 from eca_hub.errors import InvalidConfig
 
@@ -20,8 +23,8 @@ class SecondOrder(nn.Module):
         z = relu(norm(conv1x1(relu(x)))), D channels;  S = (z - mean_L z)(z - mean_L z)^T / L, D x D
         y = x * sigmoid(W2 rows(norm(S))), rows: each row of S to 4 numbers, W2: C x 4 D
 
-    C D + 3 D for the reduction, 2 D + 4 D^2 + 4 D for the rows, 4 D C + C for W2: 2,728,192 in ResNet-50, in the last block of
-    each stage, with D = 128. The last stage keeps the size of the third. Maps (N, C, H, W) to (N, C, H, W).
+    C D + 3 D for the reduction, 2 D + 4 D^2 + 4 D for the rows, 4 D C + C for W2: 2,728,192 in ResNet-50, in the last
+    block of each stage, with D = 128. The last stage keeps the size of the third. Maps (N, C, H, W) to (N, C, H, W).
 
     Args:
         channels: C.
@@ -51,4 +54,4 @@ class SecondOrder(nn.Module):
         centred_NDL = z_NDL - z_NDL.mean(2, keepdim=True)
         covariance_NDD = centred_NDL @ centred_NDL.transpose(1, 2) / z_NDL.shape[2]
         logits_NC11 = self.out(self.rows(self.row_norm(covariance_NDD.unsqueeze(3))))
-        return x_NCHW * logits_NC11.sigmoid()
+        return rescale(x_NCHW, logits_NC11.flatten(1))

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
@@ -17,10 +16,14 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Print a table of the paper, or the cost of one network."""
     parser = CommandParser("complexity", "Count parameters and multiply-adds, beside the published figures.")
-    parser.add_argument("--table", choices=["2", "3", "4", "5"], help="A table of the paper; all four when none is given.")
+    parser.add_argument(
+        "--table", choices=["2", "3", "4", "5"], help="A table of the paper; all four when none is given."
+    )
     parser.add_argument("--model", help="Count this network instead, such as resnet50 or eca_resnet50.")
     parser.add_argument("--attention", help="Method inside --model, such as se; see eca-hub models.")
-    parser.add_argument("--attention_args", type=dict[str, Any], default={}, help='Its options, such as {"reduction": 8}.')
+    parser.add_argument(
+        "--attention_args", type=dict[str, Any], default={}, help='Its options, such as {"reduction": 8}.'
+    )
     parser.add_argument("--num_classes", type=int, default=1000, help="Outputs of --model.")
     parser.add_argument("--image_size_px", type=int, default=224, help="Side of the square image for --model.")
     parser.add_argument("--json", action="store_true", help="Print one JSON document.")
@@ -65,10 +68,12 @@ def _one_network(config: "ModelConfig", num_classes: int, image_size_px: int, *,
         complexity.multiply_adds,
         complexity.paper_multiply_adds,
     )
-    print(f"parameters                   {parameters:>14,}   {parameters / 1e6:.2f} M   {parameters / 2**20:.2f} x 2^20")
+    print(
+        f"parameters                   {parameters:>14,}   {parameters / 1e6:.2f} M   {parameters / 2**20:.2f} x 2^20"
+    )
     print(f"multiply-adds, plain         {plain:>14,}   {plain / 1e9:.3f} G   {plain / 2**30:.3f} x 2^30")
     print(f"multiply-adds, paper's rule  {paper:>14,}   {paper / 1e9:.3f} G   {paper / 2**30:.3f} x 2^30")
-    for kind, ops in asdict(complexity.layer_ops).items():
+    for kind, ops in complexity.paper_terms.items():
         print(f"  {kind:<26} {ops:>14,}")
     return 0
 
@@ -82,7 +87,7 @@ def _cost(complexity: "Complexity") -> dict[str, Any]:
         "multiply_adds_plain": complexity.multiply_adds,
         "multiply_adds_paper": complexity.paper_multiply_adds,
         "multiply_adds_poster": complexity.poster_multiply_adds,
-        "paper_rule_terms": asdict(complexity.layer_ops),
+        "paper_rule_terms": complexity.paper_terms,
     }
 
 
@@ -116,51 +121,52 @@ def _tables(chosen: "TableName | None", *, as_json: bool) -> int:
 
 def _render(title: str, rows: list["Compared"], footnotes: list[str]) -> str:
     """Align the rows in columns; notes stand below, numbered."""
-    header = ("", "", "parameters", "10^6", "2^20", "printed", "", "plain", "by its rule", "", "printed", "", "")
     notes: list[str] = []
-    cells = [header]
     for row in rows:
-        printed = row.published
-        if printed.note and printed.note not in notes:
-            notes.append(printed.note)
-        is_table_2 = bool(printed.module_parameters)
-        parameters = row.attention_parameters if is_table_2 else row.parameters
-        by_rule = f"{row.ruled_multiply_adds:,}"
-        letter = printed.multiply_adds[-1:] or "G"
-        scale = (2.0 if printed.rule in ("paper", "poster") else 10.0) ** (
-            (30 if letter == "G" else 20) if printed.rule in ("paper", "poster") else (9 if letter == "G" else 6)
-        )
-        cells.append(
-            (
-                printed.backbone if not printed.detector else f"{_DETECTORS[printed.detector]} {printed.backbone}",
-                printed.method,
-                f"{parameters:,}",
-                f"{parameters / 1e6:.3f}",
-                f"{parameters / 2**20:.3f}",
-                printed.module_parameters or printed.parameters,
-                _verdict(row.parameters_match),
-                f"{row.multiply_adds:,}",
-                by_rule,
-                f"{row.ruled_multiply_adds / scale:.3f}",
-                printed.multiply_adds,
-                _verdict(row.multiply_adds_match),
-                f"[{notes.index(printed.note) + 1}]" if printed.note else "",
-            )
-        )
-    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
-    left = {0, 1, 6, 11, 12}
+        if row.published.note and row.published.note not in notes:
+            notes.append(row.published.note)
+    cells = [_HEADER, *(_cells(row, notes) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
     lines = [
         "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
+            cell.ljust(width) if column in _LEFT else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells
     ]
-    below = [*footnotes, *(f"[{number}] {note}" for number, note in enumerate(notes, start=1))]
-    return "\n".join([title, "", *lines, "", *below, ""])
+    numbered = [f"[{number}] {note}" for number, note in enumerate(notes, start=1)]
+    return "\n".join([title, "", *lines, "", _LEGEND, *footnotes, *numbered, ""])
 
 
+_HEADER = (
+    *("backbone", "method", "parameters", "10^6", "2^20", "printed", ""),
+    *("multiply-adds: plain", "by the row's rule", "", "printed", "", ""),
+)
+_LEFT = {0, 1, 6, 11, 12}
+_LEGEND = "Plain: one for each product. By the row's rule: as the printed figure was counted, in its own unit."
 _DETECTORS = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "retinanet": "RetinaNet"}
+
+
+def _cells(row: "Compared", notes: list[str]) -> tuple[str, ...]:
+    from eca_hub.models.paper import in_printed_unit
+
+    printed = row.published
+    parameters = row.attention_parameters if printed.module_parameters else row.parameters
+    return (
+        f"{_DETECTORS[printed.detector]} {printed.backbone}" if printed.detector else printed.backbone,
+        printed.method,
+        f"{parameters:,}",
+        f"{parameters / 10**6:.3f}",
+        f"{parameters / 2**20:.3f}",
+        printed.module_parameters or printed.parameters,
+        _verdict(row.parameters_match),
+        "" if row.multiply_adds is None else f"{row.multiply_adds:,}",
+        f"{row.ruled_multiply_adds:,}",
+        f"{in_printed_unit(row):.3f}",
+        printed.multiply_adds,
+        _verdict(row.multiply_adds_match),
+        f"[{notes.index(printed.note) + 1}]" if printed.note else "",
+    )
 
 
 def _verdict(match: bool | None) -> str:

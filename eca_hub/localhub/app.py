@@ -7,6 +7,7 @@ import inspect
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .call import Call, Hub, read_body, refusal_response
 from .errors import HubRefusal, disk_full, is_disk_full, repo_not_found
+from .names import REPO_TYPES, RepoType
 from .routes import account, discussions, download, files, lfs, pages, refs, repos, upload, xet
 from .store import Store
 from .users import Users
@@ -25,53 +27,53 @@ from .users import Users
 Handler = Callable[[Call], Response] | Callable[[Call], Awaitable[Response]]
 
 LFS_PART_BYTES = 64 << 20
+_REPO_PATHS = tuple(f"/api/{repo_type}s/" for repo_type in REPO_TYPES)
 _log = logging.getLogger(__name__)
 
-_REPO = "/{owner}/{name}"
-_API = "/api/{kind:kind}/{owner}/{name}"
 _XET = "/-/xet/{store}/{writer}"
 
-_TABLE: tuple[tuple[str, str, Handler], ...] = (
+_ONCE: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/", pages.index),
     ("GET", "/api/whoami-v2", account.whoami),
     ("POST", "/api/validate-yaml", account.validate_yaml),
     ("POST", "/api/repos/create", repos.create),
     ("DELETE", "/api/repos/delete", repos.delete),
     ("POST", "/api/repos/move", repos.move),
-    ("GET", "/api/{kind:kind}", repos.list_repos),
-    ("GET", _API, repos.info),
-    ("GET", _API + "/revision/{rev}", repos.info),
-    ("PUT", _API + "/settings", repos.settings),
-    ("GET", _API + "/auth-check", repos.auth_check),
-    ("GET", _API + "/auth-check/write", repos.auth_check),
-    ("GET", _API + "/refs", refs.list_refs),
-    ("GET", _API + "/commits/{rev}", refs.list_commits),
-    ("POST", _API + "/branch/{rev}", refs.create_branch),
-    ("DELETE", _API + "/branch/{rev}", refs.delete_branch),
-    ("POST", _API + "/tag/{rev}", refs.create_tag),
-    ("DELETE", _API + "/tag/{rev}", refs.delete_tag),
-    ("POST", _API + "/super-squash/{rev}", refs.squash),
-    ("GET", _API + "/tree/{rev}", files.list_tree),
-    ("GET", _API + "/tree/{rev}/{path:path}", files.list_tree),
-    ("POST", _API + "/paths-info/{rev}", files.paths_info),
-    ("POST", _API + "/preupload/{rev}", upload.preupload),
-    ("POST", _API + "/commit/{rev}", upload.commit),
-    ("GET", _API + "/xet-write-token/{rev}", xet.write_token),
-    ("GET", _API + "/discussions", discussions.list_discussions),
-    ("POST", _API + "/discussions", discussions.create),
-    ("GET", _API + "/discussions/{number}", discussions.details),
-    ("POST", _API + "/discussions/{number}/comment", discussions.comment),
-    ("POST", _API + "/discussions/{number}/comment/{event}/edit", discussions.edit_comment),
-    ("POST", _API + "/discussions/{number}/title", discussions.rename),
-    ("POST", _API + "/discussions/{number}/status", discussions.change_status),
-    ("POST", _API + "/discussions/{number}/merge", discussions.merge),
     ("POST", _XET + "/v1/xorbs/default/{xorb}", xet.put_xorb),
     ("POST", _XET + "/v1/shards", xet.put_shard),
     ("PUT", "/-/lfs/{oid}", lfs.put_object),
     ("PUT", "/-/lfs/{oid}/{upload}/{part}", lfs.put_part),
     ("POST", "/-/lfs/{oid}/{upload}", lfs.complete),
-    ("GET", "/", pages.index),
 )
-_TABLE_OF_EACH_KIND: tuple[tuple[str, str, Handler], ...] = (
+_UNDER_API: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "", repos.info),
+    ("GET", "/revision/{rev}", repos.info),
+    ("PUT", "/settings", repos.settings),
+    ("GET", "/auth-check", repos.auth_check),
+    ("GET", "/auth-check/write", repos.auth_check),
+    ("GET", "/refs", refs.list_refs),
+    ("GET", "/commits/{rev}", refs.list_commits),
+    ("POST", "/branch/{rev}", refs.create_branch),
+    ("DELETE", "/branch/{rev}", refs.delete_branch),
+    ("POST", "/tag/{rev}", refs.create_tag),
+    ("DELETE", "/tag/{rev}", refs.delete_tag),
+    ("POST", "/super-squash/{rev}", refs.squash),
+    ("GET", "/tree/{rev}", files.list_tree),
+    ("GET", "/tree/{rev}/{path:path}", files.list_tree),
+    ("POST", "/paths-info/{rev}", files.paths_info),
+    ("POST", "/preupload/{rev}", upload.preupload),
+    ("POST", "/commit/{rev}", upload.commit),
+    ("GET", "/xet-write-token/{rev}", xet.write_token),
+    ("GET", "/discussions", discussions.list_discussions),
+    ("POST", "/discussions", discussions.create),
+    ("GET", "/discussions/{number}", discussions.details),
+    ("POST", "/discussions/{number}/comment", discussions.comment),
+    ("POST", "/discussions/{number}/comment/{event}/edit", discussions.edit_comment),
+    ("POST", "/discussions/{number}/title", discussions.rename),
+    ("POST", "/discussions/{number}/status", discussions.change_status),
+    ("POST", "/discussions/{number}/merge", discussions.merge),
+)
+_UNDER_PAGE: tuple[tuple[str, str, Handler], ...] = (
     ("POST", ".git/info/lfs/objects/batch", lfs.batch),
     ("POST", ".git/info/lfs/verify", lfs.verify),
     ("GET", "/resolve/{rev}/{path:path}", download.resolve),
@@ -79,3 +81,104 @@ _TABLE_OF_EACH_KIND: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/commit/{rev}", pages.repo),
     ("GET", "", pages.repo),
 )
+
+
+def create_app(store: Store, users: Users, *, lfs_part_bytes: int = LFS_PART_BYTES) -> ASGIApp:
+    """Make the hub, to be served by itself or mounted under a path of another application.
+
+    Args:
+        store: An opened store. The application does not close it.
+        users: Whose tokens are valid.
+        lfs_part_bytes: LFS objects that are larger are sent in parts of this size.
+    """
+    hub = Hub(store, users, lfs_part_bytes)
+    routes = [_route(hub, method, path, handler) for method, path, handler in _ONCE]
+    for repo_type in REPO_TYPES:
+        api, page = f"/api/{repo_type}s", "" if repo_type == "model" else f"/{repo_type}s"
+        routes.append(_route(hub, "GET", api, repos.list_repos, repo_type))
+        routes += [
+            _route(hub, method, f"{api}/{{owner}}/{{name}}{path}", handler, repo_type)
+            for method, path, handler in _UNDER_API
+        ]
+        routes += [
+            _route(hub, method, f"{page}/{{owner}}/{{name}}{path}", handler, repo_type)
+            for method, path, handler in _UNDER_PAGE
+        ]
+    handlers = {HubRefusal: _on_refusal, HTTPException: _on_no_route, OSError: _on_os_error, Exception: _on_bug}
+    app = Starlette(routes=routes, exception_handlers={**handlers, ClientDisconnect: _on_disconnect})
+    app.router.redirect_slashes = False
+    return _Envelope(app)
+
+
+class _Envelope:
+    """What holds for every request: routing by the path as it was sent, and an id on every answer.
+
+    Starlette routes on the decoded path, in which the slash of `refs%2Fpr%2F1` can no longer be told from one that divides.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
+        request_id = secrets.token_hex(8)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._app({**scope, "path": raw_path.decode("latin-1")}, receive, send_with_id)
+
+
+def _route(hub: Hub, method: str, path: str, handler: Handler, repo_type: RepoType = "model") -> Route:
+    is_async = inspect.iscoroutinefunction(handler)
+    # Links under /-/ carry their own permission in place of a user's token.
+    needs_valid_token = not path.startswith("/-/")
+
+    async def endpoint(request: Request) -> Response:
+        call = Call(hub, request, repo_type)
+        if needs_valid_token:
+            call.check_token()
+        if is_async:
+            response = handler(call)
+            assert inspect.isawaitable(response)
+            return await response
+        call.body = await read_body(request)
+        return await run_in_threadpool(handler, call)  # type: ignore[arg-type]
+
+    return Route(path, endpoint, methods=[method])
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HubRefusal)
+    return refusal_response(error)
+
+
+async def _on_no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    # A name without an owner fits no route; the client asks for such names and expects the answer for a missing repository.
+    if error.status_code == 404 and (path.startswith(_REPO_PATHS) or "/resolve/" in path):
+        return refusal_response(repo_not_found("authorization" in request.headers))
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    return refusal_response(HubRefusal(error.status_code, code, error.detail, dict(error.headers or {})))
+
+
+async def _on_os_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if is_disk_full(error):
+        return refusal_response(disk_full())
+    return await _on_bug(request, error)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return refusal_response(HubRefusal(500, "internal_error", "The hub failed; its log says why."))
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)

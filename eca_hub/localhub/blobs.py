@@ -11,9 +11,10 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from .disk import make_folder, replace_durably
 from .errors import blob_corrupt, invalid
@@ -127,7 +128,7 @@ class Blobs:
             with self._lock:
                 self._found_whole[sha256] = (signature, self._clock() + TRUST_S)
 
-    def open_checked(self, sha256: str) -> BinaryIO:
+    def open_checked(self, sha256: str) -> BufferedReader:
         """Open a blob for reading after its bytes have been found to be the right ones.
 
         Raises:
@@ -166,7 +167,7 @@ class Blobs:
             for folder in sorted(self._folder.iterdir()):
                 yield from sorted(folder.iterdir())
 
-    def _check(self, file: BinaryIO, sha256: str, signature: _Signature) -> None:
+    def _check(self, file: BufferedReader, sha256: str, signature: _Signature) -> None:
         is_whole = sha256_of(file) == sha256
         file.seek(0)
         with self._lock:
@@ -189,6 +190,6 @@ class Blobs:
         return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) if is_ours else None
 
 
-def sha256_of(file: BinaryIO) -> str:
+def sha256_of(file: BufferedReader) -> str:
     """Hash a file from where it stands to its end."""
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes, urlencode
 
 from starlette.requests import Request
@@ -24,11 +25,12 @@ from .errors import (
     token_needed,
     too_large,
 )
-from .names import RepoId, parse_repo_id, parse_repo_type
+from .names import RepoId, RepoType, parse_repo_id
 from .repos import Repo
 from .store import Store
 from .users import User, Users
 
+Item = TypeVar("Item")
 MAX_BODY_BYTES = 4 << 20
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -48,15 +50,31 @@ class Call:
     Args:
         hub: The store and the users.
         request: The request; its path is routed as it was sent, still percent-encoded, so that `%2F` in a branch is no slash.
-        body: The body, unless the route reads it piece by piece.
+        repo_type: What the path speaks of.
     """
 
-    def __init__(self, hub: Hub, request: Request, body: bytes = b"") -> None:
+    def __init__(self, hub: Hub, request: Request, repo_type: RepoType = "model") -> None:
         self.hub = hub
         self.store = hub.store
         self.request = request
-        self.body = body
-        self.user = self._find_user()
+        self.repo_type = repo_type
+        self.body = b""
+
+    @cached_property
+    def user(self) -> User | None:
+        """Who asks, or None without a token."""
+        headers = [value for name, value in self.request.headers.raw if name == b"authorization"]
+        if not headers:
+            return None
+        scheme, _, token = headers[0].partition(b" ")
+        user = self.hub.users.find(token.strip()) if len(headers) == 1 and scheme.lower() == b"bearer" else None
+        if user is None:
+            raise bad_token()
+        return user
+
+    def check_token(self) -> None:
+        """Refuse a token that nobody owns, also where none is needed."""
+        _ = self.user
 
     def param(self, name: str) -> str:
         """Return a part of the path, decoded."""
@@ -108,10 +126,15 @@ class Call:
         return f"{self.request.url.scheme}://{host}{self.request.scope.get('root_path', '')}"
 
     @property
+    def path(self) -> str:
+        """The path under the hub's URL, as it was sent."""
+        path: str = self.request.scope["path"]
+        return path.removeprefix(self.request.scope.get("root_path", ""))
+
+    @property
     def repo_id(self) -> RepoId:
         """The repository that the path names, as the caller spells it."""
-        kind = self.request.path_params.get("kind", "models")
-        return parse_repo_id(parse_repo_type(kind.removesuffix("s")), f"{self.param('owner')}/{self.param('name')}")
+        return parse_repo_id(self.repo_type, f"{self.param('owner')}/{self.param('name')}")
 
     def repo(self) -> tuple[RepoId, Repo]:
         """Return the repository that the path names, with its name as its owner spells it.
@@ -159,9 +182,7 @@ class Call:
             raise forbidden(f"{user.name} may only read")
         return repo_id, repo, user
 
-    def page[Item](
-        self, items: Sequence[Item], view: Callable[[Item], object], default: int, largest: int, wants_limit: bool = False
-    ) -> Response:
+    def page(self, items: Sequence[Item], view: Callable[[Item], object], default: int, largest: int) -> Response:
         """Answer with one page of a list and a link to the next.
 
         Args:
@@ -169,30 +190,15 @@ class Call:
             view: Makes an item's JSON; called for this page only.
             default: Length of a page when the caller names no limit.
             largest: No page is longer.
-            wants_limit: The caller's limit is all that there is to send: no next page.
         """
         start = self.number("cursor", 0, len(items))
         end = start + max(1, self.number("limit", default, largest))
         headers = {}
-        if end < len(items) and not wants_limit:
+        if end < len(items):
             pairs = [pair for pair in self.request.query_params.multi_items() if pair[0] != "cursor"]
-            url = f"{self.base_url}{self._path()}?{urlencode([*pairs, ('cursor', str(end))])}"
+            url = f"{self.base_url}{self.path}?{urlencode([*pairs, ('cursor', str(end))])}"
             headers["Link"] = f'<{url}>; rel="next"'
         return json_response([view(item) for item in items[start:end]], headers=headers)
-
-    def _path(self) -> str:
-        path: str = self.request.scope["path"]
-        return path.removeprefix(self.request.scope.get("root_path", ""))
-
-    def _find_user(self) -> User | None:
-        headers = [value for name, value in self.request.headers.raw if name == b"authorization"]
-        if not headers:
-            return None
-        scheme, _, token = headers[0].partition(b" ")
-        user = self.hub.users.find(token.strip()) if len(headers) == 1 and scheme.lower() == b"bearer" else None
-        if user is None:
-            raise bad_token()
-        return user
 
 
 async def read_body(request: Request, limit_bytes: int = MAX_BODY_BYTES) -> bytes:

@@ -36,7 +36,12 @@ class StoredFile:
     @cached_property
     def pointer(self) -> bytes:
         """The LFS pointer that git would hold."""
-        lines = ("version https://git-lfs.github.com/spec/v1", f"oid sha256:{self.sha256}", f"size {self.size_bytes}", "")
+        lines = (
+            "version https://git-lfs.github.com/spec/v1",
+            f"oid sha256:{self.sha256}",
+            f"size {self.size_bytes}",
+            "",
+        )
         return "\n".join(lines).encode()
 
     @property

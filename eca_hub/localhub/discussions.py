@@ -34,7 +34,7 @@ class Discussions:
         """The number that the next discussion will have."""
         # After a crash a reference may be ahead of its discussion.
         numbers = [int(ref.removeprefix("refs/pr/")) for ref in self._repo.refs if ref.startswith("refs/pr/")]
-        return max([0, *numbers, *(entry["num"] for entry in self._all)]) + 1
+        return max([0, *numbers, *(int(entry["num"]) for entry in self._all)]) + 1
 
     def get(self, number: int) -> dict[str, Any]:
         """Return a discussion by its number."""

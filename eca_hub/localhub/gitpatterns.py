@@ -6,10 +6,41 @@ Knows nothing about the store. Covers what such files hold in practice; characte
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-_BIG_FILE_ENDINGS = (
-    "7z arrow bin bz2 ckpt ftz gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar safetensors "
-    "tar tar.* tflite tgz wasm xz zip zst"
-).split()
+_BIG_FILE_ENDINGS = [
+    "7z",
+    "arrow",
+    "bin",
+    "bz2",
+    "ckpt",
+    "ftz",
+    "gz",
+    "h5",
+    "joblib",
+    "lfs.*",
+    "mlmodel",
+    "model",
+    "msgpack",
+    "npy",
+    "npz",
+    "onnx",
+    "ot",
+    "parquet",
+    "pb",
+    "pickle",
+    "pkl",
+    "pt",
+    "pth",
+    "rar",
+    "safetensors",
+    "tar",
+    "tar.*",
+    "tflite",
+    "tgz",
+    "wasm",
+    "xz",
+    "zip",
+    "zst",
+]
 
 DEFAULT_GITATTRIBUTES = "".join(
     f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
@@ -63,7 +94,9 @@ def _matches(pattern: str, path: str) -> bool:
         if piece == "**":
             depths = set(range(min(depths), len(path_pieces)))
         else:
-            depths = {depth + 1 for depth in depths if depth < len(path_pieces) and fnmatchcase(path_pieces[depth], piece)}
+            depths = {
+                depth + 1 for depth in depths if depth < len(path_pieces) and fnmatchcase(path_pieces[depth], piece)
+            }
         if not depths:
             return False
     return not pattern.endswith("/") or min(depths) < len(path_pieces)

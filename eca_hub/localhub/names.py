@@ -12,6 +12,7 @@ from .errors import HubRefusal, invalid
 RepoType = Literal["model", "dataset", "space"]
 REPO_TYPES: tuple[RepoType, ...] = ("model", "dataset", "space")
 
+RESERVED_OWNERS = ("api", "models", "datasets", "spaces")
 MAX_NAME_CHARS = 96
 MAX_PATH_BYTES = 1024
 MAX_REF_CHARS = 250
@@ -58,6 +59,13 @@ def check_name(name: str) -> str:
             f"Invalid name {name!r}: no '--', no '..', no '.' or '-' at an end, no '.git' or '.ipynb' at the end."
         )
     return name
+
+
+def check_owner(name: str) -> str:
+    """Accept the name under which new repositories are to stand, or refuse it."""
+    if name.lower() in RESERVED_OWNERS:
+        raise invalid(f"Invalid owner {name!r}: the hub's own addresses begin so.")
+    return check_name(name)
 
 
 def parse_repo_id(repo_type: RepoType, full_name: str) -> RepoId:

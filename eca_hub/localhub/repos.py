@@ -152,7 +152,9 @@ class Repo:
         """Bring what `source` changed since it left `target` onto `target`, as one commit."""
         with self.lock:
             target_ids = {commit_id for commit_id, _ in self.history(self._refs[target])}
-            base_id = next((commit_id for commit_id, _ in self.history(self._refs[source]) if commit_id in target_ids), None)
+            base_id = next(
+                (commit_id for commit_id, _ in self.history(self._refs[source]) if commit_id in target_ids), None
+            )
             base = dict(self.commit(base_id).files) if base_id else {}
             ours, theirs = dict(self.commit(self._refs[target]).files), dict(self.commit(self._refs[source]).files)
             changed = {path for path in {*base, *theirs} if base.get(path) != theirs.get(path)}

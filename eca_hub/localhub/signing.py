@@ -23,6 +23,11 @@ def sign(key: bytes, valid_until: int, *words: str) -> str:
 
 def is_signed(key: bytes, signature: str, valid_until: str, *words: str) -> bool:
     """Whether this hub gave this permission and it is still valid."""
-    if not valid_until.isascii() or not valid_until.isdigit() or len(valid_until) > 12 or int(valid_until) < time.time():
+    if (
+        not valid_until.isascii()
+        or not valid_until.isdigit()
+        or len(valid_until) > 12
+        or int(valid_until) < time.time()
+    ):
         return False
     return hmac.compare_digest(sign(key, int(valid_until), *words).encode(), signature.encode())

@@ -92,11 +92,17 @@ class Store:
     def all_repos(self, repo_type: RepoType) -> Iterator[tuple[RepoId, Repo]]:
         """Go through the repositories of a type."""
         with self._lock:
-            entries = [entry for key, entry in self._names.items() if key.startswith(f"{repo_type}s/") and "name" in entry]
+            entries = [
+                entry for key, entry in self._names.items() if key.startswith(f"{repo_type}s/") and "name" in entry
+            ]
         for entry in entries:
             found = self.find(_named(repo_type, entry["name"]))
             if found:
                 yield found
+
+    def folders(self) -> list[Path]:
+        """The folders of all repositories that have a name."""
+        return [self.root / "repos" / entry["folder"] for entry in self._names.values() if "folder" in entry]
 
     def create_repo(self, repo_id: RepoId, creator: str, is_private: bool) -> Repo:
         """Make a repository with its first commit.
@@ -158,11 +164,15 @@ class Store:
         if not self._identity:
             strangers = {path.name for path in self.root.iterdir()} - {"lock", "tmp", "token"}
             if strangers:
-                raise StoreUnusable(f"{self.root} is not a hub's folder and not empty: it holds {sorted(strangers)[0]!r}")
+                raise StoreUnusable(
+                    f"{self.root} is not a hub's folder and not empty: it holds {sorted(strangers)[0]!r}"
+                )
             identity = {"format": 1, "store_id": secrets.token_hex(16), "signing_key": secrets.token_hex(32)}
             self._write_identity(identity)
         elif self._identity.get("format") != 1:
-            raise StoreUnusable(f"{self.root} was written by another version of the hub (format {self._identity.get('format')})")
+            raise StoreUnusable(
+                f"{self.root} was written by another version of the hub (format {self._identity.get('format')})"
+            )
 
     def _write_identity(self, identity: dict[str, Any]) -> None:
         write_atomically(self.root / "hub.json", canonical_json(identity), "names", mode=0o600)

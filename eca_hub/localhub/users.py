@@ -87,7 +87,9 @@ class Users:
         except (ValueError, RecursionError):
             raise BadUsersFile(f'{path} is not JSON; write {{"alice": "token-of-alice"}}') from None
         if not isinstance(value, dict) or not value:
-            raise BadUsersFile(f'{path} must hold an object with at least one user; write {{"alice": "token-of-alice"}}')
+            raise BadUsersFile(
+                f'{path} must hold an object with at least one user; write {{"alice": "token-of-alice"}}'
+            )
         tokens = [_read_user(name, entry, path) for name, entry in value.items()]
         if len({token for _, token in tokens}) < len(tokens):
             raise BadUsersFile(f"{path}: two users have the same token; give each their own")

@@ -63,7 +63,9 @@ def entry_views(commit: Commit, paths: list[str]) -> Iterator[dict[str, Any]]:
         file = commit.files.get(path)
         if file:
             lfs = {"oid": file.sha256, "size": file.size_bytes, "pointerSize": len(file.pointer)}
-            yield {"type": "file", "oid": file.oid, "size": file.size_bytes, "path": path} | ({"lfs": lfs} if file.is_lfs else {})
+            yield {"type": "file", "oid": file.oid, "size": file.size_bytes, "path": path} | (
+                {"lfs": lfs} if file.is_lfs else {}
+            )
         elif path in commit.folders:
             yield {"type": "directory", "oid": commit.folders[path], "size": 0, "path": path}
 

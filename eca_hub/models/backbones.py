@@ -1,79 +1,193 @@
-"""The backbones, and the seam where attention enters each.
+"""The backbones, and the places where attention enters each.
 
-No ResNet code of ours: timm's blocks take a factory and call it with their output channels, after the last norm and before the
-residual addition, which is where the paper puts ECA. Knows nothing of labels, weights or files.
+No ResNet code of ours: timm and torchvision wrote the networks, and their blocks have slots for attention: after the
+last norm and before the residual addition, which is where the paper puts ECA. Knows nothing of labels, weights or
+files.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import timm
+import torchvision
+from timm.models import FeatureListNet
 from torch import nn
 
+from eca_hub.attention.place import AfterBlock, InBlock, InsteadOfConv, Place
+from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import Stem
+from eca_hub.models.places import Insertion, InvertedBlock, ResNetBlock, enter
 
-AttentionFactory = Callable[[int], nn.Module]
-"""Called with the channels of the map that it rescales."""
+
+class Build(Protocol):
+    """Makes a network, with attention if an insertion is given, and with its stages as outputs if `features_only`."""
+
+    def __call__(self, insertion: Insertion | None, *, num_classes: int, stem: Stem, features_only: bool) -> nn.Module:
+        """Make it, with fresh weights."""
+        ...
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A network with places for attention."""
 
-    widths: tuple[int, ...]
-    """Channels of the maps that attention rescales, one number a stage."""
-    build: Callable[[AttentionFactory | None, int, Stem], nn.Module]
-    """Make the network from an attention factory, the number of classes and the kind of stem."""
+    build: Build
+    widths: tuple[int, ...] = ()
+    """Channels of the maps that attention rescales, one number a stage; none if it has no place for attention."""
+    depths: tuple[int, ...] = ()
+    """Blocks of each stage."""
+    steps_px: tuple[int, ...] = ()
+    """Pixels of the picture from one position of a stage's map to the next, with its own stem."""
+    kinds: tuple[type[Place], ...] = ()
+    """The kinds of places it offers."""
+    tells_blocks_apart: bool = True
+    """Whether a place can be the last block of a stage, or only every block."""
+    released_kernel_sizes: tuple[int, ...] = ()
+    """The sizes that the published ECA weights have, one a stage; none if none were published."""
+    reduction: int = 16
+    """By how much bottlenecks of attention methods divide the channels."""
 
 
-def _timm_resnet(name: str, attention: AttentionFactory | None, num_classes: int, **options: Any) -> nn.Module:
-    if attention is not None:
+def residual_blocks(model: nn.Module) -> list[ResNetBlock]:
+    """Find the blocks of a timm ResNet, in order."""
+    stages = [(int(name.removeprefix("layer")), stage) for name, stage in model.named_children() if name[:5] == "layer"]
+    return [
+        ResNetBlock(number, place + 1, block)
+        for number, stage in stages
+        if isinstance(stage, nn.Sequential)
+        for place, block in enumerate(stage)
+    ]
 
-        def attention_layer(channels: int, device: object = None, dtype: object = None) -> nn.Module:
-            return attention(channels)
 
-        options["block_args"] = {"attn_layer": attention_layer}
+def _build_resnet(
+    name: str,
+    insertion: Insertion | None,
+    *,
+    num_classes: int,
+    stem: Stem,
+    features_only: bool,
+    **options: Any,
+) -> nn.Module:
     # The paper's recipe starts residual branches at full strength: no zero-initialised last norm.
-    model: nn.Module = timm.create_model(name, num_classes=num_classes, zero_init_last=False, **options)
+    model: nn.Module = timm.create_model(
+        name, num_classes=num_classes, features_only=features_only, zero_init_last=False, **options
+    )
+    if stem == "small":
+        width = model.get_submodule("bn1").num_features
+        assert isinstance(width, int)
+        model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+        for stage in model.feature_info.info if features_only else model.feature_info:  # type: ignore[union-attr]
+            stage["reduction"] = max(1, stage["reduction"] // 4)
+    if insertion:
+        enter(residual_blocks(model), insertion)
     return model
 
 
-def _imagenet_resnet(name: str, expansion: int) -> Backbone:
-    def build(attention: AttentionFactory | None, num_classes: int, stem: Stem) -> nn.Module:
-        model = _timm_resnet(name, attention, num_classes)
-        if stem == "small":
-            model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-            model.maxpool = nn.Identity()
-        return model
-
-    return Backbone(tuple(planes * expansion for planes in (64, 128, 256, 512)), build)
+def _resnet(
+    name: str, depths: tuple[int, ...], *, expansion: int = 4, released_kernel_sizes: tuple[int, ...] = ()
+) -> Backbone:
+    return Backbone(
+        partial(_build_resnet, name),
+        widths=tuple(planes * expansion for planes in (64, 128, 256, 512)),
+        depths=depths,
+        steps_px=(4, 8, 16, 32),
+        kinds=(InBlock, AfterBlock, InsteadOfConv),
+        released_kernel_sizes=released_kernel_sizes,
+    )
 
 
 def _cifar_resnet(blocks_per_stage: int) -> Backbone:
-    """He et al. 2016, section 4.2: three stages of 16, 32 and 64 channels for pictures of 32 px, here with 1x1 shortcuts."""
-    widths = (16, 32, 64)
+    """He et al. 2016, section 4.2: stages of 16, 32 and 64 channels for pictures of 32 px, here with 1x1 shortcuts."""
+    widths, depths = (16, 32, 64), (blocks_per_stage,) * 3
 
-    def build(attention: AttentionFactory | None, num_classes: int, stem: Stem) -> nn.Module:
-        # stem_width=8 with a deep stem is timm's way to start at 16 channels; the stem itself is then one 3x3 convolution.
-        options = {"layers": (blocks_per_stage,) * 3, "channels": widths, "stem_type": "deep", "stem_width": 8}
-        model = _timm_resnet("resnet18", attention, num_classes, **options)
-        model.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-        model.layer4 = nn.Identity()
+    def build(insertion: Insertion | None, *, num_classes: int, stem: Stem, features_only: bool) -> nn.Module:
+        # stem_width=8 with a deep stem is timm's way to start at 16 channels; the stem is then one 3x3 convolution.
+        options: dict[str, Any] = {"layers": depths, "channels": widths, "stem_type": "deep", "stem_width": 8}
+        if features_only:
+            options["out_indices"] = (0, 1, 2, 3)
+        model = _build_resnet(
+            "resnet18", insertion, num_classes=num_classes, stem="small", features_only=features_only, **options
+        )
+        if not features_only:
+            model.layer4 = nn.Identity()
         return model
 
-    return Backbone(widths, build)
+    return Backbone(build, widths, depths, steps_px=(1, 2, 4), kinds=(InBlock, AfterBlock, InsteadOfConv))
+
+
+_MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
+
+
+def _build_mobilenet(insertion: Insertion | None, *, num_classes: int, stem: Stem, features_only: bool) -> nn.Module:
+    model: nn.Module = torchvision.models.mobilenet_v2(num_classes=num_classes)
+    layers = model.features
+    assert isinstance(layers, nn.Sequential)
+    blocks, first = [], 1
+    for stage, depth in enumerate(_MOBILENET_DEPTHS, start=1):
+        blocks += [InvertedBlock(stage, number + 1, layers[first + number]) for number in range(depth)]
+        first += depth
+    if stem == "small":
+        convolution = layers.get_submodule("0.0")
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.stride = (1, 1)
+        next(block for block in blocks if block.stage == 2).keep_size()
+    if insertion:
+        enter(blocks, insertion)
+    if not features_only:
+        return model
+    shrink = 4 if stem == "small" else 1
+    steps_px = {"1": 2, "3": 4, "6": 8, "13": 16, "17": 32}
+    layers.feature_info = [  # type: ignore[assignment]
+        {"num_chs": layers[int(name)].out_channels, "reduction": max(1, step // shrink), "module": name}
+        for name, step in steps_px.items()
+    ]
+    taps: nn.Module = FeatureListNet(layers, out_indices=tuple(range(len(steps_px))))
+    return taps
+
+
+def _build_peer(
+    name: str,
+    insertion: Insertion | None,
+    *,
+    num_classes: int,
+    stem: Stem,
+    features_only: bool,
+    **options: Any,
+) -> nn.Module:
+    assert insertion is None
+    if stem == "small":
+        raise InvalidConfig(f"{name} has no small stem; its stem is its own.")
+    model: nn.Module = timm.create_model(name, num_classes=num_classes, features_only=features_only, **options)
+    return model
 
 
 BACKBONES: Mapping[str, Backbone] = {
-    "resnet18": _imagenet_resnet("resnet18", expansion=1),
-    "resnet34": _imagenet_resnet("resnet34", expansion=1),
-    "resnet50": _imagenet_resnet("resnet50", expansion=4),
-    "resnet101": _imagenet_resnet("resnet101", expansion=4),
-    "resnet152": _imagenet_resnet("resnet152", expansion=4),
+    "resnet18": _resnet("resnet18", (2, 2, 2, 2), expansion=1, released_kernel_sizes=(3, 5, 7, 7)),
+    "resnet34": _resnet("resnet34", (3, 4, 6, 3), expansion=1, released_kernel_sizes=(3, 3, 5, 7)),
+    "resnet50": _resnet("resnet50", (3, 4, 6, 3), released_kernel_sizes=(3, 5, 5, 7)),
+    "resnet101": _resnet("resnet101", (3, 4, 23, 3), released_kernel_sizes=(3, 3, 5, 7)),
+    "resnet152": _resnet("resnet152", (3, 8, 36, 3), released_kernel_sizes=(3, 3, 5, 7)),
+    "resnet200": _resnet("resnet200", (3, 24, 36, 3)),
+    "resnext101_32x4d": _resnet("resnext101_32x4d", (3, 4, 23, 3)),
+    "mobilenet_v2": Backbone(
+        _build_mobilenet,
+        widths=(16, 24, 32, 64, 96, 160, 320),
+        depths=_MOBILENET_DEPTHS,
+        steps_px=(2, 4, 8, 16, 16, 32, 32),
+        kinds=(InBlock,),
+        # The authors' code has 1 below 96 channels and 3 from there on; before 2020-07-19 it had 1 at 96 as well.
+        released_kernel_sizes=(1, 1, 1, 1, 3, 3, 3),
+        reduction=8,
+    ),
     "resnet20": _cifar_resnet(3),
     "resnet32": _cifar_resnet(5),
     "resnet56": _cifar_resnet(9),
+    "densenet161": Backbone(partial(_build_peer, "densenet161")),
+    "densenet264": Backbone(partial(_build_peer, "densenet121", growth_rate=32, block_config=(6, 12, 64, 48))),
+    "inception_v3": Backbone(partial(_build_peer, "inception_v3")),
 }
-"""Name to backbone. 20, 32 and 56 are the CIFAR networks, the others the ImageNet ones."""
+"""Name to backbone. 20, 32 and 56 are the CIFAR networks, the others ImageNet ones; the last three take none."""

@@ -5,70 +5,99 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from eca_hub.attention import ATTENTIONS
-from eca_hub.attention.eca import kernel_size_for
 from eca_hub.errors import InvalidConfig, UnknownName
-from eca_hub.models.backbones import BACKBONES, AttentionFactory
+from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig, Stem
+from eca_hub.models.options import can_enter, check_entry, options_at, place_of, settle_options
+from eca_hub.models.places import Insertion
+from eca_hub.models.timm_seam import find_backbone, names_with_seam
 
 
 def create_model(
     architecture: str,
     *,
-    attention: str | Callable[[int], nn.Module] | None = None,
+    attention: str | Callable[..., nn.Module] | None = None,
     num_classes: int = 1000,
     stem: Stem = "own",
+    features_only: bool = False,
     **attention_args: Any,
 ) -> nn.Module:
     """Make a network with fresh weights.
 
     Args:
-        architecture: A backbone such as `resnet50`, or attention and backbone in one name: `eca_resnet50`.
+        architecture: A backbone such as `resnet50`, or attention and backbone in one name: `eca_resnet50`. Any timm
+            network works, with attention if it has a place for it.
         attention: Name of a method, `none`, or any callable `channels -> Module` that keeps the shape (N, C, H, W).
         num_classes: K, the number of outputs.
         stem: `small` keeps the picture whole up to the first block, for pictures of 64 px and below.
+        features_only: Give the maps of all stages instead of K numbers, for detectors and the like.
         attention_args: Options of the method, such as `kernel_sizes=(3, 5, 5, 7)` for `eca`.
 
     Raises:
         UnknownName: no such architecture or attention; carries the closest names.
-        InvalidConfig: an option cannot work.
+        InvalidConfig: an option cannot work, or the backbone has no place for the method.
     """
     backbone_name, named_attention = split_name(architecture)
     if num_classes < 1:
         raise InvalidConfig(f"num_classes is {num_classes}; a classifier needs 1 or more.")
-    if callable(attention):
-        if attention_args:
-            raise InvalidConfig(
-                f"An attention without a name takes no options here; given: {', '.join(attention_args)}."
-            )
-        return BACKBONES[backbone_name].build(attention, num_classes, stem)
-    config = ModelConfig(backbone_name, attention or named_attention, attention_args, stem=stem)
-    return build_model(config, num_classes=num_classes)
+    if attention is None or isinstance(attention, str):
+        chosen = attention if attention and named_attention in ("none", attention) else named_attention
+        if attention not in (None, chosen):
+            raise InvalidConfig(f"{architecture} says attention {named_attention!r}, but attention is {attention!r}.")
+        config = ModelConfig(backbone_name, chosen, attention_args, stem=stem)
+        return build_model(config, num_classes=num_classes, features_only=features_only)
+    if named_attention != "none":
+        raise InvalidConfig(f"{architecture} says attention {named_attention!r}, but another one is given.")
+    if attention_args:
+        raise InvalidConfig(f"An attention without a name takes no options here; given: {', '.join(attention_args)}.")
+    backbone = _backbone(backbone_name)
+    check_entry(getattr(attention, "__name__", "yours"), attention, backbone_name, backbone)
+    insertion = _insertion(lambda stage, channels, **shape: attention(channels, **shape), attention, backbone, {})
+    return backbone.build(insertion, num_classes=num_classes, stem=stem, features_only=features_only)
 
 
-def build_model(config: ModelConfig, *, num_classes: int | None = None) -> nn.Module:
+def build_model(config: ModelConfig, *, num_classes: int | None = None, features_only: bool = False) -> nn.Module:
     """Make the network that a configuration describes, with as many outputs as it has labels."""
     settled = settle(config)
-    backbone = BACKBONES[settled.architecture]
-    return backbone.build(_factory(settled), config.num_classes if num_classes is None else num_classes, settled.stem)
+    backbone = _backbone(settled.architecture)
+    insertion = None
+    if settled.attention != "none":
+        method, options = ATTENTIONS[settled.attention], settled.attention_args
+
+        def make(stage: int, channels: int, **shape: int) -> nn.Module:
+            try:
+                return method(channels, **shape, **options_at(stage, options))
+            except InvalidConfig as error:
+                raise InvalidConfig(
+                    f"Attention {settled.attention!r} cannot enter {settled.architecture} at {channels} channels: "
+                    f"{error.message}"
+                ) from None
+
+        insertion = _insertion(make, method, backbone, options)
+    outputs = config.num_classes if num_classes is None else num_classes
+    return backbone.build(insertion, num_classes=outputs, stem=settled.stem, features_only=features_only)
 
 
 def settle(config: ModelConfig) -> ModelConfig:
-    """Write down what weights depend on: one backbone name, one attention name, and each stage's kernel size.
+    """Write down what weights depend on: one backbone name, one attention name, and every option of the attention.
 
-    A package keeps the settled form, so that weights load even if a rule changes later.
+    A package keeps the settled form, so that weights load even if a rule or a default changes later.
     """
     backbone_name, named_attention = split_name(config.architecture)
     attention = config.attention if backbone_name == config.architecture else named_attention
-    args = dict(config.attention_args)
-    if attention == "eca":
-        widths = BACKBONES[backbone_name].widths
-        args = {**args, "kernel_sizes": _kernel_sizes(args.pop("kernel_sizes", "rule"), widths)}
-    elif attention == "none" and args:
-        raise InvalidConfig(f"attention is none, which takes no options; given: {', '.join(args)}.")
-    elif attention != "none" and attention not in ATTENTIONS:
+    if attention == "none":
+        if config.attention_args:
+            raise InvalidConfig(
+                f"Attention is none, which takes no options; given: {', '.join(config.attention_args)}."
+            )
+        args: dict[str, Any] = {}
+    elif attention in ATTENTIONS:
+        args = settle_options(attention, ATTENTIONS[attention], backbone_name, _backbone(backbone_name), config)
+    else:
         raise UnknownName.among("attention", attention, ["none", *ATTENTIONS], listing="eca-hub models")
     return dataclasses.replace(config, architecture=backbone_name, attention=attention, attention_args=args)
 
@@ -77,49 +106,60 @@ def split_name(architecture: str) -> tuple[str, str]:
     """Split `eca_resnet50` into backbone and attention; a bare backbone has attention `none`."""
     if architecture in BACKBONES:
         return architecture, "none"
-    for attention in ATTENTIONS:
-        backbone_name = architecture.removeprefix(f"{attention}_")
+    splits = [
+        (architecture.removeprefix(f"{attention}_"), attention)
+        for attention in ATTENTIONS
+        if architecture.startswith(f"{attention}_")
+    ]
+    for backbone_name, attention in splits:
         if backbone_name in BACKBONES:
+            return backbone_name, attention
+    for backbone_name, attention in [(architecture, "none"), *splits]:
+        if find_backbone(backbone_name):
             return backbone_name, attention
     raise UnknownName.among("architecture", architecture, list_models(), listing="eca-hub models")
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", *, with_timm: bool = False) -> list[str]:
     """Name every network that `create_model` can make, such as `eca_resnet50`.
 
     Args:
         pattern: Shell-style, such as `eca*` or `*resnet18`.
+        with_timm: Also name timm's networks of families that take attention. They are not built for the list: a
+            member that has no block for attention after all refuses when it is made.
     """
-    names = [*BACKBONES, *(f"{attention}_{backbone}" for attention in ATTENTIONS for backbone in BACKBONES)]
-    return sorted(fnmatch.filter(names, pattern))
+    names = [
+        *BACKBONES,
+        *(
+            f"{attention}_{name}"
+            for attention, method in ATTENTIONS.items()
+            for name, backbone in BACKBONES.items()
+            if can_enter(method, backbone)
+        ),
+    ]
+    if with_timm:
+        others = [name for name in names_with_seam() if name not in BACKBONES]
+        names += [*others, *(f"{attention}_{name}" for attention in ATTENTIONS for name in others)]
+    return sorted(set(fnmatch.filter(names, pattern)))
 
 
-def _kernel_sizes(given: Any, widths: tuple[int, ...]) -> list[int]:
-    if given == "rule":
-        return [kernel_size_for(width) for width in widths]
-    if isinstance(given, int):
-        return [given] * len(widths)
-    if isinstance(given, list | tuple) and len(given) == len(widths) and all(isinstance(size, int) for size in given):
-        return list(given)
-    raise InvalidConfig(
-        f"kernel_sizes is {given!r}; give 'rule', one odd number, or {len(widths)} of them, one a stage."
-    )
+def count_parameters(architecture: str) -> int:
+    """Count the parameters of a network of 1000 classes, without the memory for it."""
+    with torch.device("meta"):
+        model = create_model(architecture)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _factory(config: ModelConfig) -> AttentionFactory | None:
-    """Bind the options to the method; each stage is told apart by its width."""
-    if config.attention == "none":
-        return None
-    method = ATTENTIONS[config.attention]
-    options = dict(config.attention_args)
-    kernel_sizes = options.pop("kernel_sizes", None)
-    size_at = dict(zip(BACKBONES[config.architecture].widths, kernel_sizes or [], strict=False))
+def _backbone(name: str) -> Backbone:
+    backbone = BACKBONES.get(name) or find_backbone(name)
+    assert backbone is not None, name
+    return backbone
 
-    def build(channels: int) -> nn.Module:
-        per_stage = {"kernel_size": size_at[channels]} if kernel_sizes else {}
-        try:
-            return method(channels, **per_stage, **options)
-        except TypeError as error:
-            raise InvalidConfig(f"attention {config.attention!r} does not take these options: {error}.") from None
 
-    return build
+def _insertion(
+    make: Callable[..., nn.Module], method: Callable[..., nn.Module], backbone: Backbone, options: Any
+) -> Insertion:
+    place = place_of(method)
+    every_stage = range(getattr(place, "first_stage", 1), len(backbone.widths) + 1)
+    after = place.blocks(backbone.depths) if hasattr(place, "blocks") else ()
+    return Insertion(make, place, options.get("stages", every_stage), options.get("after", after))

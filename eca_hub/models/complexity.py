@@ -1,10 +1,10 @@
 """What a network costs: exact parameters, and multiply-adds by two rules that are both named.
 
-The plain rule counts one multiply-add for each product inside a convolution or matrix product, as torch.utils.flop_counter sees
-them (half its number), and nothing else.
+The plain rule counts one multiply-add for each product inside a convolution or matrix product, as
+torch.utils.flop_counter sees them (half its number), and nothing else.
 
-The paper's rule is the one behind the figures of its tables 2 to 4. ECANet's paras_flops.py called thop as that stood in the
-summer of 2019, which amounts to a closed form over the layers:
+The paper's rule is the one behind the figures of its tables 2 to 4. ECANet's paras_flops.py called thop as that stood
+in the summer of 2019, which amounts to a closed form over the layers:
 
     convolution    out * (C_in / groups * kernel positions + 1 if biased)
     normalization  4 * in                       batch norm only
@@ -12,18 +12,20 @@ summer of 2019, which amounts to a closed form over the layers:
     pooling        in + out                     averages over all of H and W
     linear         out * (2 * features_in - 1)  biased or not
 
-where `in` and `out` are numbers of elements. Sigmoid, max pooling, products of gates and maps, and additions cost nothing. A
-residual block of the official code calls one ReLU object several times, and thop kept the last call only: so of the ReLUs that
-belong to one block, the last one counts. The figures for ResNet-18 and 34 came from a later thop, to which a ReLU costs nothing.
+where `in` and `out` are numbers of elements. Sigmoid, max pooling, products of gates and maps, and additions cost
+nothing. A residual block of the official code calls one ReLU object several times, and thop kept the last call only: so
+of the ReLUs that belong to one block, the last one counts. The figures for ResNet-18 and 34 came from a later thop, to
+which a ReLU costs nothing.
 
-Layers are told apart by class, so a convolution, product or average that a module computes without a layer, as a gate does that
-averages by itself, is found by its operator and costs the same. The network's own last average is the exception: it counts as a
-layer or not at all, for the official MobileNetV2 averages without one.
+Layers are told apart by class, so a convolution, product or average that a module computes without a layer, as a gate
+does that averages by itself, is found by its operator and costs the same. The network's own last average is the
+exception: it counts as a layer or not at all, for the official MobileNetV2 averages without one.
 
 Runs on the meta device: no memory, no arithmetic, a tenth of a second. Knows nothing of published figures.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,14 +49,31 @@ _ATEN = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class LayerOps:
-    """Operations by kind of layer, in the paper's rule, for one image."""
+class LayerTally:
+    """What the layers of a network did, for one image: products, and elements that went in or out."""
 
     convolution: int = 0
-    normalization: int = 0
-    activation: int = 0
-    pooling: int = 0
+    """Products in convolutions."""
+    biased: int = 0
+    """Elements that a convolution added a bias to."""
+    normalized: int = 0
+    """Elements that a batch norm took in."""
+    activated: int = 0
+    """Elements that a ReLU took in, every call."""
+    activated_once: int = 0
+    """Likewise, but of each block only its last call."""
+    averaged: int = 0
+    """Elements that an average over H and W took in."""
+    averages: int = 0
+    """Elements that it gave out."""
+    averaged_in_gates: int = 0
+    """The part of both that averages do which are no layers: those of gates that average by themselves."""
+    max_pooled: int = 0
+    """Elements that a max pooling took in."""
     linear: int = 0
+    """Products in linear maps."""
+    linear_out: int = 0
+    """Elements that a linear map gave out."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +84,34 @@ class Complexity:
     """All of them, whether trained or not."""
     multiply_adds: int
     """The plain rule: products in convolutions and matrix products."""
-    layer_ops: LayerOps
-    """The terms of the paper's rule."""
+    tally: LayerTally
+    """What the other rules are made of."""
     height_px: int
     """Height of the input that this was counted for."""
     width_px: int
     """Width of it."""
 
     @property
+    def paper_terms(self) -> dict[str, int]:
+        """The paper's rule, kind of layer by kind of layer."""
+        tally = self.tally
+        return {
+            "convolution": tally.convolution + tally.biased,
+            "normalization": 4 * tally.normalized,
+            "activation": tally.activated_once,
+            "pooling": tally.averaged + tally.averages,
+            "linear": 2 * tally.linear - tally.linear_out,
+        }
+
+    @property
     def paper_multiply_adds(self) -> int:
         """The paper's rule, behind its table 3."""
-        ops = self.layer_ops
-        return ops.convolution + ops.normalization + ops.activation + ops.pooling + ops.linear
+        return sum(self.paper_terms.values())
 
     @property
     def poster_multiply_adds(self) -> int:
         """The paper's rule with free ReLUs, behind the poster's figures for ResNet-18 and ResNet-34."""
-        return self.paper_multiply_adds - self.layer_ops.activation
+        return self.paper_multiply_adds - self.tally.activated_once
 
 
 def count(model: nn.Module | ModelConfig, *, height_px: int | None = None, width_px: int | None = None) -> Complexity:
@@ -105,21 +135,31 @@ def count(model: nn.Module | ModelConfig, *, height_px: int | None = None, width
     ghost.eval()
     if height < 1 or width < 1:
         raise InvalidConfig(f"The image is {height} x {width} px; each side must be 1 or more.")
-    x_NCHW = torch.empty(1, 3, height, width, device="meta")
+    multiply_adds, tally = run_counted(ghost, height, width)
+    return Complexity(
+        num_parameters=sum(parameter.numel() for parameter in ghost.parameters()),
+        multiply_adds=multiply_adds,
+        tally=tally,
+        height_px=height,
+        width_px=width,
+    )
+
+
+def run_counted(ghost: nn.Module, height_px: int, width_px: int) -> tuple[int, LayerTally]:
+    """Count what a network on the meta device does with one image: plain multiply-adds, and its layers.
+
+    Raises:
+        InvalidConfig: the network cannot take an image of this size.
+    """
+    x_NCHW = torch.empty(1, 3, height_px, width_px, device="meta")
     plain = FlopCounterMode(display=False)
     layers = _LayerCounter(ghost)
     try:
         with torch.no_grad(), layers.watching(), layers, plain:
             ghost(x_NCHW)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InvalidConfig(f"The network does not take an image of {height} x {width} px: {error}") from None
-    return Complexity(
-        num_parameters=sum(parameter.numel() for parameter in ghost.parameters()),
-        multiply_adds=plain.get_total_flops() // 2,
-        layer_ops=layers.total(),
-        height_px=height,
-        width_px=width,
-    )
+        raise InvalidConfig(f"The network does not take an image of {height_px} x {width_px} px: {error}") from None
+    return plain.get_total_flops() // 2, layers.tally()
 
 
 def _without_memory(model: nn.Module) -> nn.Module:
@@ -130,19 +170,19 @@ def _without_memory(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, tensors)
 
 
-class _LayerCounter(TorchDispatchMode):
-    """Apply the paper's rule while the network runs once."""
+class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tally the layers while the network runs once."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.network = network
         self.block_of = {child: parent for parent in network.modules() for child in parent.children()}
         self.running: list[nn.Module] = []
-        self.ops = {"convolution": 0, "normalization": 0, "pooling": 0, "linear": 0}
-        self.activation_of_block: dict[nn.Module, int] = {}
+        self.sums: Counter[str] = Counter()
+        self.last_activation_of: dict[nn.Module, int] = {}
 
-    def total(self) -> LayerOps:
-        return LayerOps(**self.ops, activation=sum(self.activation_of_block.values()))
+    def tally(self) -> LayerTally:
+        return LayerTally(**self.sums, activated_once=sum(self.last_activation_of.values()))
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -166,43 +206,57 @@ class _LayerCounter(TorchDispatchMode):
 
     def _add_layer(self, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            self.ops["convolution"] += _convolution(y, layer.weight, layer.bias)
+            self.sums.update(_convolution(y, x, layer.weight, layer.bias))
         elif isinstance(layer, nn.Linear):
-            self.ops["linear"] += y.numel() * (2 * layer.in_features - 1)
+            self.sums.update(linear=y.numel() * layer.in_features, linear_out=y.numel())
         elif isinstance(layer, _BatchNorm):
-            self.ops["normalization"] += 4 * x.numel()
+            self.sums.update(normalized=x.numel())
         elif isinstance(layer, nn.AdaptiveAvgPool2d):
-            self.ops["pooling"] += x.numel() + y.numel()
+            self.sums.update(averaged=x.numel(), averages=y.numel())
+        elif isinstance(layer, nn.MaxPool2d):
+            self.sums.update(max_pooled=x.numel())
         else:
-            self.activation_of_block[self.block_of.get(layer, layer)] = x.numel()
+            self.sums.update(activated=x.numel())
+            self.last_activation_of[self.block_of.get(layer, layer)] = x.numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         y = func(*args, **(kwargs or {}))
-        rule = _OPERATORS.get(func)
-        if rule is not None and not isinstance(self.running[-1], _LAYERS):
-            kind, cost = rule
-            if kind != "pooling" or self.running[-1] is not self.network:
-                self.ops[kind] += cost(y, *args)
+        if func in _OPERATORS and not isinstance(self.running[-1], _LAYERS):
+            added = _OPERATORS[func](y, *args)
+            if "averaged_in_gates" not in added or self.running[-1] is not self.network:
+                self.sums.update(added)
         return y
 
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6)
+_LAYERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, _BatchNorm),
+    *(nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.ReLU, nn.ReLU6),
+)
 
 
-def _convolution(y: Tensor, weight: Tensor, bias: Tensor | None) -> int:
-    return y.numel() * (prod(weight.shape[1:]) + (bias is not None))
+def _convolution(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: object) -> dict[str, int]:
+    return {"convolution": y.numel() * prod(weight.shape[1:]), "biased": 0 if bias is None else y.numel()}
 
 
-def _spatial_mean(y: Tensor, x: Tensor, dims: list[int] | None, *rest: object) -> int:
+def _average(y: Tensor, x: Tensor, dims: list[int] | None, *rest: object) -> dict[str, int]:
     """Averages over the last axes of a map are pooling; averages over channels are not."""
-    averaged = {dim % x.ndim for dim in dims or range(x.ndim)}
-    return x.numel() + y.numel() if 1 not in averaged and x.ndim > 2 else 0
+    averaged_axes = {dim % x.ndim for dim in dims or range(x.ndim)}
+    return _average_of(y, x) if 1 not in averaged_axes and x.ndim > 2 else {}
 
 
-_OPERATORS: dict[Any, tuple[str, Callable[..., int]]] = {
-    _ATEN.convolution.default: ("convolution", lambda y, x, weight, bias, *rest: _convolution(y, weight, bias)),
-    _ATEN.mean.dim: ("pooling", _spatial_mean),
-    _ATEN._adaptive_avg_pool2d.default: ("pooling", lambda y, x, *rest: x.numel() + y.numel()),
-    _ATEN.mm.default: ("linear", lambda y, x, weight: y.numel() * (2 * x.shape[1] - 1)),
-    _ATEN.addmm.default: ("linear", lambda y, bias, x, weight: y.numel() * (2 * x.shape[1] - 1)),
+def _average_of(y: Tensor, x: Tensor, *rest: object) -> dict[str, int]:
+    return {"averaged": x.numel(), "averages": y.numel(), "averaged_in_gates": x.numel() + y.numel()}
+
+
+def _matrix_product(y: Tensor, x: Tensor) -> dict[str, int]:
+    return {"linear": y.numel() * x.shape[1], "linear_out": y.numel()}
+
+
+_OPERATORS: dict[Any, Callable[..., dict[str, int]]] = {
+    _ATEN.convolution.default: _convolution,
+    _ATEN.mean.dim: _average,
+    _ATEN._adaptive_avg_pool2d.default: _average_of,
+    _ATEN.mm.default: lambda y, x, weight: _matrix_product(y, x),
+    _ATEN.addmm.default: lambda y, bias, x, weight: _matrix_product(y, x),
 }
+"""Tensor operators that do a layer's work without the layer, by what they add."""

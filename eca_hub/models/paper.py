@@ -1,7 +1,7 @@
 """The published figures of the ECA-Net paper beside ours, compared at the digits that were printed.
 
-Figures are data with a source, in paper_tables.json next to this file. A row that cannot be met says which documented choice
-differs; no number is bent to fit. Knows nothing of how anything is counted.
+Figures are data with a source, in paper_tables.json next to this file. A row that cannot be met says which documented
+choice differs; no number is bent to fit. Knows nothing of how anything is counted.
 """
 
 import json
@@ -13,8 +13,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+import torch
+import torchvision
+
 from eca_hub.models.complexity import Complexity, count
 from eca_hub.models.config import ModelConfig
+from eca_hub.models.detector_cost import detector_cost
 
 TableName = Literal["2", "3", "4", "5"]
 Rule = Literal["paper", "poster", "plain", "detection"]
@@ -41,10 +45,16 @@ class Published:
     """As printed, such as 24.37M."""
     parameter_unit: str = "2^20"
     """What M stands for."""
+    parameters_counted: Literal["all", "trained"] = "all"
+    """Which parameters the figure counts."""
     multiply_adds: str = ""
     """As printed, such as 3.86G."""
     rule: Rule = "paper"
     """How these were counted: `paper` and `poster` in powers of two, `plain` and `detection` in powers of ten."""
+    gates_average_by: Literal["layer", "function"] = "layer"
+    """How the counted code averages inside its gates; the count saw layers only."""
+    torchvision: Mapping[str, Any] = field(default_factory=dict)
+    """Options with which torchvision's network of this name was counted; ours when empty."""
     module_parameters: str = ""
     """Table 2: parameters of one module, as printed."""
     module_coefficients: tuple[str, str, str] | None = None
@@ -69,11 +79,11 @@ class Compared:
 
     published: Published
     parameters: int
-    """Ours, exact: of the network, or in table 5 of what is trained."""
+    """Ours, exact; all of them or those that are trained, as the row counts."""
     attention_parameters: int
     """Ours, exact: what the method adds to the same network without it."""
-    multiply_adds: int
-    """Ours, by the plain rule; in table 5 by the detection rule."""
+    multiply_adds: int | None
+    """Ours, by the plain rule; None where the table is of detectors."""
     ruled_multiply_adds: int
     """Ours, by the rule of the row."""
     parameters_match: bool | None
@@ -103,14 +113,18 @@ class Compared:
             "attention_parameters": self.attention_parameters,
             "published_parameters": row.module_parameters or row.parameters,
             "published_parameter_unit": "one module, C channels" if row.module_parameters else row.parameter_unit,
+            "parameters_counted": row.parameters_counted,
             "parameters_match": self.parameters_match,
             "multiply_adds_plain": self.multiply_adds,
             "multiply_adds_by_rule": self.ruled_multiply_adds,
             "rule": row.rule,
             "published_multiply_adds": row.multiply_adds,
-            "published_multiply_adds_unit": multiply_adds_unit(row),
+            "published_multiply_adds_unit": multiply_adds_unit(row) if row.multiply_adds else "",
             "multiply_adds_match": self.multiply_adds_match,
             "matches": self.matches,
+            "published_accuracy": {
+                key: value for key in ("top1", "top5", "AP") if (value := getattr(row, key)) is not None
+            },
             "note": row.note,
             "sources": list(row.sources),
         }
@@ -154,6 +168,8 @@ def compare(row: Published) -> Compared:
         "poster": complexity.poster_multiply_adds,
         "plain": complexity.multiply_adds,
     }[row.rule]
+    if row.gates_average_by == "function":
+        ruled -= complexity.tally.averaged_in_gates
     if row.module_coefficients:
         parameters_match: bool | None = added == _table_2_parameters(row)
     else:
@@ -184,14 +200,19 @@ def prints_as(value: int, printed: str, unit: int) -> bool | None:
 
 
 def multiply_adds_unit(row: Published) -> str:
-    """Name what the letter behind the printed multiply-adds stands for."""
+    """Name what the letter behind the printed multiply-adds stands for; 2^30 where nothing was printed."""
     if not row.multiply_adds:
-        return ""
+        return "2^30"
     in_powers_of_two = row.rule in ("paper", "poster")
     return {"M": ("10^6", "2^20"), "G": ("10^9", "2^30")}[row.multiply_adds[-1]][in_powers_of_two]
 
 
-_UNITS = {"": 1, "2^20": 2**20, "2^30": 2**30, "10^6": 10**6, "10^9": 10**9}
+def in_printed_unit(row: Compared) -> float:
+    """Give our multiply-adds by the row's rule in the unit of its figure; in 2^30 where none was printed."""
+    return row.ruled_multiply_adds / _UNITS[multiply_adds_unit(row.published)]
+
+
+_UNITS = {"2^20": 2**20, "2^30": 2**30, "10^6": 10**6, "10^9": 10**9}
 
 
 @cache
@@ -202,8 +223,11 @@ def _document() -> dict[str, Any]:
 
 
 def _count(row: Published, attention: str, attention_args: dict[str, Any]) -> Complexity:
-    config = ModelConfig(row.architecture, attention, attention_args)
-    return count(config, height_px=row.image_size_px, width_px=row.image_size_px)
+    size = {"height_px": row.image_size_px, "width_px": row.image_size_px}
+    if row.torchvision:
+        with torch.device("meta"):
+            return count(torchvision.models.get_model(row.architecture, **row.torchvision), **size)
+    return count(ModelConfig(row.architecture, attention, attention_args), **size)
 
 
 _TABLE_2_BLOCKS = {256: 3, 512: 4, 1024: 6, 2048: 3}
@@ -218,4 +242,15 @@ def _table_2_parameters(row: Published) -> Fraction:
 
 
 def _compare_detector(row: Published) -> Compared:
-    raise NotImplementedError
+    cost = detector_cost(row.detector, ModelConfig(row.architecture, row.attention, dict(row.attention_args)))
+    vanilla = detector_cost(row.detector, ModelConfig(row.architecture, "none"))
+    parameters = cost.trained_parameters if row.parameters_counted == "trained" else cost.num_parameters
+    return Compared(
+        published=row,
+        parameters=parameters,
+        attention_parameters=cost.num_parameters - vanilla.num_parameters,
+        multiply_adds=None,
+        ruled_multiply_adds=cost.multiply_adds,
+        parameters_match=prints_as(parameters, row.parameters, _UNITS[row.parameter_unit]),
+        multiply_adds_match=prints_as(cost.multiply_adds, row.multiply_adds, _UNITS[multiply_adds_unit(row)]),
+    )

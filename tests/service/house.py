@@ -7,9 +7,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from eca_hub import Prediction
 from eca_hub.errors import NotAnImage
-from PIL import Image
 from service.batching import Batcher
 from service.running import ModelFacts, RunningModel
 
@@ -17,7 +18,7 @@ Result = TypeVar("Result")
 REVISION = "3f9c1d2" + "0" * 33
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
+class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, loop: "JumpingLoop") -> None:
         super().__init__()
         self._loop = loop
@@ -83,14 +84,12 @@ async def decode_digits(data: bytes) -> FakeDecoded:
     return FakeDecoded(int(data))
 
 
-def rank_nothing(scores: int, top_k: int) -> list[Prediction]:
+def rank_nothing(scores: int, top_k: int, activation: str) -> list[Prediction]:
     return [Prediction(f"class {index}", index, 1 / (index + 1)) for index in range(top_k)]
 
 
 def facts(model_id: str = "acme/digits") -> ModelFacts:
-    return ModelFacts(
-        model_id, REVISION, "resnet18", "eca", tuple("0123456789"), 32, 32, 11_689_512, "cpu", "float32"
-    )
+    return ModelFacts(model_id, REVISION, "resnet18", "eca", tuple("0123456789"), 32, 32, 11_689_512, "cpu", "float32")
 
 
 def fake_model(

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from service.batching import Answered, Batcher
 from service.errors import EngineFailed, NotReady, Overloaded
-
-from house import GatedRunner, run, settle
+from tests.service.house import GatedRunner, run, settle
 
 
 def make(*runners: GatedRunner, max_batch: int = 4, max_wait_ms: float = 5, max_items: int = 100) -> Batcher[int, int]:
-    batcher: Batcher[int, int] = Batcher(
-        runners, max_batch=max_batch, max_wait_ms=max_wait_ms, max_items=max_items
-    )
+    batcher: Batcher[int, int] = Batcher(runners, max_batch=max_batch, max_wait_ms=max_wait_ms, max_items=max_items)
     batcher.start()
     return batcher
 

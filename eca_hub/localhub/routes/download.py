@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedReader
 from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
@@ -67,11 +67,13 @@ def _asked_range(call: Call, file: StoredFile, etag: str) -> tuple[int, int, int
     else:
         start, end = max(0, size_bytes - int(last or 0)), size_bytes
     if not found or start >= end:
-        raise HubRefusal(416, "bad_range", "One range within the file is served.", {"Content-Range": f"bytes */{size_bytes}"})
+        raise HubRefusal(
+            416, "bad_range", "One range within the file is served.", {"Content-Range": f"bytes */{size_bytes}"}
+        )
     return start, end, 206
 
 
-def _read(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+def _read(stream: BufferedReader, start: int, end: int) -> Iterator[bytes]:
     with stream:
         stream.seek(start)
         while start < end:

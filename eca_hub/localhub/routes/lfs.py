@@ -32,18 +32,25 @@ def batch(call: Call) -> Response:
         raise invalid("Only uploads by sha256 are served here; download with /OWNER/NAME/resolve/REVISION/PATH.")
     if not isinstance(objects, list) or len(objects) > MAX_OBJECTS or not isinstance(transfers, list):
         raise bad_request(f'The body needs "objects", a list of at most {MAX_OBJECTS}, and perhaps "transfers".')
-    wanted = [_read_object(item) for item in objects]
+    # Each object once: the client sends as many times as it is told to, and two threads would share one open file.
+    wanted = list(dict.fromkeys(_read_object(item) for item in objects))
     part_bytes = call.hub.lfs_part_bytes
     in_parts = "multipart" in transfers and any(size_bytes > part_bytes for _, size_bytes in wanted)
     answers = []
     for oid, size_bytes in wanted:
         answer: dict[str, Any] = {"oid": oid, "size": size_bytes}
         if call.store.blobs.size_bytes(oid) != size_bytes:
-            upload = _in_parts(call, oid, size_bytes) if in_parts and size_bytes > part_bytes else _in_one(call, oid, size_bytes)
-            path = call.request.scope["path"].removesuffix("/objects/batch").removeprefix(call.request.scope.get("root_path", ""))
-            answer["actions"] = {"upload": upload, "verify": {"href": f"{call.base_url}{path}/verify"}}
+            upload = (
+                _in_parts(call, oid, size_bytes)
+                if in_parts and size_bytes > part_bytes
+                else _in_one(call, oid, size_bytes)
+            )
+            verify_url = f"{call.base_url}{call.path.removesuffix('/objects/batch')}/verify"
+            answer["actions"] = {"upload": upload, "verify": {"href": verify_url}}
         answers.append(answer)
-    response = json_response({"transfer": "multipart" if in_parts else "basic", "objects": answers, "hash_algo": "sha256"})
+    response = json_response(
+        {"transfer": "multipart" if in_parts else "basic", "objects": answers, "hash_algo": "sha256"}
+    )
     response.headers["content-type"] = LFS_MEDIA_TYPE
     return response
 

@@ -21,7 +21,9 @@ def list_refs(call: Call) -> Response:
 def list_commits(call: Call) -> Response:
     """GET .../commits/REVISION, newest first."""
     _, repo = call.repo()
-    is_formatted = "formatted" in call.request.query_params.getlist("expand[]") + call.request.query_params.getlist("expand")
+    is_formatted = "formatted" in call.request.query_params.getlist("expand[]") + call.request.query_params.getlist(
+        "expand"
+    )
     start = call.number("cursor", 0, 10**9)
     # One more than a page tells whether there is a next one, without reading the whole history.
     commits = list(islice(repo.history(repo.resolve(call.param("rev"))), start + COMMITS_PER_PAGE + 1))
@@ -66,7 +68,9 @@ def squash(call: Call) -> Response:
         raise revision_not_found(call.param("rev"))
     title, _, message = str(call.json_body().get("message") or f"Super-squash {call.param('rev')}").partition("\n")
     commit_id = repo.squash(branch, title, message.strip(), call.logged_in("Squashing").name)
-    return json_response({"commitOid": commit_id, "commitUrl": f"{call.base_url}/{repo_id.url_path}/commit/{commit_id}"})
+    return json_response(
+        {"commitOid": commit_id, "commitUrl": f"{call.base_url}/{repo_id.url_path}/commit/{commit_id}"}
+    )
 
 
 def _delete(call: Call, kind: Literal["branch", "tag"]) -> Response:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from ..call import Call, json_response
 from ..errors import bad_request, forbidden, gated
-from ..names import RepoId, check_name, parse_repo_id, parse_repo_type
+from ..names import RepoId, check_name, check_owner, parse_repo_id, parse_repo_type
 from ..repos import Repo
 from ..views import repo_view
 
@@ -22,13 +22,60 @@ _SORT_KEYS = {
     "trendingScore": "trendingScore",
     "trending_score": "trendingScore",
 }
-_LIGHT = ("config", "siblings", "cardData", "model-index", "spaces", "safetensors", "usedStorage", "sha", "lastModified")
-_EXPANDABLE = (
-    "_id author baseModels cardData childrenModelCount config createdAt disabled downloads downloadsAllTime evalResults gated gguf "
-    "inference inferenceProviderMapping lastModified library_name likes mask_token model-index pipeline_tag private safetensors sha "
-    "siblings spaces tags transformersInfo trendingScore usedStorage widgetData resourceGroup xetEnabled description citation "
-    "paperswithcode_id datasets models runtime sdk subdomain"
-).split()
+_LIGHT = (
+    "config",
+    "siblings",
+    "cardData",
+    "model-index",
+    "spaces",
+    "safetensors",
+    "usedStorage",
+    "sha",
+    "lastModified",
+)
+_EXPANDABLE = [
+    "_id",
+    "author",
+    "baseModels",
+    "cardData",
+    "childrenModelCount",
+    "config",
+    "createdAt",
+    "disabled",
+    "downloads",
+    "downloadsAllTime",
+    "evalResults",
+    "gated",
+    "gguf",
+    "inference",
+    "inferenceProviderMapping",
+    "lastModified",
+    "library_name",
+    "likes",
+    "mask_token",
+    "model-index",
+    "pipeline_tag",
+    "private",
+    "safetensors",
+    "sha",
+    "siblings",
+    "spaces",
+    "tags",
+    "transformersInfo",
+    "trendingScore",
+    "usedStorage",
+    "widgetData",
+    "resourceGroup",
+    "xetEnabled",
+    "description",
+    "citation",
+    "paperswithcode_id",
+    "datasets",
+    "models",
+    "runtime",
+    "sdk",
+    "subdomain",
+]
 
 
 def create(call: Call) -> Response:
@@ -64,6 +111,7 @@ def move(call: Call) -> Response:
     repo_type = parse_repo_type(body.get("type"))
     source, _ = call.writable(parse_repo_id(repo_type, str(body.get("fromRepo"))))
     target = parse_repo_id(repo_type, str(body.get("toRepo")))
+    check_owner(target.owner)
     if not user.may_write(target):
         raise forbidden(f"{user.name} has no right to create {target.full_name}")
     call.store.move_repo(source, target)
@@ -100,7 +148,7 @@ def info(call: Call) -> Response:
 def auth_check(call: Call) -> Response:
     """GET /api/models/OWNER/NAME/auth-check and .../auth-check/write."""
     repo_id, repo = call.repo()
-    if call.request.scope["path"].endswith("/write"):
+    if call.path.endswith("/write"):
         call.writable(repo_id)
     elif repo.settings.gated and not (call.user and call.user.owns(repo_id)):
         raise gated(repo_id.full_name, call.user is not None)
@@ -109,14 +157,15 @@ def auth_check(call: Call) -> Response:
 
 def list_repos(call: Call) -> Response:
     """GET /api/models, /api/datasets and /api/spaces."""
-    repo_type = parse_repo_type(call.request.path_params["kind"].removesuffix("s"))
     sort = call.query("sort", "createdAt")
     if sort not in _SORT_KEYS:
         raise bad_request(f"sort must be one of {', '.join(sorted(set(_SORT_KEYS.values())))}.")
     author, search = call.query("author").lower(), call.query("search").lower()
-    wanted_tags = {tag for name in ("filter", "pipeline_tag", "library") for tag in call.request.query_params.getlist(name) if tag}
+    wanted_tags = {
+        tag for name in ("filter", "pipeline_tag", "library") for tag in call.request.query_params.getlist(name) if tag
+    }
     views = []
-    for repo_id, repo in call.store.all_repos(repo_type):
+    for repo_id, repo in call.store.all_repos(call.repo_type):
         is_wanted = author in ("", repo_id.owner.lower()) and search in repo_id.full_name.lower()
         if is_wanted and call.may_read(repo_id, repo) and _has_gate(call, repo):
             view = repo_view(repo_id, repo, call.store.blobs, repo.resolve("main"))
@@ -136,7 +185,9 @@ def _named_in(call: Call, body: dict[str, Any]) -> RepoId:
         raise bad_request('The body needs "name", a text, and perhaps "organization".')
     if "/" in name and not owner:
         owner, _, name = name.partition("/")
-    return RepoId(parse_repo_type(body.get("type")), check_name(owner or call.logged_in("This").name), check_name(name))
+    return RepoId(
+        parse_repo_type(body.get("type")), check_owner(owner or call.logged_in("This").name), check_name(name)
+    )
 
 
 def _has_gate(call: Call, repo: Repo) -> bool:

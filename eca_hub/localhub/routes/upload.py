@@ -84,7 +84,9 @@ async def _read_lines(call: Call, changes: Changes) -> None:
         num_bytes += len(piece)
         rest += piece
         if len(rest) > MAX_LINE_BYTES or num_bytes > MAX_COMMIT_BYTES:
-            raise too_large(f"A line of a commit is larger than {MAX_LINE_BYTES} bytes: upload such files by Xet or LFS.")
+            raise too_large(
+                f"A line of a commit is larger than {MAX_LINE_BYTES} bytes: upload such files by Xet or LFS."
+            )
         if b"\n" in piece:
             *lines, rest = rest.split(b"\n")
             await run_in_threadpool(_read_each, changes, lines)
@@ -110,7 +112,7 @@ def _is_own_proposal(repo: Repo, ref: str, author: str) -> bool:
     if not ref.startswith("refs/pr/"):
         return False
     try:
-        return Discussions(repo).get(int(ref.removeprefix("refs/pr/")))["author"]["name"] == author
+        return bool(Discussions(repo).get(int(ref.removeprefix("refs/pr/")))["author"]["name"] == author)
     except HubRefusal:
         return False
 

@@ -1,0 +1,48 @@
+"""Weights into a network, all or nothing.
+
+Strict: what is missing, unexpected or of another shape is named, the first five of each, and nothing is loaded.
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from eca_hub.errors import CheckpointMismatch
+
+_NAMED = 5
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, sentence: str) -> None:
+    """Make the tensors the weights of a network, which may be on the meta device.
+
+    Args:
+        model: The network; unchanged if anything does not fit.
+        weights: Name to tensor; the network keeps these very tensors.
+        sentence: What does not fit what, without a full stop, to start the message with.
+
+    Raises:
+        CheckpointMismatch: names or shapes differ, or a number is NaN or infinite.
+    """
+    expected = model.state_dict()
+    other_shapes = [name for name in weights if name in expected and weights[name].shape != expected[name].shape]
+
+    def shapes(name: str) -> str:
+        return f"{name} is {tuple(weights[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
+
+    problems = [
+        *_name_some("missing", sorted(expected.keys() - weights.keys()), str),
+        *_name_some("unexpected", sorted(weights.keys() - expected.keys()), str),
+        *_name_some("of another shape", other_shapes, shapes),
+    ]
+    if problems:
+        raise CheckpointMismatch(f"{sentence}: {'; '.join(problems)}.")
+    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    problems = _name_some("with NaN or infinity", broken, str)
+    if problems:
+        raise CheckpointMismatch(f"{sentence}: {'; '.join(problems)}.")
+    model.load_state_dict(weights, strict=True, assign=True)
+
+
+def _name_some(kind: str, names: list[str], describe: Callable[[str], str]) -> list[str]:
+    """Say how many, and name the first five."""
+    return [f"{len(names)} {kind} ({', '.join(describe(name) for name in names[:_NAMED])})"] if names else []

@@ -1,0 +1,195 @@
+"""`eca-hub localhub`: start the hub, check its folder, clean it up."""
+
+import contextlib
+import difflib
+import ipaddress
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError as JsonArgumentError
+from jsonargparse import ArgumentParser
+
+from .errors import is_disk_full
+from .store import Store, StoreLocked, StoreUnusable
+from .users import BadUsersFile, Users, is_token
+
+
+class Mistake(Exception):
+    """Something that the user can put right; the message says how."""
+
+
+def serve(
+    root: Path,
+    port: int = 8001,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    token_file: Path | None = None,
+    users: Path | None = None,
+    public: bool = False,
+) -> int:
+    """Start a hub that keeps everything in one folder and prints its URL when it is ready.
+
+    Anybody who reaches it may read public repositories; writing needs a token. Without --token, --token-file or --users the hub makes a
+    token at its first start and keeps it in ROOT/token. `eca-hub localhub fsck --root DIR` checks a folder, `gc` cleans it.
+
+    Args:
+        root: Folder of the hub; made if it is missing.
+        port: Port to listen on; 0 takes a free one.
+        host: Address to listen on; others than loopback need a token that you choose.
+        token: Token of the one user, `local`, who may do everything. Others can see it in the list of processes: prefer --token-file.
+        token_file: File with that token.
+        users: JSON file with several users, such as {"alice": "token-of-alice", "bob": {"token": "...", "role": "read"}}.
+        public: Listen on all addresses, for other machines: the same as --host 0.0.0.0.
+    """
+    # Imported here so that fsck and gc, and a mistake in an option, do not wait for the web framework.
+    from .app import create_app
+    from .server import PortTaken, listen, serve, url_of
+
+    host = "0.0.0.0" if public else host  # noqa: S104
+    if sum(choice is not None for choice in (token, token_file, users)) > 1:
+        raise Mistake("--token, --token-file and --users exclude each other: give one of them")
+    if not _is_loopback(host) and (token, token_file, users) == (None, None, None):
+        raise Mistake(
+            f"{host} can be reached by other machines: choose a token with --token-file FILE or --users FILE, or use --host 127.0.0.1"
+        )
+    known = _read_users(token, token_file, users)
+    store = Store(root)
+    with contextlib.closing(store):
+        try:
+            server_socket = listen(host, port)
+        except PortTaken as error:
+            raise Mistake(f"{error}; give another --port, or 0 for a free one") from None
+        with server_socket:
+            if known is None:
+                known = Users.single(_own_token(root))
+                print(
+                    f"the token lies in {root / 'token'}; use it as: HF_TOKEN=$(cat {root / 'token'})", file=sys.stderr
+                )
+            ready = f"local hub ready: {url_of(server_socket)} (root {root})"
+            serve(create_app(store, known), server_socket, lambda: print(ready, flush=True))
+    return 0
+
+
+def fsck(root: Path) -> int:
+    """Check a hub's folder without changing it, also while a hub is using it: every commit, and every byte of every file.
+
+    Args:
+        root: Folder of the hub.
+    """
+    from .fsck import check
+
+    if not (root / "hub.json").is_file():
+        raise Mistake(f"{root} is not a hub's folder: it has no hub.json")
+    report = check(root)
+    for problem in report.problems:
+        print(f"damaged: {problem}")
+    print(report.summary)
+    return 1 if report.problems else 0
+
+
+def gc(root: Path, dry_run: bool = False) -> int:
+    """Remove what no branch, tag or pull request needs any longer. The hub must be stopped.
+
+    Args:
+        root: Folder of the hub.
+        dry_run: Only say what would be removed.
+    """
+    from .fsck import collect_garbage
+
+    if not (root / "hub.json").is_file():
+        raise Mistake(f"{root} is not a hub's folder: it has no hub.json")
+    with contextlib.closing(Store(root)) as store:
+        report = collect_garbage(store, dry_run)
+    print(report.summary)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[..., int]] = {"serve": serve, "fsck": fsck, "gc": gc}
+
+
+def main(argv: list[str]) -> int:
+    """Run `eca-hub localhub [fsck | gc] ...` and return the exit code: 0, 2 for a user's mistake, 1 for ours."""
+    name, rest = (argv[0], argv[1:]) if argv and argv[0] in _COMMANDS else ("serve", argv)
+    parser = _Parser(prog=f"eca-hub localhub{'' if name == 'serve' else ' ' + name}", exit_on_error=False)
+    parser.add_function_arguments(_COMMANDS[name], as_group=False)
+    try:
+        options = parser.parse_args([_underscored(word) for word in rest])
+        return _COMMANDS[name](**options.as_dict())
+    except (Mistake, StoreLocked, StoreUnusable, BadUsersFile) as error:
+        print(f"eca-hub localhub: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"eca-hub localhub: no space left on the disk of {error.filename or 'the hub'}", file=sys.stderr)
+        return 2
+    except JsonArgumentError as error:
+        print(f"eca-hub localhub: {_one_line(str(error), parser)}", file=sys.stderr)
+        return 2
+
+
+class _Parser(ArgumentParser):
+    """Takes options by their whole names only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False
+
+
+def _underscored(word: str) -> str:
+    """Take --token-file for --token_file."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    text = " ".join(message.split())
+    unknown = re.search(r"--[\w.]+", text) if "nrecognized" in text or "does not accept" in text else None
+    names = [option for action in parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(unknown[0].partition("=")[0], names, 1) if unknown else []
+    return f"{text}{f'. Did you mean {close[0]}?' if close else ''} All options: {parser.prog} --help"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_users(token: str | None, token_file: Path | None, users: Path | None) -> Users | None:
+    if users:
+        return Users.from_file(users)
+    if token_file:
+        try:
+            token = token_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Mistake(
+                f"the token file {token_file} cannot be read: {getattr(error, 'strerror', 'it is not text')}"
+            ) from None
+    if token is None:
+        return None
+    if not is_token(token):
+        raise Mistake("a token must be printable ASCII characters without a space, and at least one")
+    return Users.single(token)
+
+
+def _own_token(root: Path) -> str:
+    path = root / "token"
+    with contextlib.suppress(FileNotFoundError):
+        token = path.read_text().strip()
+        if is_token(token):
+            return token
+    token = f"local_{secrets.token_hex(20)}"
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token + "\n")
+    return token

@@ -1,0 +1,94 @@
+"""The hub as a process: socket, signals, deadlines. Knows nothing about what is served."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADER_DEADLINE_S = 10.0
+GRACE_S = 1.0
+BACKLOG = 1024
+
+
+class PortTaken(Exception):
+    """Nobody can listen at this address; the message says why."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port before anything else is done; port 0 takes a free one.
+
+    Raises:
+        PortTaken: The address is in use or not ours.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        server_socket = socket.socket(family, socket.SOCK_STREAM)
+        server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server_socket.bind((host, port))
+        server_socket.listen(BACKLOG)
+    except OSError as error:
+        raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    except OverflowError:
+        raise PortTaken(f"cannot listen on port {port}: ports go from 0 to 65535") from None
+    return server_socket
+
+
+def url_of(server_socket: socket.socket) -> str:
+    """The URL by which this machine reaches a listening socket."""
+    host, port = server_socket.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
+    return f"http://{host}:{port}"
+
+
+def serve(app: ASGIApp, server_socket: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then stop within two seconds."""
+    config = uvicorn.Config(
+        app,
+        http=_PromptProtocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(GRACE_S),
+    )
+    server = _Server(config, on_ready)
+    # uvicorn raises the signal again when it is done, for whoever listened before: nobody, so that the process ends with exit code 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[server_socket])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+
+class _PromptProtocol(H11Protocol):
+    """Closes connections on which no whole request head arrives in time: uvicorn itself would wait for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEADER_DEADLINE_S, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()

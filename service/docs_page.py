@@ -1,0 +1,82 @@
+"""The page at /docs: what /openapi.json says, for people, with nothing fetched from elsewhere.
+
+Knows the OpenAPI description; nothing of how the routes work.
+"""
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+html { color-scheme: light dark }
+h2 { margin-top: 2.5rem; border-top: 1px solid #8884; padding-top: 1.5rem }
+h2 b { font: bold 0.8em ui-monospace, monospace; color: #fff; background: #27c }
+h2 b { border-radius: 4px; padding: 0.1em 0.5em }
+code, pre { font: 0.9em/1.5 ui-monospace, monospace; background: #8882; border-radius: 4px }
+code { padding: 0.1em 0.3em } pre { padding: 0.8rem; overflow-x: auto }
+table { border-collapse: collapse } td { padding: 0.2rem 1rem 0.2rem 0; vertical-align: top }
+"""
+
+_EXAMPLE = """curl --data-binary @cat.jpg "{origin}/v1/classify?top_k=3"
+curl -F file=@cat.jpg -F file=@dog.jpg {origin}/v1/classify"""
+
+
+def render_docs(description: Mapping[str, Any], origin: str) -> str:
+    """Write the page.
+
+    Args:
+        description: The OpenAPI description.
+        origin: Where callers find the service, such as http://127.0.0.1:8000.
+    """
+    title = escape(description["info"]["title"])
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{title}</title><style>{_STYLE}</style>",
+        f"<h1>{title}</h1><p>{escape(description['info'].get('summary', ''))} "
+        f"The same for programs: <a href=/openapi.json>openapi.json</a>.",
+        f"<pre>{escape(_EXAMPLE.format(origin=origin))}</pre>",
+    ]
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            parts += _operation(path, method, operation)
+    parts.append("<h2>Shapes</h2>")
+    for name, schema in description["components"]["schemas"].items():
+        parts += _schema(name, schema)
+    return "\n".join(parts)
+
+
+def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h2><b>{escape(method.upper())}</b> <code>{escape(path)}</code></h2>"
+    yield f"<p><strong>{escape(operation.get('summary', ''))}</strong><p>{escape(operation.get('description', ''))}"
+    yield "<table>"
+    for parameter in operation.get("parameters", ()):
+        about = parameter.get("description", "")
+        yield f"<tr><td><code>?{escape(parameter['name'])}=</code><td>{escape(about)}"
+    for content_type in operation.get("requestBody", {}).get("content", ()):
+        yield f"<tr><td>reads<td><code>{escape(content_type)}</code>"
+    for status, answer in operation.get("responses", {}).items():
+        content = answer.get("content", {})
+        names = ", ".join(_name_of(body.get("schema", {})) or kind for kind, body in content.items())
+        yield f"<tr><td>{escape(str(status))}<td>{escape(names)}"
+    yield "</table>"
+
+
+def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h3 id='{escape(name)}'>{escape(name)}</h3><p>{escape(schema.get('description', ''))}<table>"
+    for field, about in schema.get("properties", {}).items():
+        example = about.get("examples", [""])[0]
+        yield f"<tr><td><code>{escape(field)}</code><td>{escape(about.get('description', _name_of(about)))}"
+        yield f"<td>{f'<code>{escape(str(example))}</code>' if example != '' else ''}"
+    yield "</table>"
+
+
+def _name_of(schema: Mapping[str, Any]) -> str:
+    """Say in a word what a schema is: the name that it refers to, or its type."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rsplit("/", 1)[-1]
+    if "anyOf" in schema:
+        return " or ".join(_name_of(one) for one in schema["anyOf"])
+    if "items" in schema:
+        return f"list of {_name_of(schema['items'])}"
+    return str(schema.get("type", ""))

@@ -1,0 +1,43 @@
+"""Fixtures that several rooms share: a tiny package on disk, and pictures made here."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import eca_hub
+
+torch.set_num_threads(1)
+
+LABELS = ("cat", "dog", "eel")
+TINY = eca_hub.ModelConfig(
+    "resnet20", "eca", labels=LABELS, image=eca_hub.ImageConfig(height_px=16, width_px=16, crop=1.0)
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of an ECA-ResNet-20 with three classes and random weights."""
+    torch.manual_seed(0)
+    model = eca_hub.create_model("eca_resnet20", num_classes=len(LABELS))
+    return eca_hub.save_pretrained(model, TINY, tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture
+def picture() -> Callable[..., bytes]:
+    """Make the bytes of a picture that is darker at the left and the top."""
+    return make_picture
+
+
+def make_picture(
+    width: int = 40, height: int = 30, *, mode: str = "RGB", file_format: str = "PNG", **options: object
+) -> bytes:
+    gradient = Image.linear_gradient("L").resize((width, height))
+    sideways = gradient.transpose(Image.Transpose.ROTATE_90).resize((width, height))
+    image = Image.merge("RGB", (gradient, sideways, gradient)).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, format=file_format, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()

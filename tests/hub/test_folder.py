@@ -1,0 +1,152 @@
+"""A package on disk: three files that say everything, and nothing hostile gets through."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from eca_hub import create_model, load_pretrained, save_pretrained
+from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, NotAnEcaModel, UnknownName
+from eca_hub.hub.package import FILES, find_package, read_folder
+from eca_hub.models.config import ModelConfig
+from tests.conftest import LABELS, TINY
+
+
+@pytest.fixture
+def package(tiny_package: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(tiny_package, tmp_path / "package")
+
+
+def edit_config(package: Path, **changes: Any) -> None:
+    path = package / "config.json"
+    document = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not ...}))
+
+
+def edit_weights(package: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    path = package / "model.safetensors"
+    weights = safetensors.torch.load(path.read_bytes())
+    change(weights)
+    path.write_bytes(safetensors.torch.save(weights))
+
+
+def test_a_package_is_exactly_three_files(tiny_package: Path) -> None:
+    assert {path.name for path in tiny_package.iterdir()} == set(FILES)
+
+
+def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = create_model("eca_resnet20", num_classes=3).eval()
+    loaded, config = load_pretrained(save_pretrained(model, TINY, tmp_path / "new" / "package"))
+    pixels = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model(pixels), loaded(pixels))
+    assert config.labels == LABELS
+    assert config.image == TINY.image
+    assert config.attention_args == {"kernel_sizes": [3, 3, 3]}
+
+
+def test_saving_again_replaces_the_package_and_leaves_no_other_file(package: Path) -> None:
+    before = read_folder(package).revision
+    save_pretrained(create_model("eca_resnet20", num_classes=3), TINY, package)
+    assert {path.name for path in package.iterdir()} == set(FILES)
+    assert read_folder(package).revision != before
+
+
+def test_a_package_without_labels_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="needs labels"):
+        save_pretrained(create_model("eca_resnet20"), ModelConfig("resnet20"), tmp_path / "package")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_folder_is_known_by_the_package_inside(package: Path) -> None:
+    run = package.parent / "run"
+    run.mkdir()
+    shutil.copytree(package, run / "model")
+    assert find_package(run) == run / "model"
+
+
+def test_a_missing_file_is_named(package: Path) -> None:
+    (package / "model.safetensors").unlink()
+    with pytest.raises(NotAnEcaModel, match=r"lacks model\.safetensors"):
+        load_pretrained(package)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"library_name": "timm"}, "does not say library_name 'eca-hub'"),
+        ({"format": 2}, "has format 2; this eca-hub reads 1. A later one: pip install -U eca-hub"),
+        ({"num_classes": 10**9}, "num_classes is 1000000000 and there are 3 label_names"),
+        ({"num_classes": -1}, "num_classes is -1"),
+        ({"num_classes": ...}, "lacks 'num_classes'"),
+        ({"label_names": [1, 2, 3]}, "label_names is not a list of strings"),
+        ({"label_names": ["a", "a", "b"]}, "stand twice: a"),
+        ({"architecture": 5}, "architecture is not a string"),
+        ({"architecture": "../resnet50"}, "architecture is '../resnet50'"),
+        ({"stem": "huge"}, "stem is 'huge'; it must be one of own, small"),
+        ({"image": {"height_px": 224}}, "lacks 'interpolation'"),
+    ],
+)
+def test_a_config_that_lies_is_refused(package: Path, changes: dict[str, Any], message: str) -> None:
+    edit_config(package, **changes)
+    with pytest.raises(NotAnEcaModel) as refusal:
+        load_pretrained(package)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '"x"', "[" * 100_000, "\ufeff{}", "NaN"])
+def test_a_config_that_is_no_object_is_refused(package: Path, text: str) -> None:
+    (package / "config.json").write_text(text)
+    with pytest.raises(NotAnEcaModel):
+        load_pretrained(package)
+
+
+def test_an_architecture_or_kernel_nobody_knows_is_refused(package: Path) -> None:
+    edit_config(package, architecture="resnet2000")
+    with pytest.raises(UnknownName, match="resnet2000"):
+        load_pretrained(package)
+    for kernel_sizes in ([4, 4, 4], [0, 1, 1], [-3, 3, 3], "many", [3, 3], [[3], 3, 3]):
+        edit_config(package, architecture="resnet20", attention_args={"kernel_sizes": kernel_sizes})
+        with pytest.raises(EcaHubError):
+            load_pretrained(package)
+
+
+def test_weights_that_do_not_fit_are_named(package: Path) -> None:
+    def damage(weights: dict[str, torch.Tensor]) -> None:
+        weights["extra"] = weights.pop("fc.bias")
+        weights["layer1.0.se.conv.weight"] = torch.zeros(1, 1, 5)
+
+    edit_weights(package, damage)
+    with pytest.raises(CheckpointMismatch) as refusal:
+        load_pretrained(package)
+    assert "1 missing (fc.bias)" in str(refusal.value)
+    assert "1 unexpected (extra)" in str(refusal.value)
+    assert "layer1.0.se.conv.weight is (1, 1, 5) in the file, (1, 1, 3) in the network" in str(refusal.value)
+
+
+def test_weights_with_a_nan_are_refused(package: Path) -> None:
+    edit_weights(package, lambda weights: weights["fc.weight"].fill_(torch.nan))
+    with pytest.raises(CheckpointMismatch, match=r"NaN or infinity: fc\.weight"):
+        load_pretrained(package)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:50], lambda data: b"", lambda data: data + b"x"])
+def test_broken_weights_are_refused(package: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = package / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointMismatch, match="broken"):
+        load_pretrained(package)
+
+
+def test_overwriting_the_file_does_not_change_a_loaded_network(package: Path) -> None:
+    model, _ = load_pretrained(package)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = package / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

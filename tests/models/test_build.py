@@ -1,0 +1,226 @@
+"""From names and configurations to networks: what is settled, what is refused, and what a package keeps."""
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import eca_hub
+from eca_hub.attention import ATTENTIONS
+from eca_hub.errors import EcaHubError, InvalidConfig, UnknownName
+from eca_hub.models.backbones import BACKBONES
+from eca_hub.models.build import build_model, create_model, list_models, settle, split_name
+from eca_hub.models.config import ImageConfig, ModelConfig
+
+TINY = ImageConfig(height_px=16, width_px=16, crop=1.0)
+
+
+class Halve(nn.Module):
+    """An attention of one's own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "settled"),
+    [
+        ("eca_resnet50", {}, {"kernel_sizes": [5, 5, 5, 7]}),
+        ("eca_resnet50", {"kernel_sizes": "released"}, {"kernel_sizes": [3, 5, 5, 7]}),
+        ("eca_resnet18", {"kernel_sizes": "released"}, {"kernel_sizes": [3, 5, 7, 7]}),
+        ("eca_mobilenet_v2", {"kernel_sizes": "released"}, {"kernel_sizes": [1, 1, 1, 1, 3, 3, 3]}),
+        ("eca_resnet50", {"kernel_sizes": 9}, {"kernel_sizes": [9, 9, 9, 9]}),
+        ("eca_resnet50", {"kernel_sizes": (3, 3, 5, 9)}, {"kernel_sizes": [3, 3, 5, 9]}),
+        ("eca_resnet50", {"gamma": 1, "b": 0.0}, {"kernel_sizes": [9, 9, 11, 11]}),
+        ("eca_resnet20", {"kernel_sizes": "linear", "gamma": 8.0}, {"kernel_sizes": [3, 5, 9]}),
+        ("eca_resnet20", {"mapping": "linear", "gamma": 8.0}, {"kernel_sizes": [3, 5, 9]}),
+        ("eca_resnet20", {"stages": [2, 3]}, {"kernel_sizes": [3, 3, 3], "stages": [2, 3]}),
+        ("se_resnet50", {}, {"reduction": 16, "bias": False, "min_hidden": 1}),
+        ("se_mobilenet_v2", {}, {"reduction": 8, "bias": False, "min_hidden": 1}),
+        ("se_mobilenet_v2", {"reduction": 16}, {"reduction": 16, "bias": False, "min_hidden": 1}),
+        ("se_var1_resnet50", {}, {}),
+        ("nl_resnet50", {}, {"after": ["3.5"], "reduction": 2, "scaled": False}),
+        ("a2_resnet18", {"after": ["2.2"]}, {"after": ["2.2"], "reduction": 2}),
+        ("gc_resnet50", {}, {"stages": [2, 3, 4], "reduction": 16}),
+        ("gsop_resnet50", {}, {"strides": [2, 1, 1, 1], "num_reduced": 128}),
+        ("aa_resnet50", {}, {"map_sizes_px": [56, 28, 14, 7], "stages": [2, 3, 4], "num_heads": 8}),
+    ],
+)
+def test_what_weights_depend_on_is_written_down(name: str, args: dict[str, Any], settled: dict[str, Any]) -> None:
+    once = settle(ModelConfig(name, attention_args=args))
+    assert once.attention_args == settled
+    assert settle(once) == once
+
+
+def test_augmented_convolutions_plan_for_the_picture() -> None:
+    config = ModelConfig("resnet18", "aa", image=TINY, stem="small")
+    assert settle(config).attention_args["map_sizes_px"] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize(
+    "name", [f"{attention}_resnet20" for attention in ATTENTIONS] + ["eca_mobilenet_v2", "resnet20"]
+)
+def test_a_package_gives_back_the_same_network(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = ModelConfig(name, split_name(name)[1], labels=("cat", "dog"), image=TINY)
+    model = build_model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    eca_hub.save_pretrained(model, config, tmp_path)
+    loaded, its_config = eca_hub.load_pretrained(tmp_path)
+    x_NCHW = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        expected_NK = model(x_NCHW)
+        assert torch.equal(loaded(x_NCHW), expected_NK)
+        assert torch.equal(copy.deepcopy(loaded)(x_NCHW), expected_NK)
+    assert its_config == settle(its_config)
+
+
+@pytest.mark.parametrize("attention", [Halve, lambda channels: Halve(channels)])
+def test_any_callable_is_an_attention(attention: Any) -> None:
+    model = create_model("resnet20", attention=attention)
+    found = [module.channels for module in model.modules() if isinstance(module, Halve)]
+    assert found == [16] * 3 + [32] * 3 + [64] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"architecture": "eca_resnet5"}, ["no architecture 'eca_resnet5'", "eca_resnet50", "eca-hub models"]),
+        ({"architecture": "resnet20", "attention": "ecaa"}, ["no attention 'ecaa'", "'eca'"]),
+        ({"architecture": "mobilenet_v2", "attention": "nl"}, ["'nl' cannot enter mobilenet_v2", "resnet50", "after"]),
+        ({"architecture": "aa_mobilenet_v2"}, ["'aa' cannot enter mobilenet_v2", "resnet50", "no 3x3 convolution"]),
+        ({"architecture": "eca_densenet161"}, ["'eca' cannot enter densenet161", "mobilenet_v2"]),
+        ({"architecture": "densenet161", "attention": Halve}, ["'Halve' cannot enter densenet161"]),
+        ({"architecture": "densenet161", "stem": "small"}, ["densenet161 has no small stem"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": 4}, ["kernel_sizes has 4", "odd"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": -3}, ["kernel_sizes has -3", "odd"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": [3, 3]}, ["kernel_sizes is [3, 3]", "3 of them"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": True}, ["kernel_sizes is True"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": "released"}, ["No ECA weights", "resnet50"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": 3, "gamma": 1.0}, ["kernel_sizes is 3", "gamma"]),
+        ({"architecture": "eca_resnet20", "gamma": 0.0}, ["gamma 0.0"]),
+        ({"architecture": "eca_resnet20", "kernel_size": 3}, ["does not take 'kernel_size'", "kernel_sizes"]),
+        ({"architecture": "eca_resnet20", "stages": [4]}, ["stages is [4]", "1 to 3"]),
+        ({"architecture": "nl_resnet20", "after": ["4.1"]}, ["after is ['4.1']", "1.1 to 3.3"]),
+        ({"architecture": "se_resnet20", "reduction": 64}, ["resnet20 at 16 channels", "reduction is 64"]),
+        ({"architecture": "se_resnet20", "reduction": "4"}, ["reduction is '4'", "whole number"]),
+        ({"architecture": "se_resnet20", "bias": 1}, ["bias is 1", "true or false"]),
+        ({"architecture": "simam_resnet20", "strength": float("nan")}, ["strength is nan"]),
+        ({"architecture": "se_gc2_mobilenet_v2"}, ["mobilenet_v2 at 24 channels", "groups of 16"]),
+        ({"architecture": "resnet20", "attention": "none", "k": 3}, ["none, which takes no options", "k"]),
+        ({"architecture": "resnet20", "attention": Halve, "k": 3}, ["takes no options here", "k"]),
+        ({"architecture": "eca_resnet20", "attention": "se"}, ["eca_resnet20 says attention 'eca'"]),
+        ({"architecture": "eca_resnet20", "attention": Halve}, ["eca_resnet20 says attention 'eca'"]),
+        ({"architecture": "resnet20", "num_classes": 0}, ["num_classes is 0"]),
+    ],
+)
+def test_a_wrong_wish_gets_one_clear_sentence(arguments: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(EcaHubError) as caught:
+        create_model(**arguments)
+    assert isinstance(caught.value, InvalidConfig | UnknownName)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_every_listed_name_is_a_network_and_can_be_made() -> None:
+    names = list_models()
+    assert len(names) == len(set(names))
+    assert {"resnet50", "eca_resnet50", "se_var3_resnet18", "eca_mobilenet_v2", "densenet264"} <= set(names)
+    assert not {"nl_mobilenet_v2", "aa_mobilenet_v2", "eca_densenet161"} & set(names)
+    too_narrow = {"se_gc2_mobilenet_v2": "24 channels", "se_gc1_mobilenet_v2": "24 channels"}
+    with torch.device("meta"):
+        for name in list_models("*_resnet20") + list_models("*mobilenet_v2"):
+            if name in too_narrow:
+                with pytest.raises(InvalidConfig, match=too_narrow[name]):
+                    create_model(name)
+            else:
+                create_model(name)
+
+
+def test_listing_is_fast_and_follows_a_pattern() -> None:
+    start_s = time.perf_counter()
+    assert list_models("eca_resnet*") == sorted(f"eca_{name}" for name in BACKBONES if name.startswith("resnet"))
+    assert time.perf_counter() - start_s < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "num_places"),
+    [
+        ("eca_resnet26d", 8),
+        ("nl_resnext26ts", None),
+        ("eca_skresnet18", 8),
+        ("eca_nf_resnet26", 8),
+        ("eca_mixnet_s", None),
+    ],
+)
+def test_other_networks_of_timm_take_attention_if_they_have_a_place(name: str, num_places: int | None) -> None:
+    if name == "nl_resnext26ts":
+        with pytest.raises(InvalidConfig, match="'nl' cannot enter resnext26ts, which has no place after its blocks"):
+            create_model(name)
+        return
+    with torch.device("meta"):
+        model = create_model(name, num_classes=5)
+        places = [module for module in model.modules() if isinstance(module, eca_hub.ECA)]
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 5)
+    assert places
+    assert num_places in (None, len(places))
+
+
+def test_a_timm_network_with_its_own_attention_gives_the_place_to_ours() -> None:
+    with torch.device("meta"):
+        model = create_model("eca_seresnet50")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_118
+
+
+def test_a_timm_network_without_a_place_is_a_network_and_refuses_attention() -> None:
+    with torch.device("meta"):
+        create_model("mobilenetv3_small_050")
+    with pytest.raises(
+        InvalidConfig, match="'eca' cannot enter vit_tiny_patch16_224, which has no place for attention"
+    ):
+        create_model("eca_vit_tiny_patch16_224")
+
+
+def test_zero_starts_survive_timms_initialisation() -> None:
+    x_NCHW = torch.randn(2, 256, 4, 4)
+    model = create_model("gc_nf_resnet26", stages=[1, 2, 3, 4])
+    first = next(module for module in model.modules() if isinstance(module, ATTENTIONS["gc"]))  # type: ignore[arg-type]
+    assert torch.equal(first(x_NCHW), x_NCHW)
+
+
+def test_timm_families_are_found_by_asking() -> None:
+    names = list_models("*", with_timm=True)
+    assert {"eca_resnet26d", "se_nf_resnet26", "gc_skresnet18", "eca_res2net50_26w_4s"} <= set(names)
+    assert not any("vit_base" in name for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2"])
+def test_a_whole_network_can_be_exported_and_compiled(name: str) -> None:
+    model, x_NCHW = create_model(f"eca_{name}", num_classes=3).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected_NK = model(x_NCHW)
+        exported = torch.export.export(model, (x_NCHW,)).module()
+        torch.testing.assert_close(exported(x_NCHW), expected_NK)
+        compiled = torch.compile(model, backend="aot_eager")
+        torch.testing.assert_close(compiled(x_NCHW), expected_NK)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_member_of_a_timm_resnet_family_takes_eca() -> None:
+    with torch.device("meta"):
+        for name in timm.list_models(module="resnet"):
+            create_model(f"eca_{name}")

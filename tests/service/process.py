@@ -1,0 +1,81 @@
+"""The service as its own process, as an operator starts it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+
+import eca_hub
+
+
+def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
+    """A package whose network was never trained: its answers are arbitrary, but always the same."""
+    torch.manual_seed(seed)
+    config = eca_hub.ModelConfig(
+        "resnet18",
+        "eca",
+        labels=tuple(f"digit {digit}" for digit in range(10)),
+        image=eca_hub.ImageConfig(32, 32, crop=1.0),
+        stem="small",
+    )
+    model = eca_hub.create_model("eca_resnet18", num_classes=10, stem="small")
+    return eca_hub.save_pretrained(model, config, folder)
+
+
+class Served:
+    """A running process and a client to it."""
+
+    def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
+        self.process = process
+        self.url = url
+        self.port = int(url.rsplit(":", 1)[1])
+        self.client = httpx2.Client(base_url=url, timeout=30)
+
+    def wait_until_ready(self, within_s: float = 60) -> None:
+        """Poll as an orchestrator does."""
+        deadline = time.monotonic() + within_s
+        while self.client.get("/readyz").status_code != 200:
+            assert self.process.poll() is None, "the process ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return how the process ended."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+
+def start(*argv: str, cwd: Path | None = None, **environment: str) -> "subprocess.Popen[str]":
+    """Start `eca-hub serve`."""
+    command = [sys.executable, "-m", "eca_hub", "serve", *argv]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")} | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=cwd)
+
+
+@contextmanager
+def served(*argv: str, cwd: Path | None = None, **environment: str) -> Iterator[Served]:
+    """The process, from its line on standard output to its end."""
+    process = start("--port", "0", *argv, cwd=cwd, **environment)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("serving on http://127.0.0.1:"), (line, process.communicate(timeout=20))
+        running = Served(process, line.removeprefix("serving on ").strip())
+        with running.client:
+            yield running
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def answers_of(client: Any, contents: list[bytes]) -> list[Any]:
+    """Post pictures one after the other."""
+    return [client.post("/v1/classify", content=content).json() for content in contents]

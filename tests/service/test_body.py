@@ -1,0 +1,175 @@
+"""Reading bodies within bounds, from a caller who is played by a list of messages."""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from service.body import BodyReader, ClientGone, Receive, unless_gone
+from service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, UnsupportedType
+from tests.service.house import run, settle
+
+
+def caller(*chunks: bytes, then_hangs: bool = False, then_goes: bool = False) -> Receive:
+    messages: list[MutableMapping[str, Any]] = [
+        {"type": "http.request", "body": chunk, "more_body": then_hangs or then_goes or place < len(chunks) - 1}
+        for place, chunk in enumerate(chunks)
+    ]
+    if then_goes:
+        messages.append({"type": "http.disconnect"})
+
+    async def receive() -> MutableMapping[str, Any]:
+        if messages:
+            return messages.pop(0)
+        await asyncio.sleep(1e6)
+        raise AssertionError
+
+    return receive
+
+
+def reader(max_total_bytes: int = 1000, timeout_s: float = 3) -> BodyReader:
+    return BodyReader(max_total_bytes=max_total_bytes, timeout_s=timeout_s)
+
+
+def test_chunks_become_one_body_and_count_while_it_is_used() -> None:
+    async def scene() -> None:
+        bodies = reader()
+        async with bodies.read({}, caller(b"ab", b"", b"cd"), max_bytes=4) as body:
+            assert body == b"abcd"
+            assert bodies.total_bytes == 4
+        assert bodies.total_bytes == 0
+
+    run(scene())
+
+
+def test_a_body_that_announces_too_much_is_refused_unread() -> None:
+    async def scene() -> None:
+        bodies = reader()
+        with pytest.raises(BodyTooLarge):
+            async with bodies.read({"content-length": "5"}, caller(then_hangs=True), max_bytes=4):
+                pass
+        assert asyncio.get_running_loop().time() == 0
+        assert bodies.total_bytes == 0
+
+    run(scene())
+
+
+def test_a_body_that_grows_too_large_is_refused_there() -> None:
+    async def scene() -> None:
+        bodies = reader()
+        with pytest.raises(BodyTooLarge):
+            async with bodies.read({}, caller(b"abc", b"de", then_hangs=True), max_bytes=4):
+                pass
+        assert bodies.total_bytes == 0
+
+    run(scene())
+
+
+def test_a_body_that_trickles_is_refused_in_time() -> None:
+    async def scene() -> None:
+        async def trickle() -> MutableMapping[str, Any]:
+            await asyncio.sleep(1)
+            return {"type": "http.request", "body": b"x", "more_body": True}
+
+        bodies = reader(timeout_s=3)
+        with pytest.raises(BodyTimeout):
+            async with bodies.read({}, trickle, max_bytes=100):
+                pass
+        assert asyncio.get_running_loop().time() == pytest.approx(3)
+        assert bodies.total_bytes == 0
+
+    run(scene())
+
+
+def test_bodies_share_one_bound() -> None:
+    async def scene() -> None:
+        bodies = reader(max_total_bytes=5)
+        async with bodies.read({"content-length": "4"}, caller(b"abcd"), max_bytes=4):
+            with pytest.raises(Overloaded):
+                async with bodies.read({}, caller(b"ef"), max_bytes=4):
+                    pass
+        async with bodies.read({}, caller(b"ef"), max_bytes=4) as body:
+            assert body == b"ef"
+
+    run(scene())
+
+
+def test_a_caller_who_goes_in_the_middle_leaves_nothing_behind() -> None:
+    async def scene() -> None:
+        bodies = reader()
+        with pytest.raises(ClientGone):
+            async with bodies.read({"content-length": "9"}, caller(b"abc", then_goes=True), max_bytes=100):
+                pass
+        assert bodies.total_bytes == 0
+
+    run(scene())
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+def test_a_compressed_body_is_refused_unread(encoding: str) -> None:
+    async def scene() -> None:
+        with pytest.raises(UnsupportedType):
+            async with reader().read({"content-encoding": encoding}, caller(then_hangs=True), max_bytes=4):
+                pass
+
+    run(scene())
+
+
+@pytest.mark.parametrize("length", ["-1", "+5", "0x10", "5, 5", "", "²"])
+def test_a_length_that_is_no_number_is_refused(length: str) -> None:
+    async def scene() -> None:
+        with pytest.raises(InvalidRequest):
+            async with reader().read({"content-length": length}, caller(then_hangs=True), max_bytes=4):
+                pass
+
+    run(scene())
+
+
+def test_when_the_process_ends_a_stalled_body_gets_a_last_call() -> None:
+    async def scene() -> None:
+        bodies = reader(timeout_s=100)
+
+        async def read() -> None:
+            async with bodies.read({}, caller(b"a", then_hangs=True), max_bytes=4):
+                pass
+
+        reading = asyncio.create_task(read())
+        await settle()
+        bodies.hurry()
+        with pytest.raises(BodyTimeout):
+            await reading
+        assert asyncio.get_running_loop().time() == pytest.approx(2)
+
+    run(scene())
+
+
+def test_work_is_stopped_when_the_caller_goes() -> None:
+    async def scene() -> None:
+        stopped = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(1e6)
+            finally:
+                stopped.set()
+
+        with pytest.raises(ClientGone):
+            await unless_gone(caller(then_goes=True), work())
+        assert stopped.is_set()
+
+    run(scene())
+
+
+def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
+    async def scene() -> None:
+        async def work(result: int) -> int:
+            if result < 0:
+                raise ZeroDivisionError
+            return result
+
+        assert await unless_gone(caller(then_hangs=True), work(7)) == 7
+        with pytest.raises(ZeroDivisionError):
+            await unless_gone(caller(then_hangs=True), work(-1))
+
+    run(scene())

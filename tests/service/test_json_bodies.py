@@ -1,0 +1,112 @@
+"""JSON that is read strictly."""
+
+import base64
+import json
+
+import pytest
+
+from service.errors import BadJson, InvalidRequest
+from service.json_bodies import pictures_in_json, task_in_json
+
+PACKED = base64.b64encode(b"picture").decode()
+
+
+def test_pictures_come_out_in_order() -> None:
+    body = json.dumps({"images": [PACKED, base64.b64encode(b"other").decode()]}).encode()
+    assert pictures_in_json(body) == [b"picture", b"other"]
+
+
+def test_a_task_has_a_picture_and_options() -> None:
+    task = task_in_json(json.dumps({"inputs": PACKED}).encode())
+    assert (task.picture, task.top_k, task.activation) == (b"picture", None, "softmax")
+    parameters = {"top_k": 3, "function_to_apply": "sigmoid"}
+    task = task_in_json(json.dumps({"inputs": PACKED, "parameters": parameters}).encode())
+    assert (task.top_k, task.activation) == (3, "sigmoid")
+    assert task_in_json(json.dumps({"inputs": PACKED, "parameters": None}).encode()).activation == "softmax"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b"\xff\xd8\xff\xe0 a picture",
+        b"\xef\xbb\xbf{}",
+        '{"images": []}'.encode("utf-16"),
+        b'{"images": ["\xff"]}',
+        b'{"images": NaN}',
+        b'{"images": Infinity}',
+        b'{"images": -Infinity}',
+        b'{"images": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"images": ["QQ=="], "images": ["QQ=="]}',
+        b'{"images": ["QQ=="]} trailing',
+    ],
+)
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    with pytest.raises(BadJson):
+        pictures_in_json(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"1",
+        b"null",
+        b"1e400",
+        b'"text"',
+        b"{}",
+        b'{"images": null}',
+        b'{"images": []}',
+        b'{"images": "QQ=="}',
+        b'{"images": [1]}',
+        b'{"images": [1e400]}',
+        b'{"images": [null]}',
+        b'{"images": [["QQ=="]]}',
+        b'{"images": ["QQ=="], "SENTINEL": 1}',
+        b'{"images": ["QQ=="], "\\ud800": 1}',
+    ],
+)
+def test_json_of_another_shape_is_refused_without_repeating_it(body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        pictures_in_json(body)
+    assert "SENTINEL" not in str(refusal.value)
+    str(refusal.value).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q",
+        "QQ",
+        "QQ=",
+        "QQ===",
+        "Q Q==",
+        "QQ\n==",
+        "QUJD\n",
+        "-_-_",
+        "data:image/png;base64,QQ==",
+        "é",
+        "\ud800",
+        "\x00",
+    ],
+)
+def test_a_picture_that_is_no_base64_fails_alone(text: str) -> None:
+    bad, good = pictures_in_json(json.dumps({"images": [text, PACKED]}).encode())
+    assert isinstance(bad, InvalidRequest)
+    assert good == b"picture"
+
+
+@pytest.mark.parametrize("top_k", ["true", "3.0", '"3"', "0", "-1", "2147483648", "1e400", "[]"])
+def test_top_k_is_a_whole_number_and_nothing_that_resembles_one(top_k: str) -> None:
+    with pytest.raises(InvalidRequest):
+        task_in_json(f'{{"inputs": "QQ==", "parameters": {{"top_k": {top_k}}}}}'.encode())
+
+
+def test_other_options_are_refused() -> None:
+    parameters: object
+    for parameters in ({"function_to_apply": "relu"}, {"topk": 1}, []):
+        with pytest.raises(InvalidRequest):
+            task_in_json(json.dumps({"inputs": PACKED, "parameters": parameters}).encode())

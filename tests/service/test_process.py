@@ -1,0 +1,194 @@
+"""The real thing: a process, a socket, a network."""
+
+import concurrent.futures
+import math
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+import eca_hub
+from tests.service.house import png
+from tests.service.process import Served, save_tiny_package, served, start
+
+PICTURES = [png(40, 30, colour) for colour in ("red", "green", "blue", "white", "black", "orange", "teal", "gray")]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_package(tmp_path_factory.mktemp("models") / "acme" / "digits")
+
+
+@pytest.fixture(scope="module")
+def service(package: Path) -> Iterator[Served]:
+    # Served from where the folder's path reads like a model id.
+    arguments = ("--model", "acme/digits", "--header_timeout_s", "0.5", "--body_timeout_s", "1")
+    with served(*arguments, cwd=package.parent.parent) as running:
+        assert running.client.get("/healthz").status_code == 200, "healthy before it is ready"
+        running.wait_until_ready()
+        yield running
+
+
+def test_the_served_answer_is_the_librarys_answer(service: Served, package: Path) -> None:
+    classifier = eca_hub.Classifier.from_pretrained(package)
+    for content in PICTURES:
+        body = service.client.post("/v1/classify?top_k=10", content=content).json()
+        expected = classifier.predict(content, top_k=10)
+        assert body["model"] == "acme/digits"
+        assert body["revision"] == classifier.revision
+        assert body["predictions"][0]["label"] == expected[0].label
+        scores = {one["label"]: one["score"] for one in body["predictions"]}
+        assert scores == pytest.approx({one.label: one.score for one in expected}, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client leaves its connection open
+def test_hugging_faces_own_client_is_answered(service: Served, package: Path, tmp_path: Path) -> None:
+    classifier = eca_hub.Classifier.from_pretrained(package)
+    client = huggingface_hub.InferenceClient(model=f"{service.url}/models/acme/digits", token="unused")
+    file = tmp_path / "red.png"
+    file.write_bytes(PICTURES[0])
+    expected = classifier.predict(PICTURES[0], top_k=5)
+    for answer in (client.image_classification(PICTURES[0]), client.image_classification(file)):
+        assert [one.label for one in answer] == [one.label for one in expected]
+        assert [one.score for one in answer] == pytest.approx([one.score for one in expected], abs=1e-4)
+    assert len(client.image_classification(file, top_k=2)) == 2
+    sigmoid = client.image_classification(file, top_k=10, function_to_apply="sigmoid")
+    logits = client.image_classification(file, top_k=10, function_to_apply="none")
+    assert [one.score for one in sigmoid] == pytest.approx([1 / (1 + math.exp(-one.score)) for one in logits])
+
+
+def test_concurrent_callers_share_batches_and_each_gets_its_own_answer(service: Served) -> None:
+    expected = {content: service.client.post("/v1/classify", content=content).json() for content in PICTURES}
+    with concurrent.futures.ThreadPoolExecutor(16) as callers:
+        contents = PICTURES * 16
+        bodies = list(
+            callers.map(lambda content: service.client.post("/v1/classify", content=content).json(), contents)
+        )
+    for content, body in zip(contents, bodies, strict=True):
+        assert body["predictions"][0]["label"] == expected[content]["predictions"][0]["label"]
+        assert body["predictions"][0]["score"] == pytest.approx(expected[content]["predictions"][0]["score"], abs=1e-4)
+    assert sum(body["batch_size"] for body in bodies) / len(bodies) > 1.5
+    assert max(body["batch_size"] for body in bodies) <= 8
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "status"),
+    [
+        (b"", "", 422),
+        (PICTURES[0][:40], "", 422),
+        (b"%PDF-1.4", "", 422),
+        (bytes(20 * 2**20), "", 413),
+        (PICTURES[0], "?model=acme/other", 404),
+        (PICTURES[0], "?top_k=0", 422),
+        (PICTURES[0], "?top_k=eleven", 422),
+    ],
+)
+def test_a_bad_request_is_refused_and_the_next_one_works(
+    service: Served, content: bytes, query: str, status: int
+) -> None:
+    answer = service.client.post(f"/v1/classify{query}", content=content)
+    assert answer.status_code == status
+    assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
+    assert service.client.post("/v1/classify", content=PICTURES[0]).status_code == 200
+
+
+def talk(service: Served, *pieces: bytes, within_s: float = 4) -> bytes:
+    """Send raw bytes and read until the service hangs up."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=within_s) as peer:
+        for piece in pieces:
+            peer.sendall(piece)
+        received = b""
+        while chunk := peer.recv(65536):
+            received += chunk
+    return received
+
+
+@pytest.mark.parametrize("head", [b"", b"POST /v1/cla", b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-A: "])
+def test_a_head_that_does_not_come_ends_the_connection(service: Served, head: bytes) -> None:
+    assert talk(service, head) == b""
+
+
+def test_a_body_that_does_not_come_is_answered_and_ends_the_connection(service: Served) -> None:
+    received = talk(service, b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"body_timeout"' in received
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-A: a\x00b\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused_in_the_same_shape(service: Served, head: bytes) -> None:
+    received = talk(service, head)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b'"bad_http"' in received
+
+
+def test_a_huge_head_is_refused(service: Served) -> None:
+    head = b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert talk(service, head)[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")
+
+
+def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(service: Served) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=4) as peer:
+        peer.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 11000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert peer.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_signal_ends_it_in_good_order(package: Path) -> None:
+    with served("--model", str(package)) as running:
+        running.wait_until_ready()
+        idle = socket.create_connection(("127.0.0.1", running.port))
+        with idle, concurrent.futures.ThreadPoolExecutor(8) as callers:
+            content = PICTURES[0]
+            asked = [callers.submit(running.client.post, "/v1/classify", content=content) for _ in range(8)]
+            concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
+            started = time.monotonic()
+            assert running.stop(signal.SIGTERM) == 0
+            assert time.monotonic() - started < 8, "the idle connection was waited for"
+            statuses = [one.result().status_code for one in asked if one.exception() is None]
+            assert set(statuses) == {200}
+        assert running.process.stdout is not None
+        assert running.process.stdout.read() == "", "one line on standard output, no more"
+
+
+def test_a_signal_while_it_loads_ends_it_too(package: Path) -> None:
+    with served("--model", str(package)) as running:
+        assert running.client.get("/readyz").status_code == 503
+        assert running.stop(signal.SIGINT) == 0
+
+
+def test_a_port_that_is_taken_ends_it_with_one_sentence(package: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start("--model", str(package), "--port", str(port))
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert out == ""
+    assert err.strip() == (
+        f"eca-hub serve: Cannot listen on 127.0.0.1 port {port}: Address already in use. "
+        "Set --port to a free one, or to 0."
+    )
+
+
+def test_a_model_that_does_not_load_ends_it_with_one_sentence(tmp_path: Path) -> None:
+    process = start("--model", str(tmp_path), "--port", "0")
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert out.count("\n") == 1
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("eca-hub serve: ")
+    assert str(tmp_path) in err

@@ -1,0 +1,90 @@
+"""Finding and loading models."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eca_hub.errors import RepoNotFound
+from service.errors import InvalidRequest, ModelNotLoaded, NotReady
+from service.registry import ModelSource, Registry
+from service.running import RunningModel
+from tests.service.house import fake_model, run, settle
+
+
+async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
+    if source.id_or_folder == "acme/absent":
+        raise RepoNotFound("no such repository")
+    return fake_model(model_id=source.id_or_folder)
+
+
+def test_a_model_is_found_by_its_id_and_the_only_one_without() -> None:
+    async def scene() -> None:
+        registry = Registry([ModelSource("acme/a")], open_fake)
+        await registry.load_all()
+        assert registry.is_ready
+        assert registry.find("acme/a") is registry.find(None)
+        with pytest.raises(ModelNotLoaded, match=r"acme/a"):
+            registry.find("acme/A")
+        await registry.close()
+
+    run(scene())
+
+
+def test_among_several_models_one_must_be_named() -> None:
+    async def scene() -> None:
+        registry = Registry([ModelSource("acme/a"), ModelSource("acme/b")], open_fake)
+        await registry.load_all()
+        with pytest.raises(InvalidRequest, match=r"acme/a, acme/b"):
+            registry.find(None)
+        assert registry.find("acme/b").facts.model_id == "acme/b"
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_model_that_is_loading_says_so() -> None:
+    async def scene() -> None:
+        gate = asyncio.Event()
+
+        async def open_slowly(source: ModelSource) -> RunningModel[Any, Any]:
+            await gate.wait()
+            return await open_fake(source)
+
+        registry = Registry([ModelSource("acme/a")], open_slowly)
+        loading = asyncio.create_task(registry.load_all())
+        await settle()
+        assert registry.pending() == ["acme/a: loading"]
+        with pytest.raises(NotReady):
+            registry.find("acme/a")
+        gate.set()
+        await loading
+        assert registry.is_ready
+        assert registry.pending() == []
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_model_that_does_not_load_is_kept_as_failed_and_the_next_is_loaded() -> None:
+    async def scene() -> None:
+        registry = Registry([ModelSource("acme/absent"), ModelSource("acme/b")], open_fake)
+        await registry.load_all()
+        assert registry.loaded.is_set()
+        assert not registry.is_ready
+        assert isinstance(registry.failure, RepoNotFound)
+        assert registry.find("acme/b").facts.model_id == "acme/b"
+        with pytest.raises(NotReady):
+            registry.find("acme/absent")
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_source_is_a_name_a_name_with_a_revision_or_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "runs@home"
+    folder.mkdir()
+    assert ModelSource.parse("acme/a") == ModelSource("acme/a", None)
+    assert ModelSource.parse("acme/a@v1") == ModelSource("acme/a", "v1")
+    assert ModelSource.parse(str(folder)) == ModelSource(str(folder), None)

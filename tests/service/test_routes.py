@@ -1,0 +1,257 @@
+"""The addresses, over ASGI, with models that read digits."""
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from eca_hub.errors import RepoNotFound
+from service.app import create_app
+from service.registry import ModelSource, Registry
+from service.running import RunningModel
+from service.schemas import Classification, Classifications, ErrorAnswer, ModelsAnswer
+from service.settings import Settings
+from tests.service.house import REVISION, fake_model
+
+
+def app_with(*ids: str, **settings: Any) -> FastAPI:
+    async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
+        if source.id_or_folder == "acme/absent":
+            raise RepoNotFound("no such repository")
+        return fake_model(model_id=source.id_or_folder)
+
+    registry = Registry([ModelSource(model_id) for model_id in ids], open_fake)
+    return create_app(
+        Settings(model=ids, max_image_mib=0.01, max_request_mib=0.05, max_request_images=6, **settings), registry
+    )
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    with TestClient(app_with("acme/digits"), raise_server_exceptions=False) as client:
+        yield client
+
+
+def refusal(answer: Any, status: int, code: str) -> dict[str, str]:
+    """Hold an answer against the one shape of errors."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error = ErrorAnswer.model_validate(answer.json()).error
+    assert error.code == code
+    assert error.message
+    assert error.request_id == answer.headers["x-request-id"]
+    return answer.json()["error"]  # type: ignore[no-any-return]
+
+
+def test_the_bytes_of_one_picture_get_one_answer(client: TestClient) -> None:
+    answer = client.post("/v1/classify?top_k=2", content=b"7", headers={"content-type": "image/png"})
+    assert answer.status_code == 200
+    Classification.model_validate(answer.json())
+    body = answer.json()
+    assert body["model"] == "acme/digits"
+    assert body["revision"] == REVISION
+    assert body["predictions"] == [
+        {"label": "class 0", "index": 0, "score": 1.0},
+        {"label": "class 1", "index": 1, "score": 0.5},
+    ]
+    assert body["batch_size"] == 1
+    assert body["timing_ms"]["decode"] == 1.0
+    assert body["timing_ms"]["total"] > 0
+    assert answer.headers["server-timing"].startswith("decode;dur=1.0, queue;dur=")
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "application/octet-stream", None])
+def test_bytes_need_no_content_type(client: TestClient, content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    assert client.post("/v1/classify", content=b"7", headers=headers).status_code == 200
+
+
+def test_a_form_with_one_file_is_answered_like_bytes(client: TestClient) -> None:
+    answer = client.post("/v1/classify", files=[("file", ("a.png", b"7", "image/png"))])
+    Classification.model_validate(answer.json())
+
+
+def test_several_files_get_results_in_order_and_a_bad_one_fails_alone(client: TestClient) -> None:
+    contents = [b"1", b"broken", b"3", b"9" * 20_000]
+    answer = client.post("/v1/classify", files=[("file", ("a.png", content, "image/png")) for content in contents])
+    assert answer.status_code == 200
+    Classifications.model_validate(answer.json())
+    good, bad, also_good, large = answer.json()["results"]
+    assert good["predictions"] == also_good["predictions"]
+    assert bad["error"]["code"] == "not_an_image"
+    assert bad["error"]["request_id"] == answer.headers["x-request-id"]
+    assert large["error"]["code"] == "too_large"
+
+
+def test_when_all_pictures_are_bad_the_status_says_so(client: TestClient) -> None:
+    answer = client.post("/v1/classify", files=[("file", ("a.png", b"broken", "image/png"))] * 2)
+    refusal(answer, 422, "not_an_image")
+
+
+@pytest.mark.parametrize(
+    "query", ["top_k=0", "top_k=-1", "top_k=x", "top_k=", "top_k=11", f"top_k={2**31}", "top_k=NaN"]
+)
+def test_a_bad_top_k_is_refused(client: TestClient, query: str) -> None:
+    refusal(client.post(f"/v1/classify?{query}", content=b"7"), 422, "invalid_request")
+    assert client.post("/v1/classify", content=b"7").status_code == 200
+
+
+def test_an_unknown_model_is_refused_with_the_ids_that_run(client: TestClient) -> None:
+    error = refusal(client.post("/v1/classify?model=acme/other", content=b"7"), 404, "model_not_loaded")
+    assert "acme/digits" in error["hint"]
+    assert client.post("/v1/classify?model=acme/digits", content=b"7").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "model_id", ["../../etc/passwd", "..%2f", "%2e%2e/", "/etc", "C:%5C", "%00", "%ff", "a" * 1000]
+)
+def test_hostile_model_ids_are_refused(client: TestClient, model_id: str) -> None:
+    answer = client.post(f"/v1/classify?model={model_id}", content=b"7")
+    assert answer.status_code in (404, 422)
+    assert "passwd" not in answer.text
+
+
+def test_a_broken_picture_is_refused_and_the_next_request_works(client: TestClient) -> None:
+    for content in (b"broken", b""):
+        refusal(client.post("/v1/classify", content=content), 422, "not_an_image")
+        assert client.post("/v1/classify", content=b"7").status_code == 200
+
+
+def test_too_many_bytes_are_refused_and_the_next_request_works(client: TestClient) -> None:
+    refusal(client.post("/v1/classify", content=b"7" * 20_000), 413, "too_large")
+    files = [("file", ("a.png", b"7" * 60_000, "image/png"))]
+    refusal(client.post("/v1/classify", files=files), 413, "too_large")
+    assert client.post("/v1/classify", content=b"7").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status", "code"),
+    [
+        ("text/plain", 415, "unsupported_type"),
+        ("multipart/form-data", 400, "bad_multipart"),
+        ("multipart/form-data; boundary=never", 400, "bad_multipart"),
+    ],
+)
+def test_other_bodies_are_refused(client: TestClient, content_type: str, status: int, code: str) -> None:
+    answer = client.post("/v1/classify", content=b"7", headers={"content-type": content_type})
+    refusal(answer, status, code)
+
+
+def test_what_the_router_refuses_has_the_same_shape(client: TestClient) -> None:
+    refusal(client.get("/nothing/here"), 404, "not_found")
+    answer = client.get("/v1/classify")
+    refusal(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+    refusal(client.post("/v1//classify", content=b"7"), 404, "not_found")
+
+
+@pytest.mark.parametrize("query", ["topk=3", "model=a&secret-SENTINEL=1", "top_k=SENTINEL", "%ED%A0%80SENTINEL=1"])
+def test_nothing_that_was_sent_is_repeated(client: TestClient, query: str) -> None:
+    answer = client.post(f"/v1/classify?{query}", content=b"7")
+    refusal(answer, 422, "invalid_request")
+    assert "SENTINEL" not in answer.text
+
+
+def test_a_request_id_is_echoed_or_made(client: TestClient) -> None:
+    assert client.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    for hostile in ("", "a b", "x" * 65, "é", '"'):
+        made = client.get("/healthz", headers={b"x-request-id": hostile.encode("latin-1")}).headers["x-request-id"]
+        assert made != hostile
+        assert len(made) == 32
+
+
+def test_the_models_are_listed(client: TestClient) -> None:
+    answer = client.get("/v1/models")
+    ModelsAnswer.model_validate(answer.json())
+    (model,) = answer.json()["models"]
+    assert model["id"] == "acme/digits"
+    assert model["state"] == "ready"
+    assert model["revision"] == REVISION
+    assert model["labels"] == list("0123456789")
+    assert model["input_px"] == [32, 32]
+
+
+def test_ready_and_healthy_are_told_apart() -> None:
+    with TestClient(app_with("acme/absent")) as client:
+        assert client.get("/healthz").json() == {"status": "ok"}
+        error = refusal(client.get("/readyz"), 503, "not_ready")
+        assert "acme/absent: failed" in error["message"]
+        refused = client.post("/v1/classify", content=b"7")
+        refusal(refused, 503, "not_ready")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.get("/v1/models").json() == {"models": [{"id": "acme/absent", "state": "failed"}]}
+
+
+def test_draining_is_not_ready_but_still_answers() -> None:
+    app = app_with("acme/digits")
+    with TestClient(app) as client:
+        assert client.get("/readyz").status_code == 200
+        app.state.house.registry.is_draining = True
+        refusal(client.get("/readyz"), 503, "not_ready")
+        assert client.post("/v1/classify", content=b"7").status_code == 200
+
+
+def test_the_documentation_is_served(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "/v1/classify" in page.text
+    assert "src=" not in page.text
+    assert "https://" not in page.text
+    described = client.get("/openapi.json").json()
+    operation = described["paths"]["/v1/classify"]["post"]
+    assert "multipart/form-data" in operation["requestBody"]["content"]
+    assert operation["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+    assert "HTTPValidationError" not in str(described)
+    assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top_k"}
+
+
+def test_an_accident_is_answered_in_the_same_shape_and_without_a_trace() -> None:
+    app = app_with("acme/digits")
+    with TestClient(app, raise_server_exceptions=False) as client:
+        app.state.house.registry.find = None
+        error = refusal(client.post("/v1/classify", content=b"7"), 500, "internal")
+        assert "NoneType" not in str(error)
+        assert client.get("/healthz").status_code == 200
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def test_pictures_may_come_in_json(client: TestClient) -> None:
+    one = client.post("/v1/classify?top_k=1", json={"images": [base64_of(b"7")]})
+    Classification.model_validate(one.json())
+    several = client.post("/v1/classify", json={"images": [base64_of(b"7"), "?", base64_of(b"broken")]})
+    Classifications.model_validate(several.json())
+    assert [result.get("error", {}).get("code") for result in several.json()["results"]] == [
+        None,
+        "invalid_request",
+        "not_an_image",
+    ]
+    refusal(client.post("/v1/classify", json={"images": [base64_of(b"7")] * 9}), 422, "invalid_request")
+    refusal(client.post("/v1/classify", json={"images": [base64_of(b"7" * 20_000)]}), 413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"images": [NaN]}', '{"images": ["\\ud800"]}', '{"\\ud800": 1e400}', "{", "\ufeff{}"]
+)
+def test_hostile_json_is_refused(client: TestClient, text: str) -> None:
+    answer = client.post("/v1/classify", content=text, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+    refusal(answer, answer.status_code, "bad_json" if answer.status_code == 400 else "invalid_request")
+
+
+def test_hugging_faces_shape_is_spoken(client: TestClient) -> None:
+    answer = client.post("/models/acme/digits", content=b"7")
+    assert answer.status_code == 200
+    assert answer.json()[0] == {"label": "class 0", "score": 1.0}
+    assert len(answer.json()) == 5
+    body = {"inputs": base64_of(b"7"), "parameters": {"top_k": 2, "function_to_apply": "sigmoid"}}
+    assert len(client.post("/models/acme/digits", json=body).json()) == 2
+    body = {"inputs": base64_of(b"7"), "parameters": {"top_k": 2000}}
+    assert len(client.post("/models/acme/digits", json=body).json()) == 10
+    refusal(client.post("/models/acme/other", content=b"7"), 404, "model_not_loaded")
+    refusal(client.post("/models/acme/digits", content=b"broken"), 422, "not_an_image")

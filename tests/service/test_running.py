@@ -1,0 +1,100 @@
+"""A running model with a decoder that reads digits and a gate before its engine."""
+
+import asyncio
+
+import pytest
+
+from eca_hub.errors import NotAnImage
+from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
+from service.running import Classified
+from tests.service.house import GatedRunner, fake_model, run, settle
+
+
+def test_a_bad_picture_fails_alone() -> None:
+    async def scene() -> None:
+        model = fake_model()
+        first, bad, last = await model.classify([b"1", b"x", b"3"], 2)
+        assert isinstance(first, Classified)
+        assert isinstance(bad, NotAnImage)
+        assert isinstance(last, Classified)
+        assert [one.label for one in last.predictions] == ["class 0", "class 1"]
+        assert model.batcher.num_items == 0
+        await model.close()
+
+    run(scene())
+
+
+def test_a_picture_that_breaks_the_engine_fails_alone() -> None:
+    async def scene() -> None:
+        runner = GatedRunner(poison=frozenset({2}))
+        runner.gate.set()
+        model = fake_model(runner)
+        outcomes = await model.classify([b"1", b"2", b"3"])
+        assert [type(outcome) for outcome in outcomes] == [Classified, EngineFailed, Classified]
+        await model.close()
+
+    run(scene())
+
+
+def test_a_late_answer_is_an_error_and_its_seat_is_free() -> None:
+    async def scene() -> None:
+        runner = GatedRunner()
+        model = fake_model(runner, deadline_s=2.0, max_batch=1)
+        with pytest.raises(DeadlineExceeded, match="2000 ms"):
+            await model.classify([b"1"])
+        assert asyncio.get_running_loop().time() == pytest.approx(2.0)
+        assert model.batcher.num_items == 0
+        with pytest.raises(DeadlineExceeded):
+            await model.classify([b"2"])
+        runner.gate.set()
+        await model.classify([b"3"])
+        assert runner.batches == [[1], [3]], "what was late is not run"
+        await model.close()
+
+    run(scene())
+
+
+def test_a_caller_who_goes_frees_all_seats() -> None:
+    async def scene() -> None:
+        model = fake_model(GatedRunner())
+        asked = asyncio.create_task(model.classify([b"1", b"2", b"3"]))
+        await settle()
+        assert model.batcher.num_items == 3
+        asked.cancel()
+        await settle()
+        assert model.batcher.num_items == 0
+
+    run(scene())
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 11, 2**31])
+def test_top_k_must_fit_the_labels(top_k: int) -> None:
+    async def scene() -> None:
+        model = fake_model()
+        with pytest.raises(InvalidRequest, match="1 to 10"):
+            await model.classify([b"1"], top_k)
+        await model.close()
+
+    run(scene())
+
+
+def test_five_classes_are_named_unless_told() -> None:
+    async def scene() -> None:
+        model = fake_model()
+        (outcome,) = await model.classify([b"1"])
+        assert isinstance(outcome, Classified)
+        assert len(outcome.predictions) == 5
+        await model.close()
+
+    run(scene())
+
+
+def test_more_pictures_than_seats_are_refused_whole() -> None:
+    async def scene() -> None:
+        model = fake_model(max_items=2)
+        with pytest.raises(Overloaded):
+            await model.classify([b"1", b"2", b"3"])
+        assert len(await model.classify([b"1", b"2"])) == 2
+        await model.close()
+
+    run(scene())

@@ -1,0 +1,70 @@
+"""`Classifier`: pictures in, named scores out."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from eca_hub import Classifier
+from eca_hub.errors import InvalidConfig, NotAnImage
+from tests.conftest import LABELS, make_picture
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_package: Path) -> Classifier:
+    return Classifier.from_pretrained(tiny_package)
+
+
+def test_all_classes_come_with_probabilities_in_falling_order(classifier: Classifier) -> None:
+    predictions = classifier.predict(make_picture())
+    assert {each.label for each in predictions} == set(LABELS)
+    assert [each.label for each in predictions] == [LABELS[each.index] for each in predictions]
+    assert sum(each.score for each in predictions) == pytest.approx(1)
+    assert predictions == sorted(predictions, key=lambda each: -each.score)
+
+
+def test_a_path_the_bytes_and_the_decoded_picture_give_the_same_answer(classifier: Classifier, tmp_path: Path) -> None:
+    data = make_picture()
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    expected = classifier.predict(data)
+    assert classifier.predict(path) == classifier.predict(str(path)) == expected
+    assert classifier.predict(Image.open(io.BytesIO(data))) == expected
+
+
+def test_a_list_gives_a_list_and_each_answer_is_that_of_the_picture_alone(classifier: Classifier) -> None:
+    pictures = [make_picture(), make_picture(100, 20), make_picture(mode="L")]
+    together = classifier.predict(pictures, top_k=1)
+    for [answer], picture in zip(together, pictures, strict=True):
+        [alone] = classifier.predict(picture, top_k=1)
+        assert answer.label == alone.label
+        assert answer.score == pytest.approx(alone.score, abs=1e-5)
+    assert classifier.predict([]) == []
+
+
+def test_top_k_bounds_how_many_classes_are_named(classifier: Classifier) -> None:
+    assert len(classifier.predict(make_picture(), top_k=2)) == 2
+    assert len(classifier.predict(make_picture(), top_k=100)) == 3
+    with pytest.raises(InvalidConfig, match="top_k is 0"):
+        classifier.predict(make_picture(), top_k=0)
+
+
+def test_a_bad_file_is_named(classifier: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(NotAnImage, match=r"missing\.png cannot be read"):
+        classifier.predict(tmp_path / "missing.png")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(NotAnImage, match=r"empty\.png: The picture has no bytes"):
+        classifier.predict(tmp_path / "empty.png")
+
+
+def test_a_folder_is_known_by_the_hash_of_its_files(classifier: Classifier, tiny_package: Path) -> None:
+    assert classifier.model_id == str(tiny_package)
+    assert len(classifier.revision) == 40
+    assert int(classifier.revision, 16)
+
+
+def test_the_network_is_in_evaluation_mode(classifier: Classifier) -> None:
+    assert not any(module.training for module in classifier.model.modules())
+    assert not torch.is_inference_mode_enabled()
