@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import difflib
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser
 
 from eca_hub import EcaHubError
+from service.security import Keys, check_exposure
 from service.settings import Settings
 
 _ABOUT = """Serve models over HTTP: POST a picture to /v1/classify and get its classes.
@@ -63,6 +65,15 @@ class _Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: {sentence}\n")
 
 
+def _truth(word: str | bool) -> bool:
+    """Read yes or no, as people write them in environments."""
+    if str(word).lower() in ("1", "true", "yes", "on"):
+        return True
+    if str(word).lower() in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError("say true or false")
+
+
 def read_settings(argv: Sequence[str]) -> Settings:
     """Settings from the command line, then from `ECA_*`, then the defaults.
 
@@ -75,6 +86,10 @@ def read_settings(argv: Sequence[str]) -> Settings:
         option = f"--{entry.name}"
         if entry.name == "model":
             parser.add_argument(option, action=_Collect, metavar="ID", default=[], help=about[entry.name])
+        elif entry.type is bool:
+            parser.add_argument(
+                option, type=_truth, nargs="?", const=True, default=entry.default, help=about[entry.name]
+            )
         else:
             parser.add_argument(option, type=entry.type, default=entry.default, help=about[entry.name])
     values = parser.parse_args(list(argv)).as_dict()
@@ -108,6 +123,8 @@ def main(argv: list[str]) -> int:
 def _serve(settings: Settings) -> None:
     from service.server import open_port, serve
 
+    keys = Keys.gather(os.environ, settings.api_keys_file)
+    check_exposure(settings.host, keys, insecure=settings.insecure)
     listener = open_port(settings.host, settings.port)
     from service.app import create_app
     from service.loading import ModelLoader
@@ -116,7 +133,7 @@ def _serve(settings: Settings) -> None:
     loader = ModelLoader(settings)
     registry = Registry([ModelSource.parse(text) for text in settings.model], loader.open)
     try:
-        asyncio.run(serve(create_app(settings, registry), settings, listener))
+        asyncio.run(serve(create_app(settings, registry, keys), settings, listener))
     finally:
         loader.close()
 

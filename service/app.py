@@ -13,17 +13,19 @@ from service.answers import add_error_handlers
 from service.body import BodyReader
 from service.envelope import Envelope
 from service.registry import Registry
-from service.routes import House, router
+from service.routes import House, open_router, router
+from service.security import Keys
 from service.settings import Settings
 from service.uploads import UploadLimits
 
 
-def create_app(settings: Settings, registry: Registry) -> FastAPI:
+def create_app(settings: Settings, registry: Registry, keys: Keys) -> FastAPI:
     """Build the app. It starts to load the models when it starts, and answers meanwhile.
 
     Args:
         settings: How the service runs.
         registry: The models, none of them loaded.
+        keys: What callers must send; none lets everybody in.
     """
     app = FastAPI(
         title="eca-hub", summary="Name what is in a picture.", lifespan=_lifespan, docs_url=None, redoc_url=None
@@ -36,8 +38,10 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
             max_images=min(settings.max_request_images, settings.max_queue_images),
             max_request_bytes=_bytes(settings.max_request_mib),
         ),
+        keys,
     )
     app.include_router(router)
+    app.include_router(open_router)
     app.add_middleware(Envelope)
     add_error_handlers(app)
     return app

@@ -29,9 +29,8 @@ from service.schemas import (
     TaskAnswer,
     refusals,
 )
+from service.security import Keys
 from service.uploads import UploadLimits, pictures_in, task_in
-
-router = APIRouter()
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class House:
     """Reads what callers send."""
     limits: UploadLimits
     """How much they may send."""
+    keys: Keys
+    """Who may send it."""
 
 
 def house_of(request: Request) -> House:
@@ -53,7 +54,18 @@ def house_of(request: Request) -> House:
     return house
 
 
+def check_key(request: Request) -> None:
+    """Refuse a caller without a key before anything of the request is read."""
+    house_of(request).keys.check(request.scope["headers"])
+
+
 TheHouse = Annotated[House, Depends(house_of)]
+
+open_router = APIRouter()
+"""What anybody may ask: probes and documentation."""
+
+router = APIRouter(dependencies=[Depends(check_key)], responses=refusals(401))
+"""What needs a key, when there are keys."""
 
 
 @router.post(
@@ -178,19 +190,19 @@ def _describe(slot: Slot) -> dict[str, Any]:
     }
 
 
-@router.get("/docs", include_in_schema=False)
+@open_router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
     """This API for people."""
     return HTMLResponse(render_docs(request.app.openapi(), str(request.base_url).rstrip("/")))
 
 
-@router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": Health}})
+@open_router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": Health}})
 async def healthz() -> Response:
     """Answers as long as the process does, whatever the models do."""
     return json_answer({"status": "ok"})
 
 
-@router.get(
+@open_router.get(
     "/readyz",
     summary="Can pictures be classified",
     response_model=None,

@@ -19,6 +19,10 @@ class Settings:
     """Address to listen on."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
+    api_keys_file: str = ""
+    """File with keys, one a line, of which a caller must send one; or set ECA_API_KEYS, separated by commas."""
+    insecure: bool = False
+    """Listen beyond this machine without a key."""
     device: str = "cpu"
     """Where the networks run."""
     max_batch: int = 8

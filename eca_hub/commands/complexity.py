@@ -32,6 +32,10 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage("--table prints networks of the paper and --model another one; give one of both.")
     if not args.model and (args.attention or args.attention_args):
         raise InvalidUsage("--attention needs a network to stand in.", hint="Add --model resnet50, for example.")
+    if args.num_classes < 1 or args.image_size_px < 1:
+        raise InvalidUsage(
+            f"--num_classes is {args.num_classes} and --image_size_px {args.image_size_px}; each must be 1 or more."
+        )
     if args.model:
         from eca_hub.models.config import ModelConfig
 

@@ -1,31 +1,55 @@
 """`eca-hub models`: list the networks that can be built."""
 
 import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from eca_hub.commandline import CommandParser
+
+if TYPE_CHECKING:
+    from eca_hub.models.catalogue import Network
 
 
 def main(argv: list[str]) -> int:
     """Print the names that `create_model` takes, with their parameters."""
-    parser = CommandParser("models", "List the networks that can be built.")
-    parser.add_argument("pattern", nargs="?", default="*", help="Shell-style, such as 'eca*'.")
+    parser = CommandParser("models", "List the networks that can be built, with their parameters for 1000 classes.")
+    parser.add_argument("pattern", nargs="?", default="*", help="Shell-style, such as 'eca*' or '*resnet18'.")
+    parser.add_argument(
+        "--timm", action="store_true", help="Also timm's networks that take attention; a minute for all."
+    )
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     args = parser.parse_args(argv)
 
-    import torch
+    from eca_hub.models.catalogue import networks, timm_networks
 
-    from eca_hub.models.build import create_model, list_models
-
-    rows = []
-    for name in list_models(args.pattern):
-        with torch.device("meta"):
-            model = create_model(name)
-        rows.append({"name": name, "parameters": sum(parameter.numel() for parameter in model.parameters())})
+    found = networks(args.pattern)
+    if args.timm:
+        found = chain(found, timm_networks(args.pattern))
     if args.json:
-        print(json.dumps(rows))
+        print(json.dumps([asdict(network) for network in _with_progress(found)]))
         return 0
-    for row in rows:
-        print(f"{row['name']:<24} {row['parameters']:>12,} parameters")
-    if not rows:
-        print(f"No network is called {args.pattern!r}. All names: eca-hub models")
+    num_found = 0
+    for network in found:
+        num_found += 1
+        added = f"   {network.attention_parameters:+,} for attention" if network.attention != "none" else ""
+        print(f"{network.name:<28} {network.parameters:>12,}{added}")
+    if not num_found:
+        print(
+            f"No network is called {args.pattern!r}. All names: eca-hub models; timm's as well: eca-hub models --timm"
+        )
+    elif args.timm:
+        print("Before each of timm's names may stand an attention: eca_seresnext50_32x4d, for example.")
     return 0
+
+
+def _with_progress(found: "Iterator[Network]") -> "Iterator[Network]":
+    """Say on a terminal which network is being counted."""
+    for network in found:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{network.name}")
+        yield network
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")

@@ -5,8 +5,6 @@ stock timm, is in `stock_timm`.
 """
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from eca_hub.hub.checkpoint_file import read_weights
 from eca_hub.hub.fit import load_strictly
 from eca_hub.hub.folder import save_pretrained
 from eca_hub.hub.layouts import Recognized, recognize
+from eca_hub.hub.whole import check_free, whole_folder
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ImageConfig, Interpolation, ModelConfig
@@ -58,7 +57,7 @@ def convert_checkpoint(
         CheckpointMismatch: the weights do not fit; names the first that do not.
     """
     if folder is not None:
-        _check_free(Path(folder))
+        check_free(folder)
     found = recognize(read_weights(file), architecture)
     config = dataclasses.replace(
         found.config,
@@ -72,13 +71,9 @@ def convert_checkpoint(
     load_strictly(model, found.weights, sentence=f"The weights in {file} do not fit {name}")
     model.eval()
     if folder is not None:
-        _save_whole(model, settled, Path(folder), _facts(name, Path(file), found))
+        with whole_folder(folder) as draft:
+            save_pretrained(model, settled, draft, facts=_facts(name, Path(file), found))
     return model, settled
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InvalidConfig(f"{folder} is there already and not empty.", hint="Give a new folder.")
 
 
 def _labels(given: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
@@ -128,16 +123,3 @@ def _facts(name: str, file: Path, found: Recognized) -> CardFacts:
         "The weights are unchanged.",
         license="other",
     )
-
-
-def _save_whole(model: nn.Module, config: ModelConfig, folder: Path, facts: CardFacts) -> None:
-    """Write beside the folder, then give it the name: whoever looks sees all three files or none."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        save_pretrained(model, config, draft, facts=facts)
-        draft.chmod(0o755)
-        draft.replace(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise

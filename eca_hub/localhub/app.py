@@ -113,7 +113,8 @@ def create_app(store: Store, users: Users, *, lfs_part_bytes: int = LFS_PART_BYT
 class _Envelope:
     """What holds for every request: routing by the path as it was sent, and an id on every answer.
 
-    Starlette routes on the decoded path, in which the slash of `refs%2Fpr%2F1` can no longer be told from one that divides.
+    Starlette routes on the decoded path, in which the slash of `refs%2Fpr%2F1` can no longer be told from one that
+    divides.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -161,7 +162,8 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 async def _on_no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    # A name without an owner fits no route; the client asks for such names and expects the answer for a missing repository.
+    # A name without an owner fits no route; the client asks for such names and expects the answer for a missing
+    # repository.
     if error.status_code == 404 and (path.startswith(_REPO_PATHS) or "/resolve/" in path):
         return refusal_response(repo_not_found("authorization" in request.headers))
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")

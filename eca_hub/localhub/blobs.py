@@ -1,7 +1,7 @@
 """The bytes of all files, each under its sha256.
 
-Knows nothing about repositories: a blob that no commit names is garbage, which `gc` removes. A blob is hashed while it is written
-and again before it is read, so that what goes out is what came in.
+Knows nothing about repositories: a blob that no commit names is garbage, which `gc` removes. A blob is hashed while it
+is written and again before it is read, so that what goes out is what came in.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from .faults import faultpoint
 
 READ_BYTES = 1 << 20
 TRUST_S = 600.0
-"""How long a blob that was found whole, and whose file has not been touched since, is served without reading it twice."""
+"""How long a blob that was found whole and has not been touched since is served without being checked again."""
 
 _Signature = tuple[int, int, int, int]
 
@@ -101,7 +101,7 @@ class Blobs:
         return self._temporary_folder / secrets.token_hex(12)
 
     def size_bytes(self, sha256: str) -> int | None:
-        """Size of a blob, or None where there is none or it is known to be damaged: then its bytes are welcome again."""
+        """Size of a blob, or None where there is none or a damaged one, so that its bytes are welcome again."""
         signature = self._signature(sha256)
         if signature is None or self._found_damaged.get(sha256) == signature:
             return None
@@ -180,7 +180,7 @@ class Blobs:
             raise blob_corrupt(sha256)
 
     def _signature(self, sha256: str) -> _Signature | None:
-        """What changes whenever somebody touches the file. The change time cannot be set back, unlike the modification time."""
+        """What changes whenever somebody touches the file; the change time among it cannot be set back."""
         path = self.path(sha256)
         try:
             status = path.lstat()

@@ -49,7 +49,8 @@ class Call:
 
     Args:
         hub: The store and the users.
-        request: The request; its path is routed as it was sent, still percent-encoded, so that `%2F` in a branch is no slash.
+        request: The request; its path is routed as it was sent, still percent-encoded, so that `%2F` in a branch is no
+            slash.
         repo_type: What the path speaks of.
     """
 

@@ -1,7 +1,7 @@
 """The YAML head of a model card: what the hub reads in it, and what is wrong with it.
 
-Knows nothing about the store or HTTP. The text comes from strangers: anchors are refused, since they let a few lines unfold into
-gigabytes, and so are long heads and Python objects.
+Knows nothing about the store or HTTP. The text comes from strangers: anchors are refused, since they let a few lines
+unfold into gigabytes, and so are long heads and Python objects.
 """
 
 import math
@@ -9,6 +9,8 @@ import re
 from typing import Any
 
 import yaml
+
+from .licenses import LICENSES
 
 MAX_HEAD_CHARS = 64_000
 MAX_TAGS = 500
@@ -66,6 +68,8 @@ def problems_of_card(card: str) -> tuple[list[str], list[str]]:
     errors = []
     if "model-index" in head and not isinstance(head["model-index"], list):
         errors.append('"model-index" must be an array')
+    if not set(_texts(head.get("license"))) <= LICENSES:
+        errors.append(f'"license" must be one of [{", ".join(sorted(LICENSES))}]')
     for name in ("license", "pipeline_tag", "library_name"):
         if not isinstance(head.get(name, ""), str | list):
             errors.append(f'"{name}" must be a string')

@@ -86,6 +86,7 @@ class Changes:
                 files.pop(name, None)
         files.update(self._written)
         _check_no_file_is_a_folder(files, self._written)
+        _check_no_twins(files, before)
         return files
 
     def _read_header(self, value: dict[str, Any]) -> None:
@@ -133,6 +134,15 @@ def _text(value: dict[str, Any], key: str) -> str:
     except UnicodeEncodeError:
         raise bad_request(f'"{key}" is not valid Unicode.') from None
     return text
+
+
+def _check_no_twins(files: dict[str, StoredFile], before: dict[str, StoredFile]) -> None:
+    """Refuse a path that differs from another only in case: on a Mac or Windows one of the two would be lost."""
+    seen: dict[str, str] = {}
+    for path in files:
+        other = seen.setdefault(path.casefold(), path)
+        if other != path and not (path in before and other in before):
+            raise invalid(f"{path} and {other} differ only in case.")
 
 
 def _check_no_file_is_a_folder(files: dict[str, StoredFile], written: dict[str, StoredFile]) -> None:

@@ -34,16 +34,19 @@ def serve(
 ) -> int:
     """Start a hub that keeps everything in one folder and prints its URL when it is ready.
 
-    Anybody who reaches it may read public repositories; writing needs a token. Without --token, --token-file or --users the hub makes a
-    token at its first start and keeps it in ROOT/token. `eca-hub localhub fsck --root DIR` checks a folder, `gc` cleans it.
+    Anybody who reaches it may read public repositories; writing needs a token. Without --token, --token-file or --users
+    the hub makes a token at its first start and keeps it in ROOT/token. `eca-hub localhub fsck --root DIR` checks a
+    folder, `gc` cleans it.
 
     Args:
         root: Folder of the hub; made if it is missing.
         port: Port to listen on; 0 takes a free one.
         host: Address to listen on; others than loopback need a token that you choose.
-        token: Token of the one user, `local`, who may do everything. Others can see it in the list of processes: prefer --token-file.
+        token: Token of the one user, `local`, who may do everything. Others can see it in the list of processes: prefer
+            --token-file.
         token_file: File with that token.
-        users: JSON file with several users, such as {"alice": "token-of-alice", "bob": {"token": "...", "role": "read"}}.
+        users: JSON file with several users, such as {"alice": "token-of-alice", "bob": {"token": "...", "role":
+            "read"}}.
         public: Listen on all addresses, for other machines: the same as --host 0.0.0.0.
     """
     # Imported here so that fsck and gc, and a mistake in an option, do not wait for the web framework.
@@ -54,9 +57,7 @@ def serve(
     if sum(choice is not None for choice in (token, token_file, users)) > 1:
         raise Mistake("--token, --token-file and --users exclude each other: give one of them")
     if not _is_loopback(host) and (token, token_file, users) == (None, None, None):
-        raise Mistake(
-            f"{host} can be reached by other machines: choose a token with --token-file FILE or --users FILE, or use --host 127.0.0.1"
-        )
+        raise Mistake(f"{host} is open to other machines: give --token-file FILE or --users FILE, or --host 127.0.0.1")
     known = _read_users(token, token_file, users)
     store = Store(root)
     with contextlib.closing(store):
@@ -76,7 +77,7 @@ def serve(
 
 
 def fsck(root: Path) -> int:
-    """Check a hub's folder without changing it, also while a hub is using it: every commit, and every byte of every file.
+    """Check every commit and every byte of every file, without changing anything; a hub may be running meanwhile.
 
     Args:
         root: Folder of the hub.

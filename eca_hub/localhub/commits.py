@@ -1,7 +1,8 @@
 """A commit: the whole list of a repository's files at one moment, named by the hash of itself.
 
-Knows nothing about disks, branches or HTTP. Files carry the object ids that git would give them, because the stock client computes
-those ids to find out what it need not upload; commits carry an id of our own, the sha1 of their canonical JSON.
+Knows nothing about disks, branches or HTTP. Files carry the object ids that git would give them, because the stock
+client computes those ids to find out what it need not upload; commits carry an id of our own, the sha1 of their
+canonical JSON.
 """
 
 import hashlib

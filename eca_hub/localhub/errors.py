@@ -2,7 +2,8 @@
 
 Knows nothing about HTTP frameworks: `app.py` turns a HubRefusal into a response.
 
-The four codes in CamelCase are the Hugging Face Hub's own and decide which exception huggingface_hub raises; the others are ours.
+The four codes in CamelCase are the Hugging Face Hub's own and decide which exception huggingface_hub raises; the others
+are ours.
 """
 
 import errno

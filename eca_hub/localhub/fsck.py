@@ -1,7 +1,7 @@
 """Is everything there and whole, and what is no longer needed? For `eca-hub localhub fsck` and `gc`.
 
-Knows the store's folders; knows nothing about HTTP. The check reads references before what they lead to, so a hub that is writing
-meanwhile cannot look damaged.
+Knows the store's folders; knows nothing about HTTP. The check reads references before what they lead to, so a hub that
+is writing meanwhile cannot look damaged.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ class CheckReport:
     def summary(self) -> str:
         """The last line of a check."""
         verdict = f"{len(self.problems)} problems" if self.problems else "clean"
-        seen = f"{self.num_repos} repositories, {self.num_commits} commits, {self.num_blobs} blobs, {self.num_bytes:,} bytes"
-        return f"{verdict}: {seen}"
+        things = f"{self.num_repos} repositories, {self.num_commits} commits, {self.num_blobs} blobs"
+        return f"{verdict}: {things}, {self.num_bytes:,} bytes"
 
 
 @dataclass
@@ -68,7 +68,7 @@ def check(root: Path) -> CheckReport:
 
 
 def collect_garbage(store: Store, is_dry_run: bool) -> GarbageReport:
-    """Remove folders without a name, commits and blobs that no reference leads to, and the pieces of finished Xet uploads."""
+    """Remove folders without a name, commits and blobs that no reference leads to, and what is left of Xet uploads."""
     report = GarbageReport(is_dry_run)
     needed_blobs: set[str] = set()
     needed_folders: set[str] = set()

@@ -6,46 +6,13 @@ Knows nothing about the store. Covers what such files hold in practice; characte
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-_BIG_FILE_ENDINGS = [
-    "7z",
-    "arrow",
-    "bin",
-    "bz2",
-    "ckpt",
-    "ftz",
-    "gz",
-    "h5",
-    "joblib",
-    "lfs.*",
-    "mlmodel",
-    "model",
-    "msgpack",
-    "npy",
-    "npz",
-    "onnx",
-    "ot",
-    "parquet",
-    "pb",
-    "pickle",
-    "pkl",
-    "pt",
-    "pth",
-    "rar",
-    "safetensors",
-    "tar",
-    "tar.*",
-    "tflite",
-    "tgz",
-    "wasm",
-    "xz",
-    "zip",
-    "zst",
-]
+_BIG_FILE_ENDINGS = """
+7z arrow bin bz2 ckpt ftz gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar
+safetensors tar tar.* tflite tgz wasm xz zip zst
+"""
+_BIG_FILE_PATTERNS = [*(f"*.{ending}" for ending in _BIG_FILE_ENDINGS.split()), "saved_model/**/*", "*tfevents*"]
 
-DEFAULT_GITATTRIBUTES = "".join(
-    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
-    for pattern in [*(f"*.{ending}" for ending in _BIG_FILE_ENDINGS), "saved_model/**/*", "*tfevents*"]
-)
+DEFAULT_GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _BIG_FILE_PATTERNS)
 """What a new repository calls big."""
 
 MAX_PATTERNS = 2_000

@@ -21,6 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@#=-]*")
 
 
@@ -52,7 +53,7 @@ def check_name(name: str) -> str:
     """Accept an owner's or a repository's name, or refuse it."""
     if len(name) > MAX_NAME_CHARS or not _NAME.fullmatch(name):
         raise invalid(
-            f"Invalid name {name[:MAX_NAME_CHARS]!r}: letters, digits, '-', '_' and '.' are allowed, at most {MAX_NAME_CHARS}."
+            f"Invalid name {name[:MAX_NAME_CHARS]!r}: at most {MAX_NAME_CHARS} letters, digits, '-', '_' and '.'."
         )
     if ".." in name or "--" in name or name[-1] in ".-" or name.lower().endswith((".git", ".ipynb")):
         raise invalid(
@@ -91,13 +92,12 @@ def check_path(path: str) -> str:
         not path
         or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES
         or "\\" in path
-        or any(ord(character) < 32 or ord(character) == 127 or 0xD800 <= ord(character) <= 0xDFFF for character in path)
-        or any(piece in ("", ".", "..") or len(piece.encode()) > 255 for piece in pieces)
-        or pieces[0].lower() == ".git"
+        or _UNFIT.search(path)
+        or any(piece.lower() in ("", ".", "..", ".git") or len(piece.encode()) > 255 for piece in pieces)
     ):
         raise invalid(
-            f"Invalid path {path[:100]!r}: relative, parts divided by '/', no '.' or '..' part, no backslash, no control "
-            f"character, not under .git, at most {MAX_PATH_BYTES} bytes."
+            f"Invalid path {path[:100]!r}: it must be relative, divided by '/', at most {MAX_PATH_BYTES} bytes, and "
+            "without backslashes, control characters, or a part that is '.', '..' or '.git'."
         )
     return path
 

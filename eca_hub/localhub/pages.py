@@ -18,15 +18,22 @@ from .names import RepoId
 MAX_CARD_CHARS = 200_000
 MAX_ROWS = 1_000
 
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a2433;background:#fff}"
-    "a{color:#0a58b5}table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #d8dee6;text-align:left}"
-    "pre{background:#f3f5f8;padding:.8rem;overflow-x:auto}code{font-family:ui-monospace,monospace;font-size:.9em}"
-    "img{max-width:100%}.quiet{color:#5b6777}.tag{background:#e8eef6;border-radius:.3rem;padding:0 .4rem;margin-right:.3rem}"
-    "@media(prefers-color-scheme:dark){body{color:#e4e9f0;background:#12181f}a{color:#7db4f5}pre,.tag{background:#1f2833}}"
-)
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a2433 }
+a { color: #0a58b5 }
+table { border-collapse: collapse }
+td, th { padding: .3rem .8rem; border-bottom: 1px solid #d8dee6; text-align: left }
+pre { background: #f3f5f8; padding: .8rem; overflow-x: auto }
+code { font-family: ui-monospace, monospace; font-size: .9em }
+img { max-width: 100% }
+.quiet { color: #5b6777 }
+.tag { background: #e8eef6; border-radius: .3rem; padding: 0 .4rem; margin-right: .3rem }
+"""
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-CSP = f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+CSP = (
+    f"default-src 'none'; img-src 'self'; style-src 'sha256-{_STYLE_HASH}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def index_page(base_url: str, shown: Iterable[tuple[str, str, dict[str, Any]]]) -> str:
@@ -51,22 +58,23 @@ def repo_page(base_url: str, repo_id: RepoId, refs: dict[str, str], commit_id: s
         f'<tr><td><a href="{escape(files_url + quote(path))}">{escape(path)}</a></td><td>{file.size_bytes:,}</td></tr>'
         for path, file in sorted(commit.files.items())[:MAX_ROWS]
     ]
-    links = [
-        f'<a href="{escape(home)}/tree/{quote(ref.split("/", 2)[2] if ref.startswith(("refs/heads/", "refs/tags/")) else ref, safe="")}">'
-        f"{escape(ref.removeprefix('refs/heads/').removeprefix('refs/tags/'))}</a>"
-        for ref in sorted(refs)[:MAX_ROWS]
-    ]
-    about = f"{escape(commit.title)} &middot; {escape(commit.author)} &middot; {escape(commit.date[:19])} &middot; {commit_id[:10]}"
+    names = [ref.removeprefix("refs/heads/").removeprefix("refs/tags/") for ref in sorted(refs)[:MAX_ROWS]]
+    links = [f'<a href="{escape(home)}/tree/{quote(name, safe="")}">{escape(name)}</a>' for name in names]
+    about = " &middot; ".join(map(escape, (commit.title, commit.author, commit.date[:19], commit_id[:10])))
     return _page(
         repo_id.full_name,
-        f'<p><a href="{escape(base_url)}/">Local hub</a></p><h1>{escape(repo_id.full_name)}</h1><p class="quiet">{about}</p>'
+        f'<p><a href="{escape(base_url)}/">Local hub</a></p>'
+        f'<h1>{escape(repo_id.full_name)}</h1><p class="quiet">{about}</p>'
         f"<p>{' '.join(links)}</p><article>{render_card(card, files_url)}</article>"
         f"<h2>Files</h2><table><tr><th>path</th><th>bytes</th></tr>{''.join(rows)}</table>",
     )
 
 
 def render_card(card: str, files_url: str) -> str:
-    """Turn Markdown by strangers into HTML: tags in it are shown, not obeyed; relative addresses lead to the repository's files."""
+    """Turn Markdown by strangers into HTML.
+
+    Tags in it are shown, not obeyed; relative addresses lead to the repository's files.
+    """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(card[:MAX_CARD_CHARS])
     for token in (child for block in tokens for child in block.children or []):

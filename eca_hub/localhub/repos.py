@@ -2,8 +2,8 @@
 
 Knows nothing about names (the store gives a repository its name), users' rights or HTTP.
 
-A commit exists for readers from the moment in which `refs.json` names it, or names a descendant of it. That file is replaced in one
-step after the commit and all of its blobs are on disk, so a crash leaves the old state or the new one.
+A commit exists for readers from the moment in which `refs.json` names it, or names a descendant of it. That file is
+replaced in one step after the commit and all of its blobs are on disk, so a crash leaves the old state or the new one.
 """
 
 import json

@@ -59,7 +59,8 @@ def serve(app: ASGIApp, server_socket: socket.socket, on_ready: Callable[[], Non
         timeout_graceful_shutdown=int(GRACE_S),
     )
     server = _Server(config, on_ready)
-    # uvicorn raises the signal again when it is done, for whoever listened before: nobody, so that the process ends with exit code 0.
+    # uvicorn raises the signal again when it is done, for whoever listened before: nobody, so that the process ends
+    # with exit code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[server_socket])
@@ -90,5 +91,6 @@ class _PromptProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        has_begun = getattr(self, "cycle", None) is not None
+        if not has_begun and not self.transport.is_closing():
             self.transport.close()

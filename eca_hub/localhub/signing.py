@@ -1,4 +1,4 @@
-"""Links and tokens that carry their own permission, for requests that bring no login: the stock client uploads bytes without one.
+"""Links and tokens that carry their own permission: the stock client uploads bytes without a login.
 
 Knows nothing about what is permitted: a permission is a list of words, valid until a moment.
 """

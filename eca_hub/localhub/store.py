@@ -4,15 +4,15 @@ Knows nothing about HTTP, tokens or rights.
 
     ROOT/hub.json          format, id of the store, key for signed links (0600)
     ROOT/lock              held by the one process that may write
-    ROOT/names.json        which folder holds which repository; replaced in one step, so create, move and delete are atomic
-    ROOT/repos/FOLDER/     one repository (repos.py)
-    ROOT/blobs/ab/ab12..   bytes of files by sha256 (blobs.py)
-    ROOT/xorbs/            what Xet uploads consist of (xorbs.py)
-    ROOT/tmp/              unfinished files, emptied at start
+    ROOT/names.json        which folder holds which repository; replaced in one step, so create, move and delete are
+    atomic ROOT/repos/FOLDER/     one repository (repos.py) ROOT/blobs/ab/ab12..   bytes of files by sha256 (blobs.py)
+    ROOT/xorbs/            what Xet uploads consist of (xorbs.py) ROOT/tmp/              unfinished files, emptied at
+    start
 
-Why not git objects (dulwich, pygit2)? The weights would lie outside of git anyway, so a library would own the small half of the store;
-git has no notion of the id that the client computes for LFS files; and a second way to write, `git push`, would have to keep every promise
-again. A folder of JSON and raw bytes can be read, checked and repaired with a text editor and sha256sum.
+Why not git objects (dulwich, pygit2)? The weights would lie outside of git anyway, so a library would own the small
+half of the store; git has no notion of the id that the client computes for LFS files; and a second way to write, `git
+push`, would have to keep every promise again. A folder of JSON and raw bytes can be read, checked and repaired with a
+text editor and sha256sum.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,16 @@ class Store:
         """The folders of all repositories that have a name."""
         return [self.root / "repos" / entry["folder"] for entry in self._names.values() if "folder" in entry]
 
-    def create_repo(self, repo_id: RepoId, creator: str, is_private: bool) -> Repo:
+    def create_repo(
+        self, repo_id: RepoId, creator: str, is_private: bool, files: Mapping[str, str] | None = None
+    ) -> Repo:
         """Make a repository with its first commit.
+
+        Args:
+            repo_id: Its name.
+            creator: Who is to be the author of the first commit.
+            is_private: Whether only its owner may see it.
+            files: Texts that the first commit holds besides `.gitattributes`, by path.
 
         Raises:
             HubRefusal: 409, the name is taken.
@@ -115,8 +123,9 @@ class Store:
                 raise conflict(f"You already created this {repo_id.type} repo: {repo_id.full_name}")
             readable = re.sub(r"[^a-z0-9._-]", "-", repo_id.full_name.lower())
             folder = f"{repo_id.type}s--{readable.replace('/', '--')}--{secrets.token_hex(4)}"
-            files = {".gitattributes": _regular_file(self.blobs, DEFAULT_GITATTRIBUTES.encode())}
-            repo = Repo.create(self.root / "repos" / folder, Settings(creator, now(), is_private), files)
+            texts = {".gitattributes": DEFAULT_GITATTRIBUTES, **(files or {})}
+            stored = {path: _regular_file(self.blobs, text.encode()) for path, text in texts.items()}
+            repo = Repo.create(self.root / "repos" / folder, Settings(creator, now(), is_private), stored)
             faultpoint("repo.before_names")
             self._set_names({**self._names, repo_id.key: {"name": repo_id.full_name, "folder": folder}})
             self._repos[folder] = repo
@@ -141,7 +150,8 @@ class Store:
 
     def renew_id(self) -> None:
         """Become another store in the eyes of clients that remember what they sent before."""
-        self._write_identity({**self._identity, "store_id": secrets.token_hex(16)})
+        with self._lock:
+            self._write_identity({**self._identity, "store_id": secrets.token_hex(16)})
 
     @property
     def id(self) -> str:

@@ -1,7 +1,7 @@
 """Xet uploads: the chunks that a client sends ("xorbs"), and the lists ("shards") of which chunks make which file.
 
-Knows nothing about HTTP or repositories. Only writing: downloads are plain files, so nothing here is ever read by a client.
-The hash that names a xorb is not checked, since the sha256 of every file that is put together from it is.
+Knows nothing about HTTP or repositories. Only writing: downloads are plain files, so nothing here is ever read by a
+client. The hash that names a xorb is not checked, since the sha256 of every file that is put together from it is.
 
     xorb    chunks, each an 8-byte header (version, packed size, scheme, raw size) and the packed bytes
     shard   a header, then for each file a header, its terms (xorb, first chunk, end chunk), and its sha256
@@ -16,7 +16,7 @@ from typing import BinaryIO
 import lz4.frame
 
 from .blobs import Blobs, BlobWriter
-from .disk import replace_durably
+from .disk import make_folder
 from .errors import HubRefusal, bad_request
 from .faults import faultpoint
 from .names import check_sha256
@@ -72,8 +72,9 @@ class Chunk:
         raw: bytes | memoryview = packed
         if self.scheme:
             try:
-                unpacked: bytes = lz4.frame.decompress(packed)
-            except RuntimeError:
+                # Bounded: a frame may claim any size.
+                unpacked: bytes = lz4.frame.LZ4FrameDecompressor().decompress(packed, max_length=self.raw_bytes)
+            except (RuntimeError, ValueError, MemoryError):
                 raise bad_request("A chunk is not what LZ4 packs.") from None
             raw = _ungroup(unpacked) if self.scheme == 2 else unpacked
         if len(raw) != self.raw_bytes:
@@ -98,11 +99,17 @@ class Xorbs:
         return self.folder / writer / check_sha256(xorb)[:2] / xorb
 
     def adopt(self, temporary: Path, writer: str, xorb: str) -> None:
-        """Give a written and synced file its place, if it can be read as a xorb. A newer one replaces an older one."""
+        """Give a written file its place, if it can be read as a xorb; a newer one replaces an older one.
+
+        Nothing is synced: a xorb that a power cut damages makes an upload fail its sha256, after which the client sends
+        all again.
+        """
         with temporary.open("rb") as file:
             read_chunks(file)
         faultpoint("xorb.before_rename")
-        replace_durably(temporary, self.path(writer, xorb))
+        path = self.path(writer, xorb)
+        make_folder(path.parent)
+        temporary.replace(path)
 
     def rebuild(self, shard_file: ShardFile, writer: str, blobs: Blobs) -> None:
         """Put a file together from its chunks and store it as a blob, unless it is there already."""
@@ -131,7 +138,9 @@ class Xorbs:
                 origin = some[0].offset
                 file.seek(origin)
                 packed = memoryview(file.read(some[-1].offset + some[-1].packed_bytes - origin))
-                blob.write(b"".join([chunk.unpack(packed[chunk.offset - origin :][: chunk.packed_bytes]) for chunk in some]))
+                blob.write(
+                    b"".join([chunk.unpack(packed[chunk.offset - origin :][: chunk.packed_bytes]) for chunk in some])
+                )
 
 
 def read_chunks(file: BinaryIO) -> list[Chunk]:

@@ -64,9 +64,8 @@ class ResNetBlock(Block):
     @property
     def channels(self) -> int:
         """C of the block's output."""
-        norm = self.body.get_submodule(f"bn{self.num_convs}")
-        assert isinstance(norm.num_features, int)
-        return norm.num_features
+        weight_C = self.body.get_parameter(f"bn{self.num_convs}.weight")
+        return len(weight_C)
 
     def put_inside(self, attention: nn.Module) -> None:
         """Act on what the block adds."""

@@ -35,7 +35,10 @@ _KEYWORDS: Mapping[str, Callable[[Factory], dict[str, Any]]] = {
 
 @lru_cache
 def names_with_seam() -> tuple[str, ...]:
-    """Name the networks of families that take attention, without building any; a member may still refuse."""
+    """Name the networks of families that take attention: those of which one of two small members does.
+
+    Building all would take minutes; so a member of a family that takes attention may still have no block for it.
+    """
     names: list[str] = []
     for family in timm.list_modules():
         module = sys.modules[f"timm.models.{family}"]
@@ -43,7 +46,9 @@ def names_with_seam() -> tuple[str, ...]:
             made for _, made in inspect.getmembers(module, inspect.isclass) if made.__module__ == module.__name__
         ]
         if any(_takes_attention(made) for made in own_classes):
-            names += timm.list_models(module=family)
+            members = sorted(timm.list_models(module=family), key=len)
+            found = [find_backbone(member) for member in members[:2]]
+            names += members if any(backbone and backbone.kinds for backbone in found) else []
     return tuple(sorted(names))
 
 
@@ -148,6 +153,8 @@ def _build_by_keyword(
     made: list[tuple[nn.Module, dict[str, Tensor]]] = []
 
     def factory(channels: int, *_: object, **__: object) -> nn.Module:
+        if channels not in backbone.widths:
+            return nn.Identity()  # a family may try the class once, before it builds blocks
         stage = backbone.widths.index(channels) + 1
         attention = insertion.make(stage, channels) if stage in insertion.stages else nn.Identity()
         made.append((attention, copy.deepcopy(attention.state_dict())))

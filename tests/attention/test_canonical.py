@@ -48,8 +48,11 @@ def test_the_variants_of_se_are_one_matrix(x_NCHW: Tensor, layer: nn.Module) -> 
     weights = [parameter.detach() for parameter in layer.parameters()]
     matrix_CC = torch.eye(32)
     if weights:
-        blocks = weights[0].reshape(32, -1)
-        matrix_CC = torch.block_diag(*blocks.split(blocks.shape[1]))
+        rows = weights[0].reshape(32, -1)
+        size = rows.shape[1]
+        matrix_CC = torch.zeros(32, 32)
+        for row, values in enumerate(rows):
+            matrix_CC[row, row // size * size : row // size * size + size] = values
     expected_NCHW = x_NCHW * torch.sigmoid(x_NCHW.mean((2, 3)) @ matrix_CC.T)[:, :, None, None]
     torch.testing.assert_close(layer(x_NCHW), expected_NCHW)
 
@@ -111,13 +114,14 @@ def test_global_context_is_timms_with_addition(x_NCHW: Tensor) -> None:
         }
     )
     # timm's norm has another epsilon, and a norm over two channels feels it.
-    ours.norm.eps = theirs.mlp_add.norm.eps  # type: ignore[union-attr, assignment]
+    ours.norm.eps = theirs.mlp_add.norm.eps  # type: ignore[union-attr]
     torch.testing.assert_close(ours(x_NCHW), theirs(x_NCHW))
 
 
 def matrix(layer: nn.Module, name: str) -> Tensor:
     """The weights of a 1x1 convolution as a matrix."""
-    return layer.state_dict()[f"{name}.weight"].flatten(1)
+    weight: Tensor = layer.state_dict()[f"{name}.weight"]
+    return weight.flatten(1)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -163,7 +167,7 @@ def test_second_order_gates_by_the_covariance(x_NCHW: Tensor) -> None:
 def test_augmented_conv_attends_with_relative_positions(x_NCHW: Tensor) -> None:
     layer = AugmentedConv(32, num_heads=2, map_size_px=5)
     image_CHW, weights = x_NCHW[:1], layer.state_dict()
-    qkv_CL = (matrix(layer, "query_key_value") @ image_CHW[0].flatten(1)).split([40, 40, 4])
+    qkv_CL = (matrix(layer, "query_key_value") @ image_CHW[0].flatten(1)).split_with_sizes([40, 40, 4])
     heads = []
     for q_DL, k_DL, v_DL in zip(*(part.chunk(2) for part in qkv_CL), strict=True):
         mixed_DL = torch.empty_like(v_DL)

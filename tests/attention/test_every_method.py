@@ -122,7 +122,7 @@ def test_moved_positions_move_the_output_alike(name: str, seed: int) -> None:
     x_NCHW, order = torch.randn(2, C, 4, 3), torch.randperm(12)
 
     def move(map_NCHW: Tensor) -> Tensor:
-        return map_NCHW.flatten(2)[:, :, order].unflatten(2, (4, 3))
+        return map_NCHW.flatten(2)[:, :, order].reshape(map_NCHW.shape)
 
     torch.testing.assert_close(layer(move(x_NCHW)), move(layer(x_NCHW)), atol=1e-4, rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Networks as the official ECANet code has them, written from its description, to make state dicts and outputs to compare with.
+"""Networks as the official ECANet code has them, written from its description, to compare with.
 
 Names of modules are those of the released files; nothing here comes from eca_hub.
 """

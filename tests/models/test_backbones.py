@@ -157,10 +157,9 @@ def test_features_are_those_of_the_whole_network() -> None:
 
 def test_mobilenet_has_eca_at_the_end_of_every_block() -> None:
     model = create_model("eca_mobilenet_v2")
-    assert [
-        isinstance(block.conv[-1], ECA)
-        for block in model.features[1:-1]  # type: ignore[index, union-attr]
-    ] == [True] * 17
+    blocks = list(model.get_submodule("features").children())[1:-1]
+    assert len(blocks) == 17
+    assert all(isinstance(block.get_submodule("conv")[-1], ECA) for block in blocks)  # type: ignore[index]
 
 
 def test_the_last_norm_of_a_block_starts_at_one_as_in_the_paper() -> None:

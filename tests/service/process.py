@@ -19,14 +19,9 @@ import eca_hub
 def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
     """A package whose network was never trained: its answers are arbitrary, but always the same."""
     torch.manual_seed(seed)
-    config = eca_hub.ModelConfig(
-        "resnet18",
-        "eca",
-        labels=tuple(f"digit {digit}" for digit in range(10)),
-        image=eca_hub.ImageConfig(32, 32, crop=1.0),
-        stem="small",
-    )
-    model = eca_hub.create_model("eca_resnet18", num_classes=10, stem="small")
+    labels = tuple(f"digit {digit}" for digit in range(10))
+    config = eca_hub.ModelConfig("resnet20", "eca", labels=labels, image=eca_hub.ImageConfig(32, 32, crop=1.0))
+    model = eca_hub.create_model("eca_resnet20", num_classes=10)
     return eca_hub.save_pretrained(model, config, folder)
 
 

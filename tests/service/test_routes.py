@@ -1,7 +1,7 @@
 """The addresses, over ASGI, with models that read digits."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,20 +13,20 @@ from service.app import create_app
 from service.registry import ModelSource, Registry
 from service.running import RunningModel
 from service.schemas import Classification, Classifications, ErrorAnswer, ModelsAnswer
+from service.security import Keys
 from service.settings import Settings
 from tests.service.house import REVISION, fake_model
 
 
-def app_with(*ids: str, **settings: Any) -> FastAPI:
+def app_with(*ids: str, keys: Sequence[str] = (), **settings: Any) -> FastAPI:
     async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
         if source.id_or_folder == "acme/absent":
             raise RepoNotFound("no such repository")
         return fake_model(model_id=source.id_or_folder)
 
     registry = Registry([ModelSource(model_id) for model_id in ids], open_fake)
-    return create_app(
-        Settings(model=ids, max_image_mib=0.01, max_request_mib=0.05, max_request_images=6, **settings), registry
-    )
+    values = Settings(model=ids, max_image_mib=0.01, max_request_mib=0.05, max_request_images=6, **settings)
+    return create_app(values, registry, Keys(keys))
 
 
 @pytest.fixture

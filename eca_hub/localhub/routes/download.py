@@ -79,7 +79,8 @@ def _read(stream: BufferedReader, start: int, end: int) -> Iterator[bytes]:
         while start < end:
             piece = stream.read(min(READ_BYTES, end - start))
             if not piece:
-                # Cut short while being read: the connection ends before the promised length, which no client takes for a whole file.
+                # Cut short while being read: the connection ends before the promised length, which no client takes for
+                # a whole file.
                 raise OSError("a blob became shorter while it was read")
             start += len(piece)
             yield piece

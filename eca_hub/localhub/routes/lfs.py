@@ -1,4 +1,4 @@
-"""Git LFS uploads, in one piece or in parts: what the stock client uses for open files, and whenever Xet is switched off."""
+"""Git LFS uploads, in one piece or in parts: what the stock client uses for open files, or without Xet."""
 
 import os
 import secrets

@@ -76,6 +76,7 @@ _EXPANDABLE = [
     "sdk",
     "subdomain",
 ]
+_SPACE_CARD = "---\ntitle: {title}\nsdk: static\n---\n"
 
 
 def create(call: Call) -> Response:
@@ -93,7 +94,8 @@ def create(call: Call) -> Response:
         message = f"You already created this {repo_id.type} repo"
         answer = {"error": message, "url": f"{call.base_url}/{found[0].url_path}"}
         return json_response(answer, 409, {"X-Error-Code": "conflict", "X-Error-Message": message})
-    call.store.create_repo(repo_id, user.name, is_private)
+    files = {"README.md": _SPACE_CARD.format(title=repo_id.name)} if repo_id.type == "space" else {}
+    call.store.create_repo(repo_id, user.name, is_private, files)
     return json_response({"url": url, "name": repo_id.full_name, "id": repo_id.full_name})
 
 

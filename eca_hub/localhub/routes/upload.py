@@ -130,7 +130,7 @@ def _read_asked(item: object) -> tuple[str, int, bytes]:
 
 
 def _is_binary(sample: bytes) -> bool:
-    """Whether the first bytes of a file are no text. They may end inside a character, which an incremental decoder allows."""
+    """Whether the first bytes of a file are no text. They may end inside a character."""
     try:
         return "\0" in codecs.getincrementaldecoder("utf-8")().decode(sample)
     except UnicodeDecodeError:

@@ -1,6 +1,4 @@
-"""Xet uploads: the protocol that the stock client uses by default. Downloads stay plain, so there is no way to read here."""
-
-import os
+"""Xet uploads, which the stock client uses by default. Downloads stay plain, so there is nothing to read here."""
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -17,7 +15,8 @@ def write_token(call: Call) -> Response:
     """GET .../xet-write-token/REVISION: where to send chunks, and the permission to do so."""
     # The revision is not looked at: for a pull request on somebody else's repository the client asks for "None".
     *_, user = call.contributable()
-    # The client remembers for each address what it has sent there: the store's id makes a new or cleaned store a new address.
+    # The client remembers for each address what it has sent there: the store's id makes a new or cleaned store a new
+    # address.
     url = f"{call.base_url}/-/xet/{call.store.id}/{user.name}"
     valid_until = until()
     token = f"{valid_until}.{sign(call.store.signing_key, valid_until, 'xet', call.store.id, user.name)}"
@@ -33,9 +32,6 @@ async def put_xorb(call: Call) -> Response:
     try:
         with temporary.open("xb") as file:
             await receive(call.request, file.write, MAX_XORB_BODY_BYTES)
-            file.flush()
-            # A shard may refer to this xorb in a later session, after a crash: it must not be a hole by then.
-            await run_in_threadpool(os.fsync, file.fileno())
         await run_in_threadpool(call.store.xorbs.adopt, temporary, writer, xorb)
     finally:
         temporary.unlink(missing_ok=True)
@@ -43,7 +39,7 @@ async def put_xorb(call: Call) -> Response:
 
 
 async def put_shard(call: Call) -> Response:
-    """POST /-/xet/STORE/WRITER/v1/shards: the files that the chunks make up. They are put together before the answer."""
+    """POST /-/xet/STORE/WRITER/v1/shards: put the files together that the chunks make up, then answer."""
     writer = _permitted(call)
     shard = await read_body(call.request, MAX_SHARD_BYTES)
     await run_in_threadpool(_rebuild_all, call, writer, shard)
@@ -51,8 +47,14 @@ async def put_shard(call: Call) -> Response:
 
 
 def _rebuild_all(call: Call, writer: str, shard: bytes) -> None:
-    for shard_file in list(read_shard(shard)):
-        call.store.xorbs.rebuild(shard_file, writer, call.store.blobs)
+    try:
+        for shard_file in list(read_shard(shard)):
+            call.store.xorbs.rebuild(shard_file, writer, call.store.blobs)
+    except HubRefusal:
+        # The client may refer to chunks that it sent before a power cut or a cleaning. Under a new address it will send
+        # all again.
+        call.store.renew_id()
+        raise
 
 
 def _permitted(call: Call) -> str:
@@ -60,7 +62,7 @@ def _permitted(call: Call) -> str:
     scheme, _, token = call.request.headers.get("authorization", "").partition(" ")
     valid_until, _, signature = token.strip().partition(".")
     words = ("xet", store_id, writer)
-    is_ours = scheme.lower() == "bearer" and store_id == call.store.id
-    if not is_ours or not is_signed(call.store.signing_key, signature, valid_until, *words):
+    # Any address that this store ever gave out is good until its token ends, also after the store has taken a new one.
+    if scheme.lower() != "bearer" or not is_signed(call.store.signing_key, signature, valid_until, *words):
         raise HubRefusal(401, "unauthorized", "This Xet token is not valid, or no longer; ask for a new one.")
     return writer

@@ -1,0 +1,83 @@
+"""The engine's thread, with functions in place of networks."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from service.engine import Engine, scores_of
+
+
+def count_up(pixels_N3HW: Tensor) -> Tensor:
+    """Logits that tell which picture they belong to."""
+    first_N1 = pixels_N3HW[:, 0, 0, :1].float()
+    return first_N1 + torch.arange(3.0)
+
+
+def picture(value: int) -> Tensor:
+    return torch.full((3, 2, 2), value, dtype=torch.uint8)
+
+
+def test_each_picture_gets_its_own_logits_from_the_engines_thread() -> None:
+    threads = []
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        threads.append(threading.current_thread().name)
+        assert torch.is_inference_mode_enabled()
+        return count_up(pixels_N3HW)
+
+    engine = Engine(forward)
+    first, second = asyncio.run(engine.run([picture(5), picture(9)]))
+    engine.close()
+    assert first.tolist() == [5, 6, 7]
+    assert second.tolist() == [9, 10, 11]
+    assert threads == ["engine_0"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_logit_that_is_not_a_number_is_never_an_answer(value: float) -> None:
+    engine = Engine(lambda pixels_N3HW: torch.full((len(pixels_N3HW), 3), value))
+    with pytest.raises(ArithmeticError):
+        asyncio.run(engine.run([picture(1)]))
+    engine.close()
+
+
+def test_every_batch_size_is_warmed_up() -> None:
+    sizes = []
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        sizes.append(len(pixels_N3HW))
+        return count_up(pixels_N3HW)
+
+    engine = Engine(forward)
+    asyncio.run(engine.warm_up(picture(0), [1, 2, 4]))
+    engine.close()
+    assert sizes == [1, 2, 4]
+
+
+def test_the_event_loop_goes_on_while_the_network_works() -> None:
+    gate = threading.Event()
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        assert gate.wait(10)
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        engine = Engine(forward)
+        running = asyncio.create_task(engine.run([picture(1)]))
+        await asyncio.sleep(0)
+        assert not running.done()
+        gate.set()
+        assert len(await running) == 1
+        engine.close()
+
+    asyncio.run(scene())
+
+
+def test_logits_become_scores_in_three_ways() -> None:
+    logits = torch.tensor([0.0, 1.0, -1.0])
+    assert scores_of(logits, "softmax").sum().item() == pytest.approx(1)
+    assert scores_of(logits, "sigmoid")[0].item() == pytest.approx(0.5)
+    assert scores_of(logits, "none").tolist() == [0, 1, -1]

@@ -1,0 +1,125 @@
+"""Who may ask."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.__main__ import main
+from service.errors import BadSetting, Unauthorized
+from service.security import Keys, check_exposure
+from tests.service.test_routes import app_with, refusal
+
+KEY = "SENTINEL-one"
+
+
+def sent(*values: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"host", b"x"), *((b"authorization", value) for value in values)]
+
+
+@pytest.mark.parametrize("value", [b"Bearer SENTINEL-one", b"bearer SENTINEL-one", b"BEARER two"])
+def test_each_key_opens(value: bytes) -> None:
+    Keys([KEY, "two"]).check(sent(value))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [b""],
+        [b"Bearer"],
+        [b"Bearer "],
+        [b"Bearer wrong"],
+        [b"Bearer SENTINEL-on"],
+        [b"Bearer SENTINEL-one "],
+        [b"Bearer  SENTINEL-one"],
+        [b"Bearer SENTINEL-one\n"],
+        [b"Basic SENTINEL-one"],
+        [b"SENTINEL-one"],
+        [b"Bearer \xff\xfe"],
+        [b"Bearer " + b"x" * 10_000],
+        [b"Bearer SENTINEL-one", b"Bearer SENTINEL-one"],
+    ],
+)
+def test_nothing_else_does(values: list[bytes]) -> None:
+    with pytest.raises(Unauthorized):
+        Keys([KEY]).check(sent(*values))
+
+
+def test_without_keys_everybody_may_ask() -> None:
+    Keys().check(sent())
+    assert not Keys()
+
+
+def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("three\n\n  four  \n")
+    keys = Keys.gather({"ECA_API_KEYS": "one, two,,"}, str(file))
+    for key in ("one", "two", "three", "four"):
+        keys.check(sent(f"Bearer {key}".encode()))
+    assert not Keys.gather({"ECA_API_KEYS": " , "}, "")
+
+
+def test_a_file_without_keys_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    for name in ("absent", "empty", "binary"):
+        with pytest.raises(BadSetting):
+            Keys.gather({}, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
+def test_beyond_this_machine_a_key_is_needed(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadSetting):
+        check_exposure(host, Keys(), insecure=False)
+    check_exposure(host, Keys(["one"]), insecure=False)
+    check_exposure(host, Keys(), insecure=True)
+    assert main(["--model", "a/b", f"--host={host}"]) == 2
+    assert "ECA_API_KEYS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_on_this_machine_none_is_needed(host: str) -> None:
+    check_exposure(host, Keys(), insecure=False)
+
+
+@pytest.fixture
+def locked() -> Iterator[TestClient]:
+    with TestClient(app_with("acme/digits", keys=[KEY]), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_the_key_is_asked_for_before_anything_else(locked: TestClient) -> None:
+    for query in ("", "?top_k=nonsense", "?model=acme/other"):
+        answer = locked.post(f"/v1/classify{query}", content=b"7" * 60_000)
+        refusal(answer, 401, "unauthorized")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for path in ("/models/acme/digits", "/models/acme/other"):
+        refusal(locked.post(path, content=b"7"), 401, "unauthorized")
+    refusal(locked.get("/v1/models"), 401, "unauthorized")
+
+
+def test_with_the_key_it_answers(locked: TestClient) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    assert locked.post("/v1/classify", content=b"7", headers=headers).status_code == 200
+    assert locked.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_probes_and_documentation_are_open(locked: TestClient) -> None:
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+        assert locked.get(path).status_code == 200
+
+
+def test_a_key_is_never_repeated_or_logged(locked: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    answers = [
+        locked.post("/v1/classify", content=b"7", headers={"authorization": f"Bearer {KEY}x"}),
+        locked.post(f"/v1/classify?key={KEY}", content=b"7", headers={"authorization": f"Bearer {KEY}"}),
+        locked.post("/v1/classify", content=b"broken", headers={"authorization": f"Bearer {KEY}"}),
+    ]
+    assert [answer.status_code for answer in answers] == [401, 422, 422]
+    assert not any(KEY in answer.text for answer in answers)
+    service_logs = [record for record in caplog.records if not record.name.startswith("http")]
+    assert not any(KEY in record.getMessage() for record in service_logs)
