@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from eca_hub.classifier import Classifier, Prediction
     from eca_hub.errors import EcaHubError
     from eca_hub.hub.folder import load_pretrained, save_pretrained
-    from eca_hub.hub.transfer import push_to_hub
+    from eca_hub.hub.push import push_to_hub
     from eca_hub.images import EvalTransform, ImageLimits, decode_image
     from eca_hub.models.build import create_model, list_models
     from eca_hub.models.config import ImageConfig, ModelConfig
@@ -57,7 +57,7 @@ _HOME_OF = {
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",
     "load_pretrained": "eca_hub.hub.folder",
-    "push_to_hub": "eca_hub.hub.transfer",
+    "push_to_hub": "eca_hub.hub.push",
     "save_pretrained": "eca_hub.hub.folder",
 }
 

@@ -18,6 +18,10 @@ COMMANDS = {
     "models": ("List the networks that can be built", "eca_hub.commands.models:main"),
     "push": ("Publish a run or a package to a hub", "eca_hub.commands.push:main"),
     "pull": ("Fetch a package from a hub", "eca_hub.commands.pull:main"),
+    "card": ("Show the model card of a package", "eca_hub.commands.card:main"),
+    "verify": ("Check the cached models for damage", "eca_hub.commands.verify:main"),
+    "convert": ("Make a package from weights of ECANet, torchvision or timm", "eca_hub.commands.convert:main"),
+    "complexity": ("Count parameters and multiply-adds beside the paper's", "eca_hub.commands.complexity:main"),
     "localhub": ("Run a hub of your own on this machine", "eca_hub.localhub.cli:main"),
     "serve": ("Serve models over HTTP", "service.__main__:main"),
 }

@@ -3,10 +3,9 @@
 Knows the hub, the decoder and the network; knows nothing of training, HTTP or batching.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from PIL import Image
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 
 from eca_hub.errors import EcaHubError, InvalidConfig, NotAnImage
 from eca_hub.hub.folder import read_package
-from eca_hub.hub.transfer import pull
+from eca_hub.hub.pull import pull
 from eca_hub.images import EvalTransform, decode_image
 from eca_hub.models.config import ModelConfig
 
 Picture = str | Path | bytes | Image.Image
+AnyPicture = TypeVar("AnyPicture", bound=Picture)
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Classifier:
     @overload
     def predict(self, images: Picture, *, top_k: int = 5) -> list[Prediction]: ...
     @overload
-    def predict(self, images: Sequence[Picture], *, top_k: int = 5) -> list[list[Prediction]]: ...
+    def predict(self, images: list[AnyPicture], *, top_k: int = 5) -> list[list[Prediction]]: ...
 
     def predict(
-        self, images: Picture | Sequence[Picture], *, top_k: int = 5
+        self, images: Picture | list[AnyPicture], *, top_k: int = 5
     ) -> list[Prediction] | list[list[Prediction]]:
         """Name what is in a picture, the likeliest class first; for a list of pictures, a list of answers.
 

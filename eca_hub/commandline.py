@@ -5,7 +5,8 @@ Knows nothing of what the commands do.
 
 import difflib
 import re
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import jsonargparse
 
@@ -23,7 +24,7 @@ class MeantOption:
 
 
 class CommandParser(MeantOption, jsonargparse.ArgumentParser):
-    """Read the arguments of one command.
+    """Read the arguments of one command; `--dry-run` and `--dry_run` are the same option.
 
     Args:
         command: Its name, as typed after `eca-hub`.
@@ -40,6 +41,17 @@ class CommandParser(MeantOption, jsonargparse.ArgumentParser):
             env_prefix=env_prefix or False,
         )
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> jsonargparse.Namespace:
+        """Read what stands after the command."""
+        typed = None if args is None else [_with_underscores(word) for word in args]
+        return super().parse_args(typed, *rest, **options)
+
+
+def _with_underscores(word: str) -> str:
+    """Spell the name of an option as it is declared; its value is left alone."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
 
 def _sentence(message: str) -> str:
     """Fold a parser's message into one line that ends with a full stop."""
@@ -48,7 +60,7 @@ def _sentence(message: str) -> str:
 
 
 def _hint(message: str, options: list[str], prog: str) -> str:
-    typed = re.findall(r"--[\w.-]+", message) or [f"--{key}" for key in re.findall(r"[\"'‘]([\w.]+)[\"'’]", message)]
+    typed = re.findall(r"--[\w.-]+", message) or [f"--{key}" for key in re.findall(r"[\"']([\w.]+)[\"']", message)]
     for option in typed:
         close = difflib.get_close_matches(option.partition("=")[0], options, n=1, cutoff=0.6)
         if close and close[0] != option:

@@ -126,10 +126,14 @@ def _serve(settings: Settings) -> None:
     keys = Keys.gather(os.environ, settings.api_keys_file)
     check_exposure(settings.host, keys, insecure=settings.insecure)
     listener = open_port(settings.host, settings.port)
+    from service.allocator import keep_freed_memory
     from service.app import create_app
     from service.loading import ModelLoader
     from service.registry import ModelSource, Registry
 
+    keep_freed_memory()
+    # Engines have one thread each: more threads than cores would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     loader = ModelLoader(settings)
     registry = Registry([ModelSource.parse(text) for text in settings.model], loader.open)
     try:

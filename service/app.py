@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from service import probes, routes
 from service.answers import add_error_handlers
 from service.body import BodyReader
 from service.envelope import Envelope
+from service.house import House
+from service.metrics import Metrics
 from service.registry import Registry
-from service.routes import House, open_router, router
 from service.security import Keys
 from service.settings import Settings
 from service.uploads import UploadLimits
@@ -30,6 +32,7 @@ def create_app(settings: Settings, registry: Registry, keys: Keys) -> FastAPI:
     app = FastAPI(
         title="eca-hub", summary="Name what is in a picture.", lifespan=_lifespan, docs_url=None, redoc_url=None
     )
+    metrics = Metrics()
     app.state.house = House(
         registry,
         BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s),
@@ -39,10 +42,11 @@ def create_app(settings: Settings, registry: Registry, keys: Keys) -> FastAPI:
             max_request_bytes=_bytes(settings.max_request_mib),
         ),
         keys,
+        metrics,
     )
-    app.include_router(router)
-    app.include_router(open_router)
-    app.add_middleware(Envelope)
+    app.include_router(routes.router)
+    app.include_router(probes.router)
+    app.add_middleware(Envelope, metrics=metrics)
     add_error_handlers(app)
     return app
 

@@ -103,7 +103,7 @@ class Seats(Generic[Item, Answer]):
 
 
 class Batcher(Generic[Item, Answer]):
-    """Collect items from many callers into batches for a few runners.
+    """Collect items from many callers into batches for a few runners; is made in a running event loop.
 
     Args:
         runners: What runs a batch, one for each engine.
@@ -127,6 +127,9 @@ class Batcher(Generic[Item, Answer]):
         self._num_idle = 0
         self._is_closing = False
         self._s_per_item = 0.0
+        self._last_batch_s = asyncio.get_running_loop().time()
+        self.num_gone = 0
+        """Items that were not run because nobody waited for them."""
 
     @property
     def num_items(self) -> int:
@@ -137,6 +140,11 @@ class Batcher(Generic[Item, Answer]):
     def queue_depth(self) -> int:
         """Items that wait for a runner."""
         return sum(not entry.reply.done() for entry in self._waiting)
+
+    @property
+    def last_batch_age_s(self) -> float:
+        """Seconds since the last batch ended."""
+        return asyncio.get_running_loop().time() - self._last_batch_s
 
     @property
     def is_alive(self) -> bool:
@@ -219,8 +227,10 @@ class Batcher(Generic[Item, Answer]):
             self._num_idle -= 1
 
     def _drop_the_gone(self) -> None:
-        if any(entry.reply.done() for entry in self._waiting):
-            self._waiting = deque(entry for entry in self._waiting if not entry.reply.done())
+        staying = [entry for entry in self._waiting if not entry.reply.done()]
+        if len(staying) < len(self._waiting):
+            self.num_gone += len(self._waiting) - len(staying)
+            self._waiting = deque(staying)
 
     def _patience_s(self) -> float:
         """How much longer the batch is worth waiting for."""
@@ -245,7 +255,8 @@ class Batcher(Generic[Item, Answer]):
         except Exception as error:
             await self._run_alone(runner, batch, error)
             return
-        took_s = loop.time() - started_s
+        self._last_batch_s = loop.time()
+        took_s = self._last_batch_s - started_s
         self._s_per_item += 0.1 * (took_s / len(batch) - self._s_per_item)
         for entry, answer in zip(batch, answers, strict=True):
             if not entry.reply.done():

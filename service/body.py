@@ -32,7 +32,7 @@ class BodyReader:
 
     def __init__(self, *, max_total_bytes: int, timeout_s: float) -> None:
         self.total_bytes = 0
-        self._max_total_bytes = max_total_bytes
+        self.max_total_bytes = max_total_bytes
         self._timeout_s = timeout_s
         self._timeouts: set[asyncio.Timeout] = set()
 
@@ -77,7 +77,7 @@ class BodyReader:
             raise BodyTooLarge(
                 f"The body has more than {max_bytes / 2**20:g} MiB, which is the limit.", hint="Shrink the picture."
             )
-        if self.total_bytes + more > self._max_total_bytes:
+        if self.total_bytes + more > self.max_total_bytes:
             raise Overloaded("The pictures of other callers fill the memory that is set aside for them.")
         self.total_bytes += more
         return more

@@ -6,6 +6,7 @@ An exception that nobody caught becomes a 500 in the one error shape, with its t
 import asyncio
 import logging
 import re
+import time
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +15,7 @@ from eca_hub import EcaHubError
 from service.answers import error_answer
 from service.body import ClientGone
 from service.errors import NotReady
+from service.metrics import Metrics
 
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,64}")
 _HEADERS = [
@@ -47,10 +49,12 @@ class Envelope:
 
     Args:
         app: What answers.
+        metrics: Where requests are counted.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -59,31 +63,39 @@ class Envelope:
             return
         request_id = _request_id_in(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        if _head_bytes(scope) > _MAX_HEAD_BYTES:
-            await error_answer(HeadTooLarge(), request_id)(scope, receive, send)
-            return
-        has_started = False
+        started_s = time.perf_counter()
+        status: int | None = None
 
         async def send_wrapped(message: Message) -> None:
-            nonlocal has_started
+            nonlocal status
             if message["type"] == "http.response.start":
-                has_started = True
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *_HEADERS]
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_wrapped)
-            return
-        except ClientGone:
-            return
-        except asyncio.CancelledError:
-            # The server cancels what is still running when the time to drain is over: the caller shall hear of it.
-            error: EcaHubError = NotReady("The service is shutting down.", retry_after_s=5)
-        except Exception:
-            _logger.exception("request %s failed", request_id)
-            error = Internal("The service made a mistake.", hint="Its log tells more under the request id.")
-        if not has_started:
+        self._metrics.received.add()
+        error = await self._try(scope, receive, send_wrapped)
+        if error is not None and status is None:
             await error_answer(error, request_id)(scope, receive, send_wrapped)
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.requests.add(route, "gone" if status is None else str(status))
+        self._metrics.request_seconds.observe(time.perf_counter() - started_s, route)
+
+    async def _try(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
+        """Run the app; say what the caller should be told that it did not tell."""
+        if _head_bytes(scope) > _MAX_HEAD_BYTES:
+            return HeadTooLarge()
+        try:
+            await self._app(scope, receive, send)
+        except ClientGone:
+            return None
+        except asyncio.CancelledError:
+            # The server cancels what still runs when the time to drain is over: the caller shall hear of it.
+            return NotReady("The service is shutting down.", retry_after_s=5)
+        except Exception:
+            _logger.exception("request %s failed", scope["state"]["request_id"])
+            return Internal("The service made a mistake.", hint="Its log tells more under the request id.")
+        return None
 
 
 def _head_bytes(scope: Scope) -> int:

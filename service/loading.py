@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.batching import Batcher
+from service.errors import BadSetting
 from service.registry import ModelSource
 from service.running import ModelFacts, RunningModel
 from service.settings import Settings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from eca_hub import Classifier
+    from service.network import PreparedNetwork
 
 Result = TypeVar("Result")
 
@@ -43,22 +45,23 @@ class ModelLoader:
             HubError: the package is not to be had, or its bytes are not what the hub announced.
             CheckpointMismatch: the weights do not fit the network.
         """
-        classifier = await _in_thread(lambda: _load(source, self._settings.device))
-        return await self._start(classifier)
+        classifier, network = await _in_thread(lambda: _load(source, self._settings))
+        return await self._start(classifier, network)
 
-    async def _start(self, classifier: "Classifier") -> RunningModel["Tensor", "Tensor"]:
+    async def _start(self, classifier: "Classifier", network: "PreparedNetwork") -> RunningModel["Tensor", "Tensor"]:
         import torch
 
         from eca_hub import ImageLimits
         from service.decoding import Decoder
         from service.engine import Engine, scores_of
-        from service.network import forward_of
 
         settings, image = self._settings, classifier.config.image
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
         decoder = Decoder(classifier.transform, limits, self._threads)
-        forward = forward_of(classifier)
-        engines = [Engine(forward) for _ in range(settings.num_engines or self._num_cores)]
+        facts = _facts_of(classifier, network)
+        # A GPU runs one batch after the other; a processor runs one on each core.
+        num_engines = settings.num_engines or (self._num_cores if facts.device == "cpu" else 1)
+        engines = [Engine(network.forward) for _ in range(num_engines)]
         blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
         for engine in engines:
             await engine.warm_up(blank, _batch_sizes(settings.max_batch))
@@ -75,7 +78,7 @@ class ModelLoader:
                 engine.close()
 
         return RunningModel(
-            _facts_of(classifier),
+            facts,
             decode=decoder.decode,
             batcher=batcher,
             rank=lambda logits, top_k, activation: classifier.rank(scores_of(logits, activation), top_k),
@@ -88,13 +91,28 @@ class ModelLoader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(source: ModelSource, device: str) -> "Classifier":
+def _load(source: ModelSource, settings: Settings) -> tuple["Classifier", "PreparedNetwork"]:
+    import torch
+
     from eca_hub import Classifier
+    from service.network import prepare_network
 
-    return Classifier.from_pretrained(source.id_or_folder, source.revision, device=device)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise BadSetting(f"The device {device!r} is not there.", hint="Set --device to cpu, cuda or cuda:N.") from None
+    # This thread's work is done before the engines', each of which has one core.
+    torch.set_num_threads(1)
+    classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=device)
+    network = prepare_network(classifier, settings.precision)
+    classifier.model = network.module
+    return classifier, network
 
 
-def _facts_of(classifier: "Classifier") -> ModelFacts:
+def _facts_of(classifier: "Classifier", network: "PreparedNetwork") -> ModelFacts:
     config = classifier.config
     parameters = list(classifier.model.parameters())
     return ModelFacts(
@@ -105,9 +123,9 @@ def _facts_of(classifier: "Classifier") -> ModelFacts:
         labels=config.labels,
         height_px=config.image.height_px,
         width_px=config.image.width_px,
-        num_parameters=sum(parameter.numel() for parameter in parameters),
+        num_parameters=network.num_parameters,
         device=str(parameters[0].device),
-        precision=str(parameters[0].dtype).removeprefix("torch."),
+        self_test=network.self_test,
     )
 
 

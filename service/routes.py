@@ -5,18 +5,15 @@ Never sees a tensor or a pixel.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import HTMLResponse
 
 from eca_hub import EcaHubError
 from service.answers import error_entry, json_answer, request_id_of
-from service.body import BodyReader, unless_gone
-from service.docs_page import render_docs
-from service.errors import NotReady
-from service.registry import Registry, Slot
+from service.body import unless_gone
+from service.house import House, TheHouse, check_key
+from service.registry import Slot
 from service.running import Classified, RunningModel
 from service.schemas import (
     CLASSIFY_BODY,
@@ -24,45 +21,11 @@ from service.schemas import (
     Classification,
     Classifications,
     ClassifyQuery,
-    Health,
     ModelsAnswer,
     TaskAnswer,
     refusals,
 )
-from service.security import Keys
-from service.uploads import UploadLimits, pictures_in, task_in
-
-
-@dataclass(frozen=True)
-class House:
-    """What the routes work with."""
-
-    registry: Registry
-    """The models."""
-    bodies: BodyReader
-    """Reads what callers send."""
-    limits: UploadLimits
-    """How much they may send."""
-    keys: Keys
-    """Who may send it."""
-
-
-def house_of(request: Request) -> House:
-    """The house that this request came to."""
-    house = request.app.state.house
-    assert isinstance(house, House)
-    return house
-
-
-def check_key(request: Request) -> None:
-    """Refuse a caller without a key before anything of the request is read."""
-    house_of(request).keys.check(request.scope["headers"])
-
-
-TheHouse = Annotated[House, Depends(house_of)]
-
-open_router = APIRouter()
-"""What anybody may ask: probes and documentation."""
+from service.uploads import pictures_in, task_in
 
 router = APIRouter(dependencies=[Depends(check_key)], responses=refusals(401))
 """What needs a key, when there are keys."""
@@ -92,7 +55,18 @@ async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQ
     async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
         pictures = pictures_in(body, content_type, house.limits)
         outcomes = await unless_gone(request.receive, model.classify(pictures, query.top_k, since_s=since_s))
+    _measure(house, model, outcomes)
     return _answer(model, outcomes, request_id_of(request))
+
+
+def _measure(house: House, model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, Classified):
+            model_id, metrics = model.facts.model_id, house.metrics
+            metrics.decode_seconds.observe(outcome.decode_ms / 1000, model_id)
+            metrics.queue_seconds.observe(outcome.queue_ms / 1000, model_id)
+            metrics.engine_seconds.observe(outcome.engine_ms / 1000, model_id)
+            metrics.batch_size.observe(outcome.batch_size, model_id)
 
 
 def _answer(model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError], request_id: str) -> Response:
@@ -155,6 +129,7 @@ async def classify_as_task(request: Request, house: TheHouse, owner: str, name: 
         top_k = None if task.top_k is None else min(task.top_k, len(model.facts.labels))
         work = model.classify([task.picture], top_k, activation=task.activation, since_s=since_s)
         (outcome,) = await unless_gone(request.receive, work)
+    _measure(house, model, [outcome])
     if isinstance(outcome, EcaHubError):
         raise outcome
     answer = [{"label": one.label, "score": one.score} for one in outcome.predictions]
@@ -186,32 +161,10 @@ def _describe(slot: Slot) -> dict[str, Any]:
         "input_px": [facts.height_px, facts.width_px],
         "num_parameters": facts.num_parameters,
         "device": facts.device,
-        "precision": facts.precision,
+        "precision": facts.self_test.precision,
+        "self_test": {
+            "same_top1": facts.self_test.same_top1,
+            "max_difference": facts.self_test.max_difference,
+            "num_pictures": facts.self_test.num_pictures,
+        },
     }
-
-
-@open_router.get("/docs", include_in_schema=False)
-async def docs(request: Request) -> HTMLResponse:
-    """This API for people."""
-    return HTMLResponse(render_docs(request.app.openapi(), str(request.base_url).rstrip("/")))
-
-
-@open_router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": Health}})
-async def healthz() -> Response:
-    """Answers as long as the process does, whatever the models do."""
-    return json_answer({"status": "ok"})
-
-
-@open_router.get(
-    "/readyz",
-    summary="Can pictures be classified",
-    response_model=None,
-    responses={200: {"model": Health}, **refusals(503)},
-)
-async def readyz(house: TheHouse) -> Response:
-    """Green when every model is loaded and warm and the process is not about to end."""
-    if house.registry.is_draining:
-        raise NotReady("The service is shutting down.", retry_after_s=5)
-    if not house.registry.is_ready:
-        raise NotReady(f"Waiting for {', '.join(house.registry.pending()) or 'an engine'}.", retry_after_s=2)
-    return json_answer({"status": "ready"})

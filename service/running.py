@@ -59,6 +59,20 @@ class Classified:
 
 
 @dataclass(frozen=True)
+class SelfTest:
+    """How the network that runs compares with the network that was loaded, on pictures made at the start."""
+
+    precision: str
+    """Number format that it computes in."""
+    same_top1: float
+    """Share of the pictures with the same likeliest class."""
+    max_difference: float
+    """How far the probability of a class moved, at most."""
+    num_pictures: int
+    """How many pictures were compared."""
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What a caller may know of a running model."""
 
@@ -80,8 +94,8 @@ class ModelFacts:
     """Numbers that were learned."""
     device: str
     """Where the network runs."""
-    precision: str
-    """Number format that the network computes in."""
+    self_test: SelfTest
+    """Proof that the network answers as it did before it was made faster."""
 
 
 class RunningModel(Generic[Pixels, Scores]):

@@ -90,6 +90,16 @@ class TaskAnswer(_Shape):
     score: Annotated[float, Field(description="Probability, 0 to 1.", examples=[0.8127])]
 
 
+class SelfTestShape(_Shape):
+    """How the network that runs compares with the network that was loaded."""
+
+    same_top1: Annotated[
+        float, Field(description="Share of test pictures with the same likeliest class.", examples=[1.0])
+    ]
+    max_difference: Annotated[float, Field(description="How far a probability moved, at most.", examples=[4e-7])]
+    num_pictures: Annotated[int, Field(description="How many pictures were compared.", examples=[8])]
+
+
 class ModelShape(_Shape):
     """A model of this process."""
 
@@ -105,6 +115,7 @@ class ModelShape(_Shape):
     num_parameters: int | None = None
     device: Annotated[str | None, Field(examples=["cpu"])] = None
     precision: Annotated[str | None, Field(examples=["float32"])] = None
+    self_test: SelfTestShape | None = None
 
 
 class ModelsAnswer(_Shape):

@@ -16,7 +16,7 @@ from uvicorn import Config, Server
 
 from service.connections import connection_class
 from service.errors import BadSetting
-from service.routes import House
+from service.house import House
 from service.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def open_port(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        # Only to sockets that name TCP as their protocol does asyncio give TCP_NODELAY, without which an answer takes 40 ms.
+        # asyncio gives TCP_NODELAY only to sockets that name TCP as their protocol; without it an answer takes 40 ms.
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -6,19 +6,24 @@ from eca_hub.commandline import CommandParser
 
 
 def main(argv: list[str]) -> int:
-    """Fetch the files of a package into the client's cache, checked."""
+    """Fetch the files of a package into the client's cache or a folder, checked."""
     parser = CommandParser("pull", "Fetch a package from a hub and check its bytes.")
     parser.add_argument("model_id", metavar="OWNER/NAME", help="Repository on the hub.")
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
+    parser.add_argument("--to", metavar="DIR", help="Copy the package to this new folder as well.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.parse_args(argv)
 
-    from eca_hub.hub.transfer import pull
+    from eca_hub.hub.pull import pull, pull_to
 
-    package = pull(args.model_id, args.revision)
+    if args.to:
+        commit, model = pull_to(args.model_id, args.to, args.revision), args.to
+    else:
+        commit, model = pull(args.model_id, args.revision).revision, f"{args.model_id} --revision "
+        model += commit
     if args.json:
-        print(json.dumps({"model_id": package.model_id, "revision": package.revision}))
+        print(json.dumps({"model_id": args.model_id, "revision": commit, "folder": args.to}))
         return 0
-    print(f"{package.model_id} at {package.revision}: {len(package.weights_bytes) / 2**20:.2f} MiB of weights, checked")
-    print(f"Try: eca-hub classify picture.png --model {package.model_id} --revision {package.revision}")
+    print(f"{args.model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
+    print(f"Try: eca-hub classify picture.png --model {model}")
     return 0

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 from eca_hub.commandline import CommandParser
+from eca_hub.errors import InvalidUsage
 
 
 def main(argv: list[str]) -> int:
@@ -12,18 +13,35 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run folder, or a folder with a package.")
     parser.add_argument("model_id", metavar="OWNER/NAME", help="Repository on the hub; made if it does not exist.")
     parser.add_argument("--private", action="store_true", help="Hide a new repository from others.")
+    parser.add_argument("--public", action="store_true", help="Refuse to publish to a repository that is hidden.")
+    parser.add_argument("--branch", default="main", help="Where the commit goes; made if it does not exist.")
+    parser.add_argument("--tag", help="Name for the commit that will not move, such as v1.")
     parser.add_argument("--message", help="Title of the commit.")
+    parser.add_argument("--dry_run", action="store_true", help="Show what would be sent, and send nothing.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.parse_args(argv)
+    if args.private and args.public:
+        raise InvalidUsage("--private and --public exclude each other.")
 
-    from eca_hub.hub.package import FILES, find_package
-    from eca_hub.hub.transfer import push_to_hub
+    from eca_hub.hub.push import plan_push, push_to_hub
 
-    path = find_package(args.folder)
-    if not args.json:
-        sizes = "  ".join(f"{name} ({(path / name).stat().st_size / 2**20:.2f} MiB)" for name in FILES)
-        print(f"{sizes}  ->  {args.model_id}")
-    published = push_to_hub(path, args.model_id, private=args.private or None, message=args.message)
+    if args.dry_run or not args.json:
+        plan = plan_push(args.folder, args.model_id, branch=args.branch)
+        if not args.json:
+            for each in plan:
+                print(f"  {each.name:<18} {each.num_bytes / 2**20:>9.2f} MiB  {'' if each.is_changed else 'unchanged'}")
+        if args.dry_run:
+            answer = {"model_id": args.model_id, "branch": args.branch, "files": [asdict(each) for each in plan]}
+            print(json.dumps(answer) if args.json else f"Nothing was sent to {args.model_id}: this was a dry run.")
+            return 0
+    published = push_to_hub(
+        args.folder,
+        args.model_id,
+        private=True if args.private else False if args.public else None,
+        branch=args.branch,
+        tag=args.tag,
+        message=args.message,
+    )
     if args.json:
         print(json.dumps(asdict(published)))
         return 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts, render_card
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Package, config_from_json, config_to_json
-from eca_hub.hub.transfer import pull
+from eca_hub.hub.pull import pull
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ModelConfig
 

@@ -44,13 +44,12 @@ class BlobWriter:
 
     def write(self, piece: bytes | memoryview) -> None:
         """Append bytes."""
-        if self.size_bytes:
-            faultpoint("blob.half_written")
         view = memoryview(piece)
         self._hash.update(view)
         self.size_bytes += len(view)
         while view:
             view = view[self._file.write(view) :]
+        faultpoint("blob.half_written")
 
     def finish(self) -> str:
         """Check the hash, make the blob durable and visible, and return its sha256."""

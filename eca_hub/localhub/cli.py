@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import inspect
 import ipaddress
 import os
 import re
@@ -119,7 +120,7 @@ def main(argv: list[str]) -> int:
     parser = _Parser(prog=f"eca-hub localhub{'' if name == 'serve' else ' ' + name}", exit_on_error=False)
     parser.add_function_arguments(_COMMANDS[name], as_group=False)
     try:
-        options = parser.parse_args([_underscored(word) for word in rest])
+        options = parser.parse_args([_spelled_out(word, _COMMANDS[name]) for word in rest])
         return _COMMANDS[name](**options.as_dict())
     except (Mistake, StoreLocked, StoreUnusable, BadUsersFile) as error:
         print(f"eca-hub localhub: {error}", file=sys.stderr)
@@ -142,12 +143,16 @@ class _Parser(ArgumentParser):
         self.allow_abbrev = False
 
 
-def _underscored(word: str) -> str:
-    """Take --token-file for --token_file."""
+def _spelled_out(word: str, command: Callable[..., int]) -> str:
+    """Take --token-file for --token_file, and --public for --public=true."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+    name = name.replace("-", "_")
+    parameter = inspect.signature(command).parameters.get(name)
+    if parameter and parameter.annotation is bool and not equals:
+        equals, value = "=", "true"
+    return f"--{name}{equals}{value}"
 
 
 def _one_line(message: str, parser: ArgumentParser) -> str:

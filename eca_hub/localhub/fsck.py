@@ -75,7 +75,8 @@ def collect_garbage(store: Store, is_dry_run: bool) -> GarbageReport:
     for folder in store.folders():
         needed_folders.add(folder.name)
         needed_commits = {path.name for path, _ in _commits_of(folder, needed_blobs)}
-        for path in (folder / "commits").iterdir():
+        leftovers = list(folder.glob(".*.tmp"))
+        for path in [*leftovers, *(folder / "commits").iterdir()]:
             if path.name not in needed_commits:
                 _remove(path, report)
     for path in _entries(store.root / "repos"):

@@ -65,6 +65,8 @@ class Store:
         tmp = root / "tmp"
         shutil.rmtree(tmp, ignore_errors=True)
         make_folder(tmp)
+        for leftover in root.glob(".*.tmp"):
+            leftover.unlink()
         self._read_identity()
         self._names: dict[str, dict[str, str]] = _read_json(root / "names.json", {})
         self.blobs = Blobs(root / "blobs", tmp)
@@ -185,7 +187,7 @@ class Store:
             )
 
     def _write_identity(self, identity: dict[str, Any]) -> None:
-        write_atomically(self.root / "hub.json", canonical_json(identity), "names", mode=0o600)
+        write_atomically(self.root / "hub.json", canonical_json(identity), "identity", mode=0o600)
         self._identity = identity
 
 

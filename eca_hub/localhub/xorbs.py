@@ -73,7 +73,7 @@ class Chunk:
         if self.scheme:
             try:
                 # Bounded: a frame may claim any size.
-                unpacked: bytes = lz4.frame.LZ4FrameDecompressor().decompress(packed, max_length=self.raw_bytes)
+                unpacked: bytes = lz4.frame.LZ4FrameDecompressor().decompress(packed, max_length=self.raw_bytes + 1)
             except (RuntimeError, ValueError, MemoryError):
                 raise bad_request("A chunk is not what LZ4 packs.") from None
             raw = _ungroup(unpacked) if self.scheme == 2 else unpacked

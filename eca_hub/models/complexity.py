@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model
@@ -152,14 +152,13 @@ def run_counted(ghost: nn.Module, height_px: int, width_px: int) -> tuple[int, L
         InvalidConfig: the network cannot take an image of this size.
     """
     x_NCHW = torch.empty(1, 3, height_px, width_px, device="meta")
-    plain = FlopCounterMode(display=False)
     layers = _LayerCounter(ghost)
     try:
-        with torch.no_grad(), layers.watching(), layers, plain:
+        with torch.no_grad(), layers.watching(), layers:
             ghost(x_NCHW)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise InvalidConfig(f"The network does not take an image of {height_px} x {width_px} px: {error}") from None
-    return plain.get_total_flops() // 2, layers.tally()
+    return layers.num_flops // 2, layers.tally()
 
 
 def _without_memory(model: nn.Module) -> nn.Module:
@@ -171,7 +170,7 @@ def _without_memory(model: nn.Module) -> nn.Module:
 
 
 class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tally the layers while the network runs once."""
+    """Tally the layers, and by torch's own formulas the plain count, while the network runs once."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -179,6 +178,7 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.block_of = {child: parent for parent in network.modules() for child in parent.children()}
         self.running: list[nn.Module] = []
         self.sums: Counter[str] = Counter()
+        self.num_flops = 0
         self.last_activation_of: dict[nn.Module, int] = {}
 
     def tally(self) -> LayerTally:
@@ -221,6 +221,9 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         y = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.num_flops += formula(*args, **(kwargs or {}), out_val=y)
         if func in _OPERATORS and not isinstance(self.running[-1], _LAYERS):
             added = _OPERATORS[func](y, *args)
             if "averaged_in_gates" not in added or self.running[-1] is not self.network:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eca_hub.models.build import build_model
+from eca_hub.models.build import build_model, settle
 from eca_hub.models.complexity import run_counted
 from eca_hub.models.config import ModelConfig
 
@@ -35,6 +35,8 @@ class DetectorCost:
     """Parameters that training changes."""
     num_parameters: int
     """All of them."""
+    attention_parameters: int
+    """What the attention in the backbone brings."""
     multiply_adds: int
     """By the rule of table 5."""
 
@@ -57,27 +59,46 @@ def detector_cost(detector: str, backbone: ModelConfig) -> DetectorCost:
         detector: `faster_rcnn`, `mask_rcnn` or `retinanet`.
         backbone: A ResNet with bottlenecks, with or without attention.
     """
-    with torch.device("meta"):
-        ghost = build_model(backbone, num_classes=1).eval()
-    ghost.reset_classifier(0, "")  # type: ignore[operator]
-    _, tally = run_counted(ghost, HEIGHT_PX, WIDTH_PX)
-    backbone_ops = (
-        tally.convolution
-        + tally.biased
-        + 2 * tally.normalized
-        + tally.activated
-        + tally.averaged
-        + tally.max_pooled
-        + tally.linear
-    )
-    sizes = {name: parameter.numel() for name, parameter in ghost.named_parameters()}
-    frozen = sum(size for name, size in sizes.items() if name.startswith(_FROZEN))
+    body = _backbone_cost(settle(backbone))
     top = _PARTS[detector]()
     return DetectorCost(
-        trained_parameters=sum(sizes.values()) - frozen + top.parameters,
-        num_parameters=sum(sizes.values()) + top.parameters,
-        multiply_adds=backbone_ops + top.ops,
+        trained_parameters=body.parameters - body.frozen_parameters + top.parameters,
+        num_parameters=body.parameters + top.parameters,
+        attention_parameters=body.attention_parameters,
+        multiply_adds=body.ops + top.ops,
     )
+
+
+@dataclass(frozen=True)
+class _BackboneCost:
+    parameters: int
+    frozen_parameters: int
+    attention_parameters: int
+    ops: int
+
+
+def _backbone_cost(config: ModelConfig) -> _BackboneCost:
+    """Run the backbone once for all detectors that stand on it."""
+    key = repr(config)
+    if key not in _BACKBONE_COSTS:
+        with torch.device("meta"):
+            ghost = build_model(config, num_classes=1).eval()
+            bare = build_model(ModelConfig(config.architecture, "none"), num_classes=1)
+        ghost.reset_classifier(0, "")  # type: ignore[operator]
+        bare.reset_classifier(0, "")  # type: ignore[operator]
+        tally = run_counted(ghost, HEIGHT_PX, WIDTH_PX)[1]
+        sizes = {name: parameter.numel() for name, parameter in ghost.named_parameters()}
+        _BACKBONE_COSTS[key] = _BackboneCost(
+            parameters=sum(sizes.values()),
+            frozen_parameters=sum(size for name, size in sizes.items() if name.startswith(_FROZEN)),
+            attention_parameters=sum(sizes.values()) - sum(parameter.numel() for parameter in bare.parameters()),
+            ops=(tally.convolution + tally.biased + 2 * tally.normalized + tally.activated)
+            + (tally.averaged + tally.max_pooled + tally.linear),
+        )
+    return _BACKBONE_COSTS[key]
+
+
+_BACKBONE_COSTS: dict[str, _BackboneCost] = {}
 
 
 def _positions(level: int) -> int:

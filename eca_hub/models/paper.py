@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torchvision
 
+from eca_hub.models.build import build_model
 from eca_hub.models.complexity import Complexity, count
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_cost import detector_cost
@@ -160,9 +161,10 @@ def compare(row: Published) -> Compared:
     """Count the network of a row and hold it against what was printed."""
     if row.detector:
         return _compare_detector(row)
-    complexity = _count(row, row.attention, dict(row.attention_args))
-    vanilla = _count(row, "none", {})
-    added = complexity.num_parameters - vanilla.num_parameters
+    complexity = _count(row)
+    added = 0
+    if row.attention != "none":
+        added = complexity.num_parameters - _num_parameters_without_attention(row.architecture)
     ruled = {
         "paper": complexity.paper_multiply_adds,
         "poster": complexity.poster_multiply_adds,
@@ -222,12 +224,19 @@ def _document() -> dict[str, Any]:
     return document
 
 
-def _count(row: Published, attention: str, attention_args: dict[str, Any]) -> Complexity:
+def _count(row: Published) -> Complexity:
     size = {"height_px": row.image_size_px, "width_px": row.image_size_px}
     if row.torchvision:
         with torch.device("meta"):
             return count(torchvision.models.get_model(row.architecture, **row.torchvision), **size)
-    return count(ModelConfig(row.architecture, attention, attention_args), **size)
+    return count(ModelConfig(row.architecture, row.attention, row.attention_args), **size)
+
+
+@cache
+def _num_parameters_without_attention(architecture: str) -> int:
+    with torch.device("meta"):
+        model = build_model(ModelConfig(architecture, "none"), num_classes=1000)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 _TABLE_2_BLOCKS = {256: 3, 512: 4, 1024: 6, 2048: 3}
@@ -243,12 +252,11 @@ def _table_2_parameters(row: Published) -> Fraction:
 
 def _compare_detector(row: Published) -> Compared:
     cost = detector_cost(row.detector, ModelConfig(row.architecture, row.attention, dict(row.attention_args)))
-    vanilla = detector_cost(row.detector, ModelConfig(row.architecture, "none"))
     parameters = cost.trained_parameters if row.parameters_counted == "trained" else cost.num_parameters
     return Compared(
         published=row,
         parameters=parameters,
-        attention_parameters=cost.num_parameters - vanilla.num_parameters,
+        attention_parameters=cost.attention_parameters,
         multiply_adds=None,
         ruled_multiply_adds=cost.multiply_adds,
         parameters_match=prints_as(parameters, row.parameters, _UNITS[row.parameter_unit]),

@@ -68,8 +68,9 @@ class ResNetBlock(Block):
         return len(weight_C)
 
     def put_inside(self, attention: nn.Module) -> None:
-        """Act on what the block adds."""
+        """Act on what the block adds, which the norm before it has just made for it alone."""
         self.body.se = attention
+        _give_input(attention)
 
     def put_after(self, attention: nn.Module) -> None:
         """Act on what the block gives on, behind its last activation, so that no other weight changes its name."""
@@ -98,6 +99,13 @@ class InvertedBlock(Block):
         convolutions = self.body.conv
         assert isinstance(convolutions, nn.Sequential)
         convolutions.append(attention)
+        _give_input(attention)
+
+
+def _give_input(attention: nn.Module) -> None:
+    """Tell an attention that can overwrite its input that nobody else reads it."""
+    if hasattr(attention, "owns_input"):
+        attention.owns_input = True
 
 
 def enter(blocks: Sequence[ResNetBlock] | Sequence[InvertedBlock], insertion: Insertion) -> None:

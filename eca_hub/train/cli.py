@@ -48,6 +48,7 @@ class Cli(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Read the arguments after `eca-hub`."""
+        assert isinstance(args, list)
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:

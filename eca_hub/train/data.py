@@ -78,6 +78,10 @@ class ImageData(LightningDataModule):
     def dataset(self, split: Split) -> Dataset[Batch]:
         """Return the pictures of a split; those to train on come augmented."""
 
+    @abstractmethod
+    def num_images(self, split: Split) -> int:
+        """Count the pictures of a split."""
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Load the training split in a new order every epoch."""
         return self._loader("train")
@@ -138,18 +142,22 @@ class DigitsData(ImageData):
         )
         return PixelDataset(pixels_N3HW, torch.tensor(targets), augment if split == "train" else None)
 
+    def num_images(self, split: Split) -> int:
+        """Count the digits of a split."""
+        return len(self._rows(split))
+
     def png_files(self, split: Split) -> Iterator[tuple[bytes, int]]:
         """Yield every digit of a split as a PNG file and its class."""
         digits = load_digits()
-        everything = np.arange(len(digits.target))
-        others, test = train_test_split(
-            everything, test_size=0.2, stratify=digits.target, random_state=self.split_seed
-        )
-        train, val = train_test_split(
-            others, test_size=0.125, stratify=digits.target[others], random_state=self.split_seed
-        )
-        for index in {"train": train, "val": val, "test": test}[split]:
+        for row in self._rows(split):
             buffer = io.BytesIO()
             # scikit-learn counts ink from 0 to 16.
-            Image.fromarray(np.rint(digits.images[index] * (255 / 16)).astype(np.uint8)).save(buffer, format="PNG")
-            yield buffer.getvalue(), int(digits.target[index])
+            Image.fromarray(np.rint(digits.images[row] * (255 / 16)).astype(np.uint8)).save(buffer, format="PNG")
+            yield buffer.getvalue(), int(digits.target[row])
+
+    def _rows(self, split: Split) -> list[int]:
+        target = load_digits().target
+        rows = np.arange(len(target))
+        rest, test = train_test_split(rows, test_size=0.2, stratify=target, random_state=self.split_seed)
+        train, val = train_test_split(rest, test_size=0.125, stratify=target[rest], random_state=self.split_seed)
+        return list({"train": train, "val": val, "test": test}[split])

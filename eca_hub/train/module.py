@@ -89,9 +89,9 @@ class ImageClassifier(LightningModule):
         loss: Tensor = self.loss(logits_NK, target_N)
         top1 = self.metrics[f"{split}_top1"]
         top1(logits_NK.detach(), target_N)
-        shown = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(target_N)}
-        self.log(f"{split}_loss", loss, sync_dist=True, **shown)
-        self.log(f"{split}_top1", top1, **shown)
+        num_images = len(target_N)
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=num_images)
+        self.log(f"{split}_top1", top1, on_step=False, on_epoch=True, prog_bar=True, batch_size=num_images)
         if split == "train":
             self.log("lr", torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]), on_step=False, on_epoch=True)
         return loss

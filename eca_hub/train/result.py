@@ -34,7 +34,7 @@ def finish_run(
     [measured] = trainer.test(module, datamodule=data, ckpt_path=best.best_model_path, verbose=False)
     if not trainer.is_global_zero:
         return
-    num_train, num_test = len(data.dataset("train")), len(data.dataset("test"))
+    num_train, num_test = data.num_images("train"), data.num_images("test")
     epochs = int(trainer.current_epoch)
     # The metric is a float32; the share of right answers that it stands for is exact.
     test_top1 = round(measured["test_top1"] * num_test) / num_test

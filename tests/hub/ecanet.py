@@ -144,6 +144,12 @@ def make(name: str, *, num_classes: int = 1000, attention: bool = True) -> nn.Mo
         network: nn.Module = MobileNetV2(num_classes)
     else:
         network = ResNet(name, KERNEL_SIZES[name] if attention else None, num_classes)
+    return randomize(network)
+
+
+def randomize(network: nn.Module) -> nn.Module:
+    """Give norms random weights and statistics, as training does, and kernels of gates larger ones."""
+    torch.manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)

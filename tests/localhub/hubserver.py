@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
+from starlette.testclient import TestClient
+
+from eca_hub.localhub import Store, Users, create_app
+
 STOP_S = 10
 
 
@@ -21,6 +26,23 @@ class Hub:
     token: str
     root: Path
     process: subprocess.Popen[str]
+
+
+@contextlib.contextmanager
+def client_of(hub: Hub) -> Iterator[httpx2.Client]:
+    """Plain requests to a running hub with its token."""
+    with httpx2.Client(base_url=hub.url, headers={"Authorization": f"Bearer {hub.token}"}, timeout=30) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def opened_hub(root: Path, **options: int) -> Iterator[TestClient]:
+    """Open a hub's folder in this process: quicker than a process where nothing is to be killed."""
+    store = Store(root)
+    with contextlib.closing(store):
+        app = create_app(store, Users.single("local-token"), **options)
+        headers = {"Authorization": "Bearer local-token"}
+        yield TestClient(app, "http://127.0.0.1:1234", raise_server_exceptions=False, headers=headers)
 
 
 @contextlib.contextmanager

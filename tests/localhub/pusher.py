@@ -11,8 +11,7 @@ REPO = "acme/digits"
 
 
 def push(
-    url: str,
-    token: str,
+    client: httpx2.Client,
     small: Mapping[str, bytes],
     big: Mapping[str, bytes],
     repo: str = REPO,
@@ -23,29 +22,25 @@ def push(
     Raises:
         httpx2.HTTPError: The hub refused, or died.
     """
-    headers = {"Authorization": f"Bearer {token}"}
-    with httpx2.Client(base_url=url, headers=headers, timeout=30) as client:
-        owner, name = repo.split("/")
-        created = client.post("/api/repos/create", json={"name": name, "organization": owner, "type": "model"})
-        assert created.status_code in (200, 409) or created.raise_for_status()
-        objects = [{"oid": hashlib.sha256(content).hexdigest(), "size": len(content)} for content in big.values()]
-        if objects:
-            body = {"operation": "upload", "transfers": ["basic"], "objects": objects, "hash_algo": "sha256"}
-            batch = client.post(f"/{repo}.git/info/lfs/objects/batch", json=body).raise_for_status().json()
-            contents = {hashlib.sha256(content).hexdigest(): content for content in big.values()}
-            for item in batch["objects"]:
-                if "actions" in item:
-                    httpx2.put(item["actions"]["upload"]["href"], content=contents[item["oid"]]).raise_for_status()
-        header = {"summary": "push", "description": ""} | ({"parentCommit": parent} if parent else {})
-        lines: list[dict[str, object]] = [{"key": "header", "value": header}]
-        for path, content in small.items():
-            encoded = base64.b64encode(content).decode()
-            lines.append({"key": "file", "value": {"path": path, "content": encoded, "encoding": "base64"}})
-        for path, content in big.items():
-            oid = hashlib.sha256(content).hexdigest()
-            lines.append(
-                {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": oid, "size": len(content)}}
-            )
-        ndjson = "\n".join(json.dumps(line) for line in lines).encode()
-        answer = client.post(f"/api/models/{repo}/commit/main", content=ndjson).raise_for_status().json()
-        return str(answer["commitOid"])
+    owner, name = repo.split("/")
+    created = client.post("/api/repos/create", json={"name": name, "organization": owner, "type": "model"})
+    assert created.status_code in (200, 409) or created.raise_for_status()
+    objects = [{"oid": hashlib.sha256(content).hexdigest(), "size": len(content)} for content in big.values()]
+    if objects:
+        body = {"operation": "upload", "transfers": ["basic"], "objects": objects, "hash_algo": "sha256"}
+        batch = client.post(f"/{repo}.git/info/lfs/objects/batch", json=body).raise_for_status().json()
+        contents = {hashlib.sha256(content).hexdigest(): content for content in big.values()}
+        for item in batch["objects"]:
+            if "actions" in item:
+                client.put(item["actions"]["upload"]["href"], content=contents[item["oid"]]).raise_for_status()
+    header = {"summary": "push", "description": ""} | ({"parentCommit": parent} if parent else {})
+    lines: list[dict[str, object]] = [{"key": "header", "value": header}]
+    for path, content in small.items():
+        encoded = base64.b64encode(content).decode()
+        lines.append({"key": "file", "value": {"path": path, "content": encoded, "encoding": "base64"}})
+    for path, content in big.items():
+        oid = hashlib.sha256(content).hexdigest()
+        lines.append({"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": oid, "size": len(content)}})
+    ndjson = "\n".join(json.dumps(line) for line in lines).encode()
+    answer = client.post(f"/api/models/{repo}/commit/main", content=ndjson).raise_for_status().json()
+    return str(answer["commitOid"])

@@ -212,7 +212,7 @@ def test_squashing_leaves_one_commit_with_the_same_files(api: HfApi, repo_id: st
 
 def test_a_card_with_broken_metadata_is_refused_before_anything_is_uploaded(api: HfApi, repo_id: str) -> None:
     card = b"---\nmodel-index: foo\n---\n# Card\n"
-    with pytest.raises(ValueError, match="Invalid metadata in README.md"):
+    with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
         api.create_commit(repo_id, [CommitOperationAdd("README.md", card)], commit_message="card")
     assert api.list_repo_files(repo_id) == [".gitattributes"]
 

@@ -12,7 +12,7 @@ from PIL import Image
 from eca_hub import Prediction
 from eca_hub.errors import NotAnImage
 from service.batching import Batcher
-from service.running import ModelFacts, RunningModel
+from service.running import ModelFacts, RunningModel, SelfTest
 
 Result = TypeVar("Result")
 REVISION = "3f9c1d2" + "0" * 33
@@ -89,7 +89,18 @@ def rank_nothing(scores: int, top_k: int, activation: str) -> list[Prediction]:
 
 
 def facts(model_id: str = "acme/digits") -> ModelFacts:
-    return ModelFacts(model_id, REVISION, "resnet18", "eca", tuple("0123456789"), 32, 32, 11_689_512, "cpu", "float32")
+    return ModelFacts(
+        model_id,
+        REVISION,
+        "resnet18",
+        "eca",
+        tuple("0123456789"),
+        32,
+        32,
+        11_689_512,
+        "cpu",
+        SelfTest("float32", 1.0, 0.0, 8),
+    )
 
 
 def fake_model(

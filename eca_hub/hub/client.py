@@ -1,0 +1,104 @@
+"""The hub client's words in ours: which names it takes, and what its refusals mean."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from eca_hub.errors import (
+    AccessDenied,
+    HubError,
+    InvalidConfig,
+    NotAnEcaModel,
+    Offline,
+    PushConflict,
+    RepoNotFound,
+    RevisionNotFound,
+)
+
+
+def check_model_id(model_id: str) -> None:
+    """Refuse what cannot be the name of a repository before anybody is asked.
+
+    Raises:
+        InvalidConfig: it is not OWNER/NAME.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", model_id, re.ASCII):
+        raise InvalidConfig(
+            f"{model_id!r} is neither a folder nor OWNER/NAME.",
+            hint="Names are letters, digits, '.', '_' and '-', as in acme/eca_resnet50.",
+        )
+
+
+def check_revision(revision: str) -> None:
+    """Refuse what cannot name a branch, a tag or a commit, and would climb out of the client's cache.
+
+    Raises:
+        InvalidConfig: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w./-]{0,255}", revision, re.ASCII) or ".." in revision or "//" in revision:
+        raise InvalidConfig(f"{revision!r} cannot be a revision.", hint="Give a branch, a tag or a commit.")
+
+
+@contextmanager
+def hub_errors(model_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the client raises into our tree of errors."""
+    login = "If it is private, set HF_TOKEN."
+    try:
+        yield
+    except RepositoryNotFoundError:
+        raise RepoNotFound(
+            f"The hub shows no repository {model_id!r}: it does not exist, or is private.", hint=login
+        ) from None
+    except RevisionNotFoundError:
+        raise RevisionNotFound(f"{model_id} has no branch, tag or commit {revision or 'main'!r}.") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, IncompleteSnapshotError, httpx2.TransportError) as error:
+        raise Offline(
+            f"The hub does not answer, and the cache does not hold {model_id} at {revision or 'main'}: {_line(error)}",
+            hint="HF_ENDPOINT names the hub, HF_HUB_OFFLINE=1 forbids asking it.",
+        ) from None
+    except EntryNotFoundError as error:
+        raise NotAnEcaModel(f"{model_id} is no package: {_line(error)}") from None
+    except HFValidationError as error:
+        raise InvalidConfig(_line(error)) from None
+    except HfHubHTTPError as error:
+        raise _refusal(error, model_id) from None
+
+
+def status_of(error: HfHubHTTPError) -> int | None:
+    """Return the HTTP status of a refusal, None when there was no answer."""
+    return None if error.response is None else error.response.status_code
+
+
+def _refusal(error: HfHubHTTPError, model_id: str) -> HubError:
+    status = status_of(error)
+    if status in (401, 403):
+        return AccessDenied(
+            f"The hub refused {model_id} ({status}): {_line(error)}", hint="Set HF_TOKEN to a key that may do this."
+        )
+    if status == 412:
+        return PushConflict(
+            f"Somebody else published to {model_id} in between; nothing of yours was written.",
+            hint="Look at what is there, and push again to publish on top of it.",
+        )
+    if status == 409:
+        return PushConflict(
+            f"The hub is busy with another commit to {model_id}; nothing of yours was written.", hint="Push again."
+        )
+    return HubError(f"The hub answered {status} for {model_id}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    """The first line of what the client says; the rest are addresses and request ids."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,156 @@
+"""From a hub or a folder to the checked bytes of a package, through the unmodified client and its cache.
+
+The revision is resolved to a commit once, every file is fetched by that commit, and its bytes are read once and compared
+with the hash under which the hub announced them. Needs no torch.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.hf_api import RepoFile
+
+from eca_hub.errors import ChecksumMismatch, Offline
+from eca_hub.hub.client import check_model_id, check_revision, hub_errors
+from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Package, read_folder
+from eca_hub.hub.whole import check_free, whole_folder
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file in the client's cache."""
+
+    path: Path
+    announced: str
+    """The hash that the hub announced for it."""
+
+
+Fetch = Callable[[str, str, bool], Fetched]
+"""Called with a file's name, a revision, and whether to fetch it even if the cache has it."""
+
+
+def pull(
+    id_or_folder: str | Path, revision: str | None = None, *, endpoint: str | None = None, token: str | None = None
+) -> Package:
+    """Read a package from a folder, or from the hub through the client's cache.
+
+    A file that is damaged in the cache is fetched once more; one that arrives damaged is refused and forgotten.
+
+    Args:
+        id_or_folder: A folder that exists, else `owner/name`.
+        revision: Branch, tag or commit of the hub repository; the main branch when none is given.
+        endpoint: Address of the hub; HF_ENDPOINT when none is given.
+        token: Key to private repositories; HF_TOKEN or the client's login when none is given.
+
+    Raises:
+        HubError: the package is not to be had, or its bytes are not what the hub announced.
+        InvalidConfig: the name or the revision cannot be one.
+    """
+    if isinstance(id_or_folder, Path) or Path(id_or_folder).is_dir():
+        return read_folder(id_or_folder)
+    fetch = _fetcher(id_or_folder, revision, endpoint, token)
+    commit, config_bytes = _resolve(fetch, revision or "main")
+    weights_bytes = _fetch_checked(fetch, WEIGHTS_FILE, commit)
+    return Package(id_or_folder, commit, config_bytes, weights_bytes)
+
+
+def pull_to(
+    model_id: str,
+    folder: str | Path,
+    revision: str | None = None,
+    *,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Copy a package from the hub to a new folder, which appears whole or not at all; return its commit.
+
+    Args:
+        model_id: Hub `owner/name`.
+        folder: Where to; new or empty.
+        revision: Branch, tag or commit; the main branch when none is given.
+        endpoint: Address of the hub; HF_ENDPOINT when none is given.
+        token: Key to private repositories.
+
+    Raises:
+        HubError: the package is not to be had, or its bytes are not what the hub announced.
+        InvalidConfig: the name or the revision cannot be one, or the folder is not empty.
+    """
+    check_free(folder)
+    fetch = _fetcher(model_id, revision, endpoint, token)
+    commit, config_bytes = _resolve(fetch, revision or "main")
+    with whole_folder(folder) as draft:
+        (draft / CONFIG_FILE).write_bytes(config_bytes)
+        for name in (WEIGHTS_FILE, CARD_FILE):
+            (draft / name).write_bytes(_fetch_checked(fetch, name, commit))
+    return commit
+
+
+def _fetcher(model_id: str, revision: str | None, endpoint: str | None, token: str | None) -> Fetch:
+    check_model_id(model_id)
+    if revision is not None:
+        check_revision(revision)
+
+    def fetch(name: str, at: str, again: bool) -> Fetched:
+        with hub_errors(model_id, revision):
+            path = Path(
+                hf_hub_download(model_id, name, revision=at, endpoint=endpoint, token=token, force_download=again)
+            )
+            if path.is_symlink():
+                return Fetched(path, announced=path.resolve().name)
+            # On a disk without links the cache keeps no hashes, so ask the hub which it announced.
+            [entry] = HfApi(endpoint=endpoint, token=token).get_paths_info(model_id, [name], revision=path.parent.name)
+            assert isinstance(entry, RepoFile)
+            return Fetched(path, announced=entry.lfs.sha256 if entry.lfs else entry.blob_id)
+
+    return fetch
+
+
+def _resolve(fetch: Fetch, revision: str) -> tuple[str, bytes]:
+    """Fetch config.json by a name that may move; the commit that it came from is what all else is fetched by.
+
+    Asking for a file rather than for the commit costs one request less, and makes the cache remember which commit the
+    name stood for, so that the same name works without the hub.
+    """
+    commit = fetch(CONFIG_FILE, revision, False).path.parent.name
+    return commit, _fetch_checked(fetch, CONFIG_FILE, commit)
+
+
+def _fetch_checked(fetch: Fetch, name: str, commit: str) -> bytes:
+    """Read a file once, and compare what was read with what the hub announced."""
+    fetched = fetch(name, commit, False)
+    content = fetched.path.read_bytes()
+    if git_or_lfs_hash(content, fetched.announced) == fetched.announced:
+        return content
+    try:
+        # The client takes a forced download in offline mode for a mistake in the program.
+        if constants.HF_HUB_OFFLINE:
+            raise Offline("HF_HUB_OFFLINE forbids asking the hub.")
+        fetched = fetch(name, commit, True)
+    except Offline:
+        raise ChecksumMismatch(
+            f"{name} at {commit[:12]} is damaged in the cache, and the hub does not answer.",
+            hint="Pull again when it does.",
+        ) from None
+    content = fetched.path.read_bytes()
+    actual = git_or_lfs_hash(content, fetched.announced)
+    if actual == fetched.announced:
+        return content
+    fetched.path.resolve().unlink(missing_ok=True)
+    raise ChecksumMismatch(
+        f"{name} at {commit[:12]} hashes to {actual[:12]}, but the hub announced {fetched.announced[:12]}.",
+        hint="It was refused and removed from the cache. Ask the owner of the repository, or of the hub.",
+    )
+
+
+def git_or_lfs_hash(content: bytes, announced: str) -> str:
+    """Hash a file as the hub does: sha256 for weights, and for small text what git calls it.
+
+    Args:
+        content: The whole file.
+        announced: The hash to compare with; its length tells the kind.
+    """
+    if len(announced) == 64:
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,43 @@
+"""What every route works with, and how a route gets hold of it. Knows nothing of what the routes do."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.body import BodyReader
+from service.metrics import Metrics
+from service.registry import Registry
+from service.security import Keys
+from service.uploads import UploadLimits
+
+
+@dataclass(frozen=True)
+class House:
+    """What the routes work with."""
+
+    registry: Registry
+    """The models."""
+    bodies: BodyReader
+    """Reads what callers send."""
+    limits: UploadLimits
+    """How much they may send."""
+    keys: Keys
+    """Who may send it."""
+    metrics: Metrics
+    """What is counted."""
+
+
+def house_of(request: Request) -> House:
+    """The house that this request came to."""
+    house = request.app.state.house
+    assert isinstance(house, House)
+    return house
+
+
+def check_key(request: Request) -> None:
+    """Refuse a caller without a key before anything of the request is read."""
+    house_of(request).keys.check(request.scope["headers"])
+
+
+TheHouse = Annotated[House, Depends(house_of)]

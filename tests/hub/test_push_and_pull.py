@@ -1,0 +1,366 @@
+"""Publishing and fetching through the unmodified client and a real local hub, a process of its own."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
+
+from eca_hub.errors import (
+    AccessDenied,
+    ChecksumMismatch,
+    EcaHubError,
+    InvalidConfig,
+    NotAnEcaModel,
+    Offline,
+    PushConflict,
+    RepoNotFound,
+    RevisionNotFound,
+)
+from eca_hub.hub.cache import check_cache
+from eca_hub.hub.package import FILES
+from eca_hub.hub.pull import pull, pull_to
+from eca_hub.hub.push import Published, plan_push, push_to_hub
+from tests.localhub.hubserver import Hub
+
+
+@pytest.fixture
+def package(tiny_package: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(tiny_package, tmp_path / "package")
+
+
+@pytest.fixture
+def model_id(request: pytest.FixtureRequest) -> str:
+    """A repository of the test's own."""
+    return f"acme/{abs(hash(request.node.nodeid)):x}"
+
+
+@pytest.fixture
+def push(hub: Hub, package: Path, model_id: str) -> Callable[..., Published]:
+    def publish(**options: Any) -> Published:
+        return push_to_hub(package, model_id, **{"endpoint": hub.url, "token": hub.token, **options})
+
+    return publish
+
+
+def change_card(package: Path, text: str = "\nAnother line.\n") -> None:
+    with (package / "README.md").open("a") as file:
+        file.write(text)
+
+
+def commits(hub: Hub, model_id: str, branch: str = "main") -> list[str]:
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    return [commit.commit_id for commit in api.list_repo_commits(model_id, revision=branch)]
+
+
+def test_what_was_published_is_what_is_pulled(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+) -> None:
+    published = push()
+    pulled = pull(model_id, endpoint=hub.url)
+    assert (published.is_new, published.model_id) == (True, model_id)
+    assert pulled.revision == published.revision == commits(hub, model_id)[0]
+    assert pulled.weights_bytes == (package / "model.safetensors").read_bytes()
+    assert pulled.config_bytes == (package / "config.json").read_bytes()
+
+
+def test_only_the_three_files_travel_and_in_one_commit(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+) -> None:
+    (package / "last.ckpt").write_bytes(b"secret")
+    (package / "token").write_text("hf_secret")
+    push()
+    files = HfApi(endpoint=hub.url, token=hub.token).list_repo_files(model_id)
+    assert set(files) - {".gitattributes"} == set(FILES)
+    assert len(commits(hub, model_id)) == 2  # the hub's own first one, and ours
+
+
+def test_a_second_push_of_the_same_bytes_does_nothing(
+    hub: Hub, push: Callable[..., Published], model_id: str
+) -> None:
+    first, second = push(), push()
+    assert second.revision == first.revision
+    assert (first.is_new, second.is_new) == (True, False)
+    assert len(commits(hub, model_id)) == 2
+
+
+def test_a_changed_card_makes_one_more_commit(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+) -> None:
+    first = push()
+    change_card(package)
+    second = push(message="Better words")
+    assert second.is_new
+    assert commits(hub, model_id)[:2] == [second.revision, first.revision]
+
+
+def test_branch_tag_and_commit_each_name_a_revision(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+) -> None:
+    first = push(tag="v1")
+    change_card(package)
+    second = push(branch="next")
+    assert pull(model_id, "v1", endpoint=hub.url).revision == first.revision
+    assert pull(model_id, "main", endpoint=hub.url).revision == first.revision
+    assert pull(model_id, "next", endpoint=hub.url).revision == second.revision
+    assert pull(model_id, second.revision, endpoint=hub.url).revision == second.revision
+
+
+def test_a_tag_does_not_move(hub: Hub, push: Callable[..., Published], package: Path, model_id: str) -> None:
+    first = push(tag="v1")
+    assert push(tag="v1").revision == first.revision
+    change_card(package)
+    with pytest.raises(PushConflict, match="the tag 'v1' already stands at"):
+        push(tag="v1")
+    assert pull(model_id, "v1", endpoint=hub.url).revision == first.revision
+
+
+def test_a_repository_with_the_other_visibility_is_refused_before_anything_is_sent(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+) -> None:
+    push()
+    change_card(package)
+    with pytest.raises(InvalidConfig, match="exists and is public, not private; nothing was sent"):
+        push(private=True)
+    assert len(commits(hub, model_id)) == 2
+
+
+def test_a_private_repository_is_seen_with_its_token_only(
+    hub: Hub, push: Callable[..., Published], model_id: str
+) -> None:
+    push(private=True)
+    with pytest.raises(RepoNotFound, match="does not exist, or is private. If it is private, set HF_TOKEN"):
+        pull(model_id, endpoint=hub.url)
+    assert pull(model_id, endpoint=hub.url, token=hub.token).model_id == model_id
+
+
+def test_a_push_without_a_token_is_refused_and_leaves_nothing(hub: Hub, package: Path, model_id: str) -> None:
+    with pytest.raises(AccessDenied, match="Set HF_TOKEN"):
+        push_to_hub(package, model_id, endpoint=hub.url, token=False)  # type: ignore[arg-type]
+    with pytest.raises(RepoNotFound):
+        pull(model_id, endpoint=hub.url)
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+) -> None:
+    plan = plan_push(package, model_id, endpoint=hub.url, token=hub.token)
+    assert {each.name: each.is_changed for each in plan} == dict.fromkeys(FILES, True)
+    with pytest.raises(RepoNotFound):
+        pull(model_id, endpoint=hub.url, token=hub.token)
+    push()
+    change_card(package)
+    plan = plan_push(package, model_id, endpoint=hub.url, token=hub.token)
+    assert [each.name for each in plan if each.is_changed] == ["README.md"]
+    assert len(commits(hub, model_id)) == 2
+
+
+class Interference:
+    """Stands before the client's `create_commit` and does something around it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, act: Callable[[Callable[[], Any]], Any]) -> None:
+        original = HfApi.create_commit
+        self.calls = 0
+
+        def create_commit(api: HfApi, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return act(lambda: original(api, *args, **kwargs))
+
+        monkeypatch.setattr(HfApi, "create_commit", create_commit)
+
+
+def refusal(status: int) -> HfHubHTTPError:
+    import httpx2
+
+    response = httpx2.Response(status, request=httpx2.Request("POST", "http://127.0.0.1/commit"))
+    return HfHubHTTPError(f"{status} from the test", response=response)
+
+
+def test_somebody_elses_commit_in_between_is_a_conflict_and_nothing_is_written(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push()
+    change_card(package)
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    upload_file = api.upload_file
+
+    def overtake(commit: Callable[[], Any]) -> Any:
+        monkeypatch.undo()
+        upload_file(path_or_fileobj=b"theirs", path_in_repo="theirs.txt", repo_id=model_id)
+        return commit()
+
+    Interference(monkeypatch, overtake)
+    with pytest.raises(PushConflict, match="Somebody else published"):
+        push()
+    assert len(commits(hub, model_id)) == 3
+
+
+def test_a_commit_whose_answer_was_lost_is_recognised_as_ours(
+    hub: Hub, push: Callable[..., Published], model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_answer(commit: Callable[[], Any]) -> Any:
+        commit()
+        raise refusal(500)
+
+    interference = Interference(monkeypatch, lose_the_answer)
+    published = push()
+    assert interference.calls == 1
+    assert published.is_new
+    assert commits(hub, model_id)[0] == published.revision
+    assert len(commits(hub, model_id)) == 2
+
+
+def test_a_busy_hub_is_asked_again_with_longer_pauses(
+    push: Callable[..., Published], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([refusal(409), refusal(409)])
+
+    def be_busy_twice(commit: Callable[[], Any]) -> Any:
+        for error in answers:
+            raise error
+        return commit()
+
+    pauses: list[float] = []
+    Interference(monkeypatch, be_busy_twice)
+    assert push(wait=pauses.append).is_new
+    assert pauses == [0.5, 1.0]
+
+
+def test_a_hub_that_stays_busy_is_a_conflict(
+    push: Callable[..., Published], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_busy(commit: Callable[[], Any]) -> Any:
+        raise refusal(409)
+
+    Interference(monkeypatch, be_busy)
+    with pytest.raises(PushConflict, match="busy with another commit"):
+        push(wait=lambda seconds: None)
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
+def test_a_package_that_cannot_be_loaded_is_not_published(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str, damage: str
+) -> None:
+    content = (package / damage).read_bytes()
+    (package / damage).write_bytes(content[: len(content) // 2])
+    with pytest.raises(NotAnEcaModel):
+        push()
+    with pytest.raises(RepoNotFound):
+        pull(model_id, endpoint=hub.url, token=hub.token)
+
+
+@pytest.mark.parametrize("name", ["nosuch", "../x", "a/b/c", "a/..", "/etc/passwd", "a b/c", "a/b\0", "é/x", ""])
+def test_a_name_that_cannot_be_one_is_refused_before_anybody_is_asked(name: str, package: Path) -> None:
+    with pytest.raises(EcaHubError):
+        pull(name, endpoint="http://127.0.0.1:9")
+    with pytest.raises(InvalidConfig):
+        push_to_hub(package, name, endpoint="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("revision", ["../../main", "a..b", "/main", "", "a b", "x" * 300])
+def test_a_revision_that_cannot_be_one_is_refused(revision: str) -> None:
+    with pytest.raises(InvalidConfig, match="cannot be a revision"):
+        pull("acme/x", revision, endpoint="http://127.0.0.1:9")
+
+
+def test_what_is_missing_is_told_apart(
+    hub: Hub, push: Callable[..., Published], model_id: str
+) -> None:
+    with pytest.raises(RepoNotFound, match=r"shows no repository 'acme/nothing'"):
+        pull("acme/nothing", endpoint=hub.url, token=hub.token)
+    push()
+    with pytest.raises(RevisionNotFound, match="has no branch, tag or commit 'v9'"):
+        pull(model_id, "v9", endpoint=hub.url)
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.delete_file("model.safetensors", model_id)
+    with pytest.raises(NotAnEcaModel, match="is no package"):
+        pull(model_id, endpoint=hub.url)
+
+
+def test_a_pickle_beside_no_safetensors_is_never_fetched(hub: Hub, model_id: str, cache: Path) -> None:
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo(model_id)
+    for name, content in {"config.json": b"{}", "pytorch_model.bin": b"canary"}.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=model_id)
+    with pytest.raises(NotAnEcaModel):
+        pull(model_id, endpoint=hub.url)
+    assert not any(path.name == "pytorch_model.bin" for path in cache.rglob("*"))
+
+
+def blob_of(cache: Path, name: str) -> Path:
+    [link] = cache.rglob(f"snapshots/*/{name}")
+    return link.resolve()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_a_file_that_is_damaged_in_the_cache_is_fetched_again(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str, cache: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    push()
+    pull(model_id, endpoint=hub.url)
+    blob = blob_of(cache, "model.safetensors")
+    blob.write_bytes(damage(blob.read_bytes()))
+    assert [each.is_whole for each in check_cache(model_id) if each.path == blob] == [False]
+    assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
+    assert all(each.is_whole for each in check_cache())
+
+
+def test_a_damaged_file_is_refused_when_the_hub_is_away(
+    hub: Hub, push: Callable[..., Published], model_id: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = push()
+    pull(model_id, endpoint=hub.url)
+    blob = blob_of(cache, "model.safetensors")
+    blob.write_bytes(blob.read_bytes()[:-1])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ChecksumMismatch, match="damaged in the cache, and the hub does not answer"):
+        pull(model_id, published.revision, endpoint=hub.url)
+
+
+def test_a_warm_cache_works_without_the_hub_by_branch_tag_and_commit(
+    hub: Hub, push: Callable[..., Published], model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = push(tag="v1")
+    for revision in (None, "main", "v1"):
+        pull(model_id, revision, endpoint=hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for revision in (None, "main", "v1", published.revision):
+        assert pull(model_id, revision, endpoint=hub.url).revision == published.revision
+    with pytest.raises(Offline, match="the cache does not hold acme/other"):
+        pull("acme/other", endpoint=hub.url)
+
+
+def test_a_folder_gets_a_whole_package_or_nothing(
+    hub: Hub, push: Callable[..., Published], model_id: str, package: Path, tmp_path: Path
+) -> None:
+    published = push()
+    target = tmp_path / "new" / "copy"
+    assert pull_to(model_id, target, endpoint=hub.url) == published.revision
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {
+        name: (package / name).read_bytes() for name in FILES
+    }
+    with pytest.raises(InvalidConfig, match="not empty"):
+        pull_to(model_id, target, endpoint=hub.url)
+
+
+def test_the_verify_command_names_and_removes_what_is_damaged(
+    hub: Hub, push: Callable[..., Published], model_id: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eca_hub.__main__ import main
+
+    push()
+    pull(model_id, endpoint=hub.url)
+    assert main(["verify"]) == 0
+    assert "2 files" in capsys.readouterr().out
+    blob = blob_of(cache, "config.json")
+    blob.write_bytes(b"{}")
+    assert main(["verify", model_id, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["damaged"] == [{"model_id": model_id, "path": str(blob)}]
+    assert main(["verify", "--repair"]) == 0
+    assert not blob.exists()
+    assert main(["verify"]) == 0

@@ -1,0 +1,120 @@
+"""The way back: stock timm loads what it can express, with the same outputs; the rest is refused with a reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from eca_hub import ModelConfig, create_model
+from eca_hub.commands.convert import main
+from eca_hub.errors import InvalidConfig
+from eca_hub.hub.folder import save_pretrained
+from eca_hub.hub.stock_timm import export_to_timm, to_stock_timm
+from eca_hub.models.build import build_model
+from tests.hub import ecanet
+from tests.hub.test_convert import difference
+
+LABELS = ("cat", "dog", "eel")
+
+
+def made(architecture: str, attention: str = "eca", **options: Any) -> tuple[nn.Module, ModelConfig]:
+    torch.manual_seed(0)
+    config = ModelConfig(architecture, attention, options, labels=LABELS)
+    return ecanet.randomize(build_model(config)), config
+
+
+def test_a_released_network_is_exactly_stock_timms(tmp_path: Path) -> None:
+    official = ecanet.make("resnet50")
+    torch.save(ecanet.released(official), tmp_path / "eca_resnet50.pth.tar")
+    assert main([str(tmp_path / "eca_resnet50.pth.tar"), "--to", str(tmp_path / "timm"), "--format", "timm"]) == 0
+    stock = timm.create_model("resnet50", block_args={"attn_layer": "eca"})
+    stock.load_state_dict(safetensors.torch.load_file(tmp_path / "timm" / "model.safetensors"), strict=True)
+    assert difference(official, stock, side_px=96) == 0.0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50", pytest.param("resnet101", marks=pytest.mark.slow), pytest.param("resnet152", marks=pytest.mark.slow)],
+)
+def test_released_kernels_of_the_deep_networks_fit(name: str) -> None:
+    model, config = made(name, kernel_sizes="released")
+    stock, model_args = to_stock_timm(model, config)
+    assert model_args == {"block_args": {"attn_layer": "eca"}}
+    assert difference(model, stock) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention", "options"),
+    [
+        ("resnet18", "eca", {}),
+        ("resnet18", "none", {}),
+        ("resnet18", "se", {}),
+        ("resnet18", "se", {"bias": True, "min_hidden": 8}),
+        ("resnet50", "se", {}),
+        ("resnet34", "eca", {"kernel_sizes": 3}),
+        ("ecaresnet26t", "none", {}),
+    ],
+)
+def test_what_timm_can_express_keeps_its_outputs(
+    architecture: str, attention: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    model, config = made(architecture, attention, **options)
+    export_to_timm(model, config, tmp_path / "timm")
+    stock = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    assert type(stock).__module__.startswith("timm.")
+    assert difference(model, stock) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention", "options", "reason"),
+    [
+        ("resnet18", "eca", {"kernel_sizes": "released"}, "layer3.0.se.conv.weight has 7 numbers, timm's rule gives 5"),
+        ("resnet34", "eca", {"kernel_sizes": "released"}, "layer4.0.se.conv.weight has 7 numbers, timm's rule gives 5"),
+        ("mobilenet_v2", "eca", {"kernel_sizes": "released"}, "no place for attention behind the projection"),
+        ("resnet20", "eca", {}, "timm has no network 'resnet20'"),
+        ("resnet18", "cbam", {}, "attention 'cbam' has no equal there"),
+        ("resnet18", "se", {"reduction": 2}, "is (32, 64, 1, 1), wider than timm's (8, 64, 1, 1)"),
+    ],
+)
+def test_what_timm_cannot_express_is_refused_with_the_reason(
+    architecture: str, attention: str, options: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    model, config = made(architecture, attention, **options)
+    with pytest.raises(InvalidConfig) as refusal:
+        export_to_timm(model, config, tmp_path / "timm")
+    assert reason in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_small_stem_is_refused() -> None:
+    model = create_model("resnet18", num_classes=3, stem="small")
+    with pytest.raises(InvalidConfig, match="no small stem"):
+        to_stock_timm(model, ModelConfig("resnet18", "none", labels=LABELS, stem="small"))
+
+
+def test_the_folder_says_all_that_timm_needs_and_nothing_of_other_weights(tmp_path: Path) -> None:
+    model, config = made("resnet18")
+    export_to_timm(model, config, tmp_path / "timm")
+    assert {path.name for path in (tmp_path / "timm").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    document = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert document["label_names"] == list(LABELS)
+    assert document["model_args"] == {"block_args": {"attn_layer": "eca"}}
+    assert not {"tag", "paper_ids", "test_input_size", "url"} & set(document["pretrained_cfg"])
+    stock = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    assert stock.num_classes == 3
+    assert stock.pretrained_cfg["crop_pct"] == config.image.crop
+    assert "library_name: timm" in (tmp_path / "timm" / "README.md").read_text()
+
+
+def test_a_package_is_exported_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, config = made("resnet18")
+    package = save_pretrained(model, config, tmp_path / "package")
+    assert main([str(package), "--to", str(tmp_path / "timm"), "--format", "timm"]) == 0
+    assert "local-dir:" in capsys.readouterr().out
+    stock = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    assert difference(model, stock) <= 1e-6

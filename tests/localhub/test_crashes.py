@@ -1,0 +1,183 @@
+"""The hub is killed at every named moment: readers see the old state or the new one, and fsck is clean."""
+
+import concurrent.futures
+import contextlib
+import os
+import random
+import threading
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import httpx2
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from eca_hub.localhub import faults
+from eca_hub.localhub.faults import FAULTPOINTS
+from eca_hub.localhub.fsck import check
+from tests.localhub.hubserver import client_of, opened_hub, running_hub
+from tests.localhub.pusher import REPO, push
+from tests.localhub.xetclient import push_by_xet
+
+OLD = ({"config.json": b"{}", "README.md": b"# old"}, {"model.safetensors": b"old" * 1000})
+NEW = ({"config.json": b"{}", "README.md": b"# new"}, {"model.safetensors": os.urandom(5 << 20)})
+# The start of a hub passes "identity."; "part." lies on the way of multipart uploads alone.
+ON_THE_WAY = [name for name in FAULTPOINTS if not name.startswith(("part.", "identity."))]
+
+
+def state_of(client: httpx2.Client) -> tuple[list[str], list[bytes]]:
+    """The titles of the history and the content of every file."""
+    answer = client.get(f"/api/models/{REPO}")
+    if answer.status_code == 404:
+        return [], []
+    commits = client.get(f"/api/models/{REPO}/commits/main").raise_for_status().json()
+    names = [item["rfilename"] for item in answer.json()["siblings"] if item["rfilename"] != ".gitattributes"]
+    contents = [client.get(f"/{REPO}/resolve/main/{name}").raise_for_status().content for name in names]
+    return [commit["title"] for commit in commits], contents
+
+
+def contents_of(files: tuple[dict[str, bytes], dict[str, bytes]]) -> list[bytes]:
+    merged = files[0] | files[1]
+    return [merged[name] for name in sorted(merged)]
+
+
+@pytest.mark.parametrize("point", ON_THE_WAY)
+def test_killed_at_any_moment_of_a_push_the_hub_shows_all_or_nothing(point: str, tmp_path: Path) -> None:
+    pushing = push_by_xet if point.startswith(("xorb.", "shard.")) else push
+    with running_hub(tmp_path / "hub", fault=f"{point}:kill") as hub, client_of(hub) as client:
+        with pytest.raises(httpx2.TransportError):
+            pushing(client, *NEW)
+        assert hub.process.wait(10) == -9
+    assert check(tmp_path / "hub").problems == []
+    with opened_hub(tmp_path / "hub") as client:
+        titles, contents = state_of(client)
+        assert titles in ([], ["initial commit"], ["push", "initial commit"])
+        assert contents == (contents_of(NEW) if "push" in titles else [])
+        pushing(client, *NEW)
+        assert state_of(client) == (["push", "initial commit"], contents_of(NEW))
+        assert not list((tmp_path / "hub" / "tmp").iterdir())
+    assert check(tmp_path / "hub").problems == []
+
+
+@pytest.mark.parametrize("point", ["commit.before_rename", "refs.before_rename", "refs.after_rename"])
+def test_killed_during_a_second_push_the_hub_shows_the_old_commit_or_the_new_one(point: str, tmp_path: Path) -> None:
+    with opened_hub(tmp_path / "hub") as client:
+        push(client, *OLD)
+    killed = running_hub(tmp_path / "hub", fault=f"{point}:kill")
+    with killed as hub, client_of(hub) as client, pytest.raises(httpx2.TransportError):
+        push(client, *NEW)
+    with opened_hub(tmp_path / "hub") as client:
+        expected = NEW if point == "refs.after_rename" else OLD
+        assert state_of(client)[1] == contents_of(expected)
+        push(client, *NEW)
+        assert state_of(client) == (["push", "push", "initial commit"], contents_of(NEW))
+
+
+@pytest.mark.parametrize("point", ["identity.before_write", "identity.before_rename", "identity.after_rename"])
+def test_killed_at_its_first_start_a_hub_starts_again(point: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError), running_hub(tmp_path / "hub", fault=f"{point}:kill"):
+        pass
+    with opened_hub(tmp_path / "hub") as client:
+        push(client, *NEW)
+
+
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the hub in this process fail at a moment, from its next passage on."""
+
+    def set_fault(text: str) -> None:
+        monkeypatch.setattr(faults, "_hits", {name: count(1) for name in FAULTPOINTS})
+        monkeypatch.setenv("ECA_TESTING", "1")
+        monkeypatch.setenv("ECA_FAULT", text)
+
+    return set_fault
+
+
+@pytest.mark.parametrize("point", ON_THE_WAY)
+def test_a_full_disk_is_said_with_507_and_changes_nothing(
+    point: str, tmp_path: Path, fault: Callable[[str], None]
+) -> None:
+    with opened_hub(tmp_path / "hub") as client:
+        push(client, *OLD)
+        before = state_of(client)
+        pushing = push_by_xet if point.startswith(("xorb.", "shard.")) else push
+        if point.startswith(("repo.", "names.")):
+            pushing = partial(push, repo="acme/other")
+        fault(f"{point}:enospc")
+        with pytest.raises(httpx2.HTTPStatusError) as caught:
+            pushing(client, *NEW)
+        assert caught.value.response.status_code == 507
+        assert caught.value.response.headers["x-error-code"] == "disk_full"
+        if point != "refs.after_rename":
+            assert state_of(client) == before
+        assert not list((tmp_path / "hub" / "tmp").iterdir())
+        push(client, *NEW)
+        assert state_of(client)[1] == contents_of(NEW)
+    assert check(tmp_path / "hub").problems == []
+
+
+def test_an_error_after_the_rename_does_not_let_a_later_commit_forget_the_renamed_one(
+    tmp_path: Path, fault: Callable[[str], None]
+) -> None:
+    with opened_hub(tmp_path / "hub") as client:
+        push(client, *OLD)
+        fault("refs.after_rename:raise")
+        with pytest.raises(httpx2.HTTPStatusError):
+            push(client, {"a.txt": b"a"}, {})
+        push(client, {"b.txt": b"b"}, {})
+        assert state_of(client)[1] == [b"# old", b"a", b"b", b"{}", b"old" * 1000]
+
+
+def test_sixteen_pushers_make_a_linear_history_in_which_every_tree_is_whole(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.url, token=hub.token)
+        api.create_repo(REPO)
+
+        def push_until_it_is_on_top(number: int) -> int:
+            for attempt in range(100):
+                parent = api.model_info(REPO).sha
+                pair = [CommitOperationAdd(name, b"%d" % number) for name in ("config.json", "labels.json")]
+                own = CommitOperationAdd(f"{number}.txt", b"mine")
+                try:
+                    api.create_commit(REPO, [*pair, own], commit_message=f"push {number}", parent_commit=parent)
+                    return attempt
+                except HfHubHTTPError as error:
+                    if error.response.status_code != 412:
+                        raise
+            raise AssertionError("never on top")
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            list(pool.map(push_until_it_is_on_top, range(16)))
+        commits = api.list_repo_commits(REPO)
+        assert len(commits) == 17
+        assert len({commit.title for commit in commits}) == 17
+        for age, commit in enumerate(commits[:-1]):
+            files = api.list_repo_files(REPO, revision=commit.commit_id)
+            assert len([name for name in files if name.endswith(".txt")]) == 16 - age
+            with httpx2.Client(base_url=f"{hub.url}/{REPO}/resolve/{commit.commit_id}/") as client:
+                assert client.get("config.json").content == client.get("labels.json").content
+    assert check(tmp_path / "hub").problems == []
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_of_thirty_pushes_fsck_stays_clean(tmp_path: Path) -> None:
+    chance = random.Random(7)
+    promised: set[str] = set()
+    for number in range(30):
+        with running_hub(tmp_path / "hub") as hub, client_of(hub) as client:
+            killer = threading.Timer(chance.uniform(0.0, 0.2), hub.process.kill)
+            killer.start()
+            with contextlib.suppress(httpx2.TransportError):
+                for part in range(50):
+                    name = f"{number}-{part}"
+                    push(client, {f"{name}.txt": b"x"}, {f"{name}.bin": os.urandom(1 << 20)})
+                    promised |= {f"{name}.txt", f"{name}.bin"}
+            killer.join()
+        assert check(tmp_path / "hub").problems == []
+    with opened_hub(tmp_path / "hub") as client:
+        commit = push(client, {"last.txt": b"x"}, {})
+        listed = client.get(f"/api/models/{REPO}/revision/{commit}").json()["siblings"]
+        assert promised <= {item["rfilename"] for item in listed}

@@ -1,0 +1,233 @@
+"""Bytes that rot on the disk, uploads that lie, links and patterns: the hub never sends or keeps the wrong thing."""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import lz4.frame
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eca_hub.localhub.cli import main
+from eca_hub.localhub.errors import HubRefusal
+from eca_hub.localhub.xorbs import read_chunks, read_shard
+from tests.localhub.hubserver import opened_hub
+from tests.localhub.pusher import REPO, push
+from tests.localhub.xetclient import CHUNK_BYTES, XORB, pack_chunk, pack_shard, pack_xorb, push_by_xet, xet_session
+
+CONTENT = os.urandom(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def blob_path(root: Path, sha256: str = SHA256) -> Path:
+    return root / "blobs" / sha256[:2] / sha256
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_never_served_and_a_second_push_heals_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"/{REPO}/resolve/main/model.safetensors"
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {"model.safetensors": CONTENT})
+        assert client.get(url).content == CONTENT
+        flip_a_bit(blob_path(tmp_path))
+        for headers in ({}, {"Range": "bytes=0-9"}, {}):
+            answer = client.get(url, headers=headers)
+            assert (answer.status_code, answer.headers["x-error-code"]) == (500, "blob_corrupt")
+            assert SHA256 in answer.json()["error"]
+        asked = {"files": [{"path": "model.safetensors", "size": len(CONTENT), "sample": ""}]}
+        assert "oid" not in client.post(f"/api/models/{REPO}/preupload/main", json=asked).json()["files"][0]
+    assert main(["fsck", "--root", str(tmp_path)]) == 1
+    assert f"blob {SHA256} of model.safetensors is not what it was" in capsys.readouterr().out
+    with opened_hub(tmp_path) as client:
+        assert client.get(url).status_code == 500
+        push(client, {}, {"model.safetensors": CONTENT})
+        assert client.get(url).content == CONTENT
+    assert main(["fsck", "--root", str(tmp_path)]) == 0
+
+
+def test_a_missing_blob_and_a_damaged_commit_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened_hub(tmp_path) as client:
+        commit = push(client, {}, {"model.safetensors": CONTENT})
+        blob_path(tmp_path).unlink()
+        assert client.get(f"/{REPO}/resolve/main/model.safetensors").status_code == 500
+    assert main(["fsck", "--root", str(tmp_path)]) == 1
+    assert "is missing" in capsys.readouterr().out
+    flip_a_bit(next(tmp_path.glob(f"repos/*/commits/{commit}.json")))
+    assert main(["fsck", "--root", str(tmp_path)]) == 1
+    assert f"leads to commit {commit}, which cannot be read" in capsys.readouterr().out
+
+
+def test_gc_keeps_what_is_needed_and_removes_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = os.urandom(1000)
+    with opened_hub(tmp_path) as client:
+        push_by_xet(client, {"config.json": b"{}"}, {"model.safetensors": CONTENT})
+        push(client, {}, {"model.safetensors": other}, repo="acme/gone")
+        client.request("DELETE", "/api/repos/delete", json={"name": "gone", "organization": "acme"}).raise_for_status()
+        old_cas, _ = xet_session(client)
+    assert main(["gc", "--root", str(tmp_path), "--dry-run"]) == 0
+    assert blob_path(tmp_path, hashlib.sha256(other).hexdigest()).exists()
+    assert main(["gc", "--root", str(tmp_path)]) == 0
+    assert not blob_path(tmp_path, hashlib.sha256(other).hexdigest()).exists()
+    assert main(["gc", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("removed 0 files, 0 bytes\n")
+    with opened_hub(tmp_path) as client:
+        assert client.get(f"/{REPO}/resolve/main/model.safetensors").content == CONTENT
+        # Clients that remember what they sent must see another store, or they would not send it again.
+        assert xet_session(client)[0] != old_cas
+    assert main(["fsck", "--root", str(tmp_path)]) == 0
+
+
+def test_gc_waits_for_the_hub_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"a.txt": b"a"}, {})
+        assert main(["gc", "--root", str(tmp_path)]) == 2
+        assert main(["fsck", "--root", str(tmp_path)]) == 0
+    assert "another local hub is using" in capsys.readouterr().err
+
+
+def test_an_upload_whose_bytes_are_others_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {})
+        body = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": SHA256, "size": len(CONTENT)}]}
+        href = client.post(f"/{REPO}.git/info/lfs/objects/batch", json=body).json()["objects"][0]["actions"]["upload"][
+            "href"
+        ]
+        for wrong in (CONTENT[:-1], CONTENT[:-1] + b"x", CONTENT + b"x"):
+            assert client.put(href, content=wrong).status_code in (413, 422)
+        assert client.put(href.replace("size=300000", "size=300001"), content=CONTENT).status_code == 403
+        assert client.put(href.replace(SHA256, "0" * 64), content=CONTENT).status_code == 403
+        assert not blob_path(tmp_path).exists()
+        assert not list((tmp_path / "tmp").iterdir())
+        line = {"key": "lfsFile", "value": {"path": "m.bin", "algo": "sha256", "oid": SHA256, "size": len(CONTENT)}}
+        ndjson = json.dumps({"key": "header", "value": {"summary": "x"}}) + "\n" + json.dumps(line)
+        assert client.post(f"/api/models/{REPO}/commit/main", content=ndjson).status_code == 400
+        assert client.put(href, content=CONTENT).status_code == 200
+
+
+def test_parts_in_any_order_make_the_object_and_a_wrong_part_does_not(tmp_path: Path) -> None:
+    with opened_hub(tmp_path, lfs_part_bytes=128_000) as client:
+        push(client, {}, {})
+        objects = [{"oid": SHA256, "size": len(CONTENT)}]
+        body = {"operation": "upload", "transfers": ["basic", "multipart"], "objects": objects}
+        batch = client.post(f"/{REPO}.git/info/lfs/objects/batch", json=body).json()
+        upload = batch["objects"][0]["actions"]["upload"]
+        assert (batch["transfer"], upload["header"]["chunk_size"], set(upload["header"])) == (
+            "multipart",
+            "128000",
+            {"chunk_size", "1", "2", "3"},
+        )
+        parts = {number: CONTENT[start : start + 128_000] for number, start in ((3, 256_000), (1, 0), (2, 128_000))}
+        assert client.put(upload["header"]["2"], content=b"x" * 128_000).headers["etag"]
+        assert client.post(upload["href"], json={"oid": SHA256, "parts": []}).status_code == 422
+        for number, part in parts.items():
+            client.put(upload["header"][str(number)], content=part).raise_for_status()
+        for _ in range(2):
+            client.post(upload["href"], json={"oid": SHA256, "parts": []}).raise_for_status()
+        assert blob_path(tmp_path).read_bytes() == CONTENT
+        assert "actions" not in client.post(f"/{REPO}.git/info/lfs/objects/batch", json=body).json()["objects"][0]
+
+
+@pytest.mark.parametrize("schemes", [(0,), (1,), (2,), (0, 1, 2)])
+def test_chunks_of_every_packing_make_the_file(tmp_path: Path, schemes: tuple[int, ...]) -> None:
+    content = CONTENT + bytes(100_001)
+    sha256 = hashlib.sha256(content).hexdigest()
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {})
+        cas, headers = xet_session(client)
+        client.post(f"{cas}/v1/xorbs/default/{XORB}", content=pack_xorb(content, schemes), headers=headers)
+        terms = [(XORB, 2 * CHUNK_BYTES, 0, 2), (XORB, len(content) - 2 * CHUNK_BYTES, 2, 7)]
+        client.post(f"{cas}/v1/shards", content=pack_shard([(sha256, terms)]), headers=headers).raise_for_status()
+        assert blob_path(tmp_path, sha256).read_bytes() == content
+
+
+def test_a_shard_that_does_not_add_up_is_refused_and_the_next_session_has_another_address(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {})
+        cas, headers = xet_session(client)
+        client.post(f"{cas}/v1/xorbs/default/{XORB}", content=pack_xorb(CONTENT), headers=headers).raise_for_status()
+        size = len(CONTENT)
+        for sha256, terms in (
+            ("0" * 64, [(XORB, size, 0, 5)]),
+            (SHA256, [(XORB, size, 0, 6)]),
+            (SHA256, [(XORB, size - 1, 0, 5)]),
+            (SHA256, [(XORB, size, 5, 0)]),
+            (SHA256, [("f" * 64, size, 0, 5)]),
+        ):
+            answer = client.post(f"{cas}/v1/shards", content=pack_shard([(sha256, terms)]), headers=headers)
+            assert answer.status_code in (400, 422)
+        assert not blob_path(tmp_path).exists()
+        assert xet_session(client)[0] != cas
+        good = pack_shard([(SHA256, [(XORB, size, 0, 5)])])
+        client.post(f"{cas}/v1/shards", content=good, headers=headers).raise_for_status()
+        assert client.post(f"{cas}/v1/shards", content=good, headers={"Authorization": "Bearer x"}).status_code == 401
+
+
+def test_a_chunk_cannot_unpack_to_more_than_it_says(tmp_path: Path) -> None:
+    bomb = lz4.frame.compress(bytes(30 << 20))
+    header = bytes([0]) + len(bomb).to_bytes(3, "little") + bytes([1]) + (1000).to_bytes(3, "little")
+    content = bytes(1000)
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {})
+        cas, headers = xet_session(client)
+        client.post(f"{cas}/v1/xorbs/default/{XORB}", content=header + bomb, headers=headers).raise_for_status()
+        shard = pack_shard([(hashlib.sha256(content).hexdigest(), [(XORB, 1000, 0, 1)])])
+        answer = client.post(f"{cas}/v1/shards", content=shard, headers=headers)
+        assert answer.status_code == 400
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(noise=st.binary(max_size=400), at=st.integers(0, 400), is_cut=st.booleans())
+def test_no_bytes_make_the_readers_of_xorbs_and_shards_do_worse_than_refuse(
+    noise: bytes, at: int, is_cut: bool, tmp_path: Path
+) -> None:
+    xorb = pack_chunk(b"a" * 100, 0) + pack_chunk(b"b" * 100, 1)
+    shard = pack_shard([("0" * 64, [(XORB, 100, 0, 1), (XORB, 7, 1, 2)])])
+    file = tmp_path / "xorb"
+    for whole in (xorb, shard):
+        broken = whole[:at] + noise + (b"" if is_cut else whole[at + len(noise) :])
+        file.write_bytes(broken)
+        with file.open("rb") as stream:
+            for action in (lambda opened=stream: read_chunks(opened), lambda data=broken: list(read_shard(data))):
+                with contextlib.suppress(HubRefusal):
+                    action()  # type: ignore[no-untyped-call]
+
+
+def test_a_shard_cannot_claim_more_terms_than_fit(tmp_path: Path) -> None:
+    shard = bytes(48) + bytes(32) + struct.pack("<IIQ", 1 << 30, 0xFFFFFFFF, 0)
+    with pytest.raises(HubRefusal):
+        list(read_shard(shard))
+
+
+def test_a_link_in_the_store_is_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(CONTENT)
+    root = tmp_path / "hub"
+    with opened_hub(root) as client:
+        push(client, {}, {"model.safetensors": CONTENT})
+        blob_path(root).unlink()
+        blob_path(root).symlink_to(secret)
+        assert client.get(f"/{REPO}/resolve/main/model.safetensors").status_code == 500
+
+
+def test_upload_links_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {})
+        body = {"operation": "upload", "objects": [{"oid": SHA256, "size": len(CONTENT)}]}
+        href = client.post(f"/{REPO}.git/info/lfs/objects/batch", json=body).json()["objects"][0]["actions"]["upload"][
+            "href"
+        ]
+        until = int(parse_qs(urlsplit(href).query)["until"][0])
+        monkeypatch.setattr("eca_hub.localhub.signing.time.time", lambda: until + 1)
+        assert client.put(href, content=CONTENT).status_code == 403

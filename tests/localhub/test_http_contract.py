@@ -1,0 +1,323 @@
+"""What every answer has in common, and what the hub makes of names, paths, ranges and bodies that are not right."""
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from huggingface_hub import HfApi
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from eca_hub.localhub import Store, Users, create_app
+from eca_hub.localhub.cards import problems_of_card, read_head
+from eca_hub.localhub.gitpatterns import is_big_by_name, is_ignored
+from eca_hub.localhub.pages import render_card
+from tests.localhub.conftest import ALICE, BOB, READER
+from tests.localhub.hubserver import Hub, opened_hub
+from tests.localhub.pusher import REPO, push
+
+
+def commit(client: httpx2.Client, repo_id: str, path: str, content: bytes = b"x") -> httpx2.Response:
+    value = {"path": path, "content": base64.b64encode(content).decode(), "encoding": "base64"}
+    lines = [{"key": "header", "value": {"summary": "one"}}, {"key": "file", "value": value}]
+    return client.post(f"/api/models/{repo_id}/commit/main", content="\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/models/nobody/nothing",
+        "/api/models/nothing",
+        "/nobody/nothing/resolve/main/f",
+        "/api/nothing",
+        "/nothing",
+        "/nobody/nothing",
+        "/%ff/%ff",
+        "//",
+        "/api/models/%2e%2e/%2e%2e",
+        "/api/models/a/b/tree/main/%00",
+        "/" + "x" * 8000,
+    ],
+)
+def test_every_refusal_has_code_message_and_request_id(http: httpx2.Client, path: str) -> None:
+    answer = http.get(path)
+    assert 400 <= answer.status_code < 500
+    assert answer.headers["x-error-code"]
+    assert answer.headers["x-request-id"]
+    assert answer.json() == {"error": answer.json()["error"]}
+
+
+def test_answers_without_a_fault_have_a_request_id_too(http: httpx2.Client) -> None:
+    ids = {http.get("/api/models").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_a_wrong_method_is_405(http: httpx2.Client) -> None:
+    answer = http.put("/api/whoami-v2")
+    assert (answer.status_code, answer.headers["x-error-code"]) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../x", "a/../b", "/abs", "a\\..\\b", "C:\\x", "nul\0", ".git/config", "a/.git/x", "a//b", "", ".", "x" * 300]
+    + ["a/" * 600 + "b", "bell\a", "\ud800"],
+)
+def test_a_path_that_could_leave_its_folder_is_refused(http: httpx2.Client, repo_id: str, path: str) -> None:
+    answer = commit(http, repo_id, path)
+    assert answer.status_code in (400, 422)
+    asked = {"files": [{"path": path, "sample": "", "size": 1}]}
+    answer = http.post(f"/api/models/{repo_id}/preupload/main", content=json.dumps(asked))
+    assert answer.status_code in (400, 422)
+
+
+def test_paths_that_differ_only_in_case_are_refused(http: httpx2.Client, repo_id: str) -> None:
+    assert commit(http, repo_id, "Model.bin").status_code == 200
+    assert commit(http, repo_id, "model.bin").status_code == 422
+    assert commit(http, repo_id, "Model.bin/file").status_code == 422
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "-a", "a.", "a--b", "x" * 97, "a b", "a\0", "ä", "a.git", "", None, 3])
+def test_a_bad_repository_name_is_refused(http: httpx2.Client, name: object) -> None:
+    answer = http.post("/api/repos/create", json={"name": name, "organization": "acme"})
+    assert answer.status_code in (400, 422)
+
+
+@pytest.mark.parametrize("owner", ["api", "datasets", "Spaces", ".."])
+def test_a_reserved_owner_is_refused(tmp_path: Path, owner: str) -> None:
+    with opened_hub(tmp_path) as client:
+        assert client.post("/api/repos/create", json={"name": "x", "organization": owner}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not json", b"[]", b"3", b"NaN", b'{"name": NaN}', b"\xff\xfe", b"[" * 100_000, b'{"name": "\\ud800"}']
+    + [b'{"name": 1e400}', b'{"name": "x", "type": []}', b'{"name": ["x"]}'],
+)
+def test_no_body_makes_the_hub_fail(http: httpx2.Client, repo_id: str, body: bytes) -> None:
+    calls = ["/api/repos/create", "/api/repos/move", "/api/validate-yaml", f"/{repo_id}.git/info/lfs/objects/batch"]
+    calls += [f"/api/models/{repo_id}/{name}" for name in ("preupload/main", "commit/main", "discussions", "tag/main")]
+    for path in calls:
+        answer = http.post(path, content=body)
+        assert answer.status_code < 500, path
+        assert answer.headers["content-type"] == "application/json", path
+
+
+def test_a_body_beyond_its_limit_is_refused_before_it_is_read(hub: Hub) -> None:
+    address = urlsplit(hub.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0))) as connection:
+        head = f"POST /api/validate-yaml HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 99999999\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("host", ["a/b", "a?c#", "a b", "<x>", "a:b:c", "a@b"])
+def test_a_host_that_is_none_gets_no_links(hub: Hub, host: str) -> None:
+    with opened_hub(hub.root.parent / f"hosts-{abs(hash(host))}") as client:
+        answer = client.get("/", headers={"Host": host})
+    assert (answer.status_code, answer.headers["x-error-code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Bearer", "Bearer ", "Bearer nobody's", "Basic YTpi", "Bearer token-of-alic", "Bearer t\xf6ken", "bearer\t"],
+)
+def test_a_token_that_nobody_has_is_401_even_where_none_is_needed(hub: Hub, header: str) -> None:
+    answer = httpx2.get(f"{hub.url}/api/models", headers=[(b"Authorization", header.encode("latin-1"))])
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "nobody's" not in answer.text
+
+
+def test_writing_without_a_token_is_401_and_with_a_readers_token_403(hub: Hub, repo_id: str) -> None:
+    for headers, status in (({}, 401), ({"Authorization": f"Bearer {READER}"}, 403)):
+        with httpx2.Client(base_url=hub.url, headers=headers) as client:
+            assert commit(client, repo_id, "a.txt").status_code == status
+            assert client.post("/api/repos/create", json={"name": "x", "organization": "acme"}).status_code == status
+            assert client.get(f"/api/models/{repo_id}/xet-write-token/main").status_code == status
+            assert client.get(f"/api/models/{repo_id}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "served"),
+    [
+        ("bytes=0-3", 206, b"0123"),
+        ("bytes=4-", 206, b"456789"),
+        ("bytes=-2", 206, b"89"),
+        ("bytes=5-999", 206, b"56789"),
+        ("bytes=-999", 206, b"0123456789"),
+        ("bytes=10-", 416, b""),
+        ("bytes=5-3", 416, b""),
+        ("bytes=-0", 416, b""),
+        ("bytes=-", 416, b""),
+        ("bytes=0-1,3-4", 416, b""),
+        ("bytes=" + ",".join(f"{n}-{n}" for n in range(5000)), 416, b""),
+        ("bytes=a-b", 416, b""),
+        ("items=0-1", 200, b"0123456789"),
+    ],
+)
+def test_one_range_is_served_and_others_are_refused(
+    http: httpx2.Client, repo_id: str, asked: str, status: int, served: bytes
+) -> None:
+    commit(http, repo_id, "digits.txt", b"0123456789").raise_for_status()
+    url = f"/{repo_id}/resolve/main/digits.txt"
+    answer = http.get(url, headers={"Range": asked})
+    assert answer.status_code == status
+    if status < 400:
+        assert answer.content == served
+    else:
+        assert answer.headers["content-range"] == "bytes */10"
+    etag = http.head(url).headers["etag"]
+    assert http.get(url, headers={"If-None-Match": etag}).status_code == 304
+    assert http.get(url, headers={"Range": "bytes=0-3", "If-Range": '"old"'}).content == b"0123456789"
+
+
+def test_a_branch_with_a_slash_is_one_name_and_not_a_folder(http: httpx2.Client, repo_id: str) -> None:
+    assert http.post(f"/api/models/{repo_id}/branch/feature%2Fx", json={}).status_code == 200
+    assert http.get(f"/{repo_id}/resolve/feature%2Fx/.gitattributes").status_code == 200
+    assert http.get(f"/api/models/{repo_id}/tree/feature%2Fx").json()[0]["path"] == ".gitattributes"
+    assert http.get(f"/{repo_id}/resolve/feature/x/.gitattributes").headers["x-error-code"] == "RevisionNotFound"
+
+
+def test_a_long_tree_comes_in_pages(http: httpx2.Client, hub: Hub, repo_id: str) -> None:
+    files = {f"folder/{number:04}.txt": b"x" for number in range(120)}
+    push(http, files, {}, repo=repo_id)
+    first = http.get(f"/api/models/{repo_id}/tree/main/folder?expand=true")
+    assert len(first.json()) == 50
+    assert first.headers["link"].startswith(f"<{hub.url}/api/models/{repo_id}/tree/main/folder?expand=true&cursor=50>")
+    names = [entry.path for entry in HfApi(endpoint=hub.url).list_repo_tree(repo_id, "folder", expand=True)]
+    assert names == sorted(files)
+
+
+def test_under_a_path_of_another_application_every_link_leads_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    app = Starlette(routes=[Mount("/hub", create_app(store, Users.single("t")))])
+    with TestClient(app, "http://example:8000/hub/", headers={"Authorization": "Bearer t"}) as client:
+        created = client.post("api/repos/create", json={"name": "digits", "organization": "acme"}).json()
+        assert created["url"] == "http://example:8000/hub/acme/digits"
+        body = {"operation": "upload", "objects": [{"oid": "0" * 64, "size": 3}]}
+        actions = client.post("acme/digits.git/info/lfs/objects/batch", json=body).json()["objects"][0]["actions"]
+        assert actions["upload"]["href"].startswith("http://example:8000/hub/-/lfs/")
+        assert actions["verify"]["href"] == "http://example:8000/hub/acme/digits.git/info/lfs/verify"
+        cas = client.get("api/models/acme/digits/xet-write-token/main").json()["casUrl"]
+        assert cas.startswith("http://example:8000/hub/-/xet/")
+        assert client.get("acme/digits/resolve/refs%2Fheads%2Fmain/.gitattributes").status_code == 200
+        assert 'href="http://example:8000/hub/acme/digits"' in client.get("").text
+    store.close()
+
+
+def test_the_page_shows_a_card_and_obeys_none_of_its_tags(tmp_path: Path) -> None:
+    card = (
+        "---\nlicense: mit\ntags: ['<b>bold</b>']\n---\n# Title\n\n<script>alert(1)</script>\n\n"
+        "[bad](javascript:alert(1)) [good](model.bin) ![picture](curves.png) [out](https://example.org)\n\n"
+        "| a | b |\n|---|---|\n| 1 | <img src=x onerror=alert(1)> |\n"
+    )
+    with opened_hub(tmp_path) as client:
+        commit_id = push(client, {"README.md": card.encode(), "<i>.txt": b"x"}, {})
+        page = client.get(f"/{REPO}")
+        assert "<script" not in page.text
+        assert "<img src=x" not in page.text
+        assert "<i>" not in page.text
+        assert 'href="javascript:' not in page.text
+        assert "<h1>Title</h1>" in page.text
+        assert f'src="http://127.0.0.1:1234/{REPO}/resolve/{commit_id}/curves.png"' in page.text
+        assert "<td>1</td>" in page.text
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        index = client.get("/").text
+        assert f"/{REPO}" in index
+        assert "<b>" not in index
+        assert client.get(f"/{REPO}/commit/{commit_id}").status_code == 200
+        served = client.get(f"/{REPO}/resolve/main/README.md")
+        assert "sandbox" in served.headers["content-security-policy"]
+
+
+def test_private_and_gated_cards_are_not_on_the_pages(hub: Hub, http: httpx2.Client, repo_id: str) -> None:
+    push(http, {"README.md": b"# Hidden words"}, {}, repo=repo_id)
+    http.put(f"/api/models/{repo_id}/settings", json={"gated": "manual"}).raise_for_status()
+    assert "Hidden words" not in httpx2.get(f"{hub.url}/{repo_id}").text
+    http.put(f"/api/models/{repo_id}/settings", json={"private": True}).raise_for_status()
+    assert httpx2.get(f"{hub.url}/{repo_id}").status_code == 401
+    assert repo_id not in httpx2.get(f"{hub.url}/").text
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\na: &a [x, x]\nb: [*a, *a]\n---\n",
+        "---\n!!python/object/apply:os.system ['true']\n---\n",
+        "---\n" + "a: " + "[" * 5000 + "\n---\n",
+        "---\na: .nan\nb: 1e400\nc: 0x" + "f" * 5000 + '\nd: "\\ud800"\ne: 2026-01-01\n---\n',
+        "---\nno end",
+        "---\n- a list\n---\n",
+        "---\ntags: {a: b}\nlicense: [[x]]\npipeline_tag: 3\n---\n",
+    ],
+)
+def test_no_card_makes_the_hub_fail(tmp_path: Path, card: str) -> None:
+    problems_of_card(card)
+    with opened_hub(tmp_path) as client:
+        push(client, {"README.md": card.encode(), "config.json": b'{"model_type": 1e400, "architectures": [[]]}'}, {})
+        for path in (f"/api/models/{REPO}", "/api/models?full=true&cardData=true&config=true", "/", f"/{REPO}"):
+            assert client.get(path).status_code == 200
+        assert client.post("/api/validate-yaml", json={"content": card}).status_code in (200, 400)
+
+
+def test_a_card_is_read_as_its_author_meant_it() -> None:
+    assert read_head("---\r\nlicense: mit\r\n---\r\n# Card") == {"license": "mit"}
+    assert read_head("---\n---\n") == {}
+    assert read_head("# no head") == {}
+    assert problems_of_card("---\nlicense: my-own\n---\n")[0][0].startswith('"license" must be one of')
+    assert "<h1>" in render_card("# x", "http://h/")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "verdict"),
+    [
+        ("*.bin", "a/b/model.bin", True),
+        ("*.bin", "model.bin.txt", False),
+        ("/a.txt", "a.txt", True),
+        ("/a.txt", "b/a.txt", False),
+        ("build/", "a/build/x.txt", True),
+        ("build/", "build", False),
+        ("a/**/z.txt", "a/b/c/z.txt", True),
+        ("a/**/z.txt", "a/z.txt", True),
+        ("logs/**", "logs/x/y", True),
+        ("[ab].txt", "a.txt", True),
+        ("*.txt\n!keep.txt", "keep.txt", False),
+        ("# *.txt", "a.txt", False),
+        ("*a" * 200, "a" * 200 + "b", False),
+    ],
+)
+def test_patterns_of_gitignore_mean_what_git_means(pattern: str, path: str, verdict: bool) -> None:
+    assert is_ignored(path, pattern) is verdict
+
+
+def test_the_last_line_about_a_filter_decides_who_is_big() -> None:
+    attributes = "*.bin filter=lfs -text\n*.txt text\nsmall.bin -filter\n"
+    assert is_big_by_name("x/a.bin", attributes)
+    assert not is_big_by_name("x/small.bin", attributes)
+    assert not is_big_by_name("a.txt", attributes)
+
+
+@pytest.mark.slow
+def test_half_a_request_head_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = urlsplit(hub.url)
+    begin = time.monotonic()
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20) as connection:
+        connection.sendall(b"GET / HTT")
+        assert connection.recv(1000) == b""
+    assert time.monotonic() - begin < 12
+
+
+def test_pull_requests_come_from_strangers_and_only_their_authors_add_to_them(hub: Hub, repo_id: str) -> None:
+    call: Callable[[str], HfApi] = lambda token: HfApi(endpoint=hub.url, token=token)  # noqa: E731
+    call(BOB).upload_file(path_or_fileobj=b"x", path_in_repo="a.bin", repo_id=repo_id, create_pr=True)
+    call(BOB).upload_file(path_or_fileobj=b"y", path_in_repo="b.txt", repo_id=repo_id, revision="refs/pr/1")
+    assert "b.txt" in call(ALICE).list_repo_files(repo_id, revision="refs/pr/1")
+    with httpx2.Client(base_url=hub.url, headers={"Authorization": f"Bearer {BOB}"}) as client:
+        assert client.post(f"/api/models/{repo_id}/discussions/1/merge").status_code == 403
