@@ -5,8 +5,7 @@ Knows nothing of what the commands do.
 
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jsonargparse
 
@@ -41,10 +40,9 @@ class CommandParser(MeantOption, jsonargparse.ArgumentParser):
             env_prefix=env_prefix or False,
         )
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> jsonargparse.Namespace:
+    def read(self, argv: list[str]) -> jsonargparse.Namespace:
         """Read what stands after the command."""
-        typed = None if args is None else [_with_underscores(word) for word in args]
-        return super().parse_args(typed, *rest, **options)
+        return self.parse_args([_with_underscores(word) for word in argv])
 
 
 def _with_underscores(word: str) -> str:

@@ -18,8 +18,9 @@
          |- TooLarge           more bytes than allowed
          `- TooManyPixels      more pixels, or a longer side, than allowed
 
-Every class has a `code`, which the service sends to its callers and maps to an HTTP status. A message says what happened,
-with the value that was given, and what is allowed; the hint says what to type next. Knows nothing of HTTP or torch.
+Every class has a `code`, which the service sends to its callers and maps to an HTTP status. A message says what
+happened, with the value that was given, and what is allowed; the hint says what to type next. Knows nothing of HTTP or
+torch.
 """
 
 import difflib

@@ -1,8 +1,8 @@
 """From the bytes of a picture to the network's input: the only decoder of the project.
 
-Validation, `Classifier` and the service all pass through here, so what was measured in training is what is served. Limits
-are checked before pixels are made: a file of 30 bytes can claim 88 megapixels, and Pillow alone would make them. Knows
-nothing of networks, files or HTTP.
+Validation, `Classifier` and the service all pass through here, so what was measured in training is what is served.
+Limits are checked before pixels are made: a file of 30 bytes can claim 88 megapixels, and Pillow alone would make
+them. Knows nothing of networks, files or HTTP.
 
 Shapes: N images, H height, W width; 3 colours, red first.
 """
@@ -55,7 +55,8 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
     Args:
         data: The whole file.
         limits: What it may cost.
-        enough_px: Shorter side that the caller needs. A much larger JPEG is then decoded at a fraction of its size, which
+        enough_px: Shorter side that the caller needs. A much larger JPEG is then decoded at a fraction of its size,
+        which
             is several times faster and changes the resized pixels by a grey level or two.
 
     Raises:
@@ -98,9 +99,9 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
 class EvalTransform:
     """Turn a decoded picture into the network's input, as in validation.
 
-    Resize so that the crop takes its share of the shorter side, cut the centre, scale to 0..1, subtract the mean, divide by
-    the standard deviation. The geometry is that of torchvision's Resize and CenterCrop; only the pixels inside the crop are
-    made.
+    Resize so that the crop takes its share of the shorter side, cut the centre, scale to 0..1, subtract the mean,
+    divide by the standard deviation. The geometry is that of torchvision's Resize and CenterCrop; only the pixels
+    inside the crop are made.
 
     Args:
         config: Size, crop, interpolation, mean and standard deviation.

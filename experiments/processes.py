@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 _STOP_S = 10.0
 _POLL_S = 0.05
@@ -38,7 +38,9 @@ class Processes:
         self._old_handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if not self._keep or kind is not None:
                 self.stop()
@@ -48,7 +50,7 @@ class Processes:
 
     def run(self, *args: str, stdout: int | IO[str] | None = None) -> str:
         """Run one command to its end and return what it printed, if `stdout` is a pipe."""
-        process = self._popen(args[0], args, stdout=stdout)
+        process = self._popen(args, stdout)
         output, _ = process.communicate()
         del self._running[args[0]]
         if process.returncode != 0:
@@ -59,14 +61,13 @@ class Processes:
         """Start one command in the background, wait for a line of its log, and return the line's first group."""
         log_path = self._log_dir / f"{args[0]}.log"
         with log_path.open("wb") as log:
-            process = self._popen(args[0], args, stdout=log, stderr=subprocess.STDOUT)
+            self._popen(args, log, subprocess.STDOUT)
         deadline = time.monotonic() + timeout_s
         while (match := re.search(ready, log_path.read_text(errors="replace"))) is None:
             self.check(args[0])
             if time.monotonic() > deadline:
                 raise ProcessFailed(f"`eca-hub {args[0]}` was not ready after {timeout_s:g} s; log: {log_path}")
             time.sleep(_POLL_S)
-        assert process.poll() is None or match
         return match.group(1)
 
     def check(self, name: str) -> None:
@@ -96,11 +97,15 @@ class Processes:
                 process.wait()
         self._running.clear()
 
-    def _popen(self, name: str, args: tuple[str, ...], **streams: int | IO[str] | IO[bytes] | None) -> subprocess.Popen[bytes]:
+    def _popen(
+        self, args: tuple[str, ...], stdout: int | IO[Any] | None, stderr: int | None = None
+    ) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "eca_hub", *args]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **streams)  # type: ignore[call-overload]
-        self._running[name] = process
-        return process  # type: ignore[no-any-return]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+        self._running[args[0]] = process
+        return process
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

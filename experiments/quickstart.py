@@ -2,7 +2,8 @@
 
     eca-hub quickstart [--workdir DIR] [--json] [--keep]
 
-Each joint is a real process: `eca-hub fit`, `localhub`, `push` and `serve`, with the unmodified Hub client between them.
+Each joint is a real process: `eca-hub fit`, `localhub`, `push` and `serve`, with the unmodified Hub client between
+them.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from typing import Any
 
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
-from experiments.processes import ProcessFailed, Processes
+from experiments.processes import Processes, ProcessFailed
 
 CONFIG = Path(__file__).parent / "digits" / "eca.yaml"
 MODEL_ID = "quickstart/eca_resnet20_digits"
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", help="Folder for everything it makes; a new one in runs/ by default.")
     parser.add_argument("--keep", action="store_true", help="Leave the hub and the service running.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object; progress goes to standard error.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     for package in ("lightning", "sklearn", "matplotlib", "fastapi", "uvicorn", "lz4"):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
@@ -79,12 +80,13 @@ def _run(workdir: Path, processes: Processes, tell: Any) -> tuple[dict[str, str]
     report = Report(str(workdir))
     environment = _hub_environment(workdir)
     token_file = workdir / "hub.token"
-    # So small a network gains little from a second thread, and on a busy machine two that wait for each other are ten times
-    # slower than one. It also makes the result the same for any number of cores.
+    # So small a network gains little from a second thread, and on a busy machine two that wait for each other are ten
+    # times slower than one. It also makes the result the same for any number of cores.
     os.environ["OMP_NUM_THREADS"] = "1"
 
     with _timed("train", report, "Training an ECA-ResNet-20 on handwritten digits", tell):
-        processes.run("fit", "--config", str(CONFIG), "--run_dir", str(workdir / "run"), "--overwrite", "true", stdout=tell)
+        run_dir = str(workdir / "run")
+        processes.run("fit", "--config", str(CONFIG), "--run_dir", run_dir, "--overwrite", "true", stdout=tell)
     report.test_top1 = json.loads((workdir / "run" / "result.json").read_text())["test_top1"]
 
     with _timed("publish", report, "Publishing it to a hub of its own", tell):
@@ -174,9 +176,8 @@ async def _post_all(url: str, files: list[bytes]) -> list[dict[str, Any]]:
 
     async def client_loop(client: httpx2.AsyncClient) -> None:
         for index, content in work:
-            response = await client.post(
-                f"{url}/v1/classify", params={"top_k": NUM_CLASSES}, content=content, headers={"Content-Type": "image/png"}
-            )
+            headers = {"Content-Type": "image/png"}
+            response = await client.post(f"{url}/v1/classify?top_k={NUM_CLASSES}", content=content, headers=headers)
             if response.status_code != 200:
                 raise ProcessFailed(f"the service answered {response.status_code} to picture {index}: {response.text}")
             answers[index] = response.json()
@@ -215,7 +216,8 @@ def _print_table(report: Report, workdir: Path, urls: dict[str, str], pids: list
         "test accuracy": f"{report.test_top1:.4f} (measured by the training run)",
         "served accuracy": f"{report.served_top1:.4f} ({report.num_images} PNG files over HTTP)",
         "served = library": f"yes, probabilities within {report.max_difference:.1e}",
-        "throughput": f"{report.images_per_s:.0f} images/s from {NUM_CLIENTS} clients, mean batch {report.mean_batch_size:.2f}",
+        "throughput": f"{report.images_per_s:.0f} images/s from {NUM_CLIENTS} clients",
+        "mean batch": f"{report.mean_batch_size:.2f} images",
         "model": f"{report.model_id}@{report.revision}",
         "seconds": "  ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items()),
         "everything is in": str(workdir),

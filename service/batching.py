@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from service.errors import EngineFailed, NotReady, Overloaded
+from service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -65,6 +65,7 @@ class Seat(Generic[Item, Answer]):
 
         Raises:
             EngineFailed: the runner raised for this very item.
+            WorkerLost: the runner hung on this item or on one beside it.
         """
         assert self._is_coming, "a seat is good for one item"
         self._arrive()
@@ -252,6 +253,12 @@ class Batcher(Generic[Item, Answer]):
         try:
             answers = await runner([entry.item for entry in batch])
             assert len(answers) == len(batch), "a runner gives one answer for each item"
+        except WorkerLost as error:
+            # Nobody knows which item made the runner hang, and trying each would make it hang again.
+            for entry in batch:
+                if not entry.reply.done():
+                    entry.reply.set_exception(error)
+            return
         except Exception as error:
             await self._run_alone(runner, batch, error)
             return

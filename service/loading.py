@@ -61,7 +61,7 @@ class ModelLoader:
         facts = _facts_of(classifier, network)
         # A GPU runs one batch after the other; a processor runs one on each core.
         num_engines = settings.num_engines or (self._num_cores if facts.device == "cpu" else 1)
-        engines = [Engine(network.forward) for _ in range(num_engines)]
+        engines = [Engine(network.forward, hang_timeout_s=settings.hang_timeout_s) for _ in range(num_engines)]
         blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
         for engine in engines:
             await engine.warm_up(blank, _batch_sizes(settings.max_batch))

@@ -3,9 +3,10 @@
 Never sees a tensor or a pixel.
 """
 
+import asyncio
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -25,7 +26,11 @@ from service.schemas import (
     TaskAnswer,
     refusals,
 )
-from service.uploads import pictures_in, task_in
+from service.uploads import UploadLimits, pictures_in, task_in
+
+Found = TypeVar("Found")
+
+_LARGE_BODY_BYTES = 2**20
 
 router = APIRouter(dependencies=[Depends(check_key)], responses=refusals(401))
 """What needs a key, when there are keys."""
@@ -53,10 +58,19 @@ async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQ
     content_type = request.headers.get("content-type", "")
     max_bytes = house.limits.max_body_bytes(content_type)
     async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
-        pictures = pictures_in(body, content_type, house.limits)
+        pictures = await _unpack(pictures_in, body, content_type, house.limits)
         outcomes = await unless_gone(request.receive, model.classify(pictures, query.top_k, since_s=since_s))
     _measure(house, model, outcomes)
     return _answer(model, outcomes, request_id_of(request))
+
+
+async def _unpack(
+    find: Callable[[bytes, str, UploadLimits], Found], body: bytes, content_type: str, limits: UploadLimits
+) -> Found:
+    """Find what is in a body; in a large one beside the event loop, which others need meanwhile."""
+    if len(body) > _LARGE_BODY_BYTES:
+        return await asyncio.to_thread(find, body, content_type, limits)
+    return find(body, content_type, limits)
 
 
 def _measure(house: House, model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError]) -> None:
@@ -124,7 +138,7 @@ async def classify_as_task(request: Request, house: TheHouse, owner: str, name: 
     content_type = request.headers.get("content-type", "")
     max_bytes = house.limits.max_body_bytes(content_type)
     async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
-        task = task_in(body, content_type, house.limits)
+        task = await _unpack(task_in, body, content_type, house.limits)
         # More classes than there are means all of them, as in Hugging Face's pipelines.
         top_k = None if task.top_k is None else min(task.top_k, len(model.facts.labels))
         work = model.classify([task.picture], top_k, activation=task.activation, since_s=since_s)

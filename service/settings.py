@@ -39,6 +39,8 @@ class Settings:
     """Pictures of one model that may be in the house at once; more get 429."""
     deadline_ms: float = 10_000.0
     """When a caller gets 504 instead of an answer."""
+    hang_timeout_s: float = 20.0
+    """When a batch counts as hung and its engine is replaced."""
     max_image_mib: float = 10.0
     """Size of one picture."""
     max_image_mpx: float = 50.0
@@ -90,6 +92,7 @@ _RANGES = (
     ("max_wait_ms", 0, 1000),
     ("max_queue_images", 1, 100_000),
     ("deadline_ms", 1, 600_000),
+    ("hang_timeout_s", 0.1, 3600),
     ("max_image_mib", 0.001, 1024),
     ("max_image_mpx", 0.001, 178),
     ("max_request_images", 1, 10_000),

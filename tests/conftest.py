@@ -39,5 +39,5 @@ def make_picture(
     sideways = gradient.transpose(Image.Transpose.ROTATE_90).resize((width, height))
     image = Image.merge("RGB", (gradient, sideways, gradient)).convert(mode)
     buffer = io.BytesIO()
-    image.save(buffer, format=file_format, **options)  # type: ignore[arg-type]
+    image.save(buffer, format=file_format, **options)
     return buffer.getvalue()

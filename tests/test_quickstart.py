@@ -86,14 +86,15 @@ def test_the_first_screen_of_the_readme_is_a_sentence_and_the_two_commands() -> 
 def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
     [steps] = [block for block in BLOCKS if "eca-hub localhub" in block]
     [python] = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
-    # Other ports, so that nothing else on this machine is asked, and a short training; every other word stands as printed.
+    # Other ports, so that nothing else here is asked, and a short training; every other word stands as printed.
     for port in ("7860", "8000"):
         steps = steps.replace(port, str(free_port()))
     steps = steps.replace("--run_dir runs/digits", "--run_dir runs/digits --trainer.max_epochs 2")
     (tmp_path / "experiments").symlink_to(README.parent / "experiments")
     (tmp_path / "use.py").write_text(python)
     script = f"set -e\ntrap 'kill $(jobs -p)' EXIT\n{steps}\npython use.py\n"
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "PATH": path}
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
     )

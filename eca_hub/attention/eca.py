@@ -83,12 +83,12 @@ class ECA(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Rescale the channels of a batch of maps."""
         if is_plain(x_NCHW) and x_NCHW.dtype == self.conv.weight.dtype:
-            kernel_k = self.conv.weight.flatten()
+            weight_11k = self.conv.weight
             if not torch.is_grad_enabled():
-                return gate_without_graph(x_NCHW, kernel_k, overwrite=self.owns_input and not self._forward_hooks)
+                return gate_without_graph(x_NCHW, weight_11k, overwrite=self.owns_input and not self._forward_hooks)
             # With one image the function's own cost is more than it saves.
-            if len(x_NCHW) > 1 and (x_NCHW.requires_grad or kernel_k.requires_grad):
-                y_NCHW: Tensor = GateWithGraph.apply(x_NCHW, kernel_k)[0]
+            if len(x_NCHW) > 1 and (x_NCHW.requires_grad or weight_11k.requires_grad):
+                y_NCHW: Tensor = GateWithGraph.apply(x_NCHW, weight_11k)[0]
                 return y_NCHW
         logits_N1C = self.conv(average(x_NCHW).unsqueeze(1))
         return rescale(x_NCHW, logits_N1C.squeeze(1))

@@ -37,23 +37,27 @@ def sum_space(x_NCHW: Tensor) -> Tensor:
     return x_NCHW.sum((2, 3))
 
 
-def correlate(values_NC: Tensor, kernel_k: Tensor) -> Tensor:
+def correlate(values_NC: Tensor, weight_11k: Tensor) -> Tensor:
     """Slide a kernel along the channels, with zeros beyond the ends: what a Conv1d of one channel computes."""
-    num_channels, half = values_NC.shape[1], len(kernel_k) // 2
-    if values_NC.numel() <= _FEW or values_NC.is_cuda:
-        return functional.conv1d(values_NC.unsqueeze(1), kernel_k[None, None], padding=half).squeeze(1)
-    padded_NC = functional.pad(values_NC, (half, half))
-    sum_NC = padded_NC[:, :num_channels] * kernel_k[0]
-    for shift in range(1, len(kernel_k)):
-        sum_NC = torch.addcmul(sum_NC, padded_NC[:, shift : shift + num_channels], kernel_k[shift])
+    num_images, num_channels = values_NC.shape
+    size = weight_11k.shape[2]
+    if num_images * num_channels <= _FEW or values_NC.is_cuda:
+        values_N1C = values_NC.view(num_images, 1, num_channels)
+        return functional.conv1d(values_N1C, weight_11k, padding=size // 2).view(num_images, num_channels)
+    padded_NC = functional.pad(values_NC, (size // 2, size // 2))
+    kernel = weight_11k.view(-1).unbind()
+    sum_NC = padded_NC[:, :num_channels] * kernel[0]
+    for shift in range(1, size):
+        sum_NC = torch.addcmul(sum_NC, padded_NC[:, shift : shift + num_channels], kernel[shift])
     return sum_NC
 
 
-def gate_without_graph(x_NCHW: Tensor, kernel_k: Tensor, *, overwrite: bool) -> Tensor:
+def gate_without_graph(x_NCHW: Tensor, weight_11k: Tensor, *, overwrite: bool) -> Tensor:
     """Rescale the channels where no gradient is wanted; into the map itself if its owner allows."""
+    num_images, num_channels, height, width = x_NCHW.shape
     # The division by H W is cheaper on k weights than on N C sums.
-    logits_NC = correlate(sum_space(x_NCHW), kernel_k / (x_NCHW.shape[2] * x_NCHW.shape[3]))
-    gate_NC11 = logits_NC.sigmoid_()[:, :, None, None]
+    logits_NC = correlate(sum_space(x_NCHW), weight_11k / (height * width))
+    gate_NC11 = logits_NC.sigmoid_().view(num_images, num_channels, 1, 1)
     return x_NCHW.mul_(gate_NC11) if overwrite else x_NCHW * gate_NC11
 
 
@@ -68,10 +72,10 @@ class GateWithGraph(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x_NCHW: Tensor, kernel_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give the rescaled map, and for the way back the gates and the means."""
         mean_NC = sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
-        gate_NC = correlate(mean_NC, kernel_k).sigmoid()
+        gate_NC = correlate(mean_NC, weight_11k).sigmoid()
         return x_NCHW * gate_NC[:, :, None, None], gate_NC, mean_NC
 
     @staticmethod
@@ -83,19 +87,19 @@ class GateWithGraph(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_NCHW: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         """Turn the slope of the result into those of the map and the kernel."""
-        x_NCHW, kernel_k, gate_NC, mean_NC = ctx.saved_tensors
-        num_positions, half = x_NCHW.shape[2] * x_NCHW.shape[3], len(kernel_k) // 2
+        x_NCHW, weight_11k, gate_NC, mean_NC = ctx.saved_tensors
+        num_positions, half = x_NCHW.shape[2] * x_NCHW.shape[3], weight_11k.shape[2] // 2
         again = torch.is_grad_enabled()
         if again:
             # A second derivative is wanted: let autograd follow each step, gates and means included.
             mean_NC = sum_space(x_NCHW) / num_positions
-            gate_NC = correlate(mean_NC, kernel_k).sigmoid()
+            gate_NC = correlate(mean_NC, weight_11k).sigmoid()
         product_NCHW = dy_NCHW * x_NCHW
         slope_NC = sum_space(product_NCHW) * gate_NC * (1 - gate_NC)
-        near_NCk = functional.pad(mean_NC, (half, half)).unfold(1, len(kernel_k), 1)
-        kernel_slope_k = (slope_NC.unsqueeze(2) * near_NCk).sum((0, 1))
-        through_mean_NC = correlate(slope_NC, kernel_k.flip(0) / num_positions)
+        near_NCk = functional.pad(mean_NC, (half, half)).unfold(1, weight_11k.shape[2], 1)
+        weight_slope_11k = (slope_NC.unsqueeze(2) * near_NCk).sum((0, 1)).view(1, 1, -1)
+        through_mean_NC = correlate(slope_NC, weight_11k.flip(2) / num_positions)
         # The product is needed no more, so the gradient takes its memory.
         memory_NCHW = None if again else product_NCHW
         dx_NCHW = torch.addcmul(through_mean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
-        return dx_NCHW, kernel_slope_k
+        return dx_NCHW, weight_slope_11k

@@ -10,8 +10,9 @@ def main(argv: list[str]) -> int:
     """Print the card and check its metadata with the client's own reader."""
     parser = CommandParser("card", "Show the model card of a run or a package, and check its metadata.")
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run folder, or a folder with a package.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
 
+    import yaml
     from huggingface_hub import ModelCard
 
     from eca_hub.hub.package import CARD_FILE, find_package
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
     path: Path = find_package(args.folder) / CARD_FILE
     text = path.read_text(encoding="utf-8")
     try:
-        data = ModelCard(text).data.to_dict()
+        data = yaml.safe_load(str(ModelCard(text).data))
     except Exception as error:
         # The reader passes on whatever its YAML library raises.
         reason = " ".join(str(error).split())

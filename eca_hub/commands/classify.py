@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--top_k", type=int, default=3, help="How many classes to name.")
     parser.add_argument("--device", default="cpu", help="Where to run, such as cpu or cuda.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object a picture.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     if args.top_k < 1:
         raise InvalidUsage(f"--top_k is {args.top_k}; it must be 1 or more.")
 

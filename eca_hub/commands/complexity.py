@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--num_classes", type=int, default=1000, help="Outputs of --model.")
     parser.add_argument("--image_size_px", type=int, default=224, help="Side of the square image for --model.")
     parser.add_argument("--json", action="store_true", help="Print one JSON document.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     if args.model and args.table:
         raise InvalidUsage("--table prints networks of the paper and --model another one; give one of both.")
     if not args.model and (args.attention or args.attention_args):

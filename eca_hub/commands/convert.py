@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--format", choices=["eca-hub", "timm"], default="eca-hub", help="Who shall load the folder.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     labels = None if args.labels is None else _read_labels(Path(args.labels))
     is_checkpoint = Path(args.source).is_file()
     if not is_checkpoint and args.format == "eca-hub":

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         "--timm", action="store_true", help="Also timm's networks that take attention; a minute for all."
     )
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
 
     from eca_hub.models.catalogue import networks, timm_networks
 

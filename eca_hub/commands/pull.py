@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument("--to", metavar="DIR", help="Copy the package to this new folder as well.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
 
     from eca_hub.hub.pull import pull, pull_to
 

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--message", help="Title of the commit.")
     parser.add_argument("--dry_run", action="store_true", help="Show what would be sent, and send nothing.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     if args.private and args.public:
         raise InvalidUsage("--private and --public exclude each other.")
 

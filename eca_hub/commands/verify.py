@@ -11,7 +11,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model_id", nargs="?", metavar="OWNER/NAME", help="One model; all when none is given.")
     parser.add_argument("--repair", action="store_true", help="Remove damaged files, so that they are fetched again.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
 
     from eca_hub.hub.cache import check_cache
 

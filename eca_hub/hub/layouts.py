@@ -20,6 +20,7 @@ from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import list_models, split_name
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.places import Insertion
+from eca_hub.models.timm_seam import find_backbone
 
 Shapes = Mapping[str, Size]
 
@@ -127,7 +128,8 @@ class _Marker(nn.Module):
 
 @cache
 def _skeleton(name: str) -> _Skeleton:
-    backbone = BACKBONES[name]
+    backbone = BACKBONES.get(name) or find_backbone(name)
+    assert backbone is not None, name
     stages = range(1, len(backbone.widths) + 1)
     insertion = Insertion(_Marker, InBlock(), stages) if InBlock in backbone.kinds else None
     with torch.device("meta"):

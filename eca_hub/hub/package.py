@@ -1,7 +1,7 @@
 """What a package is: `config.json`, `model.safetensors` and `README.md`, and nothing else.
 
-Reads and writes the words of a package, not its weights, so that publishing needs no torch. Knows nothing of networks or of
-the hub's protocol.
+Reads and writes the words of a package, not its weights, so that publishing needs no torch. Knows nothing of networks
+or of the hub's protocol.
 """
 
 import dataclasses

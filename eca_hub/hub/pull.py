@@ -1,7 +1,7 @@
 """From a hub or a folder to the checked bytes of a package, through the unmodified client and its cache.
 
-The revision is resolved to a commit once, every file is fetched by that commit, and its bytes are read once and compared
-with the hash under which the hub announced them. Needs no torch.
+The revision is resolved to a commit once, every file is fetched by that commit, and its bytes are read once and
+compared with the hash under which the hub announced them. Needs no torch.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """From a package folder to one commit on a hub, through the unmodified client.
 
-A reader sees the commit before or the one after, never a mix: all files travel in one commit on top of a parent that was
-looked up first. Needs no torch.
+A reader sees the commit before or the one after, never a mix: all files travel in one commit on top of a parent that
+was looked up first. Needs no torch.
 """
 
 import hashlib

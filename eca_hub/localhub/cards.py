@@ -14,6 +14,7 @@ from .licenses import LICENSES
 
 MAX_HEAD_CHARS = 64_000
 MAX_TAGS = 500
+MAX_DEPTH = 30
 
 _HEAD = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LISTS = ("tags", "datasets", "metrics", "language", "library_name", "license", "base_model", "pipeline_tag")
@@ -24,10 +25,17 @@ class BadCard(Exception):
 
 
 class _Loader(yaml.SafeLoader):
+    _depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise BadCard("YAML aliases (*name) are not allowed in a model card")
-        return super().compose_node(parent, index)
+        if self._depth >= MAX_DEPTH:
+            raise BadCard(f"the YAML of a model card may be {MAX_DEPTH} levels deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def read_head(card: str) -> dict[str, Any]:

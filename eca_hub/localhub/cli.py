@@ -60,20 +60,17 @@ def serve(
     if not _is_loopback(host) and (token, token_file, users) == (None, None, None):
         raise Mistake(f"{host} is open to other machines: give --token-file FILE or --users FILE, or --host 127.0.0.1")
     known = _read_users(token, token_file, users)
-    store = Store(root)
-    with contextlib.closing(store):
-        try:
-            server_socket = listen(host, port)
-        except PortTaken as error:
-            raise Mistake(f"{error}; give another --port, or 0 for a free one") from None
-        with server_socket:
-            if known is None:
-                known = Users.single(_own_token(root))
-                print(
-                    f"the token lies in {root / 'token'}; use it as: HF_TOKEN=$(cat {root / 'token'})", file=sys.stderr
-                )
-            ready = f"local hub ready: {url_of(server_socket)} (root {root})"
-            serve(create_app(store, known), server_socket, lambda: print(ready, flush=True))
+    try:
+        server_socket = listen(host, port)
+    except PortTaken as error:
+        raise Mistake(f"{error}; give another --port, or 0 for a free one") from None
+    with server_socket, contextlib.closing(Store(root)) as store:
+        if known is None:
+            known = Users.single(_own_token(root))
+            where = root / "token"
+            print(f"the token lies in {where}; use it as: HF_TOKEN=$(cat {where})", file=sys.stderr)
+        ready = f"local hub ready: {url_of(server_socket)} (root {root})"
+        serve(create_app(store, known), server_socket, lambda: print(ready, flush=True))
     return 0
 
 

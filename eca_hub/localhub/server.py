@@ -27,14 +27,16 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        server_socket = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, OverflowError, UnicodeError):
+        raise PortTaken(f"cannot listen on {host}:{port}: there is no such address") from None
+    server_socket = socket.socket(family, socket.SOCK_STREAM)
+    try:
         server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server_socket.bind((host, port))
         server_socket.listen(BACKLOG)
-    except OSError as error:
-        raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    except OverflowError:
-        raise PortTaken(f"cannot listen on port {port}: ports go from 0 to 65535") from None
+    except (OSError, OverflowError) as error:
+        server_socket.close()
+        raise PortTaken(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
     return server_socket
 
 

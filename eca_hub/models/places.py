@@ -105,7 +105,7 @@ class InvertedBlock(Block):
 def _give_input(attention: nn.Module) -> None:
     """Tell an attention that can overwrite its input that nobody else reads it."""
     if hasattr(attention, "owns_input"):
-        attention.owns_input = True
+        attention.owns_input = True  # type: ignore[assignment]
 
 
 def enter(blocks: Sequence[ResNetBlock] | Sequence[InvertedBlock], insertion: Insertion) -> None:

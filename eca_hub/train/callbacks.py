@@ -47,8 +47,14 @@ class EpochLine(Callback):
             return
         seconds = time.monotonic() - self._started_s
         numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = [f"{name} {numbers[name]:.4f}" for name in ("train_loss", "train_top1", "val_loss", "val_top1") if name in numbers]
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  {seconds:.1f} s", flush=True)
+        shown = [
+            f"{name} {numbers[name]:.4f}"
+            for name in ("train_loss", "train_top1", "val_loss", "val_top1")
+            if name in numbers
+        ]
+        print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  {seconds:.1f} s", flush=True
+        )
 
 
 class Curves(Callback):

@@ -1,7 +1,7 @@
 """`eca-hub fit`: LightningCLI with a run folder.
 
-Everything of a run lies in its folder: config.yaml, metrics.csv, curves.png, checkpoints/, result.json and, at the end, the
-package in model/.
+Everything of a run lies in its folder: config.yaml, metrics.csv, curves.png, checkpoints/, result.json and, at the
+end, the package in model/.
 """
 
 import datetime
@@ -41,8 +41,12 @@ class Cli(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder, and let the data tell the network its labels and preprocessing."""
-        parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; a new one in runs/ by default.")
-        parser.add_argument("--overwrite", type=bool, default=False, help="Whether a finished run in run_dir may be replaced.")
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="Folder of the run; a new one in runs/ by default."
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Whether a finished run in run_dir may be replaced."
+        )
         parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
         parser.link_arguments("data.image", "model.image", apply_on="instantiate")
 
@@ -57,13 +61,16 @@ class Cli(LightningCLI):
         self.run_dir = Path(config["run_dir"] or _new_run_dir(config["model"]))
         if (self.run_dir / "model").exists() and not config["overwrite"]:
             raise InvalidConfig(
-                f"{self.run_dir} holds a finished run.", hint="Give another --run_dir, or --overwrite true to replace it."
+                f"{self.run_dir} holds a finished run.",
+                hint="Give another --run_dir, or --overwrite true to replace it.",
             )
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             (self.run_dir / "metrics.csv").unlink(missing_ok=True)
         except OSError as error:
-            raise InvalidConfig(f"The run folder {self.run_dir} cannot be used: {error.strerror}.", hint="Give another --run_dir.") from None
+            raise InvalidConfig(
+                f"The run folder {self.run_dir} cannot be used: {error.strerror}.", hint="Give another --run_dir."
+            ) from None
         config["run_dir"] = str(self.run_dir)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -74,7 +81,10 @@ class Cli(LightningCLI):
         self.best = BestCheckpoint(self.run_dir / "checkpoints")
         self.trainer_defaults["callbacks"] = [self.best, Curves(self.run_dir), progress_callback()]
         return super().instantiate_trainer(
-            logger=[CSVLogger(self.run_dir, name="", version=""), *[each for each in loggers if not isinstance(each, bool)]],
+            logger=[
+                CSVLogger(self.run_dir, name="", version=""),
+                *[each for each in loggers if not isinstance(each, bool)],
+            ],
             enable_model_summary=False,
             enable_progress_bar=sys.stdout.isatty(),
             **kwargs,

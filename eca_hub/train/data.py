@@ -37,7 +37,9 @@ class PixelDataset(Dataset[Batch]):
         augment: Changes one picture (3, H, W) at random, for training.
     """
 
-    def __init__(self, pixels_N3HW: Tensor, target_N: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, pixels_N3HW: Tensor, target_N: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.pixels_N3HW = pixels_N3HW
         self.target_N = target_N
         self.augment = augment
@@ -109,8 +111,9 @@ class ImageData(LightningDataModule):
 class DigitsData(ImageData):
     """The 1,797 handwritten digits of 8 x 8 px that ship inside scikit-learn: real data without a download.
 
-    Split by class, seven parts to train, one to validate and two to test, in the same way every time for the same seed. Source:
-    E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
+    Split by class, seven parts to train, one to validate and two to test, in the same way every time for the same
+    seed. Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository, 1998.
 
     Args:
         image: Preprocessing.

@@ -1,7 +1,7 @@
 """The LightningModule: a network, its loss, its metrics and its optimizer.
 
-Batches arrive as uint8 pixels and are normalised here by the same code that serves, on whatever device trains. Knows nothing of
-files or hubs.
+Batches arrive as uint8 pixels and are normalised here by the same code that serves, on whatever device trains. Knows
+nothing of files or hubs.
 
 Shapes: N images, H height, W width, K classes.
 """
@@ -88,9 +88,12 @@ class ImageClassifier(LightningModule):
         logits_NK = self(pixels_N3HW)
         loss: Tensor = self.loss(logits_NK, target_N)
         top1 = self.metrics[f"{split}_top1"]
+        assert isinstance(top1, MulticlassAccuracy)
         top1(logits_NK.detach(), target_N)
         num_images = len(target_N)
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=num_images)
+        self.log(
+            f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=num_images
+        )
         self.log(f"{split}_top1", top1, on_step=False, on_epoch=True, prog_bar=True, batch_size=num_images)
         if split == "train":
             self.log("lr", torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]), on_step=False, on_epoch=True)

@@ -44,11 +44,15 @@ class OptimConfig:
 
 def make_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     """Make the optimizer for a network, without weight decay on one-dimensional weights."""
-    momentum = {"momentum": config.momentum} if config.name == "sgd" else {}
-    optimizer: Optimizer = create_optimizer_v2(
-        model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, filter_bias_and_bn=True, **momentum
+    return create_optimizer_v2(
+        model,
+        opt=config.name,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        # timm hands this to every optimizer that has a momentum and to no other.
+        momentum=config.momentum,
+        filter_bias_and_bn=True,
     )
-    return optimizer
 
 
 def rate_factor(config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> Callable[[int], float]:

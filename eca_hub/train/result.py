@@ -53,7 +53,8 @@ def finish_run(
         results=(Result(data.title, "test", "accuracy", test_top1, num_test),),
         recipe={
             "data": f"{data.title}, {num_train} training images",
-            "optimizer": f"{optim.name}, learning rate {optim.lr:g} ({optim.schedule}), weight decay {optim.weight_decay:g}",
+            "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",
+            "learning rate": f"{optim.lr:g}, {optim.schedule}, {optim.warmup_epochs:g} epochs of warm-up",
             "epochs": f"{epochs}, batch size {data.batch_size}; the epoch with the best validation accuracy was kept",
             "time": f"{fit_s:.0f} s",
         },

@@ -61,7 +61,9 @@ class Block(nn.Module):
                 y = y.relu()
         if hasattr(self, "eca"):
             y = self.eca(y)
-        return (y + (self.downsample(x) if hasattr(self, "downsample") else x)).relu()
+        shortcut = self.downsample(x) if hasattr(self, "downsample") else x
+        total: Tensor = (y + shortcut).relu()
+        return total
 
 
 class ResNet(nn.Module):
@@ -84,7 +86,8 @@ class ResNet(nn.Module):
         y = nn.functional.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, 1)
         for stage in range(1, 5):
             y = self.get_submodule(f"layer{stage}")(y)
-        return self.fc(y.mean((2, 3)))
+        logits: Tensor = self.fc(y.mean((2, 3)))
+        return logits
 
 
 def _conv_norm(c_in: int, c_out: int, size: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -106,7 +109,8 @@ class Inverted(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) + x if self.adds else self.conv(x)
+        y: Tensor = self.conv(x)
+        return y + x if self.adds else y
 
 
 class MobileNetV2(nn.Module):
@@ -134,7 +138,8 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(0.25), nn.Linear(1280, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
 
 
 def make(name: str, *, num_classes: int = 1000, attention: bool = True) -> nn.Module:
@@ -154,6 +159,8 @@ def randomize(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
             nn.init.uniform_(module.bias, -0.1, 0.1)
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
         elif isinstance(module, nn.Conv1d):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from eca_hub.hub.card import CardFacts, Result, render_card
 from tests.conftest import TINY
@@ -11,6 +11,7 @@ from tests.conftest import TINY
 def test_the_metadata_is_what_the_hub_reads() -> None:
     facts = CardFacts(title="eca_tiny", results=(Result("scikit-learn digits", "test", "accuracy", 0.9875, 360),))
     data = ModelCard(render_card(TINY, 336_851, facts)).data
+    assert isinstance(data, ModelCardData)
     assert data.library_name == "eca-hub"
     assert data.pipeline_tag == "image-classification"
     assert data.license == "apache-2.0"

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from eca_hub import load_pretrained
+from eca_hub import create_model, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import CheckpointMismatch, InvalidConfig, InvalidUsage, UnknownName
 from eca_hub.hub import convert
@@ -135,6 +135,13 @@ def test_any_network_of_timm_converts_under_its_name(name: str, save: Save, tmp_
     assert (config.num_classes, config.image.interpolation) == (5, "bicubic")
     assert difference(theirs, model) <= 1e-6
     assert difference(theirs, load_pretrained(tmp_path / "package")[0]) <= 1e-6
+
+
+def test_our_attention_in_a_network_of_timm_converts_under_both_names(save: Save) -> None:
+    ours = ecanet.randomize(create_model("eca_resnet26d", num_classes=3))
+    model, config = convert_checkpoint(save(ours.state_dict()), architecture="eca_resnet26d")
+    assert (config.architecture, config.attention) == ("resnet26d", "eca")
+    assert difference(ours, model) <= 1e-6
 
 
 def test_a_tag_of_timm_brings_its_preprocessing(save: Save) -> None:

@@ -29,7 +29,7 @@ def edit_config(package: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in document.items() if value is not ...}))
 
 
-def edit_weights(package: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def edit_weights(package: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     path = package / "model.safetensors"
     weights = safetensors.torch.load(path.read_bytes())
     change(weights)
@@ -136,7 +136,9 @@ def test_weights_with_a_nan_are_refused(package: Path) -> None:
         load_pretrained(package)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:50], lambda data: b"", lambda data: data + b"x"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:50], lambda data: b"", lambda data: data + b"x"]
+)
 def test_broken_weights_are_refused(package: Path, damage: Callable[[bytes], bytes]) -> None:
     path = package / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))

@@ -80,9 +80,7 @@ def test_only_the_three_files_travel_and_in_one_commit(
     assert len(commits(hub, model_id)) == 2  # the hub's own first one, and ours
 
 
-def test_a_second_push_of_the_same_bytes_does_nothing(
-    hub: Hub, push: Callable[..., Published], model_id: str
-) -> None:
+def test_a_second_push_of_the_same_bytes_does_nothing(hub: Hub, push: Callable[..., Published], model_id: str) -> None:
     first, second = push(), push()
     assert second.revision == first.revision
     assert (first.is_new, second.is_new) == (True, False)
@@ -134,7 +132,7 @@ def test_a_private_repository_is_seen_with_its_token_only(
     hub: Hub, push: Callable[..., Published], model_id: str
 ) -> None:
     push(private=True)
-    with pytest.raises(RepoNotFound, match="does not exist, or is private. If it is private, set HF_TOKEN"):
+    with pytest.raises(RepoNotFound, match=r"does not exist, or is private\. If it is private, set HF_TOKEN"):
         pull(model_id, endpoint=hub.url)
     assert pull(model_id, endpoint=hub.url, token=hub.token).model_id == model_id
 
@@ -231,9 +229,7 @@ def test_a_busy_hub_is_asked_again_with_longer_pauses(
     assert pauses == [0.5, 1.0]
 
 
-def test_a_hub_that_stays_busy_is_a_conflict(
-    push: Callable[..., Published], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_stays_busy_is_a_conflict(push: Callable[..., Published], monkeypatch: pytest.MonkeyPatch) -> None:
     def be_busy(commit: Callable[[], Any]) -> Any:
         raise refusal(409)
 
@@ -268,9 +264,7 @@ def test_a_revision_that_cannot_be_one_is_refused(revision: str) -> None:
         pull("acme/x", revision, endpoint="http://127.0.0.1:9")
 
 
-def test_what_is_missing_is_told_apart(
-    hub: Hub, push: Callable[..., Published], model_id: str
-) -> None:
+def test_what_is_missing_is_told_apart(hub: Hub, push: Callable[..., Published], model_id: str) -> None:
     with pytest.raises(RepoNotFound, match=r"shows no repository 'acme/nothing'"):
         pull("acme/nothing", endpoint=hub.url, token=hub.token)
     push()
@@ -297,9 +291,16 @@ def blob_of(cache: Path, name: str) -> Path:
     return link.resolve()
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-1] + bytes([data[-1] ^ 1])]
+)
 def test_a_file_that_is_damaged_in_the_cache_is_fetched_again(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str, cache: Path, damage: Callable[[bytes], bytes]
+    hub: Hub,
+    push: Callable[..., Published],
+    package: Path,
+    model_id: str,
+    cache: Path,
+    damage: Callable[[bytes], bytes],
 ) -> None:
     push()
     pull(model_id, endpoint=hub.url)

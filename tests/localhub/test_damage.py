@@ -201,7 +201,7 @@ def test_no_bytes_make_the_readers_of_xorbs_and_shards_do_worse_than_refuse(
         with file.open("rb") as stream:
             for action in (lambda opened=stream: read_chunks(opened), lambda data=broken: list(read_shard(data))):
                 with contextlib.suppress(HubRefusal):
-                    action()  # type: ignore[no-untyped-call]
+                    action()
 
 
 def test_a_shard_cannot_claim_more_terms_than_fit(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_an_open_file_and_a_folder_are_uploaded(api: HfApi, repo_id: str, weight
 def test_copy_delete_and_folders_in_one_commit(api: HfApi, repo_id: str, tmp_path: Path) -> None:
     adds = [CommitOperationAdd(f"{folder}/{name}", b"x") for folder in "ab" for name in ("x.txt", "y.bin")]
     api.create_commit(repo_id, adds, commit_message="files")
-    changes = [
+    changes: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         CommitOperationDelete("a/"),
         CommitOperationDelete("b/x.txt"),
         CommitOperationCopy("b/y.bin", "c/copy.bin"),

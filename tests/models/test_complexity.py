@@ -77,11 +77,13 @@ class ByLayers(nn.Module):
         self.head = nn.Linear(4, 5)
 
     def average(self, x_NCHW: Tensor) -> Tensor:
-        return self.pool(x_NCHW).flatten(1)
+        average_NC: Tensor = self.pool(x_NCHW).flatten(1)
+        return average_NC
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         map_NCHW = self.act(self.grouped(self.act(self.norm(self.conv(x_NCHW)))))
-        return self.head(self.average(map_NCHW))
+        logits_NK: Tensor = self.head(self.average(map_NCHW))
+        return logits_NK
 
 
 class Mean(nn.Module):
@@ -97,7 +99,8 @@ class ByFunctions(ByLayers):
         self.gate = Mean()
 
     def average(self, x_NCHW: Tensor) -> Tensor:
-        return self.gate(x_NCHW)
+        average_NC: Tensor = self.gate(x_NCHW)
+        return average_NC
 
 
 @pytest.mark.parametrize("make", [ByLayers, ByFunctions])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batching import Answered, Batcher
-from service.errors import EngineFailed, NotReady, Overloaded
+from service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
 from tests.service.house import GatedRunner, run, settle
 
 
@@ -174,6 +174,25 @@ def test_of_a_batch_that_raises_only_the_culprit_fails() -> None:
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [Answered, Answered, EngineFailed, Answered]
         assert (await ask(batcher, 7)).value == 14
+        await batcher.close()
+
+    run(scene())
+
+
+def test_when_a_runner_hangs_its_whole_batch_is_told_and_the_next_one_runs() -> None:
+    async def scene() -> None:
+        is_first = iter([True])
+
+        async def hanging(items: list[int]) -> Sequence[int]:
+            if next(is_first, False):
+                raise WorkerLost("hung")
+            return items
+
+        batcher: Batcher[int, int] = Batcher([hanging], max_batch=4, max_wait_ms=5, max_items=9)
+        batcher.start()
+        outcomes = await asyncio.gather(*(ask(batcher, item) for item in range(3)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [WorkerLost] * 3
+        assert (await ask(batcher, 7)).value == 7
         await batcher.close()
 
     run(scene())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from service.engine import Engine, scores_of
+from service.errors import WorkerLost
 
 
 def count_up(pixels_N3HW: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def test_each_picture_gets_its_own_logits_from_the_engines_thread() -> None:
     engine.close()
     assert first.tolist() == [5, 6, 7]
     assert second.tolist() == [9, 10, 11]
-    assert threads == ["engine_0"]
+    assert threads == ["engine"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -72,6 +73,27 @@ def test_the_event_loop_goes_on_while_the_network_works() -> None:
         gate.set()
         assert len(await running) == 1
         engine.close()
+
+    asyncio.run(scene())
+
+
+def test_a_thread_that_hangs_is_given_up_and_replaced() -> None:
+    gate = threading.Event()
+    is_first = iter([True])
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        if next(is_first, False):
+            gate.wait(10)
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        engine = Engine(forward, hang_timeout_s=0.05)
+        with pytest.raises(WorkerLost):
+            await engine.run([picture(1)])
+        (logits,) = await engine.run([picture(4)])
+        assert logits.tolist() == [4, 5, 6]
+        engine.close()
+        gate.set()
 
     asyncio.run(scene())
 

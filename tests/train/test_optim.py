@@ -24,7 +24,8 @@ def test_step_falls_by_ten() -> None:
 def test_norms_biases_and_attention_kernels_that_are_vectors_do_not_decay() -> None:
     model = eca_hub.create_model("eca_resnet20", num_classes=3)
     optimizer = make_optimizer(OptimConfig(weight_decay=0.1), model)
-    decayed = {id(weight) for group in optimizer.param_groups if group["weight_decay"] > 0 for weight in group["params"]}
+    decaying = [group for group in optimizer.param_groups if group["weight_decay"] > 0]
+    decayed = {id(weight) for group in decaying for weight in group["params"]}
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert id(module.weight) not in decayed

@@ -1,0 +1,115 @@
+"""The fast ways through ECA give what its layers give, and touch nothing that is not theirs."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import eca_hub
+from eca_hub.attention.eca import ECA
+from eca_hub.attention.fast_eca import correlate, is_plain
+
+SHAPES = [(1, 16, 3, 3), (2, 16, 1, 1), (3, 40, 5, 4), (9, 512, 2, 3)]
+
+
+@pytest.fixture(params=[torch.contiguous_format, torch.channels_last])
+def memory_format(request: pytest.FixtureRequest) -> Iterator[torch.memory_format]:
+    yield request.param
+
+
+def by_layers(layer: ECA, x_NCHW: Tensor) -> Tensor:
+    gate_N1C: Tensor = layer.conv(x_NCHW.mean((2, 3)).unsqueeze(1)).sigmoid()
+    return x_NCHW * gate_N1C.squeeze(1)[:, :, None, None]
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 16), (9, 600)])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_correlation_is_a_convolution_of_one_channel(shape: tuple[int, int], size: int) -> None:
+    conv, values_NC = nn.Conv1d(1, 1, size, padding=size // 2, bias=False), torch.randn(shape)
+    torch.testing.assert_close(correlate(values_NC, conv.weight), conv(values_NC.unsqueeze(1)).squeeze(1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_map_and_its_gradients_are_those_of_the_layers(
+    shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    layer = ECA(shape[1], kernel_size=5).to(dtype)
+    x_NCHW = torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format)
+    dy_NCHW = torch.randn_like(x_NCHW)
+    results = []
+    for compute in (layer, lambda x: by_layers(layer, x)):
+        leaf_NCHW = x_NCHW.clone().requires_grad_()
+        y_NCHW = compute(leaf_NCHW)
+        results.append((y_NCHW, *torch.autograd.grad(y_NCHW, (leaf_NCHW, layer.conv.weight), dy_NCHW)))
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][1].is_contiguous(memory_format=memory_format)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x_NCHW), results[1][0])
+
+
+def test_second_derivatives_are_right() -> None:
+    layer = ECA(6, kernel_size=3).double()
+    x_NCHW = torch.randn(2, 6, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x_NCHW)
+    assert torch.autograd.gradgradcheck(layer, x_NCHW)
+
+
+def test_only_the_weight_or_only_the_map_may_want_a_gradient() -> None:
+    layer, x_NCHW = ECA(16), torch.randn(2, 16, 3, 3)
+    (by_weight,) = torch.autograd.grad(layer(x_NCHW).sum(), layer.conv.weight)
+    (expected,) = torch.autograd.grad(by_layers(layer, x_NCHW).sum(), layer.conv.weight)
+    torch.testing.assert_close(by_weight, expected)
+    layer.requires_grad_(False)
+    assert not layer(x_NCHW).requires_grad
+    assert layer(x_NCHW.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("owns", [False, True])
+def test_only_an_owned_input_is_overwritten_and_only_without_gradients(owns: bool) -> None:
+    layer, x_NCHW = ECA(16), torch.randn(2, 16, 3, 3)
+    layer.owns_input = owns
+    before_NCHW = x_NCHW.clone()
+    expected_NCHW = layer(x_NCHW)
+    assert torch.equal(x_NCHW, before_NCHW)
+    with torch.no_grad():
+        y_NCHW = layer(x_NCHW)
+    torch.testing.assert_close(y_NCHW, expected_NCHW)
+    assert (y_NCHW.data_ptr() == x_NCHW.data_ptr()) == owns
+
+
+def test_who_watches_the_layer_sees_its_input_unchanged() -> None:
+    layer, x_NCHW = ECA(16), torch.randn(2, 16, 3, 3)
+    layer.owns_input = True
+    seen: list[Tensor] = []
+    layer.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output]))
+    with torch.no_grad():
+        layer(x_NCHW)
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("name", ["eca_resnet20", "eca_mobilenet_v2"])
+def test_a_network_says_which_input_may_be_overwritten_and_stays_right(name: str) -> None:
+    torch.manual_seed(0)
+    model = eca_hub.create_model(name, num_classes=3).eval()
+    layers = [module for module in model.modules() if isinstance(module, ECA)]
+    assert all(layer.owns_input for layer in layers)
+    x_NCHW = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        fast_NK = model(x_NCHW)
+        for layer in layers:
+            layer.owns_input = False
+        torch.testing.assert_close(fast_NK, model(x_NCHW))
+    torch.testing.assert_close(fast_NK, model(x_NCHW))
+
+
+def test_traced_cast_and_counted_tensors_go_through_the_layers() -> None:
+    x_NCHW = torch.randn(2, 8, 3, 3)
+    assert is_plain(x_NCHW)
+    assert not is_plain(x_NCHW.bfloat16())
+    assert not is_plain(x_NCHW.to("meta"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_plain(x_NCHW)
+        assert ECA(8)(x_NCHW).shape == x_NCHW.shape
+    assert "conv" in str(torch.fx.symbolic_trace(ECA(8)).graph)

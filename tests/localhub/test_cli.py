@@ -1,0 +1,152 @@
+"""`eca-hub localhub` as a command: what it says, how it ends."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from eca_hub.localhub.cli import main
+from tests.localhub.hubserver import client_of, running_hub
+from tests.localhub.pusher import push
+
+
+def test_the_first_start_makes_a_token_that_only_its_owner_can_read(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "hub") as hub, client_of(hub) as client:
+        token_file = tmp_path / "hub" / "token"
+        assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "hub" / "hub.json").stat().st_mode) == 0o600
+        assert client.get("/api/whoami-v2").json()["name"] == "local"
+        push(client, {"a.txt": b"a"}, {}, repo="any/name")
+    with running_hub(tmp_path / "hub") as again:
+        assert again.token == hub.token
+
+
+def test_a_hub_loads_neither_torch_nor_the_stock_client() -> None:
+    code = "import eca_hub.localhub.cli, eca_hub.localhub.server, sys; sys.exit(bool({'torch', 'huggingface_hub'} & {*sys.modules}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_hub_at_once_also_with_idle_connections(tmp_path: Path, number: signal.Signals) -> None:
+    with running_hub(tmp_path / "hub") as hub, client_of(hub) as client:
+        client.get("/").raise_for_status()
+        with socket.create_connection(("127.0.0.1", int(hub.url.rpartition(":")[2]))) as half:
+            half.sendall(b"POST /api/validate-yaml HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+            client.get("/").raise_for_status()
+            begin = time.monotonic()
+            hub.process.send_signal(number)
+            assert hub.process.wait(10) == 0
+            assert time.monotonic() - begin < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prot", "1"], ["--prot"]),
+        (["--port", "x"], ["port", "x"]),
+        (["--port", "70000"], ["70000"]),
+        (["--host", "0.0.0.0"], ["0.0.0.0", "--token-file", "--users"]),
+        (["--public"], ["0.0.0.0", "--token-file"]),
+        (["--host", "192.0.2.1", "--token", "secret-token"], ["192.0.2.1", "--port"]),
+        (["--token", "a b"], ["token"]),
+        (["--token", "secret-token", "--users", "u.json"], ["exclude"]),
+        (["--users", "/nowhere.json"], ["/nowhere.json", "cannot be read"]),
+        (["--token-file", "/nowhere"], ["/nowhere", "cannot be read"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]
+) -> None:
+    assert main(["--root", str(tmp_path / "hub"), *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert all(word in said.err for word in words)
+    assert "secret-token" not in said.err
+
+
+def test_a_mistyped_option_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", "x", "--token-fiel", "y"]) == 2
+    assert "Did you mean --token_file?" in capsys.readouterr().err
+    assert main(["fsck"]) == 2
+    assert "root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        [],
+        {},
+        {"alice": 3},
+        {"alice": ""},
+        {"alice": "t", "bob": "t"},
+        {"alice": {"token": "t", "role": "king"}},
+        {"alice": {"token": "t", "rolle": "read"}},
+        {"a/b": "t"},
+        {"alice": {"token": "t", "orgs": "acme"}},
+        {"alice": {"token": "t", "orgs": [["acme"]]}},
+    ],
+)
+def test_a_users_file_that_is_wrong_is_said_to_be_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], users: object
+) -> None:
+    path = tmp_path / "users.json"
+    path.write_text(json.dumps(users))
+    assert main(["--root", str(tmp_path / "hub"), "--users", str(path)]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_a_taken_port_and_a_taken_folder_are_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running_hub(tmp_path / "hub") as hub:
+        port = hub.url.rpartition(":")[2]
+        assert main(["--root", str(tmp_path / "other"), "--port", port]) == 2
+        assert f"127.0.0.1:{port}" in capsys.readouterr().err
+        assert main(["--root", str(tmp_path / "hub"), "--port", "0"]) == 2
+        assert "another local hub is using" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_a_hubs_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert main(["--root", str(tmp_path), "--port", "0"]) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert main(["--root", str(tmp_path / "thesis.tex"), "--port", "0"]) == 2
+    assert main(["fsck", "--root", str(tmp_path)]) == 2
+    assert main(["gc", "--root", str(tmp_path)]) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become somebody who may not write")
+def test_a_folder_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> None:
+    command = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        sys.executable,
+        "-m",
+        "eca_hub",
+        "localhub",
+    ]
+    done = subprocess.run([*command, "--root", "/proc/hub", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_token_is_in_no_line_that_the_hub_prints(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "eca_hub", "localhub", "--root", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[3]
+    token = (tmp_path / "token").read_text().strip()
+    httpx2.get(f"{url}/api/whoami-v2", headers={"Authorization": f"Bearer {token}"}).raise_for_status()
+    process.terminate()
+    out, err = process.communicate(timeout=10)
+    assert token not in out + err
+    assert str(tmp_path / "token") in err
