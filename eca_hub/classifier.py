@@ -52,20 +52,28 @@ class Classifier:
 
     @classmethod
     def from_pretrained(
-        cls, id_or_folder: str | Path, revision: str | None = None, *, device: str | torch.device = "cpu"
+        cls,
+        id_or_folder: str | Path,
+        revision: str | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        endpoint: str | None = None,
+        token: str | None = None,
     ) -> "Classifier":
         """Load a package from the Hub or from a folder.
 
         Args:
-            id_or_folder: `owner/name` on the hub that HF_ENDPOINT names, or a folder with the three files of a package.
+            id_or_folder: `owner/name`, or a folder with the three files of a package.
             revision: Branch, tag or commit; the main branch when none is given.
             device: Where the network shall run.
+            endpoint: Address of the hub; HF_ENDPOINT when none is given.
+            token: Key to private repositories; HF_TOKEN or the client's login when none is given.
 
         Raises:
             HubError: the package is not to be had, or its bytes are not what the hub announced.
             CheckpointMismatch: the weights do not fit the network that config.json describes.
         """
-        package = pull(id_or_folder, revision)
+        package = pull(id_or_folder, revision, endpoint=endpoint, token=token)
         model, config = read_package(package)
         return cls(model.to(device), config, model_id=package.model_id, revision=package.revision)
 

@@ -27,10 +27,14 @@ _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 
 # A photo is decoded at 1/2, 1/4 or 1/8 only while that leaves this many times the pixels that the resize asks for.
 _DRAFT_MARGIN = 2
+
+# A resized picture may have this many times the pixels of the crop before the rest is left out.
+_MAX_OVERHANG = 16
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ class EvalTransform:
     """Turn a decoded picture into the network's input, as in validation.
 
     Resize so that the crop takes its share of the shorter side, cut the centre, scale to 0..1, subtract the mean,
-    divide by the standard deviation. The geometry is that of torchvision's Resize and CenterCrop; only the pixels
-    inside the crop are made.
+    divide by the standard deviation. The pixels are those of torchvision's Resize and CenterCrop, to the bit.
 
     Args:
         config: Size, crop, interpolation, mean and standard deviation.
@@ -121,16 +124,18 @@ class EvalTransform:
     def to_pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop: RGB picture to uint8 (3, H, W), in channels_last memory."""
         config = self.config
+        resampling = _RESAMPLING[config.interpolation]
         width, height = self._resized_size(image)
         left, top = round((width - config.width_px) / 2), round((height - config.height_px) / 2)
-        x_scale, y_scale = image.width / width, image.height / height
-        box = (
-            max(left * x_scale, 0.0),
-            max(top * y_scale, 0.0),
-            min((left + config.width_px) * x_scale, image.width),
-            min((top + config.height_px) * y_scale, image.height),
-        )
-        cut = image.resize((config.width_px, config.height_px), _RESAMPLING[config.interpolation], box=box)
+        size = (config.width_px, config.height_px)
+        if width * height <= _MAX_OVERHANG * config.width_px * config.height_px:
+            cut = image.resize((width, height), resampling).crop((left, top, left + size[0], top + size[1]))
+        else:
+            # A strip of 16384 x 1 px would become four million wide: make only what the crop keeps.
+            x_scale, y_scale = image.width / width, image.height / height
+            right, bottom = (left + size[0]) * x_scale, (top + size[1]) * y_scale
+            box = (left * x_scale, top * y_scale, min(right, image.width), min(bottom, image.height))
+            cut = image.resize(size, resampling, box=box)
         return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
 
     def normalize(self, pixels_N3HW: Tensor) -> Tensor:

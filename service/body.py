@@ -50,20 +50,16 @@ class BodyReader:
         if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise UnsupportedType("A compressed body is not read.", hint="Send it without Content-Encoding.")
         announced = headers.get("content-length", "0")
-        if not (announced.isascii() and announced.isdigit()):
+        if not (announced.isascii() and announced.isdigit() and len(announced) < 20):
             raise InvalidRequest("Content-Length is not a number.")
-        held = 0
+        if int(announced) > max_bytes:
+            raise _too_large(max_bytes)
+        chunks: list[bytes] = []
         try:
-            held += self._hold(0, int(announced), max_bytes)
-            chunks, num_bytes = [], 0
-            async for chunk in self._chunks(receive):
-                num_bytes += len(chunk)
-                if num_bytes > held:
-                    held += self._hold(held, num_bytes - held, max_bytes)
-                chunks.append(chunk)
+            await self._fill(chunks, receive, max_bytes)
             yield b"".join(chunks)
         finally:
-            self.total_bytes -= held
+            self.total_bytes -= sum(map(len, chunks))
 
     def hurry(self) -> None:
         """Give the bodies that are still arriving two more seconds, because the process is about to end."""
@@ -72,34 +68,38 @@ class BodyReader:
             if (when := timeout.when()) is not None and when > latest:
                 timeout.reschedule(latest)
 
-    def _hold(self, held: int, more: int, max_bytes: int) -> int:
-        if held + more > max_bytes:
-            raise BodyTooLarge(
-                f"The body has more than {max_bytes / 2**20:g} MiB, which is the limit.", hint="Shrink the picture."
-            )
-        if self.total_bytes + more > self.max_total_bytes:
-            raise Overloaded("The pictures of other callers fill the memory that is set aside for them.")
-        self.total_bytes += more
-        return more
-
-    async def _chunks(self, receive: Receive) -> AsyncIterator[bytes]:
+    async def _fill(self, chunks: list[bytes], receive: Receive, max_bytes: int) -> None:
+        """Gather what comes. Only what has come counts: announcing much must not be enough to keep others out."""
+        num_bytes, more = 0, True
         try:
             async with asyncio.timeout(self._timeout_s) as timeout:
                 self._timeouts.add(timeout)
                 try:
-                    more = True
                     while more:
                         message = await receive()
                         if message["type"] == "http.disconnect":
                             raise ClientGone
-                        more = message.get("more_body", False)
-                        yield message.get("body", b"")
+                        more, chunk = message.get("more_body", False), message.get("body", b"")
+                        num_bytes += len(chunk)
+                        if num_bytes > max_bytes:
+                            raise _too_large(max_bytes)
+                        if self.total_bytes + len(chunk) > self.max_total_bytes:
+                            raise Overloaded(
+                                "The pictures of other callers fill the memory that is set aside for them."
+                            )
+                        chunks.append(chunk)
+                        self.total_bytes += len(chunk)
                 finally:
                     self._timeouts.discard(timeout)
         except TimeoutError:
             raise BodyTimeout(
                 f"The body did not arrive within {self._timeout_s:g} s.", hint="Send it faster."
             ) from None
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    limit = f"{max_bytes / 2**20:g} MiB"
+    return BodyTooLarge(f"The body has more than {limit}, which is the limit.", hint="Shrink the picture.")
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:

@@ -28,16 +28,16 @@ class House:
     """What is counted."""
 
 
-def house_of(request: Request) -> House:
-    """The house that this request came to."""
+async def house_of(request: Request) -> House:
+    """The house that this request came to. Async, because FastAPI runs other dependencies in threads, which run out."""
     house = request.app.state.house
     assert isinstance(house, House)
     return house
 
 
-def check_key(request: Request) -> None:
+async def check_key(request: Request) -> None:
     """Refuse a caller without a key before anything of the request is read."""
-    house_of(request).keys.check(request.scope["headers"])
+    (await house_of(request)).keys.check(request.scope["headers"])
 
 
 TheHouse = Annotated[House, Depends(house_of)]

@@ -63,8 +63,7 @@ class ModelLoader:
         num_engines = settings.num_engines or (self._num_cores if facts.device == "cpu" else 1)
         engines = [Engine(network.forward, hang_timeout_s=settings.hang_timeout_s) for _ in range(num_engines)]
         blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
-        for engine in engines:
-            await engine.warm_up(blank, _batch_sizes(settings.max_batch))
+        await asyncio.gather(*(engine.warm_up(blank, _batch_sizes(settings.max_batch)) for engine in engines))
         batcher: Batcher[Tensor, Tensor] = Batcher(
             [engine.run for engine in engines],
             max_batch=settings.max_batch,
@@ -140,6 +139,7 @@ async def _in_thread(work: Callable[[], Result]) -> Result:
     future: Future[Any] = Future()
 
     def run() -> None:
+        future.set_running_or_notify_cancel()
         try:
             future.set_result(work())
         except BaseException as error:

@@ -146,7 +146,7 @@ def test_damaged_bytes_give_a_picture_or_a_clear_refusal(
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 1111), (224, 224), (57, 31)])
-def test_the_transform_has_the_geometry_of_torchvision(size: tuple[int, int], interpolation: str) -> None:
+def test_the_transform_makes_the_pixels_of_torchvision(size: tuple[int, int], interpolation: str) -> None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     ours = EvalTransform(ImageConfig(interpolation=interpolation)).to_pixels(image)  # type: ignore[arg-type]
@@ -154,7 +154,15 @@ def test_the_transform_has_the_geometry_of_torchvision(size: tuple[int, int], in
         v2.Compose([v2.Resize(256, InterpolationMode(interpolation)), v2.CenterCrop(224)])(image)
     )
     assert ours.shape == (3, 224, 224)
-    assert (ours.int() - theirs.int()).abs().max() <= 1
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [(16384, 1), (1, 16384), (9000, 7)])
+def test_a_strip_costs_no_more_than_its_crop(size: tuple[int, int]) -> None:
+    strip = Image.new("RGB", size, "teal")
+    pixels = EvalTransform(ImageConfig()).to_pixels(strip)
+    assert pixels.shape == (3, 224, 224)
+    assert pixels[:, 100, 100].tolist() == [0, 128, 128]
 
 
 def test_normalising_a_batch_equals_normalising_each_picture() -> None:

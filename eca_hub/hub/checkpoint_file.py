@@ -86,15 +86,24 @@ def _unbox(content: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(content.get(box), Mapping):
             content = content[box]
             break
-    others = [
-        str(name) for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)
-    ]
+    others = [str(name) for name, value in content.items() if not isinstance(name, str) or not _is_plain(value)]
     if others or not content:
-        held = f"{', '.join(others[:5])}, which are no tensors" if others else "nothing"
+        held = f"{', '.join(others[:5])}, which are no plain tensors" if others else "nothing"
         raise CheckpointMismatch(
             f"{path} holds {held}.", hint=f"Weights stand at the top, or under one of {', '.join(_BOXES)}."
         )
     return dict(content)
+
+
+def _is_plain(value: object) -> bool:
+    """Dense, unquantized numbers that are really in the file."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
 
 
 def _unwrap(weights: dict[str, Tensor]) -> dict[str, Tensor]:

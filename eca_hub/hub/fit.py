@@ -5,6 +5,7 @@ Strict: what is missing, unexpected or of another shape is named, the first five
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from eca_hub.errors import CheckpointMismatch
@@ -17,7 +18,7 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, sentence: 
 
     Args:
         model: The network; unchanged if anything does not fit.
-        weights: Name to tensor; the network keeps these very tensors.
+        weights: Name to tensor, on the CPU. Half precision is widened, which loses nothing.
         sentence: What does not fit what, without a full stop, to start the message with.
 
     Raises:
@@ -40,7 +41,14 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], *, sentence: 
     problems = _name_some("with NaN or infinity", broken, str)
     if problems:
         raise CheckpointMismatch(f"{sentence}: {'; '.join(problems)}.")
-    model.load_state_dict(weights, strict=True, assign=True)
+    owned = {name: _with_own_memory(tensor) for name, tensor in weights.items()}
+    model.load_state_dict(owned, strict=True, assign=True)
+
+
+def _with_own_memory(tensor: Tensor) -> Tensor:
+    """Two names, or a name and the rest of a larger tensor, may share memory in a file, but not in a network."""
+    wide = tensor.float() if tensor.is_floating_point() else tensor
+    return wide.clone(memory_format=torch.contiguous_format)
 
 
 def _name_some(kind: str, names: list[str], describe: Callable[[str], str]) -> list[str]:

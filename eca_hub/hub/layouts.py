@@ -62,7 +62,7 @@ def recognize(weights: dict[str, Tensor], architecture: str | None = None) -> Re
         UnknownName: nobody knows that architecture.
         CheckpointMismatch: the attention in the file is none of ours, or not the one that the user said.
     """
-    weights = _floats_of_32_bits({_own_name(name): tensor for name, tensor in weights.items()})
+    weights = {_own_name(name): tensor for name, tensor in weights.items()}
     said = None
     if architecture is not None:
         bare = architecture.partition(".")[0]
@@ -86,11 +86,6 @@ def recognize(weights: dict[str, Tensor], architecture: str | None = None) -> Re
 def _own_name(name: str) -> str:
     """The official ResNets call the attention of a block `eca`; timm's blocks, which we build, call the place `se`."""
     return name.replace(".eca.", ".se.")
-
-
-def _floats_of_32_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Half precision fits without loss."""
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
 
 
 def _split(architecture: str) -> tuple[str, str]:
@@ -168,8 +163,13 @@ def _with_counters(weights: dict[str, Tensor], shapes: Shapes) -> dict[str, Tens
     return {**weights, **{name: torch.tensor(0) for name in counters}}
 
 
+_MAX_CLASSES = 100_000
+
+
 def _num_classes(weights: Mapping[str, Tensor], head: frozenset[str]) -> int:
     sizes = {weights[name].shape[0] for name in head if name in weights and weights[name].ndim}
+    if sizes and not 1 <= max(sizes) <= _MAX_CLASSES:
+        raise CheckpointMismatch(f"The classifier has {max(sizes)} outputs; 1 to {_MAX_CLASSES} can be named.")
     return sizes.pop() if len(sizes) == 1 else 1000
 
 

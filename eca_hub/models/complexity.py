@@ -15,7 +15,7 @@ in the summer of 2019, which amounts to a closed form over the layers:
 where `in` and `out` are numbers of elements. Sigmoid, max pooling, products of gates and maps, and additions cost
 nothing. A residual block of the official code calls one ReLU object several times, and thop kept the last call only: so
 of the ReLUs that belong to one block, the last one counts. The figures for ResNet-18 and 34 came from a later thop, to
-which a ReLU costs nothing.
+which a ReLU costs nothing. The paper prints these sums in units of 2^30 and 2^20, as it does parameters.
 
 Layers are told apart by class, so a convolution, product or average that a module computes without a layer, as a gate
 does that averages by itself, is found by its operator and costs the same. The network's own last average is the
@@ -41,9 +41,6 @@ from torch.utils.flop_counter import flop_registry
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model
 from eca_hub.models.config import ModelConfig
-
-PAPER_MEGA = 2**20
-"""What the paper's M stands for; its G is 2^30. Parameters of tables 2 to 4 are in this unit."""
 
 _ATEN = torch.ops.aten
 

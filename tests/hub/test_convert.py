@@ -200,6 +200,35 @@ def test_a_file_without_weights_is_said_to_have_none(content: object, save: Save
         convert_checkpoint(save(content))
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        torch.zeros(64, device="meta"),
+        torch.zeros(64).to_sparse(),
+        torch.zeros(64, dtype=torch.complex64),
+    ],
+)
+def test_tensors_that_hold_no_plain_numbers_are_refused(strange: Tensor, eca_resnet18: nn.Module, save: Save) -> None:
+    with pytest.raises(CheckpointMismatch, match=r"holds bn1\.bias, which are no plain tensors"):
+        convert_checkpoint(save(change(eca_resnet18.state_dict(), bn1__bias=strange)))
+
+
+def test_a_tensor_larger_than_its_file_costs_nothing(eca_resnet18: nn.Module, save: Save) -> None:
+    huge = torch.zeros(1, dtype=torch.half).expand(10**11)
+    with pytest.raises(CheckpointMismatch, match=r"bn1\.bias is \(100000000000,\) in the file"):
+        convert_checkpoint(save(change(eca_resnet18.state_dict(), bn1__bias=huge)))
+    many_classes = torch.zeros(1, 1).expand(10**9, 512)
+    with pytest.raises(CheckpointMismatch, match="1000000000 outputs"):
+        convert_checkpoint(save(change(eca_resnet18.state_dict(), fc__weight=many_classes)))
+
+
+def test_names_that_share_memory_are_parted(eca_resnet18: nn.Module, save: Save, tmp_path: Path) -> None:
+    weights = eca_resnet18.state_dict()
+    weights["layer1.0.bn1.weight"] = weights["bn1.weight"]
+    model, _ = convert_checkpoint(save(weights), tmp_path / "package")
+    assert model.get_parameter("bn1.weight").data_ptr() != model.get_parameter("layer1.0.bn1.weight").data_ptr()
+
+
 def change(weights: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
     merged = {**weights, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
     return {name: tensor for name, tensor in merged.items() if tensor is not None}

@@ -95,6 +95,25 @@ def test_bodies_share_one_bound() -> None:
     run(scene())
 
 
+def test_announcing_much_keeps_nobody_out() -> None:
+    async def scene() -> None:
+        bodies = reader(max_total_bytes=5)
+
+        async def stall() -> None:
+            async with bodies.read({"content-length": "4"}, caller(b"a", then_hangs=True), max_bytes=4):
+                pass
+
+        stalling = [asyncio.create_task(stall()) for _ in range(3)]
+        await settle()
+        assert bodies.total_bytes == 3
+        async with bodies.read({"content-length": "2"}, caller(b"ef"), max_bytes=4) as body:
+            assert body == b"ef"
+        await asyncio.gather(*stalling, return_exceptions=True)
+        assert bodies.total_bytes == 0
+
+    run(scene())
+
+
 def test_a_caller_who_goes_in_the_middle_leaves_nothing_behind() -> None:
     async def scene() -> None:
         bodies = reader()
@@ -116,7 +135,7 @@ def test_a_compressed_body_is_refused_unread(encoding: str) -> None:
     run(scene())
 
 
-@pytest.mark.parametrize("length", ["-1", "+5", "0x10", "5, 5", "", "²"])
+@pytest.mark.parametrize("length", ["-1", "+5", "0x10", "5, 5", "", "²", "9" * 5000])
 def test_a_length_that_is_no_number_is_refused(length: str) -> None:
     async def scene() -> None:
         with pytest.raises(InvalidRequest):

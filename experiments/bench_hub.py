@@ -1,0 +1,152 @@
+"""How fast packages travel: push and pull over loopback, and a warm load, each as a ratio to its floor in the same run.
+
+    python -m experiments.bench_hub [--mib 100 1024] [--repeats 3] [--json]
+
+Floors: for push and pull, copying the same file and hashing it with sha256, which nobody who publishes checked bytes
+can avoid; for a warm `Classifier.from_pretrained`, reading the same weights with safetensors. Each figure is the best
+of the repeats, taken in turns, so that a busy moment hits both sides.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eca_hub.commandline import CommandParser
+from experiments.processes import Processes
+
+
+def main(argv: list[str]) -> int:
+    """Measure and print."""
+    parser = CommandParser("bench hub", "Measure push, pull and warm load against their floors.")
+    parser.add_argument("--mib", type=list[int], default=[100], help="Sizes of the weights, in MiB: [100, 1024].")
+    parser.add_argument("--repeats", type=int, default=3, help="Tries of each figure; the best counts.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    args = parser.read(argv)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "logs") as processes:
+        work = Path(folder)
+        # The client reads these when it is imported, which has not happened yet.
+        os.environ.update(HF_HOME=str(work / "cache"), HF_HUB_DISABLE_PROGRESS_BARS="1", NO_PROXY="127.0.0.1")
+        url = processes.start(
+            "localhub", "--root", str(work / "hub"), "--port", "0", ready=r"local hub ready: (\S+)", timeout_s=60
+        )
+        token = (work / "hub" / "token").read_text().strip()
+        for mib in args.mib:
+            rows += _measure_transfer(work, url, token, mib, args.repeats)
+        rows.append(_measure_warm_load(work, url, token, args.repeats))
+    if args.json:
+        print(json.dumps(rows))
+    else:
+        for row in rows:
+            print(
+                f"{row['what']:<24} {row['mib']:>6.0f} MiB {row['s']:>8.3f} s   "
+                f"floor {row['floor_s']:>7.3f} s ({row['floor']})   ratio {row['s'] / row['floor_s']:.2f}"
+            )
+    return 0
+
+
+def _measure_transfer(work: Path, url: str, token: str, mib: int, repeats: int) -> list[dict[str, Any]]:
+    """Push new bytes to a new repository, pull them into an empty cache, and copy and hash the same file, in turns."""
+    from huggingface_hub import constants
+
+    from eca_hub.hub.pull import pull
+    from eca_hub.hub.push import push_to_hub
+
+    best = {"push": float("inf"), "pull": float("inf"), "floor": float("inf")}
+    for repeat in range(repeats):
+        package = _package_of_noise(work / f"package_{mib}_{repeat}", mib)
+        model_id = f"bench/noise_{mib}_{repeat}"
+        source = package / "model.safetensors"
+
+        def copy_and_hash(source: Path = source) -> None:
+            shutil.copyfile(source, work / "copy")
+            with (work / "copy").open("rb") as file:
+                hashlib.file_digest(file, "sha256")
+
+        def push_it(package: Path = package, model_id: str = model_id) -> None:
+            push_to_hub(package, model_id, endpoint=url, token=token)
+
+        def pull_it(model_id: str = model_id) -> None:
+            pull(model_id, endpoint=url)
+
+        for name, step in (("floor", copy_and_hash), ("push", push_it), ("pull", pull_it)):
+            best[name] = min(best[name], _seconds(step))
+        shutil.rmtree(package)
+        shutil.rmtree(constants.HF_HUB_CACHE)
+        (work / "copy").unlink()
+    floor = {"mib": mib, "floor_s": best["floor"], "floor": "cp and sha256"}
+    return [{"what": name, "s": best[name], **floor} for name in ("push", "pull")]
+
+
+def _measure_warm_load(work: Path, url: str, token: str, repeats: int) -> dict[str, Any]:
+    """Load an ECA-ResNet-50 that the cache holds, and read the same weights with safetensors alone."""
+    import safetensors.torch
+    from huggingface_hub import hf_hub_download
+
+    import eca_hub
+    from eca_hub.hub.push import push_to_hub
+
+    os.environ["HF_ENDPOINT"] = url
+    labels = tuple(f"class {index}" for index in range(1000))
+    config = eca_hub.ModelConfig("resnet50", "eca", labels=labels)
+    package = eca_hub.save_pretrained(eca_hub.create_model("eca_resnet50"), config, work / "resnet50")
+    published = push_to_hub(package, "bench/eca_resnet50", endpoint=url, token=token)
+
+    def load_classifier() -> None:
+        eca_hub.Classifier.from_pretrained(published.model_id, published.revision, endpoint=url)
+
+    load_classifier()
+    weights = Path(hf_hub_download(published.model_id, "model.safetensors", revision=published.revision, endpoint=url))
+
+    def load_safetensors() -> None:
+        safetensors.torch.load(weights.read_bytes())
+
+    best = {"warm": float("inf"), "floor": float("inf")}
+    for _ in range(max(repeats, 5)):
+        best["floor"] = min(best["floor"], _seconds(load_safetensors))
+        best["warm"] = min(best["warm"], _seconds(load_classifier))
+    mib = weights.stat().st_size / 2**20
+    return {
+        "what": "warm from_pretrained",
+        "mib": mib,
+        "s": best["warm"],
+        "floor_s": best["floor"],
+        "floor": "safetensors",
+    }
+
+
+def _package_of_noise(folder: Path, mib: int) -> Path:
+    """Write a package whose weights cannot be compressed or found elsewhere."""
+    from eca_hub.hub.package import config_to_json
+    from eca_hub.models.config import ModelConfig
+
+    folder.mkdir()
+    (folder / "config.json").write_text(config_to_json(ModelConfig("resnet18", "none", labels=("noise",))))
+    (folder / "README.md").write_text("---\nlibrary_name: eca-hub\n---\n\nNoise, to measure with.\n")
+    num_bytes = mib * 2**20
+    header = json.dumps({"noise": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _ in range(mib):
+            file.write(os.urandom(2**20))
+        os.fsync(file.fileno())
+    return folder
+
+
+def _seconds(step: Callable[[], None]) -> float:
+    gc.collect()
+    started_s = time.perf_counter()
+    step()
+    return time.perf_counter() - started_s
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,160 @@
+"""A full house, callers who leave and an engine that hangs: the whole app behind a gate, on a clock that jumps."""
+
+import asyncio
+import json
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.registry import ModelSource, Registry
+from service.running import RunningModel
+from service.security import Keys
+from service.settings import Settings
+from tests.service.house import GatedRunner, fake_model, run, settle
+
+
+async def app_behind(gate: GatedRunner, **model: Any) -> FastAPI:
+    async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
+        return fake_model(gate, model_id=source.id_or_folder, **model)
+
+    registry = Registry([ModelSource("acme/digits")], open_fake)
+    app = create_app(Settings(model=("acme/digits",)), registry, Keys())
+    await registry.load_all()
+    return app
+
+
+@dataclass
+class Caller:
+    """One request over ASGI, whose caller can hang up."""
+
+    app: FastAPI
+    content: bytes = b""
+    path: str = "/v1/classify"
+    status: int | None = None
+    body: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._gone = asyncio.Event()
+        self._has_sent = False
+        self.task = asyncio.create_task(self._call())
+
+    def hang_up(self) -> None:
+        self._gone.set()
+
+    async def _call(self) -> None:
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST" if self.content else "GET",
+            "path": self.path,
+            "query_string": b"",
+            "headers": [],
+        }
+        await self.app(scope, self._receive, self._send)
+
+    async def _receive(self) -> MutableMapping[str, Any]:
+        if not self._has_sent:
+            self._has_sent = True
+            return {"type": "http.request", "body": self.content, "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = dict(message["headers"])
+        else:
+            self.body += message["body"]
+
+
+async def counted(app: FastAPI) -> tuple[int, dict[tuple[str, str], int]]:
+    """What came and how it ended, this question left out."""
+    asking = Caller(app, path="/metrics")
+    await asking.task
+    text = asking.body.decode()
+    received = re.search(r"eca_requests_received_total (\d+)", text)
+    assert received is not None
+    ended = re.findall(r'eca_requests_total{route="(.*?)",code="(.*?)"} (\d+)', text)
+    return int(received[1]) - 1, {(route, code): int(count) for route, code, count in ended}
+
+
+def test_a_full_house_refuses_exactly_the_surplus_and_answers_all_it_took() -> None:
+    async def scene() -> None:
+        gate = GatedRunner()
+        app = await app_behind(gate, max_items=8)
+        callers = [Caller(app, b"%d" % number) for number in range(18)]
+        await settle()
+        refused = [caller for caller in callers if caller.task.done()]
+        assert [caller.status for caller in refused] == [429] * 10
+        for caller in refused:
+            assert int(caller.headers[b"retry-after"]) >= 1
+            assert json.loads(caller.body)["error"]["code"] == "overloaded"
+        probe = Caller(app, path="/healthz")
+        await settle()
+        assert probe.status == 200, "the event loop is free while the engine works"
+        gate.gate.set()
+        await asyncio.gather(*(caller.task for caller in callers))
+        assert [caller.status for caller in callers].count(200) == 8
+        assert sorted(item for batch in gate.batches for item in batch) == list(range(8)), "refused before decoding"
+        received, ended = await counted(app)
+        assert received == sum(ended.values()) == 19
+        assert ended["/v1/classify", "429"] == 10
+
+    run(scene())
+
+
+def test_what_nobody_waits_for_is_not_run() -> None:
+    async def scene() -> None:
+        gate = GatedRunner()
+        app = await app_behind(gate, max_items=8, max_batch=1)
+        callers = [Caller(app, b"%d" % number) for number in range(8)]
+        await settle()
+        for caller in callers[1:7]:
+            caller.hang_up()
+        await settle()
+        assert all(caller.task.done() for caller in callers[1:7]), "their seats are free at once"
+        newcomers = [Caller(app, b"%d" % number) for number in range(10, 16)]
+        await settle()
+        gate.gate.set()
+        await asyncio.gather(*(caller.task for caller in [*callers, *newcomers]))
+        assert gate.batches == [[0], [7], [10], [11], [12], [13], [14], [15]]
+        assert all(caller.status is None for caller in callers[1:7])
+        received, ended = await counted(app)
+        assert received == sum(ended.values())
+        assert ended == {("/v1/classify", "200"): 8, ("/v1/classify", "gone"): 6}
+
+    run(scene())
+
+
+def test_an_engine_that_does_not_answer_costs_its_callers_no_more_than_the_deadline() -> None:
+    async def scene() -> None:
+        gate = GatedRunner()
+        app = await app_behind(gate, deadline_s=3.0)
+        caller = Caller(app, b"1")
+        await caller.task
+        assert asyncio.get_running_loop().time() < 3.1
+        assert caller.status == 504
+        assert json.loads(caller.body)["error"]["code"] == "deadline_exceeded"
+        gate.gate.set()
+        after = Caller(app, b"2")
+        await after.task
+        assert after.status == 200
+
+    run(scene())
+
+
+def test_a_request_that_is_cut_off_when_the_service_ends_is_told_so() -> None:
+    async def scene() -> None:
+        app = await app_behind(GatedRunner())
+        caller = Caller(app, b"1")
+        await settle()
+        caller.task.cancel()
+        await asyncio.gather(caller.task, return_exceptions=True)
+        assert caller.status == 503
+        assert json.loads(caller.body)["error"]["code"] == "not_ready"
+
+    run(scene())
