@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from eca_hub.attention.eca import ECA, kernel_size_for
     from eca_hub.classifier import Classifier, Prediction
     from eca_hub.errors import EcaHubError
-    from eca_hub.hub.folder import load_pretrained, save_pretrained
+    from eca_hub.hub.convert import convert_checkpoint
+    from eca_hub.hub.folder import export_to_timm, load_pretrained, save_pretrained
     from eca_hub.hub.push import push_to_hub
     from eca_hub.images import EvalTransform, ImageLimits, decode_image
     from eca_hub.models.build import create_model, list_models
+    from eca_hub.models.complexity import Complexity, count
     from eca_hub.models.config import ImageConfig, ModelConfig
 
 __version__ = "0.1.0"
@@ -27,14 +29,18 @@ __all__ = [
     "ATTENTIONS",
     "ECA",
     "Classifier",
+    "Complexity",
     "EcaHubError",
     "EvalTransform",
     "ImageConfig",
     "ImageLimits",
     "ModelConfig",
     "Prediction",
+    "convert_checkpoint",
+    "count",
     "create_model",
     "decode_image",
+    "export_to_timm",
     "kernel_size_for",
     "list_models",
     "load_pretrained",
@@ -46,14 +52,18 @@ _HOME_OF = {
     "ATTENTIONS": "eca_hub.attention",
     "ECA": "eca_hub.attention.eca",
     "Classifier": "eca_hub.classifier",
+    "Complexity": "eca_hub.models.complexity",
     "EcaHubError": "eca_hub.errors",
     "EvalTransform": "eca_hub.images",
     "ImageConfig": "eca_hub.models.config",
     "ImageLimits": "eca_hub.images",
     "ModelConfig": "eca_hub.models.config",
     "Prediction": "eca_hub.classifier",
+    "convert_checkpoint": "eca_hub.hub.convert",
+    "count": "eca_hub.models.complexity",
     "create_model": "eca_hub.models.build",
     "decode_image": "eca_hub.images",
+    "export_to_timm": "eca_hub.hub.folder",
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",
     "load_pretrained": "eca_hub.hub.folder",

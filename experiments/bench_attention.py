@@ -192,9 +192,8 @@ def main() -> None:
     if args.networks:
         rows = list(network_rows(args.batches, args.device))
         for row in rows:
-            print(
-                f"{row['network']:<14} {row['mode']:<10} {row['batch']:>3} {row['time_ms']:>9.1f} ms {row['overhead']:>+7.1%}"
-            )
+            timing = f"{row['time_ms']:>9.1f} ms {row['overhead']:>+7.1%}"
+            print(f"{row['network']:<14} {row['mode']:<10} {row['batch']:>3} {timing}")
     else:
         rows = list(gate_rows(args.batches, methods, args.device, args.compiled))
         print_summary(rows)

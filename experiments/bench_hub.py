@@ -125,11 +125,11 @@ def _measure_warm_load(work: Path, url: str, token: str, repeats: int) -> dict[s
 
 def _package_of_noise(folder: Path, mib: int) -> Path:
     """Write a package whose weights cannot be compressed or found elsewhere."""
-    from eca_hub.hub.package import config_to_json
+    from eca_hub.hub.package import config_to_words, to_text
     from eca_hub.models.config import ModelConfig
 
     folder.mkdir()
-    (folder / "config.json").write_text(config_to_json(ModelConfig("resnet18", "none", labels=("noise",))))
+    (folder / "config.json").write_text(to_text(config_to_words(ModelConfig("resnet18", "none", labels=("noise",)))))
     (folder / "README.md").write_text("---\nlibrary_name: eca-hub\n---\n\nNoise, to measure with.\n")
     num_bytes = mib * 2**20
     header = json.dumps({"noise": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()

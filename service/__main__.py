@@ -27,7 +27,6 @@ _ABOUT = """Serve models over HTTP: POST a picture to /v1/classify and get its c
   curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify
 """
 
-
 _WRONG_TYPE = re.compile(r"Parser key \"(\w+)\": Expected a <class '(\w+)'>\. Got value: .*")
 _KINDS = {"int": "a whole number", "float": "a number"}
 
@@ -108,7 +107,8 @@ def main(argv: list[str]) -> int:
         0 after an orderly end, 2 for the user's mistake, 1 for ours.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for talkative in ("uvicorn", "httpx2"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         _serve(read_settings(argv))
     except EcaHubError as error:

@@ -25,6 +25,7 @@ _HEADERS = [
 ]
 
 _MAX_HEAD_BYTES = 16384
+_MAX_HEADERS = 100
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +42,16 @@ class HeadTooLarge(EcaHubError):
     code = "head_too_large"
 
     def __init__(self) -> None:
-        super().__init__(f"Address and headers have more than {_MAX_HEAD_BYTES} bytes.")
+        super().__init__(f"Address and headers have more than {_MAX_HEAD_BYTES} bytes, or than {_MAX_HEADERS} lines.")
+
+
+class BadHttp(EcaHubError):
+    """Not a version of HTTP that is spoken here."""
+
+    code = "bad_http"
+
+    def __init__(self) -> None:
+        super().__init__("This is not HTTP/1.1.")
 
 
 class Envelope:
@@ -83,7 +93,9 @@ class Envelope:
 
     async def _try(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
         """Run the app; say what the caller should be told that it did not tell."""
-        if _head_bytes(scope) > _MAX_HEAD_BYTES:
+        if scope["http_version"] not in ("1.0", "1.1", "2"):
+            return BadHttp()
+        if len(scope["headers"]) > _MAX_HEADERS or _head_bytes(scope) > _MAX_HEAD_BYTES:
             return HeadTooLarge()
         try:
             await self._app(scope, receive, send)

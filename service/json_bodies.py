@@ -10,11 +10,13 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from eca_hub import EcaHubError
 from service.errors import BadJson, InvalidRequest
 from service.running import Activation
+
+_MAX_MARKS = 20_000
 
 
 class _Body(BaseModel):
@@ -24,7 +26,9 @@ class _Body(BaseModel):
 class PicturesBody(_Body):
     """Pictures for /v1/classify."""
 
-    images: Annotated[list[str], Field(min_length=1, description="Pictures in base64.", examples=[["iVBORw0KGgo..."]])]
+    images: Annotated[
+        list[str], FailFast(), Field(min_length=1, description="Pictures in base64.", examples=[["iVBORw0KGgo..."]])
+    ]
 
 
 class TaskParameters(_Body):
@@ -79,6 +83,9 @@ def task_in_json(body: bytes) -> Task:
 
 
 def _read(body: bytes, shape: type[Shape]) -> Shape:
+    # None of these bytes stands in base64, so pictures need few of them. Parsing millions would stop all other callers.
+    if any(body.count(mark) > _MAX_MARKS for mark in (b",", b"[", b"{")):
+        raise InvalidRequest("The JSON has far more parts than pictures need.", hint="See /docs.")
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_object_of)
     except (ValueError, RecursionError):

@@ -49,15 +49,14 @@ def main(argv: list[str]) -> int:
     if args.format == "eca-hub":
         model, config = convert_checkpoint(args.source, args.to, architecture=args.architecture, labels=labels)
     else:
-        from eca_hub.hub.folder import load_pretrained
-        from eca_hub.hub.stock_timm import export_to_timm
+        from eca_hub.hub.folder import export_to_timm, load_pretrained
 
         if is_checkpoint:
             model, config = convert_checkpoint(args.source, architecture=args.architecture, labels=labels)
         else:
             model, config = load_pretrained(args.source)
         _show_progress(f"writing {args.to}")
-        model = export_to_timm(model, config, args.to)
+        export_to_timm(model, config, args.to)
     _show_progress("")
     _report(model, config, args.to, args.format, as_json=args.json)
     return 0

@@ -53,15 +53,15 @@ class CardFacts:
     """What it is not for."""
 
 
-def render_card(config: ModelConfig, num_parameters: int, facts: CardFacts) -> str:
+def render_card(config: ModelConfig, num_parameters: int, facts: CardFacts, *, is_timm: bool = False) -> str:
     """Write README.md: metadata for the Hub, then a page for a person."""
     name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
     title = facts.title or name
     data = ModelCardData(
-        library_name="eca-hub",
+        library_name="timm" if is_timm else "eca-hub",
         pipeline_tag="image-classification",
         license=facts.license,
-        tags=["eca-hub", "image-classification", "eca-net"],
+        tags=["eca-hub", "image-classification", "eca-net", *(["timm", "transformers"] if is_timm else [])],
         model_name=title,
         metrics=sorted({result.metric for result in facts.results}) or None,
         eval_results=[
@@ -80,7 +80,7 @@ def render_card(config: ModelConfig, num_parameters: int, facts: CardFacts) -> s
     sections = [
         f"# {escape(title)}",
         facts.summary or f"A {name} image classifier with {config.num_classes} classes.",
-        _use(),
+        _use(is_timm),
         _results(facts),
         _network(config, name, num_parameters),
         _training(facts),
@@ -96,15 +96,14 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(single_line))
 
 
-def _use() -> str:
+def _use(is_timm: bool) -> str:
     return (
         "## Use\n\n"
         "```python\n"
         "import eca_hub\n\n"
         'classifier = eca_hub.Classifier.from_pretrained("OWNER/NAME")  # this repository, or a folder\n'
         'classifier.predict("picture.png", top_k=3)\n'
-        "```\n\n"
-        "```sh\n"
+        "```\n\n" + (_USE_WITH_TIMM if is_timm else "") + "```sh\n"
         "eca-hub serve --model OWNER/NAME --port 8000\n"
         "curl --data-binary @picture.png -H 'Content-Type: image/png' http://127.0.0.1:8000/v1/classify\n"
         "```"
@@ -115,7 +114,7 @@ def _results(facts: CardFacts) -> str:
     if not facts.results:
         return ""
     rows = [
-        f"| {escape(each.dataset)} | {escape(each.split)} | {each.num_images} | {escape(each.metric)} | {each.value:.4f} |"
+        f"| {escape(each.dataset)} | {escape(each.split)} | {each.num_images} | {each.metric} | {each.value:.4f} |"
         for each in facts.results
     ]
     table = "\n".join(["| data set | split | images | metric | value |", "| --- | --- | --- | --- | --- |", *rows])
@@ -148,6 +147,14 @@ def _training(facts: CardFacts) -> str:
         return ""
     return "## Training\n\n" + "\n".join(f"- {escape(key)}: {escape(value)}" for key, value in facts.recipe.items())
 
+
+_USE_WITH_TIMM = """```python
+import timm  # eca-hub need not be installed
+
+model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)
+```
+
+"""
 
 _CITATION = """## Citation
 

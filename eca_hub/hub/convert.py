@@ -10,7 +10,6 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
 from eca_hub.errors import InvalidConfig
@@ -18,6 +17,7 @@ from eca_hub.hub.card import CardFacts
 from eca_hub.hub.checkpoint_file import read_weights
 from eca_hub.hub.fit import load_strictly
 from eca_hub.hub.folder import save_pretrained
+from eca_hub.hub.imagenet import usual_labels
 from eca_hub.hub.layouts import Recognized, recognize
 from eca_hub.hub.whole import check_free, whole_folder
 from eca_hub.models.backbones import BACKBONES
@@ -78,20 +78,10 @@ def convert_checkpoint(
 
 def _labels(given: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
     if given is None:
-        return imagenet_labels() if num_classes == 1000 else tuple(str(index) for index in range(num_classes))
+        return usual_labels(num_classes)
     if len(given) != num_classes:
         raise InvalidConfig(f"There are {len(given)} labels, and the network in the file has {num_classes} outputs.")
     return tuple(given)
-
-
-def imagenet_labels() -> tuple[str, ...]:
-    """Name the 1000 classes of ImageNet in the usual order; the two cranes and the like carry their WordNet number."""
-    info = ImageNetInfo()
-    names = [description.partition(",")[0] for description in info.label_descriptions()]
-    numbers = info.label_names()  # type: ignore[no-untyped-call]
-    return tuple(
-        f"{name} ({number})" if names.count(name) > 1 else name for name, number in zip(names, numbers, strict=True)
-    )
 
 
 def _image_config(backbone: str, said: str | None) -> ImageConfig:

@@ -6,54 +6,97 @@ change, or crash, a running model.
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts, render_card
-from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Package, config_from_json, config_to_json
+from eca_hub.hub.fit import load_strictly
+from eca_hub.hub.imagenet import usual_labels
+from eca_hub.hub.package import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Package,
+    config_from_json,
+    config_to_words,
+    is_written_for_timm,
+    to_text,
+)
 from eca_hub.hub.pull import pull
+from eca_hub.hub.stock_timm import record_of, to_stock_timm, without_padding
+from eca_hub.hub.timm_config import to_timm
+from eca_hub.hub.whole import check_free, whole_folder
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ModelConfig
 
 
 def save_pretrained(
-    model: nn.Module, config: ModelConfig, folder: str | Path, *, facts: CardFacts | None = None
+    model: nn.Module, config: ModelConfig, folder: str | Path, *, facts: CardFacts | None = None, for_timm: bool = False
 ) -> Path:
     """Write a network as a package: config.json, model.safetensors and a model card.
 
-    Each file is complete before it gets its name, and config.json, which makes the folder a package, comes last.
+    Where stock timm can express the network, the package is one of timm's as well: `timm.create_model("hf-hub:...")`
+    and transformers load it without eca-hub, with the same outputs. Each file is complete before it gets its name,
+    and config.json, which makes the folder a package, comes last.
 
     Args:
-        model: The network; its weights are written from the CPU in their own dtype.
+        model: The network; its weights are written from the CPU.
         config: What `build_model` needs to make it again, with its labels.
         folder: Where to; made if absent.
         facts: What the model card shall tell of training and results.
+        for_timm: Refuse to write what stock timm cannot express.
 
     Returns:
         The folder.
 
     Raises:
-        InvalidConfig: the configuration has no labels.
+        InvalidConfig: the configuration has no labels, or timm cannot express the network and must.
     """
     if not config.labels:
         raise InvalidConfig(
             "A package needs labels, the class names in the order of the outputs.", hint="ModelConfig(labels=(...))"
         )
     settled = settle(config)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    network, document = model, config_to_words(settled)
+    try:
+        network, model_args = to_stock_timm(model, settled)
+        document = to_timm(settled, model_args, record_of(network))
+    except InvalidConfig:
+        if for_timm:
+            raise
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    _write(path / CARD_FILE, render_card(settled, num_parameters, facts or CardFacts()).encode())
+    card = render_card(settled, num_parameters, facts or CardFacts(), is_timm=network is not model)
+    _write(path / CARD_FILE, card.encode())
     _write(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
-    _write(path / CONFIG_FILE, config_to_json(settled).encode())
+    _write(path / CONFIG_FILE, to_text(document).encode())
     return path
+
+
+def export_to_timm(model: nn.Module, config: ModelConfig, folder: str | Path) -> Path:
+    """Write a network as a folder that stock timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    What `save_pretrained` does wherever it can; here it must. The outputs stay the same; so do labels and
+    preprocessing. Published on a hub, `hf-hub:OWNER/NAME` loads it.
+
+    Args:
+        model: The network.
+        config: Its configuration, with labels.
+        folder: Where to; a new or empty one.
+
+    Raises:
+        InvalidConfig: timm cannot express this network, which says why, or the folder is not empty.
+    """
+    with whole_folder(check_free(folder)) as draft:
+        save_pretrained(model, config, draft, for_timm=True)
+    return Path(folder)
 
 
 def load_pretrained(id_or_folder: str | Path, revision: str | None = None) -> tuple[nn.Module, ModelConfig]:
@@ -72,7 +115,7 @@ def load_pretrained(id_or_folder: str | Path, revision: str | None = None) -> tu
 
 def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
     """Make the network that a package describes, with its weights, in evaluation mode."""
-    config = config_from_json(package.config_bytes, origin=package.model_id)
+    config = config_from_json(package.config_bytes, origin=package.model_id, labels_for=usual_labels)
     try:
         weights = safetensors.torch.load(package.weights_bytes)
     except safetensors.SafetensorError as error:
@@ -80,34 +123,11 @@ def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
     # On the meta device nothing is allocated or initialised, so a config that lies about its size costs nothing.
     with torch.device("meta"):
         model = build_model(config)
-    _load_strictly(model, weights, origin=package.model_id)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if config.attention != "none" and is_written_for_timm(package.config_bytes):
+        weights = without_padding(weights, shapes)
+    load_strictly(model, weights, sentence=f"The weights of {package.model_id} do not fit its config.json")
     return model.eval(), config
-
-
-def _load_strictly(model: nn.Module, weights: dict[str, Tensor], *, origin: str) -> None:
-    expected = model.state_dict()
-    problems = [
-        *_name_some("missing", sorted(expected.keys() - weights.keys()), str),
-        *_name_some("unexpected", sorted(weights.keys() - expected.keys()), str),
-        *_name_some(
-            "of another shape",
-            [name for name, tensor in weights.items() if name in expected and tensor.shape != expected[name].shape],
-            lambda name: (
-                f"{name} is {tuple(weights[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
-            ),
-        ),
-    ]
-    if problems:
-        raise CheckpointMismatch(f"The weights of {origin} do not fit its config.json: {'; '.join(problems)}.")
-    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        raise CheckpointMismatch(f"The weights of {origin} hold NaN or infinity: {', '.join(broken[:5])}.")
-    model.load_state_dict(weights, strict=True, assign=True)
-
-
-def _name_some(kind: str, names: list[str], describe: Callable[[str], str]) -> list[str]:
-    """Say how many, and name the first five."""
-    return [f"{len(names)} {kind} ({', '.join(describe(name) for name in names[:5])})"] if names else []
 
 
 def _write(path: Path, content: bytes) -> None:

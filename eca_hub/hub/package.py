@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from eca_hub.errors import InvalidConfig, NotAnEcaModel
+from eca_hub.hub.timm_config import OURS, NumberedLabels, from_timm, numbers
 from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem
 
 CONFIG_FILE = "config.json"
@@ -71,48 +72,71 @@ def read_folder(folder: str | Path) -> Package:
     return Package(str(folder), digest.hexdigest()[:40], contents[0], contents[1])
 
 
-def config_to_json(config: ModelConfig) -> str:
-    """Write the text of config.json."""
+def config_to_words(config: ModelConfig) -> dict[str, Any]:
+    """Write what config.json says of a network that only eca-hub can make."""
     words = dataclasses.asdict(config)
     labels = words.pop("labels")
-    document = {
+    del words["timm_args"]
+    return {
         "format": FORMAT,
         "library_name": LIBRARY_NAME,
         **words,
         "num_classes": len(labels),
         "label_names": labels,
     }
+
+
+def to_text(document: Mapping[str, Any]) -> str:
+    """Write a JSON document for people to read as well."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def config_from_json(text: bytes, *, origin: str) -> ModelConfig:
-    """Read config.json, trusting nothing in it.
+def config_from_json(text: bytes, *, origin: str, labels_for: NumberedLabels = numbers) -> ModelConfig:
+    """Read config.json, of ours or of timm's shape, trusting nothing in it.
 
     Args:
         text: The bytes of the file.
         origin: What to call the package in a message.
+        labels_for: Names the classes of a network of timm's that brings no names.
 
     Raises:
-        NotAnEcaModel: not JSON, not ours, of a later format, or with a value of the wrong kind.
+        NotAnEcaModel: not JSON, neither ours nor timm's, of a later format, or with a value of the wrong kind.
     """
+    document = _document(text, origin)
+    try:
+        if document.get("library_name") == LIBRARY_NAME:
+            return _config_from_words(document)
+        return from_timm(document, labels_for)
+    except (KeyError, TypeError, ValueError, OverflowError, InvalidConfig) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
+
+
+def is_written_for_timm(text: bytes) -> bool:
+    """Whether a config.json that `config_from_json` has read says that eca-hub wrote the package for stock timm too."""
+    return OURS in json.loads(text)
+
+
+def _document(text: bytes, origin: str) -> dict[str, Any]:
     if len(text) > _MAX_CONFIG_BYTES:
         raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} has {len(text)} bytes; the limit is {_MAX_CONFIG_BYTES}.")
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} is not JSON.") from None
-    if not isinstance(document, dict) or document.get("library_name") != LIBRARY_NAME:
-        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} does not say library_name {LIBRARY_NAME!r}.")
-    if document.get("format") != FORMAT:
+    if not isinstance(document, dict) or (
+        document.get("library_name") != LIBRARY_NAME and "pretrained_cfg" not in document
+    ):
+        raise NotAnEcaModel(
+            f"{CONFIG_FILE} of {origin} is neither eca-hub's, which says library_name {LIBRARY_NAME!r}, nor timm's, "
+            "which has a pretrained_cfg."
+        )
+    if document.get("library_name") == LIBRARY_NAME and document.get("format") != FORMAT:
         raise NotAnEcaModel(
             f"{CONFIG_FILE} of {origin} has format {document.get('format')!r}; this eca-hub reads {FORMAT}.",
             hint="A later one: pip install -U eca-hub",
         )
-    try:
-        return _config_from_words(document)
-    except (KeyError, TypeError, ValueError, InvalidConfig) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
+    return document
 
 
 def _config_from_words(document: Mapping[str, Any]) -> ModelConfig:

@@ -6,53 +6,18 @@ channels that nothing reads, and a bias of zero. What timm cannot express is ref
 format: timm 1.0, models/_hub.py.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
-from huggingface_hub import ModelCardData
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from eca_hub.errors import InvalidConfig
-from eca_hub.hub.card import escape
+from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.fit import load_strictly
-from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from eca_hub.hub.whole import check_free, whole_folder
 from eca_hub.models.build import settle
 from eca_hub.models.config import ModelConfig
-
-
-def export_to_timm(model: nn.Module, config: ModelConfig, folder: str | Path) -> nn.Module:
-    """Write a network as a folder that stock timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
-
-    The outputs stay the same; so do labels and preprocessing. Published on a hub, `hf-hub:OWNER/NAME` loads it.
-
-    Args:
-        model: The network.
-        config: Its configuration, with labels.
-        folder: Where to; a new or empty one.
-
-    Returns:
-        The network that timm makes of it, in evaluation mode.
-
-    Raises:
-        InvalidConfig: timm cannot express this network, or the folder is not empty.
-    """
-    path = check_free(folder)
-    settled = settle(config)
-    stock, model_args = to_stock_timm(model, settled)
-    weights = {name: tensor.contiguous() for name, tensor in stock.state_dict().items()}
-    with whole_folder(path) as draft:
-        (draft / CARD_FILE).write_text(_card(settled), encoding="utf-8")
-        (draft / WEIGHTS_FILE).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-        document = _timm_config(settled, stock, model_args)
-        (draft / CONFIG_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return stock
 
 
 def to_stock_timm(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:
@@ -73,7 +38,7 @@ def to_stock_timm(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, dic
         raise _refused(settled, _ABSENT.get(name, f"timm has no network {name!r}"))
     if settled.stem != "own":
         raise _refused(settled, "timm has no small stem for it")
-    model_args: dict[str, Any] = {}
+    model_args: dict[str, Any] = dict(settled.timm_args)
     if settled.attention != "none":
         model_args["block_args"] = {"attn_layer": settled.attention}
     with torch.device("meta"):
@@ -142,39 +107,40 @@ _PADDERS: dict[str, Callable[[Weights, Shapes, ModelConfig], Weights]] = {
 """Attention that timm has by the same name, to what makes our weights its."""
 
 
-def _timm_config(config: ModelConfig, stock: Any, model_args: dict[str, Any]) -> dict[str, Any]:
-    """Write what timm reads; of its own record, which tells of other weights, only the names of layers stay."""
-    image, record = config.image, stock.default_cfg
-    return {
-        "architecture": config.architecture,
-        "num_classes": config.num_classes,
-        "num_features": stock.num_features,
-        "label_names": list(config.labels),
-        **({"model_args": model_args} if model_args else {}),
-        "pretrained_cfg": {
-            "input_size": [3, image.height_px, image.width_px],
-            "fixed_input_size": False,
-            "interpolation": image.interpolation,
-            "crop_pct": image.crop,
-            "crop_mode": image.crop_mode,
-            "mean": list(image.mean),
-            "std": list(image.std),
-            "num_classes": config.num_classes,
-            "pool_size": record.get("pool_size"),
-            "first_conv": record.get("first_conv"),
-            "classifier": record.get("classifier"),
-        },
-    }
+def record_of(stock: Any) -> dict[str, Any]:
+    """Return timm's default record of a network of its own, with the width of its last map."""
+    return {**stock.default_cfg, "num_features": stock.num_features}
 
 
-def _card(config: ModelConfig) -> str:
-    name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
-    data = ModelCardData(
-        library_name="timm", pipeline_tag="image-classification", tags=["timm", "image-classification", "eca-net"]
-    )
-    return (
-        f"---\n{data.to_yaml()}\n---\n\n# {escape(name)}\n\n"
-        f"A {escape(name)} image classifier with {config.num_classes} classes, exported by eca-hub for stock timm.\n\n"
-        '```python\nimport timm\n\nmodel = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)'
-        '  # a folder: "local-dir:PATH"\n```\n'
-    )
+def without_padding(weights: Weights, shapes: Shapes) -> Weights:
+    """Undo `to_stock_timm`: cut the zeros that it added, and nothing else.
+
+    Args:
+        weights: The tensors of a package that stock timm loads.
+        shapes: Name to shape in the network of ours.
+
+    Raises:
+        CheckpointMismatch: what would be cut is not zero, so these are other weights.
+    """
+    cut = {}
+    for name, tensor in weights.items():
+        if ".se." not in name:
+            cut[name] = tensor
+        elif name in shapes:
+            cut[name] = (
+                _centre(tensor, shapes[name]) if name.endswith(".se.conv.weight") else _start(tensor, shapes[name])
+            )
+        kept = cut.get(name)
+        if (0 if kept is None else kept.count_nonzero()) != tensor.count_nonzero():
+            raise CheckpointMismatch(f"{name} has numbers where the padding of the export should be zero.")
+    return cut
+
+
+def _centre(kernel: Tensor, shape: torch.Size) -> Tensor:
+    start = (kernel.shape[2] - shape[2]) // 2
+    return kernel[:, :, start : start + shape[2]]
+
+
+def _start(tensor: Tensor, shape: torch.Size) -> Tensor:
+    square = tensor.flatten(1) if tensor.ndim == 4 else tensor
+    return square[tuple(slice(length) for length in shape)]

@@ -42,7 +42,7 @@ class BlobWriter:
         self._file = self._temporary.open("xb", buffering=0)
         self.size_bytes = 0
 
-    def write(self, piece: bytes | memoryview) -> None:
+    def write(self, piece: bytes | bytearray | memoryview) -> None:
         """Append bytes."""
         view = memoryview(piece)
         self._hash.update(view)

@@ -12,7 +12,7 @@ from .errors import too_large
 PIECE_BYTES = 2 << 20
 
 
-async def receive(request: Request, write: Callable[[bytes], object], limit_bytes: int) -> int:
+async def receive(request: Request, write: Callable[[bytearray], object], limit_bytes: int) -> int:
     """Hand a body to `write`, piece by piece, in a thread; return its size.
 
     While one piece is written the next one is received, so hashing and the network overlap.
@@ -33,7 +33,7 @@ async def receive(request: Request, write: Callable[[bytes], object], limit_byte
             if len(buffer) >= PIECE_BYTES:
                 if writing:
                     await writing
-                writing = asyncio.ensure_future(run_in_threadpool(write, bytes(buffer)))
+                writing = asyncio.ensure_future(run_in_threadpool(write, buffer))
                 buffer = bytearray()
     finally:
         # Also on failure: nobody may close the file under the thread that writes to it.
@@ -42,5 +42,5 @@ async def receive(request: Request, write: Callable[[bytes], object], limit_byte
     if writing:
         await writing
     if buffer:
-        await run_in_threadpool(write, bytes(buffer))
+        await run_in_threadpool(write, buffer)
     return num_bytes

@@ -15,6 +15,7 @@ push`, would have to keep every promise again. A folder of JSON and raw bytes ca
 text editor and sha256sum.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ import re
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,9 +82,7 @@ class Store:
         """Return a repository and its name as its owner spells it, following moves, or None."""
         with self._lock:
             entry = self._names.get(repo_id.key)
-            for _ in range(8):
-                if entry is None or "moved_to" not in entry:
-                    break
+            if entry and "moved_to" in entry:
                 entry = self._names.get(entry["moved_to"])
             if entry is None or "folder" not in entry:
                 return None
@@ -139,7 +139,10 @@ class Store:
             if "name" in self._names.get(target.key, {}) and target.key != source.key:
                 raise conflict(f"A {target.type} repository called {target.full_name} already exists")
             entry = {"name": target.full_name, "folder": self._names[source.key]["folder"]}
-            self._set_names({**self._names, source.key: {"moved_to": target.key}, target.key: entry})
+            moved = {"moved_to": target.key}
+            # Older names lead straight to the new one, so that none of them can end at a stranger's repository.
+            names = {key: moved if old == {"moved_to": source.key} else old for key, old in self._names.items()}
+            self._set_names({**names, source.key: moved, target.key: entry})
 
     def delete_repo(self, repo_id: RepoId) -> None:
         """Forget a repository; its blobs stay until `gc`."""
@@ -149,6 +152,17 @@ class Store:
             self._set_names({key: entry for key, entry in self._names.items() if key != repo_id.key and entry != alias})
             self._repos.pop(folder, None)
         shutil.rmtree(self.root / "repos" / folder, ignore_errors=True)
+
+    def upload_path(self, upload: str) -> Path:
+        """Name the file in which the parts of one upload come together."""
+        return self.root / "tmp" / f"upload-{upload}"
+
+    def drop_old_uploads(self, max_age_s: float) -> None:
+        """Remove what clients began to upload in parts and never finished."""
+        for path in (self.root / "tmp").glob("upload-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > max_age_s:
+                    path.unlink()
 
     def renew_id(self) -> None:
         """Become another store in the eyes of clients that remember what they sent before."""

@@ -5,6 +5,7 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
@@ -63,6 +64,9 @@ def create_model(
 def build_model(config: ModelConfig, *, num_classes: int | None = None, features_only: bool = False) -> nn.Module:
     """Make the network that a configuration describes, with as many outputs as it has labels."""
     settled = settle(config)
+    outputs = config.num_classes if num_classes is None else num_classes
+    if settled.timm_args:
+        return _build_as_timm_does(settled, outputs, features_only)
     backbone = _backbone(settled.architecture)
     insertion = None
     if settled.attention != "none":
@@ -78,7 +82,6 @@ def build_model(config: ModelConfig, *, num_classes: int | None = None, features
                 ) from None
 
         insertion = _insertion(make, method, backbone, options)
-    outputs = config.num_classes if num_classes is None else num_classes
     return backbone.build(insertion, num_classes=outputs, stem=settled.stem, features_only=features_only)
 
 
@@ -148,6 +151,19 @@ def count_parameters(architecture: str) -> int:
     with torch.device("meta"):
         model = create_model(architecture)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _build_as_timm_does(config: ModelConfig, num_classes: int, features_only: bool) -> nn.Module:
+    if config.attention != "none" or config.stem != "own" or not timm.is_model(config.architecture):
+        raise InvalidConfig(f"timm_args are for timm's own networks, without attention or stem of ours: {config}.")
+    try:
+        model: nn.Module = timm.create_model(
+            config.architecture, num_classes=num_classes, features_only=features_only, **config.timm_args
+        )
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidConfig(f"timm cannot make {config.architecture} of {dict(config.timm_args)}: {reason}.") from None
+    return model
 
 
 def _backbone(name: str) -> Backbone:

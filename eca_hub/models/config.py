@@ -64,6 +64,9 @@ class ModelConfig:
     stem: Stem = "own"
     """`own` is the architecture's; `small` keeps the picture whole up to the first block, for pictures up to 64 px."""
 
+    timm_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of a network that is timm's own, as its config.json gives them."""
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.]{0,95}", self.architecture):
             raise InvalidConfig(

@@ -16,7 +16,8 @@ from eca_hub import create_model, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import CheckpointMismatch, InvalidConfig, InvalidUsage, UnknownName
 from eca_hub.hub import convert
-from eca_hub.hub.convert import convert_checkpoint, imagenet_labels
+from eca_hub.hub.convert import convert_checkpoint
+from eca_hub.hub.imagenet import imagenet_labels
 from eca_hub.hub.package import FILES
 from tests.hub import ecanet
 

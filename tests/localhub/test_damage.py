@@ -221,6 +221,21 @@ def test_a_link_in_the_store_is_not_followed(tmp_path: Path) -> None:
         assert client.get(f"/{REPO}/resolve/main/model.safetensors").status_code == 500
 
 
+def test_an_upload_that_is_never_finished_is_removed_in_the_end(tmp_path: Path) -> None:
+    with opened_hub(tmp_path, lfs_part_bytes=128_000) as client:
+        push(client, {}, {})
+        body = {"operation": "upload", "transfers": ["multipart"], "objects": [{"oid": SHA256, "size": len(CONTENT)}]}
+        url = f"/{REPO}.git/info/lfs/objects/batch"
+        upload = client.post(url, json=body).json()["objects"][0]["actions"]["upload"]
+        client.put(upload["header"]["1"], content=CONTENT[:128_000]).raise_for_status()
+        (begun,) = (tmp_path / "tmp").iterdir()
+        client.post(url, json=body).raise_for_status()
+        assert begun.exists()
+        os.utime(begun, (0, 0))
+        client.post(url, json=body).raise_for_status()
+        assert not begun.exists()
+
+
 def test_upload_links_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened_hub(tmp_path) as client:
         push(client, {}, {})

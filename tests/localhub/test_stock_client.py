@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    hf_hub_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -186,9 +193,13 @@ def test_a_moved_repository_is_found_under_both_names_and_a_deleted_one_under_no
     api.move_repo(repo_id, f"{repo_id}-new")
     assert api.model_info(repo_id).id == f"{repo_id}-new"
     assert Path(api.hf_hub_download(repo_id, "f.txt")).read_bytes() == b"x"
-    api.delete_repo(f"{repo_id}-new")
+    api.move_repo(f"{repo_id}-new", f"{repo_id}-newer")
+    assert api.model_info(repo_id).id == f"{repo_id}-newer"
+    api.create_repo(f"{repo_id}-new")
+    assert api.model_info(repo_id).id == f"{repo_id}-newer"
+    api.delete_repo(f"{repo_id}-newer")
     assert not api.repo_exists(repo_id)
-    assert not api.repo_exists(f"{repo_id}-new")
+    assert not api.repo_exists(f"{repo_id}-newer")
     api.create_repo(repo_id)
     assert api.list_repo_files(repo_id) == [".gitattributes"]
 
@@ -215,6 +226,13 @@ def test_a_card_with_broken_metadata_is_refused_before_anything_is_uploaded(api:
     with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
         api.create_commit(repo_id, [CommitOperationAdd("README.md", card)], commit_message="card")
     assert api.list_repo_files(repo_id) == [".gitattributes"]
+
+
+def test_a_card_validates_itself_against_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    ModelCard("---\nlicense: apache-2.0\n---\n# Card\n").validate()
+    with pytest.raises(ValueError, match='- Error: "license" must be one of'):
+        ModelCard("---\nlicense: asdf\n---\n# Card\n").validate()
 
 
 def test_who_am_i_tells_name_and_role(api: HfApi, hub: Hub) -> None:

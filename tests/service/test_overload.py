@@ -49,6 +49,7 @@ class Caller:
     async def _call(self) -> None:
         scope: dict[str, Any] = {
             "type": "http",
+            "http_version": "1.1",
             "method": "POST" if self.content else "GET",
             "path": self.path,
             "query_string": b"",

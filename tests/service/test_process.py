@@ -123,6 +123,7 @@ def test_a_body_that_does_not_come_is_answered_and_ends_the_connection(service: 
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /healthz HTTP/3.7\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
         b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
@@ -136,8 +137,10 @@ def test_what_is_not_http_is_refused_in_the_same_shape(service: Served, head: by
 
 
 def test_a_huge_head_is_refused(service: Served) -> None:
-    head = b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    assert talk(service, head)[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")
+    start_of_head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    many = b"".join(b"X-%d: y\r\n" % number for number in range(500))
+    for more in (b"X: " + b"a" * 100_000 + b"\r\n", many):
+        assert talk(service, start_of_head + more + b"\r\n")[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")
 
 
 def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(service: Served) -> None:
@@ -163,6 +166,19 @@ def test_a_signal_ends_it_in_good_order(package: Path) -> None:
             assert set(statuses) == {200}
         assert running.process.stdout is not None
         assert running.process.stdout.read() == "", "one line on standard output, no more"
+
+
+def test_while_it_drains_it_answers_and_a_second_signal_ends_it_at_once(package: Path) -> None:
+    with served("--model", str(package), "--drain_delay_s", "60") as running:
+        running.wait_until_ready()
+        running.process.send_signal(signal.SIGTERM)
+        while (answer := running.client.get("/readyz")).status_code == 200:
+            time.sleep(0.01)
+        assert answer.json()["error"]["code"] == "not_ready"
+        assert running.client.post("/v1/classify", content=PICTURES[0]).status_code == 200
+        started = time.monotonic()
+        assert running.stop(signal.SIGTERM) == 128 + signal.SIGTERM
+        assert time.monotonic() - started < 2
 
 
 def test_a_signal_while_it_loads_ends_it_too(package: Path) -> None:

@@ -1,6 +1,6 @@
 """Who am I, and is this model card well formed: questions about no repository."""
 
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from ..call import Call, json_response
 from ..cards import problems_of_card
@@ -23,5 +23,9 @@ def validate_yaml(call: Call) -> Response:
     """POST /api/validate-yaml."""
     content = call.json_body().get("content")
     errors, warnings = problems_of_card(content if isinstance(content, str) else "")
+    # RepoCard.validate() asks for text and shows it as it comes.
+    if "text/plain" in call.request.headers.get("accept", ""):
+        lines = [f"- Error: {text}" for text in errors] + [f"- Warning: {text}" for text in warnings]
+        return PlainTextResponse("\n".join(lines), 400 if errors else 200)
     answer = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
     return json_response(answer, 400 if errors else 200)

@@ -15,7 +15,7 @@ from ..errors import HubRefusal, bad_request, invalid
 from ..faults import faultpoint
 from ..names import check_sha256
 from ..receiving import receive
-from ..signing import is_signed, sign, until
+from ..signing import LIFETIME_S, is_signed, sign, until
 
 MAX_OBJECTS = 1_000
 MAX_OBJECT_BYTES = 1 << 40
@@ -83,7 +83,7 @@ async def put_part(call: Call) -> Response:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     offset = start
 
-    def write(piece: bytes) -> None:
+    def write(piece: bytearray) -> None:
         nonlocal offset
         view = memoryview(piece)
         while view:
@@ -135,6 +135,7 @@ def _in_parts(call: Call, oid: str, size_bytes: int) -> dict[str, Any]:
     num_parts = -(-size_bytes // part_bytes)
     if num_parts > MAX_PARTS:
         raise invalid(f"{oid} is larger than {MAX_PARTS} parts of {part_bytes} bytes.")
+    call.store.drop_old_uploads(LIFETIME_S)
     upload = secrets.token_hex(12)
     parts = {
         str(part): _link(call, f"/-/lfs/{oid}/{upload}/{part}", size_bytes, "part", oid, upload, str(part))
@@ -159,7 +160,7 @@ def _permitted(call: Call, what: str, *words: str) -> tuple[str, int]:
 
 
 def _upload_path(call: Call) -> Path:
-    return call.store.root / "tmp" / f"upload-{call.param('upload')}"
+    return call.store.upload_path(call.param("upload"))
 
 
 def _read_object(item: object) -> tuple[str, int]:

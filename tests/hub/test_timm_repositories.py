@@ -1,0 +1,221 @@
+"""Stock timm's repositories load here, and what is saved here loads in stock timm: with the same outputs, both ways."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from huggingface_hub import HfApi
+from timm.models import save_for_hf
+
+from eca_hub import Classifier, ImageConfig, ModelConfig, create_model, load_pretrained, save_pretrained
+from eca_hub.errors import EcaHubError, NotAnEcaModel
+from eca_hub.hub.push import push_to_hub
+from tests.conftest import make_picture
+from tests.hub import ecanet
+from tests.localhub.hubserver import Hub
+
+LABELS = ["cat", "dog", "eel"]
+SMALL = {"input_size": (3, 64, 64), "crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def stock_repository(folder: Path, name: str = "ecaresnet26t", **options: Any) -> torch.nn.Module:
+    """Let stock timm write a repository, as its authors publish theirs."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=options.pop("num_classes", 3), pretrained_cfg_overlay=SMALL, **options)
+    ecanet.randomize(model).eval()
+    save_for_hf(model, folder, model_config={"label_names": LABELS} if model.num_classes == 3 else {}, safe_serialization=True)
+    (folder / "README.md").write_text("---\nlibrary_name: timm\n---\n")
+    return model
+
+
+def stock_probabilities(model: torch.nn.Module, picture: bytes) -> torch.Tensor:
+    """Answer as timm's users do: its own transform, its own network."""
+    import io
+
+    from PIL import Image
+    from timm.data import create_transform, resolve_data_config
+
+    transform = create_transform(**resolve_data_config(model.pretrained_cfg, model=model))  # type: ignore[arg-type]
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    with torch.inference_mode():
+        return model(transform(image)[None]).softmax(1)[0]  # type: ignore[no-any-return]
+
+
+def test_a_stock_timm_repository_on_the_hub_classifies_as_timm_does(hub: Hub, tmp_path: Path) -> None:
+    model = stock_repository(tmp_path / "stock")
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("timm/ecaresnet26t.test_in1k")
+    api.upload_folder(folder_path=tmp_path / "stock", repo_id="timm/ecaresnet26t.test_in1k")
+    classifier = Classifier.from_pretrained("timm/ecaresnet26t.test_in1k", endpoint=hub.url)
+    assert classifier.config.labels == tuple(LABELS)
+    assert classifier.config.image == ImageConfig(64, 64, 0.9, mean=(0.5,) * 3, std=(0.5,) * 3)
+    picture = make_picture(300, 200)
+    ours = {each.index: each.score for each in classifier.predict(picture)}
+    for index, score in enumerate(stock_probabilities(model, picture).tolist()):
+        assert ours[index] == pytest.approx(score, abs=1e-5)
+
+
+def test_a_thousand_classes_without_names_are_imagenets(tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet10t", num_classes=1000)
+    _, config = load_pretrained(tmp_path / "stock")
+    assert config.num_classes == 1000
+    assert config.labels[281].startswith("tabby")
+
+
+def test_a_stock_repository_keeps_its_model_args_when_saved_again(tmp_path: Path) -> None:
+    stock = stock_repository(tmp_path / "stock", "resnet18", block_args={"attn_layer": "cbam"})
+    document = json.loads((tmp_path / "stock" / "config.json").read_text())
+    document["model_args"] = {"block_args": {"attn_layer": "cbam"}}
+    (tmp_path / "stock" / "config.json").write_text(json.dumps(document))
+    model, config = load_pretrained(tmp_path / "stock")
+    again, _ = load_pretrained(save_pretrained(model, config, tmp_path / "again"))
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(pixels), stock(pixels))
+    torch.testing.assert_close(again(pixels), stock(pixels))
+
+
+@pytest.mark.parametrize(
+    "model_args",
+    [
+        {"checkpoint_path": "/etc/passwd"},
+        {"pretrained": True},
+        {"pretrained_cfg": {"file": "/etc/passwd"}},
+        {"nonsense": 1},
+        {"layers": [10**9, 1, 1, 1]},
+        [],
+        {"block_args": {"attn_layer": "nosuch"}},
+    ],
+)
+def test_model_args_from_a_repository_cannot_reach_beyond_the_network(model_args: Any, tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet18")
+    document = json.loads((tmp_path / "stock" / "config.json").read_text())
+    (tmp_path / "stock" / "config.json").write_text(json.dumps({**document, "model_args": model_args}))
+    if model_args == []:
+        load_pretrained(tmp_path / "stock")
+        return
+    with pytest.raises(EcaHubError):
+        load_pretrained(tmp_path / "stock")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 10**9}, "num_classes is 1000000000"),
+        ({"label_names": ["one"]}, "num_classes is 3 and there are 1 label_names"),
+        ({"pretrained_cfg": {"input_size": [1, 64, 64]}}, "takes 1 colours"),
+        ({"pretrained_cfg": []}, "pretrained_cfg or eca_hub is not what this eca-hub reads"),
+        ({"eca_hub": {"format": 99}}, "pretrained_cfg or eca_hub is not what this eca-hub reads"),
+        ({"architecture": "nosuch"}, "There is no architecture 'nosuch'"),
+    ],
+)
+def test_a_stock_config_that_lies_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet18")
+    document = json.loads((tmp_path / "stock" / "config.json").read_text())
+    (tmp_path / "stock" / "config.json").write_text(json.dumps({**document, **change}))
+    with pytest.raises(EcaHubError) as refused:
+        load_pretrained(tmp_path / "stock")
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention", "options"),
+    [
+        ("resnet18", "eca", {}),
+        ("resnet50", "eca", {"kernel_sizes": "released"}),
+        ("resnet18", "se", {}),
+        ("resnet18", "none", {}),
+    ],
+)
+def test_what_is_saved_here_loads_in_stock_timm_and_here_again_to_the_bit(
+    architecture: str, attention: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    config = ModelConfig(architecture, attention, options, labels=tuple(LABELS), image=ImageConfig(64, 64))
+    torch.manual_seed(0)
+    model = ecanet.randomize(create_model(architecture, attention=attention, num_classes=3, **options)).eval()
+    package = save_pretrained(model, config, tmp_path / "package")
+    pixels = torch.randn(2, 3, 64, 64)
+    stock = timm.create_model(f"local-dir:{package}", pretrained=True).eval()
+    assert type(stock).__module__.startswith("timm.")
+    torch.testing.assert_close(stock(pixels), model(pixels), rtol=1e-5, atol=1e-5)
+    again, loaded = load_pretrained(package)
+    assert loaded.attention == attention
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == {
+        name: tensor.shape for name, tensor in model.state_dict().items()
+    }
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_zeros_of_an_export_that_are_not_zero_are_refused(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    config = ModelConfig("resnet18", "eca", {"kernel_sizes": 1}, labels=tuple(LABELS))
+    package = save_pretrained(create_model("resnet18", attention="eca", num_classes=3, kernel_sizes=1), config, tmp_path / "p")
+    weights = safetensors.torch.load((package / "model.safetensors").read_bytes())
+    weights["layer1.0.se.conv.weight"] += 1
+    (package / "model.safetensors").write_bytes(safetensors.torch.save(weights))
+    with pytest.raises(EcaHubError, match="the padding of the export should be zero"):
+        load_pretrained(package)
+
+
+def test_what_timm_cannot_express_says_so_and_is_not_taken_for_timms(tmp_path: Path) -> None:
+    config = ModelConfig("resnet18", "eca", {"kernel_sizes": "released"}, labels=tuple(LABELS))
+    model = create_model("resnet18", attention="eca", num_classes=3, kernel_sizes="released")
+    document = json.loads((save_pretrained(model, config, tmp_path / "p") / "config.json").read_text())
+    assert document["library_name"] == "eca-hub"
+    assert document["attention_args"] == {"kernel_sizes": [3, 5, 7, 7]}
+    assert "pretrained_cfg" not in document
+
+
+def test_stock_timm_loads_from_the_hub_what_was_pushed_without_eca_hub(
+    hub: Hub, tmp_path: Path, run_stock: Callable[..., str]
+) -> None:
+    config = ModelConfig("resnet18", "eca", labels=tuple(LABELS), image=ImageConfig(64, 64))
+    torch.manual_seed(0)
+    model = ecanet.randomize(create_model("eca_resnet18", num_classes=3)).eval()
+    package = save_pretrained(model, config, tmp_path / "package")
+    push_to_hub(package, "acme/eca_resnet18_timm", endpoint=hub.url, token=hub.token)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(make_picture(300, 200))
+    answer = json.loads(run_stock(hub, "acme/eca_resnet18_timm", picture))
+    expected = Classifier.from_pretrained(package).predict(picture)
+    assert answer == {each.label: pytest.approx(each.score, abs=1e-5) for each in expected}
+
+
+@pytest.fixture
+def run_stock(tmp_path: Path) -> Callable[..., str]:
+    """Classify with stock timm in a process where eca-hub cannot be imported."""
+    code = """
+import json, sys
+sys.modules["eca_hub"] = None
+import timm, torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+model = timm.create_model(f"hf-hub:{sys.argv[1]}", pretrained=True).eval()
+transform = create_transform(**resolve_data_config(model.pretrained_cfg, model=model))
+scores = model(transform(Image.open(sys.argv[2]))[None]).softmax(1)[0].tolist()
+print(json.dumps(dict(zip(model.pretrained_cfg["label_names"], scores))))
+"""
+
+    def run(hub: Hub, model_id: str, picture: Path) -> str:
+        import os
+
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "stock_cache")}
+        command = [sys.executable, "-c", code, model_id, str(picture)]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    return run
+
+
+def test_a_repository_of_something_else_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    for name, content in {"config.json": '{"model_type": "bert"}', "model.safetensors": "", "README.md": ""}.items():
+        (folder / name).write_text(content)
+    with pytest.raises(NotAnEcaModel, match="neither eca-hub's"):
+        load_pretrained(folder)
