@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eca_hub.hub.push import push_to_hub
     from eca_hub.images import EvalTransform, ImageLimits, decode_image
     from eca_hub.models.build import create_model, list_models
-    from eca_hub.models.complexity import Complexity, count
+    from eca_hub.models.complexity import Complexity, count_complexity
     from eca_hub.models.config import ImageConfig, ModelConfig
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ __all__ = [
     "ModelConfig",
     "Prediction",
     "convert_checkpoint",
-    "count",
+    "count_complexity",
     "create_model",
     "decode_image",
     "export_to_timm",
@@ -60,7 +60,7 @@ _HOME_OF = {
     "ModelConfig": "eca_hub.models.config",
     "Prediction": "eca_hub.classifier",
     "convert_checkpoint": "eca_hub.hub.convert",
-    "count": "eca_hub.models.complexity",
+    "count_complexity": "eca_hub.models.complexity",
     "create_model": "eca_hub.models.build",
     "decode_image": "eca_hub.images",
     "export_to_timm": "eca_hub.hub.folder",

@@ -48,12 +48,12 @@ def _one_network(config: "ModelConfig", num_classes: int, image_size_px: int, *,
     import torch
 
     from eca_hub.models.build import build_model, settle
-    from eca_hub.models.complexity import count
+    from eca_hub.models.complexity import count_complexity
 
     settled = settle(config)
     with torch.device("meta"):
         model = build_model(settled, num_classes=num_classes)
-    complexity = count(model, height_px=image_size_px, width_px=image_size_px)
+    complexity = count_complexity(model, height_px=image_size_px, width_px=image_size_px)
     document = {
         "architecture": settled.architecture,
         "attention": settled.attention,

@@ -156,7 +156,10 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     text = " ".join(message.split())
     unknown = re.search(r"--[\w.]+", text) if "nrecognized" in text or "does not accept" in text else None
     names = [option for action in parser._actions for option in action.option_strings]
-    close = difflib.get_close_matches(unknown[0].partition("=")[0], names, 1) if unknown else []
+    word = unknown[0].partition("=")[0] if unknown else ""
+    # Letters that changed places are the likelier mistake: --prot means --port, though --root is as near.
+    swapped = [name for name in names if sorted(name) == sorted(word)]
+    close = swapped or difflib.get_close_matches(word, names, 1)
     return f"{text}{f'. Did you mean {close[0]}?' if close else ''} All options: {parser.prog} --help"
 
 

@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 from eca_hub.models.build import build_model
-from eca_hub.models.complexity import Complexity, count
+from eca_hub.models.complexity import Complexity, count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_cost import detector_cost
 
@@ -232,8 +232,8 @@ def _count(row: Published) -> Complexity:
     size = {"height_px": row.image_size_px, "width_px": row.image_size_px}
     if row.torchvision:
         with torch.device("meta"):
-            return count(torchvision.models.get_model(row.architecture, **row.torchvision), **size)
-    return count(ModelConfig(row.architecture, row.attention, row.attention_args), **size)
+            return count_complexity(torchvision.models.get_model(row.architecture, **row.torchvision), **size)
+    return count_complexity(ModelConfig(row.architecture, row.attention, row.attention_args), **size)
 
 
 @cache

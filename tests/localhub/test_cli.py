@@ -77,6 +77,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def test_a_mistyped_option_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", "x", "--token-fiel", "y"]) == 2
     assert "Did you mean --token_file?" in capsys.readouterr().err
+    assert main(["--root", "x", "--prot", "1"]) == 2
+    assert "Did you mean --port?" in capsys.readouterr().err
     assert main(["fsck"]) == 2
     assert "root" in capsys.readouterr().err
 

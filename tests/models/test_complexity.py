@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eca_hub.commands.complexity import main
 from eca_hub.errors import InvalidConfig, InvalidUsage, UnknownName
 from eca_hub.models.build import create_model
-from eca_hub.models.complexity import count
+from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.paper import compare, prints_as, published_rows, sources, tables
 
@@ -43,7 +43,7 @@ DERIVED = [
 def test_the_closed_form_gives_the_derived_totals(
     architecture: str, attention: str, options: dict[str, object], parameters: int, operations: int
 ) -> None:
-    complexity = count(ModelConfig(architecture, attention, options))
+    complexity = count_complexity(ModelConfig(architecture, attention, options))
     assert (complexity.num_parameters, complexity.paper_multiply_adds) == (parameters, operations)
 
 
@@ -52,7 +52,7 @@ def test_the_closed_form_gives_the_derived_totals(
     [("resnet18", 1814073344), ("resnet50", 4089184256), ("mobilenet_v2", 300774272)],
 )
 def test_the_plain_count_is_what_was_derived(architecture: str, multiply_adds: int) -> None:
-    assert count(ModelConfig(architecture, "none")).multiply_adds == multiply_adds
+    assert count_complexity(ModelConfig(architecture, "none")).multiply_adds == multiply_adds
 
 
 @pytest.mark.parametrize("name", ["eca_resnet50", "a2_resnet18", "nl_resnet18", "aa_resnet18", "gsop_resnet18"])
@@ -61,7 +61,7 @@ def test_the_plain_count_is_half_of_what_torch_counts(name: str) -> None:
         model = create_model(name).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, 224, 224, device="meta"))
-    assert count(model).multiply_adds == counter.get_total_flops() // 2
+    assert count_complexity(model).multiply_adds == counter.get_total_flops() // 2
 
 
 class ByLayers(nn.Module):
@@ -105,7 +105,7 @@ class ByFunctions(ByLayers):
 
 @pytest.mark.parametrize("make", [ByLayers, ByFunctions])
 def test_each_kind_of_layer_costs_what_the_rule_says(make: type[nn.Module]) -> None:
-    complexity = count(make(), height_px=16, width_px=12)
+    complexity = count_complexity(make(), height_px=16, width_px=12)
     positions = 8 * 6
     assert complexity.paper_terms == {
         "convolution": positions * 8 * (3 * 9 + 1) + positions * 4 * 4,
@@ -122,15 +122,15 @@ def test_each_kind_of_layer_costs_what_the_rule_says(make: type[nn.Module]) -> N
 def test_counting_leaves_the_network_as_it_is() -> None:
     network = ByLayers().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    count(network)
+    count_complexity(network)
     assert network.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_the_last_average_of_mobilenet_is_no_layer() -> None:
-    assert count(torchvision.models.mobilenet_v2()).tally.averaged == 0
-    assert count(ModelConfig("resnet18", "none")).tally.averaged == 512 * 7 * 7
+    assert count_complexity(torchvision.models.mobilenet_v2()).tally.averaged == 0
+    assert count_complexity(ModelConfig("resnet18", "none")).tally.averaged == 512 * 7 * 7
 
 
 @pytest.mark.parametrize(
