@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eca_hub.attention import ATTENTIONS
     from eca_hub.attention.eca import ECA, kernel_size_for
     from eca_hub.classifier import Classifier, Prediction
+    from eca_hub.commandline import CommandParser
     from eca_hub.errors import EcaHubError
     from eca_hub.hub.convert import convert_checkpoint
     from eca_hub.hub.folder import export_to_timm, load_pretrained, save_pretrained
@@ -29,6 +30,7 @@ __all__ = [
     "ATTENTIONS",
     "ECA",
     "Classifier",
+    "CommandParser",
     "Complexity",
     "EcaHubError",
     "EvalTransform",
@@ -52,6 +54,7 @@ _HOME_OF = {
     "ATTENTIONS": "eca_hub.attention",
     "ECA": "eca_hub.attention.eca",
     "Classifier": "eca_hub.classifier",
+    "CommandParser": "eca_hub.commandline",
     "Complexity": "eca_hub.models.complexity",
     "EcaHubError": "eca_hub.errors",
     "EvalTransform": "eca_hub.images",

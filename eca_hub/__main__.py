@@ -22,7 +22,7 @@ COMMANDS = {
     "verify": ("Check the cached models for damage", "eca_hub.commands.verify:main"),
     "convert": ("Make a package from weights of ECANet, torchvision or timm", "eca_hub.commands.convert:main"),
     "complexity": ("Count parameters and multiply-adds beside the paper's", "eca_hub.commands.complexity:main"),
-    "localhub": ("Run a hub of your own on this machine", "eca_hub.localhub.cli:main"),
+    "localhub": ("Run a hub of your own on this machine", "eca_hub.commands.localhub:main"),
     "serve": ("Serve models over HTTP", "service.__main__:main"),
 }
 """Command to its one-line help and the function that runs it, which takes the arguments after the command."""
@@ -54,12 +54,12 @@ def _run(command: str, args: list[str]) -> int:
         function = getattr(importlib.import_module(module_name), function_name)
         return int(function(args) or 0)
     except EcaHubError as error:
-        return _say(f"{error}")
+        return _say(str(error), command)
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _say(f"`eca-hub {command}` needs the package {error.name!r}. Install it: pip install 'eca-hub[{extra}]'")
+        return _say(f"This needs the package {error.name!r}. Install it: pip install 'eca-hub[{extra}]'", command)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -70,7 +70,7 @@ def _run(command: str, args: list[str]) -> int:
 
 _EXTRA_OF = {
     **dict.fromkeys(("lightning", "torchmetrics", "sklearn", "matplotlib", "rich"), "train"),
-    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "lz4", "python_multipart"), "serve"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "lz4", "markdown_it"), "serve"),
 }
 
 
@@ -80,8 +80,8 @@ def _overview() -> str:
     return "\n".join(["usage: eca-hub COMMAND [--help] ...", "", *lines])
 
 
-def _say(sentence: str) -> int:
-    print(f"eca-hub: {sentence}", file=sys.stderr)
+def _say(sentence: str, command: str = "") -> int:
+    print(f"eca-hub{f' {command}' if command else ''}: {sentence}", file=sys.stderr)
     return 2
 
 

@@ -11,6 +11,10 @@ import jsonargparse
 
 from eca_hub.errors import InvalidUsage
 
+_UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.IGNORECASE)
+_WRONG_TYPE = re.compile(r"Parser key \"([\w.]+)\": Expected a <class '(\w+)'>\. Got value: (.*)")
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
 
 class MeantOption:
     """Parser mixin: a mistake becomes one sentence, with the closest option, instead of a page of usage."""
@@ -19,7 +23,8 @@ class MeantOption:
         """Raise what the dispatcher prints; jsonargparse calls this for every mistake."""
         parser = getattr(ex, "subcommand_parser", None) or self
         options = [name for name in parser._option_string_actions if name.startswith("--")]  # type: ignore[union-attr]
-        raise InvalidUsage(_sentence(message), hint=_hint(message, options, parser.prog)) from None  # type: ignore[union-attr]
+        folded = " ".join(message.split()).rstrip(".")
+        raise InvalidUsage(_sentence(folded), hint=_hint(folded, options, parser.prog)) from None  # type: ignore[union-attr]
 
 
 class CommandParser(MeantOption, jsonargparse.ArgumentParser):
@@ -41,7 +46,11 @@ class CommandParser(MeantOption, jsonargparse.ArgumentParser):
         )
 
     def read(self, argv: list[str]) -> jsonargparse.Namespace:
-        """Read what stands after the command."""
+        """Read what stands after the command.
+
+        Raises:
+            InvalidUsage: an option that the command does not take, or a value of the wrong kind.
+        """
         return self.parse_args([_with_underscores(word) for word in argv])
 
 
@@ -51,16 +60,21 @@ def _with_underscores(word: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
 
-def _sentence(message: str) -> str:
-    """Fold a parser's message into one line that ends with a full stop."""
-    folded = " ".join(message.split()).rstrip(".")
+def _sentence(folded: str) -> str:
+    """Say in our words what a parser says in its own; the rest as it comes."""
+    if unknown := _UNKNOWN.fullmatch(folded):
+        return f"There is no option {unknown[1].split()[0].partition('=')[0]}."
+    if wrong := _WRONG_TYPE.fullmatch(folded):
+        return f"--{wrong[1]} must be {_KINDS.get(wrong[2], wrong[2])}, not {wrong[3]!r}."
     return f"{folded[:1].upper()}{folded[1:]}."
 
 
-def _hint(message: str, options: list[str], prog: str) -> str:
-    typed = re.findall(r"--[\w.-]+", message) or [f"--{key}" for key in re.findall(r"[\"']([\w.]+)[\"']", message)]
+def _hint(folded: str, options: list[str], prog: str) -> str:
+    typed = re.findall(r"--[\w.-]+", folded) or [f"--{key}" for key in re.findall(r"[\"']([\w.]+)[\"']", folded)]
     for option in typed:
-        close = difflib.get_close_matches(option.partition("=")[0], options, n=1, cutoff=0.6)
+        # Letters that changed places are the likeliest mistake: --prot means --port, though --root is as near.
+        swapped = [each for each in options if sorted(each) == sorted(option)]
+        close = swapped or difflib.get_close_matches(option, options, n=1, cutoff=0.6)
         if close and close[0] != option:
             return f"Did you mean {close[0]}?"
     return f"All options: {prog.replace(' [options]', '')} --help"

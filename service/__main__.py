@@ -6,18 +6,14 @@ Arguments are read, and mistakes answered, before anything slow is imported.
 import argparse
 import asyncio
 import dataclasses
-import difflib
 import logging
 import os
-import re
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from docstring_parser import parse_from_object
-from jsonargparse import ArgumentParser
 
-from eca_hub import EcaHubError
+from eca_hub import CommandParser
 from service.security import Keys, check_exposure
 from service.settings import Settings
 
@@ -26,9 +22,6 @@ _ABOUT = """Serve models over HTTP: POST a picture to /v1/classify and get its c
   eca-hub serve --model acme/eca_resnet50 --port 8000
   curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify
 """
-
-_WRONG_TYPE = re.compile(r"Parser key \"(\w+)\": Expected a <class '(\w+)'>\. Got value: .*")
-_KINDS = {"int": "a whole number", "float": "a number"}
 
 
 class _Collect(argparse.Action):
@@ -47,23 +40,6 @@ class _Collect(argparse.Action):
         setattr(namespace, self.dest, [*(gathered or []), values])
 
 
-class _Parser(ArgumentParser):
-    """A parser that answers a mistake in one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong and end with 2."""
-        sentence = " ".join(message.split())
-        if wrong := _WRONG_TYPE.fullmatch(sentence):
-            sentence = f"--{wrong[1]} must be {_KINDS.get(wrong[2], wrong[2])}."
-        options = [option for action in self._actions for option in action.option_strings]
-        if sentence.startswith("unrecognized arguments: "):
-            given = sentence.split()[2].partition("=")[0]
-            close = difflib.get_close_matches(given.replace("-", "_").replace("__", "--", 1), options, n=1)
-            advice = f"Did you mean {close[0]}?" if close else f"All options: {self.prog} --help"
-            sentence = f"There is no option {given}. {advice}"
-        self.exit(2, f"{self.prog}: {sentence}\n")
-
-
 def _truth(word: str | bool) -> bool:
     """Read yes or no, as people write them in environments."""
     if str(word).lower() in ("1", "true", "yes", "on"):
@@ -73,13 +49,14 @@ def _truth(word: str | bool) -> bool:
     raise ValueError("say true or false")
 
 
-def read_settings(argv: Sequence[str]) -> Settings:
+def read_settings(argv: list[str]) -> Settings:
     """Settings from the command line, then from `ECA_*`, then the defaults.
 
     Raises:
         BadSetting: a value that cannot work.
+        EcaHubError: an option that there is not, or a value of the wrong kind.
     """
-    parser = _Parser(prog="eca-hub serve", description=_ABOUT, default_env=True, env_prefix="ECA")
+    parser = CommandParser("serve", _ABOUT, env_prefix="ECA")
     about = {entry.arg_name: entry.description for entry in parse_from_object(Settings).params}
     for entry in dataclasses.fields(Settings):
         option = f"--{entry.name}"
@@ -91,7 +68,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
             )
         else:
             parser.add_argument(option, type=entry.type, default=entry.default, help=about[entry.name])
-    values = parser.parse_args(list(argv)).as_dict()
+    values = parser.read(argv).as_dict()
     model = values.pop("model")
     models = [name.strip() for name in model.split(",") if name.strip()] if isinstance(model, str) else model
     return Settings(model=tuple(models), **values)
@@ -104,19 +81,15 @@ def main(argv: list[str]) -> int:
         argv: What stands after `eca-hub serve`.
 
     Returns:
-        0 after an orderly end, 2 for the user's mistake, 1 for ours.
+        0 after an orderly end.
+
+    Raises:
+        EcaHubError: the user's mistake, which the command line prints before it ends with 2.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for talkative in ("uvicorn", "httpx2"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    try:
-        _serve(read_settings(argv))
-    except EcaHubError as error:
-        print(f"eca-hub serve: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        print(f"eca-hub serve: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    _serve(read_settings(argv))
     return 0
 
 
@@ -140,7 +113,3 @@ def _serve(settings: Settings) -> None:
         asyncio.run(serve(create_app(settings, registry, keys), settings, listener))
     finally:
         loader.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

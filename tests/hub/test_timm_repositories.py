@@ -29,7 +29,8 @@ def stock_repository(folder: Path, name: str = "ecaresnet26t", **options: Any) -
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=options.pop("num_classes", 3), pretrained_cfg_overlay=SMALL, **options)
     ecanet.randomize(model).eval()
-    save_for_hf(model, folder, model_config={"label_names": LABELS} if model.num_classes == 3 else {}, safe_serialization=True)
+    names = {"label_names": LABELS} if model.num_classes == 3 else {}
+    save_for_hf(model, str(folder), model_config=names, safe_serialization=True)
     (folder / "README.md").write_text("---\nlibrary_name: timm\n---\n")
     return model
 
@@ -41,7 +42,7 @@ def stock_probabilities(model: torch.nn.Module, picture: bytes) -> torch.Tensor:
     from PIL import Image
     from timm.data import create_transform, resolve_data_config
 
-    transform = create_transform(**resolve_data_config(model.pretrained_cfg, model=model))  # type: ignore[arg-type]
+    transform = create_transform(**resolve_data_config(model.pretrained_cfg, model=model))  # type: ignore
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     with torch.inference_mode():
         return model(transform(image)[None]).softmax(1)[0]  # type: ignore[no-any-return]
@@ -155,7 +156,9 @@ def test_zeros_of_an_export_that_are_not_zero_are_refused(tmp_path: Path) -> Non
     import safetensors.torch
 
     config = ModelConfig("resnet18", "eca", {"kernel_sizes": 1}, labels=tuple(LABELS))
-    package = save_pretrained(create_model("resnet18", attention="eca", num_classes=3, kernel_sizes=1), config, tmp_path / "p")
+    package = save_pretrained(
+        create_model("resnet18", attention="eca", num_classes=3, kernel_sizes=1), config, tmp_path / "p"
+    )
     weights = safetensors.torch.load((package / "model.safetensors").read_bytes())
     weights["layer1.0.se.conv.weight"] += 1
     (package / "model.safetensors").write_bytes(safetensors.torch.save(weights))
@@ -210,6 +213,21 @@ print(json.dumps(dict(zip(model.pretrained_cfg["label_names"], scores))))
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     return run
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_transformers_gives_the_same_answers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from PIL import Image
+
+    config = ModelConfig("resnet50", "eca", {"kernel_sizes": "released"}, tuple(LABELS), ImageConfig(96, 96))
+    model = ecanet.randomize(create_model("resnet50", attention="eca", num_classes=3, kernel_sizes="released"))
+    package = save_pretrained(model, config, tmp_path / "package")
+    (tmp_path / "picture.png").write_bytes(make_picture(300, 200))
+    pipeline = transformers.pipeline("image-classification", model=str(package))
+    theirs = {each["label"]: each["score"] for each in pipeline(Image.open(tmp_path / "picture.png"))}
+    ours = Classifier.from_pretrained(package).predict(tmp_path / "picture.png")
+    assert theirs == {each.label: pytest.approx(each.score, abs=1e-5) for each in ours}
 
 
 def test_a_repository_of_something_else_is_refused(tmp_path: Path) -> None:

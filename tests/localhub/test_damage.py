@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eca_hub.localhub.cli import main
+from eca_hub.__main__ import main
 from eca_hub.localhub.errors import HubRefusal
 from eca_hub.localhub.xorbs import read_chunks, read_shard
 from tests.localhub.hubserver import opened_hub
@@ -48,13 +48,13 @@ def test_a_flipped_bit_is_never_served_and_a_second_push_heals_it(
             assert SHA256 in answer.json()["error"]
         asked = {"files": [{"path": "model.safetensors", "size": len(CONTENT), "sample": ""}]}
         assert "oid" not in client.post(f"/api/models/{REPO}/preupload/main", json=asked).json()["files"][0]
-    assert main(["fsck", "--root", str(tmp_path)]) == 1
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 1
     assert f"blob {SHA256} of model.safetensors is not what it was" in capsys.readouterr().out
     with opened_hub(tmp_path) as client:
         assert client.get(url).status_code == 500
         push(client, {}, {"model.safetensors": CONTENT})
         assert client.get(url).content == CONTENT
-    assert main(["fsck", "--root", str(tmp_path)]) == 0
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
 
 
 def test_a_missing_blob_and_a_damaged_commit_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,10 +62,10 @@ def test_a_missing_blob_and_a_damaged_commit_are_found(tmp_path: Path, capsys: p
         commit = push(client, {}, {"model.safetensors": CONTENT})
         blob_path(tmp_path).unlink()
         assert client.get(f"/{REPO}/resolve/main/model.safetensors").status_code == 500
-    assert main(["fsck", "--root", str(tmp_path)]) == 1
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 1
     assert "is missing" in capsys.readouterr().out
     flip_a_bit(next(tmp_path.glob(f"repos/*/commits/{commit}.json")))
-    assert main(["fsck", "--root", str(tmp_path)]) == 1
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 1
     assert f"leads to commit {commit}, which cannot be read" in capsys.readouterr().out
 
 
@@ -76,24 +76,24 @@ def test_gc_keeps_what_is_needed_and_removes_the_rest(tmp_path: Path, capsys: py
         push(client, {}, {"model.safetensors": other}, repo="acme/gone")
         client.request("DELETE", "/api/repos/delete", json={"name": "gone", "organization": "acme"}).raise_for_status()
         old_cas, _ = xet_session(client)
-    assert main(["gc", "--root", str(tmp_path), "--dry-run"]) == 0
+    assert main(["localhub", "gc", "--root", str(tmp_path), "--dry-run"]) == 0
     assert blob_path(tmp_path, hashlib.sha256(other).hexdigest()).exists()
-    assert main(["gc", "--root", str(tmp_path)]) == 0
+    assert main(["localhub", "gc", "--root", str(tmp_path)]) == 0
     assert not blob_path(tmp_path, hashlib.sha256(other).hexdigest()).exists()
-    assert main(["gc", "--root", str(tmp_path)]) == 0
+    assert main(["localhub", "gc", "--root", str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith("removed 0 files, 0 bytes\n")
     with opened_hub(tmp_path) as client:
         assert client.get(f"/{REPO}/resolve/main/model.safetensors").content == CONTENT
         # Clients that remember what they sent must see another store, or they would not send it again.
         assert xet_session(client)[0] != old_cas
-    assert main(["fsck", "--root", str(tmp_path)]) == 0
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
 
 
 def test_gc_waits_for_the_hub_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with opened_hub(tmp_path) as client:
         push(client, {"a.txt": b"a"}, {})
-        assert main(["gc", "--root", str(tmp_path)]) == 2
-        assert main(["fsck", "--root", str(tmp_path)]) == 0
+        assert main(["localhub", "gc", "--root", str(tmp_path)]) == 2
+        assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
     assert "another local hub is using" in capsys.readouterr().err
 
 

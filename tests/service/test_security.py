@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from service.__main__ import main
+from eca_hub.__main__ import main
 from service.errors import BadSetting, Unauthorized
 from service.security import Keys, check_exposure
 from tests.service.test_routes import app_with, refusal
@@ -76,7 +76,7 @@ def test_beyond_this_machine_a_key_is_needed(host: str, capsys: pytest.CaptureFi
         check_exposure(host, Keys(), insecure=False)
     check_exposure(host, Keys(["one"]), insecure=False)
     check_exposure(host, Keys(), insecure=True)
-    assert main(["--model", "a/b", f"--host={host}"]) == 2
+    assert main(["serve", "--model", "a/b", f"--host={host}"]) == 2
     assert "ECA_API_KEYS" in capsys.readouterr().err
 
 

@@ -1,23 +1,14 @@
-"""`eca-hub localhub`: start the hub, check its folder, clean it up."""
+"""What an operator does with a hub: start it, check its folder, clean it up. Knows nothing of how options are typed."""
 
 import contextlib
-import difflib
-import inspect
 import ipaddress
 import os
-import re
 import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentError as JsonArgumentError
-from jsonargparse import ArgumentParser
-
-from .errors import is_disk_full
-from .store import Store, StoreLocked, StoreUnusable
-from .users import BadUsersFile, Users, is_token
+from .store import Store
+from .users import Users, is_token
 
 
 class Mistake(Exception):
@@ -106,61 +97,6 @@ def gc(root: Path, dry_run: bool = False) -> int:
         report = collect_garbage(store, dry_run)
     print(report.summary)
     return 0
-
-
-_COMMANDS: dict[str, Callable[..., int]] = {"serve": serve, "fsck": fsck, "gc": gc}
-
-
-def main(argv: list[str]) -> int:
-    """Run `eca-hub localhub [fsck | gc] ...` and return the exit code: 0, 2 for a user's mistake, 1 for ours."""
-    name, rest = (argv[0], argv[1:]) if argv and argv[0] in _COMMANDS else ("serve", argv)
-    parser = _Parser(prog=f"eca-hub localhub{'' if name == 'serve' else ' ' + name}", exit_on_error=False)
-    parser.add_function_arguments(_COMMANDS[name], as_group=False)
-    try:
-        options = parser.parse_args([_spelled_out(word, _COMMANDS[name]) for word in rest])
-        return _COMMANDS[name](**options.as_dict())
-    except (Mistake, StoreLocked, StoreUnusable, BadUsersFile) as error:
-        print(f"eca-hub localhub: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        print(f"eca-hub localhub: no space left on the disk of {error.filename or 'the hub'}", file=sys.stderr)
-        return 2
-    except JsonArgumentError as error:
-        print(f"eca-hub localhub: {_one_line(str(error), parser)}", file=sys.stderr)
-        return 2
-
-
-class _Parser(ArgumentParser):
-    """Takes options by their whole names only."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.allow_abbrev = False
-
-
-def _spelled_out(word: str, command: Callable[..., int]) -> str:
-    """Take --token-file for --token_file, and --public for --public=true."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word[2:].partition("=")
-    name = name.replace("-", "_")
-    parameter = inspect.signature(command).parameters.get(name)
-    if parameter and parameter.annotation is bool and not equals:
-        equals, value = "=", "true"
-    return f"--{name}{equals}{value}"
-
-
-def _one_line(message: str, parser: ArgumentParser) -> str:
-    text = " ".join(message.split())
-    unknown = re.search(r"--[\w.]+", text) if "nrecognized" in text or "does not accept" in text else None
-    names = [option for action in parser._actions for option in action.option_strings]
-    word = unknown[0].partition("=")[0] if unknown else ""
-    # Letters that changed places are the likelier mistake: --prot means --port, though --root is as near.
-    swapped = [name for name in names if sorted(name) == sorted(word)]
-    close = swapped or difflib.get_close_matches(word, names, 1)
-    return f"{text}{f'. Did you mean {close[0]}?' if close else ''} All options: {parser.prog} --help"
 
 
 def _is_loopback(host: str) -> bool:
