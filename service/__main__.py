@@ -97,6 +97,7 @@ def _serve(settings: Settings) -> None:
     from service.server import open_port, serve
 
     keys = Keys.gather(os.environ, settings.api_keys_file)
+    admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
     check_exposure(settings.host, keys, insecure=settings.insecure)
     listener = open_port(settings.host, settings.port)
     from service.allocator import keep_freed_memory
@@ -108,8 +109,9 @@ def _serve(settings: Settings) -> None:
     # Engines have one thread each: more threads than cores would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     loader = ModelLoader(settings)
-    registry = Registry([ModelSource.parse(text) for text in settings.model], loader.open)
+    sources = [ModelSource.parse(text) for text in settings.model]
+    registry = Registry(sources, loader.open, max_weights_bytes=int(settings.max_weights_mib * 2**20))
     try:
-        asyncio.run(serve(create_app(settings, registry, keys), settings, listener))
+        asyncio.run(serve(create_app(settings, registry, keys, admin_keys), settings, listener))
     finally:
         loader.close()

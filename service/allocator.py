@@ -23,3 +23,11 @@ def keep_freed_memory() -> bool:
     is_tuned = all(mallopt(parameter, value) for parameter, value in _TUNING.items())
     logging.getLogger(__name__).debug("allocator tuned: %s", is_tuned)
     return is_tuned
+
+
+def give_memory_back() -> None:
+    """After much was freed at once: return to the system what `keep_freed_memory` keeps, where there is a glibc."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        return

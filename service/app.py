@@ -9,25 +9,35 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service import probes, routes
+from service import model_routes, probes, routes
 from service.answers import add_error_handlers
 from service.body import BodyReader
 from service.envelope import Envelope
 from service.house import House
 from service.metrics import Metrics
-from service.registry import Registry
+from service.registry import ModelSource, Registry
 from service.security import Keys
 from service.settings import Settings
 from service.uploads import UploadLimits
+from service.watching import FindCommit, Watcher, commit_on_hub
 
 
-def create_app(settings: Settings, registry: Registry, keys: Keys) -> FastAPI:
+def create_app(
+    settings: Settings,
+    registry: Registry,
+    keys: Keys,
+    admin_keys: Keys = Keys(),
+    *,
+    find_commit: FindCommit = commit_on_hub,
+) -> FastAPI:
     """Build the app. It starts to load the models when it starts, and answers meanwhile.
 
     Args:
         settings: How the service runs.
         registry: The models, none of them loaded.
         keys: What callers must send; none lets everybody in.
+        admin_keys: What callers must send to change models; none lets nobody.
+        find_commit: Where a branch stands, for `watch`.
     """
     app = FastAPI(
         title="eca-hub", summary="Name what is in a picture.", lifespan=_lifespan, docs_url=None, redoc_url=None
@@ -43,8 +53,12 @@ def create_app(settings: Settings, registry: Registry, keys: Keys) -> FastAPI:
         ),
         keys,
         metrics,
+        admin_keys,
+        (*(ModelSource.parse(text).id_or_folder for text in settings.model), *settings.repos_to_allow),
     )
+    app.state.watcher = Watcher(registry, find_commit, period_s=settings.watch) if settings.watch else None
     app.include_router(routes.router)
+    app.include_router(model_routes.router)
     app.include_router(probes.router)
     app.add_middleware(Envelope, metrics=metrics)
     add_error_handlers(app)
@@ -54,12 +68,15 @@ def create_app(settings: Settings, registry: Registry, keys: Keys) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     registry = app.state.house.registry
-    loading = asyncio.create_task(registry.load_all())
+    tasks = [asyncio.create_task(registry.load_all())]
+    if app.state.watcher is not None:
+        tasks.append(asyncio.create_task(app.state.watcher.watch()))
     try:
         yield
     finally:
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await registry.close()
 
 

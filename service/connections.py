@@ -1,4 +1,6 @@
-"""One HTTP connection with deadlines: uvicorn alone waits for ever for the rest of a head or of an unread body.
+"""One HTTP connection with deadlines and a bound on its pieces.
+
+uvicorn alone waits for ever for the rest of a head or of an unread body, and takes a body in single bytes.
 
 Knows the protocol; nothing of what is asked or answered.
 """
@@ -6,13 +8,34 @@ Knows the protocol; nothing of what is asked or answered.
 import asyncio
 import json
 import uuid
-from typing import Literal
+from typing import Any, Literal
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _LINGER_S = 5.0
 _LINGER_BYTES = 64 * 2**20
+
+
+_TINY_BYTES = 64
+_MAX_TINY_PIECES = 20_000
+
+
+class _Parser(h11.Connection):
+    """Refuses bodies in very many very small pieces: 300,000 chunks of one byte cost two seconds to parse."""
+
+    _num_tiny = 0
+
+    def next_event(self) -> Any:
+        """Parse one thing more."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_tiny = 0
+        elif isinstance(event, h11.Data) and len(event.data) < _TINY_BYTES:
+            self._num_tiny += 1
+            if self._num_tiny > _MAX_TINY_PIECES:
+                raise h11.RemoteProtocolError("too many tiny pieces")
+        return event
 
 
 class PatientConnection(H11Protocol):
@@ -28,6 +51,11 @@ class PatientConnection(H11Protocol):
     _awaited: Literal["head", "rest"] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _lingered_bytes = 0
+    _is_refused = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = _Parser(h11.SERVER)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first head."""
@@ -41,6 +69,8 @@ class PatientConnection(H11Protocol):
             if self._lingered_bytes > _LINGER_BYTES:
                 self.transport.abort()
                 return
+        if self._is_refused:
+            return
         super().data_received(data)
         self._await(self._missing())
 
@@ -70,11 +100,18 @@ class PatientConnection(H11Protocol):
         ]
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self._is_refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write_eof()
+        self._await("rest")
 
     def _missing(self) -> Literal["head", "rest"] | None:
         if self.transport.is_closing():
             return None
+        if self._is_refused:
+            return "rest"
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             return "head"
         if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:

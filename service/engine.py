@@ -7,7 +7,9 @@ Shapes: N images, H height, W width, K classes; 3 colours, red first.
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -23,26 +25,84 @@ Forward = Callable[[Tensor], Tensor]
 
 _Job = tuple[list[Tensor], "Future[Sequence[Tensor]]"]
 
+_WARM_UP_TIMEOUT_S = 600.0
+_LONGEST_PAUSE_S = 60.0
+
 _logger = logging.getLogger(__name__)
+
+
+class _Worker:
+    """A thread and the jobs that wait for it. It may hang or die: whoever waits for it has to look."""
+
+    def __init__(self, work: Callable[[list[Tensor]], Sequence[Tensor]], num_threads: int) -> None:
+        self._run = work
+        self._num_threads = num_threads
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        # A daemon, so that a thread that hangs cannot keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody will take a job."""
+        return self._thread.is_alive()
+
+    def put(self, pixels: list[Tensor]) -> "Future[Sequence[Tensor]]":
+        """Queue a batch."""
+        future: Future[Sequence[Tensor]] = Future()
+        self._jobs.put((pixels, future))
+        return future
+
+    def end(self) -> None:
+        """Let the thread end after the batch that it works on."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        torch.set_num_threads(self._num_threads)
+        while (job := self._jobs.get()) is not None:
+            pixels, future = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._run(pixels))
+            except Exception as error:
+                future.set_exception(error)
+            except BaseException:
+                # Whatever ends the thread must not end the event loop, which waits for this future.
+                future.set_exception(_lost("died"))
+                return
 
 
 class Engine:
     """A running copy of a network, in a thread of its own.
 
     The event loop stays free while the network works. Several engines may share one network: its weights are only read.
-    A thread that does not come back is given up and replaced, because a thread cannot be stopped.
+    A thread that does not come back is given up and replaced, because a thread cannot be stopped; the engine is not
+    well again until the new one has answered, for which it is asked again and again.
 
     Args:
         forward: The network with its preprocessing.
         num_threads: Processor threads that one batch may use. One is best where there are as many engines as cores.
-        hang_timeout_s: When a batch counts as hung.
+        hang_timeout_s: When a batch counts as hung, unless it is one that takes long: it gets ten times what the
+            warm-up needed for as many pictures.
     """
 
     def __init__(self, forward: Forward, *, num_threads: int = 1, hang_timeout_s: float = 60.0) -> None:
         self._forward = forward
         self._num_threads = num_threads
         self._hang_timeout_s = hang_timeout_s
-        self._jobs = self._start_thread()
+        self._s_per_picture = 0.0
+        self._proof: list[Tensor] = []
+        self._proving: asyncio.Task[None] | None = None
+        self._suspicious_s = math.inf
+        self._is_proven = True
+        self._is_closed = False
+        self._worker = _Worker(self._run, num_threads)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether a picture would be answered: the thread lives, is not overdue, and has shown that it can."""
+        return self._is_proven and self._worker.is_alive and time.monotonic() < self._suspicious_s
 
     async def run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
         """Map the pixels of each picture, uint8 (3, H, W), to its logits, float32 (K,).
@@ -51,41 +111,70 @@ class Engine:
             ArithmeticError: a logit is not a number, so the network or one of the pictures is at fault.
             WorkerLost: the thread did not come back; the next batch gets a new one.
         """
-        future: Future[Sequence[Tensor]] = Future()
-        self._jobs.put((pixels, future))
         try:
-            async with asyncio.timeout(self._hang_timeout_s):
-                return await asyncio.wrap_future(future)
-        except TimeoutError:
-            _logger.error("an engine hung for %g s on a batch of %d; replaced", self._hang_timeout_s, len(pixels))
-            self.close()
-            self._jobs = self._start_thread()
-            raise WorkerLost("The engine hung while it worked on this picture; it was replaced.") from None
+            return await self._try(pixels, self.patience_s(len(pixels)))
+        except WorkerLost:
+            if self._proving is None and self._proof:
+                self._proving = asyncio.create_task(self._prove())
+            raise
+
+    def patience_s(self, num_pictures: int) -> float:
+        """How long a batch may take before it counts as hung."""
+        return max(self._hang_timeout_s, 10 * self._s_per_picture * num_pictures)
 
     async def warm_up(self, pixels: Tensor, batch_sizes: Sequence[int]) -> None:
         """Run batches of these sizes, because the first of each size is several times slower than the next."""
         for size in batch_sizes:
-            await self.run([pixels] * size)
+            started_s = time.monotonic()
+            await self._try([pixels] * size, _WARM_UP_TIMEOUT_S)
+            self._s_per_picture = (time.monotonic() - started_s) / size
+        self._proof = [pixels]
 
     def close(self) -> None:
         """Let the thread end after the batch that it works on."""
-        self._jobs.put(None)
+        self._is_closed = True
+        self._worker.end()
 
-    def _start_thread(self) -> "SimpleQueue[_Job | None]":
-        jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        # A daemon, so that a thread that hangs cannot keep the process from ending.
-        threading.Thread(target=self._work, args=(jobs,), name="engine", daemon=True).start()
-        return jobs
+    async def _try(self, pixels: list[Tensor], patience_s: float) -> Sequence[Tensor]:
+        if not self._worker.is_alive:
+            self._worker = _Worker(self._run, self._num_threads)
+        worker = self._worker
+        self._suspicious_s = time.monotonic() + patience_s / 2
+        working = asyncio.wrap_future(worker.put(pixels))
+        try:
+            # Four short waits instead of a long one: a process that was stopped for a while finds one of them over
+            # when it goes on, not all, and takes no engine for hung.
+            for _ in range(4):
+                await asyncio.wait({working}, timeout=patience_s / 4)
+                if working.done() or not worker.is_alive:
+                    break
+            if not working.done():
+                raise _lost("hung" if worker.is_alive else "died")
+            answers = working.result()
+            self._is_proven = True
+            return answers
+        except WorkerLost as error:
+            self._is_proven = False
+            if worker is self._worker and not self._is_closed:
+                _logger.error("an engine was lost with a batch of %d: %s", len(pixels), error.message)
+                worker.end()
+                self._worker = _Worker(self._run, self._num_threads)
+            raise
+        finally:
+            working.cancel()
+            self._suspicious_s = math.inf
 
-    def _work(self, jobs: "SimpleQueue[_Job | None]") -> None:
-        torch.set_num_threads(self._num_threads)
-        while (job := jobs.get()) is not None:
-            pixels, future = job
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(self._run(pixels))
-                except BaseException as error:
-                    future.set_exception(error)
+    async def _prove(self) -> None:
+        """Run a blank picture until one comes back: nobody else may ask an engine that is not well."""
+        pause_s = 1.0
+        while not (self._is_proven or self._is_closed):
+            try:
+                await self._try(self._proof, self.patience_s(1))
+            except Exception as error:
+                _logger.warning("the engine is still not well: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        self._proving = None
 
     def _run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
         with torch.inference_mode():
@@ -93,6 +182,10 @@ class Engine:
         if not bool(torch.isfinite(logits_NK).all()):
             raise ArithmeticError("a logit is not a number")
         return logits_NK.unbind(0)
+
+
+def _lost(how: str) -> WorkerLost:
+    return WorkerLost(f"The engine {how} while it worked on this picture; it was replaced.")
 
 
 def scores_of(logits_K: Tensor, activation: Activation) -> Tensor:

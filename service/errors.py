@@ -10,7 +10,12 @@
      |- UnsupportedType      neither picture, form nor JSON
      |- Unauthorized         no key, or an unknown one
      |- Forbidden            a key that may not do this
+     |- NotEnabled           a part of the service that the operator has not switched on
+     |- RepoNotAllowed       a repository that may not be loaded here
      |- ModelNotLoaded       no running model of that name
+     |- Busy                 the model is being loaded already
+     |- NoRoom               the model is larger than all models together may be
+     |- UnfitModel           the model gives answers that are no numbers
      |- Overloaded           the house is full: come back in `retry_after_s`
      |- NotReady             starting or draining: come back in `retry_after_s`
      |- WorkerLost           the engine died or hung under this picture
@@ -32,6 +37,7 @@ STATUS_OF = {
     "unauthorized": 401,
     "forbidden": 403,
     "access_denied": 403,
+    "repo_not_allowed": 403,
     "not_found": 404,
     "model_not_loaded": 404,
     "repo_not_found": 404,
@@ -39,6 +45,8 @@ STATUS_OF = {
     "method_not_allowed": 405,
     "body_timeout": 408,
     "push_conflict": 409,
+    "busy": 409,
+    "no_room": 409,
     "too_large": 413,
     "unsupported_type": 415,
     "head_too_large": 431,
@@ -51,6 +59,7 @@ STATUS_OF = {
     "too_many_pixels": 422,
     "not_an_eca_model": 422,
     "checkpoint_mismatch": 422,
+    "unfit_model": 422,
     # A request that could be answered at another time.
     "overloaded": 429,
     "not_ready": 503,
@@ -122,6 +131,36 @@ class Forbidden(EcaHubError):
     """A key that may not do this."""
 
     code = "forbidden"
+
+
+class NotEnabled(EcaHubError):
+    """A part of the service that the operator has not switched on."""
+
+    code = "not_found"
+
+
+class RepoNotAllowed(EcaHubError):
+    """A repository that may not be loaded while the service runs."""
+
+    code = "repo_not_allowed"
+
+
+class Busy(EcaHubError):
+    """The model is being loaded already."""
+
+    code = "busy"
+
+
+class NoRoom(EcaHubError):
+    """The model is larger than all models together may be."""
+
+    code = "no_room"
+
+
+class UnfitModel(EcaHubError):
+    """The model gives answers that are no numbers."""
+
+    code = "unfit_model"
 
 
 class ModelNotLoaded(EcaHubError):

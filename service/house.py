@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from service.body import BodyReader
 from service.metrics import Metrics
 from service.registry import Registry
-from service.security import Keys
+from service.security import Keys, check_admin
 from service.uploads import UploadLimits
 
 
@@ -26,6 +26,10 @@ class House:
     """Who may send it."""
     metrics: Metrics
     """What is counted."""
+    admin_keys: Keys
+    """Who may change models; they may ask as well."""
+    allowed_repos: tuple[str, ...]
+    """Which repositories may be loaded while the service runs: ids, in which `*` stands for any letters."""
 
 
 async def house_of(request: Request) -> House:
@@ -37,7 +41,15 @@ async def house_of(request: Request) -> House:
 
 async def check_key(request: Request) -> None:
     """Refuse a caller without a key before anything of the request is read."""
-    (await house_of(request)).keys.check(request.scope["headers"])
+    house = await house_of(request)
+    if not house.admin_keys.open_for(request.scope["headers"]):
+        house.keys.check(request.scope["headers"])
+
+
+async def check_admin_key(request: Request) -> None:
+    """Refuse a caller without an admin key before anything of the request is read."""
+    house = await house_of(request)
+    check_admin(request.scope["headers"], house.admin_keys, house.keys)
 
 
 TheHouse = Annotated[House, Depends(house_of)]

@@ -31,6 +31,28 @@ class PicturesBody(_Body):
     ]
 
 
+class LoadBody(_Body):
+    """A model to load, for /v1/models."""
+
+    model: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$",
+            description="Hub id, owner/name.",
+            examples=["acme/eca_resnet50"],
+        ),
+    ]
+    revision: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)*$",
+            max_length=200,
+            description="Branch, tag or commit; the main branch unless told.",
+            examples=["v1"],
+        ),
+    ] = None
+
+
 class TaskParameters(_Body):
     """Options in Hugging Face's words."""
 
@@ -80,6 +102,16 @@ def task_in_json(body: bytes) -> Task:
     read = _read(body, TaskBody)
     parameters = read.parameters or TaskParameters()
     return Task(_unpack(read.inputs), parameters.top_k, parameters.function_to_apply or "softmax")
+
+
+def load_in_json(body: bytes) -> LoadBody:
+    """Take the model to load out of `{"model": ..., "revision": ...}`.
+
+    Raises:
+        BadJson: the body is no JSON.
+        InvalidRequest: it is JSON of another shape, or the names cannot be names.
+    """
+    return _read(body, LoadBody)
 
 
 def _read(body: bytes, shape: type[Shape]) -> Shape:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from service.allocator import give_memory_back
 from service.batching import Batcher
 from service.errors import BadSetting
 from service.registry import ModelSource
@@ -54,6 +55,7 @@ class ModelLoader:
         from eca_hub import ImageLimits
         from service.decoding import Decoder
         from service.engine import Engine, scores_of
+        from service.network import empty
 
         settings, image = self._settings, classifier.config.image
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
@@ -75,6 +77,8 @@ class ModelLoader:
         def free() -> None:
             for engine in engines:
                 engine.close()
+            empty(network.module)
+            threading.Thread(target=give_memory_back, name="give back", daemon=True).start()
 
         return RunningModel(
             facts,
@@ -83,6 +87,7 @@ class ModelLoader:
             rank=lambda logits, top_k, activation: classifier.rank(scores_of(logits, activation), top_k),
             deadline_s=settings.deadline_ms / 1000,
             close=free,
+            is_well=lambda: all(engine.is_well for engine in engines),
         )
 
     def close(self) -> None:
@@ -125,6 +130,7 @@ def _facts_of(classifier: "Classifier", network: "PreparedNetwork") -> ModelFact
         num_parameters=network.num_parameters,
         device=str(parameters[0].device),
         self_test=network.self_test,
+        weights_bytes=network.weights_bytes,
     )
 
 

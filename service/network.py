@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from eca_hub import Classifier
 from service.engine import Forward
+from service.errors import UnfitModel
 from service.running import SelfTest
 from service.settings import Precision
 
@@ -40,6 +43,8 @@ class PreparedNetwork:
     """The network itself."""
     num_parameters: int
     """Numbers that the network that was loaded had learned; folding makes some of them one."""
+    weights_bytes: int
+    """Size of the network in memory."""
     self_test: SelfTest
     """How it compares with the network that was loaded."""
 
@@ -54,49 +59,103 @@ def prepare_network(classifier: Classifier, precision: Precision) -> PreparedNet
     Args:
         classifier: The network as it was loaded.
         precision: `fp32`; `bf16`; or `auto`, which takes bf16 where the processor has it.
+
+    Raises:
+        UnfitModel: the network that was loaded gives answers that are no numbers.
     """
     pixels_N3HW = _test_pictures(classifier.config.image.height_px, classifier.config.image.width_px)
     expected_NK = classifier.probabilities(pixels_N3HW)
+    if not bool(expected_NK.isfinite().all()):
+        raise UnfitModel(f"{classifier.model_id} gives answers that are no numbers.", hint="Train it again.")
     parameters = list(classifier.model.parameters())
     device, num_parameters = parameters[0].device, sum(parameter.numel() for parameter in parameters)
     formats = [torch.float32]
     if precision == "bf16" or (precision == "auto" and _has_bf16(device)):
         formats.insert(0, torch.bfloat16)
     for dtype in formats:
-        module = fold_norms(classifier.model).to(dtype).to(memory_format=torch.channels_last)
+        module = (
+            fold_norms(classifier.model, classifier.transform.normalize(pixels_N3HW[:1].to(device)))
+            .to(dtype)
+            .to(memory_format=torch.channels_last)
+        )
         forward = _forward_of(module, classifier)
         found_NK = forward(pixels_N3HW).softmax(1)
         test = _compare(expected_NK, found_NK, dtype)
         _logger.info("self-test of %s in %s: %s", classifier.model_id, test.precision, test)
         if test.max_difference <= MAX_DIFFERENCE[dtype] and test.same_top1 == 1.0:
-            return PreparedNetwork(forward, module, num_parameters, test)
-    test = SelfTest("float32", 1.0, 0.0, len(pixels_N3HW))
-    return PreparedNetwork(_forward_of(classifier.model, classifier), classifier.model, num_parameters, test)
+            return PreparedNetwork(forward, module, num_parameters, bytes_of(module), test)
+    module, test = classifier.model, SelfTest("float32", 1.0, 0.0, len(pixels_N3HW))
+    return PreparedNetwork(_forward_of(module, classifier), module, num_parameters, bytes_of(module), test)
 
 
-def fold_norms(model: nn.Module) -> nn.Module:
-    """Copy a network and make its norms part of the convolutions before them; one that cannot be traced keeps them."""
-    try:
-        traced = fx.symbolic_trace(copy.deepcopy(model))
-    except Exception as error:
-        _logger.info("norms are not folded: %s", type(error).__name__)
-        return copy.deepcopy(model)
-    modules = dict(traced.named_modules())
-    num_calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
-            continue
-        before = node.args[0]
-        if before.op != "call_module" or type(modules[before.target]) is not nn.Conv2d:
-            continue
-        if len(before.users) == num_calls[node.target] == num_calls[before.target] == 1:
-            fused = fuse_conv_bn_eval(modules[before.target], modules[node.target])
-            parent, _, name = before.target.rpartition(".")
-            setattr(traced.get_submodule(parent), name, fused)
-            node.replace_all_uses_with(before)
-            traced.graph.erase_node(node)
-    traced.recompile()
-    return traced.eval()
+def bytes_of(module: nn.Module) -> int:
+    """Size of a network in memory."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def empty(module: nn.Module) -> None:
+    """Give the memory of a network back, without waiting for whoever still refers to it. It cannot be used again."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
+
+
+@torch.no_grad()
+def fold_norms(model: nn.Module, x_N3HW: Tensor) -> nn.Module:
+    """Copy a network and make its norms part of the convolutions before them.
+
+    Which norm follows which convolution is seen in one run. torch.fx would tell too, but while it traces it changes how
+    modules are called in the whole process, engines of other models included.
+
+    Args:
+        model: The network; it is left as it is.
+        x_N3HW: Any input of it.
+    """
+    copied = copy.deepcopy(model)
+    outputs: list[tuple[nn.Conv2d, Tensor, int]] = []
+    inputs: list[tuple[nn.BatchNorm2d, Tensor, int]] = []
+    hooks = []
+    for module in copied.modules():
+        if type(module) is nn.Conv2d:
+            hooks.append(module.register_forward_hook(lambda conv, _, y: outputs.append((conv, y, y._version))))
+        elif type(module) is nn.BatchNorm2d:
+            hooks.append(module.register_forward_pre_hook(lambda norm, x: inputs.append((norm, x[0], x[0]._version))))
+    with _CountUses() as uses:
+        copied(x_N3HW)
+    for hook in hooks:
+        hook.remove()
+    num_calls = Counter(id(module) for module, *_ in [*outputs, *inputs])
+    # The version tells a tensor that was changed in place on its way.
+    made_by = {(id(y_NCHW), version): conv for conv, y_NCHW, version in outputs}
+    for norm, y_NCHW, version in inputs:
+        conv = made_by.get((id(y_NCHW), version))
+        if conv is not None and num_calls[id(conv)] == num_calls[id(norm)] == uses.num_of[id(y_NCHW)] == 1:
+            fused = fuse_conv_bn_eval(conv, norm)
+            conv.weight, conv.bias = fused.weight, fused.bias
+            _replace(copied, norm, nn.Identity())
+    return copied
+
+
+class _CountUses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts, in this thread only, how many operations read each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_of: Counter[int] = Counter()
+        self._kept: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        self.num_of.update(map(id, read))
+        # An id is good for as long as its tensor lives.
+        self._kept += read
+        return func(*args, **(kwargs or {}))
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)
 
 
 def _forward_of(module: nn.Module, classifier: Classifier) -> Forward:

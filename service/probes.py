@@ -51,7 +51,9 @@ def _gauges(house: House) -> Iterator[tuple[str, str, Mapping[str, str], float]]
     slots = house.registry.slots
     models = [(slot.model.facts.model_id, slot.model.batcher) for slot in slots if slot.model]
     yield "eca_models", "Models that were asked for.", {}, len(slots)
-    yield "eca_models_ready", "Models that answer.", {}, sum(batcher.is_alive for _, batcher in models)
+    yield "eca_models_ready", "Models that answer.", {}, sum(slot.model.is_well for slot in slots if slot.model)
+    yield "eca_weights_bytes", "Size of the weights of all models.", {}, house.registry.weights_bytes
+    yield "eca_weights_bytes_bound", "Size that they may have; 0 is no bound.", {}, house.registry.max_weights_bytes
     yield "eca_body_bytes", "Bytes of requests in memory.", {}, house.bodies.total_bytes
     yield "eca_body_bytes_bound", "Bytes of requests that may be.", {}, house.bodies.max_total_bytes
     for name, batcher in models:

@@ -14,7 +14,6 @@ from eca_hub import EcaHubError
 from service.answers import error_entry, json_answer, request_id_of
 from service.body import unless_gone
 from service.house import House, TheHouse, check_key
-from service.registry import Slot
 from service.running import Classified, RunningModel
 from service.schemas import (
     CLASSIFY_BODY,
@@ -22,7 +21,6 @@ from service.schemas import (
     Classification,
     Classifications,
     ClassifyQuery,
-    ModelsAnswer,
     TaskAnswer,
     refusals,
 )
@@ -53,13 +51,14 @@ async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQ
     are bad is the status an error.
     """
     since_s = time.perf_counter()
-    model = house.registry.find(query.model)
-    model.batcher.refuse_when_full()
+    house.registry.find(query.model).batcher.refuse_when_full()
     content_type = request.headers.get("content-type", "")
     max_bytes = house.limits.max_body_bytes(content_type)
     async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
         pictures = await _unpack(pictures_in, body, content_type, house.limits)
-        outcomes = await unless_gone(request.receive, model.classify(pictures, query.top_k, since_s=since_s))
+        # Found again, because another commit may have taken its place while the body came.
+        with house.registry.lease(query.model) as model:
+            outcomes = await unless_gone(request.receive, model.classify(pictures, query.top_k, since_s=since_s))
     _measure(house, model, outcomes)
     return _answer(model, outcomes, request_id_of(request))
 
@@ -133,52 +132,19 @@ def _server_timing(outcome: Classified) -> str:
 async def classify_as_task(request: Request, house: TheHouse, owner: str, name: str) -> Response:
     """Send the bytes of a picture, or JSON with options, as `huggingface_hub.InferenceClient(model=<this>)` does."""
     since_s = time.perf_counter()
-    model = house.registry.find(f"{owner}/{name}")
-    model.batcher.refuse_when_full()
+    model_id = f"{owner}/{name}"
+    house.registry.find(model_id).batcher.refuse_when_full()
     content_type = request.headers.get("content-type", "")
     max_bytes = house.limits.max_body_bytes(content_type)
     async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
         task = await _unpack(task_in, body, content_type, house.limits)
-        # More classes than there are means all of them, as in Hugging Face's pipelines.
-        top_k = None if task.top_k is None else min(task.top_k, len(model.facts.labels))
-        work = model.classify([task.picture], top_k, activation=task.activation, since_s=since_s)
-        (outcome,) = await unless_gone(request.receive, work)
+        with house.registry.lease(model_id) as model:
+            # More classes than there are means all of them, as in Hugging Face's pipelines.
+            top_k = None if task.top_k is None else min(task.top_k, len(model.facts.labels))
+            work = model.classify([task.picture], top_k, activation=task.activation, since_s=since_s)
+            (outcome,) = await unless_gone(request.receive, work)
     _measure(house, model, [outcome])
     if isinstance(outcome, EcaHubError):
         raise outcome
     answer = [{"label": one.label, "score": one.score} for one in outcome.predictions]
     return json_answer(answer, headers={"server-timing": _server_timing(outcome)})
-
-
-@router.get(
-    "/v1/models",
-    summary="List the models of this process",
-    response_model=None,
-    responses={200: {"model": ModelsAnswer}},
-)
-async def list_models(house: TheHouse) -> Response:
-    """Each with its id, commit, labels, input size, number of parameters and state."""
-    return json_answer({"models": [_describe(slot) for slot in house.registry.slots]})
-
-
-def _describe(slot: Slot) -> dict[str, Any]:
-    if slot.model is None:
-        return {"id": slot.model_id, "state": slot.state}
-    facts = slot.model.facts
-    return {
-        "id": facts.model_id,
-        "state": slot.state,
-        "revision": facts.revision,
-        "architecture": facts.architecture,
-        "attention": facts.attention,
-        "labels": list(facts.labels),
-        "input_px": [facts.height_px, facts.width_px],
-        "num_parameters": facts.num_parameters,
-        "device": facts.device,
-        "precision": facts.self_test.precision,
-        "self_test": {
-            "same_top1": facts.self_test.same_top1,
-            "max_difference": facts.self_test.max_difference,
-            "num_pictures": facts.self_test.num_pictures,
-        },
-    }

@@ -5,7 +5,8 @@ Joins a decoder, a batcher and the labels. Knows nothing of HTTP, and of tensors
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
@@ -96,6 +97,8 @@ class ModelFacts:
     """Where the network runs."""
     self_test: SelfTest
     """Proof that the network answers as it did before it was made faster."""
+    weights_bytes: int = 0
+    """Size of the weights in memory."""
 
 
 class RunningModel(Generic[Pixels, Scores]):
@@ -108,6 +111,7 @@ class RunningModel(Generic[Pixels, Scores]):
         rank: Scores, a number of classes and an activation to their names, the likeliest first.
         deadline_s: When a caller gets an error instead of an answer.
         close: Frees what the model holds, after the last answer.
+        is_well: Whether the engines answer.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class RunningModel(Generic[Pixels, Scores]):
         rank: "Callable[[Scores, int, Activation], list[Prediction]]",
         deadline_s: float,
         close: Callable[[], None] = lambda: None,
+        is_well: Callable[[], bool] = lambda: True,
     ) -> None:
         self.facts = facts
         self.batcher = batcher
@@ -126,6 +131,27 @@ class RunningModel(Generic[Pixels, Scores]):
         self._rank = rank
         self._deadline_s = deadline_s
         self._close = close
+        self._engines_are_well = is_well
+        self._num_users = 0
+        self._no_user = asyncio.Event()
+        self._no_user.set()
+
+    @property
+    def is_well(self) -> bool:
+        """Whether pictures would be answered now."""
+        return self.batcher.is_alive and self._engines_are_well()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep `close` from beginning until the block ends."""
+        self._num_users += 1
+        self._no_user.clear()
+        try:
+            yield
+        finally:
+            self._num_users -= 1
+            if not self._num_users:
+                self._no_user.set()
 
     async def classify(
         self,
@@ -169,7 +195,8 @@ class RunningModel(Generic[Pixels, Scores]):
                 ) from None
 
     async def close(self) -> None:
-        """Answer what is in the house, then free the network."""
+        """Answer whoever uses the model and what is in the house, then free the network."""
+        await self._no_user.wait()
         await self.batcher.close()
         self._close()
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.json_bodies import PicturesBody, TaskBody
+from service.json_bodies import LoadBody, PicturesBody, TaskBody
 from service.registry import State
 
 
@@ -113,6 +113,7 @@ class ModelShape(_Shape):
         list[int] | None, Field(description="Height and width of the network's input.", examples=[[224, 224]])
     ] = None
     num_parameters: int | None = None
+    weights_bytes: Annotated[int | None, Field(description="Size of its weights in memory.")] = None
     device: Annotated[str | None, Field(examples=["cpu"])] = None
     precision: Annotated[str | None, Field(examples=["float32"])] = None
     self_test: SelfTestShape | None = None
@@ -174,6 +175,13 @@ TASK_BODY: dict[str, Any] = {
     },
 }
 """What /models/{owner}/{name} reads."""
+
+
+LOAD_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": LoadBody.model_json_schema()}},
+}
+"""What POST /v1/models reads."""
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

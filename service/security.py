@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from service.errors import BadSetting, Unauthorized
+from service.errors import BadSetting, Forbidden, NotEnabled, Unauthorized
 
 
 class Keys:
@@ -25,13 +25,13 @@ class Keys:
         self._digests = [_digest(key.encode()) for key in keys]
 
     @classmethod
-    def gather(cls, environment: Mapping[str, str], file: str) -> "Keys":
-        """Take the keys in `ECA_API_KEYS`, separated by commas, and those in a file, one a line.
+    def gather(cls, environment: Mapping[str, str], file: str, variable: str = "ECA_API_KEYS") -> "Keys":
+        """Take the keys in an environment variable, separated by commas, and those in a file, one a line.
 
         Raises:
             BadSetting: the file cannot be read, or holds no key.
         """
-        keys = [key.strip() for key in environment.get("ECA_API_KEYS", "").split(",")]
+        keys = [key.strip() for key in environment.get(variable, "").split(",")]
         if file:
             try:
                 in_file = [line.strip() for line in Path(file).read_text().splitlines()]
@@ -47,21 +47,41 @@ class Keys:
         """Whether there are any."""
         return bool(self._digests)
 
+    def open_for(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request carries exactly one key, and it is one of these."""
+        sent = [value for name, value in headers if name == b"authorization"]
+        scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
+        # All digests are compared, so that the time tells neither which key came close nor how far.
+        digest = _digest(key)
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
+
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Let a request pass that carries one of the keys, or any when there are none.
 
         Raises:
             Unauthorized: no key, more than one, or one that nobody knows.
         """
-        if not self._digests:
-            return
-        sent = [value for name, value in headers if name == b"authorization"]
-        scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
-        # All digests are compared, so that the time tells neither which key came close nor how far.
-        digest = _digest(key)
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if scheme.lower() != b"bearer" or not any(matches):
+        if self and not self.open_for(headers):
             raise Unauthorized("This needs a key.", hint="Send it as Authorization: Bearer KEY.")
+
+
+def check_admin(headers: Iterable[tuple[bytes, bytes]], admin: Keys, inference: Keys) -> None:
+    """Let a request pass that carries an admin key.
+
+    Raises:
+        NotEnabled: there are no admin keys, so nobody may.
+        Unauthorized: no key, more than one, or one that nobody knows.
+        Forbidden: a key that opens only inference.
+    """
+    sent = list(headers)
+    if not admin:
+        raise NotEnabled("Models cannot be changed here.", hint="Set ECA_ADMIN_KEYS and start the service again.")
+    if admin.open_for(sent):
+        return
+    if inference.open_for(sent):
+        raise Forbidden("This key may ask, but not change models.", hint="Send an admin key.")
+    raise Unauthorized("This needs an admin key.", hint="Send it as Authorization: Bearer KEY.")
 
 
 def check_exposure(host: str, keys: Keys, *, insecure: bool) -> None:

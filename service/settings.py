@@ -24,8 +24,21 @@ class Settings:
     """Port to listen on; 0 takes a free one."""
     api_keys_file: str = ""
     """File with keys, one a line, of which a caller must send one; or set ECA_API_KEYS, separated by commas."""
+    admin_keys_file: str = ""
+    """File with admin keys, one a line: they load and unload models at /v1/models; or set ECA_ADMIN_KEYS."""
     insecure: bool = False
     """Listen beyond this machine without a key."""
+    allow_repos: str = ""
+    """Repositories that an admin key may load beside those of --model, separated by commas; * stands for any letters,
+    as in acme/*."""
+    watch: float = 0.0
+    """Seconds between two looks at the branches that the models come from; when one has moved, its new commit is
+    loaded beside the old and takes its place. 0 looks never."""
+    max_weights_mib: float = 0.0
+    """Size of the weights of all models together; the one that was used least recently leaves for one that is loaded
+    later. 0 is no bound."""
+    explain: bool = False
+    """Answer at /v1/explain what a network looked at; keeps each network a second time in memory."""
     device: str = "auto"
     """Where the networks run: cpu, cuda, cuda:1; auto takes the first GPU if there is one."""
     precision: Precision = "fp32"
@@ -39,8 +52,8 @@ class Settings:
     """Pictures of one model that may be in the house at once; more get 429."""
     deadline_ms: float = 10_000.0
     """When a caller gets 504 instead of an answer."""
-    hang_timeout_s: float = 20.0
-    """When a batch counts as hung and its engine is replaced."""
+    hang_timeout_s: float = 1.5
+    """When a batch counts as hung and its engine is replaced; never before ten times what it should take."""
     max_image_mib: float = 10.0
     """Size of one picture."""
     max_image_mpx: float = 50.0
@@ -66,6 +79,11 @@ class Settings:
     num_decoders: int = 0
     """Threads that decode pictures; 0 means one for each core."""
 
+    @property
+    def repos_to_allow(self) -> tuple[str, ...]:
+        """The patterns in `allow_repos`."""
+        return tuple(word.strip() for word in self.allow_repos.split(",") if word.strip())
+
     def __post_init__(self) -> None:
         if not self.model:
             raise BadSetting(
@@ -88,6 +106,8 @@ class Settings:
 
 _RANGES = (
     ("port", 0, 65535),
+    ("watch", 0, 86_400),
+    ("max_weights_mib", 0, 10_000_000),
     ("max_batch", 1, 1024),
     ("max_wait_ms", 0, 1000),
     ("max_queue_images", 1, 100_000),

@@ -1,18 +1,14 @@
-"""The main job, and the README's commands, as a stranger would type them."""
+"""The main job, as a stranger would start it."""
 
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def processes_that_mention(text: str) -> list[str]:
@@ -27,12 +23,6 @@ def processes_that_mention(text: str) -> list[str]:
             if text in command:
                 found.append(command)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def quickstart(workdir: Path, *options: str) -> subprocess.Popen[str]:
@@ -75,41 +65,3 @@ def test_a_quickstart_that_fails_in_the_middle_says_where_and_leaves_no_process(
     assert process.returncode == 1
     assert "`eca-hub fit` ended with exit code 2." in log
     assert processes_that_mention(str(tmp_path)) == []
-
-
-def test_the_first_screen_of_the_readme_is_a_sentence_and_the_two_commands() -> None:
-    first_screen = "\n".join(README.read_text().splitlines()[:20])
-    assert "pip install -e '.[train,serve]' && eca-hub quickstart" in first_screen
-    assert "pip install -e '.[dev]' && pytest" in first_screen
-
-
-def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
-    [steps] = [block for block in BLOCKS if "eca-hub localhub" in block]
-    [python] = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
-    # Other ports, so that nothing else here is asked, and a short training; every other word stands as printed.
-    for port in ("7860", "8000"):
-        steps = steps.replace(port, str(free_port()))
-    steps = steps.replace("--run_dir runs/digits", "--run_dir runs/digits --trainer.max_epochs 2")
-    (tmp_path / "experiments").symlink_to(README.parent / "experiments")
-    (tmp_path / "use.py").write_text(python)
-    script = f"set -e\ntrap 'kill $(jobs -p)' EXIT\n{steps}\npython use.py\n"
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "PATH": path}
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "package: runs/digits/model" in done.stdout
-    assert "published as" in done.stdout
-    assert '"predictions"' in done.stdout
-    assert "eca_resnet50" in done.stdout
-    assert "Prediction(label=" in done.stdout
-
-
-def test_every_setting_and_command_that_the_readme_names_exists() -> None:
-    from eca_hub.__main__ import COMMANDS
-
-    text = README.read_text()
-    assert {name for name in re.findall(r"eca-hub ([a-z]+)", text) if name not in COMMANDS} <= {"can"}
-    tree = re.findall(r"^  (\w+\.py|\w+/) ", text, flags=re.MULTILINE)
-    assert [name for name in tree if not (README.parent / "eca_hub" / name).exists()] == []

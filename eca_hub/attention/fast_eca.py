@@ -17,8 +17,6 @@ from torch.nn import functional
 
 _FEW = 4096
 """Up to so many means one convolution is faster than one product for each neighbour."""
-_LARGE_BYTES = 2**21
-"""From this size on a map costs more to allocate than to overwrite; below, threads wait for each other's caches."""
 
 
 def is_plain(x_NCHW: Tensor) -> bool:
@@ -55,12 +53,12 @@ def correlate(values_NC: Tensor, weight_11k: Tensor) -> Tensor:
 
 
 def gate_without_graph(x_NCHW: Tensor, weight_11k: Tensor, *, overwrite: bool) -> Tensor:
-    """Rescale the channels where no gradient is wanted; into the map itself if it is large and its owner allows."""
+    """Rescale the channels where no gradient is wanted; into the map itself if its owner allows."""
     num_images, num_channels, height, width = x_NCHW.shape
     # The division by H W is cheaper on k weights than on N C sums.
     logits_NC = correlate(sum_space(x_NCHW), weight_11k / (height * width))
     gate_NC11 = logits_NC.sigmoid_().view(num_images, num_channels, 1, 1)
-    if overwrite and x_NCHW.nbytes >= _LARGE_BYTES:
+    if overwrite:
         return x_NCHW.mul_(gate_NC11)
     return x_NCHW * gate_NC11
 

@@ -5,11 +5,12 @@ A number that nobody measured is left out, never copied. Knows nothing of networ
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from eca_hub.models.complexity import Complexity
 from eca_hub.models.config import ModelConfig
 
 _SHOWN_LABELS = 20
@@ -45,6 +46,12 @@ class CardFacts:
     """What was measured, by the run that made the weights."""
     recipe: Mapping[str, str] = field(default_factory=dict)
     """How it was trained: name of a setting to its value."""
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Name of a number that was measured every epoch to its values, such as `val_top1`."""
+    datasets: tuple[str, ...] = ()
+    """Data sets of the Hub that it was trained on, by id."""
+    base_model: str = ""
+    """Model of the Hub that it was fine-tuned from, by id."""
     measured_on: str = ""
     """Date, hardware and software of the run."""
     command: str = ""
@@ -53,8 +60,15 @@ class CardFacts:
     """What it is not for."""
 
 
-def render_card(config: ModelConfig, num_parameters: int, facts: CardFacts, *, is_timm: bool = False) -> str:
-    """Write README.md: metadata for the Hub, then a page for a person."""
+def render_card(config: ModelConfig, complexity: Complexity, facts: CardFacts, *, is_timm: bool = False) -> str:
+    """Write README.md: metadata for the Hub, then a page for a person.
+
+    Args:
+        config: The settled configuration of the network.
+        complexity: What it costs at the size of its input.
+        facts: What was measured, and what else there is to tell.
+        is_timm: Whether stock timm loads the package as well.
+    """
     name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
     title = facts.title or name
     data = ModelCardData(
@@ -63,6 +77,8 @@ def render_card(config: ModelConfig, num_parameters: int, facts: CardFacts, *, i
         license=facts.license,
         tags=["eca-hub", "image-classification", "eca-net", *(["timm", "transformers"] if is_timm else [])],
         model_name=title,
+        datasets=list(facts.datasets) or None,
+        base_model=facts.base_model or None,
         metrics=sorted({result.metric for result in facts.results}) or None,
         eval_results=[
             EvalResult(
@@ -82,9 +98,10 @@ def render_card(config: ModelConfig, num_parameters: int, facts: CardFacts, *, i
         facts.summary or f"A {name} image classifier with {config.num_classes} classes.",
         _use(is_timm),
         _results(facts),
-        _network(config, name, num_parameters),
+        _network(config, name, complexity),
         _training(facts),
-        f"## Limits\n\n{facts.limits}" if facts.limits else "",
+        f"## Limits and bias\n\n{facts.limits or _UNKNOWN_LIMITS}",
+        f"## Licence\n\nThe weights: {escape(facts.license)}.",
         _CITATION,
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
@@ -123,7 +140,7 @@ def _results(facts: CardFacts) -> str:
     return f"## Results\n\n{table}{measured}{command}"
 
 
-def _network(config: ModelConfig, name: str, num_parameters: int) -> str:
+def _network(config: ModelConfig, name: str, complexity: Complexity) -> str:
     image = config.image
     labels = ", ".join(escape(label) for label in config.labels[:_SHOWN_LABELS])
     more = f" and {config.num_classes - _SHOWN_LABELS} more" if config.num_classes > _SHOWN_LABELS else ""
@@ -132,7 +149,8 @@ def _network(config: ModelConfig, name: str, num_parameters: int) -> str:
         [
             "## Network and preprocessing",
             "",
-            f"- architecture: `{name}`, {num_parameters:,} parameters",
+            f"- architecture: `{name}`, {complexity.num_parameters:,} parameters",
+            f"- {complexity.multiply_adds / 1e6:,.1f} million multiply-adds for one picture",
             f"- attention: `{config.attention}`" + (f", {options}" if options else ""),
             f"- input: RGB, {image.height_px} x {image.width_px} px, "
             f"{image.crop_mode} crop of {image.crop:g}, {image.interpolation}",
@@ -143,9 +161,25 @@ def _network(config: ModelConfig, name: str, num_parameters: int) -> str:
 
 
 def _training(facts: CardFacts) -> str:
-    if not facts.recipe:
+    if not facts.recipe and not facts.curves:
         return ""
-    return "## Training\n\n" + "\n".join(f"- {escape(key)}: {escape(value)}" for key, value in facts.recipe.items())
+    lines = [f"- {escape(key)}: {escape(value)}" for key, value in facts.recipe.items()]
+    base = f"- fine-tuned from `{facts.base_model}`" if facts.base_model else ""
+    curves = [
+        f"- {escape(name)}, epoch by epoch: {sparkline(values)} from {values[0]:.4g} to {values[-1]:.4g}"
+        for name, values in facts.curves.items()
+        if values
+    ]
+    return "## Training\n\n" + "\n".join(line for line in (base, *lines, *curves) if line)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw numbers as a line of small bars, lowest to highest; at most 60, evenly picked."""
+    step = max(1, -(-len(values) // 60))
+    picked = [*values[:-1:step], values[-1]] if len(values) > 1 else list(values)
+    low, high = min(picked), max(picked)
+    span = (high - low) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(int((value - low) / span * 8), 7)] for value in picked)
 
 
 _USE_WITH_TIMM = """```python
@@ -155,6 +189,11 @@ model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)
 ```
 
 """
+
+_UNKNOWN_LIMITS = (
+    "Every picture gets one of the classes above, whatever it shows. What the training data leaves out or shows "
+    "one-sidedly, the network does not know: measure it on pictures of your own before you rely on it."
+)
 
 _CITATION = """## Citation
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import httpx2
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     IncompleteSnapshotError,
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
 
 from eca_hub.errors import (
     AccessDenied,
+    EcaHubError,
     HubError,
     InvalidConfig,
     NotAnEcaModel,
@@ -51,29 +53,60 @@ def check_revision(revision: str) -> None:
         raise InvalidConfig(f"{revision!r} cannot be a revision.", hint="Give a branch, a tag or a commit.")
 
 
+def is_commit(revision: str) -> bool:
+    """Whether this is the full id of a commit, which no branch may be called."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
 @contextmanager
 def hub_errors(model_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the client raises into our tree of errors."""
-    login = "If it is private, set HF_TOKEN."
+    """Turn what the client raises into our tree of errors.
+
+    The client reads answers without looking whether they make sense, so with a hub that talks nonsense it fails in the
+    ways of a program with a mistake; inside this block there is nothing but the client.
+    """
     try:
         yield
-    except RepositoryNotFoundError:
-        raise RepoNotFound(
-            f"The hub shows no repository {model_id!r}: it does not exist, or is private.", hint=login
-        ) from None
-    except RevisionNotFoundError:
-        raise RevisionNotFound(f"{model_id} has no branch, tag or commit {revision or 'main'!r}.") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, IncompleteSnapshotError, httpx2.TransportError) as error:
-        raise Offline(
-            f"The hub does not answer, and the cache does not hold {model_id} at {revision or 'main'}: {_line(error)}",
-            hint="HF_ENDPOINT names the hub, HF_HUB_OFFLINE=1 forbids asking it.",
-        ) from None
-    except EntryNotFoundError as error:
-        raise NotAnEcaModel(f"{model_id} is no package: {_line(error)}") from None
-    except HFValidationError as error:
-        raise InvalidConfig(_line(error)) from None
-    except HfHubHTTPError as error:
-        raise _refusal(error, model_id) from None
+    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, LookupError, TypeError) as error:
+        raise _in_our_words(error, model_id, revision or "main") from None
+
+
+def _in_our_words(error: BaseException, model_id: str, revision: str) -> EcaHubError:
+    match error:
+        case GatedRepoError():
+            return AccessDenied(
+                f"{model_id} is open to those only whom its owner let in.", hint="Ask on its page, and set HF_TOKEN."
+            )
+        case RepositoryNotFoundError():
+            return RepoNotFound(
+                f"The hub shows no repository {model_id!r}: it does not exist, or is private.",
+                hint="If it is private, set HF_TOKEN.",
+            )
+        case RevisionNotFoundError():
+            return RevisionNotFound(f"{model_id} has no branch, tag or commit {revision!r}.")
+        case LocalEntryNotFoundError() | ValueError() if error.__cause__ is not None:
+            # The client found nothing in its cache either; what stopped it from asking is the reason.
+            return _in_our_words(error.__cause__, model_id, revision)
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled() | IncompleteSnapshotError() | httpx2.TransportError():
+            return Offline(
+                f"The hub does not answer, and the cache does not hold {model_id} at {revision}: {_line(error)}",
+                hint="HF_ENDPOINT names the hub, HF_HUB_OFFLINE=1 forbids asking it.",
+            )
+        case EntryNotFoundError():
+            return NotAnEcaModel(f"{model_id} is no package: {_line(error)}")
+        case HFValidationError():
+            return InvalidConfig(_line(error))
+        case HfHubHTTPError():
+            return _refusal(error, model_id)
+        case OSError() if error.errno is not None:
+            return HubError(
+                f"{error.filename or 'The cache'} cannot be used: {error.strerror}.",
+                hint="HF_HOME names the folder of the cache; it needs room and the right to write.",
+            )
+    return HubError(
+        f"What answers for {model_id} does not speak as a hub does: {_line(error)}",
+        hint="HF_ENDPOINT names the hub; a proxy or a login page may stand before it.",
+    )
 
 
 def status_of(error: HfHubHTTPError) -> int | None:
@@ -96,6 +129,8 @@ def _refusal(error: HfHubHTTPError, model_id: str) -> HubError:
         return PushConflict(
             f"The hub is busy with another commit to {model_id}; nothing of yours was written.", hint="Push again."
         )
+    if status in (408, 429) or (status is not None and status >= 500):
+        return Offline(f"The hub answered {status} for {model_id}: {_line(error)}", hint="Try again later.")
     return HubError(f"The hub answered {status} for {model_id}: {_line(error)}")
 
 

@@ -32,6 +32,7 @@ from eca_hub.hub.stock_timm import record_of, to_stock_timm, without_padding
 from eca_hub.hub.timm_config import to_timm
 from eca_hub.hub.whole import check_free, whole_folder
 from eca_hub.models.build import build_model, settle
+from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
 
 
@@ -72,8 +73,7 @@ def save_pretrained(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = render_card(settled, num_parameters, facts or CardFacts(), is_timm=network is not model)
+    card = render_card(settled, count_complexity(settled), facts or CardFacts(), is_timm=network is not model)
     _write(path / CARD_FILE, card.encode())
     _write(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
     _write(path / CONFIG_FILE, to_text(document).encode())

@@ -12,10 +12,14 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.errors import ChecksumMismatch, Offline
-from eca_hub.hub.client import check_model_id, check_revision, hub_errors
+from eca_hub.errors import ChecksumMismatch, HubError, Offline
+from eca_hub.hub.client import check_model_id, check_revision, hub_errors, is_commit
+from eca_hub.hub.guard import MAX_BYTES, guarded
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Package, read_folder
 from eca_hub.hub.whole import check_free, whole_folder
+
+MAX_TEXT_BYTES = 16 << 20
+"""No config.json and no model card is longer."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,18 @@ def _fetcher(model_id: str, revision: str | None, endpoint: str | None, token: s
         check_revision(revision)
 
     def fetch(name: str, at: str, again: bool) -> Fetched:
-        with hub_errors(model_id, revision):
+        max_bytes = MAX_BYTES if name == WEIGHTS_FILE else MAX_TEXT_BYTES
+        with hub_errors(model_id, revision), guarded(endpoint, max_bytes):
             path = Path(
                 hf_hub_download(model_id, name, revision=at, endpoint=endpoint, token=token, force_download=again)
             )
+            commit = path.parent.name
+            if not is_commit(commit) or (is_commit(at) and at != commit):
+                raise HubError(f"The hub was asked for {model_id} at {at} and sent {commit[:40]!r}.")
             if path.is_symlink():
                 return Fetched(path, announced=path.resolve().name)
             # On a disk without links the cache keeps no hashes, so ask the hub which it announced.
-            [entry] = HfApi(endpoint=endpoint, token=token).get_paths_info(model_id, [name], revision=path.parent.name)
+            [entry] = HfApi(endpoint=endpoint, token=token).get_paths_info(model_id, [name], revision=commit)
             assert isinstance(entry, RepoFile)
             return Fetched(path, announced=entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
@@ -120,8 +128,8 @@ def _resolve(fetch: Fetch, revision: str) -> tuple[str, bytes]:
 def _fetch_checked(fetch: Fetch, name: str, commit: str) -> bytes:
     """Read a file once, and compare what was read with what the hub announced."""
     fetched = fetch(name, commit, False)
-    content = fetched.path.read_bytes()
-    if git_or_lfs_hash(content, fetched.announced) == fetched.announced:
+    content, actual = _read(fetched)
+    if actual == fetched.announced:
         return content
     try:
         # The client takes a forced download in offline mode for a mistake in the program.
@@ -133,8 +141,7 @@ def _fetch_checked(fetch: Fetch, name: str, commit: str) -> bytes:
             f"{name} at {commit[:12]} is damaged in the cache, and the hub does not answer.",
             hint="Pull again when it does.",
         ) from None
-    content = fetched.path.read_bytes()
-    actual = git_or_lfs_hash(content, fetched.announced)
+    content, actual = _read(fetched)
     if actual == fetched.announced:
         return content
     fetched.path.resolve().unlink(missing_ok=True)
@@ -142,6 +149,15 @@ def _fetch_checked(fetch: Fetch, name: str, commit: str) -> bytes:
         f"{name} at {commit[:12]} hashes to {actual[:12]}, but the hub announced {fetched.announced[:12]}.",
         hint="It was refused and removed from the cache. Ask the owner of the repository, or of the hub.",
     )
+
+
+def _read(fetched: Fetched) -> tuple[bytes, str]:
+    """Read a file of the cache; one that cannot be read is as damaged as an empty one."""
+    try:
+        content = fetched.path.read_bytes()
+    except OSError:
+        content = b""
+    return content, git_or_lfs_hash(content, fetched.announced)
 
 
 def git_or_lfs_hash(content: bytes, announced: str) -> str:

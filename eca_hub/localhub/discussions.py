@@ -3,6 +3,7 @@
 Knows the repository; knows nothing about HTTP. A pull request is a discussion with a reference `refs/pr/N`.
 """
 
+import contextlib
 import json
 import secrets
 from typing import Any
@@ -23,7 +24,9 @@ class Discussions:
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
         self._path = repo.folder / "discussions.json"
-        self._all: list[dict[str, Any]] = json.loads(self._path.read_bytes()) if self._path.exists() else []
+        self._all: list[dict[str, Any]] = []
+        with contextlib.suppress(FileNotFoundError):
+            self._all = json.loads(self._path.read_bytes())
 
     @property
     def newest_first(self) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from .changes import Changes
 from .clock import now
 from .commits import Commit, StoredFile, decode_commit
 from .disk import canonical_json, write_atomically
-from .errors import HubRefusal, conflict, head_moved, revision_not_found
+from .errors import HubRefusal, conflict, head_moved, repo_not_found, revision_not_found
 from .names import check_ref_name, is_short_commit_id
 
 Gated = Literal["auto", "manual", False]
@@ -49,6 +49,7 @@ class Repo:
         self._refs: dict[str, str] = json.loads((folder / "refs.json").read_bytes())
         self._commits: OrderedDict[str, Commit] = OrderedDict()
         self._visible: set[str] | None = None
+        self._is_deleted = False
 
     @classmethod
     def create(cls, folder: Path, settings: Settings, files: dict[str, StoredFile]) -> "Repo":
@@ -67,9 +68,15 @@ class Repo:
     def change_settings(self, **changes: Any) -> None:
         """Replace some settings."""
         with self.lock:
+            self._check_not_deleted()
             settings = replace(self.settings, **changes)
             _write_settings(self.folder, settings)
             self.settings = settings
+
+    def mark_deleted(self) -> None:
+        """Answer from now on as if there were no such repository, also those who found it before."""
+        with self.lock:
+            self._is_deleted = True
 
     def find_ref(self, revision: str) -> str | None:
         """Return the full name of the branch, tag or pull request called so, in this order, or None."""
@@ -101,7 +108,12 @@ class Repo:
             if commit_id in self._commits:
                 self._commits.move_to_end(commit_id)
                 return self._commits[commit_id]
-        commit = decode_commit(_commit_path(self.folder, commit_id).read_bytes(), commit_id)
+        try:
+            encoded = _commit_path(self.folder, commit_id).read_bytes()
+        except FileNotFoundError:
+            self._check_not_deleted()
+            raise
+        commit = decode_commit(encoded, commit_id)
         with self.lock:
             self._commits[commit_id] = commit
             if len(self._commits) > NUM_CACHED_COMMITS:
@@ -193,11 +205,17 @@ class Repo:
             self._set_refs({ref: commit_id for ref, commit_id in self._refs.items() if ref != full_name})
             self._visible = None
 
+    def _check_not_deleted(self) -> None:
+        if self._is_deleted:
+            raise repo_not_found(is_logged_in=True)
+
     def _store_commit(self, commit: Commit) -> str:
+        self._check_not_deleted()
         _write_commit(self.folder, commit)
         return commit.id
 
     def _set_refs(self, refs: dict[str, str]) -> None:
+        self._check_not_deleted()
         try:
             write_atomically(self.folder / "refs.json", canonical_json(refs), "refs")
         finally:

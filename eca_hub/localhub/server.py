@@ -1,16 +1,14 @@
 """The hub as a process: socket, signals, deadlines. Knows nothing about what is served."""
 
-import asyncio
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADER_DEADLINE_S = 10.0
+from .deadlines import PromptProtocol
+
 GRACE_S = 1.0
 BACKLOG = 1024
 
@@ -26,13 +24,14 @@ def listen(host: str, port: int) -> socket.socket:
         PortTaken: The address is in use or not ours.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, OverflowError, UnicodeError):
         raise PortTaken(f"cannot listen on {host}:{port}: there is no such address") from None
-    server_socket = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio gives TCP_NODELAY only to sockets that name TCP as their protocol; without it an answer may take 40 ms.
+    server_socket = socket.socket(family, kind, protocol)
     try:
         server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server_socket.bind((host, port))
+        server_socket.bind(address)
         server_socket.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         server_socket.close()
@@ -51,7 +50,7 @@ def serve(app: ASGIApp, server_socket: socket.socket, on_ready: Callable[[], Non
     """Serve until SIGTERM or SIGINT, then stop within two seconds."""
     config = uvicorn.Config(
         app,
-        http=_PromptProtocol,
+        http=PromptProtocol,
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -76,23 +75,3 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
-
-
-class _PromptProtocol(H11Protocol):
-    """Closes connections on which no whole request head arrives in time: uvicorn itself would wait for ever."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(HEADER_DEADLINE_S, self._close_if_silent)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-        super().connection_lost(exc)
-
-    def _close_if_silent(self) -> None:
-        has_begun = getattr(self, "cycle", None) is not None
-        if not has_begun and not self.transport.is_closing():
-            self.transport.close()

@@ -4,10 +4,12 @@ Knows nothing about HTTP, tokens or rights.
 
     ROOT/hub.json          format, id of the store, key for signed links (0600)
     ROOT/lock              held by the one process that may write
-    ROOT/names.json        which folder holds which repository; replaced in one step, so create, move and delete are
-    atomic ROOT/repos/FOLDER/     one repository (repos.py) ROOT/blobs/ab/ab12..   bytes of files by sha256 (blobs.py)
-    ROOT/xorbs/            what Xet uploads consist of (xorbs.py) ROOT/tmp/              unfinished files, emptied at
-    start
+    ROOT/names.json        which folder holds which repository; replaced in one step, which makes create, move and
+                           delete atomic
+    ROOT/repos/FOLDER/     one repository (repos.py)
+    ROOT/blobs/ab/ab12..   bytes of files by sha256 (blobs.py)
+    ROOT/xorbs/            what recent Xet uploads consist of (xorbs.py)
+    ROOT/tmp/              unfinished files, emptied at start
 
 Why not git objects (dulwich, pygit2)? The weights would lie outside of git anyway, so a library would own the small
 half of the store; git has no notion of the id that the client computes for LFS files; and a second way to write, `git
@@ -32,7 +34,7 @@ from .blobs import Blobs
 from .clock import now
 from .commits import StoredFile, git_blob_oid
 from .disk import canonical_json, make_folder, sync_folder, write_atomically
-from .errors import conflict
+from .errors import conflict, repo_not_found
 from .faults import faultpoint
 from .gitpatterns import DEFAULT_GITATTRIBUTES
 from .names import RepoId, RepoType
@@ -138,6 +140,8 @@ class Store:
         with self._lock:
             if "name" in self._names.get(target.key, {}) and target.key != source.key:
                 raise conflict(f"A {target.type} repository called {target.full_name} already exists")
+            if "folder" not in self._names.get(source.key, {}):
+                raise repo_not_found(is_logged_in=True)
             entry = {"name": target.full_name, "folder": self._names[source.key]["folder"]}
             moved = {"moved_to": target.key}
             # Older names lead straight to the new one, so that none of them can end at a stranger's repository.
@@ -147,10 +151,16 @@ class Store:
     def delete_repo(self, repo_id: RepoId) -> None:
         """Forget a repository; its blobs stay until `gc`."""
         with self._lock:
-            folder = self._names[repo_id.key]["folder"]
+            found = self.find(repo_id)
+            if found is None:
+                raise repo_not_found(is_logged_in=True)
+            repo_id, repo = found
+            folder = repo.folder.name
             alias = {"moved_to": repo_id.key}
             self._set_names({key: entry for key, entry in self._names.items() if key != repo_id.key and entry != alias})
             self._repos.pop(folder, None)
+            repo.mark_deleted()
+        # Who reads it at this moment may find a file gone, which a deleted repository answers with 404.
         shutil.rmtree(self.root / "repos" / folder, ignore_errors=True)
 
     def upload_path(self, upload: str) -> Path:

@@ -111,7 +111,9 @@ class Complexity:
         return self.paper_multiply_adds - self.tally.activated_once
 
 
-def count_complexity(model: nn.Module | ModelConfig, *, height_px: int | None = None, width_px: int | None = None) -> Complexity:
+def count_complexity(
+    model: nn.Module | ModelConfig, *, height_px: int | None = None, width_px: int | None = None
+) -> Complexity:
     """Count the parameters and multiply-adds of a network for one image.
 
     Args:

@@ -1,7 +1,7 @@
 """A classifier in words: which network, which attention, which labels, which preprocessing.
 
-One dataclass, three uses: the Python argument, the YAML node and what stands in a package's config.json. Knows nothing of
-torch.
+One dataclass, three uses: the Python argument, the YAML node and what stands in a package's config.json. Knows nothing
+of torch.
 """
 
 import re

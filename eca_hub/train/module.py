@@ -1,25 +1,31 @@
-"""The LightningModule: a network, its loss, its metrics and its optimizer.
+"""The LightningModule: a network, its loss, its counts and its optimizer.
 
 Batches arrive as uint8 pixels and are normalised here by the same code that serves, on whatever device trains. Knows
-nothing of files or hubs.
+nothing of files or of how runs are resumed.
 
 Shapes: N images, H height, W width, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics.classification import MulticlassAccuracy
+from torch.nn.functional import kl_div
+from torch.optim import Optimizer
 
+from eca_hub.errors import InvalidConfig
 from eca_hub.images import EvalTransform
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ImageConfig, ModelConfig, Stem
+from eca_hub.train.average import WeightAverage
+from eca_hub.train.data.pictures import Batch
+from eca_hub.train.mix import Mix, MixConfig
 from eca_hub.train.optim import OptimConfig, make_optimizer, rate_factor
+from eca_hub.train.seeds import derive_seed
+from eca_hub.train.start import Teacher, Train, freeze, norms, start_from
+from eca_hub.train.totals import Totals
 
 
 class ImageClassifier(LightningModule):
@@ -30,8 +36,21 @@ class ImageClassifier(LightningModule):
         attention: Name of the attention inside each block, or `none`.
         attention_args: Options of the attention, such as `kernel_sizes: [3, 5, 5, 7]`.
         stem: `small` keeps the picture whole up to the first block, for pictures up to 64 px.
+        from_pretrained: Package to start from, `owner/name` or a folder; architecture and attention are then its own,
+            and the head is new if the labels are.
+        revision: Branch, tag or commit of `from_pretrained`.
+        train: What learns: `all`, `all_but_norms` (their statistics stay, too) or `head` (a linear probe).
         optim: Optimizer and learning rate.
         label_smoothing: Share of each target that is spread over all classes.
+        mix: MixUp and CutMix.
+        average_decay: Share of a running average of the weights that stays at every step; the average is then what is
+            measured and published. 0 for none.
+        teacher: Package whose answers are learnt as well, `owner/name` or a folder.
+        teacher_weight: Share of the loss that the teacher sets.
+        temperature: By how much the answers of teacher and student are softened.
+        dropout: Share of the features before the head that are dropped.
+        channels_last: Whether colours stand innermost in memory, which is faster on GPUs.
+        compile: Whether torch.compile is used.
         labels: Class names; comes from the data.
         image: Preprocessing; comes from the data.
     """
@@ -42,59 +61,195 @@ class ImageClassifier(LightningModule):
         attention: str = "eca",
         attention_args: Mapping[str, Any] | None = None,
         stem: Stem = "own",
+        from_pretrained: str | None = None,
+        revision: str | None = None,
+        train: Train = "all",
         optim: OptimConfig = OptimConfig(),
         label_smoothing: float = 0.0,
+        mix: MixConfig = MixConfig(),
+        average_decay: float = 0.0,
+        teacher: str | None = None,
+        teacher_weight: float = 0.5,
+        temperature: float = 2.0,
+        dropout: float = 0.0,
+        channels_last: bool = False,
+        compile: bool = False,
         labels: Sequence[str] = (),
         image: ImageConfig = ImageConfig(),
     ) -> None:
         super().__init__()
-        self.config = settle(ModelConfig(architecture, attention, attention_args or {}, tuple(labels), image, stem))
+        for name, share in (("label_smoothing", label_smoothing), ("average_decay", average_decay)):
+            if not 0 <= share < 1:
+                raise InvalidConfig(f"model.{name} is {share}; it must be 0 or more and below 1.")
+        if not 0 <= dropout < 1 or not 0 <= teacher_weight <= 1 or temperature <= 0:
+            raise InvalidConfig(
+                f"model has dropout {dropout}, teacher_weight {teacher_weight} and temperature {temperature}; they must "
+                "be 0 to below 1, 0 to 1, and above 0."
+            )
+        config = ModelConfig(architecture, attention, attention_args or {}, tuple(labels), image, stem)
+        if from_pretrained:
+            self.model, self.config = start_from(from_pretrained, revision, config)
+        else:
+            self.config = settle(config)
+            self.model = build_model(self.config)
+        set_dropout(self.model, dropout)
+        freeze(self.model, self.config, train)
+        if channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.seed = 0
+        """Decides dropout and mixing, with the place in training."""
         self.optim_config = optim
-        self.model = build_model(self.config)
         self.transform = EvalTransform(image)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         num_classes = self.config.num_classes
-        self.metrics = nn.ModuleDict(
-            {f"{split}_top1": MulticlassAccuracy(num_classes, average="micro") for split in ("train", "val", "test")}
-        )
+        self.totals = nn.ModuleDict({split: Totals(num_classes) for split in ("fit", "val", "test")})
+        self.average = WeightAverage(self.model, average_decay) if average_decay else None
+        self._train = train
+        self._mix = Mix(mix, num_classes)
+        self._teacher = Teacher(teacher, self.config) if teacher else None
+        self._teacher_weight = teacher_weight
+        self._temperature = temperature
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # In a tuple, so that the weights are not registered a second time under the name of the compiled network.
+        self._run_model = (torch.compile(self.model) if compile else self.model,)
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """Map uint8 pixels (N, 3, H, W) to logits (N, K)."""
-        logits_NK: Tensor = self.model(self.transform.normalize(pixels_N3HW))
+        logits_NK: Tensor = self.model(self._normalized(pixels_N3HW))
         return logits_NK
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
-        return self._measure(batch, "train")
+        torch.manual_seed(derive_seed("step", self.seed, self.trainer.current_epoch, batch_index, self.global_rank))
+        x_N3HW, target = self._mix(self._normalized(batch.pixels_N3HW), batch.target_N)
+        logits_NK = self._run_model[0](x_N3HW)
+        loss: Tensor = self.loss(logits_NK, target)
+        if self._teacher is not None:
+            soft_NK, taught_NK = logits_NK / self._temperature, self._teacher(x_N3HW) / self._temperature
+            distance = kl_div(soft_NK.log_softmax(1), taught_NK.log_softmax(1), reduction="batchmean", log_target=True)
+            loss = (1 - self._teacher_weight) * loss + self._teacher_weight * self._temperature**2 * distance
+        self.totals_of("fit").update(logits_NK.detach(), batch.target_N, loss)
+        return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Measure one batch of the validation split."""
         self._measure(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+    def test_step(self, batch: Batch, batch_index: int) -> None:
         """Measure one batch of the test split."""
         self._measure(batch, "test")
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer and set its rate at every step."""
+    def predict_step(self, batch: Batch, batch_index: int) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the pictures (N,) and the probabilities of the classes (N, K)."""
+        return batch.index_N.cpu(), self._answer(batch).softmax(1).cpu()
+
+    def on_train_start(self) -> None:
+        """Fix what the rate depends on."""
         num_steps = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = max(num_steps // max(self.trainer.max_epochs or 1, 1), 1)
-        optimizer = make_optimizer(self.optim_config, self.model)
-        factor = rate_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        self._rate_factor = rate_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
 
-    def _measure(self, batch: tuple[Tensor, Tensor], split: str) -> Tensor:
-        pixels_N3HW, target_N = batch
-        logits_NK = self(pixels_N3HW)
-        loss: Tensor = self.loss(logits_NK, target_N)
-        top1 = self.metrics[f"{split}_top1"]
-        assert isinstance(top1, MulticlassAccuracy)
-        top1(logits_NK.detach(), target_N)
-        num_images = len(target_N)
-        self.log(
-            f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=num_images
-        )
-        self.log(f"{split}_top1", top1, on_step=False, on_epoch=True, prog_bar=True, batch_size=num_images)
-        if split == "train":
-            self.log("lr", torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]), on_step=False, on_epoch=True)
-        return loss
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Set the rate of the step that begins."""
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.optim_config.lr * self._rate_factor(self.global_step)
+
+    def on_train_epoch_start(self) -> None:
+        """Count anew."""
+        self.totals_of("fit").reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Count anew."""
+        self.totals_of("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Count anew."""
+        self.totals_of("test").reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Tell the loggers what validation found."""
+        self._log("val", "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Tell the loggers what the test found."""
+        self._log("test", "test")
+
+    def on_train_epoch_end(self) -> None:
+        """Tell the loggers what the epoch reached."""
+        self._log("fit", "train")
+        self.log("lr", torch.tensor(float(self.trainer.optimizers[0].param_groups[0]["lr"])), batch_size=1)
+
+    def train(self, mode: bool = True) -> "ImageClassifier":
+        """Switch between training and evaluation; frozen norms keep their statistics in both."""
+        super().train(mode)
+        if mode and self._train == "all_but_norms":
+            for norm in norms(self.model):
+                norm.eval()
+        if mode and self._train == "head":
+            self.model.eval()
+        return self
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Make a step, and let the average follow."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None:
+            self.average.update(self.model, self.global_step)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Make the optimizer; its rate is set at every step."""
+        return make_optimizer(self.optim_config, self.model)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the average beside the weights."""
+        if self.average is not None:
+            checkpoint["average"] = dict(self.average.weights)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the saved average and the counts of the epoch."""
+        # Else the counts that come with the weights would be taken for none.
+        self.totals_of("fit")._update_count = 1
+        if self.average is not None:
+            self.average.load(checkpoint["average"])
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """Return the weights that are measured: the average, if there is one."""
+        weights = self.average.weights if self.average is not None else self.model.state_dict()
+        return {name: tensor.detach() for name, tensor in weights.items()}
+
+    def totals_of(self, split: str) -> Totals:
+        """Return the counts of `fit`, `val` or `test`."""
+        totals = self.totals[split]
+        assert isinstance(totals, Totals)
+        return totals
+
+    def _measure(self, batch: Batch, split: str) -> None:
+        logits_NK = self._answer(batch)
+        self.totals_of(split).update(logits_NK, batch.target_N, self.loss(logits_NK, batch.target_N))
+
+    def _answer(self, batch: Batch) -> Tensor:
+        if self.average is None:
+            logits_NK: Tensor = self(batch.pixels_N3HW)
+            return logits_NK
+        return self.average.forward(self.model, self._normalized(batch.pixels_N3HW))
+
+    def _normalized(self, pixels_N3HW: Tensor) -> Tensor:
+        return self.transform.normalize(pixels_N3HW).contiguous(memory_format=self._memory_format)
+
+    def _log(self, counted: str, name: str) -> None:
+        # compute() has added up over all processes already; the same number of each is averaged to itself.
+        values = {f"{name}_{metric}": value for metric, value in self.totals_of(counted).compute().items()}
+        self.log_dict(values, prog_bar=False, sync_dist=True, batch_size=1)
+
+
+def set_dropout(model: nn.Module, share: float) -> None:
+    """Drop features before the head of a network of timm or torchvision."""
+    if hasattr(model, "drop_rate"):
+        model.drop_rate = share
+        head_drop = getattr(model, "head_drop", None)
+        if isinstance(head_drop, nn.Dropout):
+            head_drop.p = share
+    for module in getattr(model, "classifier", nn.Identity()).modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share

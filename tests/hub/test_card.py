@@ -4,13 +4,16 @@ import dataclasses
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from eca_hub.hub.card import CardFacts, Result, render_card
+from eca_hub.hub.card import CardFacts, Result, render_card, sparkline
+from eca_hub.models.complexity import count_complexity
 from tests.conftest import TINY
+
+COST = count_complexity(TINY)
 
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
     facts = CardFacts(title="eca_tiny", results=(Result("scikit-learn digits", "test", "accuracy", 0.9875, 360),))
-    data = ModelCard(render_card(TINY, 336_851, facts)).data
+    data = ModelCard(render_card(TINY, COST, facts)).data
     assert isinstance(data, ModelCardData)
     assert data.library_name == "eca-hub"
     assert data.pipeline_tag == "image-classification"
@@ -20,21 +23,55 @@ def test_the_metadata_is_what_the_hub_reads() -> None:
 
 
 def test_the_page_tells_the_network_and_the_measured_number() -> None:
-    page = render_card(TINY, 336_851, CardFacts(results=(Result("digits", "test", "accuracy", 0.5, 10),)))
-    assert "`eca_resnet20`, 336,851 parameters" in page
+    page = render_card(TINY, COST, CardFacts(results=(Result("digits", "test", "accuracy", 0.5, 10),)))
+    assert f"`eca_resnet20`, {COST.num_parameters:,} parameters" in page
+    assert f"{COST.multiply_adds / 1e6:.1f} million multiply-adds" in page
+    assert "attention: `eca`" in page
+    assert "## Limits and bias" in page
+    assert "## Citation" in page
     assert "| digits | test | 10 | accuracy | 0.5000 |" in page
     assert "3 classes: cat, dog, eel" in page
 
 
+def test_training_is_told_with_its_curves_and_where_it_started() -> None:
+    facts = CardFacts(
+        recipe={"epochs": "3"},
+        curves={"val_top1": [0.1, 0.5, 0.9]},
+        datasets=("acme/digits",),
+        base_model="timm/ecaresnet50d.miil_in1k",
+    )
+    page = render_card(TINY, COST, facts)
+    data = ModelCard(page).data
+    assert isinstance(data, ModelCardData)
+    assert (data.datasets, data.base_model) == (["acme/digits"], "timm/ecaresnet50d.miil_in1k")
+    assert "- epochs: 3" in page
+    assert "▁▅█ from 0.1 to 0.9" in page
+    assert "fine-tuned from `timm/ecaresnet50d.miil_in1k`" in page
+
+
+def test_a_sparkline_is_short_and_keeps_the_last_value() -> None:
+    assert sparkline([1.0]) == "▁"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert len(sparkline(list(range(1000)))) <= 61
+    assert sparkline(list(range(1000)))[-1] == "█"
+
+
+def test_a_package_for_stock_timm_says_so() -> None:
+    data = ModelCard(render_card(TINY, COST, CardFacts(), is_timm=True)).data
+    assert isinstance(data, ModelCardData)
+    assert data.library_name == "timm"
+    assert {"timm", "transformers"} <= set(data.tags or [])
+
+
 def test_a_card_without_results_claims_none() -> None:
-    page = render_card(TINY, 1, CardFacts())
+    page = render_card(TINY, COST, CardFacts())
     assert "Results" not in page
     assert "model-index" not in page
 
 
 def test_class_names_cannot_break_out_of_the_page() -> None:
     hostile = ("<script>alert(1)</script>", "[x](javascript:y)", "a | b\n# heading")
-    page = render_card(dataclasses.replace(TINY, labels=hostile), 1, CardFacts())
+    page = render_card(dataclasses.replace(TINY, labels=hostile), COST, CardFacts())
     assert "<script" not in page
     assert "[x](" not in page
     assert "\n# heading" not in page

@@ -152,3 +152,24 @@ def test_overwriting_the_file_does_not_change_a_loaded_network(package: Path) ->
     weights = package / "model.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "fixture", sorted((Path(__file__).parent / "fixtures").glob("*.json")), ids=lambda path: path.stem
+)
+def test_packages_of_every_format_ever_written_keep_loading(fixture: Path, tmp_path: Path) -> None:
+    """A fixture holds a config.json and the names and shapes of the weights beside it, as they were written once."""
+    stored = json.loads(fixture.read_text())
+    torch.manual_seed(0)
+    weights = {name: torch.rand(shape) if shape else torch.tensor(1) for name, shape in stored["weights"].items()}
+    if "eca_hub" in stored["config.json"]:
+        for name, tensor in weights.items():
+            if name.endswith(".se.conv.weight"):
+                tensor[..., [0, -1]] *= tensor.shape[2] == 3
+    (tmp_path / "config.json").write_text(json.dumps(stored["config.json"]))
+    (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save(weights))
+    (tmp_path / "README.md").touch()
+    model, config = load_pretrained(tmp_path)
+    assert config.labels == LABELS
+    assert config.attention == "eca"
+    assert model(torch.randn(1, 3, config.image.height_px, config.image.width_px)).shape == (1, 3)

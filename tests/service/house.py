@@ -88,10 +88,10 @@ def rank_nothing(scores: int, top_k: int, activation: str) -> list[Prediction]:
     return [Prediction(f"class {index}", index, 1 / (index + 1)) for index in range(top_k)]
 
 
-def facts(model_id: str = "acme/digits") -> ModelFacts:
+def facts(model_id: str = "acme/digits", revision: str = REVISION, weights_bytes: int = 0) -> ModelFacts:
     return ModelFacts(
         model_id,
-        REVISION,
+        revision,
         "resnet18",
         "eca",
         tuple("0123456789"),
@@ -100,6 +100,7 @@ def facts(model_id: str = "acme/digits") -> ModelFacts:
         11_689_512,
         "cpu",
         SelfTest("float32", 1.0, 0.0, 8),
+        weights_bytes,
     )
 
 
@@ -107,9 +108,13 @@ def fake_model(
     runner: Callable[[list[int]], Any] | None = None,
     *,
     model_id: str = "acme/digits",
+    revision: str = REVISION,
+    weights_bytes: int = 0,
     max_items: int = 8,
     max_batch: int = 4,
     deadline_s: float = 10.0,
+    close: Callable[[], None] = lambda: None,
+    is_well: Callable[[], bool] = lambda: True,
 ) -> RunningModel[int, int]:
     """A model that answers numbers, without torch; needs a running loop."""
 
@@ -119,7 +124,13 @@ def fake_model(
     batcher: Batcher[int, int] = Batcher([runner or double], max_batch=max_batch, max_wait_ms=5, max_items=max_items)
     batcher.start()
     return RunningModel(
-        facts(model_id), decode=decode_digits, batcher=batcher, rank=rank_nothing, deadline_s=deadline_s
+        facts(model_id, revision, weights_bytes),
+        decode=decode_digits,
+        batcher=batcher,
+        rank=rank_nothing,
+        deadline_s=deadline_s,
+        close=close,
+        is_well=is_well,
     )
 
 

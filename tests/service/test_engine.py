@@ -17,6 +17,10 @@ def count_up(pixels_N3HW: Tensor) -> Tensor:
     return first_N1 + torch.arange(3.0)
 
 
+def is_well(engine: Engine) -> bool:
+    return engine.is_well
+
+
 def picture(value: int) -> Tensor:
     return torch.full((3, 2, 2), value, dtype=torch.uint8)
 
@@ -96,6 +100,65 @@ def test_a_thread_that_hangs_is_given_up_and_replaced() -> None:
         gate.set()
 
     asyncio.run(scene())
+
+
+def test_while_a_thread_hangs_the_engine_is_not_well_and_heals_without_being_asked() -> None:
+    gate, hangs, proofs = threading.Event(), threading.Event(), []
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        if hangs.is_set():
+            hangs.clear()
+            gate.wait(10)
+        elif not gate.is_set():
+            proofs.append(len(pixels_N3HW))
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        engine = Engine(forward, hang_timeout_s=0.4)
+        await engine.warm_up(picture(0), [1])
+        assert is_well(engine)
+        hangs.set()
+        running = asyncio.create_task(engine.run([picture(1)]))
+        while is_well(engine):
+            await asyncio.sleep(0.01)
+        assert not running.done(), "it is seen before it is given up"
+        with pytest.raises(WorkerLost):
+            await running
+        assert not is_well(engine), "the new thread has shown nothing yet"
+        while not is_well(engine):
+            await asyncio.sleep(0.01)
+        assert proofs == [1, 1], "once to warm up, once to prove itself"
+        engine.close()
+        gate.set()
+
+    asyncio.run(scene())
+
+
+def test_a_thread_that_dies_is_replaced_and_does_not_take_the_process_with_it() -> None:
+    dies = iter([True])
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        if next(dies, False):
+            raise SystemExit
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        engine = Engine(forward, hang_timeout_s=10)
+        with pytest.raises(WorkerLost, match="died"):
+            await engine.run([picture(1)])
+        assert (await engine.run([picture(4)]))[0].tolist() == [4, 5, 6]
+        assert is_well(engine)
+        engine.close()
+
+    asyncio.run(scene())
+
+
+def test_a_batch_that_should_take_long_may_take_long() -> None:
+    engine = Engine(count_up, hang_timeout_s=1.5)
+    assert engine.patience_s(8) == 1.5
+    engine._s_per_picture = 0.1
+    assert engine.patience_s(8) == pytest.approx(8.0)
+    engine.close()
 
 
 def test_logits_become_scores_in_three_ways() -> None:

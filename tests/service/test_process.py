@@ -143,6 +143,17 @@ def test_a_huge_head_is_refused(service: Served) -> None:
         assert talk(service, start_of_head + more + b"\r\n")[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")
 
 
+def test_a_body_in_hundreds_of_thousands_of_pieces_is_refused_at_once(service: Served) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    started = time.monotonic()
+    received = talk(service, head, b"1\r\nx\r\n" * 300_000)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b'"bad_http"' in received
+    assert time.monotonic() - started < 1.5
+    answer = service.client.get("/metrics").text
+    assert "eca_body_bytes 0" in answer, "what had come of it is forgotten"
+
+
 def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(service: Served) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=4) as peer:
         peer.sendall(

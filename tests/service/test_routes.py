@@ -185,6 +185,18 @@ def test_ready_and_healthy_are_told_apart() -> None:
         assert client.get("/v1/models").json() == {"models": [{"id": "acme/absent", "state": "failed"}]}
 
 
+def test_while_an_engine_hangs_the_service_is_healthy_but_not_ready() -> None:
+    app = app_with("acme/digits")
+    with TestClient(app) as client:
+        model = app.state.house.registry.find(None)
+        model._engines_are_well = lambda: False
+        error = refusal(client.get("/readyz"), 503, "not_ready")
+        assert "acme/digits: an engine does not answer" in error["message"]
+        assert client.get("/healthz").status_code == 200
+        model._engines_are_well = lambda: True
+        assert client.get("/readyz").status_code == 200
+
+
 def test_draining_is_not_ready_but_still_answers() -> None:
     app = app_with("acme/digits")
     with TestClient(app) as client:

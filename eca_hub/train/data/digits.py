@@ -1,0 +1,66 @@
+"""Real data without a download: the handwritten digits inside scikit-learn."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from eca_hub.models.config import ImageConfig
+from eca_hub.train.data.augment import AugmentConfig
+from eca_hub.train.data.base import ImageData
+from eca_hub.train.data.source import MemorySource, Split
+
+_IMAGE = ImageConfig(height_px=16, width_px=16, crop=1.0, mean=(0.3,) * 3, std=(0.35,) * 3)
+
+
+class DigitsData(ImageData):
+    """The 1,797 handwritten digits of 8 x 8 px that ship inside scikit-learn: real data without a download.
+
+    Split by class, seven parts to train, one to validate and two to test, in the same way every time for the same
+    seed. Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository, 1998.
+
+    Args:
+        image: Preprocessing.
+        augment: How training pictures are changed at random.
+        batch_size: Pictures in a batch of one process.
+        num_workers: Processes that prepare batches.
+        split_seed: Which split to make.
+    """
+
+    title = "scikit-learn digits"
+
+    def __init__(
+        self,
+        image: ImageConfig = _IMAGE,
+        augment: AugmentConfig = AugmentConfig(crop="affine", flip=0.0),
+        batch_size: int = 64,
+        num_workers: int = 0,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__(image, augment, batch_size, num_workers)
+        self.labels = [str(digit) for digit in range(10)]
+        self.split_seed = split_seed
+
+    def source(self, split: Split) -> MemorySource:
+        """Return the digits of a split as PNG files."""
+        return MemorySource(self.png_files(split), f"{self.title}, {split}")
+
+    def png_files(self, split: Split) -> Iterator[tuple[bytes, int]]:
+        """Yield every digit of a split as a PNG file and its class."""
+        digits = load_digits()
+        for row in self._rows(split):
+            buffer = io.BytesIO()
+            # scikit-learn counts ink from 0 to 16.
+            Image.fromarray(np.rint(digits.images[row] * (255 / 16)).astype(np.uint8)).save(buffer, format="PNG")
+            yield buffer.getvalue(), int(digits.target[row])
+
+    def _rows(self, split: Split) -> list[int]:
+        target = load_digits().target
+        rows = np.arange(len(target))
+        rest, test = train_test_split(rows, test_size=0.2, stratify=target, random_state=self.split_seed)
+        train, val = train_test_split(rest, test_size=0.125, stratify=target[rest], random_state=self.split_seed)
+        return list({"train": train, "val": val, "test": test}[split])

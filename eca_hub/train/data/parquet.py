@@ -1,0 +1,173 @@
+"""Pictures in parquet files, as the Hugging Face Hub lays them out: a struct of bytes and a path, and a label."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.train.data.base import ImageData, check_labels
+from eca_hub.train.data.source import Split, fingerprint_of
+
+_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+
+class ParquetData(ImageData):
+    """Pictures in parquet files, such as TRAIN.parquet, validation.parquet and test.parquet of a data set of the Hub.
+
+    One of validation and test may be missing: the other then stands for both.
+
+    Args:
+        root: A folder of parquet files whose names start with their split, or `owner/name` of a data set on the hub.
+        image_column: Where pictures stand.
+        label_column: Where classes stand, as numbers or as words.
+        revision: Branch, tag or commit of a data set on the hub.
+        options: Those of all data: image, augment, batch_size, num_workers, cache_mib, max_bad_samples.
+
+    Raises:
+        InvalidConfig: a split or a column is missing, or a label that training has not.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_column: str = "image",
+        label_column: str = "label",
+        revision: str | None = None,
+        **options: object,
+    ) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self.title = Path(root).name or "pictures"
+        folder = Path(root) if Path(root).is_dir() else _from_hub(root, revision)
+        files = _find_splits(folder)
+        self._tables = {split: ParquetTable(paths, image_column, label_column) for split, paths in files.items()}
+        self.labels = self._tables["train"].labels
+        for split in ("val", "test"):
+            check_labels(self.labels, self._tables[split].labels, split, self.title)
+
+    def source(self, split: Split) -> "ParquetTable":
+        """Return the files of a split."""
+        return self._tables[split].with_labels(self.labels)
+
+
+class ParquetTable:
+    """The rows of the parquet files of one split; pictures stay encoded, in memory of their own process.
+
+    Args:
+        paths: The files, in order.
+        image_column: Where pictures stand.
+        label_column: Where classes stand.
+
+    Raises:
+        InvalidConfig: a file is no parquet file, or has no such column.
+    """
+
+    def __init__(self, paths: list[Path], image_column: str, label_column: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._paths = paths
+        self._image_column = image_column
+        try:
+            schema = pq.read_schema(paths[0])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InvalidConfig(f"{paths[0]} is no parquet file: {' '.join(str(error).split())}.") from None
+        for column in (image_column, label_column):
+            if column not in schema.names:
+                raise InvalidConfig(
+                    f"{paths[0]} has no column {column!r}; it has {', '.join(schema.names)}.",
+                    hint="Give --data.image_column and --data.label_column.",
+                )
+        self._holds_structs = pa.types.is_struct(schema.field(image_column).type)
+        values = pa.concat_tables(pq.read_table(path, columns=[label_column]) for path in paths)[label_column].to_numpy()
+        if len(values) and np.issubdtype(values.dtype, np.integer):
+            self.labels = _named(schema.metadata, label_column) or [str(n) for n in range(int(values.max()) + 1)]
+            if int(values.max()) >= len(self.labels) or int(values.min()) < 0:
+                raise InvalidConfig(f"{paths[0]} has labels outside 0 to {len(self.labels) - 1}.")
+            self.target_N = values.astype(np.int64)
+        else:
+            self.labels, self.target_N = _numbered([str(value) for value in values])
+
+    def with_labels(self, labels: list[str]) -> "ParquetTable":
+        """Renumber the classes by another list of names, which holds all of them."""
+        if labels != self.labels:
+            number_of = {label: number for number, label in enumerate(labels)}
+            self.target_N = np.array([number_of[self.labels[target]] for target in self.target_N], dtype=np.int64)
+            self.labels = labels
+        return self
+
+    def read(self, index: int) -> bytes:
+        """Return one file."""
+        value = self._images[index].as_py()
+        content = value["bytes"] if self._holds_structs and value else value
+        if content is None:
+            raise OSError("the row holds no bytes")
+        return bytes(content)
+
+    def name(self, index: int) -> str:
+        """Say which row it is, and the path that the data set remembers."""
+        path = (self._images[index].as_py() or {}).get("path") if self._holds_structs else None
+        return f"{self._paths[0].name} row {index}" + (f" ({path})" if path else "")
+
+    def fingerprint(self) -> str:
+        """Hash sizes and labels."""
+        sizes = [f"{path.name} {path.stat().st_size}" for path in self._paths]
+        return fingerprint_of([*sizes, self.target_N.tobytes().hex()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the pictures behind: each worker maps the files anew."""
+        return {name: value for name, value in vars(self).items() if name != "_images"}
+
+    @functools.cached_property
+    def _images(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        tables = [pq.read_table(path, columns=[self._image_column], memory_map=True) for path in self._paths]
+        return pa.concat_tables(tables)[self._image_column]
+
+
+def _find_splits(folder: Path) -> dict[str, list[Path]]:
+    paths = sorted(folder.rglob("*.parquet"))
+    found: dict[str, list[Path]] = {}
+    for split, names in _NAMES.items():
+        if files := [path for path in paths if path.name.lower().startswith(names) or path.parent.name in names]:
+            found[split] = files
+    listing = ", ".join(path.name for path in paths[:5]) or "no parquet files"
+    if "train" not in found:
+        raise InvalidConfig(f"{folder} has no train*.parquet; it holds {listing}.")
+    if "val" not in found and "test" not in found:
+        raise InvalidConfig(f"{folder} has neither validation*.parquet nor test*.parquet; it holds {listing}.")
+    return {"val": found.get("test", []), "test": found.get("val", []), **found}
+
+
+def _from_hub(root: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(root, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"])
+        )
+    except HFValidationError:
+        raise InvalidConfig(f"There is no folder {root}, and it is no name of a data set on the hub.") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidConfig(f"There is no folder {root}, and the hub gives no such data set: {reason}") from None
+
+
+def _named(metadata: dict[bytes, bytes] | None, column: str) -> list[str]:
+    """Read the class names that `datasets` leaves in a file."""
+    try:
+        feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+        return [str(name) for name in feature["names"]]
+    except (KeyError, ValueError, TypeError):
+        return []
+
+
+def _numbered(values: list[str]) -> tuple[list[str], np.ndarray]:
+    labels = sorted(set(values))
+    number_of = {label: number for number, label in enumerate(labels)}
+    return labels, np.array([number_of[value] for value in values], dtype=np.int64)

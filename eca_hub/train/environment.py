@@ -1,0 +1,69 @@
+"""On what a run was made: machine, packages and the state of the source. Knows nothing of training."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "pillow", "eca-hub")
+
+
+def describe_environment(num_devices: int, device: torch.device) -> dict[str, Any]:
+    """Tell machine, packages and source as a JSON object."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": device_name(device),
+        "num_devices": num_devices,
+        "num_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "command": ["eca-hub", *sys.argv[1:]],
+        "git": git_state(Path(__file__).parent),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Tell commit and changed files of a source tree; None where there is no git or no repository."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    changed = (_git(folder, "status", "--porcelain", "--untracked-files=no") or "").splitlines()
+    return {"commit": commit, "changed_files": [line[3:] for line in changed]}
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({os.cpu_count()} cores, {platform.machine()})"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that the device, or on a CPU this process, has held, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _git(folder: Path, *args: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.rstrip() if done.returncode == 0 else None

@@ -1,0 +1,15 @@
+"""What can stop a training run, beside a configuration that cannot work. Knows nothing of Lightning or torch."""
+
+from eca_hub.errors import EcaHubError
+
+
+class TrainingStopped(EcaHubError):
+    """A run that cannot go on: the loss is no number, the disk is full, too many pictures are broken."""
+
+    code = "training_stopped"
+
+
+class CheckpointCorrupt(EcaHubError):
+    """A checkpoint whose bytes are not those that were written."""
+
+    code = "checkpoint_corrupt"

@@ -1,0 +1,63 @@
+"""A wish to stop, from outside: noted at once, acted on at the next place where a checkpoint makes sense.
+
+SIGTERM ends with exit code 143 and Ctrl-C with 130. A second Ctrl-C does not wait; neither does the alarm, when the next
+place is too far off. Knows nothing of training.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+PATIENCE_S = 8.0
+"""How long a place may take to come, within the ten seconds that most schedulers give."""
+
+
+class Stopped(SystemExit):
+    """The process ends because it was asked to."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class StopWish:
+    """Remembers that a signal came."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The first signal that came."""
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen inside the block, which must be run by the main thread."""
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+        before = {number: signal.getsignal(number) for number in numbers}
+        try:
+            self.listen()
+            yield
+        finally:
+            self.calm()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Take the signals over, again if somebody else has taken them meanwhile."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        signal.signal(signal.SIGALRM, self._give_up)
+
+    def calm(self) -> None:
+        """Let what has begun take its time."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            if number == signal.SIGINT:
+                raise Stopped(number)
+            # A launcher passes on what the whole group has got already.
+            return
+        self.number = number
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+
+    def _give_up(self, number: int, frame: FrameType | None) -> None:
+        raise Stopped(self.number or signal.SIGTERM)

@@ -1,0 +1,138 @@
+"""Who may change models, and what they are told."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from eca_hub.errors import ChecksumMismatch, RepoNotFound
+from service.app import create_app
+from service.registry import ModelSource, Registry
+from service.running import RunningModel
+from service.schemas import ModelsAnswer, ModelShape
+from service.security import Keys
+from service.settings import Settings
+from tests.service.house import REVISION, fake_model
+from tests.service.test_routes import refusal
+
+ADMIN = {"authorization": "Bearer SENTINEL-admin"}
+ASKER = {"authorization": "Bearer SENTINEL-asker"}
+ERRORS = {
+    "acme/absent": RepoNotFound("no such repository"),
+    "acme/torn": ChecksumMismatch("other bytes"),
+    "acme/odd": RuntimeError("SENTINEL-inside"),
+}
+
+
+def house(*, keys: tuple[str, ...] = ("SENTINEL-asker",), admin_keys: tuple[str, ...] = ("SENTINEL-admin",)) -> FastAPI:
+    async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
+        if source.id_or_folder in ERRORS:
+            raise ERRORS[source.id_or_folder]
+        return fake_model(model_id=source.id_or_folder, revision=source.revision or REVISION)
+
+    settings = Settings(model=("acme/digits",), allow_repos="acme/*, other/one")
+    return create_app(settings, Registry([ModelSource("acme/digits")], open_fake), Keys(keys), Keys(admin_keys))
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    with TestClient(house(), raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_a_model_is_loaded_and_unloaded(client: TestClient) -> None:
+    loaded = client.post("/v1/models", json={"model": "acme/new"}, headers=ADMIN)
+    assert loaded.status_code == 200
+    ModelShape.model_validate(loaded.json())
+    assert loaded.json()["state"] == "ready"
+    assert client.post("/v1/classify?model=acme/new", content=b"7", headers=ASKER).status_code == 200
+    left = client.delete("/v1/models/acme/new", headers=ADMIN)
+    assert left.status_code == 200
+    ModelsAnswer.model_validate(left.json())
+    assert [model["id"] for model in left.json()["models"]] == ["acme/digits"]
+    refusal(client.post("/v1/classify?model=acme/new", content=b"7", headers=ASKER), 404, "model_not_loaded")
+    refusal(client.delete("/v1/models/acme/new", headers=ADMIN), 404, "model_not_loaded")
+    refusal(client.delete("/v1/models/", headers=ADMIN), 404, "model_not_loaded")
+
+
+def test_another_revision_takes_the_place_of_the_one_that_runs(client: TestClient) -> None:
+    revision = "b" * 40
+    loaded = client.post("/v1/models", json={"model": "acme/digits", "revision": revision}, headers=ADMIN)
+    assert loaded.json()["revision"] == revision
+    assert client.post("/v1/classify", content=b"7", headers=ADMIN).json()["revision"] == revision
+
+
+def test_an_admin_key_is_needed_before_anything_is_read(client: TestClient) -> None:
+    for body in ({"model": "acme/new"}, {"nonsense": 1}):
+        refusal(client.post("/v1/models", json=body), 401, "unauthorized")
+        refusal(client.post("/v1/models", json=body, headers={"authorization": "Bearer x"}), 401, "unauthorized")
+        refusal(client.post("/v1/models", json=body, headers=ASKER), 403, "forbidden")
+    refusal(client.delete("/v1/models/acme/digits"), 401, "unauthorized")
+    refusal(client.delete("/v1/models/acme/digits", headers=ASKER), 403, "forbidden")
+
+
+def test_without_admin_keys_there_is_nothing_to_change_models_with() -> None:
+    with TestClient(house(keys=(), admin_keys=())) as client:
+        refusal(client.post("/v1/models", json={"model": "acme/new"}, headers=ADMIN), 404, "not_found")
+        refusal(client.delete("/v1/models/acme/digits", headers=ADMIN), 404, "not_found")
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_an_admin_key_alone_does_not_close_the_rest() -> None:
+    with TestClient(house(keys=())) as client:
+        assert client.post("/v1/classify", content=b"7").status_code == 200
+        refusal(client.post("/v1/models", json={"model": "acme/new"}), 401, "unauthorized")
+
+
+@pytest.mark.parametrize(
+    ("model_id", "status", "code"),
+    [
+        ("acme/absent", 404, "repo_not_found"),
+        ("acme/torn", 502, "checksum_mismatch"),
+        ("acme/odd", 422, "unfit_model"),
+        ("other/two", 403, "repo_not_allowed"),
+        ("other/one.", 403, "repo_not_allowed"),
+        ("../../etc/passwd", 422, "invalid_request"),
+        ("/etc/passwd", 422, "invalid_request"),
+        ("acme/..", 422, "invalid_request"),
+        ("acme", 422, "invalid_request"),
+        ("acme/a\n", 422, "invalid_request"),
+        ("acme/a@v1", 422, "invalid_request"),
+        ("acme\\a/b", 422, "invalid_request"),
+        ("acme/\0", 422, "invalid_request"),
+        ("a/" + "b" * 1000, 422, "invalid_request"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_and_changes_nothing(
+    client: TestClient, model_id: str, status: int, code: str
+) -> None:
+    answer = client.post("/v1/models", json={"model": model_id}, headers=ADMIN)
+    refusal(answer, status, code)
+    assert "passwd" not in answer.text
+    assert "SENTINEL" not in answer.text
+    assert [model["id"] for model in client.get("/v1/models", headers=ASKER).json()["models"]] == ["acme/digits"]
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("revision", ["", "..", "a..b/../c", "-x", "a b", "a\0", "x" * 300, 7])
+def test_a_revision_that_cannot_be_one_is_refused(client: TestClient, revision: object) -> None:
+    answer = client.post("/v1/models", json={"model": "acme/new", "revision": revision}, headers=ADMIN)
+    refusal(answer, 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "bad_json"),
+        (b"{", 400, "bad_json"),
+        (b"[]", 422, "invalid_request"),
+        (b'{"model": "acme/new", "SENTINEL": 1}', 422, "invalid_request"),
+        (b'{"model": "acme/' + b"x" * 5000 + b'"}', 413, "too_large"),
+    ],
+)
+def test_other_bodies_are_refused(client: TestClient, body: bytes, status: int, code: str) -> None:
+    answer = client.post("/v1/models", content=body, headers=ADMIN)
+    refusal(answer, status, code)
+    assert "SENTINEL" not in answer.text

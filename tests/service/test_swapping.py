@@ -1,0 +1,263 @@
+"""Loading, replacing and unloading models while requests run: with gates in place of weights."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from eca_hub.errors import ChecksumMismatch, Offline
+from service.errors import Busy, ModelNotLoaded, NoRoom, NotReady
+from service.registry import ModelSource, Registry
+from service.running import Classified, RunningModel
+from service.watching import Watcher, follows_a_branch
+from tests.service.house import GatedRunner, fake_model, run, settle
+
+A, B, C = ("a" * 40, "b" * 40, "c" * 40)
+
+
+class Workshop:
+    """Opens fake models; remembers which it freed."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.freed: list[str] = []
+        self.errors: dict[str, Exception] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.runner: GatedRunner | None = None
+        self.weights_bytes = 10
+
+    async def open(self, source: ModelSource) -> RunningModel[Any, Any]:
+        revision = source.revision or A
+        self.opened.append(revision)
+        await self.gate.wait()
+        if revision in self.errors:
+            raise self.errors[revision]
+        name = f"{source.id_or_folder}@{revision[:1]}"
+        return fake_model(
+            self.runner,
+            model_id=source.id_or_folder,
+            revision=revision,
+            weights_bytes=self.weights_bytes,
+            close=lambda: self.freed.append(name),
+        )
+
+
+async def started(workshop: Workshop, *ids: str, max_weights_bytes: int = 0) -> Registry:
+    registry = Registry([ModelSource(model_id) for model_id in ids], workshop.open, max_weights_bytes=max_weights_bytes)
+    await registry.load_all()
+    return registry
+
+
+def revision_of(registry: Registry, model_id: str | None = None) -> str:
+    return registry.find(model_id).facts.revision
+
+
+def test_the_old_answers_until_the_new_one_can_and_is_freed_after_its_last_answer() -> None:
+    async def scene() -> None:
+        workshop = Workshop()
+        workshop.runner = slow = GatedRunner()
+        registry = await started(workshop, "acme/a")
+
+        async def ask() -> str:
+            with registry.lease(None) as model:
+                (outcome,) = await model.classify([b"1"])
+                assert isinstance(outcome, Classified)
+                return model.facts.revision
+
+        asked_before = asyncio.create_task(ask())
+        await settle()
+        workshop.gate.clear()
+        workshop.runner = None
+        loading = asyncio.create_task(registry.load(ModelSource("acme/a", B)))
+        await settle()
+        assert registry.slots[0].state == "updating"
+        assert registry.is_ready
+        assert revision_of(registry) == A
+        workshop.gate.set()
+        await loading
+        assert revision_of(registry) == B
+        assert await ask() == B
+        assert workshop.freed == [], "somebody still waits for the old one"
+        slow.gate.set()
+        assert await asked_before == A
+        await settle()
+        assert workshop.freed == ["acme/a@a"]
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_new_one_that_fails_leaves_the_old_as_it_was() -> None:
+    async def scene() -> None:
+        workshop = Workshop()
+        registry = await started(workshop, "acme/a")
+        workshop.errors[B] = ChecksumMismatch("other bytes")
+        with pytest.raises(ChecksumMismatch):
+            await registry.load(ModelSource("acme/a", B))
+        assert registry.is_ready
+        assert registry.slots[0].state == "ready"
+        assert revision_of(registry) == A
+        assert workshop.freed == []
+        with pytest.raises(ChecksumMismatch):
+            await registry.load(ModelSource("acme/new", B))
+        assert [slot.model_id for slot in registry.slots] == ["acme/a"]
+        assert registry.is_ready
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_model_that_is_being_loaded_is_busy() -> None:
+    async def scene() -> None:
+        workshop = Workshop()
+        registry = await started(workshop, "acme/a")
+        workshop.gate.clear()
+        loads = [asyncio.create_task(registry.load(ModelSource(name))) for name in ("acme/a", "acme/b")]
+        await settle()
+        for name in ("acme/a", "acme/b"):
+            with pytest.raises(Busy):
+                await registry.load(ModelSource(name))
+            with pytest.raises(Busy):
+                await registry.unload(name)
+        assert registry.is_ready, "what is still loading takes nothing away from what runs"
+        with pytest.raises(NotReady):
+            registry.find("acme/b")
+        workshop.gate.set()
+        await asyncio.gather(*loads)
+        assert registry.find("acme/b").facts.model_id == "acme/b"
+        await registry.close()
+
+    run(scene())
+
+
+def test_an_unloaded_model_is_gone_and_without_any_the_service_is_not_ready() -> None:
+    async def scene() -> None:
+        workshop = Workshop()
+        registry = await started(workshop, "acme/a", "acme/b")
+        await registry.unload("acme/a")
+        with pytest.raises(ModelNotLoaded):
+            registry.find("acme/a")
+        with pytest.raises(ModelNotLoaded):
+            await registry.unload("acme/a")
+        ready = [registry.is_ready]
+        await registry.unload("acme/b")
+        ready.append(registry.is_ready)
+        assert ready == [True, False]
+        await registry.close()
+        assert workshop.freed == ["acme/a@a", "acme/b@a"]
+
+    run(scene())
+
+
+def test_who_was_used_least_recently_makes_room() -> None:
+    async def scene() -> None:
+        workshop = Workshop()
+        registry = await started(workshop, "acme/a", "acme/b", max_weights_bytes=25)
+        with registry.lease("acme/a"):
+            pass
+        await registry.load(ModelSource("acme/c"))
+        assert [slot.model_id for slot in registry.slots] == ["acme/a", "acme/c"]
+        workshop.weights_bytes = 26
+        with pytest.raises(NoRoom):
+            await registry.load(ModelSource("acme/d"))
+        assert [slot.model_id for slot in registry.slots] == ["acme/a", "acme/c"], "nobody leaves for nothing"
+        workshop.weights_bytes = 25
+        await registry.load(ModelSource("acme/a", B))
+        assert [slot.model_id for slot in registry.slots] == ["acme/a"], "the old commit does not count"
+        assert registry.weights_bytes == 25
+        await registry.close()
+
+    run(scene())
+
+
+def test_models_of_the_start_that_do_not_fit_together_stop_it() -> None:
+    async def scene() -> None:
+        registry = await started(Workshop(), "acme/a", "acme/b", max_weights_bytes=15)
+        assert isinstance(registry.failure, NoRoom)
+        await registry.close()
+
+    run(scene())
+
+
+def test_nothing_is_loaded_while_the_process_ends() -> None:
+    async def scene() -> None:
+        registry = await started(Workshop(), "acme/a")
+        registry.is_draining = True
+        with pytest.raises(NotReady):
+            await registry.load(ModelSource("acme/b"))
+        await registry.close()
+
+    run(scene())
+
+
+class Branch:
+    """A hub with one branch."""
+
+    def __init__(self) -> None:
+        self.commit: str | Exception = A
+        self.num_looks = 0
+
+    async def find(self, source: ModelSource) -> str:
+        self.num_looks += 1
+        if isinstance(self.commit, Exception):
+            raise self.commit
+        return self.commit
+
+
+def test_a_branch_is_followed_every_period() -> None:
+    async def scene() -> None:
+        workshop, branch = Workshop(), Branch()
+        registry = await started(workshop, "acme/a")
+        watching = asyncio.create_task(Watcher(registry, branch.find, period_s=30).watch())
+        await asyncio.sleep(95)
+        assert branch.num_looks == 3
+        assert workshop.opened == [A], "a branch that stands still costs a question, no more"
+        branch.commit = B
+        await asyncio.sleep(30)
+        assert revision_of(registry) == B
+        assert registry.slots[0].source == ModelSource("acme/a"), "it still follows the branch"
+        watching.cancel()
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() -> None:
+    async def scene() -> None:
+        workshop, branch = Workshop(), Branch()
+        registry = await started(workshop, "acme/a")
+        watcher = Watcher(registry, branch.find, period_s=30)
+        workshop.errors = {B: ChecksumMismatch("other bytes"), C: Offline("no answer")}
+        for commit, num_tries in ((B, 1), (C, 3)):
+            branch.commit = commit
+            for _ in range(3):
+                await watcher.look()
+            assert workshop.opened.count(commit) == num_tries
+            assert revision_of(registry) == A
+            assert registry.is_ready
+        del workshop.errors[C]
+        await watcher.look()
+        assert revision_of(registry) == C
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_hub_that_does_not_answer_changes_nothing() -> None:
+    async def scene() -> None:
+        workshop, branch = Workshop(), Branch()
+        registry = await started(workshop, "acme/a")
+        branch.commit = OSError("unplugged")
+        await Watcher(registry, branch.find, period_s=30).look()
+        assert revision_of(registry) == A
+        await registry.close()
+
+    run(scene())
+
+
+def test_folders_and_commits_are_not_followed() -> None:
+    assert follows_a_branch(ModelSource("acme/a"))
+    assert follows_a_branch(ModelSource("acme/a", "v1"))
+    assert not follows_a_branch(ModelSource("acme/a", A))
+    assert not follows_a_branch(ModelSource("/models/acme/a"))

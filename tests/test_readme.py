@@ -1,0 +1,76 @@
+"""The README's commands, as a stranger would type them."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from eca_hub.__main__ import COMMANDS
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_and_leave_nothing(script: str, folder: Path, environment: dict[str, str]) -> str:
+    """Run a script to its end; what it left in the background goes with it."""
+    with (folder / "output.txt").open("w+") as output:
+        shell = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = shell.wait(timeout=240)
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
+        text = (folder / "output.txt").read_text()
+    assert code == 0, text
+    return text
+
+
+def test_the_first_screen_of_the_readme_is_a_sentence_and_the_two_commands() -> None:
+    first_screen = "\n".join(README.read_text().splitlines()[:20])
+    assert "pip install -e '.[train,serve]' && eca-hub quickstart" in first_screen
+    assert "pip install -e '.[dev]' && pytest" in first_screen
+
+
+def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
+    [steps] = [block for block in BLOCKS if "eca-hub localhub" in block]
+    [python] = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    # Other ports, so that nothing else here is asked, and a short training; every other word stands as printed.
+    for port in ("7860", "8000"):
+        steps = steps.replace(port, str(free_port()))
+    steps = steps.replace("--run_dir runs/digits", "--run_dir runs/digits --trainer.max_epochs 2")
+    (tmp_path / "experiments").symlink_to(README.parent / "experiments")
+    (tmp_path / "use.py").write_text(python)
+    script = f"set -e\n{steps}\npython use.py\n"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "PATH": path}
+    output = run_and_leave_nothing(script, tmp_path, environment)
+    for expected in (
+        "package: runs/digits/model",
+        "published as",
+        '"predictions"',
+        "eca_resnet50",
+        "Prediction(label=",
+    ):
+        assert expected in output
+
+
+def test_every_setting_and_command_that_the_readme_names_exists() -> None:
+    text = README.read_text()
+    assert {name for name in re.findall(r"eca-hub ([a-z]+)", text) if name not in COMMANDS} <= {"can"}
+    tree = re.findall(r"^  (\w+\.py|\w+/) ", text, flags=re.MULTILINE)
+    assert [name for name in tree if not (README.parent / "eca_hub" / name).exists()] == []
