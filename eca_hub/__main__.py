@@ -31,13 +31,24 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has gone; nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
-        print(_overview())
+        print(_overview(), flush=True)
         return 0
     if args[0] in ("-V", "--version"):
         from eca_hub import __version__
 
-        print(f"eca-hub {__version__}")
+        print(f"eca-hub {__version__}", flush=True)
         return 0
     if args[0] not in COMMANDS:
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
@@ -52,7 +63,9 @@ def _run(command: str, args: list[str]) -> int:
     module_name, function_name = COMMANDS[command][1].split(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-        return int(function(args) or 0)
+        code = int(function(args) or 0)
+        sys.stdout.flush()
+        return code
     except EcaHubError as error:
         return _say(str(error), command)
     except ModuleNotFoundError as error:
@@ -60,12 +73,6 @@ def _run(command: str, args: list[str]) -> int:
         if extra is None:
             raise
         return _say(f"This needs the package {error.name!r}. Install it: pip install 'eca-hub[{extra}]'", command)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of our output, such as `head`, has gone; nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 _EXTRA_OF = {

@@ -2,6 +2,8 @@
 
     {"error": {"code": "too_many_pixels", "message": "...", "hint": "...", "request_id": "..."}}
 
+but below /v2, where a protocol that others wrote has another.
+
 What the caller sent is never repeated: it may be hostile, and it may not even be text.
 """
 
@@ -30,8 +32,14 @@ def error_entry(error: EcaHubError, request_id: str) -> dict[str, dict[str, str]
     return {"error": {"code": error.code, "message": error.message, "hint": error.hint, "request_id": request_id}}
 
 
-def error_answer(error: EcaHubError, request_id: str) -> Response:
-    """Answer with an error, its status, and when to come back if that is known."""
+def error_answer(error: EcaHubError, request_id: str, path: str) -> Response:
+    """Answer with an error, its status, and when to come back if that is known.
+
+    Args:
+        error: What went wrong.
+        request_id: What to call the request.
+        path: Where it was sent: below /v2 the Open Inference Protocol wants the error to be a sentence.
+    """
     headers = {}
     if isinstance(error, TryLater):
         headers["retry-after"] = str(error.retry_after_s)
@@ -39,7 +47,10 @@ def error_answer(error: EcaHubError, request_id: str) -> Response:
         headers["connection"] = "close"
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    return json_answer(error_entry(error, request_id), status=STATUS_OF[error.code], headers=headers)
+    entry: dict[str, Any] = error_entry(error, request_id)
+    if path.startswith("/v2"):
+        entry = {**entry["error"], "error": str(error)}
+    return json_answer(entry, status=STATUS_OF[error.code], headers=headers)
 
 
 def request_id_of(request: Request) -> str:
@@ -64,12 +75,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _answer_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, EcaHubError)
-    return error_answer(error, request_id_of(request))
+    return error_answer(error, request_id_of(request), request.scope["path"])
 
 
 async def _answer_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_answer(_in_words(error), request_id_of(request))
+    return error_answer(_in_words(error), request_id_of(request), request.scope["path"])
 
 
 def _in_words(error: RequestValidationError) -> InvalidRequest:
@@ -92,7 +103,7 @@ async def _answer_router(request: Request, error: Exception) -> Response:
         ours = _HttpError("method_not_allowed", "This address does not know this method.", "See /docs.")
     else:
         ours = _HttpError("invalid_request", "The request cannot be read.", "See /docs.")
-    answer = error_answer(ours, request_id_of(request))
+    answer = error_answer(ours, request_id_of(request), request.scope["path"])
     answer.status_code = error.status_code
     answer.headers.update(error.headers or {})
     return answer

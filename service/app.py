@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service import model_routes, probes, routes
+from service import model_routes, probes, routes, v2_routes
 from service.answers import add_error_handlers
 from service.body import BodyReader
 from service.envelope import Envelope
@@ -59,6 +59,8 @@ def create_app(
     app.state.watcher = Watcher(registry, find_commit, period_s=settings.watch) if settings.watch else None
     app.include_router(routes.router)
     app.include_router(model_routes.router)
+    app.include_router(v2_routes.open_router)
+    app.include_router(v2_routes.router)
     app.include_router(probes.router)
     app.add_middleware(Envelope, metrics=metrics)
     add_error_handlers(app)

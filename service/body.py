@@ -99,7 +99,9 @@ class BodyReader:
 
 def _too_large(max_bytes: int) -> BodyTooLarge:
     limit = f"{max_bytes / 2**20:g} MiB"
-    return BodyTooLarge(f"The body has more than {limit}, which is the limit.", hint="Shrink the picture.")
+    return BodyTooLarge(
+        f"The body has more than {limit}, which is the limit.", hint="Send less: a smaller picture, or fewer."
+    )
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:

@@ -12,9 +12,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from eca_hub import EvalTransform, ImageLimits, decode_image
+from service.running import RawPixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,17 @@ class Decoder:
         self._limits = limits
         self._threads = threads
 
-    async def decode(self, data: bytes) -> Decoded:
+    async def decode(self, data: bytes | RawPixels) -> Decoded:
         """Decode, resize and crop one picture. Cancelling takes it out of the queue for a thread.
 
         Raises:
             BadImage: a picture that is broken, too large, or none.
         """
         asked_s = time.perf_counter()
+        if isinstance(data, RawPixels):
+            config = self._transform.config
+            flat = torch.frombuffer(bytearray(data.data), dtype=torch.uint8)
+            return Decoded(flat.view(3, config.height_px, config.width_px), 0.0, 0.0)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, asked_s)
 
     def _decode(self, data: bytes, asked_s: float) -> Decoded:

@@ -86,7 +86,7 @@ class Envelope:
         self._metrics.received.add()
         error = await self._try(scope, receive, send_wrapped)
         if error is not None and status is None:
-            await error_answer(error, request_id)(scope, receive, send_wrapped)
+            await error_answer(error, request_id, scope["path"])(scope, receive, send_wrapped)
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.requests.add(route, "gone" if status is None else str(status))
         self._metrics.request_seconds.observe(time.perf_counter() - started_s, route)

@@ -1,13 +1,16 @@
 """What every route works with, and how a route gets hold of it. Knows nothing of what the routes do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from eca_hub import EcaHubError
 from service.body import BodyReader
 from service.metrics import Metrics
 from service.registry import Registry
+from service.running import Classified, RunningModel
 from service.security import Keys, check_admin
 from service.uploads import UploadLimits
 
@@ -30,6 +33,16 @@ class House:
     """Who may change models; they may ask as well."""
     allowed_repos: tuple[str, ...]
     """Which repositories may be loaded while the service runs: ids, in which `*` stands for any letters."""
+
+    def measure(self, model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError]) -> None:
+        """Count where the time of these pictures went."""
+        for outcome in outcomes:
+            if isinstance(outcome, Classified):
+                model_id, metrics = model.facts.model_id, self.metrics
+                metrics.decode_seconds.observe(outcome.decode_ms / 1000, model_id)
+                metrics.queue_seconds.observe(outcome.queue_ms / 1000, model_id)
+                metrics.engine_seconds.observe(outcome.engine_ms / 1000, model_id)
+                metrics.batch_size.observe(outcome.batch_size, model_id)
 
 
 async def house_of(request: Request) -> House:

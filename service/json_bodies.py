@@ -79,7 +79,7 @@ class Task:
     """How outputs become scores."""
 
 
-Shape = TypeVar("Shape", bound=_Body)
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 def pictures_in_json(body: bytes) -> list[bytes | EcaHubError]:
@@ -89,7 +89,7 @@ def pictures_in_json(body: bytes) -> list[bytes | EcaHubError]:
         BadJson: the body is no JSON.
         InvalidRequest: it is JSON of another shape.
     """
-    return [_unpack(text) for text in _read(body, PicturesBody).images]
+    return [unpack_base64(text) for text in read_json(body, PicturesBody).images]
 
 
 def task_in_json(body: bytes) -> Task:
@@ -99,9 +99,9 @@ def task_in_json(body: bytes) -> Task:
         BadJson: the body is no JSON.
         InvalidRequest: it is JSON of another shape.
     """
-    read = _read(body, TaskBody)
+    read = read_json(body, TaskBody)
     parameters = read.parameters or TaskParameters()
-    return Task(_unpack(read.inputs), parameters.top_k, parameters.function_to_apply or "softmax")
+    return Task(unpack_base64(read.inputs), parameters.top_k, parameters.function_to_apply or "softmax")
 
 
 def load_in_json(body: bytes) -> LoadBody:
@@ -111,12 +111,23 @@ def load_in_json(body: bytes) -> LoadBody:
         BadJson: the body is no JSON.
         InvalidRequest: it is JSON of another shape, or the names cannot be names.
     """
-    return _read(body, LoadBody)
+    return read_json(body, LoadBody)
 
 
-def _read(body: bytes, shape: type[Shape]) -> Shape:
+def read_json(body: bytes, shape: type[Shape], *, max_marks: int = _MAX_MARKS) -> Shape:
+    """Read a body of one shape.
+
+    Args:
+        body: All of it.
+        shape: What it should be.
+        max_marks: How many commas and brackets of a kind it may have.
+
+    Raises:
+        BadJson: the body is no JSON.
+        InvalidRequest: it is JSON of another shape.
+    """
     # None of these bytes stands in base64, so pictures need few of them. Parsing millions would stop all other callers.
-    if any(body.count(mark) > _MAX_MARKS for mark in (b",", b"[", b"{")):
+    if any(body.count(mark) > max_marks for mark in (b",", b"[", b"{")):
         raise InvalidRequest("The JSON has far more parts than pictures need.", hint="See /docs.")
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_object_of)
@@ -131,7 +142,8 @@ def _read(body: bytes, shape: type[Shape]) -> Shape:
         raise InvalidRequest(f"The JSON {what}; it may have {fields}.", hint="See /docs.") from None
 
 
-def _unpack(text: str) -> bytes | EcaHubError:
+def unpack_base64(text: str) -> bytes | EcaHubError:
+    """Return what base64 stands for, or what is wrong with it."""
     try:
         return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
     except ValueError:

@@ -5,10 +5,12 @@ of HTTP.
 """
 
 import asyncio
+import copy
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.allocator import give_memory_back
@@ -20,6 +22,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from eca_hub import Classifier
     from service.network import PreparedNetwork
@@ -46,26 +49,42 @@ class ModelLoader:
             HubError: the package is not to be had, or its bytes are not what the hub announced.
             CheckpointMismatch: the weights do not fit the network.
         """
-        classifier, network = await _in_thread(lambda: _load(source, self._settings))
-        return await self._start(classifier, network)
+        return await self._start(await _in_thread(lambda: _load(source, self._settings)))
 
-    async def _start(self, classifier: "Classifier", network: "PreparedNetwork") -> RunningModel["Tensor", "Tensor"]:
+    async def _start(self, loaded: "_Loaded") -> RunningModel["Tensor", "Tensor"]:
         import torch
 
         from eca_hub import ImageLimits
         from service.decoding import Decoder
         from service.engine import Engine, scores_of
+        from service.explaining import Explainer
         from service.network import empty
 
+        classifier, network = loaded.classifier, loaded.network
         settings, image = self._settings, classifier.config.image
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
         decoder = Decoder(classifier.transform, limits, self._threads)
-        facts = _facts_of(classifier, network)
+        facts = _facts_of(loaded)
         # A GPU runs one batch after the other; a processor runs one on each core.
         num_engines = settings.num_engines or (self._num_cores if facts.device == "cpu" else 1)
         engines = [Engine(network.forward, hang_timeout_s=settings.hang_timeout_s) for _ in range(num_engines)]
+        explainer = Explainer(loaded.explained) if loaded.explained else None
+
+        def free() -> None:
+            for engine in engines:
+                engine.close()
+            if explainer is not None:
+                explainer.close()
+            for module in loaded.modules:
+                empty(module)
+            threading.Thread(target=give_memory_back, name="give back", daemon=True).start()
+
         blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
-        await asyncio.gather(*(engine.warm_up(blank, _batch_sizes(settings.max_batch)) for engine in engines))
+        try:
+            await asyncio.gather(*(engine.warm_up(blank, _batch_sizes(settings.max_batch)) for engine in engines))
+        except BaseException:
+            free()
+            raise
         batcher: Batcher[Tensor, Tensor] = Batcher(
             [engine.run for engine in engines],
             max_batch=settings.max_batch,
@@ -73,12 +92,6 @@ class ModelLoader:
             max_items=settings.max_queue_images,
         )
         batcher.start()
-
-        def free() -> None:
-            for engine in engines:
-                engine.close()
-            empty(network.module)
-            threading.Thread(target=give_memory_back, name="give back", daemon=True).start()
 
         return RunningModel(
             facts,
@@ -88,6 +101,7 @@ class ModelLoader:
             deadline_s=settings.deadline_ms / 1000,
             close=free,
             is_well=lambda: all(engine.is_well for engine in engines),
+            explain=explainer.explain if explainer else None,
         )
 
     def close(self) -> None:
@@ -95,7 +109,21 @@ class ModelLoader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(source: ModelSource, settings: Settings) -> tuple["Classifier", "PreparedNetwork"]:
+@dataclass(frozen=True)
+class _Loaded:
+    classifier: "Classifier"
+    """Labels and preprocessing, with the network of the engines."""
+    network: "PreparedNetwork"
+    """The network of the engines."""
+    explained: "Classifier | None"
+    """The network as it was loaded: engines and explanations must not meet in one."""
+
+    @property
+    def modules(self) -> list["Module"]:
+        return [self.network.module, *([self.explained.model] if self.explained else [])]
+
+
+def _load(source: ModelSource, settings: Settings) -> _Loaded:
     import torch
 
     from eca_hub import Classifier
@@ -112,12 +140,18 @@ def _load(source: ModelSource, settings: Settings) -> tuple["Classifier", "Prepa
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=device)
     network = prepare_network(classifier, settings.precision)
+    explained = None
+    if settings.explain:
+        explained = copy.copy(classifier)
+        explained.model = copy.deepcopy(classifier.model) if network.module is classifier.model else classifier.model
     classifier.model = network.module
-    return classifier, network
+    return _Loaded(classifier, network, explained)
 
 
-def _facts_of(classifier: "Classifier", network: "PreparedNetwork") -> ModelFacts:
-    config = classifier.config
+def _facts_of(loaded: _Loaded) -> ModelFacts:
+    from service.network import bytes_of
+
+    classifier, network, config = loaded.classifier, loaded.network, loaded.classifier.config
     parameters = list(classifier.model.parameters())
     return ModelFacts(
         model_id=classifier.model_id,
@@ -130,7 +164,7 @@ def _facts_of(classifier: "Classifier", network: "PreparedNetwork") -> ModelFact
         num_parameters=network.num_parameters,
         device=str(parameters[0].device),
         self_test=network.self_test,
-        weights_bytes=network.weights_bytes,
+        weights_bytes=sum(map(bytes_of, loaded.modules)),
     )
 
 

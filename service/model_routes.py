@@ -17,7 +17,7 @@ from service.json_bodies import LoadBody, load_in_json
 from service.registry import ModelSource, Slot
 from service.schemas import LOAD_BODY, ModelsAnswer, ModelShape, refusals
 
-_MAX_BODY_BYTES = 4096
+_MAX_BODY_BYTES = 65_536
 
 _logger = logging.getLogger(__name__)
 

@@ -43,8 +43,6 @@ class PreparedNetwork:
     """The network itself."""
     num_parameters: int
     """Numbers that the network that was loaded had learned; folding makes some of them one."""
-    weights_bytes: int
-    """Size of the network in memory."""
     self_test: SelfTest
     """How it compares with the network that was loaded."""
 
@@ -83,9 +81,9 @@ def prepare_network(classifier: Classifier, precision: Precision) -> PreparedNet
         test = _compare(expected_NK, found_NK, dtype)
         _logger.info("self-test of %s in %s: %s", classifier.model_id, test.precision, test)
         if test.max_difference <= MAX_DIFFERENCE[dtype] and test.same_top1 == 1.0:
-            return PreparedNetwork(forward, module, num_parameters, bytes_of(module), test)
+            return PreparedNetwork(forward, module, num_parameters, test)
     module, test = classifier.model, SelfTest("float32", 1.0, 0.0, len(pixels_N3HW))
-    return PreparedNetwork(_forward_of(module, classifier), module, num_parameters, bytes_of(module), test)
+    return PreparedNetwork(_forward_of(module, classifier), module, num_parameters, test)
 
 
 def bytes_of(module: nn.Module) -> int:

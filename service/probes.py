@@ -41,7 +41,13 @@ async def readyz(house: TheHouse) -> Response:
     return json_answer({"status": "ready"})
 
 
-@router.get("/metrics", summary="What the service counts", dependencies=[Depends(check_key)], responses=refusals(401))
+@router.get(
+    "/metrics",
+    summary="What the service counts",
+    dependencies=[Depends(check_key)],
+    response_class=PlainTextResponse,
+    responses=refusals(401),
+)
 async def metrics(house: TheHouse) -> PlainTextResponse:
     """For Prometheus; needs a key when there are keys."""
     return PlainTextResponse(house.metrics.render(_gauges(house)), media_type="text/plain; version=0.0.4")

@@ -6,14 +6,15 @@ Never sees a tensor or a pixel.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, TypeVarTuple
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from eca_hub import EcaHubError
 from service.answers import error_entry, json_answer, request_id_of
 from service.body import unless_gone
-from service.house import House, TheHouse, check_key
+from service.errors import InvalidRequest
+from service.house import TheHouse, check_key
 from service.running import Classified, RunningModel
 from service.schemas import (
     CLASSIFY_BODY,
@@ -21,12 +22,15 @@ from service.schemas import (
     Classification,
     Classifications,
     ClassifyQuery,
+    ExplainAnswer,
+    ExplainQuery,
     TaskAnswer,
     refusals,
 )
-from service.uploads import UploadLimits, pictures_in, task_in
+from service.uploads import pictures_in, task_in
 
 Found = TypeVar("Found")
+Rest = TypeVarTuple("Rest")
 
 _LARGE_BODY_BYTES = 2**20
 
@@ -55,31 +59,19 @@ async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQ
     content_type = request.headers.get("content-type", "")
     max_bytes = house.limits.max_body_bytes(content_type)
     async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
-        pictures = await _unpack(pictures_in, body, content_type, house.limits)
+        pictures = await unpack(pictures_in, body, content_type, house.limits)
         # Found again, because another commit may have taken its place while the body came.
         with house.registry.lease(query.model) as model:
             outcomes = await unless_gone(request.receive, model.classify(pictures, query.top_k, since_s=since_s))
-    _measure(house, model, outcomes)
+    house.measure(model, outcomes)
     return _answer(model, outcomes, request_id_of(request))
 
 
-async def _unpack(
-    find: Callable[[bytes, str, UploadLimits], Found], body: bytes, content_type: str, limits: UploadLimits
-) -> Found:
+async def unpack(find: Callable[[bytes, *Rest], Found], body: bytes, *args: *Rest) -> Found:
     """Find what is in a body; in a large one beside the event loop, which others need meanwhile."""
     if len(body) > _LARGE_BODY_BYTES:
-        return await asyncio.to_thread(find, body, content_type, limits)
-    return find(body, content_type, limits)
-
-
-def _measure(house: House, model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError]) -> None:
-    for outcome in outcomes:
-        if isinstance(outcome, Classified):
-            model_id, metrics = model.facts.model_id, house.metrics
-            metrics.decode_seconds.observe(outcome.decode_ms / 1000, model_id)
-            metrics.queue_seconds.observe(outcome.queue_ms / 1000, model_id)
-            metrics.engine_seconds.observe(outcome.engine_ms / 1000, model_id)
-            metrics.batch_size.observe(outcome.batch_size, model_id)
+        return await asyncio.to_thread(find, body, *args)
+    return find(body, *args)
 
 
 def _answer(model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError], request_id: str) -> Response:
@@ -137,14 +129,65 @@ async def classify_as_task(request: Request, house: TheHouse, owner: str, name: 
     content_type = request.headers.get("content-type", "")
     max_bytes = house.limits.max_body_bytes(content_type)
     async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
-        task = await _unpack(task_in, body, content_type, house.limits)
+        task = await unpack(task_in, body, content_type, house.limits)
         with house.registry.lease(model_id) as model:
             # More classes than there are means all of them, as in Hugging Face's pipelines.
             top_k = None if task.top_k is None else min(task.top_k, len(model.facts.labels))
             work = model.classify([task.picture], top_k, activation=task.activation, since_s=since_s)
             (outcome,) = await unless_gone(request.receive, work)
-    _measure(house, model, [outcome])
+    house.measure(model, [outcome])
     if isinstance(outcome, EcaHubError):
         raise outcome
     answer = [{"label": one.label, "score": one.score} for one in outcome.predictions]
     return json_answer(answer, headers={"server-timing": _server_timing(outcome)})
+
+
+@router.post(
+    "/v1/explain",
+    summary="Show what a network looked at",
+    response_model=None,
+    responses={200: {"model": ExplainAnswer}, **refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    openapi_extra={"requestBody": CLASSIFY_BODY},
+)
+async def explain(request: Request, house: TheHouse, query: Annotated[ExplainQuery, Query()]) -> Response:
+    """Send one picture. The answer has the gates of every attention and a map of where the evidence lies (Grad-CAM).
+
+    The map covers what the network sees: the middle of the picture after resize and crop. Costs several
+    classifications; the operator switches it on with --explain.
+    """
+    house.registry.find(query.model)
+    content_type = request.headers.get("content-type", "")
+    max_bytes = house.limits.max_body_bytes(content_type)
+    async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
+        pictures = await unpack(pictures_in, body, content_type, house.limits)
+        if len(pictures) != 1:
+            raise InvalidRequest("One picture is explained at a time.")
+        if isinstance(pictures[0], EcaHubError):
+            raise pictures[0]
+        with house.registry.lease(query.model) as model:
+            explanation = await unless_gone(request.receive, model.explain(pictures[0], query.class_index))
+    return json_answer(_explanation(model, explanation, with_values=query.gates))
+
+
+def _explanation(model: RunningModel[Any, Any], explanation: Any, *, with_values: bool) -> dict[str, Any]:
+    gates = [
+        {
+            "name": one.name,
+            "stage": one.stage,
+            "num_channels": len(one.values),
+            "mean": one.mean,
+            "std": one.std,
+            "min": min(one.values),
+            "max": max(one.values),
+        }
+        | ({"values": [round(value, 5) for value in one.values]} if with_values else {})
+        for one in explanation.gates
+    ]
+    named = explanation.prediction
+    return {
+        "model": model.facts.model_id,
+        "revision": model.facts.revision,
+        "prediction": {"label": named.label, "index": named.index, "score": named.score},
+        "gates": gates,
+        "heat": [[round(value, 4) for value in row] for row in explanation.heat],
+    }

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from eca_hub import EcaHubError
 from service.batching import Batcher, Seat
-from service.errors import DeadlineExceeded, InvalidRequest
+from service.errors import DeadlineExceeded, InvalidRequest, NotEnabled
 
 if TYPE_CHECKING:
     from eca_hub import Prediction
+    from eca_hub.explain import Explanation
 
 Activation = Literal["softmax", "sigmoid", "none"]
 """How logits become scores."""
@@ -23,6 +24,14 @@ Activation = Literal["softmax", "sigmoid", "none"]
 Pixels = TypeVar("Pixels")
 Scores = TypeVar("Scores")
 PixelsOut = TypeVar("PixelsOut", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RawPixels:
+    """A picture that needs no decoding: it has the network's size already."""
+
+    data: bytes
+    """Height x width numbers for each colour, red first."""
 
 
 class DecodedPicture(Protocol[PixelsOut]):
@@ -106,24 +115,27 @@ class RunningModel(Generic[Pixels, Scores]):
 
     Args:
         facts: What it is.
-        decode: Bytes to pixels.
+        decode: Bytes, or pixels as somebody else made them, to pixels.
         batcher: Pixels to scores.
         rank: Scores, a number of classes and an activation to their names, the likeliest first.
         deadline_s: When a caller gets an error instead of an answer.
         close: Frees what the model holds, after the last answer.
         is_well: Whether the engines answer.
+        explain: Pixels and the index of a class, or None for the likeliest, to what the network looked at; None where
+            explaining is not switched on.
     """
 
     def __init__(
         self,
         facts: ModelFacts,
         *,
-        decode: Callable[[bytes], Awaitable[DecodedPicture[Pixels]]],
+        decode: Callable[[bytes | RawPixels], Awaitable[DecodedPicture[Pixels]]],
         batcher: Batcher[Pixels, Scores],
         rank: "Callable[[Scores, int, Activation], list[Prediction]]",
         deadline_s: float,
         close: Callable[[], None] = lambda: None,
         is_well: Callable[[], bool] = lambda: True,
+        explain: "Callable[[Pixels, int | None], Awaitable[Explanation]] | None" = None,
     ) -> None:
         self.facts = facts
         self.batcher = batcher
@@ -132,6 +144,7 @@ class RunningModel(Generic[Pixels, Scores]):
         self._deadline_s = deadline_s
         self._close = close
         self._engines_are_well = is_well
+        self._explain = explain
         self._num_users = 0
         self._no_user = asyncio.Event()
         self._no_user.set()
@@ -155,7 +168,7 @@ class RunningModel(Generic[Pixels, Scores]):
 
     async def classify(
         self,
-        pictures: Sequence[bytes | EcaHubError],
+        pictures: Sequence[bytes | RawPixels | EcaHubError],
         top_k: int | None = None,
         *,
         activation: Activation = "softmax",
@@ -189,10 +202,33 @@ class RunningModel(Generic[Pixels, Scores]):
                     )
                     return await asyncio.gather(*answers)
             except TimeoutError:
-                raise DeadlineExceeded(
-                    f"There was no answer within {self._deadline_s * 1000:g} ms.",
-                    hint="Ask again, or raise ECA_DEADLINE_MS.",
-                ) from None
+                raise self._late() from None
+
+    async def explain(self, picture: bytes, class_index: int | None) -> "Explanation":
+        """Say what the network looked at.
+
+        Args:
+            picture: Its bytes.
+            class_index: Which class to explain; None means the likeliest.
+
+        Raises:
+            NotEnabled: explaining is not switched on.
+            InvalidRequest: there is no class of that index.
+            BadImage: the picture is broken, too large, or none.
+            Overloaded: several explanations wait already.
+            DeadlineExceeded: the answer is late.
+        """
+        if self._explain is None:
+            raise NotEnabled("Explaining is not switched on.", hint="Start the service with --explain.")
+        num_classes = len(self.facts.labels)
+        if class_index is not None and not 0 <= class_index < num_classes:
+            raise InvalidRequest(f"class_index must be 0 to {num_classes - 1}.")
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                decoded = await self._decode(picture)
+                return await self._explain(decoded.pixels, class_index)
+        except TimeoutError:
+            raise self._late() from None
 
     async def close(self) -> None:
         """Answer whoever uses the model and what is in the house, then free the network."""
@@ -200,10 +236,15 @@ class RunningModel(Generic[Pixels, Scores]):
         await self.batcher.close()
         self._close()
 
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"There was no answer within {self._deadline_s * 1000:g} ms.", hint="Ask again, or raise ECA_DEADLINE_MS."
+        )
+
     async def _answer(
         self,
         seat: Seat[Pixels, Scores],
-        picture: bytes | EcaHubError,
+        picture: bytes | RawPixels | EcaHubError,
         top_k: int,
         activation: Activation,
         started_s: float,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.json_bodies import LoadBody, PicturesBody, TaskBody
 from service.registry import State
+from service.tensors import InferBody
 
 
 class _Shape(BaseModel):
@@ -24,6 +25,18 @@ class ClassifyQuery(_Shape):
     top_k: Annotated[int | None, Field(ge=1, le=100_000, description="How many classes to name; five unless told.")] = (
         None
     )
+
+
+class ExplainQuery(_Shape):
+    """Options of an explanation."""
+
+    model: Annotated[
+        str | None, Field(max_length=512, description="Id of a running model; may be left out when one runs.")
+    ] = None
+    class_index: Annotated[
+        int | None, Field(ge=0, le=100_000, description="Which class to explain; the likeliest unless told.")
+    ] = None
+    gates: Annotated[bool, Field(description="Whether to name the gate of every channel.")] = False
 
 
 class PredictionShape(_Shape):
@@ -56,6 +69,29 @@ class Classification(PictureAnswer):
 
     model: Annotated[str, Field(description="Id of the model that answered.", examples=["acme/eca_resnet50"])]
     revision: Annotated[str, Field(description="Its commit, 40 hexadecimal digits.", examples=["3f9c1d2" + "0" * 33])]
+
+
+class GatesShape(_Shape):
+    """What one attention did to its channels."""
+
+    name: Annotated[str, Field(description="Where it stands in the network.", examples=["layer2.0.se"])]
+    stage: Annotated[int, Field(description="Which stage it belongs to, from 1.", examples=[2])]
+    num_channels: Annotated[int, Field(examples=[512])]
+    mean: Annotated[float, Field(description="By how much channels were multiplied, on average.", examples=[0.51])]
+    std: float
+    min: float
+    max: float
+    values: Annotated[list[float] | None, Field(description="By how much each was, if ?gates=true.")] = None
+
+
+class ExplainAnswer(_Shape):
+    """What a network looked at."""
+
+    model: Annotated[str, Field(description="Id of the model that answered.", examples=["acme/eca_resnet50"])]
+    revision: Annotated[str, Field(description="Its commit, 40 hexadecimal digits.", examples=["3f9c1d2" + "0" * 33])]
+    prediction: Annotated[PredictionShape, Field(description="The class that is explained.")]
+    gates: Annotated[list[GatesShape], Field(description="The attentions in the order in which they act.")]
+    heat: Annotated[list[list[float]], Field(description="How much each place spoke for the class, 0 to 1.")]
 
 
 class ErrorEntry(_Shape):
@@ -125,6 +161,69 @@ class ModelsAnswer(_Shape):
     models: list[ModelShape]
 
 
+class ProtocolError(_Shape):
+    """A refusal in the words of the Open Inference Protocol."""
+
+    error: Annotated[str, Field(description="What happened, and what to do.", examples=["The picture is ..."])]
+    code: Annotated[str, Field(description="A fixed word for programs.", examples=["too_many_pixels"])]
+    message: str
+    hint: str
+    request_id: str
+
+
+class ProtocolServer(_Shape):
+    """This server, in the words of the Open Inference Protocol."""
+
+    name: Annotated[str, Field(examples=["eca-hub"])]
+    version: str
+    extensions: list[str]
+
+
+class ProtocolState(_Shape):
+    """Whether something answers."""
+
+    name: str | None = None
+    live: bool | None = None
+    ready: bool | None = None
+
+
+class ProtocolTensor(_Shape):
+    """A tensor that a model reads or writes; -1 stands for any length."""
+
+    name: Annotated[str, Field(examples=["image"])]
+    datatype: Annotated[str, Field(examples=["BYTES"])]
+    shape: Annotated[list[int], Field(examples=[[-1]])]
+
+
+class ProtocolModel(_Shape):
+    """A model, in the words of the Open Inference Protocol."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[ProtocolTensor]
+    outputs: list[ProtocolTensor]
+
+
+class ProtocolOutput(_Shape):
+    """Scores, or named classes."""
+
+    name: Annotated[str, Field(examples=["scores"])]
+    datatype: Annotated[str, Field(examples=["FP32"])]
+    shape: Annotated[list[int], Field(examples=[[1, 1000]])]
+    parameters: dict[str, int] | None = None
+    data: list[float] | list[str] | None = None
+
+
+class InferAnswer(_Shape):
+    """The answer to a request for scores."""
+
+    model_name: str
+    model_version: Annotated[str, Field(description="The commit, 40 hexadecimal digits.")]
+    id: str | None = None
+    outputs: list[ProtocolOutput]
+
+
 class Health(_Shape):
     """The process answers."""
 
@@ -182,6 +281,21 @@ LOAD_BODY: dict[str, Any] = {
     "content": {"application/json": {"schema": LoadBody.model_json_schema()}},
 }
 """What POST /v1/models reads."""
+
+
+INFER_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": _inlined(InferBody.model_json_schema())},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+"""What /v2/models/{id}/infer reads."""
+
+
+def protocol_refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe these statuses as errors of the Open Inference Protocol."""
+    return {status: {"model": ProtocolError} for status in statuses}
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

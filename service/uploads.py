@@ -62,7 +62,7 @@ def pictures_in(body: bytes, content_type: str, limits: UploadLimits) -> list[by
         pictures = [_raw_picture(body, media_type)]
     if len(pictures) > limits.max_images:
         raise InvalidRequest(f"The request has more than {limits.max_images} pictures.", hint="Send several requests.")
-    return [_checked(picture, limits) for picture in pictures]
+    return [checked(picture, limits) for picture in pictures]
 
 
 def task_in(body: bytes, content_type: str, limits: UploadLimits) -> Task:
@@ -78,7 +78,7 @@ def task_in(body: bytes, content_type: str, limits: UploadLimits) -> Task:
         task = task_in_json(body)
     else:
         task = Task(_raw_picture(body, media_type), top_k=None, activation="softmax")
-    return replace(task, picture=_checked(task.picture, limits))
+    return replace(task, picture=checked(task.picture, limits))
 
 
 def media_type_of(content_type: str) -> str:
@@ -95,7 +95,7 @@ def _raw_picture(body: bytes, media_type: str) -> bytes:
     )
 
 
-def _checked(picture: bytes | EcaHubError, limits: UploadLimits) -> bytes | EcaHubError:
+def checked(picture: bytes | EcaHubError, limits: UploadLimits) -> bytes | EcaHubError:
     """Refuse a picture of too many bytes before it waits for a decoder."""
     max_bytes = limits.max_image_bytes
     if isinstance(picture, EcaHubError) or len(picture) <= max_bytes:

@@ -86,9 +86,8 @@ def test_classify_names_what_is_in_each_picture(tiny_package: Path, tmp_path: Pa
 
 def test_a_folder_without_a_package_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["classify", "x.png", "--model", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        f"eca-hub classify: {tmp_path} holds no config.json, neither does {tmp_path / 'model'}. Did the training run end?\n"
-    )
+    where = f"{tmp_path} holds no config.json, neither does {tmp_path / 'model'}."
+    assert capsys.readouterr().err == f"eca-hub classify: {where} Did the training run end?\n"
 
 
 def test_a_model_that_is_neither_folder_nor_name_is_said(capsys: pytest.CaptureFixture[str]) -> None:

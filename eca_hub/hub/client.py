@@ -67,8 +67,11 @@ def hub_errors(model_id: str, revision: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, LookupError, TypeError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, *_CONFUSED) as error:
         raise _in_our_words(error, model_id, revision or "main") from None
+
+
+_CONFUSED = (ValueError, LookupError, TypeError, RuntimeError)
 
 
 def _in_our_words(error: BaseException, model_id: str, revision: str) -> EcaHubError:
@@ -84,8 +87,8 @@ def _in_our_words(error: BaseException, model_id: str, revision: str) -> EcaHubE
             )
         case RevisionNotFoundError():
             return RevisionNotFound(f"{model_id} has no branch, tag or commit {revision!r}.")
-        case LocalEntryNotFoundError() | ValueError() if error.__cause__ is not None:
-            # The client found nothing in its cache either; what stopped it from asking is the reason.
+        case LocalEntryNotFoundError() | ValueError() | RuntimeError() if error.__cause__ is not None:
+            # The client found nothing in its cache either, or gave up; what stopped it is the reason.
             return _in_our_words(error.__cause__, model_id, revision)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | IncompleteSnapshotError() | httpx2.TransportError():
             return Offline(
@@ -134,6 +137,6 @@ def _refusal(error: HfHubHTTPError, model_id: str) -> HubError:
     return HubError(f"The hub answered {status} for {model_id}: {_line(error)}")
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """The first line of what the client says; the rest are addresses and request ids."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

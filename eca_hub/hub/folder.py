@@ -4,9 +4,11 @@ Weights are read once into memory and loaded from there: a memory map of the fil
 change, or crash, a running model.
 """
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -117,8 +119,9 @@ def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
     """Make the network that a package describes, with its weights, in evaluation mode."""
     config = config_from_json(package.config_bytes, origin=package.model_id, labels_for=usual_labels)
     try:
+        _refuse_twins(package.weights_bytes)
         weights = safetensors.torch.load(package.weights_bytes)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
         raise CheckpointMismatch(f"{WEIGHTS_FILE} of {package.model_id} is broken: {error}.") from None
     # On the meta device nothing is allocated or initialised, so a config that lies about its size costs nothing.
     with torch.device("meta"):
@@ -128,6 +131,18 @@ def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
         weights = without_padding(weights, shapes)
     load_strictly(model, weights, sentence=f"The weights of {package.model_id} do not fit its config.json")
     return model.eval(), config
+
+
+def _refuse_twins(weights_bytes: bytes) -> None:
+    """A name that stands twice in the header would be read as its last meaning by some, and as its first by others."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = dict(pairs)
+        if len(names) < len(pairs):
+            raise ValueError("a name stands twice in its header")
+        return names
+
+    json.loads(weights_bytes[8 : 8 + int.from_bytes(weights_bytes[:8], "little")], object_pairs_hook=unique)
 
 
 def _write(path: Path, content: bytes) -> None:

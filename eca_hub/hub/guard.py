@@ -111,9 +111,13 @@ class _Counted(httpx2.SyncByteStream):
         self._guard = guard
 
     def __iter__(self) -> Iterator[bytes]:
-        for piece in self._stream:
-            self._guard.take(len(piece))
-            yield piece
+        try:
+            for piece in self._stream:
+                self._guard.take(len(piece))
+                yield piece
+        except httpx2.ReadError as error:
+            # The client goes on where an answer ended too early, but not where a connection was reset.
+            raise httpx2.RemoteProtocolError(str(error)) from error
 
     def close(self) -> None:
         self._stream.close()

@@ -4,11 +4,13 @@ The revision is resolved to a commit once, every file is fetched by that commit,
 compared with the hash under which the hub announced them. Needs no torch.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
@@ -20,6 +22,7 @@ from eca_hub.hub.whole import check_free, whole_folder
 
 MAX_TEXT_BYTES = 16 << 20
 """No config.json and no model card is longer."""
+_BROKEN_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,10 @@ def _fetcher(model_id: str, revision: str | None, endpoint: str | None, token: s
     def fetch(name: str, at: str, again: bool) -> Fetched:
         max_bytes = MAX_BYTES if name == WEIGHTS_FILE else MAX_TEXT_BYTES
         with hub_errors(model_id, revision), guarded(endpoint, max_bytes):
-            path = Path(
-                hf_hub_download(model_id, name, revision=at, endpoint=endpoint, token=token, force_download=again)
+            path = _downloaded(
+                lambda: hf_hub_download(
+                    model_id, name, revision=at, endpoint=endpoint, token=token, force_download=again
+                )
             )
             commit = path.parent.name
             if not is_commit(commit) or (is_commit(at) and at != commit):
@@ -113,6 +118,14 @@ def _fetcher(model_id: str, revision: str | None, endpoint: str | None, token: s
             return Fetched(path, announced=entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
     return fetch
+
+
+def _downloaded(download: Callable[[], str]) -> Path:
+    """Ask again when the connection breaks before an answer begins; the client does so in other cases only."""
+    for _ in range(_BROKEN_RETRIES):
+        with contextlib.suppress(httpx2.ReadError, httpx2.WriteError):
+            return Path(download())
+    return Path(download())
 
 
 def _resolve(fetch: Fetch, revision: str) -> tuple[str, bytes]:

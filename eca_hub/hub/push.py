@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import safetensors
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.errors import InvalidConfig, NotAnEcaModel, PushConflict
+from eca_hub.errors import HubError, InvalidConfig, NotAnEcaModel, PushConflict
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, status_of
+from eca_hub.hub.guard import guarded
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, FILES, WEIGHTS_FILE, config_from_json, find_package
 from eca_hub.hub.pull import git_or_lfs_hash
 
@@ -84,7 +86,7 @@ def push_to_hub(
     """
     path = _checked_package(folder, model_id, branch, tag)
     api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(model_id, branch):
+    with hub_errors(model_id, branch), guarded(endpoint, is_push=True):
         _ensure_repository(api, model_id, private)
         if branch != "main":
             api.create_branch(model_id, branch=branch, exist_ok=True)
@@ -124,7 +126,7 @@ def plan_push(
     """
     path = _checked_package(folder, model_id, branch, None)
     api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(model_id, branch):
+    with hub_errors(model_id, branch), guarded(endpoint):
         try:
             remote = _remote_hashes(api, model_id, branch)
         except (RepositoryNotFoundError, RevisionNotFoundError):
@@ -182,13 +184,10 @@ def _commit(
     wait: Callable[[float], None],
 ) -> str:
     """Make the commit; a busy hub is asked again, and a commit whose answer was lost is recognised as ours."""
+    operations = _stage(api, path, model_id, branch, parent)
+    if not operations:
+        return parent
     for pause_s in (*_BUSY_RETRIES_S, None):
-        # Text is sent from memory; weights by their path, so that a gigabyte is never held.
-        operations = [
-            CommitOperationAdd(CONFIG_FILE, (path / CONFIG_FILE).read_bytes()),
-            CommitOperationAdd(CARD_FILE, (path / CARD_FILE).read_bytes()),
-            CommitOperationAdd(WEIGHTS_FILE, str(path / WEIGHTS_FILE)),
-        ]
         try:
             return api.create_commit(
                 model_id,
@@ -197,9 +196,9 @@ def _commit(
                 revision=branch,
                 parent_commit=parent,
             ).oid
-        except HfHubHTTPError as error:
-            status = status_of(error)
-            if status == 412 or (status is not None and status >= 500):
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            status = status_of(error) if isinstance(error, HfHubHTTPError) else None
+            if status is None or status == 412 or status >= 500:
                 commit = _own_commit(api, path, model_id, branch, parent)
                 if commit is not None:
                     return commit
@@ -207,6 +206,35 @@ def _commit(
                 raise
             wait(pause_s)
     raise AssertionError("the last try returns or raises")
+
+
+def _stage(api: HfApi, path: Path, model_id: str, branch: str, parent: str) -> list[CommitOperationAdd]:
+    """Upload what the hub does not have, all of it read at one moment; nobody sees it before the commit.
+
+    Text is kept in memory. Weights are read while they are sent, so that a gigabyte is never held, and afterwards no
+    file may have changed since the first was looked at.
+    """
+    before = _signatures(path)
+    remote = _remote_hashes(api, model_id, parent)
+    texts = {name: (path / name).read_bytes() for name in (CONFIG_FILE, CARD_FILE)}
+    operations = [
+        CommitOperationAdd(name, content)
+        for name, content in texts.items()
+        if name not in remote or git_or_lfs_hash(content, remote[name]) != remote[name]
+    ]
+    if not _is_same(path / WEIGHTS_FILE, remote.get(WEIGHTS_FILE, "")):
+        weights = CommitOperationAdd(WEIGHTS_FILE, str(path / WEIGHTS_FILE))
+        api.preupload_lfs_files(model_id, additions=[weights], revision=branch)
+        operations.append(weights)
+    if _signatures(path) != before:
+        raise HubError(f"{path} changed while it was read; nothing was published.", hint="Push again when it is done.")
+    return operations
+
+
+def _signatures(path: Path) -> list[tuple[int, int, int]]:
+    """What changes when somebody writes to the files."""
+    states = [(path / name).stat() for name in FILES]
+    return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
 def _own_commit(api: HfApi, path: Path, model_id: str, branch: str, parent: str) -> str | None:
@@ -225,6 +253,8 @@ def _remote_hashes(api: HfApi, model_id: str, revision: str) -> dict[str, str]:
 
 
 def _is_same(path: Path, announced: str) -> bool:
+    if not announced:
+        return False
     if len(announced) == 64:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == announced

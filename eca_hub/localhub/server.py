@@ -23,6 +23,9 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         PortTaken: The address is in use or not ours.
     """
+    if not 0 <= port <= 65535:
+        # getaddrinfo would cut it down to another port.
+        raise PortTaken(f"cannot listen on {host}:{port}: a port is 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, OverflowError, UnicodeError):

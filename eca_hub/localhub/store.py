@@ -8,7 +8,7 @@ Knows nothing about HTTP, tokens or rights.
                            delete atomic
     ROOT/repos/FOLDER/     one repository (repos.py)
     ROOT/blobs/ab/ab12..   bytes of files by sha256 (blobs.py)
-    ROOT/xorbs/            what recent Xet uploads consist of (xorbs.py)
+    ROOT/xorbs/            what Xet uploads consist of, or where it lies in blobs (xorbs.py)
     ROOT/tmp/              unfinished files, emptied at start
 
 Why not git objects (dulwich, pygit2)? The weights would lie outside of git anyway, so a library would own the small

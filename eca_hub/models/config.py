@@ -5,6 +5,7 @@ of torch.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -72,9 +73,7 @@ class ModelConfig:
             raise InvalidConfig(
                 f"architecture is {self.architecture!r}; names are lower case letters, digits, '_' and '.'."
             )
-        repeated = (
-            {label for label in self.labels if self.labels.count(label) > 1} if len(self.labels) < 5000 else set()
-        )
+        repeated = [label for label, times in Counter(self.labels).items() if times > 1]
         if repeated:
             raise InvalidConfig(
                 f"These labels stand twice: {', '.join(sorted(repeated)[:5])}. Each class needs its own name."

@@ -1,125 +1,109 @@
-"""`eca-hub fit`: LightningCLI with a run folder.
+"""`eca-hub fit`, `validate`, `test` and `predict`: the short help, and the way to Lightning when it is needed.
 
-Everything of a run lies in its folder: config.yaml, metrics.csv, curves.png, checkpoints/, result.json and, at the
-end, the package in model/.
+Importing Lightning takes seconds, so the help is a table of its own; a test holds it against the real options.
 """
 
-import datetime
-import logging
-import sys
-import time
-import warnings
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import jsonargparse
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
-
-from eca_hub.commandline import MeantOption
-from eca_hub.errors import InvalidConfig
-from eca_hub.train.callbacks import BestCheckpoint, Curves, progress_callback
-from eca_hub.train.data import DigitsData, ImageData  # noqa: F401  DigitsData: so that its name alone is known
-from eca_hub.train.module import ImageClassifier
-from eca_hub.train.result import finish_run
+from eca_hub.train.say import say
 
 
-class FitParser(MeantOption, LightningArgumentParser):
-    """Lightning's parser, with mistakes told as all our commands tell them."""
+class Option(NamedTuple):
+    """One line of the short help."""
+
+    name: str
+    default: str
+    meaning: str
 
 
-class Cli(LightningCLI):
-    """Train, and leave a package."""
+OPTIONS = (
+    Option("config", "", "YAML file; give it again to add another, later ones win, options win over all. Also -c"),
+    Option("run_dir", "a new one in runs/", "Folder of the run; everything it makes lies there"),
+    Option("resume", "false", "Go on from the newest checkpoint in run_dir, to the same weights to the bit"),
+    Option("overwrite", "false", "Replace a run that is in run_dir"),
+    Option("allow_changes", "false", "Resume even if settings or data have changed"),
+    Option("push_to", "", "Publish the package at the end, as OWNER/NAME"),
+    Option("seed_everything", "0", "Decides all that is random"),
+    Option("save.every_minutes", "10.0", "Minutes between checkpoints inside an epoch"),
+    Option("model.architecture", "resnet50", "Backbone, see `eca-hub models`"),
+    Option("model.attention", "eca", "Attention inside each block, or none"),
+    Option("model.stem", "own", "`small` for pictures up to 64 px"),
+    Option("model.from_pretrained", "", "Package to start from, OWNER/NAME or a folder"),
+    Option("model.train", "all", "What learns: all, all_but_norms or head"),
+    Option("model.optim.name", "sgd", "sgd, momentum, adamw or lamb"),
+    Option("model.optim.lr", "0.1", "Learning rate at its peak"),
+    Option("model.optim.schedule", "cosine", "cosine, step, exponential or constant"),
+    Option("model.label_smoothing", "0.0", "Share of each target spread over all classes"),
+    Option("model.mix.mixup", "0.0", "Alpha of MixUp; model.mix.cutmix is CutMix's"),
+    Option("model.average_decay", "0.0", "Running average of the weights, such as 0.9999"),
+    Option("model.teacher", "", "Package to distil from"),
+    Option("data", "", "ImageFolderData, ParquetData, SyntheticData or DigitsData"),
+    Option("data.root", "", "Where ImageFolderData and ParquetData find their files"),
+    Option("data.batch_size", "64", "Pictures in a batch of one process"),
+    Option("data.num_workers", "0", "Processes that prepare batches"),
+    Option("data.max_bad_samples", "0", "Broken pictures to leave out before stopping"),
+    Option("trainer.max_epochs", "100", "Times that the training split is seen"),
+    Option("trainer.devices", "auto", "GPUs, or processes with --trainer.accelerator cpu"),
+    Option("trainer.precision", "", "bf16-mixed or 16-mixed for half precision"),
+    Option("trainer.accumulate_grad_batches", "1", "Batches that make a step"),
+    Option("trainer.gradient_clip_val", "", "Largest norm of a gradient"),
+)
+"""What most runs need; `--help_all` prints the rest."""
 
-    run_dir: Path
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Offer training only."""
-        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run folder, and let the data tell the network its labels and preprocessing."""
-        parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="Folder of the run; a new one in runs/ by default."
-        )
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, help="Whether a finished run in run_dir may be replaced."
-        )
-        parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
-        parser.link_arguments("data.image", "model.image", apply_on="instantiate")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Read the arguments after `eca-hub`."""
-        assert isinstance(args, list)
-        self.config = parser.parse_args(args)
-
-    def before_instantiate_classes(self) -> None:
-        """Find the run folder before any work is done."""
-        config = self.config["fit"]
-        self.run_dir = Path(config["run_dir"] or _new_run_dir(config["model"]))
-        if (self.run_dir / "model").exists() and not config["overwrite"]:
-            raise InvalidConfig(
-                f"{self.run_dir} holds a finished run.",
-                hint="Give another --run_dir, or --overwrite true to replace it.",
-            )
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "metrics.csv").unlink(missing_ok=True)
-        except OSError as error:
-            raise InvalidConfig(
-                f"The run folder {self.run_dir} cannot be used: {error.strerror}.", hint="Give another --run_dir."
-            ) from None
-        config["run_dir"] = str(self.run_dir)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Keep everything of the run in its folder."""
-        chosen = self._get(self.config_init, "trainer")
-        own_loggers = chosen.get("logger") or []
-        loggers = own_loggers if isinstance(own_loggers, list) else [own_loggers]
-        self.best = BestCheckpoint(self.run_dir / "checkpoints")
-        self.trainer_defaults["callbacks"] = [self.best, Curves(self.run_dir), progress_callback()]
-        return super().instantiate_trainer(
-            logger=[
-                CSVLogger(self.run_dir, name="", version=""),
-                *[each for each in loggers if not isinstance(each, bool)],
-            ],
-            enable_model_summary=False,
-            enable_progress_bar=sys.stdout.isatty(),
-            **kwargs,
-        )
-
-    def before_fit(self) -> None:
-        """Note when training starts."""
-        self.started_s = time.monotonic()
-
-    def after_fit(self) -> None:
-        """Measure the best weights and leave them as a package."""
-        fit_s = time.monotonic() - self.started_s
-        finish_run(self.trainer, self.model, self.datamodule, self.run_dir, self.best, fit_s=fit_s)
+_SUMMARIES = {
+    "fit": "Train a classifier, measure it and leave a package in run_dir/model.",
+    "validate": "Measure the package of a run on the validation split.",
+    "test": "Measure the package of a run on the test split.",
+    "predict": "Write the answer to every picture of the test split to run_dir/predictions.csv.",
+}
 
 
 def fit(argv: list[str]) -> None:
     """Run `eca-hub fit` with the arguments after the command."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=message)
-    Cli(
-        ImageClassifier,
-        ImageData,
-        subclass_mode_data=True,
-        parser_class=FitParser,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "eca-hub", "allow_abbrev": False},
-        args=["fit", *argv],
-    )
+    _run("fit", argv)
 
 
-def _new_run_dir(model: Any) -> str:
-    now = datetime.datetime.now().astimezone()
-    return f"runs/{now:%Y-%m-%d_%H%M%S}_{model['attention']}_{model['architecture']}"
+def validate(argv: list[str]) -> None:
+    """Run `eca-hub validate`."""
+    _run("validate", argv)
+
+
+def test(argv: list[str]) -> None:
+    """Run `eca-hub test`."""
+    _run("test", argv)
+
+
+def predict(argv: list[str]) -> None:
+    """Run `eca-hub predict`."""
+    _run("predict", argv)
+
+
+def short_help(command: str) -> str:
+    """Write the help of a command: what most runs need."""
+    width = max(len(option.name) for option in OPTIONS)
+    rows = [
+        f"  --{option.name:<{width}}  {option.meaning}" + (f" ({option.default})" if option.default else "")
+        for option in OPTIONS
+    ]
+    example = {
+        "fit": "eca-hub fit -c experiments/digits/eca.yaml --run_dir runs/digits --trainer.max_epochs 5",
+    }.get(command, f"eca-hub {command} --run_dir runs/digits")
+    head = [
+        f"usage: eca-hub {command} [-c FILE]... [--option VALUE]...",
+        "",
+        _SUMMARIES[command],
+        "",
+        f"  {example}",
+        "",
+    ]
+    tail = ["", f"All options, Lightning's as well: eca-hub {command} --help_all"]
+    return "\n".join([*head, *rows, *tail])
+
+
+def _run(command: str, argv: list[str]) -> None:
+    if any(word in ("-h", "--help") for word in argv):
+        say(short_help(command))
+        return
+    from eca_hub.train.runner import run
+
+    run(command, ["--help" if word in ("--help_all", "--help-all") else word for word in argv])

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from eca_hub.train.data.pictures import BadSample, Batch
 from eca_hub.train.errors import TrainingStopped
+from eca_hub.train.say import say
 
 
 class LossGuard(Callback):
@@ -25,7 +26,7 @@ class LossGuard(Callback):
         if bool(torch.isfinite(loss)):
             return
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        shown = ", ".join(map(str, batch.index_N[:8].tolist())) + (", ..." if len(batch.index_N) > 8 else "")
+        shown = ", ".join(map(str, batch.numbers[:8].tolist())) + (", ..." if len(batch.numbers) > 8 else "")
         raise TrainingStopped(
             f"The loss is {float(loss)} at step {trainer.global_step}, epoch {trainer.current_epoch + 1}, batch "
             f"{batch_idx + 1}, learning rate {rate:.3g}; training samples {shown}. The last checkpoint is from before.",
@@ -72,7 +73,7 @@ class BadSamples(Callback):
             if sample.name in self._known:
                 continue
             self._known.add(sample.name)
-            print(f"Left out {sample.name}: {sample.reason}", flush=True)
+            say(f"Left out {sample.name}: {sample.reason}")
             is_new = not self._path.exists()
             with self._path.open("a", newline="") as file:
                 writer = csv.writer(file)

@@ -15,6 +15,7 @@ from eca_hub.train.checkpoints import CheckpointFolder, Saved
 from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.place import Place, begin_plainly, loops_at, place_after_batch
+from eca_hub.train.say import say
 from eca_hub.train.signals import Stopped, StopWish
 
 
@@ -183,7 +184,7 @@ class Keeper(Callback):
         self._wish.calm()
         self._save(trainer, self._place)
         if trainer.is_global_zero:
-            print(f"Stopped at step {trainer.global_step}, which is saved. To go on: the same command with --resume")
+            say(f"Stopped at step {trainer.global_step}, which is saved. To go on: the same command with --resume")
         raise Stopped(self._wish.number or 15)
 
 

@@ -83,8 +83,8 @@ class ImageClassifier(LightningModule):
                 raise InvalidConfig(f"model.{name} is {share}; it must be 0 or more and below 1.")
         if not 0 <= dropout < 1 or not 0 <= teacher_weight <= 1 or temperature <= 0:
             raise InvalidConfig(
-                f"model has dropout {dropout}, teacher_weight {teacher_weight} and temperature {temperature}; they must "
-                "be 0 to below 1, 0 to 1, and above 0."
+                f"model has dropout {dropout}, teacher_weight {teacher_weight} and temperature {temperature}; they "
+                "must be 0 to below 1, 0 to 1, and above 0."
             )
         config = ModelConfig(architecture, attention, attention_args or {}, tuple(labels), image, stem)
         if from_pretrained:
@@ -95,7 +95,7 @@ class ImageClassifier(LightningModule):
         set_dropout(self.model, dropout)
         freeze(self.model, self.config, train)
         if channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.seed = 0
         """Decides dropout and mixing, with the place in training."""
         self.optim_config = optim
@@ -112,6 +112,8 @@ class ImageClassifier(LightningModule):
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # In a tuple, so that the weights are not registered a second time under the name of the compiled network.
         self._run_model = (torch.compile(self.model) if compile else self.model,)
+        # Lightning trains modules in the mode that they come in.
+        self.train()
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """Map uint8 pixels (N, 3, H, W) to logits (N, K)."""
@@ -121,14 +123,14 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
         torch.manual_seed(derive_seed("step", self.seed, self.trainer.current_epoch, batch_index, self.global_rank))
-        x_N3HW, target = self._mix(self._normalized(batch.pixels_N3HW), batch.target_N)
+        x_N3HW, target = self._mix(self._normalized(batch.pixels), batch.targets)
         logits_NK = self._run_model[0](x_N3HW)
         loss: Tensor = self.loss(logits_NK, target)
         if self._teacher is not None:
             soft_NK, taught_NK = logits_NK / self._temperature, self._teacher(x_N3HW) / self._temperature
             distance = kl_div(soft_NK.log_softmax(1), taught_NK.log_softmax(1), reduction="batchmean", log_target=True)
             loss = (1 - self._teacher_weight) * loss + self._teacher_weight * self._temperature**2 * distance
-        self.totals_of("fit").update(logits_NK.detach(), batch.target_N, loss)
+        self.totals_of("fit").update(logits_NK.detach(), batch.targets, loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -141,7 +143,7 @@ class ImageClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> tuple[Tensor, Tensor]:
         """Return the numbers of the pictures (N,) and the probabilities of the classes (N, K)."""
-        return batch.index_N.cpu(), self._answer(batch).softmax(1).cpu()
+        return batch.numbers.cpu(), self._answer(batch).softmax(1).cpu()
 
     def on_train_start(self) -> None:
         """Fix what the rate depends on."""
@@ -177,7 +179,8 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Tell the loggers what the epoch reached."""
         self._log("fit", "train")
-        self.log("lr", torch.tensor(float(self.trainer.optimizers[0].param_groups[0]["lr"])), batch_size=1)
+        rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", torch.tensor(rate, device=self.device), sync_dist=True, batch_size=1)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
         """Switch between training and evaluation; frozen norms keep their statistics in both."""
@@ -226,16 +229,18 @@ class ImageClassifier(LightningModule):
 
     def _measure(self, batch: Batch, split: str) -> None:
         logits_NK = self._answer(batch)
-        self.totals_of(split).update(logits_NK, batch.target_N, self.loss(logits_NK, batch.target_N))
+        self.totals_of(split).update(logits_NK, batch.targets, self.loss(logits_NK, batch.targets))
 
     def _answer(self, batch: Batch) -> Tensor:
         if self.average is None:
-            logits_NK: Tensor = self(batch.pixels_N3HW)
+            logits_NK: Tensor = self(batch.pixels)
             return logits_NK
-        return self.average.forward(self.model, self._normalized(batch.pixels_N3HW))
+        return self.average.forward(self.model, self._normalized(batch.pixels))
 
     def _normalized(self, pixels_N3HW: Tensor) -> Tensor:
-        return self.transform.normalize(pixels_N3HW).contiguous(memory_format=self._memory_format)
+        x_N3HW = self.transform.normalize(pixels_N3HW).contiguous(memory_format=self._memory_format)
+        # Under autocast weights stay float32 and so does this; only `64-true` and `bf16-true` make it another.
+        return x_N3HW.to(next(self.model.parameters()).dtype)
 
     def _log(self, counted: str, name: str) -> None:
         # compute() has added up over all processes already; the same number of each is averaged to itself.
@@ -246,7 +251,7 @@ class ImageClassifier(LightningModule):
 def set_dropout(model: nn.Module, share: float) -> None:
     """Drop features before the head of a network of timm or torchvision."""
     if hasattr(model, "drop_rate"):
-        model.drop_rate = share
+        model.drop_rate = share  # type: ignore[assignment]
         head_drop = getattr(model, "head_drop", None)
         if isinstance(head_drop, nn.Dropout):
             head_drop.p = share

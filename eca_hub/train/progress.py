@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from eca_hub.train.data.pictures import Batch
 from eca_hub.train.module import ImageClassifier
+from eca_hub.train.say import say
 
 _REFRESH_S = 0.5
 
@@ -41,7 +42,7 @@ class Speed(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count a batch."""
-        self._num_images += len(batch.target_N) * trainer.world_size
+        self._num_images += len(batch.targets) * trainer.world_size
         self.epoch_s = time.monotonic() - self._started_s
         self.images_per_s = self._num_images / max(self.epoch_s, 1e-9)
 
@@ -114,15 +115,18 @@ class EpochRows(Callback):
         # A resumed run may come to an epoch a second time.
         rows = [each for each in read_rows(self._path) if int(each["epoch"]) < epoch]
         names = list(dict.fromkeys(name for each in [*rows, row] for name in each))
-        with self._path.open("w", newline="") as file:
+        part = self._path.with_suffix(".csv.part")
+        with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows([*rows, row])
+        part.replace(self._path)
         if self._says:
-            print(self._line(row, epoch, trainer.max_epochs or 0), flush=True)
+            say(self._line(row, epoch, trainer.max_epochs or 0))
 
     def _line(self, row: dict[str, Any], epoch: int, num_epochs: int) -> str:
-        shown = [f"{name} {float(row[name]):.4f}" for name in ("train_loss", "train_top1", "val_loss", "val_top1") if name in row]
+        names = [name for name in ("train_loss", "train_top1", "val_loss", "val_top1") if name in row]
+        shown = [f"{name} {float(row[name]):.4f}" for name in names]
         per_epoch_s = (time.monotonic() - self._started_s) / (epoch + 1 - self._first_epoch)
         left = f"  {format_s(per_epoch_s * (num_epochs - epoch - 1))} left" if epoch + 1 < num_epochs else ""
         speed = f"{self._speed.images_per_s:.0f} images/s"

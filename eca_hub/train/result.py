@@ -1,25 +1,33 @@
-"""What a run leaves: the best weights, measured, as a package in model/, and the numbers in result.json."""
+"""What a run leaves: the best weights, measured, as a package in model/, and the numbers in result.json.
+
+Knows nothing of training.
+"""
 
 import datetime
 import json
-import os
-import platform
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from eca_hub import __version__
 from eca_hub.hub.card import CardFacts, Result
 from eca_hub.hub.folder import save_pretrained
-from eca_hub.train.data import ImageData
+from eca_hub.train.checkpoints import CheckpointFolder
+from eca_hub.train.data.base import ImageData
+from eca_hub.train.drawings import draw_confusion, draw_curves, write_classes
+from eca_hub.train.environment import describe_environment, device_name, peak_memory_mib
+from eca_hub.train.errors import TrainingStopped
+from eca_hub.train.keeper import Keeper
 from eca_hub.train.module import ImageClassifier
+from eca_hub.train.progress import format_s
+from eca_hub.train.say import say
 
 
 def finish_run(
-    trainer: Trainer, module: ImageClassifier, data: ImageData, run_dir: Path, best: ModelCheckpoint, *, fit_s: float
+    trainer: Trainer, module: ImageClassifier, data: ImageData, run_dir: Path, folder: CheckpointFolder, keeper: Keeper
 ) -> None:
     """Measure the best weights on the test split, write them as a package, and say what to type next.
 
@@ -28,54 +36,84 @@ def finish_run(
         module: What it trained.
         data: What it trained on.
         run_dir: The run folder.
-        best: Which knows the best checkpoint.
-        fit_s: How long training took, in seconds.
+        folder: The checkpoints, with the best weights among them.
+        keeper: Which knows the best.
+
+    Raises:
+        TrainingStopped: no epoch ended with a loss that is a number.
     """
-    [measured] = trainer.test(module, datamodule=data, ckpt_path=best.best_model_path, verbose=False)
+    if keeper.best is None:
+        raise TrainingStopped("No epoch was validated, so no weights are the best.", hint="Train longer.")
+    fit_s = keeper.fit_s
+    memory_mib = peak_memory_mib(trainer.strategy.root_device)
+    module.model.load_state_dict(folder.load_best(keeper.best))
+    module.average = None
+    [measured] = trainer.test(module, datamodule=data, verbose=False)
+    confusion_KK = module.totals_of("test").whole_confusion().cpu()
     if not trainer.is_global_zero:
         return
-    num_train, num_test = data.num_images("train"), data.num_images("test")
+    num_train, num_test = data.num_images("train"), int(confusion_KK.sum())
     epochs = int(trainer.current_epoch)
     # The metric is a float32; the share of right answers that it stands for is exact.
-    test_top1 = round(measured["test_top1"] * num_test) / num_test
     result = {
-        "test_top1": test_top1,
+        "test_top1": int(confusion_KK.trace()) / num_test,
+        "test_top5": round(float(measured["test_top5"]) * num_test) / num_test,
+        "test_macro": round(float(measured["test_macro"]), 6),
         "test_loss": measured["test_loss"],
-        "val_top1": float(best.best_model_score or 0.0),
+        "val_top1": keeper.best_top1,
+        "best_epoch": keeper.best_epoch,
         "num_test_images": num_test,
         "epochs": epochs,
         "fit_s": round(fit_s, 3),
         "images_per_s": round(num_train * epochs / fit_s, 1),
+        "peak_memory_mib": round(memory_mib, 1),
     }
-    optim = module.optim_config
-    facts = CardFacts(
-        summary=f"Names the {len(data.labels)} classes of {data.title}.",
-        results=(Result(data.title, "test", "accuracy", test_top1, num_test),),
-        recipe={
-            "data": f"{data.title}, {num_train} training images",
-            "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",
-            "learning rate": f"{optim.lr:g}, {optim.schedule}, {optim.warmup_epochs:g} epochs of warm-up",
-            "epochs": f"{epochs}, batch size {data.batch_size}; the epoch with the best validation accuracy was kept",
-            "time": f"{fit_s:.0f} s",
-        },
-        measured_on=(
-            f"{datetime.date.today():%Y-%m-%d} on {trainer.num_devices} x {_device(trainer)}, eca-hub {__version__}, "
-            f"torch {torch.__version__}, lightning {lightning.__version__}"
-        ),
-        limits=f"Knows nothing but the classes of {data.title}: every picture gets one of them, whatever it shows.",
-    )
-    save_pretrained(module.model, module.config, run_dir / "model", facts=facts)
+    draw_confusion(confusion_KK, data.labels, run_dir / "confusion.png")
+    write_classes(confusion_KK, data.labels, run_dir / "classes.csv")
+    if (run_dir / "metrics.csv").is_file():
+        draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
     (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        f"test top-1 {test_top1:.4f} on {num_test} images; best validation top-1 {result['val_top1']:.4f}; "
-        f"{epochs} epochs in {fit_s:.1f} s, {result['images_per_s']:.0f} images/s\n"
+    facts = _card_facts(trainer, module, data, result)
+    save_pretrained(module.model, module.config, run_dir / "model", facts=facts)
+    _tell(result, run_dir)
+
+
+def write_environment(trainer: Trainer, run_dir: Path) -> None:
+    """Write on what the run is made."""
+    if trainer.is_global_zero:
+        environment = describe_environment(trainer.num_devices * trainer.num_nodes, trainer.strategy.root_device)
+        (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _tell(result: dict[str, Any], run_dir: Path) -> None:
+    say(
+        f"test top-1 {result['test_top1']:.4f}, top-5 {result['test_top5']:.4f}, mean of the classes "
+        f"{result['test_macro']:.4f} on {result['num_test_images']} images; best validation top-1 "
+        f"{result['val_top1']:.4f} in epoch {result['best_epoch']}\n"
+        f"{result['epochs']} epochs in {format_s(result['fit_s'])}, {result['images_per_s']:.0f} images/s, "
+        f"peak memory {result['peak_memory_mib']:.0f} MiB\n"
         f"run: {run_dir}   package: {run_dir / 'model'}\n"
         f"Next: eca-hub push {run_dir} OWNER/NAME"
     )
 
 
-def _device(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({os.cpu_count()} cores, {platform.machine()})"
+def _card_facts(trainer: Trainer, module: ImageClassifier, data: ImageData, result: dict[str, Any]) -> CardFacts:
+    optim = module.optim_config
+    num_test = int(result["num_test_images"])
+    return CardFacts(
+        summary=f"Names the {len(data.labels)} classes of {data.title}.",
+        results=(Result(data.title, "test", "accuracy", result["test_top1"], num_test),),
+        recipe={
+            "data": f"{data.title}, {data.num_images('train')} training images",
+            "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",
+            "learning rate": f"{optim.lr:g}, {optim.schedule}, {optim.warmup_epochs:g} epochs of warm-up",
+            "epochs": f"{result['epochs']}, batch size {data.batch_size * trainer.world_size}; the epoch with the best "
+            "validation accuracy was kept",
+            "time": f"{result['fit_s']:.0f} s",
+        },
+        measured_on=(
+            f"{datetime.date.today():%Y-%m-%d} on {trainer.num_devices} x {device_name(trainer.strategy.root_device)}, "
+            f"eca-hub {__version__}, torch {torch.__version__}, lightning {lightning.__version__}"
+        ),
+        limits=f"Knows nothing but the classes of {data.title}: every picture gets one of them, whatever it shows.",
+    )

@@ -42,8 +42,9 @@ def uniforms(seed: int, index: np.ndarray, num_draws: int) -> np.ndarray:
     counter = index.astype(np.uint64)[:, None] * np.uint64(num_draws) + np.arange(num_draws, dtype=np.uint64)
     # SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     with np.errstate(over="ignore"):
-        state = np.uint64(seed) + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        state: np.ndarray = np.uint64(seed) + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         state = state ^ (state >> np.uint64(31))
-    return (state >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    drawn: np.ndarray = (state >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return drawn

@@ -1,7 +1,7 @@
 """A wish to stop, from outside: noted at once, acted on at the next place where a checkpoint makes sense.
 
-SIGTERM ends with exit code 143 and Ctrl-C with 130. A second Ctrl-C does not wait; neither does the alarm, when the next
-place is too far off. Knows nothing of training.
+SIGTERM ends with exit code 143 and Ctrl-C with 130. A second Ctrl-C does not wait; neither does the alarm, when the
+next place is too far off. Knows nothing of training.
 """
 
 import contextlib

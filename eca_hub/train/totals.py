@@ -55,7 +55,7 @@ class Totals(Metric):
             "macro": (right_K / seen_K)[seen_K > 0].mean().float(),
         }
 
-    def whole_confusion_KK(self) -> Tensor:
+    def whole_confusion(self) -> Tensor:
         """Return the counts of all processes together."""
         self.sync(should_sync=self._to_sync and torch.distributed.is_initialized())
         confusion_KK = self.confusion_KK.clone()

@@ -131,17 +131,15 @@ def test_a_folder_that_is_not_a_hubs_is_left_alone(tmp_path: Path, capsys: pytes
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become somebody who may not write")
 def test_a_folder_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> None:
-    command = [
-        "setpriv",
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        sys.executable,
-        "-m",
-        "eca_hub",
-        "localhub",
-    ]
-    done = subprocess.run([*command, "--root", "/proc/hub", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    # Everything is imported first: who may not write here may not be able to read the checkout either.
+    code = (
+        "import encodings.idna, os, sys, eca_hub.errors, eca_hub.commands.localhub, eca_hub.localhub.run\n"
+        "import eca_hub.localhub.app, eca_hub.localhub.server\n"
+        "from eca_hub.__main__ import main\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "sys.exit(main(['localhub', '--root', '/proc/hub', '--port', '0']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 

@@ -129,7 +129,8 @@ def test_a_revision_that_cannot_be_one_is_refused(client: TestClient, revision: 
         (b"{", 400, "bad_json"),
         (b"[]", 422, "invalid_request"),
         (b'{"model": "acme/new", "SENTINEL": 1}', 422, "invalid_request"),
-        (b'{"model": "acme/' + b"x" * 5000 + b'"}', 413, "too_large"),
+        (b'{"model": "acme/' + b"x" * 60_000 + b'"}', 422, "invalid_request"),
+        (b'{"model": "acme/' + b"x" * 70_000 + b'"}', 413, "too_large"),
     ],
 )
 def test_other_bodies_are_refused(client: TestClient, body: bytes, status: int, code: str) -> None:

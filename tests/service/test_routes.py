@@ -220,6 +220,18 @@ def test_the_documentation_is_served(client: TestClient) -> None:
     assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top_k"}
 
 
+def test_the_documentation_says_of_every_answer_what_it_is(client: TestClient) -> None:
+    """What schemathesis found to be untrue once."""
+    described = client.get("/openapi.json").json()["paths"]
+    documented = described["/metrics"]["get"]["responses"]["200"]["content"]
+    assert list(documented) == ["text/plain"]
+    assert client.get("/metrics").headers["content-type"].startswith("text/plain;")
+    for path, operations in described.items():
+        for method, operation in operations.items():
+            assert operation["summary"], (method, path)
+            assert "200" in operation["responses"], (method, path)
+
+
 def test_an_accident_is_answered_in_the_same_shape_and_without_a_trace() -> None:
     app = app_with("acme/digits")
     with TestClient(app, raise_server_exceptions=False) as client:

@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eca_hub import Classifier
 from eca_hub.__main__ import main
 from eca_hub.train.data import DigitsData
+from tests.train.test_data import png, write_parquet
 
 CONFIGS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
 SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
+CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1")
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +22,38 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch of two batches."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = next(path for path in CONFIGS if path.match("digits/eca.yaml"))
-    assert main(["fit", "--config", str(config), "--run_dir", str(folder), *SHORT]) == 0
+    assert main(["fit", "-c", str(config), "--run_dir", str(folder), *SHORT, *CPU]) == 0
     return folder
 
 
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of eight pictures, as class folders and as parquet files."""
+    root = tmp_path_factory.mktemp("data")
+    for split in ("train", "val"):
+        for number, label in enumerate(("cat", "dog", "eel")):
+            (root / split / label).mkdir(parents=True)
+            for picture in range(8):
+                (root / split / label / f"{picture}.png").write_bytes(png(number * 80 + picture, side_px=40))
+    for split in ("train", "validation", "test"):
+        write_parquet(root / f"{split}.parquet", [0, 1, 2] * 8, names=["cat", "dog", "eel"])
+    return root
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_configuration_trains(config: Path, tmp_path: Path) -> None:
-    assert main(["fit", "--config", str(config), "--run_dir", str(tmp_path / "run"), *SHORT]) == 0
+def test_every_configuration_trains(config: Path, tiny_data: Path, tiny_package: Path, tmp_path: Path) -> None:
+    words = yaml.safe_load(config.read_text())
+    options = [*SHORT, *CPU]
+    if words["data"]["class_path"] != "DigitsData":
+        # What costs time is made small; every other word of the file counts.
+        options += ["--data.root", str(tiny_data), "--data.batch_size", "8", "--data.num_workers", "0"]
+        options += ["--data.image.height_px", "32", "--data.image.width_px", "32", "--model.attention", "eca"]
+    if "ID" in config.read_text().splitlines()[1]:
+        option = "teacher" if config.name == "distil.yaml" else "from_pretrained"
+        options += [f"--model.{option}", str(tiny_package)]
+        if option == "teacher":
+            options += ["--data.image.mean", "[0.485, 0.456, 0.406]"]
+    assert main(["fit", "--config", str(config), "--run_dir", str(tmp_path / "run"), *options]) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
@@ -39,7 +67,8 @@ def test_every_configuration_says_its_claim_command_and_expected_result(config: 
 
 def test_everything_of_a_run_lies_in_its_folder(run_dir: Path) -> None:
     assert {path.name for path in run_dir.iterdir()} == {
-        "checkpoints", "config.yaml", "curves.png", "metrics.csv", "model", "result.json",
+        "checkpoints", "classes.csv", "config.yaml", "confusion.png", "curves.png", "environment.json", "metrics.csv",
+        "model", "result.json",
     }  # fmt: skip
     assert {path.name for path in (run_dir / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
 
@@ -47,7 +76,9 @@ def test_everything_of_a_run_lies_in_its_folder(run_dir: Path) -> None:
 def test_the_log_has_a_line_an_epoch_with_loss_and_accuracy(run_dir: Path) -> None:
     with (run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {"epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr"} <= set(rows[0])
+    assert {"epoch", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "lr", "images_per_s"} <= set(
+        rows[0]
+    )
 
 
 def test_the_published_number_is_that_of_the_package(run_dir: Path) -> None:
@@ -58,6 +89,40 @@ def test_the_published_number_is_that_of_the_package(run_dir: Path) -> None:
     right = sum(answer.label == str(digit) for [answer], (_, digit) in zip(answers, files, strict=True))
     assert right / len(files) == pytest.approx(result["test_top1"])
     assert f"| {result['test_top1']:.4f} |" in (run_dir / "model" / "README.md").read_text()
+    with (run_dir / "classes.csv").open() as file:
+        assert sum(int(row["num_images"]) for row in csv.DictReader(file)) == len(files)
+
+
+def test_what_was_used_is_written_down(run_dir: Path) -> None:
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert {"torch", "lightning"} <= environment["packages"].keys()
+    assert environment["git"] is None or len(environment["git"]["commit"]) == 40
+
+
+def test_the_saved_configuration_trains_again(run_dir: Path, tmp_path: Path) -> None:
+    again = ["fit", "-c", str(run_dir / "config.yaml"), "--run_dir", str(tmp_path / "again")]
+    assert main(again) == 0
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (run_dir, tmp_path / "again")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_package_is_measured_again(command: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]) == 0
+    said = capsys.readouterr().out
+    if command == "test":
+        result = json.loads((run_dir / "result.json").read_text())
+        assert f"test_top1 {result['test_top1']:.4f}" in said
+        assert "on 360 images" in said
+
+
+def test_predictions_are_a_row_a_picture(run_dir: Path) -> None:
+    assert main(["predict", "-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]) == 0
+    with (run_dir / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (run_dir / "predictions.csv").unlink()
+    right = sum(row["label"] == row["answer"] for row in rows)
+    assert right / len(rows) == json.loads((run_dir / "result.json").read_text())["test_top1"]
 
 
 def test_a_finished_run_is_not_replaced_by_mistake(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,10 +135,28 @@ def test_a_finished_run_is_not_replaced_by_mistake(run_dir: Path, capsys: pytest
 def test_a_run_folder_that_is_a_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").touch()
     assert main(["fit", "--run_dir", str(tmp_path / "run"), "--data", "DigitsData"]) == 2
-    assert "cannot be used: File exists" in capsys.readouterr().err
+    assert "cannot be used: Not a directory" in capsys.readouterr().err
 
 
 def test_an_unknown_architecture_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["fit", "--run_dir", str(tmp_path / "run"), "--data", "DigitsData", "--model.architecture", "resnet5"]
     assert main(args) == 2
     assert "There is no architecture 'resnet5'. Did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--model.lable_smoothing", "0.1"], "Did you mean --model.label_smoothing?"),
+        (["--data", "os.system"], "os.system"),
+        (["--data", "subprocess.Popen"], "subprocess.Popen"),
+        (["--push_to", "no name"], "no name"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    args: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--run_dir", str(tmp_path / "run"), "--data", "DigitsData", *args]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.splitlines()) == 1

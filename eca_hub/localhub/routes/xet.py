@@ -8,7 +8,7 @@ from ..errors import HubRefusal
 from ..names import check_sha256
 from ..receiving import receive
 from ..signing import is_signed, sign, until
-from ..xorbs import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, read_shard
+from ..xorbs import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, Places, read_shard
 
 
 def write_token(call: Call) -> Response:
@@ -47,9 +47,11 @@ async def put_shard(call: Call) -> Response:
 
 
 def _rebuild_all(call: Call, writer: str, shard: bytes) -> None:
+    places: Places = {}
     try:
         for shard_file in list(read_shard(shard)):
-            call.store.xorbs.rebuild(shard_file, writer, call.store.blobs)
+            call.store.xorbs.rebuild(shard_file, writer, call.store.blobs, places)
+        call.store.xorbs.settle(writer, places)
     except HubRefusal:
         # The client may refer to chunks that it sent before a power cut or a cleaning. Under a new address it will send
         # all again.

@@ -91,14 +91,14 @@ class Augment:
         reach = max(self._image.height_px // 8, 1) if self._config.crop == "padded" else 0
         draws_N3 = uniforms(derive_seed("shift", self._seed, epoch), np.array(index), 3)
         shift_N2 = (draws_N3[:, :2] * (2 * reach + 1)).astype(np.int64)
-        return _shift(pixels_N3HW, torch.from_numpy(shift_N2), torch.from_numpy(draws_N3[:, 2] < self._config.flip))
+        is_mirrored_N = torch.from_numpy(draws_N3[:, 2] < self._config.flip)
+        return _shift(pixels_N3HW, reach, torch.from_numpy(shift_N2), is_mirrored_N)
 
 
-def _shift(pixels_N3HW: Tensor, shift_N2: Tensor, is_mirrored_N: Tensor) -> Tensor:
+def _shift(pixels_N3HW: Tensor, reach: int, shift_N2: Tensor, is_mirrored_N: Tensor) -> Tensor:
     """Cut each picture from a black frame at its own place, and mirror some, all pictures at once."""
     num_images, _, height, width = pixels_N3HW.shape
-    reach = max(height // 8, 1)
-    framed = torch.nn.functional.pad(pixels_N3HW, (reach,) * 4) if shift_N2.any() else pixels_N3HW
+    framed = torch.nn.functional.pad(pixels_N3HW, (reach,) * 4)
     column_NW = torch.arange(width).expand(num_images, width)
     column_NW = torch.where(is_mirrored_N[:, None], width - 1 - column_NW, column_NW) + shift_N2[:, 1:]
     row_NH = torch.arange(height) + shift_N2[:, :1]

@@ -18,7 +18,7 @@ class BatchKey(NamedTuple):
 
     epoch: int
     """Which decides the augmentation."""
-    index: list[int]
+    numbers: list[int]
     """The pictures."""
 
 

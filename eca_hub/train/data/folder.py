@@ -1,6 +1,7 @@
 """A folder of class folders: ImageNet's layout, and what most people have."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,10 @@ class ImageFolderData(ImageData):
 
     def _find_splits(self) -> dict[str, Path]:
         found = {
-            split: self._root / name for split, names in _NAMES.items() for name in names if (self._root / name).is_dir()
+            split: self._root / name
+            for split, names in _NAMES.items()
+            for name in names
+            if (self._root / name).is_dir()
         }
         if "train" not in found:
             raise InvalidConfig(
@@ -65,13 +69,9 @@ class Folder:
 
     def __init__(self, folder: Path, labels: list[str]) -> None:
         self._folder = folder
-        files = [
-            (path, target)
-            for target, label in enumerate(labels)
-            for path in _pictures_below(folder / label)
-        ]
+        files = [(path, target) for target, label in enumerate(labels) for path in _pictures_below(folder / label)]
         self._names = [os.path.relpath(path, folder) for path, _ in files]
-        self.target_N = np.array([target for _, target in files], dtype=np.int64)
+        self.targets = np.array([target for _, target in files], dtype=np.int64)
 
     def read(self, index: int) -> bytes:
         """Return one file."""
@@ -96,7 +96,7 @@ def _classes(folder: Path) -> list[str]:
     return [name for name in names if name not in empty]
 
 
-def _pictures_below(folder: Path, *, first_only: bool = False):  # type: ignore[no-untyped-def]
+def _pictures_below(folder: Path, *, first_only: bool = False) -> Iterator[Path]:
     if not folder.is_dir():
         return
     for where, folders, names in os.walk(folder):

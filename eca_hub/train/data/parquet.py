@@ -65,8 +65,8 @@ class ParquetTable:
     """
 
     def __init__(self, paths: list[Path], image_column: str, label_column: str) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
         self._paths = paths
         self._image_column = image_column
@@ -81,20 +81,22 @@ class ParquetTable:
                     hint="Give --data.image_column and --data.label_column.",
                 )
         self._holds_structs = pa.types.is_struct(schema.field(image_column).type)
-        values = pa.concat_tables(pq.read_table(path, columns=[label_column]) for path in paths)[label_column].to_numpy()
+        values = pa.concat_tables(pq.read_table(path, columns=[label_column]) for path in paths)[
+            label_column
+        ].to_numpy()
         if len(values) and np.issubdtype(values.dtype, np.integer):
             self.labels = _named(schema.metadata, label_column) or [str(n) for n in range(int(values.max()) + 1)]
             if int(values.max()) >= len(self.labels) or int(values.min()) < 0:
                 raise InvalidConfig(f"{paths[0]} has labels outside 0 to {len(self.labels) - 1}.")
-            self.target_N = values.astype(np.int64)
+            self.targets = values.astype(np.int64)
         else:
-            self.labels, self.target_N = _numbered([str(value) for value in values])
+            self.labels, self.targets = _numbered([str(value) for value in values])
 
     def with_labels(self, labels: list[str]) -> "ParquetTable":
         """Renumber the classes by another list of names, which holds all of them."""
         if labels != self.labels:
             number_of = {label: number for number, label in enumerate(labels)}
-            self.target_N = np.array([number_of[self.labels[target]] for target in self.target_N], dtype=np.int64)
+            self.targets = np.array([number_of[self.labels[target]] for target in self.targets], dtype=np.int64)
             self.labels = labels
         return self
 
@@ -114,7 +116,7 @@ class ParquetTable:
     def fingerprint(self) -> str:
         """Hash sizes and labels."""
         sizes = [f"{path.name} {path.stat().st_size}" for path in self._paths]
-        return fingerprint_of([*sizes, self.target_N.tobytes().hex()])
+        return fingerprint_of([*sizes, self.targets.tobytes().hex()])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the pictures behind: each worker maps the files anew."""
@@ -149,7 +151,9 @@ def _from_hub(root: str, revision: str | None) -> Path:
 
     try:
         return Path(
-            snapshot_download(root, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"])
+            snapshot_download(
+                root, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"]
+            )
         )
     except HFValidationError:
         raise InvalidConfig(f"There is no folder {root}, and it is no name of a data set on the hub.") from None

@@ -25,7 +25,7 @@ from eca_hub.train.errors import TrainingStopped
 class BadSample(NamedTuple):
     """A file that is no picture."""
 
-    index: int
+    number: int
     name: str
     reason: str
 
@@ -33,11 +33,11 @@ class BadSample(NamedTuple):
 class Batch(NamedTuple):
     """What a network learns from at once."""
 
-    pixels_N3HW: Tensor
-    """uint8."""
-    target_N: Tensor
+    pixels: Tensor
+    """uint8 (N, 3, H, W)."""
+    targets: Tensor
     """Class of each, as an index."""
-    index_N: Tensor
+    numbers: Tensor
     """Number of each in its split."""
     bad: tuple[BadSample, ...] = ()
     """What should have been among them, and could not be decoded."""
@@ -63,12 +63,12 @@ class Pictures(Dataset[Batch]):
         self._room_bytes = int(cache_mib * 2**20)
 
     def __len__(self) -> int:
-        return len(self.source.target_N)
+        return len(self.source.targets)
 
     def __getitem__(self, key: BatchKey) -> Batch:
         whole = self._augment is not None and self._augment.wants_whole_picture
         good, bad, pixels = [], [], []
-        for index in key.index:
+        for index in key.numbers:
             try:
                 picture = self._picture(index) if whole else self._pixels(index)
             except (BadImage, OSError) as error:
@@ -87,7 +87,7 @@ class Pictures(Dataset[Batch]):
         pixels_N3HW = torch.stack(pixels)
         if self._augment is not None and not whole:
             pixels_N3HW = self._augment.batch(pixels_N3HW, key.epoch, good)
-        return Batch(pixels_N3HW, torch.from_numpy(self.source.target_N[good]), torch.tensor(good), tuple(bad))
+        return Batch(pixels_N3HW, torch.from_numpy(self.source.targets[good]), torch.tensor(good), tuple(bad))
 
     def _pixels(self, index: int) -> Tensor:
         """The pixels as they are validated, (3, H, W)."""

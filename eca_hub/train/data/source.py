@@ -14,7 +14,7 @@ class Source(Protocol):
     """The files of one split, in an order that never changes. It travels to worker processes."""
 
     @property
-    def target_N(self) -> np.ndarray:
+    def targets(self) -> np.ndarray:
         """Class of each file, as an index."""
         ...
 
@@ -47,7 +47,7 @@ class MemorySource:
         contents, targets = zip(*files, strict=True)
         self._contents: tuple[bytes, ...] = contents
         self._title = title
-        self.target_N = np.array(targets, dtype=np.int64)
+        self.targets = np.array(targets, dtype=np.int64)
 
     def read(self, index: int) -> bytes:
         """Return one file."""

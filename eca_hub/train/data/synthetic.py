@@ -52,12 +52,12 @@ class Stripes:
         self._split = split
         self._num_classes = num_classes
         self._side_px = side_px
-        self.target_N = np.arange(num_images, dtype=np.int64) % num_classes
+        self.targets = np.arange(num_images, dtype=np.int64) % num_classes
 
     def read(self, index: int) -> bytes:
         """Draw one picture, as a BMP file: the quickest to make and to read."""
         random = np.random.default_rng(derive_seed("stripes", self._split, index))
-        angle = np.pi * int(self.target_N[index]) / self._num_classes + random.normal(0, 0.05)
+        angle = np.pi * int(self.targets[index]) / self._num_classes + random.normal(0, 0.05)
         y, x = np.mgrid[: self._side_px, : self._side_px] / self._side_px
         wave = np.sin(2 * np.pi * (4 * (x * np.cos(angle) + y * np.sin(angle)) + random.random()))
         noisy = 128 + 70 * wave[..., None] + random.normal(0, 25, (self._side_px, self._side_px, 3))
@@ -69,7 +69,7 @@ class Stripes:
 
     def fingerprint(self) -> str:
         """Hash what they are made from."""
-        return fingerprint_of([self._split, len(self.target_N), self._num_classes, self._side_px])
+        return fingerprint_of([self._split, len(self.targets), self._num_classes, self._side_px])
 
 
 def _to_bmp(pixels_HW3: np.ndarray) -> bytes:

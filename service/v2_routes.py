@@ -1,0 +1,187 @@
+"""The addresses of the Open Inference Protocol, version 2, as clients of KServe and Triton ask: /v2/...
+
+Its errors are `{"error": "<sentence>"}`, as the protocol wants, with our code, hint and request id beside it. Never
+sees a tensor; `tensors` reads and writes their bytes.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from eca_hub import EcaHubError, __version__
+from service.answers import json_answer
+from service.body import unless_gone
+from service.errors import ModelNotLoaded, NotReady
+from service.house import House, TheHouse, check_key
+from service.routes import unpack
+from service.running import Classified, RunningModel
+from service.schemas import INFER_BODY, InferAnswer, ProtocolModel, ProtocolServer, ProtocolState, protocol_refusals
+from service.tensors import Inference, classes_output, inference_in, scores_output
+from service.uploads import checked
+
+_LENGTH_HEADER = "inference-header-content-length"
+
+open_router = APIRouter(prefix="/v2")
+"""What needs no key."""
+
+router = APIRouter(prefix="/v2", dependencies=[Depends(check_key)], responses=protocol_refusals(401))
+"""What needs a key, when there are keys."""
+
+
+@open_router.get("", summary="What this server speaks", response_model=None, responses={200: {"model": ProtocolServer}})
+async def describe_server() -> Response:
+    """Name, version and extensions."""
+    return json_answer(
+        {"name": "eca-hub", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
+    )
+
+
+@open_router.get(
+    "/health/live", summary="Is the process alive", response_model=None, responses={200: {"model": ProtocolState}}
+)
+async def is_live() -> Response:
+    """As /healthz."""
+    return json_answer({"live": True})
+
+
+@open_router.get(
+    "/health/ready",
+    summary="Can pictures be classified",
+    response_model=None,
+    responses={200: {"model": ProtocolState}, **protocol_refusals(503)},
+)
+async def is_ready(house: TheHouse) -> Response:
+    """As /readyz."""
+    if house.registry.is_draining or not house.registry.is_ready:
+        raise NotReady("The service is not ready.", retry_after_s=2)
+    return json_answer({"ready": True})
+
+
+@router.get(
+    "/models/{model_id:path}/ready",
+    summary="Can this model answer",
+    response_model=None,
+    responses={200: {"model": ProtocolState}, **protocol_refusals(404, 422, 503)},
+)
+@router.get(
+    "/models/{model_id:path}/versions/{version}/ready",
+    summary="Can this commit of a model answer",
+    response_model=None,
+    responses={200: {"model": ProtocolState}, **protocol_refusals(404, 422, 503)},
+)
+async def is_model_ready(house: TheHouse, model_id: str, version: str | None = None) -> Response:
+    """Whether the model is loaded and its engines answer."""
+    model = house.registry.find(model_id)
+    _check_version(model, version)
+    if not model.is_well:
+        raise NotReady("An engine of the model does not answer.", retry_after_s=2)
+    return json_answer({"name": model.facts.model_id, "ready": True})
+
+
+@router.post(
+    "/models/{model_id:path}/infer",
+    summary="Scores of pictures",
+    response_model=None,
+    responses={200: {"model": InferAnswer}, **protocol_refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    openapi_extra={"requestBody": INFER_BODY},
+)
+@router.post(
+    "/models/{model_id:path}/versions/{version}/infer",
+    summary="Scores of pictures, by this commit of a model",
+    response_model=None,
+    responses={200: {"model": InferAnswer}, **protocol_refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    openapi_extra={"requestBody": INFER_BODY},
+)
+async def infer(request: Request, house: TheHouse, model_id: str, version: str | None = None) -> Response:
+    """Send encoded pictures as the input `image`, in base64 in the JSON or as bytes behind it, or `pixels`.
+
+    The output `scores` has a probability for each class. One bad picture fails the request, as the protocol knows no
+    answer in part.
+    """
+    since_s = time.perf_counter()
+    house.registry.find(model_id).batcher.refuse_when_full()
+    header_length = request.headers.get(_LENGTH_HEADER)
+    async with house.bodies.read(request.headers, request.receive, max_bytes=house.limits.max_request_bytes) as body:
+        with house.registry.lease(model_id) as model:
+            _check_version(model, version)
+            asked = await unpack(_asked_in, body, header_length, model, house)
+            work = model.classify(asked.pictures, len(model.facts.labels), since_s=since_s)
+            outcomes = await unless_gone(request.receive, work)
+    house.measure(model, outcomes)
+    return _answer(model, asked, outcomes)
+
+
+def _asked_in(body: bytes, header_length: str | None, model: RunningModel[Any, Any], house: House) -> Inference:
+    asked = inference_in(
+        body,
+        header_length,
+        height_px=model.facts.height_px,
+        width_px=model.facts.width_px,
+        max_images=house.limits.max_images,
+    )
+    for picture in asked.pictures:
+        if isinstance(picture, EcaHubError):
+            raise picture
+        if isinstance(picture, bytes) and isinstance(refused := checked(picture, house.limits), EcaHubError):
+            raise refused
+    return asked
+
+
+def _answer(model: RunningModel[Any, Any], asked: Inference, outcomes: Sequence[Classified | EcaHubError]) -> Response:
+    ranked = []
+    for outcome in outcomes:
+        if isinstance(outcome, EcaHubError):
+            raise outcome
+        ranked.append(outcome.predictions)
+    if asked.num_classes:
+        words = [[f"{one.score:.6f}:{one.index}:{one.label}" for one in row[: asked.num_classes]] for row in ranked]
+        output, raw = classes_output(words, binary=asked.wants_binary)
+    else:
+        scores = [[one.score for one in sorted(row, key=lambda one: one.index)] for row in ranked]
+        output, raw = scores_output(scores, binary=asked.wants_binary)
+    document: dict[str, Any] = {"model_name": model.facts.model_id, "model_version": model.facts.revision}
+    if asked.request_id:
+        document["id"] = asked.request_id
+    document["outputs"] = [output]
+    if not asked.wants_binary:
+        return json_answer(document)
+    head = json.dumps(document, separators=(",", ":")).encode()
+    return Response(head + raw, headers={_LENGTH_HEADER: str(len(head))}, media_type="application/octet-stream")
+
+
+# After the other addresses below a model, because a model id may have any number of parts. For the same reason the
+# longer of two addresses stands below the other everywhere here: decorators are carried out from below.
+@router.get(
+    "/models/{model_id:path}",
+    summary="What a model reads and writes",
+    response_model=None,
+    responses={200: {"model": ProtocolModel}, **protocol_refusals(404, 422, 503)},
+)
+@router.get(
+    "/models/{model_id:path}/versions/{version}",
+    summary="What this commit of a model reads and writes",
+    response_model=None,
+    responses={200: {"model": ProtocolModel}, **protocol_refusals(404, 422, 503)},
+)
+async def describe_model(house: TheHouse, model_id: str, version: str | None = None) -> Response:
+    """Inputs and outputs. In the place of `image`, `pixels` may be sent: UINT8, N x 3 x height x width, red first."""
+    model = house.registry.find(model_id)
+    _check_version(model, version)
+    facts = model.facts
+    return json_answer(
+        {
+            "name": facts.model_id,
+            "versions": [facts.revision],
+            "platform": "pytorch",
+            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, len(facts.labels)]}],
+        }
+    )
+
+
+def _check_version(model: RunningModel[Any, Any], version: str | None) -> None:
+    if version not in (None, model.facts.revision):
+        raise ModelNotLoaded([f"{model.facts.model_id} at {model.facts.revision}"])

@@ -1,0 +1,250 @@
+"""Publishing while everything goes wrong: readers see the old revision or the new one, and pushing again mends it."""
+
+import concurrent.futures
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
+
+from eca_hub.errors import AccessDenied, EcaHubError, HubError, PushConflict
+from eca_hub.hub.pull import pull
+from eca_hub.hub.push import push_to_hub
+from eca_hub.localhub.fsck import check
+from tests.localhub.hubserver import Hub, running_hub
+
+# A pusher that dies before or after its nth request, as `kill -9` would have it.
+DYING_PUSHER = """
+import os, signal, sys
+folder, model_id, url, token, moment, nth = sys.argv[1:]
+import httpx2
+from huggingface_hub import set_client_factory
+from eca_hub.hub.push import push_to_hub
+left = [int(nth)]
+def die(_):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=None, event_hooks={moment: [die]}))
+push_to_hub(folder, model_id, endpoint=url, token=token)
+"""
+
+
+@pytest.fixture
+def package(tiny_package: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_package, tmp_path / "package")
+
+
+@pytest.fixture
+def model_id(request: pytest.FixtureRequest) -> str:
+    return f"acme/{abs(hash(request.node.nodeid)):x}"
+
+
+@pytest.fixture
+def interrupted() -> Iterator[Callable[[str, Callable[[Any], None]], None]]:
+    """Put a hook of the test's on the client's session."""
+
+    def interrupt(moment: str, hook: Callable[[Any], None]) -> None:
+        set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=None, event_hooks={moment: [hook]}))
+
+    yield interrupt
+    set_client_factory(default_client_factory)
+
+
+def titles(hub: Hub, model_id: str) -> list[str]:
+    commits = HfApi(endpoint=hub.url, token=hub.token).list_repo_commits(model_id)
+    return [commit.title for commit in commits]
+
+
+def change_card(package: Path, text: str) -> None:
+    (package / "README.md").write_text(f"---\nlibrary_name: eca-hub\n---\n\n{text}\n")
+
+
+def change_weights(package: Path) -> None:
+    path = package / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("moment", "nth"), [("request", 1), ("request", 3), ("response", 3), ("response", 4)])
+def test_a_pusher_killed_at_any_moment_leaves_the_old_revision_or_the_new_one(
+    moment: str, nth: int, hub: Hub, package: Path, model_id: str
+) -> None:
+    old = push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    old_weights = (package / "model.safetensors").read_bytes()
+    change_card(package, "new")
+    change_weights(package)
+    words = [sys.executable, "-c", DYING_PUSHER, str(package), model_id, hub.url, hub.token, moment, str(nth)]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    seen = pull(model_id, endpoint=hub.url)
+    is_new = seen.revision != old.revision
+    assert seen.weights_bytes == ((package / "model.safetensors").read_bytes() if is_new else old_weights)
+    again = push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    assert again.is_new is not is_new
+    assert len(titles(hub, model_id)) == 3
+    assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
+
+
+def test_pushes_interrupted_before_and_after_each_request_end_in_one_commit(
+    hub: Hub, package: Path, model_id: str, interrupted: Callable[[str, Callable[[Any], None]], None]
+) -> None:
+    class Killed(BaseException):
+        """Like a signal: nobody catches it."""
+
+    for moment in ("request", "response"):
+        for nth in range(12):
+            left = [nth]
+
+            def die(_: Any, left: list[int] = left) -> None:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+
+            interrupted(moment, die)
+            try:
+                push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+                break
+            except Killed:
+                continue
+    set_client_factory(default_client_factory)
+    published = push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    assert titles(hub, model_id) == ["Publish a model with eca-hub", "initial commit"]
+    assert pull(model_id, endpoint=hub.url).revision == published.revision
+
+
+def test_sixteen_pushers_end_in_a_linear_history_of_whole_packages(hub: Hub, package: Path, model_id: str) -> None:
+    push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+
+    def push_until_it_is_on_top(number: int) -> None:
+        own = shutil.copytree(package, package.parent / f"package{number}")
+        change_card(own, f"card {number}")
+        for _ in range(200):
+            try:
+                push_to_hub(own, model_id, endpoint=hub.url, token=hub.token, message=f"push {number}")
+                return
+            except PushConflict:
+                continue
+        raise AssertionError("never on top")
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(push_until_it_is_on_top, range(16)))
+    history = titles(hub, model_id)
+    assert len(history) == 18
+    assert set(history[:16]) == {f"push {number}" for number in range(16)}
+    commits = HfApi(endpoint=hub.url, token=hub.token).list_repo_commits(model_id)
+    for commit in commits[:16]:
+        with httpx2.Client(base_url=f"{hub.url}/{model_id}/resolve/{commit.commit_id}/") as client:
+            card = client.get("README.md").raise_for_status().text
+            assert card.strip().endswith(commit.title.replace("push", "card"))
+            client.get("config.json").raise_for_status()
+
+
+@pytest.mark.parametrize("status", [None, 500])
+def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised(
+    status: int | None,
+    hub: Hub,
+    package: Path,
+    model_id: str,
+    interrupted: Callable[[str, Callable[[Any], None]], None],
+) -> None:
+    def lose(response: httpx2.Response) -> None:
+        if "/commit/main" in str(response.request.url):
+            if status is None:
+                raise httpx2.ReadError("the connection was reset")
+            response.status_code = status
+
+    interrupted("response", lose)
+    published = push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    assert published.is_new
+    assert titles(hub, model_id) == ["Publish a model with eca-hub", "initial commit"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_is_revoked_half_way_publishes_nothing(
+    status: int,
+    hub: Hub,
+    package: Path,
+    model_id: str,
+    interrupted: Callable[[str, Callable[[Any], None]], None],
+) -> None:
+    def revoke(request: httpx2.Request) -> None:
+        if "/commit/main" in str(request.url):
+            request.url = request.url.copy_with(path="/api/models/acme/nothing/commit/main")
+            request.headers["authorization"] = "Bearer revoked"
+
+    interrupted("request", revoke)
+    with pytest.raises(AccessDenied) as refused:
+        push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    assert hub.token not in str(refused.value)
+    assert titles(hub, model_id) == ["initial commit"]
+
+
+def test_a_folder_that_changes_while_it_is_read_is_not_published(
+    hub: Hub, package: Path, model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_bytes = Path.read_bytes
+
+    def read_and_change(path: Path) -> bytes:
+        content = read_bytes(path)
+        if path == package / "README.md":
+            change_weights(package)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_change)
+    with pytest.raises(HubError, match="changed while it was read"):
+        push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    assert titles(hub, model_id) == ["initial commit"]
+
+
+def test_weights_that_change_after_they_were_hashed_are_not_published(
+    hub: Hub,
+    package: Path,
+    model_id: str,
+    interrupted: Callable[[str, Callable[[Any], None]], None],
+) -> None:
+    path = package / "model.safetensors"
+    # Bytes that the hub does not have yet, so that they have to travel.
+    path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+
+    def change(request: httpx2.Request) -> None:
+        if "/preupload/" in str(request.url):
+            path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+
+    interrupted("request", change)
+    with pytest.raises(EcaHubError):
+        push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    assert titles(hub, model_id) == ["initial commit"]
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content")  # the client's own way of sending a file without Xet
+@pytest.mark.parametrize(
+    "point", ["blob.before_rename", "commit.before_rename", "refs.before_rename", "refs.after_rename"]
+)
+def test_a_hub_that_dies_under_a_push_is_pushed_to_again(
+    point: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Xet waits in its own way for a hub that is gone, for minutes.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    root = tmp_path / "hub"
+    with running_hub(root) as hub:
+        push_to_hub(package, "acme/digits", endpoint=hub.url, token=hub.token)
+    change_card(package, "new")
+    change_weights(package)
+    with running_hub(root, fault=f"{point}:kill") as hub, pytest.raises(EcaHubError):
+        push_to_hub(package, "acme/digits", endpoint=hub.url, token=hub.token)
+    assert check(root).problems == []
+    with running_hub(root) as hub:
+        push_to_hub(package, "acme/digits", endpoint=hub.url, token=hub.token)
+        assert len(titles(hub, "acme/digits")) == 3
+        assert pull("acme/digits", endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()

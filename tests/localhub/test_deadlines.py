@@ -1,0 +1,139 @@
+"""Connections that dawdle are closed, answers leave at once, and a deleted repository is nobody's server error."""
+
+import concurrent.futures
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from eca_hub.localhub import Store, Users, create_app, deadlines
+from eca_hub.localhub.server import listen
+from tests.localhub.hubserver import opened_hub
+from tests.localhub.pusher import REPO, push
+
+UPLOAD = b"POST /api/repos/create HTTP/1.1\r\nHost: hub\r\nContent-Length: 1000000\r\n\r\n"
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """A hub in this process whose patience is short."""
+    monkeypatch.setattr(deadlines, "HEAD_DEADLINE_S", 0.3)
+    monkeypatch.setattr(deadlines, "BODY_GRACE_S", 0.3)
+    with contextlib.closing(Store(tmp_path / "hub")) as store, listen("127.0.0.1", 0) as listener:
+        app = create_app(store, Users.single("local-token"))
+        config = uvicorn.Config(app, http=deadlines.PromptProtocol, ws="none", lifespan="off", log_level="warning")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield listener.getsockname()[:2]
+        server.should_exit = True
+        thread.join()
+
+
+def answer_to(connection: socket.socket) -> bytes:
+    """Everything until the hub closes."""
+    pieces = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            pieces += piece
+    return pieces
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: hub\r\n"])
+def test_a_head_that_never_ends_is_cut_off(sent: bytes, address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(sent)
+        assert answer_to(connection) == b""
+
+
+def test_a_second_head_that_never_ends_is_cut_off_too(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(b"GET /api/models HTTP/1.1\r\nHost: hub\r\n\r\n")
+        assert b"200 OK" in connection.recv(65536)
+        connection.sendall(b"GET /api/mod")
+        assert b"HTTP/1.1" not in answer_to(connection)
+
+
+def test_a_body_that_never_comes_is_answered_408(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(UPLOAD + b"abc")
+        answer = answer_to(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"X-Error-Code: body_timeout" in answer
+
+
+def test_a_body_that_drips_is_answered_408(address: tuple[str, int]) -> None:
+    is_over = threading.Event()
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(UPLOAD)
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while not is_over.wait(0.05):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        answer = answer_to(connection)
+        is_over.set()
+        thread.join()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_large_body_on_a_slow_line_goes_on(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "BODY_BYTES_PER_S", 1000)
+    body = b'{"name": "x"}' + b" " * 1000
+    head = f"POST /api/repos/create HTTP/1.1\r\nHost: hub\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(head + body[:900])
+        assert not threading.Event().wait(0.6)
+        connection.sendall(body[900:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_answers_do_not_wait_for_more_to_send() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        # What asyncio looks at before it turns the delay off for a connection.
+        assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_reading_and_writing_while_somebody_deletes_is_never_a_server_error(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+
+        def live_and_die(number: int) -> set[int]:
+            seen = set()
+            for _ in range(10):
+                seen.add(client.request("DELETE", "/api/repos/delete", json={"name": REPO}).status_code)
+                with contextlib.suppress(Exception):
+                    push(client, {f"{number}.txt": os.urandom(8)}, {})
+            return seen
+
+        def look() -> set[int]:
+            paths = ("", "/tree/main", "/commits/main", "/refs", "/revision/main", "/discussions")
+            urls = [f"/api/models/{REPO}{path}" for path in paths]
+            urls += [f"/{REPO}/resolve/main/.gitattributes", f"/{REPO}", "/", "/api/models"]
+            return {client.get(url).status_code for _ in range(15) for url in urls}
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            jobs = [pool.submit(live_and_die, 1), pool.submit(live_and_die, 2), pool.submit(look), pool.submit(look)]
+            seen = set().union(*(job.result() for job in jobs))
+    assert seen <= {200, 404}
+
+
+def test_a_commit_to_a_repository_that_was_just_deleted_is_refused(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path)) as store:
+        from eca_hub.localhub.errors import HubRefusal
+        from eca_hub.localhub.names import parse_repo_id
+
+        repo_id = parse_repo_id("model", REPO)
+        repo = store.create_repo(repo_id, "local", False)
+        store.delete_repo(repo_id)
+        with pytest.raises(HubRefusal) as refused:
+            repo.create_ref("tag", "v1", repo.refs["refs/heads/main"])
+        assert refused.value.code == "RepoNotFound"
+        assert not repo.folder.exists()

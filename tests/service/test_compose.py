@@ -1,0 +1,169 @@
+"""docker-compose.yml, walked without containers: each service's command, environment and healthcheck as processes."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from service import healthcheck
+from tests.service.house import png
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "service" / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+ENV = {"HUB_TOKEN": "hub-token-of-the-test", "ECA_API_KEYS": "key-of-the-test", "ECA_SEED_EPOCHS": "1"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Machine:
+    """Stands in for the containers: one address for all, folders for volumes and secrets."""
+
+    folder: Path
+    ports: dict[str, int]
+
+    def here(self, text: str) -> str:
+        """What a word of the file means on this machine."""
+
+        def fill(found: re.Match[str]) -> str:
+            name, operator, rest = found[1], found[2], found[3]
+            if operator == ":?":
+                assert name in ENV, f"{name} must be set"
+            return ENV.get(name, rest)
+
+        text = re.sub(r"\$\{(\w+)(:[-?])?([^}]*)\}", fill, text)
+        for service, spec in COMPOSE["services"].items():
+            for mapping in spec.get("ports", ()):
+                assert mapping.startswith("127.0.0.1:"), "nothing is open beyond this machine"
+                inside = mapping.rsplit(":", 1)[1]
+                text = re.sub(rf"//({service}|127\.0\.0\.1):{inside}", f"//127.0.0.1:{self.ports[service]}", text)
+                text = re.sub(rf"^{inside}$", str(self.ports[service]), text)
+        text = re.sub(r"^0\.0\.0\.0$", "127.0.0.1", text)
+        return re.sub(r"^/(data|cache|tmp|run/secrets)\b", lambda found: f"{self.folder}/{found[1]}", text)
+
+    def command(self, words: list[str]) -> list[str]:
+        programs = {"eca-hub": [sys.executable, "-m", "eca_hub"], "python": [sys.executable]}
+        return [*programs[words[0]], *map(self.here, words[1:])]
+
+    def environment(self, spec: dict[str, Any]) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ECA_", "HF_"))}
+        added = {name: self.here(value) for name, value in spec.get("environment", {}).items()}
+        return kept | added | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+
+    def start(self, service: str) -> "subprocess.Popen[bytes]":
+        spec = COMPOSE["services"][service]
+        with (self.folder / f"{service}.log").open("wb") as log:
+            return subprocess.Popen(
+                self.command(spec["command"]), env=self.environment(spec), cwd=ROOT, stdout=log, stderr=log
+            )
+
+    def wait_until_healthy(self, service: str, process: "subprocess.Popen[bytes]") -> None:
+        kind, *words = COMPOSE["services"][service]["healthcheck"]["test"]
+        assert kind == "CMD", "exec form: the image needs no shell"
+        deadline = time.monotonic() + 60
+        while subprocess.run(self.command(words), cwd=ROOT, check=False).returncode:
+            assert process.poll() is None, (self.folder / f"{service}.log").read_text()
+            assert time.monotonic() < deadline
+
+
+def in_order() -> list[str]:
+    """The services, each after those that it depends on."""
+    order: list[str] = []
+    waiting = dict(COMPOSE["services"])
+    while waiting:
+        free = [name for name, spec in waiting.items() if set(spec.get("depends_on", {})) <= set(order)]
+        assert free, "services wait for each other"
+        order += free
+        for name in free:
+            del waiting[name]
+    return order
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    for name in ("data", "cache", "tmp", "run/secrets"):
+        (tmp_path / name).mkdir(parents=True)
+    for name, spec in COMPOSE["secrets"].items():
+        secret = tmp_path / "run" / "secrets" / name
+        secret.touch(mode=0o600)
+        secret.write_text(ENV[spec["environment"]])
+    return Machine(tmp_path, {name: free_port() for name, spec in COMPOSE["services"].items() if "ports" in spec})
+
+
+def test_the_services_come_up_in_order_answer_and_go_down(machine: Machine) -> None:
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    wanted = {
+        name: how["condition"]
+        for spec in COMPOSE["services"].values()
+        for name, how in spec.get("depends_on", {}).items()
+    }
+    try:
+        for name in in_order():
+            process = running[name] = machine.start(name)
+            if wanted.get(name) == "service_completed_successfully":
+                assert process.wait(timeout=120) == 0, (machine.folder / f"{name}.log").read_text()
+                del running[name]
+            else:
+                machine.wait_until_healthy(name, process)
+        url = f"http://127.0.0.1:{machine.ports['service']}"
+        refused = httpx2.post(f"{url}/v1/classify", content=png())
+        assert refused.status_code == 401
+        headers = {"authorization": f"Bearer {ENV['ECA_API_KEYS']}"}
+        answer = httpx2.post(f"{url}/v1/classify", content=png(), headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"] == COMPOSE["services"]["service"]["environment"]["ECA_MODEL"]
+        for name in reversed(list(running)):
+            process = running.pop(name)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) in (0, -signal.SIGTERM), (machine.folder / f"{name}.log").read_text()
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_container_is_hardened(name: str) -> None:
+    spec = COMPOSE["services"][name]
+    assert spec["read_only"] is True
+    assert spec["cap_drop"] == ["ALL"]
+    assert spec["security_opt"] == ["no-new-privileges:true"]
+    assert "/tmp" in spec["tmpfs"], "a read-only machine needs a place for temporary files"
+    assert spec["build"]["target"] in re.findall(r"FROM \S+ AS (\S+)", DOCKERFILE)
+
+
+def test_the_grace_period_is_longer_than_the_drain() -> None:
+    spec = COMPOSE["services"]["service"]
+    assert int(spec["stop_grace_period"].removesuffix("s")) > float(spec["environment"]["ECA_DRAIN_TIMEOUT_S"])
+
+
+def test_the_image_runs_as_nobody_in_exec_form_and_without_lightning() -> None:
+    stages = {part.split(" AS ")[1].split()[0]: part for part in re.split(r"(?m)^FROM ", DOCKERFILE)[1:]}
+    assert list(stages) == ["serve-files", "train", "serve"], "the last one is built unless another is named"
+    for name, stage in stages.items():
+        users = re.findall(r"(?m)^USER (\S+)", stage)
+        assert not users or users[-1] == "10001:10001", name
+        for line in re.findall(r"(?m)^(?:RUN|CMD|ENTRYPOINT) (.*)$", stage):
+            assert line.startswith("["), "exec form"
+    assert "[train]" not in stages["serve-files"] + stages["serve"]
+    assert "service.healthcheck" in stages["serve"]
+
+
+def test_the_healthcheck_tells_well_from_not_well() -> None:
+    assert healthcheck.main([]) == 2
+    assert healthcheck.main(["file:///etc/passwd"]) == 2
+    assert healthcheck.main([f"http://127.0.0.1:{free_port()}/readyz"]) == 1

@@ -1,0 +1,107 @@
+"""What a network looked at, asked over HTTP."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+from torch import Tensor
+
+import eca_hub
+from eca_hub.explain import Explanation, explain_picture
+from service.app import create_app
+from service.errors import Overloaded
+from service.explaining import Explainer
+from service.loading import ModelLoader
+from service.registry import ModelSource, Registry
+from service.schemas import ExplainAnswer
+from service.security import Keys
+from service.settings import Settings
+from tests.service.house import png
+from tests.service.process import save_tiny_package
+from tests.service.test_routes import app_with, refusal
+
+PICTURE = png(40, 30, "teal")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_package(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="module")
+def client(package: Path) -> Iterator[TestClient]:
+    settings = Settings(model=(str(package),), explain=True, num_engines=1, max_batch=2)
+    loader = ModelLoader(settings)
+    app = create_app(settings, Registry([ModelSource(str(package))], loader.open), Keys())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+        yield client
+    loader.close()
+
+
+def test_the_answer_is_the_librarys(client: TestClient, package: Path) -> None:
+    expected = explain_picture(eca_hub.Classifier.from_pretrained(package), PICTURE)
+    answer = client.post("/v1/explain?gates=true", content=PICTURE)
+    assert answer.status_code == 200, answer.text
+    ExplainAnswer.model_validate(answer.json())
+    body = answer.json()
+    assert body["prediction"]["label"] == expected.prediction.label
+    assert body["prediction"]["score"] == pytest.approx(expected.prediction.score, abs=1e-4)
+    assert [gates["name"] for gates in body["gates"]] == [gates.name for gates in expected.gates]
+    for found, gates in zip(body["gates"], expected.gates, strict=True):
+        assert found["values"] == pytest.approx(gates.values, abs=1e-4)
+        assert found["min"] <= found["mean"] <= found["max"]
+    assert torch.allclose(torch.tensor(body["heat"]), torch.tensor(expected.heat), atol=1e-3)
+
+
+def test_a_class_may_be_named_and_gates_are_only_listed_when_asked_for(client: TestClient) -> None:
+    body = client.post("/v1/explain?class_index=3", content=PICTURE).json()
+    assert body["prediction"]["label"] == "digit 3"
+    assert "values" not in body["gates"][0]
+    refusal(client.post("/v1/explain?class_index=10", content=PICTURE), 422, "invalid_request")
+    refusal(client.post("/v1/explain?class_index=-1", content=PICTURE), 422, "invalid_request")
+
+
+def test_one_good_picture_is_wanted(client: TestClient) -> None:
+    refusal(client.post("/v1/explain", content=b"broken"), 422, "not_an_image")
+    files = [("file", ("a.png", PICTURE, "image/png"))]
+    assert client.post("/v1/explain", files=files).status_code == 200
+    refusal(client.post("/v1/explain", files=files * 2), 422, "invalid_request")
+    refusal(client.post("/v1/explain", json={"images": ["?"]}), 422, "invalid_request")
+
+
+def test_what_is_classified_is_the_same_before_and_after(client: TestClient) -> None:
+    before = client.post("/v1/classify", content=PICTURE).json()["predictions"]
+    client.post("/v1/explain", content=PICTURE)
+    assert client.post("/v1/classify", content=PICTURE).json()["predictions"] == before
+
+
+def test_it_is_off_unless_switched_on() -> None:
+    with TestClient(app_with("acme/digits")) as client:
+        refusal(client.post("/v1/explain", content=b"7"), 404, "not_found")
+
+
+def test_few_may_wait() -> None:
+    gate = threading.Event()
+
+    def slow(classifier: Any, pixels: Tensor, index: int | None) -> Explanation:
+        assert gate.wait(10)
+        return Explanation(eca_hub.Prediction("a", 0, 1.0), (), ())
+
+    async def scene() -> None:
+        explainer = Explainer(None, slow)  # type: ignore[arg-type]
+        asked = [asyncio.create_task(explainer.explain(torch.zeros(1), None)) for _ in range(4)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await explainer.explain(torch.zeros(1), None)
+        gate.set()
+        assert len(await asyncio.gather(*asked)) == 4
+        explainer.close()
+
+    asyncio.run(scene())

@@ -1,0 +1,259 @@
+"""The Open Inference Protocol, spoken by hand and by Triton's own client."""
+
+import base64
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import eca_hub
+from service.schemas import InferAnswer, ProtocolError, ProtocolModel
+from tests.service.house import REVISION, png
+from tests.service.process import Served, save_tiny_package, served
+from tests.service.test_routes import app_with
+
+URL = "/v2/models/acme/digits"
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    with TestClient(app_with("acme/digits"), raise_server_exceptions=False) as client:
+        yield client
+
+
+def refusal(answer: Any, status: int, code: str) -> str:
+    assert answer.status_code == status, answer.text
+    error = ProtocolError.model_validate(answer.json())
+    assert error.code == code
+    assert error.request_id == answer.headers["x-request-id"]
+    return error.error
+
+
+def image(*contents: bytes, **changes: Any) -> dict[str, Any]:
+    data = [base64.b64encode(content).decode() for content in contents]
+    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(contents)], "data": data} | changes]}
+
+
+def binary(document: dict[str, Any], raw: bytes) -> tuple[bytes, dict[str, str]]:
+    head = json.dumps(document).encode()
+    return head + raw, {"inference-header-content-length": str(len(head))}
+
+
+def elements(*contents: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(content)) + content for content in contents)
+
+
+def test_server_and_model_describe_themselves(client: TestClient) -> None:
+    assert client.get("/v2").json()["name"] == "eca-hub"
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    for path in (URL, f"{URL}/versions/{REVISION}"):
+        described = client.get(path)
+        ProtocolModel.model_validate(described.json())
+        assert described.json()["versions"] == [REVISION]
+        assert described.json()["outputs"] == [{"name": "scores", "datatype": "FP32", "shape": [-1, 10]}]
+        assert client.get(f"{path}/ready").json() == {"name": "acme/digits", "ready": True}
+
+
+def test_json_in_and_json_out(client: TestClient) -> None:
+    for path in (f"{URL}/infer", f"{URL}/versions/{REVISION}/infer"):
+        answer = client.post(path, json={"id": "mine-1"} | image(b"7", b"8"))
+        assert answer.status_code == 200, answer.text
+        InferAnswer.model_validate(answer.json())
+        assert answer.json()["id"] == "mine-1"
+        assert answer.json()["model_version"] == REVISION
+        (output,) = answer.json()["outputs"]
+        assert output["shape"] == [2, 10]
+        assert output["data"] == pytest.approx([1 / (index + 1) for index in range(10)] * 2)
+
+
+def test_bytes_in_and_bytes_out(client: TestClient) -> None:
+    document = {
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [2, 1], "parameters": {"binary_data_size": 10}},
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    body, headers = binary(document, elements(b"7", b"8"))
+    answer = client.post(f"{URL}/infer", content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    length = int(answer.headers["inference-header-content-length"])
+    (output,) = json.loads(answer.content[:length])["outputs"]
+    assert output["parameters"]["binary_data_size"] == 80
+    assert struct.unpack("<20f", answer.content[length:])[:2] == (1.0, 0.5)
+
+
+def test_pixels_need_no_decoding(client: TestClient) -> None:
+    shape = [1, 3, 32, 32]
+    row = [[[7] * 32] * 32] * 3
+    tensor: dict[str, Any]
+    for data in ([row], [7] * 3 * 32 * 32):
+        tensor = {"name": "pixels", "datatype": "UINT8", "shape": shape, "data": data}
+        assert client.post(f"{URL}/infer", json={"inputs": [tensor]}).status_code == 200
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": shape, "parameters": {"binary_data_size": 3072}}
+    body, headers = binary({"inputs": [tensor]}, bytes(3072))
+    assert client.post(f"{URL}/infer", content=body, headers=headers).status_code == 200
+
+
+def test_the_likeliest_classes_may_be_asked_for_by_name(client: TestClient) -> None:
+    for wants_bytes in (False, True):
+        wanted = {"name": "scores", "parameters": {"classification": 2, "binary_data": wants_bytes}}
+        answer = client.post(f"{URL}/infer", json=image(b"7") | {"outputs": [wanted]})
+        words = [b"1.000000:0:class 0", b"0.500000:1:class 1"]
+        if wants_bytes:
+            assert answer.content.endswith(elements(*words))
+        else:
+            assert answer.json()["outputs"][0]["data"] == [word.decode() for word in words]
+
+
+@pytest.mark.parametrize(
+    ("document", "code"),
+    [
+        (image(b"broken"), "not_an_image"),
+        (image(b"7", b"broken"), "not_an_image"),
+        (image(b"7" * 20_000), "too_large"),
+        (image(b"7", data=["?"]), "invalid_request"),
+        (image(b"7", data=[7]), "invalid_request"),
+        (image(b"7", data=None), "invalid_request"),
+        (image(b"7", shape=[2]), "invalid_request"),
+        (image(b"7", shape=[0]), "invalid_request"),
+        (image(b"7", shape=[-1]), "invalid_request"),
+        (image(b"7", shape=[]), "invalid_request"),
+        (image(b"7", datatype="FP32"), "invalid_request"),
+        (image(b"7", name="SENTINEL"), "invalid_request"),
+        (image(b"7", parameters={"binary_data_size": 4}), "invalid_request"),
+        (image(*[b"7"] * 7), "invalid_request"),
+        (image(b"7") | {"id": "SENTINEL <"}, "invalid_request"),
+        (image(b"7") | {"outputs": [{"name": "SENTINEL"}]}, "invalid_request"),
+        ({"inputs": []}, "invalid_request"),
+        ({"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 9, 9], "data": []}]}, "invalid_request"),
+        (
+            {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [256] * 3072}]},
+            "invalid_request",
+        ),
+        (
+            {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [[[[[7]]]]]}]},
+            "invalid_request",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(client: TestClient, document: dict[str, Any], code: str) -> None:
+    answer = client.post(f"{URL}/infer", json=document)
+    sentence = refusal(answer, 413 if code == "too_large" else 422, code)
+    assert sentence
+    assert "SENTINEL" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("length", "raw", "size"),
+    [
+        ("x", b"", 0),
+        ("-1", b"", 0),
+        ("99999", b"", 0),
+        (None, elements(b"7"), 4),
+        (None, elements(b"7"), 6),
+        (None, elements(b"7")[:-1], 4),
+        (None, b"\xff\xff\xff\xff7", 5),
+        (None, b"\x00\x00", 2),
+        (None, b"", 0),
+    ],
+)
+def test_bytes_that_are_not_what_they_announce_are_refused(
+    client: TestClient, length: str | None, raw: bytes, size: int
+) -> None:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
+    body, headers = binary({"inputs": [tensor]}, raw)
+    if length is not None:
+        headers = {"inference-header-content-length": length}
+    refusal(client.post(f"{URL}/infer", content=body, headers=headers), 422, "invalid_request")
+
+
+def test_what_is_not_here_is_refused_in_a_sentence(client: TestClient) -> None:
+    for path in (
+        "/v2/models/acme/other",
+        "/v2/models/acme/other/ready",
+        f"{URL}/versions/2",
+        f"{URL}/versions/2/ready",
+    ):
+        refusal(client.get(path), 404, "model_not_loaded")
+    refusal(client.post("/v2/models/acme/other/infer", json=image(b"7")), 404, "model_not_loaded")
+    refusal(client.post(f"{URL}/infer", content=b"{"), 400, "bad_json")
+    refusal(client.get("/v2/nothing"), 404, "not_found")
+    refusal(client.delete(URL), 405, "method_not_allowed")
+
+
+def test_a_key_is_asked_for() -> None:
+    with TestClient(app_with("acme/digits", keys=["one"])) as client:
+        refusal(client.post(f"{URL}/infer", json=image(b"7")), 401, "unauthorized")
+        refusal(client.get(URL), 401, "unauthorized")
+        assert client.get("/v2/health/live").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_package(tmp_path_factory.mktemp("models") / "acme" / "digits")
+
+
+@pytest.fixture(scope="module")
+def service(package: Path) -> Iterator[Served]:
+    pytest.importorskip("tritonclient.http")
+    with served("--model", "acme/digits", cwd=package.parent.parent) as running:
+        running.wait_until_ready()
+        yield running
+
+
+def scores_by_index(predictions: Sequence[eca_hub.Prediction]) -> list[float]:
+    return [one.score for one in sorted(predictions, key=lambda one: one.index)]
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_tritons_own_client_is_answered(service: Served, package: Path, as_bytes: bool) -> None:
+    numpy = pytest.importorskip("numpy")
+    triton = pytest.importorskip("tritonclient.http")
+    classifier = eca_hub.Classifier.from_pretrained(package)
+    contents = [png(40, 30, colour) for colour in ("red", "teal", "white")]
+    expected = [scores_by_index(row) for row in classifier.predict(contents, top_k=10)]
+    client = triton.InferenceServerClient(service.url.removeprefix("http://"))
+    try:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("acme/digits")
+        assert not client.is_model_ready("acme/other")
+        assert client.get_server_metadata()["name"] == "eca-hub"
+        described = client.get_model_metadata("acme/digits")["inputs"][0]
+        assert described == {"name": "image", "datatype": "BYTES", "shape": [-1]}
+
+        sent = contents if as_bytes else [base64.b64encode(content) for content in contents]
+        images = triton.InferInput("image", [3], "BYTES")
+        images.set_data_from_numpy(numpy.array(sent, dtype=object), binary_data=as_bytes)
+        scores = triton.InferRequestedOutput("scores", binary_data=as_bytes)
+        for outputs in (None, [scores]):
+            found = client.infer("acme/digits", [images], outputs=outputs, request_id="mine").as_numpy("scores")
+            assert found.dtype == numpy.float32
+            assert found == pytest.approx(numpy.array(expected), abs=1e-4)
+
+        pixels_N3HW = numpy.stack(
+            [classifier.transform.to_pixels(eca_hub.decode_image(content)).numpy() for content in contents]
+        )
+        pixels = triton.InferInput("pixels", list(pixels_N3HW.shape), "UINT8")
+        pixels.set_data_from_numpy(pixels_N3HW, binary_data=as_bytes)
+        assert client.infer("acme/digits", [pixels]).as_numpy("scores") == pytest.approx(
+            numpy.array(expected), abs=1e-4
+        )
+
+        named = triton.InferRequestedOutput("scores", binary_data=as_bytes, class_count=2)
+        words = client.infer("acme/digits", [images], outputs=[named]).as_numpy("scores")
+        first = words[0][0].decode() if isinstance(words[0][0], bytes) else words[0][0]
+        assert first.split(":")[2] == classifier.predict(contents[0])[0].label
+
+        broken = triton.InferInput("image", [1], "BYTES")
+        broken.set_data_from_numpy(numpy.array([b"broken"], dtype=object))
+        with pytest.raises(triton.InferenceServerException, match=r"\[422\] ") as refused:
+            client.infer("acme/digits", [broken])
+        assert "picture" in str(refused.value) or "image" in str(refused.value).lower()
+    finally:
+        client.close()

@@ -1,0 +1,180 @@
+"""A run that was stopped, killed or damaged goes on to the same weights to the bit, or says why it cannot."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from eca_hub.train.checkpoints import CheckpointFolder
+from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
+
+STOPS = {
+    "in the first step": ("on_train_batch_end", 1),
+    "inside an epoch": ("on_train_batch_end", NUM_BATCHES + 3),
+    "at the last batch of an epoch": ("on_train_batch_end", 2 * NUM_BATCHES),
+    "during validation": ("on_validation_batch_end", 5),
+    "between validation and the next epoch": ("on_train_epoch_end", 1),
+    "at the very end": ("on_train_epoch_end", 3),
+}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert fit(run_dir) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize("moment", STOPS)
+def test_a_run_stopped_by_sigterm_ends_in_the_same_weights(
+    moment: str, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, *STOPS[moment])
+        assert fit(tmp_path / "run") == 143
+    assert "To go on: the same command with --resume" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "model").exists()
+    assert fit(tmp_path / "run", "--resume") == 0
+    assert weights_hash(tmp_path / "run") == weights_hash(whole_run)
+    rows, expected = (numbers_of(run / "metrics.csv") for run in (tmp_path / "run", whole_run))
+    assert rows == expected
+
+
+def numbers_of(metrics_csv: Path) -> list[dict[str, str]]:
+    with metrics_csv.open() as file:
+        return [
+            {name: value for name, value in row.items() if name not in ("images_per_s", "epoch_s")}
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.fixture
+def stopped_run(tmp_path: Path) -> Path:
+    """A run that was stopped in its second epoch, with two checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_batch_end", NUM_BATCHES + 3)
+        assert fit(tmp_path / "run") == 143
+    assert len(checkpoints(tmp_path / "run")) == 2
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "without its hash"])
+def test_a_damaged_checkpoint_is_passed_over(
+    damage: str, stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newest = checkpoints(stopped_run)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "without its hash":
+        newest.with_name(newest.name + ".sha256.json").unlink()
+    else:
+        newest.write_bytes(bytes({"cut": content[:-100], "flipped": content, "empty": bytearray()}[damage]))
+    assert fit(stopped_run, "--resume") == 0
+    said = capsys.readouterr().out
+    assert f"{newest}" in said
+    assert "Looking for an older one." in said
+    assert f"Going on from {older.name}" in said
+    assert weights_hash(stopped_run) == weights_hash(whole_run)
+
+
+def test_with_every_checkpoint_damaged_training_starts_anew(
+    stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in checkpoints(stopped_run):
+        path.write_bytes(b"")
+    assert fit(stopped_run, "--resume") == 0
+    assert "No whole checkpoint: starting anew." in capsys.readouterr().out
+    assert weights_hash(stopped_run) == weights_hash(whole_run)
+
+
+def test_leftovers_of_a_crash_are_never_used_and_cleaned(stopped_run: Path) -> None:
+    folder = CheckpointFolder(stopped_run / "checkpoints")
+    newest = checkpoints(stopped_run)[-1]
+    part = newest.with_name("step-000000099-epoch-00009-batch-0000001.ckpt.part")
+    part.write_bytes(newest.read_bytes())
+    lonely = newest.with_name("step-000000099-epoch-00009-batch-0000001.ckpt.sha256.json")
+    lonely.write_text("{}")
+    found = folder.newest_whole()
+    assert found is not None
+    assert found.path == newest
+    folder.tidy(None)
+    assert not part.exists()
+    assert not lonely.exists()
+
+
+def test_the_order_is_by_step_and_not_by_time(stopped_run: Path) -> None:
+    import os
+
+    older, newest = checkpoints(stopped_run)
+    os.utime(newest, (0, 0))
+    os.utime(older, (4e9, 4e9))
+    found = CheckpointFolder(stopped_run / "checkpoints").newest_whole()
+    assert found is not None
+    assert found.path == newest
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (("--data.batch_size", "4"), "data.batch_size was 8 and is 4"),
+        (("--data.num_train", "40"), "data set was"),
+        (("--model.optim.lr", "0.01"), "model.optim.lr was 0.05 and is 0.01"),
+        (("--seed_everything", "1"), "seed_everything was 0 and is 1"),
+        (("--trainer.max_epochs", "5"), "trainer.max_epochs was 3 and is 5"),
+    ],
+)
+def test_a_run_with_other_settings_or_data_is_not_resumed(
+    option: tuple[str, ...], sentence: str, stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [path.read_bytes() for path in checkpoints(stopped_run)]
+    assert fit(stopped_run, "--resume", *option) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "--allow_changes" in said
+    assert [path.read_bytes() for path in checkpoints(stopped_run)] == before
+
+
+def test_changes_that_are_allowed_go_on_from_the_start_of_the_epoch(stopped_run: Path) -> None:
+    options = ("--resume", "--allow_changes", "--data.batch_size", "4", "--trainer.max_epochs", "2")
+    assert fit(stopped_run, *options) == 0
+    # Seven steps of the first run, and one epoch of nine batches.
+    assert [int(row["step"]) for row in numbers_of(stopped_run / "metrics.csv")] == [4, 16]
+
+
+def test_an_unfinished_run_is_not_replaced_by_mistake(stopped_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = checkpoints(stopped_run)
+    assert fit(stopped_run) == 2
+    assert "holds an unfinished run. Add --resume to go on" in capsys.readouterr().err
+    assert checkpoints(stopped_run) == before
+    assert fit(stopped_run, "--overwrite", "--trainer.max_epochs", "1") == 0
+    assert [row["epoch"] for row in numbers_of(stopped_run / "metrics.csv")] == ["0"]
+
+
+def test_a_finished_run_has_nothing_to_resume(whole_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(whole_run, "--resume") == 2
+    assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_the_best_weights_are_those_of_the_best_epoch(whole_run: Path) -> None:
+    result = json.loads((whole_run / "result.json").read_text())
+    found = [float(row["val_top1"]) for row in numbers_of(whole_run / "metrics.csv")]
+    assert result["val_top1"] == pytest.approx(max(found), abs=1e-6)
+    assert result["best_epoch"] == max(range(3), key=lambda epoch: (found[epoch], epoch)) + 1
+
+
+def test_two_workers_give_the_weights_that_none_gives(whole_run: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path / "run", "--data.num_workers", "2") == 0
+    assert weights_hash(tmp_path / "run") == weights_hash(whole_run)
+
+
+def test_accumulated_batches_resume_between_steps(tmp_path: Path) -> None:
+    config = CONFIG.replace("max_epochs: 3", "max_epochs: 2, accumulate_grad_batches: 3")
+    assert fit(tmp_path / "whole", config=config) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_batch_end", 2)
+        assert fit(tmp_path / "run", config=config) == 143
+    assert checkpoints(tmp_path / "run")[-1].name == "step-000000001-epoch-00000-batch-0000003.ckpt"
+    assert fit(tmp_path / "run", "--resume", config=config) == 0
+    assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
