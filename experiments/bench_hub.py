@@ -1,6 +1,6 @@
 """How fast packages travel: push and pull over loopback, and a warm load, each as a ratio to its floor in the same run.
 
-    python -m experiments.bench_hub [--mib 100 1024] [--repeats 3] [--json]
+    python -m experiments.bench_hub [--mib '[100, 1024]'] [--repeats 3] [--json]
 
 Floors: for push and pull, copying the same file and hashing it with sha256, which nobody who publishes checked bytes
 can avoid; for a warm `Classifier.from_pretrained`, reading the same weights with safetensors. Each figure is the best

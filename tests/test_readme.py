@@ -7,11 +7,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from eca_hub.__main__ import COMMANDS
+from tests.hub import ecanet
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+PYTHON = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def free_port() -> int:
@@ -48,7 +55,7 @@ def test_the_first_screen_of_the_readme_is_a_sentence_and_the_two_commands() -> 
 
 def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
     [steps] = [block for block in BLOCKS if "eca-hub localhub" in block]
-    [python] = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    [python, *_] = PYTHON
     # Other ports, so that nothing else here is asked, and a short training; every other word stands as printed.
     for port in ("7860", "8000"):
         steps = steps.replace(port, str(free_port()))
@@ -69,8 +76,21 @@ def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
         assert expected in output
 
 
+def test_the_networks_of_the_readme_can_be_made_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(ecanet.released(ecanet.make("resnet50")), "eca_resnet50_k3557.pth.tar")
+    [networks] = [block for block in PYTHON if "create_model" in block]
+    names: dict[str, Any] = {}
+    exec(networks, names)
+    assert names["config"].attention_args["kernel_sizes"] == [3, 5, 5, 7]
+
+
 def test_every_setting_and_command_that_the_readme_names_exists() -> None:
     text = README.read_text()
-    assert {name for name in re.findall(r"eca-hub ([a-z]+)", text) if name not in COMMANDS} <= {"can"}
+    typed = re.findall(r"`eca-hub ([a-z]+)", text) + re.findall(
+        r"(?:^|&& )eca-hub ([a-z]+)", "".join(BLOCKS), re.MULTILINE
+    )
+    assert len(typed) > 10
+    assert [name for name in typed if name not in COMMANDS] == []
     tree = re.findall(r"^  (\w+\.py|\w+/) ", text, flags=re.MULTILINE)
     assert [name for name in tree if not (README.parent / "eca_hub" / name).exists()] == []

@@ -86,8 +86,9 @@ class Guard:
             raise HubError("The hub packed a file that was asked for as it is.")
         length = response.headers.get("content-length", "0")
         self._check_size(int(length) if length.isdigit() and is_body else 0)
-        _forget_made_up_names(response)
-        _forget_foreign_xet(response, self._origin)
+        if not self._is_push:
+            _forget_made_up_names(response)
+            _forget_foreign_xet(response, self._origin)
         assert isinstance(response.stream, httpx2.SyncByteStream)
         response.stream = _Counted(response.stream, self)
 

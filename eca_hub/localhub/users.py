@@ -6,6 +6,8 @@ A users file is JSON. The short form gives each user a token; the long form adds
 
     {"alice": "token-of-alice", "bob": {"token": "token-of-bob", "role": "read", "orgs": ["acme"], "fullname": "Bob"}}
 
+`orgs` may also be an object with full names: {"acme": "Acme Research"}.
+
     role    may read                                 may write
     admin   everything                               everything, under any owner name
     write   public, and private under own names      repositories under the own name and those of the own orgs
@@ -15,8 +17,8 @@ A users file is JSON. The short form gives each user a token; the long form adds
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -32,7 +34,8 @@ class User:
 
     name: str
     role: Role = "write"
-    orgs: tuple[str, ...] = ()
+    orgs: Mapping[str, str] = field(default_factory=dict)
+    """Full name by name."""
     fullname: str = ""
 
     def owns(self, repo_id: RepoId) -> bool:
@@ -105,10 +108,13 @@ def _read_user(name: str, entry: object, path: Path) -> tuple[User, str]:
         raise BadUsersFile(f"{path}: the token of {name!r} must be printable ASCII characters without a space")
     if role not in get_args(Role):
         raise BadUsersFile(f"{path}: the role of {name!r} must be admin, write or read, not {role!r}")
-    if not isinstance(orgs, list) or not isinstance(fullname, str):
-        raise BadUsersFile(f"{path}: {name!r} needs orgs as a list of names and fullname as a text")
+    named = {str(org): str(org) for org in orgs} if isinstance(orgs, list) else orgs
+    if not isinstance(named, dict) or not all(isinstance(text, str) for text in (*named.values(), fullname)):
+        raise BadUsersFile(
+            f"{path}: {name!r} needs orgs as a list of names, or full names by name, and fullname as a text"
+        )
     try:
-        return User(check_name(name), role, tuple(check_name(str(org)) for org in orgs), fullname), token
+        return User(check_name(name), role, {check_name(org): text for org, text in named.items()}, fullname), token
     except HubRefusal as refusal:
         raise BadUsersFile(f"{path}: {refusal.message}") from None
 

@@ -23,7 +23,7 @@ from eca_hub.train.average import WeightAverage
 from eca_hub.train.data.pictures import Batch
 from eca_hub.train.mix import Mix, MixConfig
 from eca_hub.train.optim import OptimConfig, make_optimizer, rate_factor
-from eca_hub.train.seeds import derive_seed
+from eca_hub.train.seeds import derive_seed, seed_chance
 from eca_hub.train.start import Teacher, Train, freeze, norms, start_from
 from eca_hub.train.totals import Totals
 
@@ -122,7 +122,8 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
-        torch.manual_seed(derive_seed("step", self.seed, self.trainer.current_epoch, batch_index, self.global_rank))
+        place = (self.trainer.current_epoch, batch_index, self.global_rank)
+        seed_chance(derive_seed("step", self.seed, *place), self.device)
         x_N3HW, target = self._mix(self._normalized(batch.pixels), batch.targets)
         logits_NK = self._run_model[0](x_N3HW)
         loss: Tensor = self.loss(logits_NK, target)

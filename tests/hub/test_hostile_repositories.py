@@ -27,6 +27,10 @@ def hub(tiny_package: Path) -> Iterator[LyingHub]:
         yield running
 
 
+def without(name: str) -> Callable[[Files], None]:
+    return lambda files: files.__delitem__(name)
+
+
 def with_weights(change: Callable[[bytes], bytes]) -> Callable[[Files], None]:
     return lambda files: files.update({WEIGHTS: change(files[WEIGHTS])})
 
@@ -98,8 +102,8 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
     "a tensor too few": with_tensors(lambda tensors: tensors.pop("fc.bias")),
     "a tensor too many": with_tensors(lambda tensors: tensors.update(more=torch.zeros(1))),
     "a tensor of another shape": with_tensors(lambda tensors: tensors.update({"fc.bias": torch.zeros(4)})),
-    "no weights": lambda files: files.pop(WEIGHTS) and None,
-    "no config": lambda files: files.pop(CONFIG) and None,
+    "no weights": without(WEIGHTS),
+    "no config": without(CONFIG),
     "a config that is no JSON": lambda files: files.update({CONFIG: b"<html>"}),
     "a config that is a list": lambda files: files.update({CONFIG: b"[]"}),
     "a config of NaN": lambda files: files.update({CONFIG: b"NaN"}),

@@ -16,7 +16,7 @@ ALICE, BOB, READER = "token-of-alice", "token-of-bob", "token-of-reader"
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """One hub for all tests that do not break it."""
     users: dict[str, object] = {
-        "alice": {"token": ALICE, "orgs": ["acme"], "fullname": "Alice A."},
+        "alice": {"token": ALICE, "orgs": {"acme": "Acme Research"}, "fullname": "Alice A."},
         "bob": BOB,
         "reader": {"token": READER, "role": "read"},
     }

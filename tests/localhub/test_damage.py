@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eca_hub.__main__ import main
 from eca_hub.localhub.errors import HubRefusal
-from eca_hub.localhub.xorbs import read_chunks, read_shard
+from eca_hub.localhub.xetformat import read_chunks, read_shard
 from tests.localhub.hubserver import opened_hub
 from tests.localhub.pusher import REPO, push
 from tests.localhub.xetclient import CHUNK_BYTES, XORB, pack_chunk, pack_shard, pack_xorb, push_by_xet, xet_session
@@ -150,6 +150,39 @@ def test_chunks_of_every_packing_make_the_file(tmp_path: Path, schemes: tuple[in
         terms = [(XORB, 2 * CHUNK_BYTES, 0, 2), (XORB, len(content) - 2 * CHUNK_BYTES, 2, 7)]
         client.post(f"{cas}/v1/shards", content=pack_shard([(sha256, terms)]), headers=headers).raise_for_status()
         assert blob_path(tmp_path, sha256).read_bytes() == content
+
+
+def test_the_disk_holds_what_xet_sent_once_and_later_files_may_still_refer_to_it(tmp_path: Path) -> None:
+    size = len(CONTENT)
+    joined = CONTENT[2 * CHUNK_BYTES : 4 * CHUNK_BYTES] + CONTENT[:CHUNK_BYTES]
+    wanted = hashlib.sha256(joined).hexdigest()
+    later = pack_shard([(wanted, [(XORB, 2 * CHUNK_BYTES, 2, 4), (XORB, CHUNK_BYTES, 0, 1)])])
+    with opened_hub(tmp_path) as client:
+        push_by_xet(client, {}, {"model.safetensors": CONTENT})
+        stored = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+        assert stored < size + 20_000
+        cas, headers = xet_session(client)
+        client.post(f"{cas}/v1/shards", content=later, headers=headers).raise_for_status()
+        assert blob_path(tmp_path, wanted).read_bytes() == joined
+        # Damage in the blob that the note leads to must not spread.
+        blob_path(tmp_path, wanted).unlink()
+        flip_a_bit(blob_path(tmp_path))
+        content = bytearray(blob_path(tmp_path).read_bytes())
+        content[3 * CHUNK_BYTES] ^= 1
+        blob_path(tmp_path).write_bytes(content)
+        assert client.post(f"{cas}/v1/shards", content=later, headers=headers).status_code in (400, 422)
+        assert xet_session(client)[0] != cas
+        assert not blob_path(tmp_path, wanted).exists()
+
+
+def test_who_knows_a_hash_only_does_not_own_the_file(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {"model.safetensors": CONTENT})
+        cas, headers = xet_session(client)
+        junk = bytes(len(CONTENT))
+        client.post(f"{cas}/v1/xorbs/default/{XORB}", content=pack_xorb(junk), headers=headers).raise_for_status()
+        shard = pack_shard([(SHA256, [(XORB, len(CONTENT), 0, 5)])])
+        assert client.post(f"{cas}/v1/shards", content=shard, headers=headers).status_code == 400
 
 
 def test_a_shard_that_does_not_add_up_is_refused_and_the_next_session_has_another_address(tmp_path: Path) -> None:

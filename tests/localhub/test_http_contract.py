@@ -329,6 +329,7 @@ def test_the_last_line_about_a_filter_decides_who_is_big() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow  # the real deadline; tests/localhub/test_deadlines.py has all of them shortened
 def test_half_a_request_head_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     address = urlsplit(hub.url)
     begin = time.monotonic()

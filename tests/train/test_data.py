@@ -43,7 +43,7 @@ def write_parquet(path: Path, labels: list[object], *, names: list[str] | None =
     import json
 
     pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
+    pq = pytest.importorskip("pyarrow.parquet")
 
     images = [{"bytes": png(index), "path": f"{index}.png"} for index in range(len(labels))]
     table = pa.table({"image": images, "label": labels})
@@ -88,7 +88,7 @@ def test_all_processes_together_see_the_batches_of_one(num_ranks: int) -> None:
 
     alone = batches(0, 1, 4 * num_ranks)
     shares = [batches(rank, num_ranks, 4) for rank in range(num_ranks)]
-    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == alone
+    assert [[number for part in parts for number in part] for parts in zip(*shares, strict=True)] == alone
 
 
 def test_an_epoch_that_is_resumed_has_the_rest_of_its_batches() -> None:
@@ -127,9 +127,9 @@ def test_augmentation_is_a_function_of_seed_epoch_and_picture(crop: str, num_ran
 
 
 def test_the_batched_shift_is_a_cut_from_a_black_frame_or_its_mirror() -> None:
-    dataset = SyntheticData(
-        num_train=64, num_eval=4, image=SMALL, augment=AugmentConfig(crop="padded")
-    ).dataset("train")
+    dataset = SyntheticData(num_train=64, num_eval=4, image=SMALL, augment=AugmentConfig(crop="padded")).dataset(
+        "train"
+    )
     plain = SyntheticData(num_train=64, num_eval=4, image=SMALL, augment=AugmentConfig(crop="none", flip=0))
     numbers = list(range(64))
     changed, original = dataset[BatchKey(0, numbers)].pixels, plain.dataset("train")[BatchKey(0, numbers)].pixels
@@ -269,7 +269,7 @@ def test_a_label_that_only_the_test_split_has_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", ["cat", "dog"])
     write_parquet(tmp_path / "validation.parquet", ["dog", "cat"])
     write_parquet(tmp_path / "test.parquet", ["dog", "yak"])
-    with pytest.raises(InvalidConfig, match="The test split of .* has 'yak', which the train split has not"):
+    with pytest.raises(InvalidConfig, match=r"The test split of .* has 'yak', which the train split has not"):
         ParquetData(str(tmp_path))
 
 

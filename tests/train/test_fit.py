@@ -9,6 +9,7 @@ import yaml
 
 from eca_hub import Classifier
 from eca_hub.__main__ import main
+from eca_hub.train import cli
 from eca_hub.train.data import DigitsData
 from tests.train.test_data import png, write_parquet
 
@@ -108,7 +109,9 @@ def test_the_saved_configuration_trains_again(run_dir: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_package_is_measured_again(command: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]) == 0
+    {"validate": cli.validate, "test": cli.test}[command](
+        ["-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]
+    )
     said = capsys.readouterr().out
     if command == "test":
         result = json.loads((run_dir / "result.json").read_text())
@@ -117,7 +120,7 @@ def test_a_package_is_measured_again(command: str, run_dir: Path, capsys: pytest
 
 
 def test_predictions_are_a_row_a_picture(run_dir: Path) -> None:
-    assert main(["predict", "-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]) == 0
+    cli.predict(["-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)])
     with (run_dir / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     (run_dir / "predictions.csv").unlink()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 model: {architecture: resnet20, train: all_but_norms, optim: {lr: 0.01}}
 data:
@@ -71,7 +73,6 @@ def test_two_processes_measure_every_picture_once(pair: tuple[Path, Path]) -> No
     assert results[0]["test_top1"] == results[1]["test_top1"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("who", ["first", "second"])
 def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_can_go_on(who: str, tmp_path: Path) -> None:
     process = start(tmp_path / "run", "--trainer.max_epochs", "30")
@@ -93,7 +94,6 @@ def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_can_go_on(who
     assert "Going on from step-" in output
 
 
-@pytest.mark.slow
 def test_two_processes_stop_and_go_on_to_the_same_weights(pair: tuple[Path, Path], tmp_path: Path) -> None:
     process = start(tmp_path / "run")
     assert process.stdout is not None

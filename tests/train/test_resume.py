@@ -2,7 +2,14 @@
 
 import csv
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -10,10 +17,12 @@ from eca_hub.train.checkpoints import CheckpointFolder
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
 
 STOPS = {
-    "in the first step": ("on_train_batch_end", 1),
     "inside an epoch": ("on_train_batch_end", NUM_BATCHES + 3),
     "at the last batch of an epoch": ("on_train_batch_end", 2 * NUM_BATCHES),
     "during validation": ("on_validation_batch_end", 5),
+}
+MORE_STOPS = {
+    "in the first step": ("on_train_batch_end", 1),
     "between validation and the next epoch": ("on_train_epoch_end", 1),
     "at the very end": ("on_train_epoch_end", 3),
 }
@@ -27,12 +36,12 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("moment", STOPS)
+@pytest.mark.parametrize("moment", [*STOPS, *(pytest.param(moment, marks=pytest.mark.slow) for moment in MORE_STOPS)])
 def test_a_run_stopped_by_sigterm_ends_in_the_same_weights(
     moment: str, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, *STOPS[moment])
+        stop_at(patch, *(STOPS | MORE_STOPS)[moment])
         assert fit(tmp_path / "run") == 143
     assert "To go on: the same command with --resume" in capsys.readouterr().out
     assert not (tmp_path / "run" / "model").exists()
@@ -50,17 +59,31 @@ def numbers_of(metrics_csv: Path) -> list[dict[str, str]]:
         ]
 
 
-@pytest.fixture
-def stopped_run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def one_stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in its second epoch, with two checkpoints."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, "on_train_batch_end", NUM_BATCHES + 3)
-        assert fit(tmp_path / "run") == 143
-    assert len(checkpoints(tmp_path / "run")) == 2
+        assert fit(run_dir) == 143
+    assert len(checkpoints(run_dir)) == 2
+    return run_dir
+
+
+@pytest.fixture
+def stopped_run(one_stopped_run: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    shutil.copytree(one_stopped_run, tmp_path / "run")
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "without its hash"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", *(pytest.param(damage, marks=SLOW) for damage in ("flipped", "empty", "without its hash"))],
+)
 def test_a_damaged_checkpoint_is_passed_over(
     damage: str, stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +102,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert weights_hash(stopped_run) == weights_hash(whole_run)
 
 
+@SLOW
 def test_with_every_checkpoint_damaged_training_starts_anew(
     stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,8 +129,6 @@ def test_leftovers_of_a_crash_are_never_used_and_cleaned(stopped_run: Path) -> N
 
 
 def test_the_order_is_by_step_and_not_by_time(stopped_run: Path) -> None:
-    import os
-
     older, newest = checkpoints(stopped_run)
     os.utime(newest, (0, 0))
     os.utime(older, (4e9, 4e9))
@@ -120,9 +142,9 @@ def test_the_order_is_by_step_and_not_by_time(stopped_run: Path) -> None:
     [
         (("--data.batch_size", "4"), "data.batch_size was 8 and is 4"),
         (("--data.num_train", "40"), "data set was"),
-        (("--model.optim.lr", "0.01"), "model.optim.lr was 0.05 and is 0.01"),
-        (("--seed_everything", "1"), "seed_everything was 0 and is 1"),
-        (("--trainer.max_epochs", "5"), "trainer.max_epochs was 3 and is 5"),
+        pytest.param(("--model.optim.lr", "0.01"), "model.optim.lr was 0.05 and is 0.01", marks=SLOW),
+        pytest.param(("--seed_everything", "1"), "seed_everything was 0 and is 1", marks=SLOW),
+        pytest.param(("--trainer.max_epochs", "5"), "trainer.max_epochs was 3 and is 5", marks=SLOW),
     ],
 )
 def test_a_run_with_other_settings_or_data_is_not_resumed(
@@ -164,11 +186,13 @@ def test_the_best_weights_are_those_of_the_best_epoch(whole_run: Path) -> None:
     assert result["best_epoch"] == max(range(3), key=lambda epoch: (found[epoch], epoch)) + 1
 
 
+@SLOW
 def test_two_workers_give_the_weights_that_none_gives(whole_run: Path, tmp_path: Path) -> None:
     assert fit(tmp_path / "run", "--data.num_workers", "2") == 0
     assert weights_hash(tmp_path / "run") == weights_hash(whole_run)
 
 
+@SLOW
 def test_accumulated_batches_resume_between_steps(tmp_path: Path) -> None:
     config = CONFIG.replace("max_epochs: 3", "max_epochs: 2, accumulate_grad_batches: 3")
     assert fit(tmp_path / "whole", config=config) == 0
@@ -178,3 +202,26 @@ def test_accumulated_batches_resume_between_steps(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "run")[-1].name == "step-000000001-epoch-00000-batch-0000003.ckpt"
     assert fit(tmp_path / "run", "--resume", config=config) == 0
     assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
+
+
+@SLOW
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(
+    num_workers: int, seed: int, whole_run: Path, tmp_path: Path
+) -> None:
+    random = Random(seed)
+    step, pause_s = random.randrange(1, 3 * NUM_BATCHES), random.random() / 10
+    options = ("--data.num_workers", str(num_workers))
+    run_dir = tmp_path / "run"
+    run_dir.with_suffix(".yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "eca_hub", "fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not any(int(path.name[5:14]) >= step for path in checkpoints(run_dir)):
+        time.sleep(0.005)
+    time.sleep(pause_s)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if not (run_dir / "model" / "config.json").exists():
+        assert fit(run_dir, "--resume", *options) == 0
+    assert weights_hash(run_dir) == weights_hash(whole_run)

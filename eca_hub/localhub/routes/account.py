@@ -12,7 +12,10 @@ def whoami(call: Call) -> Response:
     if call.user is None:
         raise token_needed("whoami")
     user = call.user
-    orgs = [{"type": "org", "name": name, "fullname": name, "roleInOrg": "write"} for name in user.orgs]
+    orgs = [
+        {"type": "org", "name": name, "fullname": fullname, "roleInOrg": "write"}
+        for name, fullname in user.orgs.items()
+    ]
     role = "read" if user.role == "read" else "write"
     auth = {"type": "access_token", "accessToken": {"displayName": "local hub", "role": role}}
     answer = {"type": "user", "id": user.name, "name": user.name, "fullname": user.fullname or user.name}

@@ -8,7 +8,8 @@ from ..errors import HubRefusal
 from ..names import check_sha256
 from ..receiving import receive
 from ..signing import is_signed, sign, until
-from ..xorbs import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, Places, read_shard
+from ..xetformat import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, read_shard
+from ..xorbs import Places
 
 
 def write_token(call: Call) -> Response:

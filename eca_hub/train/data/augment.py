@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import ImageConfig
-from eca_hub.train.seeds import derive_seed, uniforms
+from eca_hub.train.seeds import derive_seed, seed_chance, uniforms
 
 _INTERPOLATION = {
     "nearest": v2.InterpolationMode.NEAREST,
@@ -79,7 +79,7 @@ class Augment:
     def one(self, picture: Image.Image | Tensor, epoch: int, index: int) -> Tensor:
         """Change one picture, to uint8 (3, H, W)."""
         assert self._transform is not None
-        torch.manual_seed(derive_seed("augment", self._seed, epoch, index))
+        seed_chance(derive_seed("augment", self._seed, epoch, index))
         changed = self._transform(picture)
         assert isinstance(changed, Tensor)
         return changed

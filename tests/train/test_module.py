@@ -1,0 +1,122 @@
+"""The network in training: what it starts from, what learns, what is counted, what is averaged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+import eca_hub
+from eca_hub.errors import InvalidConfig
+from eca_hub.train.average import WeightAverage
+from eca_hub.train.mix import Mix, MixConfig
+from eca_hub.train.module import ImageClassifier
+from eca_hub.train.optim import OptimConfig, make_optimizer
+from eca_hub.train.start import head_names, norms
+from eca_hub.train.totals import Totals
+from tests.conftest import LABELS, TINY
+
+
+def test_a_package_with_the_same_labels_starts_as_it_is(tiny_package: Path) -> None:
+    module = ImageClassifier(from_pretrained=str(tiny_package), labels=LABELS, image=TINY.image)
+    model, _ = eca_hub.load_pretrained(tiny_package)
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    expected = model(eca_hub.EvalTransform(TINY.image).normalize(pixels))
+    torch.testing.assert_close(module.eval()(pixels), expected)
+
+
+def test_a_package_with_other_labels_gets_a_new_head_and_keeps_the_rest(tiny_package: Path) -> None:
+    module = ImageClassifier(from_pretrained=str(tiny_package), labels=("a", "b", "c", "d"), image=TINY.image)
+    before, _ = eca_hub.load_pretrained(tiny_package)
+    changed = {
+        name for name, tensor in module.model.state_dict().items() if not tensor.equal(before.state_dict()[name])
+    }
+    assert changed == {"fc.weight", "fc.bias"} == head_names(TINY)
+
+
+def test_a_linear_probe_changes_the_head_alone(tiny_package: Path) -> None:
+    module = ImageClassifier(from_pretrained=str(tiny_package), labels=("a", "b"), image=TINY.image, train="head")
+    module.train()
+    before = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+    optimizer = make_optimizer(OptimConfig(), module.model)
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    torch.autograd.backward(nn.functional.cross_entropy(module(pixels), torch.tensor([0, 1, 0, 1])))
+    optimizer.step()
+    changed = {name for name, tensor in module.model.state_dict().items() if not tensor.equal(before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_frozen_norms_keep_weights_and_statistics() -> None:
+    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, train="all_but_norms")
+    for _ in range(2):
+        assert all(not norm.training for norm in norms(module.model))
+        assert module.model.training
+        module.eval()
+        module.train()
+    assert not any(parameter.requires_grad for norm in norms(module.model) for parameter in norm.parameters())
+
+
+def test_a_teacher_of_other_classes_is_refused(tiny_package: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"The teacher .* knows 3 classes, the data have 2"):
+        ImageClassifier("resnet20", labels=("a", "b"), image=TINY.image, teacher=str(tiny_package))
+
+
+def test_a_teacher_is_in_no_checkpoint(tiny_package: Path) -> None:
+    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, teacher=str(tiny_package))
+    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "totals"}
+
+
+def test_totals_are_those_of_torchmetrics_for_any_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(101, 7, generator=generator), torch.randint(7, (101,), generator=generator)
+    totals = Totals(7)
+    for part in torch.split(torch.arange(101), [64, 1, 36]):
+        totals.update(logits[part], targets[part], nn.functional.cross_entropy(logits[part], targets[part]))
+    found = totals.compute()
+    assert torch.equal(totals.whole_confusion(), MulticlassConfusionMatrix(7)(logits, targets))
+    expected = {
+        "top1": MulticlassAccuracy(7, average="micro")(logits, targets),
+        "top5": MulticlassAccuracy(7, average="micro", top_k=5)(logits, targets),
+        "macro": MulticlassAccuracy(7, average="macro")(logits, targets),
+        "loss": nn.functional.cross_entropy(logits, targets),
+    }
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_average_follows_the_weights_and_is_what_is_run() -> None:
+    linear = nn.Linear(2, 2)
+    model = nn.Sequential(linear, nn.BatchNorm1d(2)).eval()
+    average = WeightAverage(model, 0.5)
+    before = linear.weight.detach().clone()
+    with torch.no_grad():
+        linear.weight.add_(1)
+    average.update(model, step=1000)
+    torch.testing.assert_close(average.weights["0.weight"], before + 0.5)
+    x = torch.ones(1, 2)
+    with torch.no_grad():
+        plain = model(x)
+        assert not torch.equal(average.forward(model, x), plain)
+        assert torch.equal(model(x), plain)
+
+
+def test_mixed_targets_add_up_to_one_and_chance_is_that_of_the_seed() -> None:
+    mix = Mix(MixConfig(mixup=0.2, cutmix=1.0), 3)
+    x, targets = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        results.append([mix(x, targets) for _ in range(4)])
+    for (x_first, target_first), (x_again, target_again) in zip(*results, strict=True):
+        assert torch.equal(x_first, x_again)
+        assert torch.equal(target_first, target_again)
+        torch.testing.assert_close(target_first.sum(1), torch.ones(6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"label_smoothing": 1.0}, {"average_decay": -0.1}, {"dropout": 1.0}, {"temperature": 0.0}],
+)
+def test_shares_that_cannot_work_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(InvalidConfig, match=next(iter(options))):
+        ImageClassifier("resnet20", labels=LABELS, **options)  # type: ignore[arg-type]
