@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eca_hub.classifier import Classifier, Prediction
     from eca_hub.commandline import CommandParser
     from eca_hub.errors import EcaHubError
+    from eca_hub.explain import Explanation, Gates, explain_picture
     from eca_hub.hub.convert import convert_checkpoint
     from eca_hub.hub.folder import export_to_timm, load_pretrained, save_pretrained
     from eca_hub.hub.push import push_to_hub
@@ -34,6 +35,8 @@ __all__ = [
     "Complexity",
     "EcaHubError",
     "EvalTransform",
+    "Explanation",
+    "Gates",
     "ImageConfig",
     "ImageLimits",
     "ModelConfig",
@@ -42,6 +45,7 @@ __all__ = [
     "count_complexity",
     "create_model",
     "decode_image",
+    "explain_picture",
     "export_to_timm",
     "kernel_size_for",
     "list_models",
@@ -58,6 +62,8 @@ _HOME_OF = {
     "Complexity": "eca_hub.models.complexity",
     "EcaHubError": "eca_hub.errors",
     "EvalTransform": "eca_hub.images",
+    "Explanation": "eca_hub.explain",
+    "Gates": "eca_hub.explain",
     "ImageConfig": "eca_hub.models.config",
     "ImageLimits": "eca_hub.images",
     "ModelConfig": "eca_hub.models.config",
@@ -66,6 +72,7 @@ _HOME_OF = {
     "count_complexity": "eca_hub.models.complexity",
     "create_model": "eca_hub.models.build",
     "decode_image": "eca_hub.images",
+    "explain_picture": "eca_hub.explain",
     "export_to_timm": "eca_hub.hub.folder",
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
 
-from eca_hub import Classifier
-from eca_hub.explain import Explanation, explain_picture
+from eca_hub import Classifier, Explanation, explain_picture
 from service.errors import Overloaded
 
 _MAX_WAITING = 4

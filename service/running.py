@@ -15,8 +15,7 @@ from service.batching import Batcher, Seat
 from service.errors import DeadlineExceeded, InvalidRequest, NotEnabled
 
 if TYPE_CHECKING:
-    from eca_hub import Prediction
-    from eca_hub.explain import Explanation
+    from eca_hub import Explanation, Prediction
 
 Activation = Literal["softmax", "sigmoid", "none"]
 """How logits become scores."""

@@ -78,6 +78,8 @@ class Machine:
         while subprocess.run(self.command(words), cwd=ROOT, check=False).returncode:
             assert process.poll() is None, (self.folder / f"{service}.log").read_text()
             assert time.monotonic() < deadline
+            # As an orchestrator does: asking without a pause would take the processor from what is asked.
+            time.sleep(0.2)
 
 
 def in_order() -> list[str]:

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 import eca_hub
-from eca_hub.explain import Explanation, explain_picture
+from eca_hub import Explanation, explain_picture
 from service.app import create_app
 from service.errors import Overloaded
 from service.explaining import Explainer
