@@ -55,6 +55,7 @@ def test_the_first_screen_of_the_readme_is_a_sentence_and_the_two_commands() -> 
 
 def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
     [steps] = [block for block in BLOCKS if "eca-hub localhub" in block]
+    [training] = [block for block in BLOCKS if "eca-hub test" in block]
     [python, *_] = PYTHON
     # Other ports, so that nothing else here is asked, and a short training; every other word stands as printed.
     for port in ("7860", "8000"):
@@ -62,7 +63,7 @@ def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
     steps = steps.replace("--run_dir runs/digits", "--run_dir runs/digits --trainer.max_epochs 2")
     (tmp_path / "experiments").symlink_to(README.parent / "experiments")
     (tmp_path / "use.py").write_text(python)
-    script = f"set -e\n{steps}\npython use.py\n"
+    script = f"set -e\n{steps}\npython use.py\n{training}"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "PATH": path}
     output = run_and_leave_nothing(script, tmp_path, environment)
