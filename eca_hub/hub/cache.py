@@ -40,14 +40,23 @@ def check_cache(model_id: str | None = None) -> Iterator[CachedFile]:
         for blob in sorted(blobs.iterdir()):
             # What is still being fetched ends in .incomplete.
             if blob.is_file() and not blob.suffix:
-                yield CachedFile(name, blob, blob.stat().st_size, _hashes_to_its_name(blob))
+                yield CachedFile(name, blob, blob.stat().st_size, has_hash(blob, blob.name))
 
 
-def _hashes_to_its_name(blob: Path) -> bool:
-    with blob.open("rb") as file:
-        if len(blob.name) == 64:
-            return hashlib.file_digest(file, "sha256").hexdigest() == blob.name
-        digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+def has_hash(path: Path, announced: str) -> bool:
+    """Whether a file has the hash that a hub announces for it; it is read piece by piece, however large.
+
+    Args:
+        path: The file.
+        announced: A sha256, or for small text what git calls the file; its length tells the kind. Empty if the hub has
+            no such file, which then need not be read.
+    """
+    if not announced:
+        return False
+    with path.open("rb") as file:
+        if len(announced) == 64:
+            return hashlib.file_digest(file, "sha256").hexdigest() == announced
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
         while piece := file.read(2**20):
             digest.update(piece)
-    return digest.hexdigest() == blob.name
+    return digest.hexdigest() == announced

@@ -4,7 +4,6 @@ A reader sees the commit before or the one after, never a mix: all files travel 
 was looked up first. Needs no torch.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import HubError, InvalidConfig, NotAnEcaModel, PushConflict
+from eca_hub.hub.cache import has_hash
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, status_of
 from eca_hub.hub.guard import guarded
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, FILES, WEIGHTS_FILE, config_from_json, find_package
@@ -132,7 +132,7 @@ def plan_push(
         except (RepositoryNotFoundError, RevisionNotFoundError):
             remote = {}
     return [
-        PlannedFile(name, (path / name).stat().st_size, is_changed=not _is_same(path / name, remote.get(name, "")))
+        PlannedFile(name, (path / name).stat().st_size, is_changed=not has_hash(path / name, remote.get(name, "")))
         for name in FILES
     ]
 
@@ -222,7 +222,7 @@ def _stage(api: HfApi, path: Path, model_id: str, branch: str, parent: str) -> l
         for name, content in texts.items()
         if name not in remote or git_or_lfs_hash(content, remote[name]) != remote[name]
     ]
-    if not _is_same(path / WEIGHTS_FILE, remote.get(WEIGHTS_FILE, "")):
+    if not has_hash(path / WEIGHTS_FILE, remote.get(WEIGHTS_FILE, "")):
         weights = CommitOperationAdd(WEIGHTS_FILE, str(path / WEIGHTS_FILE))
         api.preupload_lfs_files(model_id, additions=[weights], revision=branch)
         operations.append(weights)
@@ -243,19 +243,10 @@ def _own_commit(api: HfApi, path: Path, model_id: str, branch: str, parent: str)
     if len(history) < 2 or history[1] != parent:
         return None
     remote = _remote_hashes(api, model_id, history[0])
-    return history[0] if all(_is_same(path / name, remote.get(name, "")) for name in FILES) else None
+    return history[0] if all(has_hash(path / name, remote.get(name, "")) for name in FILES) else None
 
 
 def _remote_hashes(api: HfApi, model_id: str, revision: str) -> dict[str, str]:
     entries = api.get_paths_info(model_id, list(FILES), revision=revision)
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
     return {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in files}
-
-
-def _is_same(path: Path, announced: str) -> bool:
-    if not announced:
-        return False
-    if len(announced) == 64:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == announced
-    return git_or_lfs_hash(path.read_bytes(), announced) == announced
