@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from eca_hub.hub.use import PLACEHOLDER, lines_of_use
 from eca_hub.models.complexity import Complexity
 from eca_hub.models.config import ModelConfig
 
@@ -96,7 +97,7 @@ def render_card(config: ModelConfig, complexity: Complexity, facts: CardFacts, *
     sections = [
         f"# {escape(title)}",
         facts.summary or f"A {name} image classifier with {config.num_classes} classes.",
-        _use(is_timm),
+        lines_of_use(PLACEHOLDER, is_timm=is_timm),
         _results(facts),
         _network(config, name, complexity),
         _training(facts),
@@ -111,20 +112,6 @@ def escape(text: str) -> str:
     """Make a name that came with data harmless in Markdown and HTML."""
     single_line = " ".join(text.split())
     return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(single_line))
-
-
-def _use(is_timm: bool) -> str:
-    return (
-        "## Use\n\n"
-        "```python\n"
-        "import eca_hub\n\n"
-        'classifier = eca_hub.Classifier.from_pretrained("OWNER/NAME")  # this repository, or a folder\n'
-        'classifier.predict("picture.png", top_k=3)\n'
-        "```\n\n" + (_USE_WITH_TIMM if is_timm else "") + "```sh\n"
-        "eca-hub serve --model OWNER/NAME --port 8000\n"
-        "curl --data-binary @picture.png -H 'Content-Type: image/png' http://127.0.0.1:8000/v1/classify\n"
-        "```"
-    )
 
 
 def _results(facts: CardFacts) -> str:
@@ -181,14 +168,6 @@ def sparkline(values: Sequence[float]) -> str:
     span = (high - low) or 1.0
     return "".join("▁▂▃▄▅▆▇█"[min(int((value - low) / span * 8), 7)] for value in picked)
 
-
-_USE_WITH_TIMM = """```python
-import timm  # eca-hub need not be installed
-
-model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True)
-```
-
-"""
 
 _UNKNOWN_LIMITS = (
     "Every picture gets one of the classes above, whatever it shows. What the training data leaves out or shows "

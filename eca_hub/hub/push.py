@@ -21,6 +21,7 @@ from eca_hub.hub.client import check_model_id, check_revision, hub_errors, statu
 from eca_hub.hub.guard import guarded
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, FILES, WEIGHTS_FILE, config_from_json, find_package
 from eca_hub.hub.pull import git_or_lfs_hash
+from eca_hub.hub.use import name_model
 
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)
 
@@ -63,8 +64,9 @@ def push_to_hub(
 ) -> Published:
     """Publish a package in one commit; when the hub already holds the same bytes, do nothing.
 
-    Only the three files of the package travel, whatever else the folder holds. The same push typed again after a crash
-    or a lost answer ends in exactly one commit.
+    Only the three files of the package travel, whatever else the folder holds. On the hub the card's lines of use name
+    the model; the folder stays as it is. The same push typed again after a crash or a lost answer ends in exactly one
+    commit.
 
     Args:
         folder: A package folder, or a run folder with one in `model/`.
@@ -131,10 +133,10 @@ def plan_push(
             remote = _remote_hashes(api, model_id, branch)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             remote = {}
-    return [
-        PlannedFile(name, (path / name).stat().st_size, is_changed=not has_hash(path / name, remote.get(name, "")))
-        for name in FILES
-    ]
+    texts = _texts(path, model_id)
+    changed = _changed_files(path, texts, remote)
+    sizes = {WEIGHTS_FILE: (path / WEIGHTS_FILE).stat().st_size, **{name: len(text) for name, text in texts.items()}}
+    return [PlannedFile(name, sizes[name], is_changed=name in changed) for name in FILES]
 
 
 def _checked_package(folder: str | Path, model_id: str, branch: str, tag: str | None) -> Path:
@@ -216,13 +218,10 @@ def _stage(api: HfApi, path: Path, model_id: str, branch: str, parent: str) -> l
     """
     before = _signatures(path)
     remote = _remote_hashes(api, model_id, parent)
-    texts = {name: (path / name).read_bytes() for name in (CONFIG_FILE, CARD_FILE)}
-    operations = [
-        CommitOperationAdd(name, content)
-        for name, content in texts.items()
-        if name not in remote or git_or_lfs_hash(content, remote[name]) != remote[name]
-    ]
-    if not has_hash(path / WEIGHTS_FILE, remote.get(WEIGHTS_FILE, "")):
+    texts = _texts(path, model_id)
+    changed = _changed_files(path, texts, remote)
+    operations = [CommitOperationAdd(name, text) for name, text in texts.items() if name in changed]
+    if WEIGHTS_FILE in changed:
         weights = CommitOperationAdd(WEIGHTS_FILE, str(path / WEIGHTS_FILE))
         api.preupload_lfs_files(model_id, additions=[weights], revision=branch)
         operations.append(weights)
@@ -242,8 +241,20 @@ def _own_commit(api: HfApi, path: Path, model_id: str, branch: str, parent: str)
     history = [commit.commit_id for commit in api.list_repo_commits(model_id, revision=branch)[:2]]
     if len(history) < 2 or history[1] != parent:
         return None
-    remote = _remote_hashes(api, model_id, history[0])
-    return history[0] if all(has_hash(path / name, remote.get(name, "")) for name in FILES) else None
+    changed = _changed_files(path, _texts(path, model_id), _remote_hashes(api, model_id, history[0]))
+    return None if changed else history[0]
+
+
+def _texts(path: Path, model_id: str) -> dict[str, bytes]:
+    """What the hub gets besides weights; the card's lines of use name the model, which the folder cannot know."""
+    card = name_model((path / CARD_FILE).read_bytes(), model_id)
+    return {CONFIG_FILE: (path / CONFIG_FILE).read_bytes(), CARD_FILE: card}
+
+
+def _changed_files(path: Path, texts: dict[str, bytes], remote: dict[str, str]) -> set[str]:
+    """Name the files of which the hub holds other bytes, or none."""
+    changed = {name for name, text in texts.items() if git_or_lfs_hash(text, remote.get(name, "")) != remote.get(name)}
+    return changed if has_hash(path / WEIGHTS_FILE, remote.get(WEIGHTS_FILE, "")) else {*changed, WEIGHTS_FILE}
 
 
 def _remote_hashes(api: HfApi, model_id: str, revision: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from eca_hub.hub.cache import check_cache
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import Published, plan_push, push_to_hub
+from eca_hub.hub.use import name_model
 from tests.localhub.hubserver import Hub
 
 
@@ -85,6 +86,22 @@ def test_a_second_push_of_the_same_bytes_does_nothing(hub: Hub, push: Callable[.
     assert second.revision == first.revision
     assert (first.is_new, second.is_new) == (True, False)
     assert len(commits(hub, model_id)) == 2
+
+
+def test_the_card_on_the_hub_names_the_model_and_the_folder_stays(
+    hub: Hub, push: Callable[..., Published], package: Path, model_id: str, tmp_path: Path
+) -> None:
+    change_card(package, "\nOWNER/NAME is what the owner typed here.\n")
+    card = (package / "README.md").read_text()
+    first = push()
+    assert (package / "README.md").read_text() == card
+    pull_to(model_id, tmp_path / "pulled", endpoint=hub.url)
+    pulled = (tmp_path / "pulled" / "README.md").read_text()
+    assert f'from_pretrained("{model_id}")' in pulled
+    assert f"eca-hub serve --model {model_id} --port" in pulled
+    assert pulled.count("OWNER/NAME") == 1
+    again = push_to_hub(tmp_path / "pulled", model_id, endpoint=hub.url, token=hub.token)
+    assert (push().revision, again.revision) == (first.revision, first.revision)
 
 
 def test_a_changed_card_makes_one_more_commit(
@@ -342,9 +359,9 @@ def test_a_folder_gets_a_whole_package_or_nothing(
     published = push()
     target = tmp_path / "new" / "copy"
     assert pull_to(model_id, target, endpoint=hub.url) == published.revision
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == {
-        name: (package / name).read_bytes() for name in FILES
-    }
+    published_bytes = {name: (package / name).read_bytes() for name in FILES}
+    published_bytes["README.md"] = name_model(published_bytes["README.md"], model_id)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == published_bytes
     with pytest.raises(InvalidConfig, match="not empty"):
         pull_to(model_id, target, endpoint=hub.url)
 
