@@ -8,7 +8,7 @@ from typing import Literal
 
 from service.errors import BadSetting
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Settings:
     device: str = "auto"
     """Where the networks run: cpu, cuda, cuda:1; auto takes the first GPU if there is one."""
     precision: Precision = "fp32"
-    """Number format of the networks: fp32, bf16, or auto, which takes bf16 where the processor has it. bf16 is about
-    twice as fast and moves probabilities by up to 0.02; where a self-test at the start finds more, it is not used."""
+    """Number format of the networks: fp32, bf16 (twice as fast, moves probabilities by up to 0.02), fp16 (on GPUs, up
+    to 0.005), or auto, the fastest that the device has. Where a self-test at the start finds that answers move further,
+    or that another class comes first, fp32 is used; /v1/models tells."""
     max_batch: int = 8
     """Pictures that go through an engine together, at most."""
     max_wait_ms: float = 5.0

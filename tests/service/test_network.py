@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import eca_hub
-from service import network
-from service.network import fold_norms, prepare_network
+from service import self_test
+from service.errors import BadSetting
+from service.folding import fold_norms
+from service.network import empty, prepare_network
+from service.packing import PackedConvolution, can_pack, pack_convolutions
 
 LABELS = tuple(f"class {index}" for index in range(10))
 CONFIG = eca_hub.ModelConfig("resnet20", "eca", labels=LABELS, image=eca_hub.ImageConfig(32, 32, crop=1.0))
@@ -60,16 +63,16 @@ def test_the_network_that_was_loaded_stays_as_it_was() -> None:
 
 
 def test_bf16_is_used_when_it_passes_the_self_test_and_not_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(network.MAX_DIFFERENCE, torch.bfloat16, 0.5)
+    monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.5)
     prepared = prepare_network(classifier(), "bf16")
     assert prepared.self_test.precision == "bfloat16"
     assert prepared.forward(pictures(2)).dtype == torch.float32
-    monkeypatch.setitem(network.MAX_DIFFERENCE, torch.bfloat16, 0.0)
+    monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.0)
     assert prepare_network(classifier(), "bf16").self_test.precision == "float32"
 
 
 def test_when_nothing_passes_the_network_runs_as_it_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(network.MAX_DIFFERENCE, torch.float32, -1.0)
+    monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.float32, -1.0)
     original = classifier()
     prepared = prepare_network(original, "fp32")
     assert prepared.module is original.model
@@ -162,3 +165,86 @@ def test_while_norms_are_folded_other_networks_go_on_in_other_threads() -> None:
 
     fold_norms(Calling(), torch.zeros(1, 3, 2, 2))
     assert not errors
+
+
+def packed_in(module: nn.Module) -> int:
+    return sum(isinstance(child, PackedConvolution) for child in module.modules())
+
+
+needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+
+
+@needs_packing
+def test_every_convolution_is_packed_and_takes_the_relu_that_only_it_feeds() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1, groups=2)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x).detach()
+    pack_convolutions(model, x)
+    assert packed_in(model) == 2
+    assert not any(isinstance(module, nn.ReLU) for module in model.modules())
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert torch.allclose(model(x[:1]), expected[:1], atol=1e-6), "another batch size than it was packed for"
+
+
+class SharedRelu(nn.Module):
+    """One ReLU for two convolutions, as torchvision's blocks have it, and a convolution whose output two read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.shared, self.own = nn.ReLU(inplace=True), nn.ReLU()
+        self.last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(self.shared(self.second(self.shared(self.first(x)))))
+        result: Tensor = self.own(y) - y
+        return result
+
+
+@needs_packing
+def test_a_relu_stays_where_it_serves_others_or_others_read_what_it_reads() -> None:
+    model = SharedRelu().eval()
+    x = torch.randn(2, 3, 4, 4)
+    expected = model(x).detach()
+    pack_convolutions(model, x)
+    assert packed_in(model) == 3
+    assert sum(isinstance(module, nn.ReLU) for module in model.modules()) == 2
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+@needs_packing
+def test_a_convolution_that_pads_with_the_picture_itself_is_left_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 3, padding="same"))
+    x = torch.randn(1, 3, 8, 8)
+    expected = model(x).detach()
+    pack_convolutions(model, x)
+    assert packed_in(model) == 0
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+def test_a_prepared_network_can_be_emptied() -> None:
+    prepared = prepare_network(classifier(), "fp32")
+    empty(prepared.module)
+    assert sum(tensor.numel() for tensor in (*prepared.module.parameters(), *prepared.module.buffers())) == 0
+
+
+def test_auto_takes_the_fastest_format_that_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported, expected in (({"bf16"}, "bfloat16"), (set[str](), "float32")):
+        monkeypatch.setattr("service.network._supports", supported.__contains__)
+        monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.5)
+        assert prepare_network(classifier(), "auto").self_test.precision == expected
+
+
+def test_fp16_on_a_processor_without_it_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.network._supports", lambda name: False)
+    with pytest.raises(BadSetting, match="does not compute in fp16") as caught:
+        prepare_network(classifier(), "fp16")
+    assert "bf16" in caught.value.hint
+
+
+def test_the_pictures_of_the_self_test_are_many_different_and_lie_in_the_package() -> None:
+    found = self_test.stored_pictures(classifier().transform)
+    assert found.shape == (8, 3, 32, 32)
+    assert found.dtype == torch.uint8
+    assert len({picture.float().mean().item() for picture in found}) == 8
+    assert all(picture.float().std() > 20 for picture in found)
