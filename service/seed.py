@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-CONFIG = Path("experiments/digits/eca.yaml")
+CONFIG = Path(__file__).parents[1] / "experiments" / "digits" / "eca.yaml"
 
 
 def main(argv: list[str]) -> int:

@@ -35,7 +35,7 @@ def serve(
         port: Port to listen on; 0 takes a free one.
         host: Address to listen on; others than loopback need a token that you choose.
         token: Token of the one user, `local`, who may do everything. Others can see it in the list of processes: prefer
-            --token-file.
+            --token-file, or the environment variable ECA_HUB_TOKEN.
         token_file: File with that token.
         users: JSON file with several users, such as {"alice": "token-of-alice", "bob": {"token": "...", "role":
             "read"}}.
@@ -48,8 +48,13 @@ def serve(
     host = "0.0.0.0" if public else host  # noqa: S104
     if sum(choice is not None for choice in (token, token_file, users)) > 1:
         raise Mistake("--token, --token-file and --users exclude each other: give one of them")
+    if (token, token_file, users) == (None, None, None):
+        token = os.environ.get("ECA_HUB_TOKEN") or None
     if not _is_loopback(host) and (token, token_file, users) == (None, None, None):
-        raise Mistake(f"{host} is open to other machines: give --token-file FILE or --users FILE, or --host 127.0.0.1")
+        raise Mistake(
+            f"{host} is open to other machines: give --token-file FILE or --users FILE, or set ECA_HUB_TOKEN, "
+            "or --host 127.0.0.1"
+        )
     known = _read_users(token, token_file, users)
     try:
         server_socket = listen(host, port)

@@ -77,6 +77,20 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert "secret-token" not in said.err
 
 
+def test_the_token_may_come_from_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_to_others = ["--root", str(tmp_path / "hub"), "--host", "192.0.2.1"]
+    assert main(open_to_others) == 2
+    assert "ECA_HUB_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("ECA_HUB_TOKEN", "secret-token")
+    assert main(open_to_others) == 2
+    assert "--port" in capsys.readouterr().err, "only the address, which is not ours, stands in the way now"
+    monkeypatch.setenv("ECA_HUB_TOKEN", "secret token")
+    assert main(open_to_others) == 2
+    assert "secret" not in capsys.readouterr().err
+
+
 def test_a_mistyped_option_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", "x", "--token-fiel", "y"]) == 2
     assert "Did you mean --token_file?" in capsys.readouterr().err

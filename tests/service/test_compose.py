@@ -1,7 +1,9 @@
 """docker-compose.yml, walked without containers: each service's command, environment and healthcheck as processes."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +33,7 @@ def free_port() -> int:
 
 @dataclass
 class Machine:
-    """Stands in for the containers: one address for all, folders for volumes and secrets."""
+    """Stands in for the containers: one address for all, folders for volumes."""
 
     folder: Path
     ports: dict[str, int]
@@ -53,7 +55,7 @@ class Machine:
                 text = re.sub(rf"//({service}|127\.0\.0\.1):{inside}", f"//127.0.0.1:{self.ports[service]}", text)
                 text = re.sub(rf"^{inside}$", str(self.ports[service]), text)
         text = re.sub(r"^0\.0\.0\.0$", "127.0.0.1", text)
-        return re.sub(r"^/(data|cache|tmp|run/secrets)\b", lambda found: f"{self.folder}/{found[1]}", text)
+        return re.sub(r"^/(data|cache|tmp)\b", lambda found: f"{self.folder}/{found[1]}", text)
 
     def command(self, words: list[str]) -> list[str]:
         programs = {"eca-hub": [sys.executable, "-m", "eca_hub"], "python": [sys.executable]}
@@ -97,12 +99,8 @@ def in_order() -> list[str]:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    for name in ("data", "cache", "tmp", "run/secrets"):
-        (tmp_path / name).mkdir(parents=True)
-    for name, spec in COMPOSE["secrets"].items():
-        secret = tmp_path / "run" / "secrets" / name
-        secret.touch(mode=0o600)
-        secret.write_text(ENV[spec["environment"]])
+    for name in ("data", "cache", "tmp"):
+        (tmp_path / name).mkdir()
     return Machine(tmp_path, {name: free_port() for name, spec in COMPOSE["services"].items() if "ports" in spec})
 
 
@@ -153,19 +151,61 @@ def test_the_grace_period_is_longer_than_the_drain() -> None:
     assert int(spec["stop_grace_period"].removesuffix("s")) > float(spec["environment"]["ECA_DRAIN_TIMEOUT_S"])
 
 
-def test_the_image_runs_as_nobody_in_exec_form_and_without_lightning() -> None:
-    stages = {part.split(" AS ")[1].split()[0]: part for part in re.split(r"(?m)^FROM ", DOCKERFILE)[1:]}
-    assert list(stages) == ["serve-files", "train", "serve"], "the last one is built unless another is named"
-    for name, stage in stages.items():
-        users = re.findall(r"(?m)^USER (\S+)", stage)
-        assert not users or users[-1] == "10001:10001", name
-        for line in re.findall(r"(?m)^(?:RUN|CMD|ENTRYPOINT) (.*)$", stage):
-            assert line.startswith("["), "exec form"
-    assert "[train]" not in stages["serve-files"] + stages["serve"]
-    assert "service.healthcheck" in stages["serve"]
+STAGES = {part.split(" AS ")[1].split()[0]: part for part in re.split(r"(?m)^FROM ", DOCKERFILE)[1:]}
+
+
+def ancestry(stage: str) -> str:
+    """What a stage is made of, from the base on."""
+    base = STAGES[stage].split()[0]
+    return (ancestry(base) if base in STAGES else "") + STAGES[stage]
+
+
+def test_the_images_run_as_nobody_and_without_a_shell() -> None:
+    assert list(STAGES)[-1] == "serve", "the last one is built unless another is named"
+    for stage in ("serve", "train"):
+        assert re.findall(r"(?m)^USER (\S+)", ancestry(stage))[-1] == "10001:10001"
+    for line in re.findall(r"(?m)^(?:RUN|CMD|ENTRYPOINT) (.*)$", DOCKERFILE):
+        assert json.loads(line), "exec form: signals reach Python"
+    for stage in STAGES:
+        for file in re.findall(r"(?m)^COPY (?!--from)(.*) \S+$", STAGES[stage]):
+            assert all((ROOT / name).exists() for name in file.split())
+
+
+def test_only_the_image_that_trains_has_lightning(tmp_path: Path) -> None:
+    assert "/train.txt" not in ancestry("serve")
+    [words] = [json.loads(line) for line in re.findall(r"(?m)^RUN (.*)$", STAGES["requirements"])]
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    script = words[2].replace("f'/{extra}.txt'", "f'{extra}.txt'")
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    serve, train = ((tmp_path / f"{extra}.txt").read_text() for extra in ("serve", "train"))
+    assert "uvicorn" in serve
+    assert "torch>=" in serve
+    assert "lightning" in train
+    for name in ("lightning", "torchmetrics", "matplotlib"):
+        assert name not in serve
+
+
+@pytest.mark.parametrize(("device", "index"), [("cpu", "whl/cpu"), ("cu130", "whl/cu130")])
+def test_the_device_chooses_where_torch_comes_from(device: str, index: str) -> None:
+    arguments = dict(re.findall(r"(?m)^ARG (\w+)=(\S+)$", STAGES["libraries"])) | {"DEVICE": device}
+    url = arguments["TORCH_INDEX"].replace("${DEVICE}", arguments["DEVICE"])
+    assert url == f"https://download.pytorch.org/{index}"
+    assert re.search(r"pip install --index-url \$TORCH_INDEX 'torch>=", STAGES["libraries"])
+
+
+def test_torch_is_not_fetched_again_when_only_our_code_changes() -> None:
+    assert not re.search(r"COPY (?!--from=requirements)", STAGES["libraries"])
+
+
+def test_the_builder_gets_the_wheels_files_and_nothing_else() -> None:
+    ignored, *kept = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert ignored == "*"
+    wanted = re.findall(r"(?m)^COPY (?!--from)(.*) \S+$", "".join(STAGES.values()))
+    assert {line[1:] for line in kept if line.startswith("!")} == set(" ".join(wanted).split())
 
 
 def test_the_healthcheck_tells_well_from_not_well() -> None:
+    assert "service.healthcheck" in STAGES["serve"]
     assert healthcheck.main([]) == 2
     assert healthcheck.main(["file:///etc/passwd"]) == 2
     assert healthcheck.main([f"http://127.0.0.1:{free_port()}/readyz"]) == 1
