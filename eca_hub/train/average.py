@@ -39,7 +39,9 @@ class WeightAverage:
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Go on from a saved average."""
-        self.weights = {name: tensor.clone() for name, tensor in weights.items()}
+        for name, tensor in weights.items():
+            # Into the layout in memory that the average had: another one rounds differently.
+            self.weights[name].copy_(tensor)
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
         """Run a network with the average instead of its own weights."""

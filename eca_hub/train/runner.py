@@ -21,8 +21,9 @@ from eca_hub.commandline import MeantOption
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.client import check_model_id
 from eca_hub.hub.push import push_to_hub
+from eca_hub.train import data as kinds
 from eca_hub.train.checkpoints import CheckpointFolder, Saved, WholeCheckpointIO
-from eca_hub.train.data import ImageData
+from eca_hub.train.data.base import ImageData
 from eca_hub.train.failures import as_sentence
 from eca_hub.train.guards import BadSamples, LossGuard
 from eca_hub.train.identity import identity_of
@@ -213,6 +214,9 @@ def run(command: str, argv: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    for name in kinds.__all__:
+        # What has been imported is what --data can name.
+        getattr(kinds, name)
     Cli.wish, Cli.command = StopWish(), command
     with Cli.wish.listening():
         try:

@@ -1,10 +1,32 @@
-"""What a network learns from: pictures as uint8 pixels, with class names and preprocessing."""
+"""What a network learns from: pictures as uint8 pixels, with class names and preprocessing.
 
-from eca_hub.train.data.augment import AugmentConfig
-from eca_hub.train.data.base import ImageData
-from eca_hub.train.data.digits import DigitsData
-from eca_hub.train.data.folder import ImageFolderData
-from eca_hub.train.data.parquet import ParquetData
-from eca_hub.train.data.synthetic import SyntheticData
+Names are resolved when they are first used: a process that only prepares batches then needs no Lightning.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eca_hub.train.data.augment import AugmentConfig
+    from eca_hub.train.data.base import ImageData
+    from eca_hub.train.data.digits import DigitsData
+    from eca_hub.train.data.folder import ImageFolderData
+    from eca_hub.train.data.parquet import ParquetData
+    from eca_hub.train.data.synthetic import SyntheticData
 
 __all__ = ["AugmentConfig", "DigitsData", "ImageData", "ImageFolderData", "ParquetData", "SyntheticData"]
+
+_HOME_OF = {
+    "AugmentConfig": "augment",
+    "DigitsData": "digits",
+    "ImageData": "base",
+    "ImageFolderData": "folder",
+    "ParquetData": "parquet",
+    "SyntheticData": "synthetic",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

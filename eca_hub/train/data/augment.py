@@ -1,30 +1,29 @@
 """How training pictures are changed at random: each a function of seed, epoch and the picture's own number.
 
-Built of torchvision.transforms.v2, whose chance is torch's; it is seeded for every picture, so neither the worker nor
-the batch decides. Knows nothing of files or networks.
+Crops, shifts and mirror images are drawn and made for a whole batch at once; the rest is torchvision.transforms.v2,
+whose chance is torch's, seeded for every picture. So neither the worker nor the batch decides. Knows nothing of files
+or networks.
 
-Shapes: N images, H height, W width.
+Shapes: N images, H height, W width; 3 colours, red first.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 from torchvision.transforms import v2
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.seeds import derive_seed, seed_chance, uniforms
 
-_INTERPOLATION = {
-    "nearest": v2.InterpolationMode.NEAREST,
-    "bilinear": v2.InterpolationMode.BILINEAR,
-    "bicubic": v2.InterpolationMode.BICUBIC,
-    "lanczos": v2.InterpolationMode.LANCZOS,
-}
+# One for the mirror image; for a cut two that tell where, and two for each of ten tries that tell its area and shape.
+_NUM_DRAWS = 1 + 2 + 2 * 10
+_ASPECT = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
@@ -68,62 +67,92 @@ class Augment:
     """
 
     def __init__(self, config: AugmentConfig, image: ImageConfig, seed: int) -> None:
-        self.wants_whole_picture = config.crop == "resized"
-        """Whether it starts from the decoded picture; else from the pixels as they are validated."""
+        self.cuts_whole_pictures = config.crop == "resized"
+        """Whether it starts from the decoded pictures; else from the pixels as they are validated."""
         self._config = config
-        self._image = image
+        self._size = (image.height_px, image.width_px)
+        # Torch smooths no random crop by lanczos.
+        self._interpolation = "bicubic" if image.interpolation == "lanczos" else image.interpolation
         self._seed = seed
-        self._shifts_in_batch = config.crop in ("padded", "none") and not (config.num_rand_ops or config.erase)
-        self._transform = None if self._shifts_in_batch else v2.Compose(_transforms(config, image))
+        self._reach = max(image.height_px // 8, 1)
+        self._rest = _transforms(config)
 
-    def one(self, picture: Image.Image | Tensor, epoch: int, index: int) -> Tensor:
-        """Change one picture, to uint8 (3, H, W)."""
-        assert self._transform is not None
-        seed_chance(derive_seed("augment", self._seed, epoch, index))
-        changed = self._transform(picture)
-        assert isinstance(changed, Tensor)
-        return changed
+    def batch(self, pictures: list[Tensor], epoch: int, index: list[int]) -> Tensor:
+        """Change the pictures of a batch.
 
-    def batch(self, pixels_N3HW: Tensor, epoch: int, index: list[int]) -> Tensor:
-        """Change pictures of the final size."""
-        if not self._shifts_in_batch:
-            return torch.stack([self.one(pixels, epoch, i) for pixels, i in zip(pixels_N3HW, index, strict=True)])
-        reach = max(self._image.height_px // 8, 1) if self._config.crop == "padded" else 0
-        draws_N3 = uniforms(derive_seed("shift", self._seed, epoch), np.array(index), 3)
-        shift_N2 = (draws_N3[:, :2] * (2 * reach + 1)).astype(np.int64)
-        is_mirrored_N = torch.from_numpy(draws_N3[:, 2] < self._config.flip)
-        return _shift(pixels_N3HW, reach, torch.from_numpy(shift_N2), is_mirrored_N)
+        Args:
+            pictures: uint8 (H, W, 3) each: whole pictures of any size, or pixels of the final size.
+            epoch: The epoch.
+            index: Number of each picture in its split.
+
+        Returns:
+            uint8 (N, 3, H, W) of the final size, in channels_last memory.
+        """
+        draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(index), _NUM_DRAWS)
+        pixels_NHW3 = torch.empty((len(pictures), *self._size, 3), dtype=torch.uint8)
+        # One after the other: a cut is a few rows of memory, for which an indexed operation on all takes longer.
+        for place_HW3, picture_HW3, draws_D in zip(pixels_NHW3, pictures, draws_ND.tolist(), strict=True):
+            cut_HW3 = self._cut(picture_HW3, draws_D)
+            place_HW3.copy_(cut_HW3.flip(1) if draws_D[0] < self._config.flip else cut_HW3)
+        pixels_N3HW = pixels_NHW3.permute(0, 3, 1, 2)
+        if self._rest is None:
+            return pixels_N3HW
+        changed = []
+        for pixels_3HW, number in zip(pixels_N3HW, index, strict=True):
+            seed_chance(derive_seed("augment", self._seed, epoch, number))
+            changed.append(self._rest(pixels_3HW))
+        return torch.stack(changed)
+
+    def _cut(self, picture_HW3: Tensor, draws_D: list[float]) -> Tensor:
+        """Take a random part of a picture, at the final size."""
+        height, width = self._size
+        if self._config.crop == "padded":
+            framed_HW3 = pad(picture_HW3, (0, 0, self._reach, self._reach, self._reach, self._reach))
+            top, left = (int(draw * (2 * self._reach + 1)) for draw in draws_D[1:3])
+            return framed_HW3[top : top + height, left : left + width]
+        if self._config.crop != "resized":
+            return picture_HW3
+        picture_height, picture_width, _ = picture_HW3.shape
+        top, left, box_height, box_width = random_box(picture_height, picture_width, self._config.min_area, draws_D[1:])
+        # Laid out in one piece it is resized twice as fast.
+        box_HW3 = picture_HW3[top : top + box_height, left : left + box_width].contiguous()
+        smooth = {} if self._interpolation == "nearest" else {"antialias": True}
+        resized_13HW = interpolate(box_HW3.permute(2, 0, 1)[None], self._size, mode=self._interpolation, **smooth)
+        return resized_13HW[0].permute(1, 2, 0)
 
 
-def _shift(pixels_N3HW: Tensor, reach: int, shift_N2: Tensor, is_mirrored_N: Tensor) -> Tensor:
-    """Cut each picture from a black frame at its own place, and mirror some, all pictures at once."""
-    num_images, _, height, width = pixels_N3HW.shape
-    framed = torch.nn.functional.pad(pixels_N3HW, (reach,) * 4)
-    column_NW = torch.arange(width).expand(num_images, width)
-    column_NW = torch.where(is_mirrored_N[:, None], width - 1 - column_NW, column_NW) + shift_N2[:, 1:]
-    row_NH = torch.arange(height) + shift_N2[:, :1]
-    rows_N3HW = framed.gather(2, row_NH[:, None, :, None].expand(-1, 3, -1, framed.shape[3]))
-    return rows_N3HW.gather(3, column_NW[:, None, None, :].expand(-1, 3, height, -1))
+def random_box(height: int, width: int, min_area: float, draws_D: list[float]) -> tuple[int, int, int, int]:
+    """Draw a part of a picture as torchvision's RandomResizedCrop does: its share of the area, then its shape.
+
+    Args:
+        height: Of the picture.
+        width: Of the picture.
+        min_area: Smallest share of the picture.
+        draws_D: Numbers in [0, 1): two for the place, and two a try.
+
+    Returns:
+        Top, left, height and width.
+    """
+    low, high = math.log(_ASPECT[0]), math.log(_ASPECT[1])
+    for share, shape in zip(draws_D[2::2], draws_D[3::2], strict=True):
+        area, aspect = height * width * (min_area + share * (1 - min_area)), math.exp(low + shape * (high - low))
+        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = int(draws_D[0] * (height - box_height + 1)), int(draws_D[1] * (width - box_width + 1))
+            return top, left, box_height, box_width
+    # No try fits: the largest part in the middle whose shape is allowed.
+    box_height, box_width = min(height, round(width / _ASPECT[0])), min(width, round(height * _ASPECT[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def _transforms(config: AugmentConfig, image: ImageConfig) -> list[object]:
-    size = (image.height_px, image.width_px)
-    interpolation = _INTERPOLATION[image.interpolation]
-    steps: list[object] = []
-    if config.crop == "resized":
-        # Torchvision cannot interpolate a random crop by lanczos.
-        smooth = _INTERPOLATION["bicubic"] if image.interpolation == "lanczos" else interpolation
-        steps.append(v2.RandomResizedCrop(size, scale=(config.min_area, 1.0), interpolation=smooth))
-    elif config.crop == "padded":
-        steps.append(v2.RandomCrop(size, padding=max(image.height_px // 8, 1)))
-    elif config.crop == "affine":
+def _transforms(config: AugmentConfig) -> v2.Compose | None:
+    """What is done to one picture after the other."""
+    steps: list[v2.Transform] = []
+    if config.crop == "affine":
         bilinear = v2.InterpolationMode.BILINEAR
         steps.append(v2.RandomAffine(12, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=bilinear))
-    if config.flip:
-        steps.append(v2.RandomHorizontalFlip(config.flip))
     if config.num_rand_ops:
         steps.append(v2.RandAugment(config.num_rand_ops, config.magnitude))
-    steps.append(v2.PILToTensor() if config.crop == "resized" else v2.Identity())
     if config.erase:
         steps.append(v2.RandomErasing(config.erase))
-    return steps
+    return v2.Compose(steps) if steps else None

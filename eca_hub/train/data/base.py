@@ -4,10 +4,8 @@ Knows nothing of networks.
 """
 
 import functools
-import signal
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from eca_hub.train.data.augment import Augment, AugmentConfig
 from eca_hub.train.data.batches import EvalBatches, Share, TrainBatches
 from eca_hub.train.data.pictures import Batch, Pictures
 from eca_hub.train.data.source import SPLITS, Source, Split, fingerprint_of
+from eca_hub.train.data.workers import as_it_is, leave_signals_to_the_trainer
 
 
 class ImageData(LightningDataModule):
@@ -78,7 +77,8 @@ class ImageData(LightningDataModule):
             self._source(split),
             EvalTransform(self.image),
             Augment(self.augment, self.image, self.seed) if split == "train" else None,
-            cache_mib=self.cache_mib / max(self.num_workers, 1),
+            cache_mib=self.cache_mib * self.num_images(split) / sum(map(self.num_images, SPLITS)),
+            num_workers=self.num_workers,
         )
 
     def num_images(self, split: Split) -> int:
@@ -136,8 +136,8 @@ class ImageData(LightningDataModule):
             batch_size=None,
             sampler=batches,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_trainer if self.num_workers else None,
+            collate_fn=as_it_is,
+            worker_init_fn=leave_signals_to_the_trainer if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # Forking a process that has run torch can hang in its first matrix product.
@@ -164,14 +164,3 @@ def check_labels(labels: Sequence[str], split_labels: Sequence[str], split: str,
         raise InvalidConfig(
             f"The {split} split of {title} has {', '.join(map(repr, unknown[:5]))}, which the train split has not."
         )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole group must not kill the workers before the trainer has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data.augment import AugmentConfig
@@ -51,6 +49,9 @@ class DigitsData(ImageData):
 
     def png_files(self, split: Split) -> Iterator[tuple[bytes, int]]:
         """Yield every digit of a split as a PNG file and its class."""
+        # Imported here: scikit-learn brings pandas along, and training on anything else needs neither.
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         for row in self._rows(split):
             buffer = io.BytesIO()
@@ -59,6 +60,9 @@ class DigitsData(ImageData):
             yield buffer.getvalue(), int(digits.target[row])
 
     def _rows(self, split: Split) -> list[int]:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         target = load_digits().target
         rows = np.arange(len(target))
         rest, test = train_test_split(rows, test_size=0.2, stratify=target, random_state=self.split_seed)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,6 +17,7 @@ from eca_hub.errors import BadImage
 from eca_hub.images import EvalTransform, decode_image
 from eca_hub.train.data.augment import Augment
 from eca_hub.train.data.batches import BatchKey
+from eca_hub.train.data.cache import DecodedPictures
 from eca_hub.train.data.source import Source
 from eca_hub.train.errors import TrainingStopped
 
@@ -51,66 +51,51 @@ class Pictures(Dataset[Batch]):
         transform: Preprocessing, as in validation.
         augment: Changes pictures at random, for training.
         cache_mib: Memory for decoded pictures, in MiB; what does not fit is decoded each time.
+        num_workers: Processes among which batches are shared out.
     """
 
     def __init__(
-        self, source: Source, transform: EvalTransform, augment: Augment | None = None, *, cache_mib: float = 0
+        self,
+        source: Source,
+        transform: EvalTransform,
+        augment: Augment | None = None,
+        *,
+        cache_mib: float = 0,
+        num_workers: int = 0,
     ) -> None:
         self.source = source
         self._transform = transform
         self._augment = augment
-        self._cache: dict[int, np.ndarray | Tensor] = {}
-        self._room_bytes = int(cache_mib * 2**20)
+        self._cache = DecodedPictures(len(source.targets), int(cache_mib * 2**20), num_workers)
 
     def __len__(self) -> int:
         return len(self.source.targets)
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        whole = self._augment is not None and self._augment.wants_whole_picture
-        good, bad, pixels = [], [], []
+        good, bad, pictures = [], [], []
         for index in key.numbers:
             try:
-                picture = self._picture(index) if whole else self._pixels(index)
+                pictures.append(self._picture(index))
             except (BadImage, OSError) as error:
                 bad.append(BadSample(index, self.source.name(index), str(error)))
                 continue
             good.append(index)
-            if whole:
-                assert self._augment is not None
-                assert isinstance(picture, Image.Image)
-                pixels.append(self._augment.one(picture, key.epoch, index))
-            else:
-                assert isinstance(picture, Tensor)
-                pixels.append(picture)
-        if not pixels:
+        if not pictures:
             raise TrainingStopped(f"Every picture of a batch is broken; the first: {bad[0].name}: {bad[0].reason}")
-        pixels_N3HW = torch.stack(pixels)
-        if self._augment is not None and not whole:
-            pixels_N3HW = self._augment.batch(pixels_N3HW, key.epoch, good)
+        if self._augment is not None:
+            pixels_N3HW = self._augment.batch(pictures, key.epoch, good)
+        else:
+            pixels_N3HW = torch.stack(pictures).permute(0, 3, 1, 2)
         return Batch(pixels_N3HW, torch.from_numpy(self.source.targets[good]), torch.tensor(good), tuple(bad))
 
-    def _pixels(self, index: int) -> Tensor:
-        """The pixels as they are validated, (3, H, W)."""
-        cached = self._cache.get(index)
-        if cached is None:
-            cached = self._transform.to_pixels(self._decode(index))
-            self._keep(index, cached, cached.nbytes)
-        assert isinstance(cached, Tensor)
-        return cached
-
-    def _picture(self, index: int) -> Image.Image:
-        """The decoded picture, not much larger than it needs to be."""
-        cached = self._cache.get(index)
-        if cached is None:
-            cached = np.asarray(self._decode(index))
-            self._keep(index, cached, cached.nbytes)
-        assert isinstance(cached, np.ndarray)
-        return Image.fromarray(cached)
-
-    def _decode(self, index: int) -> Image.Image:
-        return decode_image(self.source.read(index), enough_px=self._transform.enough_px)
-
-    def _keep(self, index: int, decoded: np.ndarray | Tensor, num_bytes: int) -> None:
-        if num_bytes <= self._room_bytes:
-            self._room_bytes -= num_bytes
-            self._cache[index] = decoded
+    def _picture(self, index: int) -> Tensor:
+        """The decoded picture, not much larger than it needs to be, or the pixels as they are validated; (H, W, 3)."""
+        picture_HW3 = self._cache.get(index)
+        if picture_HW3 is None:
+            image = decode_image(self.source.read(index), enough_px=self._transform.enough_px)
+            if self._augment is not None and self._augment.cuts_whole_pictures:
+                picture_HW3 = torch.from_numpy(np.array(image))
+            else:
+                picture_HW3 = self._transform.to_pixels(image).permute(1, 2, 0)
+            self._cache.put(index, picture_HW3)
+        return picture_HW3

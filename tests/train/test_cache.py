@@ -1,0 +1,82 @@
+"""Decoded pictures lie in memory once, for all processes that prepare batches."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from eca_hub.models.config import ImageConfig
+from eca_hub.train.data import ImageFolderData
+from eca_hub.train.data.cache import DecodedPictures
+from tests.train.test_data import png
+
+PICTURE_BYTES = 2 * 4 * 3
+
+
+def picture(shade: int) -> torch.Tensor:
+    return torch.full((2, 4, 3), shade, dtype=torch.uint8)
+
+
+def test_a_picture_comes_back_as_it_was_and_an_unknown_one_does_not() -> None:
+    cache = DecodedPictures(3, 1000)
+    cache.put(1, picture(7))
+    found = cache.get(1)
+    assert found is not None
+    assert torch.equal(found, picture(7))
+    assert cache.get(0) is None
+
+
+def test_when_the_memory_is_full_what_came_first_stays() -> None:
+    cache = DecodedPictures(3, 2 * PICTURE_BYTES)
+    for number in range(3):
+        cache.put(number, picture(number))
+    assert [cache.get(number) is not None for number in range(3)] == [True, True, False]
+
+
+def test_without_room_nothing_is_kept() -> None:
+    cache = DecodedPictures(1, 0)
+    cache.put(0, picture(1))
+    assert cache.get(0) is None
+
+
+def test_another_process_finds_what_the_first_put_in_later() -> None:
+    cache = DecodedPictures(2, 1000)
+    if "None" in cache.__getstate__()["path"]:
+        pytest.skip("this system has no files in memory")
+    copy = pickle.loads(pickle.dumps(cache))
+    cache.put(0, picture(5))
+    found = copy.get(0)
+    assert found is not None
+    assert torch.equal(found, picture(5))
+
+
+def test_each_worker_has_a_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Worker:
+        id = 1
+
+    cache = DecodedPictures(4, 2 * PICTURE_BYTES, num_workers=2)
+    other = pickle.loads(pickle.dumps(cache))
+    cache.put(0, picture(1))
+    cache.put(1, picture(2))
+    monkeypatch.setattr("eca_hub.train.data.cache.get_worker_info", Worker)
+    other.put(2, picture(3))
+    assert [other.get(number) is not None for number in range(4)] == [True, False, True, False]
+
+
+@pytest.mark.slow
+def test_two_workers_decode_each_picture_once(tmp_path: Path) -> None:
+    """What they find in memory they no longer read from disk: so the files may be gone."""
+    for split in ("train", "val"):
+        for number, label in enumerate(("dark", "light")):
+            (tmp_path / split / label).mkdir(parents=True)
+            for shade in range(8):
+                (tmp_path / split / label / f"{shade}.png").write_bytes(png(number * 90 + shade))
+    image = ImageConfig(height_px=8, width_px=8, crop=1.0)
+    data = ImageFolderData(str(tmp_path), image=image, batch_size=4, num_workers=2)
+    loader = data.val_dataloader()
+    first = torch.cat([batch.pixels for batch in loader])
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    again = torch.cat([batch.pixels for batch in loader])
+    assert torch.equal(first, again)
