@@ -3,7 +3,6 @@
 A disk loses bits and a crash leaves halves; the client itself never looks at a file again once it has it.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from eca_hub.hub.client import check_model_id
+from eca_hub.hub.hashes import has_hash
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,3 @@ def check_cache(model_id: str | None = None) -> Iterator[CachedFile]:
             # What is still being fetched ends in .incomplete.
             if blob.is_file() and not blob.suffix:
                 yield CachedFile(name, blob, blob.stat().st_size, has_hash(blob, blob.name))
-
-
-def has_hash(path: Path, announced: str) -> bool:
-    """Whether a file has the hash that a hub announces for it; it is read piece by piece, however large.
-
-    Args:
-        path: The file.
-        announced: A sha256, or for small text what git calls the file; its length tells the kind. Empty if the hub has
-            no such file, which then need not be read.
-    """
-    if not announced:
-        return False
-    with path.open("rb") as file:
-        if len(announced) == 64:
-            return hashlib.file_digest(file, "sha256").hexdigest() == announced
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest() == announced

@@ -4,16 +4,15 @@ Weights are read once into memory and loaded from there: a memory map of the fil
 change, or crash, a running model.
 """
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts, render_card
@@ -31,6 +30,7 @@ from eca_hub.hub.package import (
 )
 from eca_hub.hub.pull import pull
 from eca_hub.hub.stock_timm import record_of, to_stock_timm, without_padding
+from eca_hub.hub.tensors import read_tensors
 from eca_hub.hub.timm_config import to_timm
 from eca_hub.hub.whole import check_free, whole_folder
 from eca_hub.models.build import build_model, settle
@@ -116,15 +116,17 @@ def load_pretrained(id_or_folder: str | Path, revision: str | None = None) -> tu
 
 
 def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
-    """Make the network that a package describes, with its weights, in evaluation mode."""
+    """Make the network that a package describes, with its weights, in evaluation mode.
+
+    The bytes of the package become the memory of the network, so that a package makes one network.
+    """
     config = config_from_json(package.config_bytes, origin=package.model_id, labels_for=usual_labels)
     try:
-        _refuse_twins(package.weights_bytes)
-        weights = safetensors.torch.load(package.weights_bytes)
-    except (safetensors.SafetensorError, ValueError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
+        weights = read_tensors(package.weights_bytes)
+    except ValueError as error:
         raise CheckpointMismatch(f"{WEIGHTS_FILE} of {package.model_id} is broken: {error}.") from None
     # On the meta device nothing is allocated or initialised, so a config that lies about its size costs nothing.
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutRandomNumbers():
         model = build_model(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.attention != "none" and is_written_for_timm(package.config_bytes):
@@ -133,16 +135,13 @@ def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
     return model.eval(), config
 
 
-def _refuse_twins(weights_bytes: bytes) -> None:
-    """A name that stands twice in the header would be read as its last meaning by some, and as its first by others."""
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Leaves out the start values that a network gives its weights: on the meta device they are nothing, slowly."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = dict(pairs)
-        if len(names) < len(pairs):
-            raise ValueError("a name stands twice in its header")
-        return names
-
-    json.loads(weights_bytes[8 : 8 + int.from_bytes(weights_bytes[:8], "little")], object_pairs_hook=unique)
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def _write(path: Path, content: bytes) -> None:

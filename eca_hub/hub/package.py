@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from eca_hub.errors import InvalidConfig, NotAnEcaModel
+from eca_hub.hub.hashes import read_hashed
 from eca_hub.hub.timm_config import OURS, NumberedLabels, from_timm, numbers
 from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem
 
@@ -39,7 +40,7 @@ class Package:
     revision: str
     """40 hexadecimal digits: the commit, or for a folder the hash of its files."""
     config_bytes: bytes
-    weights_bytes: bytes
+    weights_bytes: bytes | memoryview
 
 
 def find_package(folder: str | Path) -> Path:
@@ -67,9 +68,12 @@ def find_package(folder: str | Path) -> Path:
 def read_folder(folder: str | Path) -> Package:
     """Read the package in a folder; its revision is a hash of the three files."""
     path = find_package(folder)
-    contents = [(path / name).read_bytes() for name in FILES]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents))
-    return Package(str(folder), digest.hexdigest()[:40], contents[0], contents[1])
+    digests = [hashlib.sha256() for _ in FILES]
+    config_bytes, weights_bytes, _ = [
+        read_hashed(path / name, digest) for name, digest in zip(FILES, digests, strict=True)
+    ]
+    revision = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:40]
+    return Package(str(folder), revision, bytes(config_bytes), weights_bytes)
 
 
 def config_to_words(config: ModelConfig) -> dict[str, Any]:

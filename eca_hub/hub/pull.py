@@ -5,7 +5,6 @@ compared with the hash under which the hub announced them. Needs no torch.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from eca_hub.errors import ChecksumMismatch, HubError, Offline
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, is_commit
 from eca_hub.hub.guard import MAX_BYTES, guarded
+from eca_hub.hub.hashes import digest_for, git_or_lfs_hash, read_hashed
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Package, read_folder
 from eca_hub.hub.whole import check_free, whole_folder
 
@@ -135,10 +135,10 @@ def _resolve(fetch: Fetch, revision: str) -> tuple[str, bytes]:
     name stood for, so that the same name works without the hub.
     """
     commit = fetch(CONFIG_FILE, revision, False).path.parent.name
-    return commit, _fetch_checked(fetch, CONFIG_FILE, commit)
+    return commit, bytes(_fetch_checked(fetch, CONFIG_FILE, commit))
 
 
-def _fetch_checked(fetch: Fetch, name: str, commit: str) -> bytes:
+def _fetch_checked(fetch: Fetch, name: str, commit: str) -> memoryview:
     """Read a file once, and compare what was read with what the hub announced."""
     fetched = fetch(name, commit, False)
     content, actual = _read(fetched)
@@ -164,22 +164,10 @@ def _fetch_checked(fetch: Fetch, name: str, commit: str) -> bytes:
     )
 
 
-def _read(fetched: Fetched) -> tuple[bytes, str]:
+def _read(fetched: Fetched) -> tuple[memoryview, str]:
     """Read a file of the cache; one that cannot be read is as damaged as an empty one."""
     try:
-        content = fetched.path.read_bytes()
+        digest = digest_for(fetched.announced, fetched.path.stat().st_size)
+        return read_hashed(fetched.path, digest), digest.hexdigest()
     except OSError:
-        content = b""
-    return content, git_or_lfs_hash(content, fetched.announced)
-
-
-def git_or_lfs_hash(content: bytes, announced: str) -> str:
-    """Hash a file as the hub does: sha256 for weights, and for small text what git calls it.
-
-    Args:
-        content: The whole file.
-        announced: The hash to compare with; its length tells the kind.
-    """
-    if len(announced) == 64:
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        return memoryview(b""), git_or_lfs_hash(b"", fetched.announced)

@@ -16,11 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import HubError, InvalidConfig, NotAnEcaModel, PushConflict
-from eca_hub.hub.cache import has_hash
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, status_of
 from eca_hub.hub.guard import guarded
+from eca_hub.hub.hashes import git_or_lfs_hash, has_hash
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, FILES, WEIGHTS_FILE, config_from_json, find_package
-from eca_hub.hub.pull import git_or_lfs_hash
 from eca_hub.hub.use import name_model
 
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)

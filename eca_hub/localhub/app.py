@@ -5,6 +5,7 @@ Knows which route belongs to which path; knows nothing about what the routes do.
 
 import inspect
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
@@ -35,6 +36,8 @@ _XET = "/-/xet/{store}/{writer}"
 _ONCE: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/", pages.index),
     ("GET", "/api/whoami-v2", account.whoami),
+    ("GET", "/api/settings/repositories", account.repositories),
+    ("GET", "/api/organizations/{owner}/settings/repositories", account.repositories),
     ("POST", "/api/validate-yaml", account.validate_yaml),
     ("POST", "/api/repos/create", repos.create),
     ("DELETE", "/api/repos/delete", repos.delete),
@@ -125,14 +128,21 @@ class _Envelope:
             await self._app(scope, receive, send)
             return
         raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
-        request_id = secrets.token_hex(8)
+        request_id = _asked_id(scope["headers"]) or secrets.token_hex(8).encode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
             await send(message)
 
         await self._app({**scope, "path": raw_path.decode("latin-1")}, receive, send_with_id)
+
+
+def _asked_id(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """The id by which the client looks for its request in logs, if it can stand in a header."""
+    given = dict(reversed(headers))
+    asked = given.get(b"x-request-id") or given.get(b"x-amzn-trace-id") or b""
+    return asked if re.fullmatch(rb"[A-Za-z0-9._:;=-]{1,128}", asked) else None
 
 
 def _route(hub: Hub, method: str, path: str, handler: Handler, repo_type: RepoType = "model") -> Route:

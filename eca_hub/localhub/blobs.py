@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,9 @@ from .faults import faultpoint
 READ_BYTES = 1 << 20
 TRUST_S = 600.0
 """How long a blob that was found whole and has not been touched since is served without being checked again."""
+
+NUM_THREADS = 4
+"""Threads that hash and unpack beside those that write; both let others run meanwhile."""
 
 _Signature = tuple[int, int, int, int]
 
@@ -43,12 +47,15 @@ class BlobWriter:
         self.size_bytes = 0
 
     def write(self, piece: bytes | bytearray | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes; they are hashed while they are written."""
         view = memoryview(piece)
-        self._hash.update(view)
-        self.size_bytes += len(view)
-        while view:
-            view = view[self._file.write(view) :]
+        hashed = self._blobs.threads.submit(self._hash.update, view)
+        try:
+            self.size_bytes += len(view)
+            while view:
+                view = view[self._file.write(view) :]
+        finally:
+            hashed.result()
         faultpoint("blob.half_written")
 
     def finish(self) -> str:
@@ -86,6 +93,7 @@ class Blobs:
         self._folder = folder
         self._temporary_folder = temporary_folder
         self._clock = clock
+        self.threads = ThreadPoolExecutor(NUM_THREADS, "blobs")
         self._lock = threading.Lock()
         self._found_whole: dict[str, tuple[_Signature, float]] = {}
         self._found_damaged: dict[str, _Signature] = {}

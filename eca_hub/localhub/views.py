@@ -57,6 +57,18 @@ def repo_view(repo_id: RepoId, repo: Repo, blobs: Blobs, commit_id: str, with_si
     }
 
 
+def storage_view(repo_id: RepoId, repo: Repo) -> dict[str, Any]:
+    """What a repository's owner is told of its size: that of the files at the head of its main branch."""
+    head = repo.commit(repo.resolve("main"))
+    return {
+        "id": repo_id.full_name,
+        "type": repo_id.type,
+        "updatedAt": head.date,
+        "visibility": "private" if repo.settings.is_private else "public",
+        "storage": sum(file.size_bytes for file in head.files.values()),
+    }
+
+
 def entry_views(commit: Commit, paths: list[str]) -> Iterator[dict[str, Any]]:
     """Files and folders as the tree shows them; paths that do not exist are left out."""
     for path in paths:

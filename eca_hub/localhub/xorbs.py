@@ -11,6 +11,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Self
 
@@ -77,7 +78,7 @@ class Xorbs:
                     sizes = xorb.sizes[term.first_chunk : term.end_chunk]
                     if len(sizes) != term.end_chunk - term.first_chunk or sum(sizes) != term.num_bytes:
                         raise bad_request(f"A file needs chunks that the xorb {term.xorb} does not have.")
-                    for piece in xorb.read(term.first_chunk, term.end_chunk):
+                    for piece in _one_ahead(xorb.read(term.first_chunk, term.end_chunk), blobs.threads):
                         blob.write(piece)
                 for chunk, size in enumerate(sizes, term.first_chunk):
                     places.setdefault(term.xorb, {})[chunk] = (shard_file.sha256, offset, size)
@@ -184,6 +185,14 @@ class _Comparison:
 
     def __exit__(self, *error: object) -> None:
         pass
+
+
+def _one_ahead(pieces: Iterator[bytes], threads: Executor) -> Iterator[bytes]:
+    """Make the next piece while the caller works on one."""
+    coming = threads.submit(next, pieces, None)
+    while (piece := coming.result()) is not None:
+        coming = threads.submit(next, pieces, None)
+        yield piece
 
 
 def _missing(what: str) -> HubRefusal:

@@ -32,6 +32,8 @@ class Answer:
     """Send a byte, wait so long, and so on."""
     is_silent: bool = False
     """Send a part of the body and then nothing."""
+    silent_at: int = 10
+    """How long that part is."""
     is_gone: bool = False
     """Reset the connection without an answer."""
 
@@ -113,7 +115,7 @@ class LyingHub:
         if method == "HEAD":
             return
         if answer.cut_at is not None or answer.is_silent:
-            self._write(handler, answer.body[: answer.cut_at if answer.cut_at is not None else 10])
+            self._write(handler, answer.body[: answer.cut_at if answer.cut_at is not None else answer.silent_at])
             if answer.is_silent:
                 self.stop.wait(20)
             self._reset(handler)

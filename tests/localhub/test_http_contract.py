@@ -58,6 +58,16 @@ def test_answers_without_a_fault_have_a_request_id_too(http: httpx2.Client) -> N
     assert len(ids) == 3
 
 
+def test_the_clients_own_request_id_is_kept_if_it_can_stand_in_a_header(http: httpx2.Client) -> None:
+    def answered(**headers: str) -> str:
+        return http.get("/api/models", headers=headers).headers["x-request-id"]
+
+    assert answered(**{"X-Request-Id": "custom-id"}) == "custom-id"
+    assert answered(**{"X-Amzn-Trace-Id": "Root=1-67a:b"}) == "Root=1-67a:b"
+    for bad in ("", "a b", "x" * 129, "<script>"):
+        assert answered(**{"X-Request-Id": bad}) != bad
+
+
 def test_a_wrong_method_is_405(http: httpx2.Client) -> None:
     answer = http.put("/api/whoami-v2")
     assert (answer.status_code, answer.headers["x-error-code"]) == (405, "method_not_allowed")

@@ -235,6 +235,15 @@ def test_a_card_validates_itself_against_the_hub(hub: Hub, monkeypatch: pytest.M
         ModelCard("---\nlicense: asdf\n---\n# Card\n").validate()
 
 
+def test_everybody_lists_their_own_repositories_with_sizes(api: HfApi, hub: Hub, repo_id: str) -> None:
+    api.upload_file(path_or_fileobj=b"x" * 1024, path_in_repo="data.bin", repo_id=repo_id)
+    [found] = [repo for repo in api.list_user_repos("acme") if repo.id == repo_id]
+    assert (found.type, found.visibility, found.storage > 1024) == ("model", "public", True)
+    assert repo_id in [repo.id for repo in api.list_user_repos()]
+    bob = HfApi(endpoint=hub.url, token=BOB)
+    assert repo_id not in [repo.id for repo in [*bob.list_user_repos(), *bob.list_user_repos("acme")]]
+
+
 def test_who_am_i_tells_name_and_role(api: HfApi, hub: Hub) -> None:
     answer = api.whoami()
     assert (answer["name"], answer["fullname"], answer["orgs"][0]["name"]) == ("alice", "Alice A.", "acme")

@@ -5,6 +5,10 @@ from starlette.responses import PlainTextResponse, Response
 from ..call import Call, json_response
 from ..cards import problems_of_card
 from ..errors import token_needed
+from ..names import REPO_TYPES
+from ..views import storage_view
+
+REPOSITORIES_PER_PAGE = 1_000
 
 
 def whoami(call: Call) -> Response:
@@ -20,6 +24,20 @@ def whoami(call: Call) -> Response:
     auth = {"type": "access_token", "accessToken": {"displayName": "local hub", "role": role}}
     answer = {"type": "user", "id": user.name, "name": user.name, "fullname": user.fullname or user.name}
     return json_response({**answer, "email": None, "isPro": False, "orgs": orgs, "auth": auth})
+
+
+def repositories(call: Call) -> Response:
+    """GET /api/settings/repositories and /api/organizations/OWNER/settings/repositories: what is the caller's own."""
+    user = call.logged_in("Listing one's repositories")
+    owner = call.param("owner").lower() if "owner" in call.request.path_params else None
+    views = []
+    for repo_type in REPO_TYPES:
+        for repo_id, repo in call.store.all_repos(repo_type):
+            if user.owns(repo_id) and owner in (None, repo_id.owner.lower()):
+                views.append(storage_view(repo_id, repo))
+    total_bytes = sum(view["storage"] for view in views)
+    answer = [view | {"storagePercent": 100 * view["storage"] / (total_bytes or 1)} for view in views]
+    return call.page(answer, lambda view: view, REPOSITORIES_PER_PAGE, REPOSITORIES_PER_PAGE)
 
 
 def validate_yaml(call: Call) -> Response:
