@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eca_hub.attention.eca import ECA, kernel_size_for
     from eca_hub.classifier import Classifier, Prediction
     from eca_hub.commandline import CommandParser
+    from eca_hub.commands.localhub import open_hub
     from eca_hub.errors import EcaHubError
     from eca_hub.explain import Explanation, Gates, explain_picture
     from eca_hub.hub.convert import convert_checkpoint
@@ -50,6 +51,7 @@ __all__ = [
     "kernel_size_for",
     "list_models",
     "load_pretrained",
+    "open_hub",
     "push_to_hub",
     "save_pretrained",
 ]
@@ -77,6 +79,7 @@ _HOME_OF = {
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",
     "load_pretrained": "eca_hub.hub.folder",
+    "open_hub": "eca_hub.commands.localhub",
     "push_to_hub": "eca_hub.hub.push",
     "save_pretrained": "eca_hub.hub.folder",
 }

@@ -5,6 +5,7 @@ Arguments are read, and mistakes answered, before anything slow is imported.
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -13,8 +14,8 @@ from typing import Any
 
 from docstring_parser import parse_from_object
 
-from eca_hub import CommandParser
-from service.security import Keys, check_exposure
+from eca_hub import CommandParser, open_hub
+from service.security import Keys, check_exposure, check_hub_exposure
 from service.settings import Settings
 
 _ABOUT = """Serve models over HTTP: POST a picture to /v1/classify and get its classes.
@@ -99,19 +100,19 @@ def _serve(settings: Settings) -> None:
     keys = Keys.gather(os.environ, settings.api_keys_file)
     admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
     check_exposure(settings.host, keys, insecure=settings.insecure)
-    listener = open_port(settings.host, settings.port)
-    from service.allocator import keep_freed_memory
-    from service.app import create_app
-    from service.loading import ModelLoader
-    from service.registry import ModelSource, Registry
+    check_hub_exposure(settings.host, settings.hub_root, settings.hub_users)
+    with open_port(settings.host, settings.port) as listener, contextlib.ExitStack() as stack:
+        from service.allocator import keep_freed_memory
+        from service.app import create_app
+        from service.loading import ModelLoader
+        from service.registry import ModelSource, Registry
 
-    keep_freed_memory()
-    # Engines have one thread each: more threads than cores would wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    loader = ModelLoader(settings)
-    sources = [ModelSource.parse(text) for text in settings.model]
-    registry = Registry(sources, loader.open, max_weights_bytes=int(settings.max_weights_mib * 2**20))
-    try:
-        asyncio.run(serve(create_app(settings, registry, keys, admin_keys), settings, listener))
-    finally:
-        loader.close()
+        keep_freed_memory()
+        # Engines have one thread each: more threads than cores would wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        loader = ModelLoader(settings)
+        stack.callback(loader.close)
+        sources = [ModelSource.parse(text) for text in settings.model]
+        registry = Registry(sources, loader.open, max_weights_bytes=int(settings.max_weights_mib * 2**20))
+        hub = stack.enter_context(open_hub(settings.hub_root, settings.hub_users)) if settings.hub_root else None
+        asyncio.run(serve(create_app(settings, registry, keys, admin_keys, hub=hub), settings, listener))

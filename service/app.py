@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from service import model_routes, probes, routes, v2_routes
 from service.answers import add_error_handlers
@@ -29,6 +30,7 @@ def create_app(
     admin_keys: Keys = Keys(),
     *,
     find_commit: FindCommit = commit_on_hub,
+    hub: ASGIApp | None = None,
 ) -> FastAPI:
     """Build the app. It starts to load the models when it starts, and answers meanwhile.
 
@@ -38,6 +40,7 @@ def create_app(
         keys: What callers must send; none lets everybody in.
         admin_keys: What callers must send to change models; none lets nobody.
         find_commit: Where a branch stands, for `watch`.
+        hub: What answers under /hub; nothing does when none is given.
     """
     app = FastAPI(
         title="eca-hub", summary="Name what is in a picture.", lifespan=_lifespan, docs_url=None, redoc_url=None
@@ -62,6 +65,8 @@ def create_app(
     app.include_router(v2_routes.open_router)
     app.include_router(v2_routes.router)
     app.include_router(probes.router)
+    if hub is not None:
+        app.mount("/hub", hub)
     app.add_middleware(Envelope, metrics=metrics)
     add_error_handlers(app)
     return app

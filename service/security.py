@@ -97,6 +97,19 @@ def check_exposure(host: str, keys: Keys, *, insecure: bool) -> None:
         )
 
 
+def check_hub_exposure(host: str, hub_root: str, hub_users: str) -> None:
+    """Refuse to open a hub to the network with a token that nobody chose.
+
+    Raises:
+        BadSetting: the host is reachable from elsewhere, and there is a hub without users.
+    """
+    if hub_root and not (hub_users or _is_loopback(host)):
+        raise BadSetting(
+            f"On {host} other machines reach the hub of {hub_root}, and nobody has chosen its tokens.",
+            hint='Set --hub_users to a JSON file such as {"alice": "token-of-alice"}.',
+        )
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

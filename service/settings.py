@@ -39,6 +39,11 @@ class Settings:
     later. 0 is no bound."""
     explain: bool = False
     """Answer at /v1/explain what a network looked at; keeps each network a second time in memory."""
+    hub_root: str = ""
+    """Folder of a local hub to serve at /hub as well, made if it is missing: HF_ENDPOINT=http://127.0.0.1:8000/hub.
+    Its tokens are its own, in HUB_ROOT/token or hub_users."""
+    hub_users: str = ""
+    """JSON file with the users of that hub, as for eca-hub localhub; needed if other machines can reach it."""
     device: str = "auto"
     """Where the networks run: cpu, cuda, cuda:1; auto takes the first GPU if there is one."""
     precision: Precision = "fp32"
@@ -93,6 +98,8 @@ class Settings:
             )
         if len(set(self.model)) < len(self.model):
             raise BadSetting("A model is given twice.", hint="Name each model once.")
+        if self.hub_users and not self.hub_root:
+            raise BadSetting("hub_users is set and hub_root is not.", hint="Set --hub_root to the folder of the hub.")
         for name, least, most in _RANGES:
             value = getattr(self, name)
             if not least <= value <= most:

@@ -1,17 +1,20 @@
 """`eca-hub localhub`: start a hub on this machine, check its folder, clean it up."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
 
 def main(argv: list[str]) -> int:
     """Run `eca-hub localhub [fsck | gc] ...`."""
-    from eca_hub.localhub.errors import is_disk_full
-    from eca_hub.localhub.run import Mistake, fsck, gc, serve
-    from eca_hub.localhub.store import StoreLocked, StoreUnusable
-    from eca_hub.localhub.users import BadUsersFile
+    from eca_hub.localhub.run import fsck, gc, serve
 
     actions: dict[str, Callable[..., int]] = {"fsck": fsck, "gc": gc}
     name = argv[0] if argv and argv[0] in actions else ""
@@ -23,8 +26,39 @@ def main(argv: list[str]) -> int:
     if action is gc:
         parser.add_argument("--dry_run", action="store_true", help="Only say what would be removed.")
     options = parser.read(argv[1:] if name else argv).as_dict()
-    try:
+    with _mistakes_said():
         return action(**options)
+
+
+@contextlib.contextmanager
+def open_hub(root: str | Path, users: str | Path | None = None) -> "Iterator[ASGIApp]":
+    """Open a local hub's folder as an ASGI application, to be mounted under a path of another one.
+
+    Args:
+        root: Folder of the hub; made if it is missing.
+        users: JSON file with users and their tokens; without it the one token is that of ROOT/token.
+
+    Raises:
+        InvalidUsage: the folder is in use by another hub or is not a hub's, or the users file cannot be understood.
+    """
+    from eca_hub.localhub.mounted import opened
+
+    with contextlib.ExitStack() as stack:
+        with _mistakes_said():
+            app = stack.enter_context(opened(Path(root), Path(users) if users else None))
+        yield app
+
+
+@contextlib.contextmanager
+def _mistakes_said() -> Iterator[None]:
+    """Turn what the hub says of a mistake into our tree of errors, of which it knows nothing."""
+    from eca_hub.localhub.errors import is_disk_full
+    from eca_hub.localhub.run import Mistake
+    from eca_hub.localhub.store import StoreLocked, StoreUnusable
+    from eca_hub.localhub.users import BadUsersFile
+
+    try:
+        yield
     except (Mistake, StoreLocked, StoreUnusable, BadUsersFile) as error:
         raise InvalidUsage(f"{error}.") from None
     except OSError as error:

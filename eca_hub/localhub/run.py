@@ -62,7 +62,7 @@ def serve(
         raise Mistake(f"{error}; give another --port, or 0 for a free one") from None
     with server_socket, contextlib.closing(Store(root)) as store:
         if known is None:
-            known = Users.single(_own_token(root))
+            known = Users.single(own_token(root))
             where = root / "token"
             print(f"the token lies in {where}; use it as: HF_TOKEN=$(cat {where})", file=sys.stderr)
         ready = f"local hub ready: {url_of(server_socket)} (root {root})"
@@ -128,7 +128,8 @@ def _read_users(token: str | None, token_file: Path | None, users: Path | None) 
     return Users.single(token)
 
 
-def _own_token(root: Path) -> str:
+def own_token(root: Path) -> str:
+    """Return the token that a hub made for itself at its first start."""
     path = root / "token"
     with contextlib.suppress(FileNotFoundError):
         token = path.read_text().strip()

@@ -1,0 +1,72 @@
+"""The local hub under the service's own port: the unmodified client over real sockets, and the service undisturbed."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, constants
+
+import eca_hub
+from eca_hub import EcaHubError
+from eca_hub.localhub import Store
+from service.__main__ import main
+from service.security import check_hub_exposure
+from tests.service.process import save_tiny_package, served
+
+
+def test_a_model_is_published_to_the_service_and_pulled_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    package = save_tiny_package(tmp_path / "package")
+    users = tmp_path / "users.json"
+    users.write_text(json.dumps({"acme": "token-of-acme"}))
+    options = ("--hub_root", str(tmp_path / "hub"), "--hub_users", str(users))
+    with served("--model", str(package), *options, ECA_API_KEYS="key-of-the-service") as service:
+        service.wait_until_ready()
+        endpoint = f"{service.url}/hub"
+        published = eca_hub.push_to_hub(package, "acme/tiny", endpoint=endpoint, token="token-of-acme", tag="v1")
+        assert published.url == f"{endpoint}/acme/tiny"
+        api = HfApi(endpoint=endpoint)
+        assert [model.id for model in api.list_models()] == ["acme/tiny"]
+        pulled = eca_hub.Classifier.from_pretrained("acme/tiny", "v1", endpoint=endpoint)
+        assert pulled.revision == published.revision
+        # The keys of the one are nothing to the other.
+        assert service.client.get("/v1/models").status_code == 401
+        key = {"Authorization": "Bearer key-of-the-service"}
+        assert service.client.get("/v1/models", headers=key).status_code == 200
+        assert service.client.get("/hub/api/whoami-v2", headers=key).status_code == 401
+        assert "acme/tiny" in service.client.get("/hub/").text
+        assert service.stop() == 0
+    with contextlib.closing(Store(tmp_path / "hub")) as store:
+        assert store.folders()
+
+
+def test_without_a_hub_there_is_none(tmp_path: Path) -> None:
+    with served("--model", str(save_tiny_package(tmp_path / "package"))) as service:
+        assert service.client.get("/hub/api/models").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--hub_users", "users.json"), "hub_users is set and hub_root is not"),
+        (("--hub_root", "/dev/null/hub"), "cannot be written"),
+        (("--hub_root", "hub", "--hub_users", "nothing.json"), "nothing.json cannot be read"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_served(
+    options: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EcaHubError, match=message):
+        main(["--model", "acme/digits", "--port", "0", *options])
+
+
+def test_a_hub_that_other_machines_reach_needs_users() -> None:
+    with pytest.raises(EcaHubError, match="nobody has chosen its tokens"):
+        check_hub_exposure("0.0.0.0", "hub", "")
+    for host, root, users in (("0.0.0.0", "hub", "users.json"), ("127.0.0.1", "hub", ""), ("0.0.0.0", "", "")):
+        check_hub_exposure(host, root, users)
