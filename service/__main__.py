@@ -4,7 +4,6 @@ Arguments are read, and mistakes answered, before anything slow is imported.
 """
 
 import argparse
-import asyncio
 import dataclasses
 import logging
 import os
@@ -94,7 +93,7 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    from service.server import open_port, serve
+    from service.server import open_port, run, serve
 
     keys = Keys.gather(os.environ, settings.api_keys_file)
     admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
@@ -112,6 +111,6 @@ def _serve(settings: Settings) -> None:
     sources = [ModelSource.parse(text) for text in settings.model]
     registry = Registry(sources, loader.open, max_weights_bytes=int(settings.max_weights_mib * 2**20))
     try:
-        asyncio.run(serve(create_app(settings, registry, keys, admin_keys), settings, listener))
+        run(serve(create_app(settings, registry, keys, admin_keys), settings, listener))
     finally:
         loader.close()
