@@ -57,6 +57,8 @@ class Results:
         self.took_s: list[float] = []
         self.num_refused = 0
         self.num_unanswered = 0
+        self.num_answers = 0
+        """Of any status, in warm-up and drain as well."""
         self.seconds = 0.0
 
     def add(self, status: int, took_s: float) -> None:
@@ -75,6 +77,7 @@ class Results:
             "p99_ms": ordered[int(len(ordered) * 0.99)] * 1000,
             "num_refused": self.num_refused,
             "num_unanswered": self.num_unanswered,
+            "num_answers": self.num_answers,
             "cpu_s": time.process_time(),
         }
 
@@ -88,6 +91,7 @@ async def closed_loop(callers: list[Caller], seconds: float) -> Results:
     async def run(caller: Caller) -> None:
         while (started_s := time.perf_counter()) < end_s:
             status = await caller.ask()
+            results.num_answers += 1
             if begin_s < (now_s := time.perf_counter()) < end_s:
                 results.add(status, now_s - started_s)
         caller.close()
@@ -109,6 +113,7 @@ async def open_loop(make: Callable[[], Caller], per_s: float, seconds: float) ->
         except (OSError, asyncio.IncompleteReadError):
             results.num_unanswered += 1
             return
+        results.num_answers += 1
         results.add(status, time.perf_counter() - due_s)
         free.append(caller)
 

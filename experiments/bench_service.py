@@ -1,11 +1,27 @@
-"""How fast the service answers, beside its own engine alone and beside other servers, all in one run.
+"""How fast the service answers, beside its own engine alone and beside other servers.
 
-    python -m experiments.bench_service [--seconds 5] [--clients 1 8 32 64] [--plot FILE] [--json]
+    python -m experiments.bench_service                          everything, one part after the other
+    python -m experiments.bench_service --only mosec             one part: each fits a few quiet minutes
+    python -m experiments.bench_service --report --plot FILE     table and plot of all that was measured so far
 
-Servers: ours; ours around no network; FastAPI without batching; LitServe and mosec where they are installed, as their
-README has it (eager) and with the network laid out as ours is. Load comes from a process of its own: closed loop at
-each number of clients, then open loop at three times what ours can do. `foreign` is the share of the processors that
-others took meanwhile: figures with more than 5 % of it are worth little.
+Parts: the engine alone (its limit, without HTTP); ours; ours around no network; FastAPI without batching; LitServe and
+mosec as their guides have it and with our engine inside; the start; other runtimes. The same photo-like JPEG goes to
+all, the same five classes come back. Load comes from a process of its own: closed loop at each number of clients, then
+open loop at three times what the machine can do. Every part measures the engine's limit again, because machines change
+their speed within minutes: compare shares of the limit. A window in which others took more than 5 % of the processors
+is measured again.
+
+The pipeline's limit is what all cores could do if nothing but decoding, the network and HTTP took time:
+
+    cores * 1000 / (model ms + decode ms + HTTP ms, each of one thread)
+
+What to expect of a GPU (a roofline, not measured; ecaresnet26t at 224 px, 2.55 G multiply-adds, fp16, batch 64): an
+H200 computes 990 TFLOP/s in fp16 and reads 4.8 TB/s. The arithmetic of a picture takes 5.1 GFLOP / 990 T = 5 us; its
+maps, read and written once each in fp16, are some 45 MB = 9 us; so a picture costs 9 to 15 us, and the network alone
+would make 60,000 to 100,000 images/s. Its pixels (147 KB at 50 GB/s of PCIe 5) take 3 us and overlap. Decoding takes
+2.4 ms of one core: 16 cores make 6,600 images/s, and one event loop some 2,000 requests/s. So HTTP is the limit with
+one picture a request, decoding with many, and the GPU never: the figure to hold a GPU run against is 2,000 requests/s,
+or 6,600 images/s in requests of 32.
 """
 
 import base64
@@ -13,79 +29,147 @@ import importlib.util
 import io
 import json
 import os
-import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from eca_hub.commandline import CommandParser
-from experiments.bench_load import content_type_of
+from eca_hub.errors import InvalidUsage
+from experiments.service_report import draw, print_report
+from experiments.serving import Row, Served, ServerEnded, figures_of, started
 
-_START_S = 90.0
-LOAD, PEER = "experiments.bench_load", "experiments.bench_peers"
-
-
-class ServerEnded(Exception):
-    """A server that ended, or never answered; tells the end of its log."""
-
-
-@dataclass
-class Row:
-    """One server at one load."""
-
-    server: str
-    clients: int
-    """0 is open loop."""
-    per_s: float
-    p50_ms: float
-    p99_ms: float
-    num_refused: int
-    num_unanswered: int
-    memory_mib: float
-    start_s: float
-    foreign: float
+PARTS = ("engine", "ours", "noop", "fastapi", "litserve", "mosec", "start", "runtimes")
+_PEER, _BARE = "experiments.bench_peers", "service.bare"
+_OVERLOAD = 3.0
 
 
 def main(argv: list[str]) -> int:
     """Measure and print."""
     parser = CommandParser("bench service", "Measure the service beside its engine and beside other servers.")
+    parser.add_argument("--only", default=",".join(PARTS), help="Parts, separated by commas, as in ours,noop.")
+    parser.add_argument("--report", action="store_true", help="Measure nothing; print what was measured before.")
+    parser.add_argument("--quick", action="store_true", help="One-second windows at 1 and 32 clients: does it run?")
     parser.add_argument("--seconds", type=float, default=5.0, help="How long each figure takes.")
     parser.add_argument("--clients", type=list[int], default=[1, 8, 32, 64], help="Numbers of callers: [1, 32].")
     parser.add_argument("--architecture", default="ecaresnet26t", help="The network, with random weights.")
     parser.add_argument("--device", default="cpu", help="Where ours runs: cpu or cuda.")
-    parser.add_argument("--precision", default="fp32", help="Number format of ours: fp32 or auto.")
-    parser.add_argument("--plot", help="Where to draw the table, such as service.png.")
+    parser.add_argument("--results", default="runs/bench_service.json", help="Where figures are kept between calls.")
+    parser.add_argument("--plot", default="runs/bench_service.png", help="Where to draw them.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
+    parts = args.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        raise InvalidUsage(f"There is no part {', '.join(sorted(unknown))}.", hint=f"Parts: {', '.join(PARTS)}.")
+    if args.quick:
+        args.seconds, args.clients = 1.0, [1, 32]
     # So that `finally` ends the servers, whoever ends us.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        picture = make_picture()
-        (work / "picture.jpg").write_bytes(picture)
-        make_package(args.architecture, work / "model")
-        engine = measure_engine(work, picture, args.seconds)
-        rows: list[Row] = []
-        for name, command, path, body in servers(work, picture, args):
-            clients = [32] if name == "ours, no network" else args.clients
-            try:
-                rows += measure(name, command, path, body, clients, args.seconds, engine)
-            except ServerEnded as error:
-                print(f"{name} did not answer: {error}", file=sys.stderr)
-    if args.plot:
-        draw(rows, engine, args.plot)
+    results = Path(args.results)
+    kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    if not args.report:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(Path(folder), args)
+            for part in parts:
+                kept[part] = bench.measure(part)
+                results.write_text(json.dumps(kept, indent=1))
     if args.json:
-        print(json.dumps({"engine": engine, "rows": [asdict(row) for row in rows]}))
+        print(json.dumps(kept))
     else:
-        print_table(rows, engine)
+        print_report(kept)
+    draw(kept, args.plot)
     return 0
+
+
+class Bench:
+    """Measures parts.
+
+    Args:
+        work: An empty folder.
+        args: What the user said.
+    """
+
+    def __init__(self, work: Path, args: Any) -> None:
+        self._args = args
+        self._folder = str(work / "model")
+        self._picture = make_picture()
+        make_package(args.architecture, work / "model")
+        self._in_json = json.dumps({"image": base64.b64encode(self._picture).decode()}).encode()
+
+    def measure(self, part: str) -> dict[str, Any]:
+        """Measure one part: its rows, and the engine's limit at the time."""
+        say(f"{part}: the engine's limit ...")
+        found: dict[str, Any] = {"when": time.strftime("%Y-%m-%d %H:%M"), "cores": len(os.sched_getaffinity(0))}
+        found["limit"] = {precision: self._limit(precision) for precision in ("fp32", "auto")}
+        if part == "start":
+            found["start"] = self._start()
+        elif part == "runtimes":
+            found["runtimes"] = figures_of("experiments.bench_runtimes", self._folder, str(self._args.seconds))
+        elif part != "engine":
+            found["rows"] = [
+                asdict(row) for served in self._servers(part) for row in self._rows(served, found["limit"])
+            ]
+        return found
+
+    def _limit(self, precision: str) -> dict[str, Any]:
+        seconds = str(min(self._args.seconds, 2.0))
+        words = (_BARE, "engine", self._folder, precision, self._args.device, seconds)
+        return figures_of(*words, body=self._picture)
+
+    def _servers(self, part: str) -> Iterator[Served]:
+        """The servers of a part, each in all its forms."""
+        if part == "noop":
+            yield Served("ours, no network", ["-m", _BARE, "noop"], "/v1/classify", self._picture, {}, "none")
+        elif part == "ours":
+            serve = ["-m", "eca_hub", "serve", "--model", self._folder, "--port", "0", "--device", self._args.device]
+            for precision in ("fp32", "auto"):
+                yield Served("ours", [*serve, "--precision", precision], "/v1/classify", self._picture, {}, precision)
+        else:
+            if importlib.util.find_spec(part) is None:
+                say(f"{part} is not installed: pip install 'eca-hub[bench]'")
+                return
+            path, body = {
+                "fastapi": ("/predict", self._picture),
+                "litserve": ("/predict", self._in_json),
+                "mosec": ("/inference", self._picture),
+            }[part]
+            # As installed: whatever threads and allocator they take by themselves.
+            yield Served(f"{part}, as installed", ["-m", _PEER, part, "naive", self._folder], path, body)
+            if part != "fastapi":
+                for precision in ("fp32", "auto"):
+                    command = ["-m", _PEER, part, precision, self._folder]
+                    one_thread = {"OMP_NUM_THREADS": "1"}
+                    yield Served(f"{part}, our engine", command, path, body, one_thread, precision)
+
+    def _rows(self, served: Served, limit: dict[str, dict[str, float]]) -> Iterator[Row]:
+        """Start a server and load it in every way."""
+        seconds = self._args.seconds
+        try:
+            with started(served) as server:
+                for clients in [32] if served.precision == "none" else self._args.clients:
+                    say(f"{served.name} in {served.precision}, {clients} clients ...")
+                    yield server.load(clients, 0.0, seconds)
+                # Once a server: in its fastest form.
+                if served.precision == "auto" or (served.name.startswith("fastapi")):
+                    say(f"{served.name} in {served.precision}, open loop at {_OVERLOAD:g} times the limit ...")
+                    yield server.load(0, _OVERLOAD * limit[served.precision]["with_decoding"], 2 * seconds)
+        except ServerEnded as error:
+            say(f"{served.name} did not answer: {error}")
+
+    def _start(self) -> dict[str, float]:
+        """To the first answer, beside what nobody can avoid: importing torch and loading the weights."""
+        floors, ours = [], []
+        for _ in range(3):
+            floors.append(figures_of(_BARE, "start", self._folder)["start_s"])
+            served = next(one for one in self._servers("ours"))
+            with started(served) as server:
+                ours.append(server.start_s)
+        return {"floor_s": min(floors), "ours_s": min(ours)}
 
 
 def make_picture() -> bytes:
@@ -108,157 +192,16 @@ def make_package(architecture: str, folder: Path) -> None:
     eca_hub.save_pretrained(eca_hub.create_model(architecture), config, folder)
 
 
-def measure_engine(work: Path, picture: bytes, seconds: float) -> dict[str, float]:
-    """The raw limit: our network in threads, without HTTP, queue or, but for one figure, decoding."""
-    command = [sys.executable, "-m", "service.bare", "engine", str(work / "model"), str(seconds)]
-    figures: dict[str, float] = json.loads(
-        subprocess.run(command, input=picture, check=True, capture_output=True).stdout
-    )
-    return figures
-
-
-def servers(work: Path, picture: bytes, args: Any) -> Iterator[tuple[str, list[str], str, bytes]]:
-    """Each server's name, command, the path that it answers at and the body that it wants."""
-    serve = ("-m", "eca_hub", "serve", "--model", str(work / "model"), "--port", "0", "--device", args.device)
-    yield "ours", [*serve, "--precision", args.precision], "/v1/classify", picture
-    yield "ours, no network", ["-m", "service.bare", "noop"], "/v1/classify", picture
-    in_json = json.dumps({"image": base64.b64encode(picture).decode()}).encode()
-    for name, path, body in (
-        ("fastapi", "/predict", picture),
-        ("litserve", "/predict", in_json),
-        ("mosec", "/inference", picture),
-    ):
-        if importlib.util.find_spec(name) is None:
-            print(f"{name} is not installed", file=sys.stderr)
-            continue
-        for layout in ("eager", "channels_last"):
-            yield f"{name}, {layout}", ["-m", PEER, name, layout, str(work / "model")], path, body
-
-
-def measure(
-    name: str, command: list[str], path: str, body: bytes, clients: list[int], seconds: float, engine: dict[str, float]
-) -> Iterator[Row]:
-    """Start a server, warm it up, and load it in every way."""
-    print(f"{name} ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory() as folder, started(command, Path(folder)) as (process, url):
-        target = Path(folder) / "body"
-        target.write_bytes(body)
-        start_s = wait_for_answer(process, f"{url}{path}", target)
-        if start_s is None:
-            raise ServerEnded((Path(folder) / "log").read_text()[-1500:])
-        loads = [("closed", number, 0.0) for number in clients]
-        if name != "ours, no network":
-            loads.append(("open", 0, 3 * engine["with_decoding"]))
-        for kind, number, rate in loads:
-            before = busy_s(process.pid)
-            words = [sys.executable, "-m", LOAD, kind, f"{url}{path}", str(target), str(number or rate), str(seconds)]
-            load = subprocess.run(words, check=True, capture_output=True)
-            found = json.loads(load.stdout)
-            after = busy_s(process.pid)
-            ours_s = after[1] - before[1] + found.pop("cpu_s")
-            foreign = max(0.0, (after[0] - before[0] - ours_s) / ((after[2] - before[2]) or 1))
-            yield Row(name, number, **found, memory_mib=memory_mib(process.pid), start_s=start_s, foreign=foreign)
-
-
-@contextmanager
-def started(command: list[str], folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """A server from its line on standard output to its end, with whatever it started itself."""
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=log, env=environment(), start_new_session=True
-        )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.match(rb"serving on (\S+)", line):
-                yield process, found[1].decode()
-                return
-        raise ServerEnded((folder / "log").read_text()[-1500:])
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
-
-
-def environment() -> dict[str, str]:
-    """What every server gets: one thread for each engine, as ours has."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ECA_")}
-    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def wait_for_answer(process: "subprocess.Popen[bytes]", url: str, body: Path) -> float | None:
-    """Seconds from the start of the process to its first answer; None where there is none."""
-    import httpx2
-
-    # The boot time of the machine and ticks since then: the process has been running since before we got here.
-    started_s = int(_stat(process.pid)[19]) / os.sysconf("SC_CLK_TCK")
-    content = body.read_bytes()
-    headers = {"content-type": content_type_of(content)}
-    deadline_s = time.monotonic() + _START_S
-    while time.monotonic() < deadline_s:
-        try:
-            if httpx2.post(url, content=content, headers=headers, timeout=60).status_code == 200:
-                return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
-        except httpx2.TransportError:
-            pass
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    return None
-
-
-def busy_s(pid: int) -> tuple[float, float, float]:
-    """Processor seconds that all of the machine, and this process with its children, have used, and that passed."""
-    tick = os.sysconf("SC_CLK_TCK")
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-    ours = sum(int(field) for each in family(pid) for field in _stat(each)[11:13])
-    return (sum(fields) - fields[3] - fields[4]) / tick, ours / tick, sum(fields) / tick
-
-
-def memory_mib(pid: int) -> float:
-    """Proportional share of memory of a process and its children."""
-    texts = [Path(f"/proc/{each}/smaps_rollup").read_text() for each in family(pid)]
-    return sum(int(found[1]) for text in texts if (found := re.search(r"Pss:\s+(\d+)", text))) / 1024
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in children for each in family(int(child)))]
-
-
-def _stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def print_table(rows: list[Row], engine: dict[str, float]) -> None:
-    """For people."""
-    print("the engine alone, images/s: " + "  ".join(f"{name} {value:.1f}" for name, value in engine.items()))
-    print(f"{'server':<24}{'clients':>8}{'per s':>9}{'of limit':>9}{'p50 ms':>9}{'p99 ms':>9}{'refused':>8}", end="")
-    print(f"{'lost':>6}{'MiB':>7}{'start s':>8}{'foreign':>8}")
-    for row in rows:
-        share = f"{row.per_s / engine['with_decoding']:.2f}" if row.server != "ours, no network" else ""
-        print(f"{row.server:<24}{row.clients or 'open':>8}{row.per_s:>9.1f}{share:>9}{row.p50_ms:>9.1f}", end="")
-        print(f"{row.p99_ms:>9.1f}{row.num_refused:>8}{row.num_unanswered:>6}{row.memory_mib:>7.0f}", end="")
-        print(f"{row.start_s:>8.1f}{row.foreign:>8.0%}")
-
-
-def draw(rows: list[Row], engine: dict[str, float], file: str) -> None:
-    """Answers a second over the number of callers, one line a server, and the limit above them."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5))
-    closed = [row for row in rows if row.clients and row.server != "ours, no network"]
-    for name in dict.fromkeys(row.server for row in closed):
-        line = [row for row in closed if row.server == name]
-        axes.plot([row.clients for row in line], [row.per_s for row in line], marker="o", label=name)
-    axes.axhline(engine["with_decoding"], linestyle="--", color="gray", label="engine and decoder alone")
-    axes.set(xlabel="callers at once", ylabel="pictures a second", xscale="log", ylim=0)
-    axes.legend()
-    figure.savefig(file, dpi=150)
+def say(line: str) -> None:
+    """Tell the user how far we are."""
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from eca_hub.errors import EcaHubError
+
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except EcaHubError as error:
+        say(f"error: {error}")
+        sys.exit(2)

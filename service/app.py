@@ -19,6 +19,7 @@ from service.metrics import Metrics
 from service.registry import ModelSource, Registry
 from service.security import Keys
 from service.settings import Settings
+from service.shortcut import Shortcut
 from service.uploads import UploadLimits
 from service.watching import FindCommit, Watcher, commit_on_hub
 
@@ -67,6 +68,7 @@ def create_app(
     app.include_router(probes.router)
     if hub is not None:
         app.mount("/hub", hub)
+    app.add_middleware(Shortcut)
     app.add_middleware(Envelope, metrics=metrics)
     add_error_handlers(app)
     return app

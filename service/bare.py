@@ -1,47 +1,66 @@
 """The service's parts without the rest, to hold its speed against: its engines alone, and it around no network.
 
-    python -m service.bare engine FOLDER [SECONDS]      images/s of the engines, with and without decoding, as JSON
-    python -m service.bare noop                         the whole service with a model that answers at once
+    python -m service.bare engine FOLDER PRECISION DEVICE SECONDS    images/s of the engines alone, as JSON
+    python -m service.bare start FOLDER                              seconds to import torch and load the weights
+    python -m service.bare noop                                      the whole service around no network
 
 Knows the parts; nothing of who measures.
 """
 
-import asyncio
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from service.batching import Batcher
 from service.registry import ModelSource, Registry
 from service.running import ModelFacts, RawPixels, RunningModel, SelfTest
 from service.security import Keys
-from service.settings import Settings
+from service.settings import Precision, Settings
+
+_BATCH_SIZES = {"cpu": (1, 4, 8), "cuda": (1, 8, 64)}
 
 
 def main(argv: list[str]) -> int:
     """Do what the first word says."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if argv[:1] == ["engine"]:
-        picture = sys.stdin.buffer.read()
-        print(json.dumps(measure_engines(argv[1], picture, float(argv[2]) if argv[2:] else 3.0)))  # noqa: T201
+    if argv[:1] == ["engine"] and len(argv) == 5:
+        folder, precision, device, seconds = argv[1:]
+        figures = measure_engines(folder, sys.stdin.buffer.read(), cast(Precision, precision), device, float(seconds))
+        print(json.dumps(figures))  # noqa: T201
+    elif argv[:1] == ["start"] and len(argv) == 2:
+        print(json.dumps({"start_s": seconds_to_load(argv[1])}))  # noqa: T201
     elif argv == ["noop"]:
         serve_nothing()
     else:
-        print("usage: python -m service.bare engine FOLDER [SECONDS] < picture | noop", file=sys.stderr)  # noqa: T201
+        print(__doc__, file=sys.stderr)  # noqa: T201
         return 2
     return 0
 
 
-def measure_engines(folder: str, picture: bytes, seconds: float) -> dict[str, float]:
+def seconds_to_load(folder: str) -> float:
+    """What no service can avoid: from the start of this process to a network with its weights."""
+    from eca_hub import Classifier
+
+    Classifier.from_pretrained(folder)
+    # Ticks since the boot of the machine, as in /proc/self/stat: Python itself had to start as well.
+    fields = open("/proc/self/stat").read().rpartition(")")[2].split()  # noqa: PTH123, SIM115
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_engines(
+    folder: str, picture: bytes, precision: Precision, device: str, seconds: float
+) -> dict[str, float | str]:
     """Run networks in as many threads as there are cores, each over and over; return pictures a second.
 
     Args:
         folder: The package.
         picture: A file to decode.
+        precision: Number format of the networks.
+        device: Where they run.
         seconds: How long each figure takes.
     """
     import torch
@@ -52,8 +71,8 @@ def measure_engines(folder: str, picture: bytes, seconds: float) -> dict[str, fl
 
     keep_freed_memory()
     torch.set_num_threads(1)
-    classifier = Classifier.from_pretrained(folder)
-    network = prepare_network(classifier, "fp32")
+    classifier = Classifier.from_pretrained(folder, device=device)
+    network = prepare_network(classifier, precision)
 
     def decode() -> Any:
         return classifier.transform.to_pixels(decode_image(picture, enough_px=classifier.transform.enough_px))
@@ -74,32 +93,31 @@ def measure_engines(folder: str, picture: bytes, seconds: float) -> dict[str, fl
         return 4
 
     num_cores = len(os.sched_getaffinity(0))
-    figures = {f"batch_{size}": _rate(forward(size), num_cores, seconds) for size in (1, 4, 8)}
-    one = forward(1)
-    started_s = time.perf_counter()
-    for _ in range(10):
-        one()
-    figures["batch_1_ms"] = (time.perf_counter() - started_s) * 100
-    return figures | {"with_decoding": _rate(both, num_cores, seconds)}
+    sizes = _BATCH_SIZES["cpu" if device == "cpu" else "cuda"]
+    figures: dict[str, float | str] = {f"batch_{size}": rate_of(forward(size), num_cores, seconds) for size in sizes}
+    figures["with_decoding"] = rate_of(both, num_cores, seconds)
+    figures["batch_1_ms"] = 1000 / rate_of(forward(1), 1, seconds)
+    figures["format"] = network.self_test.precision
+    return figures
 
 
-def _rate(work: Callable[[], int], num_threads: int, seconds: float) -> float:
-    """How much work is done a second by so many threads."""
-    counts = [0] * num_threads
+def rate_of(work: Callable[[], int], num_threads: int, seconds: float) -> float:
+    """How much work is done a second by so many threads, in whole pieces."""
+    counts, ended_s = [0] * num_threads, [0.0] * num_threads
     work()
-    end_s = time.perf_counter() + seconds
+    started_s = time.perf_counter()
 
     def run(place: int) -> None:
-        while time.perf_counter() < end_s:
+        while time.perf_counter() < started_s + seconds:
             counts[place] += work()
+        ended_s[place] = time.perf_counter()
 
-    started_s = time.perf_counter()
     threads = [threading.Thread(target=run, args=(place,)) for place in range(num_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(counts) / (time.perf_counter() - started_s)
+    return sum(count / (end_s - started_s) for count, end_s in zip(counts, ended_s, strict=True))
 
 
 class _Nothing:
@@ -112,7 +130,7 @@ def serve_nothing() -> None:
     """Serve a model whose decoder and network cost nothing: what is left is the service itself."""
     from eca_hub import Prediction
     from service.app import create_app
-    from service.server import open_port, serve
+    from service.server import open_port, run, serve
 
     nothing = _Nothing()
     facts = ModelFacts(
@@ -135,7 +153,7 @@ def serve_nothing() -> None:
 
     settings = Settings(model=("bare/noop",), port=0)
     app = create_app(settings, Registry([ModelSource("bare/noop")], open_model), Keys())
-    asyncio.run(serve(app, settings, open_port(settings.host, settings.port)))
+    run(serve(app, settings, open_port(settings.host, settings.port)))
 
 
 if __name__ == "__main__":

@@ -110,19 +110,24 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
     Raises:
         ClientGone: the caller hung up before the work was done.
     """
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_wait_until_gone(receive))
+    worker, is_gone = asyncio.current_task(), False
+    assert worker is not None
+
+    async def stop_when_gone() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        worker.cancel()
+
+    # The work stays in this task: a second one would cost as much as reading the request.
+    watching = asyncio.create_task(stop_when_gone())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        # Somebody else may have cancelled as well, when the service ends: then that counts.
+        if is_gone and not worker.uncancel():
+            raise ClientGone from None
+        raise
     finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _wait_until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        watching.cancel()

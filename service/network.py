@@ -97,12 +97,13 @@ def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype
     if device.type == "cpu":
         if precision == "fp16" and not _supports("fp16"):
             raise BadSetting(
-                "This processor does not compute in fp16.", hint="Set --precision to auto, bf16 or fp32; fp16 is for GPUs."
+                "This processor does not compute in fp16.",
+                hint="Set --precision to auto, bf16 or fp32; fp16 is for GPUs.",
             )
         fast = {"fp16": _supports("fp16"), "bf16": _supports("bf16")}
     else:
         fast = {"fp16": True, "bf16": bool(torch.cuda.is_bf16_supported())}
-    # On equal terms fp16 goes first: it has three bits more than bf16, and the self-test sees when its range is too small.
+    # fp16 goes first: it has three bits more than bf16, and the self-test sees when its range is too small.
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         if precision == name or (precision == "auto" and fast[name]):
             yield dtype
@@ -125,7 +126,11 @@ def _laid_out(classifier: Classifier, dtype: torch.dtype, pixels_N3HW: Tensor) -
     x_N3HW = classifier.transform.normalize(pixels_N3HW)
     module = fold_norms(classifier.model, x_N3HW[:1]).to(dtype).to(memory_format=torch.channels_last)
     is_on_cpu = x_N3HW.device.type == "cpu"
-    if is_on_cpu and can_pack() and (dtype == torch.float32 or _supports("bf16" if dtype == torch.bfloat16 else "fp16")):
+    if (
+        is_on_cpu
+        and can_pack()
+        and (dtype == torch.float32 or _supports("bf16" if dtype == torch.bfloat16 else "fp16"))
+    ):
         pack_convolutions(module, x_N3HW.to(dtype).contiguous(memory_format=torch.channels_last))
     return module
 

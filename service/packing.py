@@ -45,7 +45,8 @@ class PackedConvolution(nn.Module):
 
 def can_pack() -> bool:
     """Whether this torch has oneDNN and the operations that torch.compile uses for it."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    is_built = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return is_built and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 @torch.no_grad()

@@ -195,11 +195,12 @@ class RunningModel(Generic[Pixels, Scores]):
         with self.batcher.reserve(len(pictures)) as seats:
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    answers = (
+                    answers = [
                         self._answer(seat, picture, top_k, activation, started_s)
                         for seat, picture in zip(seats, pictures, strict=True)
-                    )
-                    return await asyncio.gather(*answers)
+                    ]
+                    # One picture needs no task of its own.
+                    return [await answers[0]] if len(answers) == 1 else await asyncio.gather(*answers)
             except TimeoutError:
                 raise self._late() from None
 

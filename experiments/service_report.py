@@ -1,0 +1,82 @@
+"""The figures of bench_service for people: a table and a plot. Knows only the JSON that it keeps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+_HEAD = (
+    f"{'server':<24}{'format':>7}{'clients':>8}{'per s':>9}{'of limit':>9}{'p50 ms':>9}{'p99 ms':>9}{'refused':>8}"
+    f"{'lost':>6}{'MiB':>7}{'start s':>8}{'cpu ms':>7}{'foreign':>8}"
+)
+
+
+def print_report(kept: dict[str, Any]) -> None:
+    """Print every part that was measured."""
+    http_ms = http_ms_of(kept)
+    for part, found in kept.items():
+        print(f"\n{part}, {found['when']}, {found['cores']} cores")
+        for precision, figures in found["limit"].items():
+            told = "  ".join(f"{name} {value:.1f}" for name, value in figures.items() if isinstance(value, float))
+            limit = pipeline_limit(figures, http_ms, found["cores"])
+            print(f"  the engine alone in {precision} ({figures['format']}), images/s: {told}  pipeline {limit:.1f}")
+        if "rows" in found:
+            print(_HEAD)
+        for row, share in rows_with_share(found, http_ms):
+            print(f"{row['server']:<24}{row['precision']:>7}{row['clients'] or 'open':>8}{row['per_s']:>9.1f}", end="")
+            print(f"{'' if share is None else f'{share:.2f}':>9}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}", end="")
+            print(f"{row['num_refused']:>8}{row['num_unanswered']:>6}{row['memory_mib']:>7.0f}", end="")
+            print(f"{row['start_s']:>8.1f}{row['server_cpu_ms']:>7.2f}{row['foreign']:>8.0%}")
+        if "start" in found:
+            start = found["start"]
+            ratio = start["ours_s"] / start["floor_s"]
+            print(
+                f"  first answer {start['ours_s']:.2f} s; torch and weights {start['floor_s']:.2f} s; {ratio:.2f} times"
+            )
+        for name, figures in found.get("runtimes", {}).items():
+            print(f"  {name:<24}" + "  ".join(f"{size} {value:.1f}" for size, value in figures.items()))
+
+
+def http_ms_of(kept: dict[str, Any]) -> float:
+    """Processor time of one request around no network; 0 where that part was not measured."""
+    rows = kept.get("noop", {}).get("rows", [])
+    return float(rows[0]["server_cpu_ms"]) if rows else 0.0
+
+
+def pipeline_limit(figures: dict[str, Any], http_ms: float, cores: int) -> float:
+    """Images a second if nothing but the network, decoding and HTTP took time."""
+    return float(cores * 1000 / (cores * 1000 / figures["with_decoding"] + http_ms))
+
+
+def rows_with_share(found: dict[str, Any], http_ms: float) -> Iterator[tuple[dict[str, Any], float | None]]:
+    """Each row with its share of the pipeline's limit in its format, where it has one."""
+    for row in found.get("rows", []):
+        figures = found["limit"].get(row["precision"])
+        share = row["per_s"] / pipeline_limit(figures, http_ms, found["cores"]) if figures else None
+        yield row, share
+
+
+def draw(kept: dict[str, Any], file: str) -> None:
+    """Shares of the pipeline's limit over the number of callers, one line a server."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("matplotlib is not installed, so nothing is drawn: pip install 'eca-hub[train]'")
+        return
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    lines: dict[str, list[tuple[int, float]]] = {}
+    http_ms = http_ms_of(kept)
+    for found in kept.values():
+        for row, share in rows_with_share(found, http_ms):
+            if share is not None and row["clients"]:
+                lines.setdefault(f"{row['server']}, {row['precision']}", []).append((row["clients"], share))
+    for name, points in lines.items():
+        style = "-" if name.startswith("ours") else "--"
+        axes.plot(*zip(*points, strict=True), style, marker="o", label=name)
+    axes.axhline(1.0, color="gray", linewidth=1)
+    axes.set(xlabel="callers at once", ylabel="share of the pipeline's limit", xscale="log", ylim=0)
+    ticks = sorted({clients for points in lines.values() for clients, _ in points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=150)
