@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from eca_hub.errors import NotAnImage, TooLarge, TooManyPixels
+from eca_hub.imagefiles import FORMATS, PixelParts, format_of, orientation_in, pixel_parts_of
 from eca_hub.models.config import ImageConfig
 
-FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
-"""What may be decoded. TIFF, PSD, HEIC, PDF and SVG are left out: their decoders are where the security holes were."""
+__all__ = ["FORMATS", "EvalTransform", "ImageLimits", "decode_image"]
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -29,6 +29,22 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+_TURN_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# A progressive JPEG costs a walk over all pixels for each scan: 50 megapixels may have 20 of them.
+_MAX_SCANNED_MPX = 1000
+
+# Other colours become RGB in pieces of this size, so that no more than two copies of a large picture exist.
+_BAND_PX = 2**22
 
 # A photo is decoded at 1/2, 1/4 or 1/8 only while that leaves this many times the pixels that the resize asks for.
 _DRAFT_MARGIN = 2
@@ -73,22 +89,21 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
             f"The picture has {len(data) / 2**20:.1f} MiB; the limit is {limits.max_bytes / 2**20:g} MiB.",
             hint="Shrink it.",
         )
-    name = _format_of(data)
+    name = format_of(data)
     if name == "WebP":
         _check_size(*_webp_size(data), limits)
-    if name == "JPEG" and data.count(b"\xff\xda") > limits.max_scans:
-        raise TooManyPixels(
-            f"The JPEG has over {limits.max_scans} scans, which is the limit.", hint="Save it again as baseline."
-        )
+    parts = pixel_parts_of(name, data)
     try:
-        with Image.open(io.BytesIO(data), formats=[name.upper()]) as image:
+        with Image.open(io.BytesIO(parts.data), formats=[name.upper()]) as image:
             _check_size(*image.size, limits)
+            _check_scans(parts, image.width * image.height / 1e6, limits)
             if enough_px is not None:
                 shrink = enough_px * _DRAFT_MARGIN / min(image.size)
                 if shrink < 1:
                     image.draft(None, (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
             image.load()
-            return _as_rgb(_upright(image))
+            turned = orientation_in(image.info.get("exif", b"")) if name == "WebP" else parts.orientation
+            return _as_rgb(image.transpose(_TURN_BACK[turned]) if turned > 1 else image)
     except TooManyPixels:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -158,26 +173,6 @@ class EvalTransform:
         return max(int(height * image.width / image.height), config.width_px), height
 
 
-def _format_of(data: bytes) -> str:
-    """Name the format by its first bytes: names and content types lie."""
-    head = data[:16]
-    if not head:
-        raise NotAnImage("The picture has no bytes.", hint="Send the content of an image file.")
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head.startswith(b"BM"):
-        return "BMP"
-    raise NotAnImage(
-        "The bytes are no picture in a known format.", hint=f"Send {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
-    )
-
-
 def _webp_size(data: bytes) -> tuple[int, int]:
     """Read width and height from the header: the WebP decoder allocates its canvas when it is opened."""
     chunk, body = data[12:16], data[20:30]
@@ -207,15 +202,31 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn by the orientation that the camera wrote; an unreadable one counts as none."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
+def _check_scans(parts: PixelParts, mpx: float, limits: ImageLimits) -> None:
+    if parts.num_scans > limits.max_scans:
+        raise TooManyPixels(
+            f"The JPEG has over {limits.max_scans} scans, which is the limit.", hint="Save it again as baseline."
+        )
+    if parts.num_scans * mpx > max(_MAX_SCANNED_MPX, limits.max_mpx):
+        raise TooManyPixels(
+            f"The JPEG has {parts.num_scans} scans of {mpx:.1f} Mpx each.", hint="Save it again as baseline."
+        )
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    num_rows = max(1, _BAND_PX // image.width)
+    if image.height <= num_rows:
+        return _band_as_rgb(image)
+    canvas = Image.new("RGB", image.size)
+    for top in range(0, image.height, num_rows):
+        band = image.crop((0, top, image.width, min(top + num_rows, image.height)))
+        canvas.paste(_band_as_rgb(band), (0, top))
+    return canvas
+
+
+def _band_as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # convert("RGB") would clip 16-bit grey to white instead of scaling it.
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -41,6 +41,7 @@ class ModelLoader:
         self._settings = settings
         self._num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._threads = ThreadPoolExecutor(settings.num_decoders or self._num_cores, "decoder")
+        self._large_thread = ThreadPoolExecutor(1, "large pictures")
 
     async def open(self, source: ModelSource) -> RunningModel["Tensor", "Tensor"]:
         """Load a model, warm it up and start to serve it.
@@ -63,7 +64,7 @@ class ModelLoader:
         classifier, network = loaded.classifier, loaded.network
         settings, image = self._settings, classifier.config.image
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
-        decoder = Decoder(classifier.transform, limits, self._threads)
+        decoder = Decoder(classifier.transform, limits, self._threads, self._large_thread)
         facts = _facts_of(loaded)
         # A GPU runs one batch after the other; a processor runs one on each core.
         num_engines = settings.num_engines or (self._num_cores if facts.device == "cpu" else 1)
@@ -106,7 +107,8 @@ class ModelLoader:
 
     def close(self) -> None:
         """Let the decoder threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._large_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,24 @@
 """Decoding in threads, with the real decoder."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from PIL import Image
 
 import eca_hub
 from eca_hub.errors import NotAnImage, TooManyPixels
 from service.decoding import Decoder
+from tests.picture_files import encode
 from tests.service.house import png
 
 TRANSFORM = eca_hub.EvalTransform(eca_hub.ImageConfig(24, 32, crop=1.0))
 
 
 def decoder(threads: ThreadPoolExecutor) -> Decoder:
-    return Decoder(TRANSFORM, eca_hub.ImageLimits(max_mpx=0.01), threads)
+    return Decoder(TRANSFORM, eca_hub.ImageLimits(max_mpx=0.01), threads, threads)
 
 
 def test_a_picture_becomes_the_pixels_that_the_library_makes() -> None:
@@ -33,3 +36,26 @@ def test_limits_hold() -> None:
             asyncio.run(decoder(threads).decode(png(200, 100)))
         with pytest.raises(NotAnImage):
             asyncio.run(decoder(threads).decode(png()[:30]))
+
+
+class NotingTransform(eca_hub.EvalTransform):
+    """Remembers which threads it worked in."""
+
+    def __init__(self) -> None:
+        super().__init__(TRANSFORM.config)
+        self.threads: list[str] = []
+
+    def to_pixels(self, image: Image.Image) -> torch.Tensor:
+        self.threads.append(threading.current_thread().name.partition("_")[0])
+        return super().to_pixels(image)
+
+
+def test_a_picture_of_very_many_pixels_keeps_no_thread_from_the_others() -> None:
+    transform = NotingTransform()
+    with ThreadPoolExecutor(2, "ordinary") as threads, ThreadPoolExecutor(1, "large") as large_thread:
+        decoder = Decoder(transform, eca_hub.ImageLimits(max_mpx=20), threads, large_thread)
+        for data in (encode(Image.new("L", (4500, 4000)), "PNG"), png(50, 40)):
+            asyncio.run(decoder.decode(data))
+        with pytest.raises(TooManyPixels, match="the limit is 20 Mpx"):
+            asyncio.run(decoder.decode(encode(Image.new("L", (5000, 5000)), "PNG")))
+    assert transform.threads == ["large", "ordinary"]

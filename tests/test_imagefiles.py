@@ -1,0 +1,105 @@
+"""Which parts of a file reach the decoder, and how a camera was held."""
+
+import struct
+
+import pytest
+
+from eca_hub.errors import NotAnImage, TooManyPixels
+from eca_hub.imagefiles import format_of, orientation_in, pixel_parts_of
+from eca_hub.images import ImageLimits, decode_image
+from tests.picture_files import chunk, encode, exif_of, gif_with, jpeg_with, png_with, scene, segment
+
+FILLING = bytes(2**16 - 10)
+
+
+def test_what_makes_no_pixels_is_left_out() -> None:
+    padded = {
+        "JPEG": jpeg_with(*(segment(code, FILLING) for code in (0xE1, 0xE2, 0xED, 0xFE))),
+        "PNG": png_with(chunk(b"zTXt", FILLING), chunk(b"iCCP", FILLING), chunk(b"acTL", bytes(8))),
+        "GIF": gif_with(b"\x21\xfe" + (b"\xff" + bytes(255)) * 1000 + b"\0"),
+    }
+    plain = {"JPEG": encode(scene(), "JPEG"), "PNG": encode(scene(), "PNG"), "GIF": encode(scene(mode="P"), "GIF")}
+    for name, data in padded.items():
+        assert format_of(data) == name
+        assert pixel_parts_of(name, data).data == plain[name]
+        assert decode_image(data).tobytes() == decode_image(plain[name]).tobytes()
+
+
+def test_what_says_how_colours_are_stored_is_kept() -> None:
+    data = encode(scene(mode="CMYK"), "JPEG")
+    assert b"Adobe" in pixel_parts_of("JPEG", data).data
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_orientation_is_read_from_every_format_that_has_one(orientation: int, order: str) -> None:
+    exif = exif_of(orientation, order)
+    assert orientation_in(exif) == orientation_in(b"Exif\0\0" + exif) == orientation
+    assert pixel_parts_of("JPEG", jpeg_with(segment(0xE1, b"Exif\0\0" + exif))).orientation == orientation
+    assert pixel_parts_of("PNG", png_with(chunk(b"eXIf", exif))).orientation == orientation
+    turned = decode_image(png_with(chunk(b"eXIf", exif)))
+    assert turned.size == ((96, 64) if orientation < 5 else (64, 96))
+    assert decode_image(encode(scene(), "WEBP", exif=exif)).size == turned.size
+
+
+@pytest.mark.parametrize("exif", [b"", b"II*", b"MM\0*\xff\xff\xff\xff", exif_of(0), exif_of(9), exif_of(6)[:14]])
+def test_an_orientation_that_cannot_be_read_counts_as_upright(exif: bytes) -> None:
+    assert orientation_in(exif) == 1
+
+
+def test_scans_are_counted_up_to_the_end_of_the_picture() -> None:
+    baseline, progressive = encode(scene(), "JPEG"), encode(scene(), "JPEG", progressive=True)
+    assert pixel_parts_of("JPEG", baseline).num_scans == 1
+    num_scans = pixel_parts_of("JPEG", progressive).num_scans
+    assert 5 < num_scans < 15
+    film = b"\xff\xda\0\x08scans!" * 1000
+    assert pixel_parts_of("JPEG", progressive + film).num_scans == num_scans
+    assert pixel_parts_of("JPEG", progressive[:-2] + film).num_scans > 900
+    assert decode_image(progressive + film).size == (96, 64)
+
+
+def test_scans_of_many_pixels_are_refused_sooner() -> None:
+    progressive = encode(scene(2000, 1500), "JPEG", progressive=True)
+    start = progressive.rindex(b"\xff\xda")
+    many = progressive[:-2] + progressive[start:-2] * 340 + progressive[-2:]
+    assert decode_image(progressive).size == (2000, 1500)
+    with pytest.raises(TooManyPixels, match=r"scans of 3\.0 Mpx each"):
+        decode_image(many, limits=ImageLimits(max_scans=1000))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("JPEG", jpeg_with(b"\xff\xe5\0\2" * 30_000)),
+        ("JPEG", encode(scene(), "JPEG", progressive=True)[:-2] + b"\xff\xfe\0\2" * 30_000 + b"\xff\xda" * 11),
+        ("PNG", png_with(chunk(b"teXt", b"") * 30_000)),
+        ("GIF", gif_with(b"\x21\xfe\0" * 30_000)),
+        ("GIF", gif_with(b"\x21\xfe" + b"\x01a" * 100_000 + b"\0")),
+        ("BMP", b"BM" + bytes(28) + b"\1" + bytes(2**19)),
+    ],
+)
+def test_a_file_of_very_many_parts_is_refused(name: str, data: bytes) -> None:
+    assert format_of(data) == name
+    with pytest.raises(TooManyPixels):
+        pixel_parts_of(name, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("JPEG", b"\xff\xd8\xff\xe0"),
+        ("JPEG", b"\xff\xd8\xff\xd9"),
+        ("JPEG", b"\xff\xd8" + segment(0xE0, bytes(10))),
+        ("GIF", b"GIF89a"),
+        ("GIF", b"GIF89a" + bytes(7) + b"\x21\xf9\xff"),
+    ],
+)
+def test_a_file_that_ends_before_its_pixels_is_no_picture(name: str, data: bytes) -> None:
+    with pytest.raises(NotAnImage):
+        pixel_parts_of(name, data)
+
+
+def test_a_chunk_that_claims_more_than_there_is_ends_a_png() -> None:
+    whole = encode(scene(), "PNG")
+    claiming = whole[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT" + whole[41:]
+    assert pixel_parts_of("PNG", claiming).data == claiming
