@@ -12,40 +12,74 @@ from torch import Tensor
 from eca_hub.train.progress import read_rows
 
 _MAX_NAMED = 40
+"""Classes whose names have room beside the matrix."""
+_MAX_WRITTEN = 12
+"""Classes whose shares have room in all cells; with more, only the large mistakes are written."""
+_LARGE_MISTAKE = 0.2
+_COLOURS = {"train": "#8fa3b8", "val": "#d1495b"}
+_NAMES = {"train": "training", "val": "validation"}
 
 
 def draw_curves(metrics_csv: Path, picture: Path) -> None:
-    """Draw the loss and top-1 columns of a metrics file, training beside validation."""
+    """Draw the loss and top-1 columns of a metrics file, training beside validation, and mark the best epoch."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     rows = read_rows(metrics_csv)
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
-        for split in ("train", "val"):
+        for split, colour in _COLOURS.items():
             points = [(int(row["epoch"]) + 1, float(row[key])) for row in rows if row.get(key := f"{split}_{metric}")]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=split, marker="." if len(points) < _MAX_NAMED else None)
-        axes.set(xlabel="epoch", title=metric)
-        axes.grid(alpha=0.3)
+            if not points:
+                continue
+            marker = "o" if len(points) < _MAX_NAMED else None
+            axes.plot(*zip(*points, strict=True), label=_NAMES[split], color=colour, lw=1.8, marker=marker, ms=3)
+            if metric == "top1" and split == "val":
+                epoch, best = max(points, key=lambda point: (point[1], point[0]))
+                axes.plot(epoch, best, "o", ms=9, mfc="none", mec=colour, mew=1.5)
+                axes.set_title(f"top-1, best {best:.1%} in epoch {epoch}", loc="left")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if metric == "loss":
+            axes.set_title("loss", loc="left")
+        else:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         if axes.lines:
-            axes.legend()
+            axes.legend(frameon=False)
     figure.savefig(picture, dpi=120)
 
 
 def draw_confusion(confusion_KK: Tensor, labels: Sequence[str], picture: Path) -> None:
     """Draw how often each class was taken for each, as shares of the true class."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
+    num_classes, num_images = len(labels), int(confusion_KK.sum())
     share_KK = confusion_KK.double() / confusion_KK.sum(1, keepdim=True).clamp(min=1)
-    side = min(max(4.0, 0.3 * len(labels) + 2), 16.0)
+    side = min(max(4.5, 0.3 * num_classes + 2), 14.0)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(share_KK.numpy(), cmap="viridis", vmin=0, vmax=1)
-    if len(labels) <= _MAX_NAMED:
-        axes.set_xticks(range(len(labels)), [_plain(label) for label in labels], rotation=90)
-        axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
+    # The square root of the share: a mistake in twenty is as good as invisible else.
+    axes.imshow(share_KK.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    if num_classes <= _MAX_NAMED:
+        axes.set_xticks(range(num_classes), [_plain(label) for label in labels], rotation=90)
+        axes.set_yticks(range(num_classes), [_plain(label) for label in labels])
+        axes.tick_params(length=0)
+        for row, column in (share_KK > 0).nonzero().tolist():
+            share = float(share_KK[row, column])
+            if num_classes <= _MAX_WRITTEN or row == column or share >= _LARGE_MISTAKE:
+                colour = "white" if share > 0.35 else "black"
+                axes.text(column, row, f"{share:.0%}"[:-1], ha="center", va="center", color=colour, fontsize=8)
+    axes.spines[:].set_visible(False)
     axes.set(xlabel="answer", ylabel="truth")
-    figure.colorbar(image, ax=axes, shrink=0.7)
+    axes.set_title(
+        f"{int(confusion_KK.trace()) / max(num_images, 1):.1%} of {num_images} pictures right; "
+        "percent of each true class",
+        loc="left",
+        fontsize=10,
+    )
     figure.savefig(picture, dpi=100)
 
 

@@ -1,22 +1,18 @@
-"""What a run says while it trains: a bar on a terminal, a line an epoch elsewhere, and a row an epoch in a file.
+"""What a run tells of its epochs: a line each for whoever reads, and a row each in a file.
 
 Knows nothing of checkpoints.
 """
 
 import csv
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 
 from eca_hub.train.data.pictures import Batch
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.say import say
-
-_REFRESH_S = 0.5
 
 
 class Speed(Callback):
@@ -50,46 +46,17 @@ class Speed(Callback):
         self._num_images, self._started_s = 0, time.monotonic()
 
 
-class Bar(RichProgressBar):
-    """A bar with loss, top-1 and images a second beside Lightning's own time left.
-
-    Args:
-        speed: Which counts.
-    """
-
-    def __init__(self, speed: Speed) -> None:
-        super().__init__(leave=True)
-        self._speed = speed
-        self._shown: dict[str, Any] = {}
-        self._shown_s = -_REFRESH_S
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands right of the bar; asking the device for it costs, so twice a second is enough."""
-        if time.monotonic() - self._shown_s > _REFRESH_S and isinstance(pl_module, ImageClassifier):
-            counted = pl_module.totals_of("fit")
-            num_images = max(int(counted.confusion_KK.sum()), 1)
-            self._shown = {
-                "loss": f"{float(counted.loss_sum) / num_images:.3f}",
-                "top1": f"{float(counted.confusion_KK.trace()) / num_images:.3f}",
-                "images/s": f"{self._speed.images_per_s:.0f}",
-            }
-            self._shown_s = time.monotonic()
-        return self._shown
-
-
 class EpochRows(Callback):
-    """Write a row an epoch to `metrics.csv`; say it as well where there is no bar.
+    """Write a row an epoch to `metrics.csv`, and print it as a line.
 
     Args:
         run_dir: The run folder.
         speed: Which counts.
-        says: Whether to print a line an epoch.
     """
 
-    def __init__(self, run_dir: Path, speed: Speed, *, says: bool) -> None:
+    def __init__(self, run_dir: Path, speed: Speed) -> None:
         self._path = run_dir / "metrics.csv"
         self._speed = speed
-        self._says = says
         self._started_s = time.monotonic()
         self._first_epoch = 0
 
@@ -121,8 +88,7 @@ class EpochRows(Callback):
             writer.writeheader()
             writer.writerows([*rows, row])
         part.replace(self._path)
-        if self._says:
-            say(self._line(row, epoch, trainer.max_epochs or 0))
+        say(self._line(row, epoch, trainer.max_epochs or 0))
 
     def _line(self, row: dict[str, Any], epoch: int, num_epochs: int) -> str:
         names = [name for name in ("train_loss", "train_top1", "val_loss", "val_top1") if name in row]
@@ -131,13 +97,6 @@ class EpochRows(Callback):
         left = f"  {format_s(per_epoch_s * (num_epochs - epoch - 1))} left" if epoch + 1 < num_epochs else ""
         speed = f"{self._speed.images_per_s:.0f} images/s"
         return f"epoch {epoch + 1}/{num_epochs}  {'  '.join(shown)}  {speed}  {self._speed.epoch_s:.1f} s{left}"
-
-
-def watchers(run_dir: Path) -> list[Callback]:
-    """Return what tells how a run goes: a bar for a terminal, and a line an epoch for a log file."""
-    speed = Speed()
-    is_terminal = sys.stdout.isatty()
-    return [speed, EpochRows(run_dir, speed, says=not is_terminal), *([Bar(speed)] if is_terminal else [])]
 
 
 def read_rows(metrics_csv: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -30,7 +30,7 @@ from eca_hub.train.identity import identity_of
 from eca_hub.train.keeper import Keeper, SaveConfig
 from eca_hub.train.measure import tell_measured, write_predictions
 from eca_hub.train.module import ImageClassifier
-from eca_hub.train.progress import watchers
+from eca_hub.train.progress import EpochRows, Speed
 from eca_hub.train.result import finish_run, write_environment
 from eca_hub.train.say import say
 from eca_hub.train.signals import Stopped, StopWish
@@ -108,14 +108,20 @@ class Cli(LightningCLI):
         """Keep everything of the run in its folder."""
         assert isinstance(self.datamodule, ImageData)
         self.datamodule.check()
-        self.trainer_defaults["callbacks"] = [BadSamples(self.run_dir, self.datamodule.max_bad_samples)]
-        if self.subcommand == "fit":
-            self.trainer_defaults["callbacks"] += [LossGuard(), *watchers(self.run_dir)]
+        callbacks: list[Callback] = [BadSamples(self.run_dir, self.datamodule.max_bad_samples)]
+        speed = Speed() if self.subcommand == "fit" else None
+        if speed is not None:
+            callbacks += [LossGuard(), speed, EpochRows(self.run_dir, speed)]
+        if sys.stdout.isatty():
+            from eca_hub.train.bar import Bar
+
+            callbacks.append(Bar(speed))
+        self.trainer_defaults["callbacks"] = callbacks
         own_plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = own_plugins if isinstance(own_plugins, list) else [own_plugins]
         trainer = super().instantiate_trainer(
             enable_model_summary=False,
-            enable_progress_bar=sys.stdout.isatty(),
+            enable_progress_bar=False,
             default_root_dir=str(self.run_dir),
             plugins=[*plugins, WholeCheckpointIO()],
             **kwargs,

@@ -55,6 +55,11 @@ class Totals(Metric):
             "macro": (right_K / seen_K)[seen_K > 0].mean().float(),
         }
 
+    def local_means(self) -> dict[str, float]:
+        """Return loss and top1 of this process so far, for a glance in between."""
+        num_images = max(int(self.confusion_KK.sum()), 1)
+        return {"loss": float(self.loss_sum) / num_images, "top1": float(self.confusion_KK.trace()) / num_images}
+
     def whole_confusion(self) -> Tensor:
         """Return the counts of all processes together."""
         self.sync(should_sync=self._to_sync and torch.distributed.is_initialized())

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.base import ImageData, check_labels
+from eca_hub.train.data.from_hub import fetch_parquet
 from eca_hub.train.data.source import Split, fingerprint_of
 
 _NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
@@ -21,8 +23,9 @@ class ParquetData(ImageData):
 
     Args:
         root: A folder of parquet files whose names start with their split, or `owner/name` of a data set on the hub.
-        image_column: Where pictures stand.
-        label_column: Where classes stand, as numbers or as words.
+        image_column: Where pictures stand; None finds `image`, or the only column of pictures.
+        label_column: Where classes stand, as numbers or as words; None finds `label`, or the only column of classes.
+        subset: Folder of one of several subsets, which `datasets` calls configurations.
         revision: Branch, tag or commit of a data set on the hub.
         options: Those of all data: image, augment, batch_size, num_workers, cache_mib, max_bad_samples.
 
@@ -33,15 +36,16 @@ class ParquetData(ImageData):
     def __init__(
         self,
         root: str,
-        image_column: str = "image",
-        label_column: str = "label",
+        image_column: str | None = None,
+        label_column: str | None = None,
+        subset: str | None = None,
         revision: str | None = None,
         **options: object,
     ) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
         self.title = Path(root).name or "pictures"
-        folder = Path(root) if Path(root).is_dir() else _from_hub(root, revision)
-        files = _find_splits(folder)
+        folder = Path(root) if Path(root).is_dir() else fetch_parquet(root, revision, subset)
+        files = _find_splits(folder, subset)
         self._tables = {split: ParquetTable(paths, image_column, label_column) for split, paths in files.items()}
         self.labels = self._tables["train"].labels
         for split in ("val", "test"):
@@ -57,35 +61,32 @@ class ParquetTable:
 
     Args:
         paths: The files, in order.
-        image_column: Where pictures stand.
-        label_column: Where classes stand.
+        image_column: Where pictures stand; None finds out.
+        label_column: Where classes stand; None finds out.
 
     Raises:
         InvalidConfig: a file is no parquet file, or has no such column.
     """
 
-    def __init__(self, paths: list[Path], image_column: str, label_column: str) -> None:
+    def __init__(self, paths: list[Path], image_column: str | None, label_column: str | None) -> None:
         import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
         import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
         self._paths = paths
-        self._image_column = image_column
         try:
             schema = pq.read_schema(paths[0])
         except (OSError, pa.ArrowInvalid) as error:
             raise InvalidConfig(f"{paths[0]} is no parquet file: {' '.join(str(error).split())}.") from None
-        for column in (image_column, label_column):
-            if column not in schema.names:
-                raise InvalidConfig(
-                    f"{paths[0]} has no column {column!r}; it has {', '.join(schema.names)}.",
-                    hint="Give --data.image_column and --data.label_column.",
-                )
+        features = _features(schema.metadata)
+        image_column = _column(schema.names, image_column, "image", features, "Image", paths[0])
+        label_column = _column(schema.names, label_column, "label", features, "ClassLabel", paths[0])
+        self._image_column = image_column
         self._holds_structs = pa.types.is_struct(schema.field(image_column).type)
         values = pa.concat_tables(pq.read_table(path, columns=[label_column]) for path in paths)[
             label_column
         ].to_numpy()
         if len(values) and np.issubdtype(values.dtype, np.integer):
-            self.labels = _named(schema.metadata, label_column) or [str(n) for n in range(int(values.max()) + 1)]
+            self.labels = _names_of(features, label_column) or [str(n) for n in range(int(values.max()) + 1)]
             if int(values.max()) >= len(self.labels) or int(values.min()) < 0:
                 raise InvalidConfig(f"{paths[0]} has labels outside 0 to {len(self.labels) - 1}.")
             self.targets = values.astype(np.int64)
@@ -131,44 +132,57 @@ class ParquetTable:
         return pa.concat_tables(tables)[self._image_column]
 
 
-def _find_splits(folder: Path) -> dict[str, list[Path]]:
-    paths = sorted(folder.rglob("*.parquet"))
+def _find_splits(folder: Path, subset: str | None) -> dict[str, list[Path]]:
+    if subset and not (folder / subset).is_dir():
+        raise InvalidConfig(f"{folder} has no subset {subset!r}; it holds {_listing(folder.iterdir())}.")
+    paths = sorted((folder / subset if subset else folder).rglob("*.parquet"))
     found: dict[str, list[Path]] = {}
     for split, names in _NAMES.items():
         if files := [path for path in paths if path.name.lower().startswith(names) or path.parent.name in names]:
             found[split] = files
-    listing = ", ".join(path.name for path in paths[:5]) or "no parquet files"
     if "train" not in found:
-        raise InvalidConfig(f"{folder} has no train*.parquet; it holds {listing}.")
+        raise InvalidConfig(f"{folder} has no train*.parquet; it holds {_listing(paths)}.")
     if "val" not in found and "test" not in found:
-        raise InvalidConfig(f"{folder} has neither validation*.parquet nor test*.parquet; it holds {listing}.")
+        raise InvalidConfig(f"{folder} has neither validation*.parquet nor test*.parquet; it holds {_listing(paths)}.")
+    inside = {path.relative_to(folder).parts[0] for path in found["train"] if path.parent != folder}
+    if len(subsets := sorted(inside - set(_NAMES["train"]))) > 1 and not subset:
+        raise InvalidConfig(
+            f"{folder} has the subsets {', '.join(subsets[:5])}.", hint=f"Give one, such as --data.subset {subsets[0]}."
+        )
     return {"val": found.get("test", []), "test": found.get("val", []), **found}
 
 
-def _from_hub(root: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _listing(paths: Iterable[Path]) -> str:
+    return ", ".join(sorted(path.name for path in paths)[:5]) or "no parquet files"
 
+
+def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    """Read what `datasets` says about the columns in a file; nothing if it was not `datasets` that wrote it."""
     try:
-        return Path(
-            snapshot_download(
-                root, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"]
-            )
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {str(name): dict(feature) for name, feature in features.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _names_of(features: dict[str, Any], column: str) -> list[str]:
+    """The class names of a column; none if they are not known."""
+    names = features.get(column, {}).get("names")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _column(names: list[str], wanted: str | None, usual: str, features: dict[str, Any], kind: str, path: Path) -> str:
+    """The column that was asked for, the one with the usual name, or the only one of its kind."""
+    of_kind = [name for name, feature in features.items() if feature.get("_type") == kind and name in names]
+    if wanted is None and usual not in names and len(of_kind) == 1:
+        return of_kind[0]
+    column = wanted or usual
+    if column not in names:
+        raise InvalidConfig(
+            f"{path} has no column {column!r}; it has {', '.join(names)}.",
+            hint="Give --data.image_column and --data.label_column.",
         )
-    except HFValidationError:
-        raise InvalidConfig(f"There is no folder {root}, and it is no name of a data set on the hub.") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidConfig(f"There is no folder {root}, and the hub gives no such data set: {reason}") from None
-
-
-def _named(metadata: dict[bytes, bytes] | None, column: str) -> list[str]:
-    """Read the class names that `datasets` leaves in a file."""
-    try:
-        feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
-        return [str(name) for name in feature["names"]]
-    except (KeyError, ValueError, TypeError):
-        return []
+    return column
 
 
 def _numbered(values: list[str]) -> tuple[list[str], np.ndarray]:
