@@ -16,7 +16,18 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from eca_hub.train.errors import CheckpointCorrupt
-from eca_hub.train.whole_files import PART, SIDECAR, facts_of, read_whole, remove_whole, write_whole
+from eca_hub.train.sharding import joined
+from eca_hub.train.whole_files import (
+    PART,
+    SIDECAR,
+    check_whole,
+    facts_of,
+    read_whole,
+    remove,
+    remove_whole,
+    write_into,
+    write_whole,
+)
 
 _NUM_KEPT = 2
 
@@ -52,7 +63,7 @@ class CheckpointFolder:
         """
         for path in self._paths():
             try:
-                read_whole(path)
+                check_whole(path)
                 return Saved(path, facts_of(path))
             except CheckpointCorrupt as error:
                 if tell is not None:
@@ -82,14 +93,14 @@ class CheckpointFolder:
             if path.name not in named:
                 remove_whole(path)
         for path in [*self.folder.glob(f"*{PART}"), *self._lonely_sidecars()]:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def clear(self) -> None:
         """Remove everything, for a run that starts anew."""
         for path in [*self._paths(), *self.folder.glob("best-*.safetensors")]:
             remove_whole(path)
         for path in [*self.folder.glob(f"*{PART}"), *self._lonely_sidecars()]:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def save_best(self, weights: Mapping[str, Tensor], step: int) -> str:
         """Write the best weights so far; return the file's name."""
@@ -116,6 +127,23 @@ class CheckpointFolder:
         return [path for path in sidecars if not path.with_name(path.name.removesuffix(SIDECAR)).exists()]
 
 
+def write_share(path: Path, share: Mapping[str, Any], rank: int, world_size: int) -> None:
+    """Write what one process holds of a checkpoint, which is a folder then.
+
+    Args:
+        path: The folder.
+        share: From `sharding.own_share`.
+        rank: The process.
+        world_size: How many there are.
+
+    Raises:
+        TrainingStopped: the disk is full or the folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(share, buffer)
+    write_into(path, f"{rank:05}-of-{world_size:05}.pt", buffer.getbuffer())
+
+
 class WholeCheckpointIO(CheckpointIO):
     """How Lightning reads and writes checkpoints: whole, and never as code."""
 
@@ -128,14 +156,23 @@ class WholeCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, checked.
+        """Read a checkpoint, checked; one that many processes wrote is put together.
 
         Raises:
             CheckpointCorrupt: the file is not whole.
         """
-        loaded: dict[str, Any] = torch.load(io.BytesIO(read_whole(Path(path))), map_location="cpu", weights_only=True)
-        return loaded
+        if Path(path).is_dir():
+            check_whole(Path(path))
+            shares = [_load(each.read_bytes()) for each in sorted(Path(path).iterdir())]
+            together: dict[str, Any] = joined(shares)
+            return together
+        return _load(read_whole(Path(path)))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint."""
         remove_whole(Path(path))
+
+
+def _load(content: bytes) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return loaded

@@ -15,6 +15,8 @@ _TRAINER = (
     "limit_train_batches",
     "limit_val_batches",
     "overfit_batches",
+    "strategy",
+    "sync_batchnorm",
 )
 # Where files lie, how many processes read them, and how much is kept in memory do not change what is learnt.
 _INDIFFERENT = ("num_workers", "cache_mib", "root", "max_bad_samples")

@@ -5,7 +5,7 @@ Knows nothing of how files are written or how signals arrive.
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +16,8 @@ from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.place import Place, begin_plainly, loops_at, place_after_batch
 from eca_hub.train.say import say
-from eca_hub.train.signals import Stopped, StopWish
+from eca_hub.train.sharding import share_of
+from eca_hub.train.signals import StopWish
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ class Keeper(Callback):
         found = pl_module.totals_of("val").compute()
         top1 = float(found["top1"])
         if found["loss"].isfinite() and top1 >= self.best_top1:
+            weights = pl_module.best_weights()
             if trainer.is_global_zero:
-                self.best = self._folder.save_best(pl_module.best_weights(), trainer.global_step)
+                self.best = self._folder.save_best(weights, trainer.global_step)
             self.best = trainer.strategy.broadcast(self.best)
             self.best_top1, self.best_epoch = top1, trainer.current_epoch + 1
 
@@ -169,10 +171,13 @@ class Keeper(Callback):
         self._place = Place(self._place.epoch, 0)
 
     def _save(self, trainer: Trainer, place: Place) -> None:
-        broken = [name for name, tensor in trainer.lightning_module.state_dict().items() if not _is_finite(tensor)]
-        if broken:
+        weights = trainer.lightning_module.state_dict()
+        broken = [name for name, tensor in weights.items() if not _is_finite(share_of(tensor))]
+        [is_broken] = _any_process(trainer, bool(broken))
+        if is_broken:
+            name = broken[0] if broken else "a weight of another process"
             raise TrainingStopped(
-                f"After step {trainer.global_step} {broken[0]} holds NaN or infinity; nothing was saved.",
+                f"After step {trainer.global_step} {name} holds NaN or infinity; nothing was saved.",
                 hint="Lower --model.optim.lr, then --resume --allow_changes from the checkpoint before.",
             )
         trainer.save_checkpoint(self._folder.path_at(trainer.global_step, place.epoch, place.batch))
@@ -180,12 +185,12 @@ class Keeper(Callback):
             self._folder.tidy(self.best)
         self._saved_s = time.monotonic()
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _stop(self, trainer: Trainer) -> NoReturn:
         self._wish.calm()
         self._save(trainer, self._place)
         if trainer.is_global_zero:
             say(f"Stopped at step {trainer.global_step}, which is saved. To go on: the same command with --resume")
-        raise Stopped(self._wish.number or 15)
+        self._wish.obey()
 
 
 def _any_process(trainer: Trainer, *flags: bool) -> list[bool]:

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
 
 from eca_hub.train.data.base import ImageData
@@ -20,19 +21,26 @@ def tell_measured(trainer: Trainer, module: ImageClassifier, split: str) -> None
 
 
 def write_predictions(trainer: Trainer, module: ImageClassifier, data: ImageData, table: Path) -> None:
-    """Write a row a picture: file, true class, answer, and its probability."""
+    """Write a row a picture, in the order of the split: file, true class, answer, and its probability."""
     source = data.source("test")
-    answers = trainer.predict(module, datamodule=data) or []
+    answers = [
+        answer
+        for index_N, score_NK in trainer.predict(module, datamodule=data) or []
+        for answer in zip(index_N.tolist(), score_NK.argmax(1).tolist(), score_NK.amax(1).tolist(), strict=True)
+    ]
+    if trainer.world_size > 1:
+        shares: list[list[tuple[int, int, float]]] = [[] for _ in range(trainer.world_size)]
+        torch.distributed.all_gather_object(shares, answers)
+        answers = [answer for share in shares for answer in share]
+    if not trainer.is_global_zero:
+        return
     table.parent.mkdir(parents=True, exist_ok=True)
-    num_right = num_images = 0
+    num_right = 0
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "answer", "score"])
-        for index_N, score_NK in answers:
-            best_N = score_NK.argmax(1)
-            for index, best, score_K in zip(index_N.tolist(), best_N.tolist(), score_NK, strict=True):
-                target = int(source.targets[index])
-                num_right, num_images = num_right + (target == best), num_images + 1
-                row = [source.name(index), data.labels[target], data.labels[best], f"{float(score_K[best]):.6f}"]
-                writer.writerow(row)
-    say(f"{num_right} of {num_images} right; answers: {table}")
+        for index, best, score in sorted(answers):
+            target = int(source.targets[index])
+            num_right += target == best
+            writer.writerow([source.name(index), data.labels[target], data.labels[best], f"{score:.6f}"])
+    say(f"{num_right} of {len(answers)} right; answers: {table}")

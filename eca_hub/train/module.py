@@ -24,6 +24,7 @@ from eca_hub.train.data.pictures import Batch
 from eca_hub.train.mix import Mix, MixConfig
 from eca_hub.train.optim import OptimConfig, make_optimizer, rate_factor
 from eca_hub.train.seeds import derive_seed, seed_chance
+from eca_hub.train.sharding import shard, share_buffers, whole
 from eca_hub.train.start import Teacher, Train, freeze, norms, start_from
 from eca_hub.train.totals import Totals
 
@@ -104,6 +105,7 @@ class ImageClassifier(LightningModule):
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         num_classes = self.config.num_classes
         self.totals = nn.ModuleDict({split: Totals(num_classes) for split in ("fit", "val", "test")})
+        self._average_decay = average_decay
         self.average = WeightAverage(self.model, average_decay) if average_decay else None
         self._train = train
         self._mix = Mix(mix, num_classes)
@@ -147,8 +149,17 @@ class ImageClassifier(LightningModule):
         """Return the numbers of the pictures (N,) and the probabilities of the classes (N, K)."""
         return batch.numbers.cpu(), self._answer(batch).softmax(1).cpu()
 
+    def configure_model(self) -> None:
+        """Cut up the weights, if the strategy has a row of processes to share them."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+            if self.average is not None:
+                self.average = WeightAverage(self.model, self._average_decay)
+
     def on_train_start(self) -> None:
-        """Fix what the rate depends on."""
+        """Fix what the rate depends on; counts of an epoch that is resumed are those of all processes."""
+        if not self.trainer.is_global_zero:
+            self.totals_of("fit").forget()
         num_steps = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = max(num_steps // max(self.trainer.max_epochs or 1, 1), 1)
         self._rate_factor = rate_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
@@ -197,8 +208,13 @@ class ImageClassifier(LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Make a step, and let the average follow."""
+        """Make a step, and let the average follow; norms go on with the statistics of the first process.
+
+        DDP does so too, but only before the next step: what is saved or measured until then would be several networks.
+        """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.trainer.world_size > 1:
+            share_buffers(self.model)
         if self.average is not None:
             self.average.update(self.model, self.global_step)
 
@@ -207,7 +223,8 @@ class ImageClassifier(LightningModule):
         return make_optimizer(self.optim_config, self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the average beside the weights."""
+        """Save the average beside the weights, and the counts of all processes instead of this one's."""
+        checkpoint["state_dict"] |= self.totals_of("fit").summed("totals.fit.")
         if self.average is not None:
             checkpoint["average"] = dict(self.average.weights)
 
@@ -219,9 +236,10 @@ class ImageClassifier(LightningModule):
             self.average.load(checkpoint["average"])
 
     def best_weights(self) -> dict[str, Tensor]:
-        """Return the weights that are measured: the average, if there is one."""
-        weights = self.average.weights if self.average is not None else self.model.state_dict()
-        return {name: tensor.detach() for name, tensor in weights.items()}
+        """Return the weights that are measured: the average, if there is one. All processes must ask for them."""
+        if self.average is not None:
+            return self.average.whole()
+        return {name: whole(tensor.detach()) for name, tensor in self.model.state_dict().items()}
 
     def totals_of(self, split: str) -> Totals:
         """Return the counts of `fit`, `val` or `test`."""

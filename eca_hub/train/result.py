@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from eca_hub import __version__
 from eca_hub.hub.card import CardFacts, Result
 from eca_hub.hub.folder import save_pretrained
+from eca_hub.models.build import build_model
 from eca_hub.train.checkpoints import CheckpointFolder
 from eca_hub.train.data.base import ImageData
 from eca_hub.train.drawings import draw_confusion, draw_curves, write_classes
@@ -24,6 +25,7 @@ from eca_hub.train.keeper import Keeper
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.progress import format_s
 from eca_hub.train.say import say
+from eca_hub.train.sharding import load_whole
 
 
 def finish_run(
@@ -46,7 +48,8 @@ def finish_run(
         raise TrainingStopped("No epoch was validated, so no weights are the best.", hint="Train longer.")
     fit_s = keeper.fit_s
     memory_mib = peak_memory_mib(trainer.strategy.root_device)
-    module.model.load_state_dict(folder.load_best(keeper.best))
+    best = folder.load_best(keeper.best)
+    load_whole(module.model, best)
     module.average = None
     [measured] = trainer.test(module, datamodule=data, verbose=False)
     confusion_KK = module.totals_of("test").whole_confusion().cpu()
@@ -74,7 +77,10 @@ def finish_run(
         draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
     (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     facts = _card_facts(trainer, module, data, result)
-    save_pretrained(module.model, module.config, run_dir / "model", facts=facts)
+    # Not the network that was trained: that one may be cut up, or have norms that only training needs.
+    network = build_model(module.config)
+    network.load_state_dict(best)
+    save_pretrained(network, module.config, run_dir / "model", facts=facts)
     _tell(result, run_dir)
 
 

@@ -33,9 +33,11 @@ from eca_hub.train.module import ImageClassifier
 from eca_hub.train.progress import EpochRows, Speed
 from eca_hub.train.result import finish_run, write_environment
 from eca_hub.train.say import say
-from eca_hub.train.signals import Stopped, StopWish
+from eca_hub.train.signals import Stopped, StopWish, end_workers
+from eca_hub.train.strategies import SyncNorms, check_norms, own_strategy
 
 _RUN_DIR_VARIABLE = "ECA_RUN_DIR"
+_STARTED_FROM_OUTSIDE = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
 _IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
 _IMPORTABLE = ("eca_hub.train", *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies")))
 _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"} | {
@@ -117,15 +119,21 @@ class Cli(LightningCLI):
 
             callbacks.append(Bar(speed))
         self.trainer_defaults["callbacks"] = callbacks
-        own_plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        words = self._get(self.config_init, "trainer")
+        own_plugins = words.get("plugins") or []
         plugins = own_plugins if isinstance(own_plugins, list) else [own_plugins]
+        if words["sync_batchnorm"]:
+            plugins = [*plugins, SyncNorms()]
         trainer = super().instantiate_trainer(
             enable_model_summary=False,
             enable_progress_bar=False,
             default_root_dir=str(self.run_dir),
             plugins=[*plugins, WholeCheckpointIO()],
+            **own_strategy(words),
             **kwargs,
         )
+        if words["sync_batchnorm"]:
+            check_norms(trainer)
         if self.subcommand == "fit":
             config = self.config["fit"]
             identity = identity_of(self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size)
@@ -251,6 +259,8 @@ def run(command: str, argv: list[str]) -> None:
             if sentence := as_sentence(error):
                 raise sentence from None
             raise
+        finally:
+            end_workers()
 
 
 _KNOWN_WARNINGS = (
@@ -266,8 +276,8 @@ _KNOWN_WARNINGS = (
 
 def _run_dir(config: Any) -> Path:
     """Take the folder that was given, or name one; processes that Lightning starts take their starter's."""
-    if not config["run_dir"] and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise InvalidConfig("Processes that torchrun starts cannot agree on a new folder.", hint="Give --run_dir.")
+    if not config["run_dir"] and any(name in os.environ for name in _STARTED_FROM_OUTSIDE):
+        raise InvalidConfig("Processes that a launcher starts cannot agree on a new folder.", hint="Give --run_dir.")
     now = datetime.datetime.now().astimezone()
     model = config["model"]
     named = f"runs/{now:%Y-%m-%d_%H%M%S}_{model['attention']}_{model['architecture']}"

@@ -5,9 +5,11 @@ next place is too far off. Knows nothing of training.
 """
 
 import contextlib
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 PATIENCE_S = 8.0
 """How long a place may take to come, within the ten seconds that most schedulers give."""
@@ -18,6 +20,18 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+
+
+def end_workers() -> None:
+    """End the data workers that are left, at once.
+
+    They leave SIGTERM to the trainer, but that is how torch and Python ask them to end: each would be waited for
+    seconds, the last one forever.
+    """
+    # Torch would take their end for an accident, and say so.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class StopWish:
@@ -50,14 +64,23 @@ class StopWish:
         """Let what has begun take its time."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def obey(self) -> NoReturn:
+        """End the process.
+
+        Raises:
+            Stopped: always.
+        """
+        end_workers()
+        raise Stopped(self.number or signal.SIGTERM)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             if number == signal.SIGINT:
-                raise Stopped(number)
+                self.obey()
             # A launcher passes on what the whole group has got already.
             return
         self.number = number
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
 
     def _give_up(self, number: int, frame: FrameType | None) -> None:
-        raise Stopped(self.number or signal.SIGTERM)
+        self.obey()

@@ -61,9 +61,23 @@ class Totals(Metric):
         return {"loss": float(self.loss_sum) / num_images, "top1": float(self.confusion_KK.trace()) / num_images}
 
     def whole_confusion(self) -> Tensor:
-        """Return the counts of all processes together."""
+        """Return the confusion of all processes together."""
+        return self.summed()["confusion_KK"]
+
+    def summed(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the counts of all processes together, which must all ask for them.
+
+        Args:
+            prefix: What stands before each name.
+        """
         self.sync(should_sync=self._to_sync and torch.distributed.is_initialized())
-        confusion_KK = self.confusion_KK.clone()
+        counts = {prefix + name: getattr(self, name).clone() for name in self._defaults}
         if self._is_synced:
             self.unsync()
-        return confusion_KK
+        return counts
+
+    def forget(self) -> None:
+        """Leave the counts so far to another process."""
+        self.reset()
+        # Nothing to add is not the same as nothing counted, which torchmetrics warns of.
+        self._update_count = 1

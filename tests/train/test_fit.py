@@ -13,7 +13,8 @@ from eca_hub.train import cli
 from eca_hub.train.data import DigitsData
 from tests.train.test_data import png, write_parquet
 
-CONFIGS = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "cluster")
 SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
 CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1")
 

@@ -1,20 +1,27 @@
-"""Two processes on one machine, with gloo: what one process learns, what it measures, and how a dead one is told."""
+"""Two processes on one machine, with gloo: what one process learns, what it measures, and how a dead one is told.
+
+`ddp` keeps every weight in both, `fsdp` cuts them up; both are held against a single process with the same batches.
+"""
 
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+
+from eca_hub.train.checkpoints import WholeCheckpointIO
 
 pytestmark = pytest.mark.slow
 
 CONFIG = """
-model: {architecture: resnet20, train: all_but_norms, optim: {lr: 0.01}}
+model: {architecture: resnet20, train: all_but_norms, optim: {lr: 0.01, schedule: constant}}
 data:
   class_path: SyntheticData
   init_args: {num_train: 640, num_eval: 101, batch_size: 32, image: {height_px: 16, width_px: 16, crop: 1.0}}
@@ -22,20 +29,45 @@ trainer: {max_epochs: 2, accelerator: cpu, strategy: ddp, devices: 2}
 """
 
 
-def start(run_dir: Path, *options: str) -> subprocess.Popen[str]:
+def start(run_dir: Path, *options: str, command: str = "fit") -> subprocess.Popen[str]:
     path = run_dir.with_suffix(".yaml")
     path.write_text(CONFIG)
-    command = [sys.executable, "-m", "eca_hub", "fit", "--config", str(path), "--run_dir", str(run_dir), *options]
+    words = [sys.executable, "-m", "eca_hub", command, "--config", str(path), "--run_dir", str(run_dir), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
 
 
 def last_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     newest = max((run_dir / "checkpoints").glob("step-*.ckpt"))
-    state: dict[str, torch.Tensor] = torch.load(newest, weights_only=True)["state_dict"]
+    state: dict[str, torch.Tensor] = WholeCheckpointIO().load_checkpoint(newest)["state_dict"]
     return {name: tensor for name, tensor in state.items() if name.startswith("model.")}
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, output
+    return output
+
+
+def stop_after_first_epoch(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+
+
+def packaged(run_dir: Path) -> bytes:
+    return (run_dir / "model" / "model.safetensors").read_bytes()
+
+
+def difference(run: Path, other: Path) -> float:
+    weights, others = map(last_weights, (run, other))
+    return max(float((weights[name] - others[name]).abs().max()) for name in others)
 
 
 def rows_of(run_dir: Path) -> list[dict[str, str]]:
@@ -43,34 +75,89 @@ def rows_of(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+ONE = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--data.batch_size", "64")
+EVERYTHING = (
+    "--model.train",
+    "all",
+    "--model.average_decay",
+    "0.9",
+    "--model.dropout",
+    "0.2",
+    "--model.mix.mixup",
+    "0.2",
+)
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run of two processes with batches of 32, and one of a single process with batches of 64."""
-    folder = tmp_path_factory.mktemp("pair")
-    for name, options in {
-        "two": (),
-        "one": ("--trainer.devices", "1", "--trainer.strategy", "auto", "--data.batch_size", "64"),
-    }.items():
-        process = start(folder / name, *options)
-        output, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, output
-        assert output.count("test top-1") == 1
-    return folder / "two", folder / "one"
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a single process with batches of 64."""
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    finish(start(run_dir, *ONE))
+    return run_dir
 
 
-def test_two_processes_learn_what_one_learns(pair: tuple[Path, Path]) -> None:
-    two, one = map(last_weights, pair)
-    assert [row["step"] for row in rows_of(pair[0])] == ["10", "20"]
-    assert max(float((two[name] - one[name]).abs().max()) for name in one) <= 1e-5
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes with batches of 32."""
+    run_dir = tmp_path_factory.mktemp(request.param) / "run"
+    assert finish(start(run_dir, "--trainer.strategy", request.param)).count("test top-1") == 1
+    return run_dir
 
 
-def test_two_processes_measure_every_picture_once(pair: tuple[Path, Path]) -> None:
+def test_two_processes_learn_what_one_learns(two: Path, one: Path) -> None:
+    assert [row["step"] for row in rows_of(two)] == ["10", "20"]
+    assert difference(two, one) <= 1e-5
+
+
+def test_two_processes_measure_every_picture_once(two: Path, one: Path) -> None:
     for name in ("val_top1", "val_loss", "val_macro", "train_loss", "train_top1"):
-        two, one = ([float(row[name]) for row in rows_of(run)] for run in pair)
-        assert two == pytest.approx(one, abs=2e-6)
-    results = [json.loads((run / "result.json").read_text()) for run in pair]
+        found, expected = ([float(row[name]) for row in rows_of(run)] for run in (two, one))
+        assert found == pytest.approx(expected, abs=2e-6)
+    results = [json.loads((run / "result.json").read_text()) for run in (two, one)]
     assert [result["num_test_images"] for result in results] == [101, 101]
     assert results[0]["test_top1"] == results[1]["test_top1"]
+
+
+def test_two_processes_leave_the_package_that_one_leaves(two: Path, one: Path) -> None:
+    names = [{path.name for path in (run / "model").iterdir()} for run in (two, one)]
+    assert names[0] == names[1]
+    packages = [safetensors.torch.load(packaged(run)) for run in (two, one)]
+    torch.testing.assert_close(*packages, atol=1e-5, rtol=0)
+
+
+def test_two_processes_write_every_prediction_once_and_in_order(two: Path, one: Path) -> None:
+    tables = []
+    for run, options in ((two, ()), (one, ONE)):
+        assert finish(start(run, *options, command="predict")).count("answers: ") == 1
+        with (run / "predictions.csv").open() as file:
+            tables.append([(row["file"], row["label"], row["answer"]) for row in csv.DictReader(file)])
+    assert len(tables[0]) == 101
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_stop_and_go_on_to_the_same_weights(strategy: str, tmp_path: Path) -> None:
+    options = ("--trainer.strategy", strategy, *EVERYTHING)
+    finish(start(tmp_path / "whole", *options))
+    stop_after_first_epoch(start(tmp_path / "run", *options))
+    assert "Going on from step-" in finish(start(tmp_path / "run", *options, "--resume"))
+    assert packaged(tmp_path / "run") == packaged(tmp_path / "whole")
+    for row, expected in zip(*(rows_of(tmp_path / name) for name in ("run", "whole")), strict=True):
+        assert {name: row[name] for name in ("val_loss", "train_loss")} == {
+            name: expected[name] for name in ("val_loss", "train_loss")
+        }
+
+
+@pytest.mark.parametrize(("first", "then"), [("fsdp", "ddp"), ("ddp", "fsdp"), ("fsdp", "auto")])
+def test_a_checkpoint_of_one_strategy_goes_on_with_another(first: str, then: str, one: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    finish(start(run_dir, "--trainer.strategy", first, "--trainer.max_epochs", "1"))
+    shutil.rmtree(run_dir / "model")
+    options = ONE if then == "auto" else ("--trainer.strategy", then)
+    assert "trainer.strategy was" in start(run_dir, *options, "--resume").communicate(timeout=250)[0]
+    finish(start(run_dir, *options, "--resume", "--allow_changes"))
+    assert [row["step"] for row in rows_of(run_dir)] == ["10", "20"]
+    assert difference(run_dir, one) <= 1e-5
 
 
 @pytest.mark.parametrize("who", ["first", "second"])
@@ -92,19 +179,3 @@ def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_can_go_on(who
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
     assert "Going on from step-" in output
-
-
-def test_two_processes_stop_and_go_on_to_the_same_weights(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    process = start(tmp_path / "run")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 1/"):
-            break
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
-    again = start(tmp_path / "run", "--resume")
-    output, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, output
-    packages = [(run / "model" / "model.safetensors").read_bytes() for run in (tmp_path / "run", pair[0])]
-    assert packages[0] == packages[1]

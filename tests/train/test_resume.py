@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -224,4 +225,24 @@ def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(
     process.wait()
     if not (run_dir / "model" / "config.json").exists():
         assert fit(run_dir, "--resume", *options) == 0
+    assert weights_hash(run_dir) == weights_hash(whole_run)
+
+
+@SLOW
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("who", ["main process", "whole group"])
+def test_sigterm_ends_the_process_within_ten_seconds_and_nothing_is_lost(
+    who: str, num_workers: int, tmp_path: Path, whole_run: Path
+) -> None:
+    run_dir, options = tmp_path / "run", ("--data.num_workers", str(num_workers))
+    run_dir.with_suffix(".yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "eca_hub", "fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("epoch 1/"))
+        (process.send_signal if who == "main process" else partial(os.killpg, process.pid))(signal.SIGTERM)
+        assert process.wait(timeout=10) == 143
+        # Its end is seen when nobody is left who could write to it, workers included.
+        assert "which is saved" in process.stdout.read()
+    assert fit(run_dir, "--resume", *options) == 0
     assert weights_hash(run_dir) == weights_hash(whole_run)
