@@ -190,10 +190,7 @@ def test_stock_timm_loads_from_the_hub_what_was_pushed_without_eca_hub(
     assert answer == {each.label: pytest.approx(each.score, abs=1e-5) for each in expected}
 
 
-@pytest.fixture
-def run_stock(tmp_path: Path) -> Callable[..., str]:
-    """Classify with stock timm in a process where eca-hub cannot be imported."""
-    code = """
+STOCK_TIMM = """
 import json, sys
 sys.modules["eca_hub"] = None
 import timm, torch
@@ -205,7 +202,21 @@ scores = model(transform(Image.open(sys.argv[2]))[None]).softmax(1)[0].tolist()
 print(json.dumps(dict(zip(model.pretrained_cfg["label_names"], scores))))
 """
 
-    def run(hub: Hub, model_id: str, picture: Path) -> str:
+STOCK_TRANSFORMERS = """
+import json, sys
+sys.modules["eca_hub"] = None
+import transformers
+from PIL import Image
+classify = transformers.pipeline("image-classification", model=sys.argv[1])
+print(json.dumps({each["label"]: each["score"] for each in classify(Image.open(sys.argv[2]))}))
+"""
+
+
+@pytest.fixture
+def run_stock(tmp_path: Path) -> Callable[..., str]:
+    """Classify in a process where eca-hub cannot be imported."""
+
+    def run(hub: Hub, model_id: str, picture: Path, code: str = STOCK_TIMM) -> str:
         import os
 
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "stock_cache")}
@@ -216,18 +227,20 @@ print(json.dumps(dict(zip(model.pretrained_cfg["label_names"], scores))))
 
 
 @pytest.mark.slow
-def test_the_pipeline_of_transformers_gives_the_same_answers(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    from PIL import Image
-
+def test_the_pipeline_of_transformers_gives_the_same_answers_without_eca_hub(
+    hub: Hub, tmp_path: Path, run_stock: Callable[..., str]
+) -> None:
+    pytest.importorskip("transformers")
     config = ModelConfig("resnet50", "eca", {"kernel_sizes": "released"}, tuple(LABELS), ImageConfig(96, 96))
     model = ecanet.randomize(create_model("resnet50", attention="eca", num_classes=3, kernel_sizes="released"))
     package = save_pretrained(model, config, tmp_path / "package")
-    (tmp_path / "picture.png").write_bytes(make_picture(300, 200))
-    pipeline = transformers.pipeline("image-classification", model=str(package))
-    theirs = {each["label"]: each["score"] for each in pipeline(Image.open(tmp_path / "picture.png"))}
-    ours = Classifier.from_pretrained(package).predict(tmp_path / "picture.png")
-    assert theirs == {each.label: pytest.approx(each.score, abs=1e-5) for each in ours}
+    push_to_hub(package, "acme/eca_resnet50_timm", endpoint=hub.url, token=hub.token)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(make_picture(300, 200))
+    theirs = json.loads(run_stock(hub, "acme/eca_resnet50_timm", picture, STOCK_TRANSFORMERS))
+    assert theirs == {
+        each.label: pytest.approx(each.score, abs=1e-5) for each in Classifier.from_pretrained(package).predict(picture)
+    }
 
 
 def test_a_repository_of_something_else_is_refused(tmp_path: Path) -> None:
