@@ -11,10 +11,12 @@ Knows nothing about HTTP, tokens or rights.
     ROOT/xorbs/            what Xet uploads consist of, or where it lies in blobs (xorbs.py)
     ROOT/tmp/              unfinished files, emptied at start
 
-Why not git objects (dulwich, pygit2)? The weights would lie outside of git anyway, so a library would own the small
-half of the store; git has no notion of the id that the client computes for LFS files; and a second way to write, `git
-push`, would have to keep every promise again. A folder of JSON and raw bytes can be read, checked and repaired with a
-text editor and sha256sum.
+Why not git objects (dulwich, pygit2), so that `git clone` works too? Weighed and left: the weights would lie outside of
+git anyway, so a library would own the small half of the store, and a clone would bring pointers unless git-lfs and its
+download protocol came along; git has no notion of the id that the client computes for LFS files; and a second way to
+write, `git push`, would have to keep every promise again (one commit on a named parent, a full disk, kill -9). A folder
+of JSON and raw bytes can be read, checked and repaired with a text editor and sha256sum; to get all files of a
+revision, `hf download OWNER/NAME --revision REVISION` does what a clone would.
 """
 
 import contextlib
