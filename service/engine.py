@@ -17,6 +17,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
+from service.cores import Cores
 from service.errors import WorkerLost
 from service.running import Activation
 
@@ -34,9 +35,8 @@ _logger = logging.getLogger(__name__)
 class _Worker:
     """A thread and the jobs that wait for it. It may hang or die: whoever waits for it has to look."""
 
-    def __init__(self, work: Callable[[list[Tensor]], Sequence[Tensor]], num_threads: int) -> None:
+    def __init__(self, work: Callable[[list[Tensor]], Sequence[Tensor]]) -> None:
         self._run = work
-        self._num_threads = num_threads
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         # A daemon, so that a thread that hangs cannot keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -58,7 +58,6 @@ class _Worker:
         self._jobs.put(None)
 
     def _work(self) -> None:
-        torch.set_num_threads(self._num_threads)
         while (job := self._jobs.get()) is not None:
             pixels, future = job
             if not future.set_running_or_notify_cancel():
@@ -82,14 +81,24 @@ class Engine:
 
     Args:
         forward: The network with its preprocessing.
-        num_threads: Processor threads that one batch may use. One is best where there are as many engines as cores.
+        renew: Makes the same anew, when the device has failed under the old one.
+        cores: What it shares with the other engines of this process.
         hang_timeout_s: When a batch counts as hung, unless it is one that takes long: it gets ten times what the
             warm-up needed for as many pictures.
     """
 
-    def __init__(self, forward: Forward, *, num_threads: int = 1, hang_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        renew: Callable[[], Forward] | None = None,
+        cores: Cores = Cores(1),
+        hang_timeout_s: float = 60.0,
+    ) -> None:
         self._forward = forward
-        self._num_threads = num_threads
+        self._renew = renew
+        self._has_lost_device = False
+        self._cores = cores
         self._hang_timeout_s = hang_timeout_s
         self._s_per_picture = 0.0
         self._proof: list[Tensor] = []
@@ -97,7 +106,7 @@ class Engine:
         self._suspicious_s = math.inf
         self._is_proven = True
         self._is_closed = False
-        self._worker = _Worker(self._run, num_threads)
+        self._worker = _Worker(self._run)
 
     @property
     def is_well(self) -> bool:
@@ -137,7 +146,7 @@ class Engine:
 
     async def _try(self, pixels: list[Tensor], patience_s: float) -> Sequence[Tensor]:
         if not self._worker.is_alive:
-            self._worker = _Worker(self._run, self._num_threads)
+            self._worker = _Worker(self._run)
         worker = self._worker
         self._suspicious_s = time.monotonic() + patience_s / 2
         working = asyncio.wrap_future(worker.put(pixels))
@@ -158,7 +167,7 @@ class Engine:
             if worker is self._worker and not self._is_closed:
                 _logger.error("an engine was lost with a batch of %d: %s", len(pixels), error.message)
                 worker.end()
-                self._worker = _Worker(self._run, self._num_threads)
+                self._worker = _Worker(self._run)
             raise
         finally:
             working.cancel()
@@ -177,8 +186,17 @@ class Engine:
         self._proving = None
 
     def _run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
-        with torch.inference_mode():
-            logits_NK = self._forward(torch.stack(pixels))
+        try:
+            with self._cores.share(len(pixels)), torch.inference_mode():
+                if self._has_lost_device and self._renew is not None:
+                    self._forward = self._renew()
+                    self._has_lost_device = False
+                logits_NK = self._forward(torch.stack(pixels))
+        except torch.AcceleratorError as error:
+            # Whatever was on the device may be gone or wrong, and trying the pictures one by one would fail for each.
+            self._has_lost_device = True
+            _logger.exception("the device failed")
+            raise _lost("lost its device") from error
         if not bool(torch.isfinite(logits_NK).all()):
             raise ArithmeticError("a logit is not a number")
         return logits_NK.unbind(0)
