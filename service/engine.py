@@ -29,6 +29,11 @@ _Job = tuple[list[Tensor], "Future[Sequence[Tensor]]"]
 _WARM_UP_TIMEOUT_S = 600.0
 _LONGEST_PAUSE_S = 60.0
 
+_NUM_LOOKS = 4
+"""How often a thread is looked at before it counts as hung."""
+_LEAST_WORK_S = 0.0002
+"""A thread that used less of a processor between two looks did nothing."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -38,6 +43,7 @@ class _Worker:
     def __init__(self, work: Callable[[list[Tensor]], Sequence[Tensor]]) -> None:
         self._run = work
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._clock: int | None = None
         # A daemon, so that a thread that hangs cannot keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -46,6 +52,14 @@ class _Worker:
     def is_alive(self) -> bool:
         """Whether somebody will take a job."""
         return self._thread.is_alive()
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that the thread has used; infinite where that cannot be known."""
+        try:
+            return math.inf if self._clock is None else time.clock_gettime(self._clock)
+        except OSError:
+            return math.inf
 
     def put(self, pixels: list[Tensor]) -> "Future[Sequence[Tensor]]":
         """Queue a batch."""
@@ -58,6 +72,8 @@ class _Worker:
         self._jobs.put(None)
 
     def _work(self) -> None:
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         while (job := self._jobs.get()) is not None:
             pixels, future = job
             if not future.set_running_or_notify_cancel():
@@ -83,8 +99,9 @@ class Engine:
         forward: The network with its preprocessing.
         renew: Makes the same anew, when the device has failed under the old one.
         cores: What it shares with the other engines of this process.
-        hang_timeout_s: When a batch counts as hung, unless it is one that takes long: it gets ten times what the
-            warm-up needed for as many pictures.
+        hang_timeout_s: When a batch counts as hung if its thread does nothing, as on a lock that nobody opens. One
+            that works, or waits for a GPU, gets ten times what the warm-up needed for as many pictures.
+        waits_for_device: Whether a thread that does nothing may be waiting for a device that works.
     """
 
     def __init__(
@@ -94,12 +111,14 @@ class Engine:
         renew: Callable[[], Forward] | None = None,
         cores: Cores = Cores(1),
         hang_timeout_s: float = 60.0,
+        waits_for_device: bool = False,
     ) -> None:
         self._forward = forward
         self._renew = renew
         self._has_lost_device = False
         self._cores = cores
         self._hang_timeout_s = hang_timeout_s
+        self._waits_for_device = waits_for_device
         self._s_per_picture = 0.0
         self._proof: list[Tensor] = []
         self._proving: asyncio.Task[None] | None = None
@@ -128,7 +147,7 @@ class Engine:
             raise
 
     def patience_s(self, num_pictures: int) -> float:
-        """How long a batch may take before it counts as hung."""
+        """How long a batch may take at most before it counts as hung."""
         return max(self._hang_timeout_s, 10 * self._s_per_picture * num_pictures)
 
     async def warm_up(self, pixels: Tensor, batch_sizes: Sequence[int]) -> None:
@@ -148,16 +167,10 @@ class Engine:
         if not self._worker.is_alive:
             self._worker = _Worker(self._run)
         worker = self._worker
-        self._suspicious_s = time.monotonic() + patience_s / 2
+        self._suspicious_s = time.monotonic() + self._hang_timeout_s / 2
         working = asyncio.wrap_future(worker.put(pixels))
         try:
-            # Four short waits instead of a long one: a process that was stopped for a while finds one of them over
-            # when it goes on, not all, and takes no engine for hung.
-            for _ in range(4):
-                await asyncio.wait({working}, timeout=patience_s / 4)
-                if working.done() or not worker.is_alive:
-                    break
-            if not working.done():
+            if not await self._is_done(working, worker, patience_s):
                 raise _lost("hung" if worker.is_alive else "died")
             answers = working.result()
             self._is_proven = True
@@ -172,6 +185,25 @@ class Engine:
         finally:
             working.cancel()
             self._suspicious_s = math.inf
+
+    async def _is_done(self, working: "asyncio.Future[Sequence[Tensor]]", worker: _Worker, patience_s: float) -> bool:
+        """Wait for a batch for as long as its thread does something, within bounds."""
+        # Short waits instead of a long one: a process that was stopped for a while finds one of them over when it goes
+        # on, not all, and takes no engine for hung.
+        pause_s = self._hang_timeout_s / _NUM_LOOKS
+        num_idle, cpu_s = 0, worker.cpu_s
+        for _ in range(math.ceil(patience_s / pause_s)):
+            await asyncio.wait({working}, timeout=pause_s)
+            if working.done() or not worker.is_alive:
+                break
+            before_s, cpu_s = cpu_s, worker.cpu_s
+            is_idle = cpu_s - before_s < _LEAST_WORK_S and not self._waits_for_device
+            num_idle = num_idle + 1 if is_idle else 0
+            if num_idle == _NUM_LOOKS:
+                break
+            if not is_idle:
+                self._suspicious_s = max(self._suspicious_s, time.monotonic() + self._hang_timeout_s / 2)
+        return working.done()
 
     async def _prove(self) -> None:
         """Run a blank picture until one comes back: nobody else may ask an engine that is not well."""

@@ -77,7 +77,11 @@ class ModelLoader:
         self._cores = cores = self._cores or Cores(self._num_cores)
         engines = [
             Engine(
-                network.new_forward(), renew=network.new_forward, cores=cores, hang_timeout_s=settings.hang_timeout_s
+                network.new_forward(),
+                renew=network.new_forward,
+                cores=cores,
+                hang_timeout_s=settings.hang_timeout_s,
+                waits_for_device=network.device.type != "cpu",
             )
             for network in loaded.networks
             for _ in range(settings.num_engines or (self._num_cores if network.device.type == "cpu" else 2))

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -168,6 +169,48 @@ def test_a_device_that_failed_is_given_up_with_its_batch_and_a_new_one_answers_t
         engine.close()
 
     asyncio.run(scene())
+
+
+def test_a_thread_that_does_nothing_is_given_up_early_however_long_its_batch_may_take() -> None:
+    gate = threading.Event()
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        gate.wait(10)
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        engine = Engine(forward, hang_timeout_s=0.05)
+        engine._s_per_picture = 60.0
+        with pytest.raises(WorkerLost, match="hung"):
+            await asyncio.wait_for(engine.run([picture(1)]), 9)
+        engine.close()
+        gate.set()
+
+    asyncio.run(scene())
+
+
+def test_a_thread_that_works_or_waits_for_a_device_is_left_alone_for_as_long_as_its_batch_may_take() -> None:
+    for waits in (False, True):
+        gate = threading.Event()
+
+        def forward(pixels_N3HW: Tensor, waits: bool = waits, gate: threading.Event = gate) -> Tensor:
+            while not gate.is_set():
+                if waits:
+                    gate.wait(10)
+            return count_up(pixels_N3HW)
+
+        async def scene(
+            waits: bool = waits, gate: threading.Event = gate, forward: Callable[[Tensor], Tensor] = forward
+        ) -> None:
+            engine = Engine(forward, hang_timeout_s=0.02, waits_for_device=waits)
+            engine._s_per_picture = 60.0
+            running = asyncio.create_task(engine.run([picture(4)]))
+            assert not (await asyncio.wait({running}, timeout=0.3))[0], "fifteen times the timeout"
+            gate.set()
+            assert (await running)[0].tolist() == [4, 5, 6]
+            engine.close()
+
+        asyncio.run(scene())
 
 
 def test_a_batch_that_should_take_long_may_take_long() -> None:
