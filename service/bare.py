@@ -73,6 +73,7 @@ def measure_engines(
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(folder, device=device)
     network = prepare_network(classifier, precision)
+    forward_batch = network.new_forward()
 
     def decode() -> Any:
         return classifier.transform.to_pixels(decode_image(picture, enough_px=classifier.transform.enough_px))
@@ -82,14 +83,14 @@ def measure_engines(
     def forward(size: int) -> Callable[[], int]:
         def run() -> int:
             with torch.inference_mode():
-                network.forward(torch.stack([pixels] * size))
+                forward_batch(torch.stack([pixels] * size))
             return size
 
         return run
 
     def both() -> int:
         with torch.inference_mode():
-            network.forward(torch.stack([decode() for _ in range(4)]))
+            forward_batch(torch.stack([decode() for _ in range(4)]))
         return 4
 
     num_cores = len(os.sched_getaffinity(0))

@@ -17,6 +17,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
+from service.cores import Cores
 from service.errors import WorkerLost
 from service.running import Activation
 
@@ -28,16 +29,21 @@ _Job = tuple[list[Tensor], "Future[Sequence[Tensor]]"]
 _WARM_UP_TIMEOUT_S = 600.0
 _LONGEST_PAUSE_S = 60.0
 
+_NUM_LOOKS = 4
+"""How often a thread is looked at before it counts as hung."""
+_LEAST_WORK_S = 0.0002
+"""A thread that used less of a processor between two looks did nothing."""
+
 _logger = logging.getLogger(__name__)
 
 
 class _Worker:
     """A thread and the jobs that wait for it. It may hang or die: whoever waits for it has to look."""
 
-    def __init__(self, work: Callable[[list[Tensor]], Sequence[Tensor]], num_threads: int) -> None:
+    def __init__(self, work: Callable[[list[Tensor]], Sequence[Tensor]]) -> None:
         self._run = work
-        self._num_threads = num_threads
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._clock: int | None = None
         # A daemon, so that a thread that hangs cannot keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -46,6 +52,14 @@ class _Worker:
     def is_alive(self) -> bool:
         """Whether somebody will take a job."""
         return self._thread.is_alive()
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that the thread has used; infinite where that cannot be known."""
+        try:
+            return math.inf if self._clock is None else time.clock_gettime(self._clock)
+        except OSError:
+            return math.inf
 
     def put(self, pixels: list[Tensor]) -> "Future[Sequence[Tensor]]":
         """Queue a batch."""
@@ -58,7 +72,8 @@ class _Worker:
         self._jobs.put(None)
 
     def _work(self) -> None:
-        torch.set_num_threads(self._num_threads)
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         while (job := self._jobs.get()) is not None:
             pixels, future = job
             if not future.set_running_or_notify_cancel():
@@ -82,22 +97,35 @@ class Engine:
 
     Args:
         forward: The network with its preprocessing.
-        num_threads: Processor threads that one batch may use. One is best where there are as many engines as cores.
-        hang_timeout_s: When a batch counts as hung, unless it is one that takes long: it gets ten times what the
-            warm-up needed for as many pictures.
+        renew: Makes the same anew, when the device has failed under the old one.
+        cores: What it shares with the other engines of this process.
+        hang_timeout_s: When a batch counts as hung if its thread does nothing, as on a lock that nobody opens. One
+            that works, or waits for a GPU, gets ten times what the warm-up needed for as many pictures.
+        waits_for_device: Whether a thread that does nothing may be waiting for a device that works.
     """
 
-    def __init__(self, forward: Forward, *, num_threads: int = 1, hang_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        renew: Callable[[], Forward] | None = None,
+        cores: Cores = Cores(1),
+        hang_timeout_s: float = 60.0,
+        waits_for_device: bool = False,
+    ) -> None:
         self._forward = forward
-        self._num_threads = num_threads
+        self._renew = renew
+        self._has_lost_device = False
+        self._cores = cores
         self._hang_timeout_s = hang_timeout_s
+        self._waits_for_device = waits_for_device
         self._s_per_picture = 0.0
         self._proof: list[Tensor] = []
         self._proving: asyncio.Task[None] | None = None
         self._suspicious_s = math.inf
         self._is_proven = True
         self._is_closed = False
-        self._worker = _Worker(self._run, num_threads)
+        self._worker = _Worker(self._run)
 
     @property
     def is_well(self) -> bool:
@@ -119,7 +147,7 @@ class Engine:
             raise
 
     def patience_s(self, num_pictures: int) -> float:
-        """How long a batch may take before it counts as hung."""
+        """How long a batch may take at most before it counts as hung."""
         return max(self._hang_timeout_s, 10 * self._s_per_picture * num_pictures)
 
     async def warm_up(self, pixels: Tensor, batch_sizes: Sequence[int]) -> None:
@@ -137,18 +165,12 @@ class Engine:
 
     async def _try(self, pixels: list[Tensor], patience_s: float) -> Sequence[Tensor]:
         if not self._worker.is_alive:
-            self._worker = _Worker(self._run, self._num_threads)
+            self._worker = _Worker(self._run)
         worker = self._worker
-        self._suspicious_s = time.monotonic() + patience_s / 2
+        self._suspicious_s = time.monotonic() + self._hang_timeout_s / 2
         working = asyncio.wrap_future(worker.put(pixels))
         try:
-            # Four short waits instead of a long one: a process that was stopped for a while finds one of them over
-            # when it goes on, not all, and takes no engine for hung.
-            for _ in range(4):
-                await asyncio.wait({working}, timeout=patience_s / 4)
-                if working.done() or not worker.is_alive:
-                    break
-            if not working.done():
+            if not await self._is_done(working, worker, patience_s):
                 raise _lost("hung" if worker.is_alive else "died")
             answers = working.result()
             self._is_proven = True
@@ -158,11 +180,30 @@ class Engine:
             if worker is self._worker and not self._is_closed:
                 _logger.error("an engine was lost with a batch of %d: %s", len(pixels), error.message)
                 worker.end()
-                self._worker = _Worker(self._run, self._num_threads)
+                self._worker = _Worker(self._run)
             raise
         finally:
             working.cancel()
             self._suspicious_s = math.inf
+
+    async def _is_done(self, working: "asyncio.Future[Sequence[Tensor]]", worker: _Worker, patience_s: float) -> bool:
+        """Wait for a batch for as long as its thread does something, within bounds."""
+        # Short waits instead of a long one: a process that was stopped for a while finds one of them over when it goes
+        # on, not all, and takes no engine for hung.
+        pause_s = self._hang_timeout_s / _NUM_LOOKS
+        num_idle, cpu_s = 0, worker.cpu_s
+        for _ in range(math.ceil(patience_s / pause_s)):
+            await asyncio.wait({working}, timeout=pause_s)
+            if working.done() or not worker.is_alive:
+                break
+            before_s, cpu_s = cpu_s, worker.cpu_s
+            is_idle = cpu_s - before_s < _LEAST_WORK_S and not self._waits_for_device
+            num_idle = num_idle + 1 if is_idle else 0
+            if num_idle == _NUM_LOOKS:
+                break
+            if not is_idle:
+                self._suspicious_s = max(self._suspicious_s, time.monotonic() + self._hang_timeout_s / 2)
+        return working.done()
 
     async def _prove(self) -> None:
         """Run a blank picture until one comes back: nobody else may ask an engine that is not well."""
@@ -177,8 +218,17 @@ class Engine:
         self._proving = None
 
     def _run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
-        with torch.inference_mode():
-            logits_NK = self._forward(torch.stack(pixels))
+        try:
+            with self._cores.share(len(pixels)), torch.inference_mode():
+                if self._has_lost_device and self._renew is not None:
+                    self._forward = self._renew()
+                    self._has_lost_device = False
+                logits_NK = self._forward(torch.stack(pixels))
+        except torch.AcceleratorError as error:
+            # Whatever was on the device may be gone or wrong, and trying the pictures one by one would fail for each.
+            self._has_lost_device = True
+            _logger.exception("the device failed")
+            raise _lost("lost its device") from error
         if not bool(torch.isfinite(logits_NK).all()):
             raise ArithmeticError("a logit is not a number")
         return logits_NK.unbind(0)

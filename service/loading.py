@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.allocator import give_memory_back
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from eca_hub import Classifier
+    from service.cores import Cores
     from service.network import PreparedNetwork
 
 Result = TypeVar("Result")
@@ -40,6 +42,11 @@ class ModelLoader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._cores: Cores | None = None
+        if settings.compile:
+            # The compiler looks when it is imported. What it makes is good for the next start; its default is /tmp.
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "eca-hub" / "compiled"))
         self._threads = ThreadPoolExecutor(settings.num_decoders or self._num_cores, "decoder")
         self._large_thread = ThreadPoolExecutor(1, "large pictures")
 
@@ -56,19 +63,30 @@ class ModelLoader:
         import torch
 
         from eca_hub import ImageLimits
+        from service.cores import Cores
         from service.decoding import Decoder
         from service.engine import Engine, scores_of
         from service.explaining import Explainer
         from service.network import empty
 
-        classifier, network = loaded.classifier, loaded.network
+        classifier = loaded.classifier
         settings, image = self._settings, classifier.config.image
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
         decoder = Decoder(classifier.transform, limits, self._threads, self._large_thread)
         facts = _facts_of(loaded)
-        # A GPU runs one batch after the other; a processor runs one on each core.
-        num_engines = settings.num_engines or (self._num_cores if facts.device == "cpu" else 1)
-        engines = [Engine(network.forward, hang_timeout_s=settings.hang_timeout_s) for _ in range(num_engines)]
+        # All engines of the process share its cores.
+        self._cores = cores = self._cores or Cores(self._num_cores)
+        engines = [
+            Engine(
+                network.new_forward(),
+                renew=network.new_forward,
+                cores=cores,
+                hang_timeout_s=settings.hang_timeout_s,
+                waits_for_device=network.device.type != "cpu",
+            )
+            for network in loaded.networks
+            for _ in range(settings.num_engines or (self._num_cores if network.device.type == "cpu" else 2))
+        ]
         explainer = Explainer(loaded.explained) if loaded.explained else None
 
         def free() -> None:
@@ -115,14 +133,14 @@ class ModelLoader:
 class _Loaded:
     classifier: "Classifier"
     """Labels and preprocessing, with the network of the engines."""
-    network: "PreparedNetwork"
-    """The network of the engines."""
+    networks: "list[PreparedNetwork]"
+    """The network of the engines, once for each device."""
     explained: "Classifier | None"
     """The network as it was loaded: engines and explanations must not meet in one."""
 
     @property
     def modules(self) -> list["Module"]:
-        return [self.network.module, *([self.explained.model] if self.explained else [])]
+        return [*(network.module for network in self.networks), *([self.explained.model] if self.explained else [])]
 
 
 def _load(source: ModelSource, settings: Settings) -> _Loaded:
@@ -131,30 +149,39 @@ def _load(source: ModelSource, settings: Settings) -> _Loaded:
     from eca_hub import Classifier
     from service.network import prepare_network
 
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise BadSetting(f"The device {device!r} is not there.", hint="Set --device to cpu, cuda or cuda:N.") from None
+    devices = settings.devices
+    if devices == ("auto",):
+        devices = ("cuda" if torch.cuda.is_available() else "cpu",)
+    for device in devices:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError):
+            raise BadSetting(
+                f"The device {device!r} is not there.", hint="Set --device to cpu, cuda, cuda:N or cuda:0,1."
+            ) from None
     # This thread's work is done before the engines', each of which has one core.
     torch.set_num_threads(1)
-    classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=device)
-    network = prepare_network(classifier, settings.precision)
+    classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])
+    copies = [classifier, *(_copied_to(device, classifier) for device in devices[1:])]
+    networks = [prepare_network(one, settings.precision, compiled=settings.compile) for one in copies]
     explained = None
     if settings.explain:
-        explained = copy.copy(classifier)
-        explained.model = copy.deepcopy(classifier.model) if network.module is classifier.model else classifier.model
-    classifier.model = network.module
-    return _Loaded(classifier, network, explained)
+        explained = _copied_to(devices[0], classifier)
+    classifier.model = networks[0].module
+    return _Loaded(classifier, networks, explained)
+
+
+def _copied_to(device: str, classifier: "Classifier") -> "Classifier":
+    """The same classifier with weights of its own."""
+    copied = copy.copy(classifier)
+    copied.model = copy.deepcopy(classifier.model).to(device)
+    return copied
 
 
 def _facts_of(loaded: _Loaded) -> ModelFacts:
     from service.network import bytes_of
 
-    classifier, network, config = loaded.classifier, loaded.network, loaded.classifier.config
-    parameters = list(classifier.model.parameters())
+    classifier, networks, config = loaded.classifier, loaded.networks, loaded.classifier.config
     return ModelFacts(
         model_id=classifier.model_id,
         revision=classifier.revision,
@@ -163,9 +190,10 @@ def _facts_of(loaded: _Loaded) -> ModelFacts:
         labels=config.labels,
         height_px=config.image.height_px,
         width_px=config.image.width_px,
-        num_parameters=network.num_parameters,
-        device=str(parameters[0].device),
-        self_test=network.self_test,
+        num_parameters=networks[0].num_parameters,
+        device=",".join(str(network.device) for network in networks),
+        # The one that moved furthest speaks for all.
+        self_test=max((network.self_test for network in networks), key=lambda test: test.max_difference),
         weights_bytes=sum(map(bytes_of, loaded.modules)),
     )
 

@@ -8,7 +8,7 @@ Shapes: N images, H height, W width, K classes; 3 colours, red first.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from eca_hub import Classifier
+from service.compiling import CompiledNetwork, check_compiler
+from service.cuda import GraphForward
 from service.engine import Forward
 from service.errors import BadSetting, UnfitModel
 from service.folding import fold_norms
@@ -33,8 +35,10 @@ _logger = logging.getLogger(__name__)
 class PreparedNetwork:
     """A network that is ready for engines."""
 
-    forward: Forward
-    """Pixels to logits."""
+    new_forward: Callable[[], Forward]
+    """Makes pixels to logits, for one engine."""
+    device: torch.device
+    """Where it runs."""
     module: nn.Module
     """The network itself."""
     num_parameters: int
@@ -44,7 +48,7 @@ class PreparedNetwork:
 
 
 @torch.no_grad()
-def prepare_network(classifier: Classifier, precision: Precision) -> PreparedNetwork:
+def prepare_network(classifier: Classifier, precision: Precision, *, compiled: bool = False) -> PreparedNetwork:
     """Make the fastest form of a network that gives the same answers.
 
     Convolutions on processors and GPUs like the channels of a pixel side by side, a norm after a convolution can be
@@ -54,28 +58,33 @@ def prepare_network(classifier: Classifier, precision: Precision) -> PreparedNet
     Args:
         classifier: The network as it was loaded.
         precision: A number format; or `auto`, which takes the narrowest that the device computes fast and that passes.
+        compiled: Whether torch.compile shall have a go at it.
 
     Raises:
-        BadSetting: the device cannot compute in that format.
+        BadSetting: the device cannot compute in that format, or nothing can be compiled here.
         UnfitModel: the network that was loaded gives answers that are no numbers.
     """
     parameters = list(classifier.model.parameters())
     device, num_parameters = parameters[0].device, sum(parameter.numel() for parameter in parameters)
     formats = list(_formats(precision, device))
+    if compiled:
+        check_compiler(device.type)
     pixels_N3HW = stored_pictures(classifier.transform)
     expected_NK = classifier.probabilities(pixels_N3HW)
     if not bool(expected_NK.isfinite().all()):
         raise UnfitModel(f"{classifier.model_id} gives answers that are no numbers.", hint="Train it again.")
     for dtype in formats:
-        module = _laid_out(classifier, dtype, pixels_N3HW[:_USUAL_BATCH].to(device))
-        forward = _forward_of(module, classifier, device, dtype)
-        test = compare(expected_NK, forward(pixels_N3HW).softmax(1), dtype)
+        module = _laid_out(classifier, dtype, pixels_N3HW[:_USUAL_BATCH].to(device), compiled=compiled)
+        new_forward = _forwards_of(module, classifier, device, dtype)
+        with torch.inference_mode():
+            test = compare(expected_NK, new_forward()(pixels_N3HW).softmax(1), dtype)
         _logger.info("self-test of %s in %s: %s", classifier.model_id, test.precision, test)
         if is_passed(test, dtype):
-            return PreparedNetwork(forward, module, num_parameters, test)
+            return PreparedNetwork(new_forward, device, module, num_parameters, test)
         _logger.warning("%s is not run in %s: its answers move too far", classifier.model_id, test.precision)
     module, test = classifier.model, SelfTest("float32", 1.0, 0.0, len(pixels_N3HW))
-    return PreparedNetwork(_forward_of(module, classifier, device, torch.float32), module, num_parameters, test)
+    new_forward = _forwards_of(module, classifier, device, torch.float32)
+    return PreparedNetwork(new_forward, device, module, num_parameters, test)
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -121,10 +130,12 @@ def _has_bf16_instructions() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
-def _laid_out(classifier: Classifier, dtype: torch.dtype, pixels_N3HW: Tensor) -> nn.Module:
+def _laid_out(classifier: Classifier, dtype: torch.dtype, pixels_N3HW: Tensor, *, compiled: bool) -> nn.Module:
     """Copy the network in the layout that its device likes best."""
     x_N3HW = classifier.transform.normalize(pixels_N3HW)
     module = fold_norms(classifier.model, x_N3HW[:1]).to(dtype).to(memory_format=torch.channels_last)
+    if compiled:
+        return CompiledNetwork(module)
     is_on_cpu = x_N3HW.device.type == "cpu"
     if (
         is_on_cpu
@@ -135,10 +146,13 @@ def _laid_out(classifier: Classifier, dtype: torch.dtype, pixels_N3HW: Tensor) -
     return module
 
 
-def _forward_of(module: nn.Module, classifier: Classifier, device: torch.device, dtype: torch.dtype) -> Forward:
-    def forward(pixels_N3HW: Tensor) -> Tensor:
-        x_N3HW = classifier.transform.normalize(pixels_N3HW.to(device, non_blocking=True)).to(dtype)
+def _forwards_of(
+    module: nn.Module, classifier: Classifier, device: torch.device, dtype: torch.dtype
+) -> Callable[[], Forward]:
+    def run(pixels_N3HW: Tensor) -> Tensor:
+        x_N3HW = classifier.transform.normalize(pixels_N3HW).to(dtype)
         logits_NK: Tensor = module(x_N3HW.contiguous(memory_format=torch.channels_last))
-        return logits_NK.float().cpu()
+        return logits_NK.float()
 
-    return forward
+    # On a processor all engines run the same function; on a GPU each has memory and a stream of its own.
+    return lambda: GraphForward(run, device) if device.type == "cuda" else run

@@ -45,11 +45,15 @@ class Settings:
     hub_users: str = ""
     """JSON file with the users of that hub, as for eca-hub localhub; needed if other machines can reach it."""
     device: str = "auto"
-    """Where the networks run: cpu, cuda, cuda:1; auto takes the first GPU if there is one."""
+    """Where the networks run: cpu, cuda, cuda:1; auto takes the first GPU if there is one. Several devices, each with
+    its own copy: cuda:0,1."""
     precision: Precision = "fp32"
     """Number format of the networks: fp32, bf16 (twice as fast, moves probabilities by up to 0.02), fp16 (on GPUs, up
     to 0.005), or auto, the fastest that the device has. Where a self-test at the start finds that answers move further,
     or that another class comes first, fp32 is used; /v1/models tells."""
+    compile: bool = False
+    """Compile the networks: takes half a minute for each power of two up to max_batch, and is kept on disk for the next
+    start. Meant for GPUs: on a processor the networks are about as fast without."""
     max_batch: int = 8
     """Pictures that go through an engine together, at most."""
     max_wait_ms: float = 5.0
@@ -81,9 +85,19 @@ class Settings:
     drain_timeout_s: float = 15.0
     """After that: how long accepted requests may take before they are cut off."""
     num_engines: int = 0
-    """Engine threads of one model; 0 means one for each core."""
+    """Engine threads of one model on each device; 0 means one for each core, and two for a GPU: one copies while the
+    other computes."""
     num_decoders: int = 0
     """Threads that decode pictures; 0 means one for each core."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names in `device`, each with its kind: `cuda:0,1` is cuda:0 and cuda:1."""
+        names: list[str] = []
+        for word in (word.strip() for word in self.device.split(",")):
+            kind = names[-1].partition(":")[0] if names else ""
+            names.append(f"{kind}:{word}" if word.isdigit() and kind else word)
+        return tuple(names)
 
     @property
     def repos_to_allow(self) -> tuple[str, ...]:

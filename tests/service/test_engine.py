@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from service.cores import Cores
 from service.engine import Engine, scores_of
 from service.errors import WorkerLost
 
@@ -153,12 +155,97 @@ def test_a_thread_that_dies_is_replaced_and_does_not_take_the_process_with_it() 
     asyncio.run(scene())
 
 
+def test_a_device_that_failed_is_given_up_with_its_batch_and_a_new_one_answers_the_next() -> None:
+    def broken(pixels_N3HW: Tensor) -> Tensor:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    async def scene() -> None:
+        engine = Engine(broken, renew=lambda: count_up)
+        with pytest.raises(WorkerLost, match="lost its device"):
+            await engine.run([picture(1), picture(2)])
+        assert not is_well(engine)
+        assert (await engine.run([picture(4)]))[0].tolist() == [4, 5, 6]
+        assert is_well(engine)
+        engine.close()
+
+    asyncio.run(scene())
+
+
+def test_a_thread_that_does_nothing_is_given_up_early_however_long_its_batch_may_take() -> None:
+    gate = threading.Event()
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        gate.wait(10)
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        engine = Engine(forward, hang_timeout_s=0.05)
+        engine._s_per_picture = 60.0
+        with pytest.raises(WorkerLost, match="hung"):
+            await asyncio.wait_for(engine.run([picture(1)]), 9)
+        engine.close()
+        gate.set()
+
+    asyncio.run(scene())
+
+
+def test_a_thread_that_works_or_waits_for_a_device_is_left_alone_for_as_long_as_its_batch_may_take() -> None:
+    for waits in (False, True):
+        gate = threading.Event()
+
+        def forward(pixels_N3HW: Tensor, waits: bool = waits, gate: threading.Event = gate) -> Tensor:
+            while not gate.is_set():
+                if waits:
+                    gate.wait(10)
+            return count_up(pixels_N3HW)
+
+        async def scene(
+            waits: bool = waits, gate: threading.Event = gate, forward: Callable[[Tensor], Tensor] = forward
+        ) -> None:
+            engine = Engine(forward, hang_timeout_s=0.02, waits_for_device=waits)
+            engine._s_per_picture = 60.0
+            running = asyncio.create_task(engine.run([picture(4)]))
+            assert not (await asyncio.wait({running}, timeout=0.3))[0], "fifteen times the timeout"
+            gate.set()
+            assert (await running)[0].tolist() == [4, 5, 6]
+            engine.close()
+
+        asyncio.run(scene())
+
+
 def test_a_batch_that_should_take_long_may_take_long() -> None:
     engine = Engine(count_up, hang_timeout_s=1.5)
     assert engine.patience_s(8) == 1.5
     engine._s_per_picture = 0.1
     assert engine.patience_s(8) == pytest.approx(8.0)
     engine.close()
+
+
+def test_a_picture_that_is_alone_gets_all_cores_and_batches_beside_each_other_get_one() -> None:
+    gate, num_threads = threading.Event(), []
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        num_threads.append((int(pixels_N3HW[0, 0, 0, 0]), torch.get_num_threads()))
+        if pixels_N3HW[0, 0, 0, 0] == 1:
+            assert gate.wait(10)
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        cores = Cores(2)
+        first, second = Engine(forward, cores=cores), Engine(forward, cores=cores)
+        running = asyncio.create_task(first.run([picture(1)]))
+        while not num_threads:
+            await asyncio.sleep(0)
+        await second.run([picture(2)])
+        gate.set()
+        await running
+        await second.run([picture(3)])
+        await second.run([picture(4), picture(4)])
+        first.close()
+        second.close()
+
+    asyncio.run(scene())
+    assert num_threads == [(1, 2), (2, 1), (3, 2), (4, 1)]
 
 
 def test_logits_become_scores_in_three_ways() -> None:

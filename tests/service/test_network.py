@@ -47,7 +47,7 @@ def test_the_prepared_network_answers_as_the_library_does() -> None:
     assert prepared.self_test.max_difference < 1e-5
     assert norms_in(prepared.module) == 0
     with torch.inference_mode():
-        found = prepared.forward(pictures(16)).softmax(1)
+        found = prepared.new_forward()(pictures(16)).softmax(1)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_bf16_is_used_when_it_passes_the_self_test_and_not_otherwise(monkeypatch
     monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.5)
     prepared = prepare_network(classifier(), "bf16")
     assert prepared.self_test.precision == "bfloat16"
-    assert prepared.forward(pictures(2)).dtype == torch.float32
+    assert prepared.new_forward()(pictures(2)).dtype == torch.float32
     monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.0)
     assert prepare_network(classifier(), "bf16").self_test.precision == "float32"
 

@@ -1,0 +1,49 @@
+"""Compiled networks: what is needed, and that they answer the same after a restart as well."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.compiling import check_compiler, next_size
+from service.errors import BadSetting
+
+_PROGRAM = """
+import json
+from torch._dynamo.utils import counters
+from service.network import prepare_network
+from tests.service.test_network import classifier
+network = prepare_network(classifier(), "fp32", compiled=True)
+print(json.dumps([network.self_test.max_difference, counters["inductor"]["fxgraph_cache_hit"]]))
+"""
+
+
+def test_a_batch_is_filled_up_to_a_power_of_two() -> None:
+    assert [next_size(number) for number in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 16]
+
+
+def test_without_a_compiler_the_user_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    with pytest.raises(BadSetting, match="needs a C\\+\\+ compiler"):
+        check_compiler("cpu")
+    check_compiler("cuda")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_answers_the_same_and_is_not_compiled_again(tmp_path: Path) -> None:
+    def start() -> list[float]:
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM], env=environment, check=True, capture_output=True, timeout=280
+        )
+        found: list[float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    first, second = start(), start()
+    assert first[0] < 1e-4
+    assert first[1] == 0
+    assert second[0] < 1e-4
+    assert second[1] >= 1

@@ -1,0 +1,59 @@
+"""The part that only a GPU can run: graphs, streams and number formats, held against the plain network."""
+
+import threading
+
+import pytest
+import torch
+
+from service.network import prepare_network
+from service.settings import Precision
+from tests.service.test_network import classifier, pictures
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "auto"])
+def test_every_batch_size_answers_as_the_library_does(precision: Precision) -> None:
+    on_cpu, on_gpu = classifier(), classifier()
+    on_gpu.model.cuda()
+    prepared = prepare_network(on_gpu, precision)
+    forward = prepared.new_forward()
+    for number in (1, 3, 8, 3):
+        expected = on_cpu.probabilities(pictures(number))
+        with torch.inference_mode():
+            found = forward(pictures(number)).softmax(1)
+        assert found.device.type == "cpu"
+        assert torch.allclose(found, expected, atol=1e-3 if precision == "fp32" else 2e-2)
+
+
+def test_two_engines_record_and_run_beside_each_other() -> None:
+    on_gpu = classifier()
+    on_gpu.model.cuda()
+    prepared = prepare_network(on_gpu, "fp32")
+    expected = classifier().probabilities(pictures(8))
+    found: list[torch.Tensor] = []
+
+    def work() -> None:
+        forward = prepared.new_forward()
+        with torch.inference_mode():
+            found.extend(forward(pictures(8)).softmax(1) for _ in range(20))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 40
+    assert all(torch.allclose(one, expected, atol=1e-3) for one in found)
+
+
+def test_compiled_on_a_gpu_it_answers_the_same() -> None:
+    on_gpu = classifier()
+    on_gpu.model.cuda()
+    prepared = prepare_network(on_gpu, "fp32", compiled=True)
+    with torch.inference_mode():
+        found = prepared.new_forward()(pictures(3)).softmax(1)
+    assert torch.allclose(found, classifier().probabilities(pictures(3)), atol=1e-3)
