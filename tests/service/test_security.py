@@ -1,8 +1,13 @@
 """Who may ask."""
 
+import asyncio
+import hashlib
+import hmac
 import logging
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from starlette.testclient import TestClient
@@ -46,6 +51,23 @@ def test_each_key_opens(value: bytes) -> None:
 def test_nothing_else_does(values: list[bytes]) -> None:
     with pytest.raises(Unauthorized):
         Keys([KEY]).check(sent(*values))
+
+
+def test_only_hashes_are_kept_and_all_of_them_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = Keys([KEY, "two", "three"])
+    assert KEY.encode() not in pickle.dumps(keys)
+    compared: list[bytes] = []
+    constant_time = hmac.compare_digest
+
+    def compare(sent_digest: bytes, known: bytes) -> bool:
+        compared.append(known)
+        return constant_time(sent_digest, known)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for value in (b"Bearer SENTINEL-one", b"Bearer wrong"):
+        compared.clear()
+        keys.open_for(sent(value))
+        assert compared == [hashlib.sha256(key.encode()).digest() for key in (KEY, "two", "three")]
 
 
 def test_without_keys_everybody_may_ask() -> None:
@@ -99,6 +121,45 @@ def test_the_key_is_asked_for_before_anything_else(locked: TestClient) -> None:
     for path in ("/models/acme/digits", "/models/acme/other"):
         refusal(locked.post(path, content=b"7"), 401, "unauthorized")
     refusal(locked.get("/v1/models"), 401, "unauthorized")
+
+
+def test_nothing_of_the_body_is_read_without_the_key() -> None:
+    async def receive() -> NoReturn:
+        raise AssertionError("the body was asked for")
+
+    async def scene() -> list[int]:
+        statuses: list[int] = []
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        app = app_with("acme/digits", keys=[KEY])
+        for path in ("/v1/classify", "/models/acme/digits", "/v1/explain", "/v2/models/acme/digits/infer"):
+            scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "query_string": b""}
+            await app({**scope, "headers": [(b"content-length", b"9")]}, receive, send)
+        return statuses
+
+    assert asyncio.run(scene()) == [401] * 4
+
+
+def test_every_answer_has_the_headers_that_browsers_need(locked: TestClient) -> None:
+    for path in ("/healthz", "/docs", "/v1/models", "/nowhere"):
+        headers = locked.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "server" not in headers
+
+
+def test_a_picture_cannot_be_sent_by_its_address(locked: TestClient) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    address = "http://169.254.169.254/latest/meta-data/"
+    for body in ({"images": [address]}, {"url": address}, {"images": [{"url": address}]}):
+        refusal(locked.post("/v1/classify", json=body, headers=headers), 422, "invalid_request")
+    body = {"inputs": address}
+    refusal(locked.post("/models/acme/digits", json=body, headers=headers), 422, "invalid_request")
 
 
 def test_with_the_key_it_answers(locked: TestClient) -> None:

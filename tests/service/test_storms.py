@@ -36,6 +36,8 @@ def service(package: Path) -> Iterator[Served]:
 
 def wake(running: Served) -> None:
     """Have all threads started that answer pictures."""
+    # An idle connection lives for a second, which a busy machine may need for the next question.
+    running.client.headers["connection"] = "close"
     running.wait_until_ready()
 
     async def callers() -> list[int]:

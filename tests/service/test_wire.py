@@ -1,0 +1,199 @@
+"""What may come over a socket: half a protocol, the wrong one, far too much of it. The process answers or hangs up."""
+
+import json
+import re
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.picture_files import encode, scene
+from tests.service.process import Served, save_tiny_package, served, start
+
+KEY = b"SENTINEL-of-the-wire"
+PICTURE = encode(scene(), "PNG")
+AUTH = b"Authorization: Bearer " + KEY + b"\r\n"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_package(tmp_path_factory.mktemp("models") / "acme" / "digits")
+
+
+@pytest.fixture(scope="module")
+def service(package: Path) -> Iterator[Served]:
+    options = ("--header_timeout_s", "1", "--body_timeout_s", "1", "--keep_alive_s", "1")
+    with served("--model", str(package), *options, ECA_API_KEYS=KEY.decode()) as running:
+        # An idle connection lives for a second, which a busy machine may need for the next question.
+        running.client.headers["connection"] = "close"
+        running.wait_until_ready()
+        yield running
+
+
+def request(
+    path: bytes = b"/v1/classify", *lines: bytes, method: bytes = b"POST", body: bytes | None = PICTURE
+) -> bytes:
+    head = b"".join(line + b"\r\n" for line in lines)
+    if body is not None:
+        head += b"Content-Length: %d\r\n" % len(body)
+    return method + b" " + path + b" HTTP/1.1\r\nHost: x\r\n" + AUTH + head + b"\r\n" + (body or b"")
+
+
+def talk(service: Served, sent: bytes) -> list[int]:
+    """Send bytes, read until the service hangs up: the statuses of its answers, each of which has our shape."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
+        peer.sendall(sent)
+        received = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert KEY not in received
+    for body in re.findall(rb'\{"error".*?\}\}', received):
+        assert set(json.loads(body)["error"]) == {"code", "message", "hint", "request_id"}
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
+
+
+def is_well(service: Served) -> bool:
+    return talk(service, request()) == [200]
+
+
+@pytest.mark.parametrize("length", [b"-1", b"+5", b"0x10", b"5, 6", b"", b"1e3", b"5\r\nContent-Length: 6", b"9" * 30])
+def test_a_length_must_be_one_number(service: Served, length: bytes) -> None:
+    statuses = talk(service, request(b"/v1/classify", b"Content-Length: " + length, body=None))
+    assert statuses in ([400], [413], [422])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"Transfer-Encoding: xchunked",),
+        (b"Transfer-Encoding: gzip, chunked",),
+        (b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"),
+    ],
+)
+def test_a_body_is_framed_in_one_way(service: Served, lines: tuple[bytes, ...]) -> None:
+    smuggled = b"0\r\n\r\n" + request(b"/v1/models", method=b"GET", body=None)
+    assert talk(service, request(b"/v1/classify", *lines, body=None) + smuggled)[:1] in ([400], [501])
+    assert is_well(service)
+
+
+def test_a_length_beside_chunks_does_not_smuggle_a_second_request(service: Served) -> None:
+    second = request(b"/v1/models", method=b"GET", body=None)
+    head = request(b"/v1/classify", b"Transfer-Encoding: chunked", b"Content-Length: %d" % (5 + len(second)), body=None)
+    statuses = talk(service, head + b"0\r\n\r\n" + second)
+    assert statuses[0] in (400, 422)
+    assert 200 not in statuses[:1]
+
+
+@pytest.mark.parametrize("chunk", [b"-5\r\n", b"5;" + b"x" * 70_000 + b"\r\n", b"FFFFFFFFFFFFFFFFFF\r\n", b"5 \r\nab"])
+def test_a_chunk_that_is_none_is_refused(service: Served, chunk: bytes) -> None:
+    statuses = talk(service, request(b"/v1/classify", b"Transfer-Encoding: chunked", body=None) + chunk)
+    assert statuses
+    assert statuses[0] in (400, 408, 413)
+
+
+@pytest.mark.parametrize("line", [b"X-A: a\x00b", b"X-A: a\rb", b"X A: b", b": none", b"X-\xff: b"])
+def test_a_header_that_is_none_is_refused(service: Served, line: bytes) -> None:
+    assert talk(service, request(b"/healthz", line, method=b"GET", body=None)) == [400]
+
+
+@pytest.mark.parametrize("host", [b"a/b?c#", b"evil.example", b"/v1/models", b"127.0.0.1:1/docs?", b"\xff"])
+def test_a_host_changes_nothing_about_who_may_ask(service: Served, host: bytes) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 1\r\nConnection: close\r\n\r\n7"
+    assert talk(service, head) in ([401], [400])
+
+
+def test_a_host_must_be_named(service: Served) -> None:
+    assert talk(service, b"GET /healthz HTTP/1.1\r\n\r\n") == [400]
+
+
+@pytest.mark.parametrize("method", [b"TRACE", b"CONNECT", b"PUT", b"PATCH", b"DELETE", b"GET", b"BREW"])
+def test_other_methods_are_refused(service: Served, method: bytes) -> None:
+    assert talk(service, request(b"/v1/classify", method=method, body=b"")) == [405]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\0 / HTTP/1.1\r\n\r\n", b"GET /\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"\r\n" * 1000]
+)
+def test_another_protocol_is_refused_or_hung_up_on(service: Served, sent: bytes) -> None:
+    assert talk(service, sent) in ([400], [])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [b"//", b"//v1/classify", b"/v1//classify", b"/%2e%2e/", b"/%2e%2e/%2e%2e/etc/passwd", b"/v1/classify%00", b"/%ff"],
+)
+def test_other_addresses_are_not_found(service: Served, path: bytes) -> None:
+    assert talk(service, request(path)) in ([404], [400])
+
+
+def test_a_long_address_is_refused(service: Served) -> None:
+    assert talk(service, request(b"/v1/classify?model=" + b"a" * 20_000)) in ([431], [414], [400])
+
+
+def test_requests_in_a_row_are_answered_in_order_up_to_the_broken_one(service: Served) -> None:
+    row = b"".join(request(b"/v1/classify?top_k=%d" % (number % 10 + 1)) for number in range(49))
+    assert talk(service, row + b"nonsense\r\n\r\n") == [200] * 49 + [400]
+
+
+def test_a_compressed_body_is_not_unpacked(service: Served) -> None:
+    assert talk(service, request(b"/v1/classify", b"Content-Encoding: gzip")) == [415]
+
+
+def test_idle_connections_are_no_load(service: Served) -> None:
+    with ExitStack() as idle:
+        for _ in range(300):
+            peer = idle.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=20))
+            peer.sendall(request(b"/healthz", method=b"GET", body=None))
+        assert is_well(service)
+
+
+@pytest.mark.parametrize("header", [b"", b"Authorization: Bearer wrong\r\n"])
+def test_without_a_key_nobody_waits_for_the_body(service: Served, header: bytes) -> None:
+    expecting = b"Content-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
+        peer.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n" + header + expecting)
+        assert peer.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_with_few_files_to_open_it_recovers_from_a_flood(package: Path) -> None:
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
+    run = "sys.argv = ['eca-hub', *sys.argv[1:]]; runpy.run_module('eca_hub', run_name='__main__')"
+    command = [sys.executable, "-c", limited + run, "serve", "--port", "0", "--model", str(package)]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 200
+    process = subprocess.Popen(
+        [*command, "--header_timeout_s", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        running = Served(process, process.stdout.readline().removeprefix("serving on ").strip())
+        with running.client:
+            running.wait_until_ready()
+        with ExitStack() as flood:
+            for _ in range(100):
+                flood.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=20))
+        assert talk(running, request(b"/v1/classify", b"Connection: close")) == [200]
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_when_nobody_reads_its_log_any_more_it_goes_on(package: Path) -> None:
+    process = start("--port", "0", "--model", str(package))
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        running = Served(process, process.stdout.readline().removeprefix("serving on ").strip())
+        process.stderr.close()
+        process.stdout.close()
+        with running.client as client:
+            running.wait_until_ready()
+            assert client.post("/v1/classify", content=PICTURE).status_code == 200
+            assert client.post("/v1/classify", content=b"none").status_code == 422
+        assert running.stop() == 0
+    finally:
+        process.kill()
+        process.wait()
