@@ -1,4 +1,7 @@
-"""What breaks under a run that is not our mistake, as sentences: workers that died, memory, processes that are gone."""
+"""What breaks under a run that is not our mistake, as sentences: workers that died, memory, processes that are gone.
+
+And our own sentences, dug out of what others have wrapped around them.
+"""
 
 import re
 
@@ -8,12 +11,15 @@ from eca_hub.errors import EcaHubError
 from eca_hub.train.errors import TrainingStopped
 
 _RESUME = "Add --resume to go on."
+_NO_MEMORY = r"can't allocate memory|Cannot allocate memory"
 
 
 def as_sentence(error: BaseException) -> EcaHubError | None:
     """Tell what happened; None for what nobody has thought of, which deserves its traceback."""
+    if own := _own_sentence(error):
+        return own
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(_NO_MEMORY, text):
         return TrainingStopped(
             f"There is not enough memory: {text[:200] or 'an allocation failed'}.",
             hint="Lower --data.batch_size, raise --trainer.accumulate_grad_batches; --resume --allow_changes goes on.",
@@ -25,3 +31,15 @@ def as_sentence(error: BaseException) -> EcaHubError | None:
             f"Another process of this run is gone, so this one cannot go on: {text[:160]}", hint=_RESUME
         )
     return None
+
+
+def _own_sentence(error: BaseException) -> EcaHubError | None:
+    """Find the mistake that we have told: the parser raises another error from it, a worker sends it as a traceback."""
+    told: BaseException | None = error
+    while told is not None and not isinstance(told, EcaHubError):
+        told = told.__cause__ or told.__context__
+    if isinstance(told, EcaHubError) and (
+        sent := re.search(r"Original Traceback.*\n[\w.]+: (.*)$", str(told), re.DOTALL)
+    ):
+        return type(told)(sent[1].strip())
+    return told

@@ -82,6 +82,6 @@ class BadSamples(Callback):
                 writer.writerow([sample.name, sample.reason])
         if len(self._known) > self._limit:
             raise TrainingStopped(
-                f"{len(self._known)} pictures are broken, {self._limit} may be; the last: {sorted(self._known)[-1]}.",
-                hint=f"They are listed in {self._path}. Mend them, or raise --data.max_bad_samples.",
+                f"Broken pictures: {len(self._known)}, and --data.max_bad_samples allows {self._limit}.",
+                hint=f"They are listed in {self._path}: mend them, or allow more.",
             )

@@ -252,8 +252,8 @@ def run(command: str, argv: list[str]) -> None:
                 parser_kwargs={"prog": "eca-hub", "allow_abbrev": False},
                 args=[command, *argv],
             )
-        except (RuntimeError, MemoryError, OSError) as error:
-            if Cli.wish.number is not None:
+        except Exception as error:
+            if Cli.wish.number is not None and isinstance(error, RuntimeError | MemoryError | OSError):
                 # Workers of the same group may have been stopped before us; what was saved before is whole.
                 raise Stopped(Cli.wish.number) from None
             if sentence := as_sentence(error):

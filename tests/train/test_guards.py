@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 
+from eca_hub.__main__ import main
+from eca_hub.errors import InvalidConfig
 from eca_hub.train import whole_files
 from eca_hub.train.errors import CheckpointCorrupt, TrainingStopped
 from eca_hub.train.failures import as_sentence
@@ -57,7 +61,7 @@ def test_broken_pictures_are_named_once_and_one_too_many_stops_the_run(
         ]
     )
     assert fit(tmp_path / "strict", config=config) == 2
-    assert "1 pictures are broken, 0 may be" in capsys.readouterr().err
+    assert "Broken pictures: 1, and --data.max_bad_samples allows 0." in capsys.readouterr().err
     assert fit(tmp_path / "lenient", "--data.max_bad_samples", "1", config=config) == 0
     assert capsys.readouterr().out.count("Left out ") == 1
     with (tmp_path / "lenient" / "bad_samples.csv").open() as file:
@@ -144,6 +148,38 @@ def test_what_breaks_under_a_run_is_a_sentence(error: BaseException, sentence: s
     told = as_sentence(error)
     assert told is not None
     assert sentence in str(told)
+
+
+def test_our_own_sentence_is_found_inside_the_errors_of_others() -> None:
+    told = InvalidConfig("There is no folder x.", hint="Give --data.root.")
+    wrapped = ValueError("Does not validate against any of the Union subtypes")
+    wrapped.__cause__ = told
+    assert as_sentence(wrapped) is told
+
+
+def test_a_sentence_from_a_worker_comes_without_its_traceback() -> None:
+    try:
+        raise TrainingStopped("Every picture of a batch is broken.")
+    except TrainingStopped:
+        wrapped: Any = ExceptionWrapper(where="in DataLoader worker process 0")  # type: ignore[no-untyped-call]
+    with pytest.raises(TrainingStopped) as caught:
+        wrapped.reraise()
+    assert "Traceback" in str(caught.value)
+    assert str(as_sentence(caught.value)) == "Every picture of a batch is broken."
+
+
+@pytest.mark.parametrize(
+    ("root", "sentence"),
+    [("nowhere", "There is no folder"), (".", "has no folder train; it needs train/CLASS")],
+)
+def test_data_that_cannot_be_opened_are_one_sentence_of_the_command(
+    root: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", "ImageFolderData", "--data.root", str(tmp_path / root), "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", *options]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.splitlines()) == 1
 
 
 def test_what_nobody_thought_of_keeps_its_traceback() -> None:
