@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,12 @@ from torch._utils import ExceptionWrapper
 from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig
 from eca_hub.train import whole_files
+from eca_hub.train.checkpoints import CheckpointFolder
+from eca_hub.train.data.pictures import Batch
 from eca_hub.train.errors import CheckpointCorrupt, TrainingStopped
 from eca_hub.train.failures import as_sentence
 from eca_hub.train.module import ImageClassifier
-from eca_hub.train.whole_files import read_whole, write_whole
+from eca_hub.train.whole_files import SIDECAR, read_whole, write_whole
 from tests.train.runs import CONFIG, checkpoints, fit
 from tests.train.test_data import png
 
@@ -40,6 +43,43 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_samples(
     assert "training samples " in said
     assert not (tmp_path / "run" / "model").exists()
     assert checkpoints(tmp_path / "run")[-1].name.startswith("step-000000004-")
+
+
+def test_weights_whose_validation_is_no_number_are_not_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = ImageClassifier._measure
+
+    def spoilt(self: ImageClassifier, batch: Batch, split: str) -> None:
+        real(self, batch, split)
+        if split == "val" and self.current_epoch == 2:
+            self.totals_of("val").loss_sum.fill_(float("nan"))
+            self.totals_of("val").confusion_KK.fill_diagonal_(1000)
+
+    monkeypatch.setattr(ImageClassifier, "_measure", spoilt)
+    assert fit(tmp_path / "run") == 2
+    assert "totals.val.loss_sum holds NaN or infinity; nothing was saved" in capsys.readouterr().err
+    assert whole_files.facts_of(checkpoints(tmp_path / "run")[-1])["best_epoch"] < 3
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_data_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.with_suffix(".yaml").write_text(CONFIG.replace("max_epochs: 3", "max_epochs: 300"))
+    words = f"-m eca_hub fit -c {run_dir}.yaml --run_dir {run_dir} --data.num_workers 1".split()
+    with subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("epoch 2/"))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(int(worker), signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"The data worker {worker} died" in said
+    assert "Add --resume to go on." in said
 
 
 def test_broken_pictures_are_named_once_and_one_too_many_stops_the_run(
@@ -97,6 +137,55 @@ def test_a_full_disk_is_said_and_the_file_before_is_whole(tmp_path: Path, monkey
         write_whole(tmp_path / "a", b"another", {})
     assert read_whole(tmp_path / "a") == b"content"
     assert {path.name for path in tmp_path.iterdir()} == {"a", "a.sha256.json"}
+
+
+@pytest.mark.parametrize("moment", ["first byte", "half the bytes", "hash", "name", "after"])
+def test_a_crash_while_writing_leaves_the_checkpoint_before_or_the_whole_new_one(moment: str, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    older, newer = folder.path_at(1, 0, 1), folder.path_at(2, 0, 2)
+    write_whole(older, b"older", {"step": 1})
+    if (child := os.fork()) == 0:
+        crash_at(moment)
+        write_whole(newer, b"newer content", {"step": 2})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    found = folder.newest_whole()
+    assert found is not None
+    assert found.path == (newer if moment == "after" else older)
+    folder.tidy(None)
+    names = {path.name.removesuffix(SIDECAR) for path in tmp_path.iterdir()}
+    assert names == ({older.name, newer.name} if moment == "after" else {older.name})
+
+
+def crash_at(moment: str) -> None:
+    """Let this process be killed at a moment of its next `write_whole`."""
+
+    def die(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def write_half(path: Path, content: bytes) -> None:
+        path.write_bytes(content[: len(content) // 2])
+        die()
+
+    real, calls = Path.replace, iter((False, True))
+
+    def replace_once(path: Path, target: Path) -> Path:
+        if next(calls):
+            die()
+        return real(path, target)
+
+    # The process ends with it, so nothing is undone.
+    patch = pytest.MonkeyPatch()
+    if moment == "name":
+        patch.setattr(Path, "replace", replace_once)
+        return
+    name, instead = {
+        "first byte": ("_write_through", die),
+        "half the bytes": ("_write_through", write_half),
+        "hash": ("_hash_of", die),
+        "after": ("_sync_folder", die),
+    }[moment]
+    patch.setattr(whole_files, name, instead)
 
 
 def test_what_is_read_back_otherwise_than_written_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """The network in training: what it starts from, what learns, what is counted, what is averaged."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import eca_hub
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.average import WeightAverage
+from eca_hub.train.data.pictures import Batch
 from eca_hub.train.mix import Mix, MixConfig
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.optim import OptimConfig, make_optimizer
@@ -65,6 +68,38 @@ def test_a_teacher_of_other_classes_is_refused(tiny_package: Path) -> None:
 def test_a_teacher_is_in_no_checkpoint(tiny_package: Path) -> None:
     module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, teacher=str(tiny_package))
     assert {name.split(".")[0] for name in module.state_dict()} == {"model", "totals"}
+
+
+def test_distillation_is_the_cross_entropy_and_the_softened_divergence_from_the_teacher(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hinton et al. 2015: (1 - a) CE(student, truth) + a T^2 KL(teacher / T || student / T)."""
+    options: dict[str, Any] = {"teacher_weight": 0.7, "temperature": 3.0}
+    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, teacher=str(tiny_package), **options).eval()
+    monkeypatch.setattr(ImageClassifier, "trainer", SimpleNamespace(current_epoch=0, global_rank=0))
+    pixels, targets = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
+    loss = module.training_step(Batch(pixels, targets, torch.arange(4)), 0)
+    student = module(pixels)
+    teacher, config = eca_hub.load_pretrained(tiny_package)
+    taught = teacher(eca_hub.EvalTransform(config.image).normalize(pixels))
+    soft, wanted = (student / 3).softmax(1), (taught / 3).softmax(1)
+    divergence = (wanted * (wanted.log() - soft.log())).sum(1).mean()
+    expected = 0.3 * nn.functional.cross_entropy(student, targets) + 0.7 * 9 * divergence
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_average_follows_its_formula_from_the_first_step_on() -> None:
+    """The decay rises from 2/11 as (1 + n) / (10 + n), as in TensorFlow's, until it is the one that was asked for."""
+    model = nn.Linear(1, 1)
+    average = WeightAverage(model, 0.5)
+    expected = model.weight.detach().clone()
+    for step in range(1, 20):
+        with torch.no_grad():
+            model.weight.fill_(step)
+        average.update(model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        torch.testing.assert_close(average.weights["weight"], expected)
 
 
 def test_totals_are_those_of_torchmetrics_for_any_batches() -> None:

@@ -1,6 +1,10 @@
 """The learning rate is a pure function of the step, and only matrices decay."""
 
+import math
+from pathlib import Path
+
 import pytest
+import yaml
 from torch import nn
 
 import eca_hub
@@ -16,21 +20,68 @@ def test_cosine_rises_through_the_warmup_and_falls_to_zero() -> None:
     assert factor(100) == pytest.approx(0.0)
 
 
-def test_step_falls_by_ten() -> None:
-    factor = rate_factor(OptimConfig(schedule="step", step_epochs=30), num_steps=1000, steps_per_epoch=10)
-    assert [factor(step) for step in (0, 299, 300, 600)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
+def recipe(name: str) -> tuple[OptimConfig, int]:
+    """Optimizer and epochs of a recipe in experiments/imagenet."""
+    path = Path(__file__).parents[2] / "experiments" / "imagenet" / name
+    words = yaml.safe_load(path.read_text())
+    return OptimConfig(**words["model"]["optim"]), words["trainer"]["max_epochs"]
 
 
-def test_norms_biases_and_attention_kernels_that_are_vectors_do_not_decay() -> None:
-    model = eca_hub.create_model("eca_resnet20", num_classes=3)
+def rates(config: OptimConfig, num_epochs: int, steps_per_epoch: int) -> list[float]:
+    factor = rate_factor(config, num_steps=num_epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch)
+    return [config.lr * factor(step) for step in range(num_epochs * steps_per_epoch)]
+
+
+def test_the_recipe_of_the_papers_resnets_divides_the_rate_by_ten_every_thirty_epochs() -> None:
+    config, num_epochs = recipe("paper_resnet.yaml")
+    expected = [rate for rate, epochs in ((0.1, 30), (0.01, 30), (0.001, 30), (0.0001, 10)) for _ in range(epochs * 7)]
+    assert rates(config, num_epochs, 7) == pytest.approx(expected)
+    assert (config.momentum, config.weight_decay, config.decay_all) == (0.9, 1e-4, True)
+
+
+def test_the_recipe_of_the_papers_mobilenet_multiplies_the_rate_by_098_every_epoch() -> None:
+    config, num_epochs = recipe("paper_mobilenet.yaml")
+    assert rates(config, num_epochs, 5) == pytest.approx([0.045 * 0.98 ** (step // 5) for step in range(400 * 5)])
+    assert (config.momentum, config.weight_decay) == (0.9, 4e-5)
+
+
+def test_the_modern_recipe_warms_up_and_follows_half_a_cosine() -> None:
+    config, num_epochs = recipe("modern.yaml")
+    found = rates(config, num_epochs, 4)
+    assert found[:20] == pytest.approx([5e-3 * (step + 1) / 20 for step in range(20)])
+    rest = num_epochs * 4 - 20
+    assert found[20:] == pytest.approx([5e-3 * (1 + math.cos(math.pi * step / rest)) / 2 for step in range(rest)])
+
+
+@pytest.mark.parametrize("name", ["eca_resnet20", "eca_mobilenet_v2"])
+def test_exactly_norms_biases_and_eca_kernels_do_not_decay(name: str) -> None:
+    model = eca_hub.create_model(name, num_classes=3)
     optimizer = make_optimizer(OptimConfig(weight_decay=0.1), model)
-    decaying = [group for group in optimizer.param_groups if group["weight_decay"] > 0]
-    decayed = {id(weight) for group in decaying for weight in group["params"]}
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert id(module.weight) not in decayed
-        if isinstance(module, nn.Conv2d):
-            assert id(module.weight) in decayed
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, kept = (
+        {
+            name_of[id(each)]
+            for group in optimizer.param_groups
+            for each in group["params"]
+            if bool(group["weight_decay"]) is has
+        }
+        for has in (True, False)
+    )
+    spared: set[str] = set()
+    for place, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d | eca_hub.ECA):
+            spared |= {f"{place}.{inner}" for inner, _ in module.named_parameters()}
+        elif isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            spared.add(f"{place}.bias")
+    assert kept == spared
+    assert decayed == set(name_of.values()) - spared
+
+
+def test_the_papers_recipe_decays_everything() -> None:
+    model = eca_hub.create_model("eca_resnet20", num_classes=3)
+    [group] = make_optimizer(OptimConfig(weight_decay=0.1, decay_all=True), model).param_groups
+    assert group["weight_decay"] == 0.1
+    assert len(group["params"]) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
