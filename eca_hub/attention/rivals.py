@@ -1,8 +1,8 @@
 """Later methods of ECA's cost class, which its users now compare it with.
 
 Those that timm has are timm's own modules under our contract; timm is imported when one is made. Shapes: N images, C
-channels, H height, W width. All map (N, C, H, W) to (N, C, H, W); all but EffectiveSE and coordinate attention cost a
-few C at most.
+channels, H height, W width, h hidden channels. All map (N, C, H, W) to (N, C, H, W); all but EffectiveSE and
+coordinate attention cost a few C at most. Counts in brackets are for ResNet-50.
 """
 
 import torch
@@ -12,10 +12,12 @@ from eca_hub.attention.gate import rescale
 
 
 def make_effective_se(channels: int) -> nn.Module:
-    """Gate channels by one full layer: gate = hardsigmoid(W mean_HW(x) + b).
+    """Gate channels by one full layer.
 
-    C^2 + C parameters. Source: Lee and Park, CenterMask, CVPR 2020, https://arxiv.org/abs/1911.06667. Code: timm's
-    EffectiveSEModule.
+        gate = hardsigmoid(W mean_HW(x) + b), W: C x C;  y = x * gate
+
+    C^2 + C parameters (20,134,656). Source: Lee and Park, CenterMask, CVPR 2020, https://arxiv.org/abs/1911.06667.
+    Code: timm's EffectiveSEModule.
     """
     from timm.layers.squeeze_excite import EffectiveSEModule
 
@@ -25,7 +27,9 @@ def make_effective_se(channels: int) -> nn.Module:
 def make_circular_eca(channels: int) -> nn.Module:
     """Gate channels as ECA does, with the first and the last channel as neighbours.
 
-    k parameters, by the paper's rule. Source: Chris Ha, timm pull request 82, https://github.com/huggingface/pytorch-image-models/pull/82.
+        gate_c = sigmoid(sum_j w[j] * mean_HW(x)[(c + j - (k - 1) / 2) mod C]);  y = x * gate
+
+    k parameters, by the paper's rule (86). Source: Chris Ha, https://github.com/huggingface/pytorch-image-models/pull/82.
     Code: timm's CecaModule.
     """
     from timm.layers.eca import CecaModule
@@ -34,10 +38,14 @@ def make_circular_eca(channels: int) -> nn.Module:
 
 
 def make_coordinate_attention(channels: int) -> nn.Module:
-    """Gate each position by its row and its column: y = x * gate_H * gate_W.
+    """Gate each position by its row and its column, both from one bottleneck over pooled rows and columns.
 
-    Both gates come from one bottleneck over pooled rows and columns; about 3 C^2 / 24 parameters. Source: Hou et al.,
-    Coordinate Attention, CVPR 2021, https://arxiv.org/abs/2103.02907. Code: timm's CoordAttn.
+        z = hardswish(norm(W1 [mean_W(x), mean_H(x)])), W1: h x C
+        y = x * sigmoid(W2 z_H) * sigmoid(W3 z_W), W2 and W3: C x h
+
+    3 C h + 2 h parameters, h = C / 24 as a multiple of 8 (2,526,432). Source: Hou et al., Coordinate Attention,
+    CVPR 2021, https://arxiv.org/abs/2103.02907. Code: timm's CoordAttn, which has h = C / 32 and biases in the
+    authors' github.com/houqb/CoordAttention, coordatt.py (MIT).
     """
     from timm.layers.coord_attn import CoordAttn
 
@@ -47,9 +55,10 @@ def make_coordinate_attention(channels: int) -> nn.Module:
 def make_local_attention(channels: int) -> nn.Module:
     """Gate each position by its row and its column, without a bottleneck.
 
-    Pooled rows and columns go through depthwise 1-D convolutions and a group norm; 18 C parameters with timm's kernel
-    of 7. Source: Xu and Wan, ELA, 2024, https://arxiv.org/abs/2403.01123. Code:
-    timm's EfficientLocalAttn.
+        y = x * sigmoid(silu(norm(conv7(mean_W(x))))) * sigmoid(silu(norm(conv7(mean_H(x)))))
+
+    Depthwise convolutions along the rows and the columns, and a group norm of one group: 18 C parameters (271,872).
+    Source: Xu and Wan, ELA, 2024, https://arxiv.org/abs/2403.01123. Code: timm's EfficientLocalAttn.
     """
     from timm.layers.coord_attn import EfficientLocalAttn
 
@@ -57,10 +66,12 @@ def make_local_attention(channels: int) -> nn.Module:
 
 
 def make_strip_attention(channels: int) -> nn.Module:
-    """Gate each position by pooled rows and columns, each refined by a depthwise convolution of 3.
+    """Gate each position by the sum of what its row and its column say.
 
-    6 C parameters. Source and code: timm's StripAttn, after Hou et al., Strip Pooling, CVPR 2020,
-    https://arxiv.org/abs/2003.13328.
+        y = x * sigmoid(conv3(mean_W(x)) + conv3(mean_H(x)))
+
+    Depthwise convolutions along the rows and the columns: 6 C parameters (90,624). Source and code: timm's StripAttn,
+    after Hou et al., Strip Pooling, CVPR 2020, https://arxiv.org/abs/2003.13328.
     """
     from timm.layers.coord_attn import StripAttn
 
@@ -72,8 +83,8 @@ class SimAM(nn.Module):
 
         y = x * sigmoid((x - mean_HW)^2 / (4 (var_HW + lambda)) + 1/2), var over H W - 1
 
-    Source: Yang et al., SimAM, ICML 2021, https://proceedings.mlr.press/v139/yang21o.html, eq. 5; written from the
-    formula.
+    Source: Yang et al., SimAM, ICML 2021, https://proceedings.mlr.press/v139/yang21o.html, eq. 5. Reference code:
+    github.com/ZjjConan/SimAM, networks/attentions/simam_module.py (no licence: written from the formula).
 
     Args:
         channels: C. Not needed; every method is called with it.
@@ -97,8 +108,10 @@ class SRM(nn.Module):
 
         gate = sigmoid(norm(u * mean_HW(x) + v * std_HW(x)));  y = x * gate
 
-    4 C parameters with the norm. Source: Lee et al., SRM, ICCV 2019, https://arxiv.org/abs/1903.10829, eq. 1 to 3;
-    written from the formula.
+    4 C parameters with the norm (60,416). u and v start at zero, so every channel starts with the gate 0.5. Training
+    needs two images or more. Source: Lee et al., SRM, ICCV 2019, https://arxiv.org/abs/1903.10829, eq. 1 to 3.
+    Reference code: github.com/hyunjaelee410/style-based-recalibration-module, models/recalibration_modules.py (no
+    licence: written from the formula, whose variance divides by H W, where that code divides by H W - 1).
 
     Args:
         channels: C.
@@ -108,6 +121,7 @@ class SRM(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(channels, channels, 2, groups=channels, bias=False)
         self.norm = nn.BatchNorm1d(channels)
+        nn.init.zeros_(self.conv.weight)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Rescale the channels of a batch of maps."""
