@@ -1,10 +1,10 @@
 """`eca-hub complexity`: what networks cost, beside what was published."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidUsage
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ def _tables(chosen: "TableName | None", *, as_json: bool) -> int:
     for table in [chosen] if chosen else tables():
         rows = []
         for number, row in enumerate(published := published_rows(table), start=1):
-            _show_progress(f"table {table}: {number} of {len(published)}")
+            show_progress(f"table {table}: {number} of {len(published)}")
             rows.append(compare(row))
-        _show_progress("")
+        show_progress("")
         if not as_json:
             print(_render(f"Table {table}. {caption(table)}", rows, footnotes(table)))
             continue
@@ -175,9 +175,3 @@ def _cells(row: "Compared", notes: list[str]) -> tuple[str, ...]:
 
 def _verdict(match: bool | None) -> str:
     return "" if match is None else "matches" if match else "differs"
-
-
-def _show_progress(words: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{words}")
-        sys.stderr.flush()

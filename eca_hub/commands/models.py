@@ -1,13 +1,13 @@
 """`eca-hub models`: list the networks that can be built."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.progress import show_progress
 
 if TYPE_CHECKING:
     from eca_hub.models.catalogue import Network
@@ -48,8 +48,6 @@ def main(argv: list[str]) -> int:
 def _with_progress(found: "Iterator[Network]") -> "Iterator[Network]":
     """Say on a terminal which network is being counted."""
     for network in found:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{network.name}")
+        show_progress(network.name)
         yield network
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+    show_progress("")
