@@ -6,14 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from eca_hub.attention import ATTENTIONS
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig, Stem
-from eca_hub.models.options import can_enter, check_entry, options_at, place_of, settle_options
+from eca_hub.models.options import (
+    can_enter,
+    check_entry,
+    fits,
+    name_others,
+    options_at,
+    place_of,
+    settle_options,
+)
 from eca_hub.models.places import Insertion
 from eca_hub.models.timm_seam import find_backbone, names_with_seam
 
@@ -56,7 +63,7 @@ def create_model(
     if attention_args:
         raise InvalidConfig(f"An attention without a name takes no options here; given: {', '.join(attention_args)}.")
     backbone = _backbone(backbone_name)
-    check_entry(getattr(attention, "__name__", "yours"), attention, backbone_name, backbone)
+    check_entry(getattr(attention, "__name__", "yours"), attention, backbone_name, backbone, can_enter)
     insertion = _insertion(lambda stage, channels, **shape: attention(channels, **shape), attention, backbone, {})
     return backbone.build(insertion, num_classes=num_classes, stem=stem, features_only=features_only)
 
@@ -78,7 +85,8 @@ def build_model(config: ModelConfig, *, num_classes: int | None = None, features
             except InvalidConfig as error:
                 raise InvalidConfig(
                     f"Attention {settled.attention!r} cannot enter {settled.architecture} at {channels} channels: "
-                    f"{error.message}"
+                    f"{error.message}",
+                    hint="" if fits(method, backbone) else name_others(method),
                 ) from None
 
         insertion = _insertion(make, method, backbone, options)
@@ -126,30 +134,31 @@ def split_name(architecture: str) -> tuple[str, str]:
 def list_models(pattern: str = "*", *, with_timm: bool = False) -> list[str]:
     """Name every network that `create_model` can make, such as `eca_resnet50`.
 
+    What a backbone has no place for, or is too narrow for with the usual options, is left out.
+
     Args:
         pattern: Shell-style, such as `eca*` or `*resnet18`.
         with_timm: Also name timm's networks of families that take attention. They are not built for the list: a
             member that has no block for attention after all refuses when it is made.
     """
+    pairs = [(f"{attention}_{name}", attention, name) for attention in ATTENTIONS for name in BACKBONES]
     names = [
-        *BACKBONES,
+        *fnmatch.filter(BACKBONES, pattern),
         *(
-            f"{attention}_{name}"
-            for attention, method in ATTENTIONS.items()
-            for name, backbone in BACKBONES.items()
-            if can_enter(method, backbone)
+            full_name
+            for full_name, attention, name in pairs
+            if fnmatch.fnmatchcase(full_name, pattern) and fits(ATTENTIONS[attention], BACKBONES[name])
         ),
     ]
     if with_timm:
         others = [name for name in names_with_seam() if name not in BACKBONES]
-        names += [*others, *(f"{attention}_{name}" for attention in ATTENTIONS for name in others)]
-    return sorted(set(fnmatch.filter(names, pattern)))
+        with_attention = [f"{attention}_{name}" for attention in ATTENTIONS for name in others]
+        names += fnmatch.filter([*others, *with_attention], pattern)
+    return sorted(set(names))
 
 
-def count_parameters(architecture: str) -> int:
-    """Count the parameters of a network of 1000 classes, without the memory for it."""
-    with torch.device("meta"):
-        model = create_model(architecture)
+def count_parameters(model: nn.Module) -> int:
+    """Count the numbers that a network learns, frozen ones among them."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -13,13 +13,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 
 from eca_hub.attention import ATTENTIONS
 from eca_hub.attention.place import AfterBlock, InBlock, InsteadOfConv
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import BACKBONES
-from eca_hub.models.build import build_model
+from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.options import can_enter, options_at, place_of, settle_options
 from eca_hub.models.timm_seam import find_backbone, names_with_seam
@@ -76,11 +75,7 @@ def timm_networks(pattern: str = "*") -> Iterator[Network]:
 def _count(architecture: str, attention: str = "none") -> int:
     with torch.device("meta"):
         model = build_model(ModelConfig(architecture, attention), num_classes=_NUM_CLASSES)
-    return _parameters(model)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return count_parameters(model)
 
 
 def _added_parameters(name: str, attention: str) -> int | None:
@@ -117,4 +112,4 @@ def _frozen(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 @cache
 def _module_parameters(attention: str, channels: int, options: tuple[tuple[str, Any], ...]) -> int:
     with torch.device("meta"):
-        return _parameters(ATTENTIONS[attention](channels, **dict(options)))
+        return count_parameters(ATTENTIONS[attention](channels, **dict(options)))

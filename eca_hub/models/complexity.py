@@ -39,7 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.models.build import build_model
+from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.config import ModelConfig
 
 _ATEN = torch.ops.aten
@@ -136,7 +136,7 @@ def count_complexity(
         raise InvalidConfig(f"The image is {height} x {width} px; each side must be 1 or more.")
     multiply_adds, tally = run_counted(ghost, height, width)
     return Complexity(
-        num_parameters=sum(parameter.numel() for parameter in ghost.parameters()),
+        num_parameters=count_parameters(ghost),
         multiply_adds=multiply_adds,
         tally=tally,
         height_px=height,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eca_hub.models.build import build_model, settle
+from eca_hub.models.build import build_model, count_parameters, settle
 from eca_hub.models.complexity import run_counted
 from eca_hub.models.config import ModelConfig
 
@@ -91,7 +91,7 @@ def _backbone_cost(config: ModelConfig) -> _BackboneCost:
         _BACKBONE_COSTS[key] = _BackboneCost(
             parameters=sum(sizes.values()),
             frozen_parameters=sum(size for name, size in sizes.items() if name.startswith(_FROZEN)),
-            attention_parameters=sum(sizes.values()) - sum(parameter.numel() for parameter in bare.parameters()),
+            attention_parameters=sum(sizes.values()) - count_parameters(bare),
             ops=(tally.convolution + tally.biased + 2 * tally.normalized + tally.activated)
             + (tally.averaged + tally.max_pooled + tally.linear),
         )

@@ -8,8 +8,10 @@ anything is built.
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from eca_hub.attention.eca import kernel_size_for
@@ -42,21 +44,52 @@ def can_enter(method: Callable[..., nn.Module], backbone: Backbone) -> bool:
     return type(place) in backbone.kinds and (backbone.tells_blocks_apart or not chooses_blocks)
 
 
-def check_entry(attention: str, method: Callable[..., nn.Module], name: str, backbone: Backbone) -> None:
+def fits(method: Callable[..., nn.Module], backbone: Backbone) -> bool:
+    """Whether a method can enter a backbone and, with its usual options, be made for every width there."""
+    return can_enter(method, backbone) and all(_can_be_made(method, width) for width in backbone.widths)
+
+
+@cache
+def _can_be_made(method: Callable[..., nn.Module], channels: int) -> bool:
+    try:
+        with torch.device("meta"):
+            method(channels)
+    except InvalidConfig:
+        return False
+    return True
+
+
+def name_others(method: Callable[..., nn.Module], can: Callable[..., bool] = fits) -> str:
+    """Say which backbones a method can enter as it is."""
+    return f"It can enter {', '.join(name for name, backbone in BACKBONES.items() if can(method, backbone))}."
+
+
+def check_entry(
+    attention: str,
+    method: Callable[..., nn.Module],
+    name: str,
+    backbone: Backbone,
+    can: Callable[..., bool] = fits,
+) -> None:
     """Refuse a method that a backbone has no place for.
+
+    Args:
+        attention: Name of the method.
+        method: What makes it.
+        name: Name of the backbone.
+        backbone: Its entry.
+        can: What to ask of the backbones that are offered instead; `can_enter` makes nothing to find out.
 
     Raises:
         InvalidConfig: says what is missing, and which backbones have it.
     """
     if not can_enter(method, backbone):
-        others = [other for other, entry in BACKBONES.items() if can_enter(method, entry)]
         kind = type(place_of(method))
         lacking = "no way to tell the last block of a stage" if kind in backbone.kinds else LACK_OF[kind]
         if not backbone.kinds:
             lacking = "no place for attention"
         raise InvalidConfig(
-            f"Attention {attention!r} cannot enter {name}, which has {lacking}.",
-            hint=f"It can enter {', '.join(others)}.",
+            f"Attention {attention!r} cannot enter {name}, which has {lacking}.", hint=name_others(method, can)
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import torchvision
 
-from eca_hub.models.build import build_model
+from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.complexity import Complexity, count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_cost import detector_cost
@@ -240,7 +240,7 @@ def _count(row: Published) -> Complexity:
 def _num_parameters_without_attention(architecture: str) -> int:
     with torch.device("meta"):
         model = build_model(ModelConfig(architecture, "none"), num_classes=1000)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return count_parameters(model)
 
 
 _TABLE_2_BLOCKS = {256: 3, 512: 4, 1024: 6, 2048: 3}

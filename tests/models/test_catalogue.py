@@ -6,8 +6,9 @@ import pytest
 
 from eca_hub.attention import ATTENTIONS
 from eca_hub.commands.models import main
-from eca_hub.models.build import count_parameters
+from eca_hub.models.build import list_models
 from eca_hub.models.catalogue import networks, timm_networks
+from tests.models.test_backbones import parameters_of
 
 
 def test_every_method_is_listed_with_a_backbone() -> None:
@@ -18,6 +19,7 @@ def test_what_cannot_be_built_is_not_listed() -> None:
     names = {network.name for network in networks("*")}
     assert "se_mobilenet_v2" in names
     assert not names & {"aa_mobilenet_v2", "se_gc1_mobilenet_v2", "eca_densenet161"}
+    assert names == set(list_models())
 
 
 @pytest.mark.parametrize("pattern", ["*resnet20", "eca_*resnet18", "aa_resnet18", "gsop_resnet50", "*_mobilenet_v2"])
@@ -25,14 +27,14 @@ def test_the_listed_parameters_are_those_of_the_built_network(pattern: str) -> N
     found = list(networks(pattern))
     assert found
     assert {network.name: network.parameters for network in found} == {
-        network.name: count_parameters(network.name) for network in found
+        network.name: parameters_of(network.name) for network in found
     }
 
 
 @pytest.mark.slow
 def test_all_listed_parameters_are_those_of_the_built_networks() -> None:
     for network in networks("*"):
-        assert network.parameters == count_parameters(network.name), network.name
+        assert network.parameters == parameters_of(network.name), network.name
 
 
 def test_networks_of_timm_are_found_by_asking_timm() -> None:
