@@ -61,7 +61,8 @@ class UnknownName(EcaHubError):
     @classmethod
     def among(cls, kind: str, name: str, known: Iterable[str], *, listing: str) -> "UnknownName":
         """Build the sentence: no `kind` `name`, did you mean ..., all names: `listing`."""
-        close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+        spelled = {each.casefold(): each for each in known}
+        close = [spelled[match] for match in difflib.get_close_matches(name.casefold(), spelled, n=3, cutoff=0.6)]
         suggestion = f"Did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
         return cls(f"There is no {kind} {name!r}.", hint=f"{suggestion}All names: {listing}")
 

@@ -30,3 +30,5 @@ def test_the_message_and_the_hint_make_one_text() -> None:
 def test_an_unknown_name_comes_with_the_closest_ones() -> None:
     error = UnknownName.among("architecture", "resnet5", ["resnet50", "vgg"], listing="eca-hub models")
     assert str(error) == "There is no architecture 'resnet5'. Did you mean 'resnet50'? All names: eca-hub models"
+    error = UnknownName.among("attention", "SIMAM", ["SimAM", "eca"], listing="eca-hub models")
+    assert error.hint == "Did you mean 'SimAM'? All names: eca-hub models"
