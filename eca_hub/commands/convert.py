@@ -1,12 +1,13 @@
 """`eca-hub convert`: weights of ECANet, torchvision and timm into packages, and packages into stock timm."""
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidConfig, InvalidUsage
+from eca_hub.models.config import CropMode, Interpolation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +30,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--labels", help="A text file with one class name a line, or a .json list; ImageNet's for 1000."
     )
+    pictures = parser.add_argument_group("What the pictures need, where the authors of the architecture differ")
+    pictures.add_argument("--image.height_px", type=int)
+    pictures.add_argument("--image.width_px", type=int)
+    pictures.add_argument("--image.crop", type=float, help="Share of the resized picture that is kept.")
+    pictures.add_argument("--image.crop_mode", choices=get_args(CropMode))
+    pictures.add_argument("--image.interpolation", choices=get_args(Interpolation))
+    pictures.add_argument("--image.mean", type=float, nargs=3, metavar="MEAN", help="Of each colour, white is 1.")
+    pictures.add_argument("--image.std", type=float, nargs=3, metavar="STD")
     parser.add_argument("--format", choices=["eca-hub", "timm"], default="eca-hub", help="Who shall load the folder.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
@@ -38,31 +47,36 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage(
             f"There is no file {args.source!r}.", hint="Give a checkpoint, such as eca_resnet50.pth.tar."
         )
-    if not is_checkpoint and (labels is not None or args.architecture):
-        raise InvalidUsage("A package knows its architecture and labels; leave --architecture and --labels out.")
+    image = {name: value for name, value in vars(args.image).items() if value is not None}
+    if not is_checkpoint and (labels is not None or args.architecture or image):
+        raise InvalidUsage("A package knows its architecture, labels and preprocessing; leave those options out.")
 
     from eca_hub.hub.convert import convert_checkpoint
     from eca_hub.hub.whole import check_free
 
     check_free(args.to)
-    _show_progress(f"reading {args.source}")
+    show_progress(f"reading {args.source}")
     if args.format == "eca-hub":
-        model, config = convert_checkpoint(args.source, args.to, architecture=args.architecture, labels=labels)
+        model, config = convert_checkpoint(
+            args.source, args.to, architecture=args.architecture, labels=labels, image=image
+        )
     else:
         from eca_hub.hub.folder import export_to_timm, load_pretrained
 
         if is_checkpoint:
-            model, config = convert_checkpoint(args.source, architecture=args.architecture, labels=labels)
+            model, config = convert_checkpoint(args.source, architecture=args.architecture, labels=labels, image=image)
         else:
             model, config = load_pretrained(args.source)
-        _show_progress(f"writing {args.to}")
+        show_progress(f"writing {args.to}")
         export_to_timm(model, config, args.to)
-    _show_progress("")
+    show_progress("")
     _report(model, config, args.to, args.format, as_json=args.json)
     return 0
 
 
 def _report(model: "nn.Module", config: "ModelConfig", folder: str, written_for: str, *, as_json: bool) -> None:
+    from eca_hub.models.build import count_parameters
+
     facts: dict[str, Any] = {
         "folder": folder,
         "format": written_for,
@@ -70,7 +84,7 @@ def _report(model: "nn.Module", config: "ModelConfig", folder: str, written_for:
         "attention": config.attention,
         "attention_args": dict(config.attention_args),
         "num_classes": config.num_classes,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count_parameters(model),
     }
     if as_json:
         print(json.dumps(facts))
@@ -95,12 +109,8 @@ def _read_labels(path: Path) -> list[str]:
         )
     except ValueError:
         raise InvalidConfig(f"{path} is neither UTF-8 text nor JSON.") from None
+    except OSError as error:
+        raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or not labels:
         raise InvalidConfig(f"{path} holds no list of names.", hint="One class name a line, or a JSON list.")
     return labels
-
-
-def _show_progress(words: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{words}")
-        sys.stderr.flush()

@@ -39,7 +39,10 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     path = Path(file)
     if not path.is_file():
         raise InvalidConfig(f"There is no file {str(path)!r}.", hint="Give the checkpoint itself, not a folder.")
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+    try:
+        content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+    except OSError as error:
+        raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None
     return _unwrap(_unbox(content, path))
 
 

@@ -5,8 +5,9 @@ stock timm, is in `stock_timm`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -19,10 +20,11 @@ from eca_hub.hub.fit import load_strictly
 from eca_hub.hub.folder import save_pretrained
 from eca_hub.hub.imagenet import usual_labels
 from eca_hub.hub.layouts import Recognized, recognize
+from eca_hub.hub.timm_config import image_from_timm
 from eca_hub.hub.whole import check_free, whole_folder
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import build_model, settle
-from eca_hub.models.config import ImageConfig, Interpolation, ModelConfig
+from eca_hub.models.config import ImageConfig, ModelConfig
 
 
 def convert_checkpoint(
@@ -31,7 +33,7 @@ def convert_checkpoint(
     *,
     architecture: str | None = None,
     labels: Sequence[str] | None = None,
-    image: ImageConfig | None = None,
+    image: ImageConfig | Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, ModelConfig]:
     """Make a network of this library from a checkpoint of ECANet, torchvision or timm.
 
@@ -45,25 +47,24 @@ def convert_checkpoint(
             those of timm that are not in `eca-hub models`.
         labels: Class names in the order of the outputs; for 1000 outputs those of ImageNet, else numbers, when not
             given.
-        image: Preprocessing; what the authors of the architecture validate with when not given.
+        image: Preprocessing, or only those fields of it that differ from what the authors of the architecture validate
+            with: `{"height_px": 288, "width_px": 288}` for weights of larger pictures.
 
     Returns:
         The network in evaluation mode, and its configuration.
 
     Raises:
-        InvalidConfig: no such file, not a checkpoint, a folder that is not empty, or labels that are too few or too
-            many.
+        InvalidConfig: no such file, not a checkpoint, a folder that is not empty, labels that are too few or too many,
+            or preprocessing that cannot work.
         UnknownName: nobody knows that architecture.
         CheckpointMismatch: the weights do not fit; names the first that do not.
     """
     if folder is not None:
         check_free(folder)
     found = recognize(read_weights(file), architecture)
-    config = dataclasses.replace(
-        found.config,
-        labels=_labels(labels, found.num_classes),
-        image=image or _image_config(found.config.architecture, architecture),
-    )
+    if not isinstance(image, ImageConfig):
+        image = _changed(_image_config(found.config.architecture, architecture), image or {})
+    config = dataclasses.replace(found.config, labels=_labels(labels, found.num_classes), image=image)
     settled = settle(config)
     with torch.device("meta"):
         model = build_model(settled)
@@ -88,22 +89,24 @@ def _image_config(backbone: str, said: str | None) -> ImageConfig:
     """Preprocess as the authors validate: timm by its own record; ECANet and torchvision 256, bilinear, crop of 224."""
     if said is None or (backbone in BACKBONES and "." not in said):
         return ImageConfig(interpolation="bilinear")
-    cfg = timm.get_pretrained_cfg(said)
-    if cfg is None:
+    record = timm.get_pretrained_cfg(said)
+    if record is None:
         return ImageConfig()
-    _, height_px, width_px = cfg.input_size
-    return ImageConfig(
-        height_px=height_px,
-        width_px=width_px,
-        crop=cfg.crop_pct,
-        crop_mode="squash" if cfg.crop_mode == "squash" else "center",
-        interpolation=_INTERPOLATIONS.get(cfg.interpolation, "bicubic"),
-        mean=tuple(cfg.mean),  # type: ignore[arg-type]
-        std=tuple(cfg.std),  # type: ignore[arg-type]
-    )
+    try:
+        return image_from_timm(vars(record))
+    except ValueError as error:
+        raise InvalidConfig(f"The preprocessing that timm has for {said} cannot be used: {error}") from None
 
 
-_INTERPOLATIONS: dict[str, Interpolation] = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"}
+def _changed(image: ImageConfig, fields: Mapping[str, Any]) -> ImageConfig:
+    known = [field.name for field in dataclasses.fields(ImageConfig)]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise InvalidConfig(f"Preprocessing has no {', '.join(unknown)}; it has {', '.join(known)}.")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return dataclasses.replace(image, **values)
 
 
 def _facts(name: str, file: Path, found: Recognized) -> CardFacts:

@@ -68,7 +68,7 @@ def recognize(weights: dict[str, Tensor], architecture: str | None = None) -> Re
         bare = architecture.partition(".")[0]
         if bare not in BACKBONES and bare not in list_models() and timm.is_model(bare):
             return _of_timm(bare, weights)
-        backbone, said = _split(bare)
+        backbone, said = _split(bare or architecture)
     else:
         backbone = _nearest_backbone(weights)
     skeleton = _skeleton(backbone)

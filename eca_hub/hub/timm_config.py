@@ -80,7 +80,7 @@ def from_timm(document: Mapping[str, Any], labels_for: NumberedLabels) -> ModelC
         attention=attention,
         attention_args=dict(ours["attention_args"]),
         labels=labels,
-        image=_image(record),
+        image=image_from_timm(record),
         # With attention of ours, model_args only tell timm how to make the same.
         timm_args=_timm_args(document.get("model_args") or {}) if attention == "none" else {},
     )
@@ -105,7 +105,13 @@ def _labels(names: Any, num_classes: int) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _image(record: Mapping[str, Any]) -> ImageConfig:
+def image_from_timm(record: Mapping[str, Any]) -> ImageConfig:
+    """Read the preprocessing out of timm's record of weights, its `pretrained_cfg`.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError, ValueError, InvalidConfig: something has the wrong kind or value, or one that is none of ours.
+    """
     channels, height_px, width_px = record["input_size"]
     if channels != 3:
         raise ValueError(f"the network takes {channels} colours, eca-hub gives 3.")

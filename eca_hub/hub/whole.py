@@ -16,7 +16,13 @@ def check_free(folder: str | Path) -> Path:
         InvalidConfig: there is a file, or a folder that is not empty.
     """
     path = Path(folder)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    try:
+        is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    except OSError as error:
+        raise InvalidConfig(
+            f"{path} cannot be written: {error.strerror or error}.", hint="Give another folder."
+        ) from None
+    if not is_free:
         raise InvalidConfig(f"{path} is there already and not empty.", hint="Give a new folder.")
     return path
 
@@ -26,15 +32,20 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     """Give a draft to write into; it gets its name when the block ends well, and vanishes when it does not.
 
     Raises:
-        InvalidConfig: there is a file, or a folder that is not empty.
+        InvalidConfig: there is a file, or a folder that is not empty; or the disk does not take it.
     """
     path = check_free(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield draft
-        draft.chmod(0o755)
-        draft.replace(path)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield draft
+            draft.chmod(0o755)
+            draft.replace(path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise InvalidConfig(
+            f"{path} cannot be written: {error.strerror or error}.", hint="Give another folder."
+        ) from None

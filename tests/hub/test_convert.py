@@ -1,5 +1,6 @@
 """Other people's weights: the outputs stay theirs, what does not fit is named, and nothing in a file is run."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from eca_hub import create_model, load_pretrained
+from eca_hub import ImageConfig, create_model, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import CheckpointMismatch, InvalidConfig, InvalidUsage, UnknownName
 from eca_hub.hub import convert
@@ -151,6 +152,19 @@ def test_a_tag_of_timm_brings_its_preprocessing(save: Save) -> None:
     assert (config.image.crop, config.image.interpolation) == (0.95, "bicubic")
     _, config = convert_checkpoint(save(weights))
     assert (config.image.crop, config.image.interpolation) == (0.875, "bilinear")
+
+
+def test_preprocessing_is_the_authors_but_for_what_the_user_says(save: Save, tmp_path: Path) -> None:
+    path = save(timm.create_model("resnet18", num_classes=5).state_dict())
+    options = ["--architecture", "resnet18.a1_in1k", "--image.height_px", "288", "--image.width_px=288"]
+    assert main([str(path), "--to", str(tmp_path / "package"), *options, "--image.mean", "0.5", "0.5", "0.5"]) == 0
+    image = load_pretrained(tmp_path / "package")[1].image
+    assert (image.height_px, image.width_px, image.crop, image.interpolation) == (288, 288, 0.95, "bicubic")
+    assert (image.mean, image.std) == ((0.5, 0.5, 0.5), (0.229, 0.224, 0.225))
+    whole = ImageConfig(height_px=160, width_px=160)
+    assert convert_checkpoint(path, architecture="resnet18.a1_in1k", image=whole)[1].image == whole
+    with pytest.raises(InvalidConfig, match="Preprocessing has no size; it has height_px, width_px, crop,"):
+        convert_checkpoint(path, image={"size": 288})
 
 
 def test_labels_are_imagenets_for_1000_outputs_and_numbers_otherwise(eca_resnet18: nn.Module, save: Save) -> None:
@@ -299,12 +313,20 @@ def test_a_folder_is_written_whole_or_not_at_all(
 
     def fail(model: nn.Module, config: object, folder: Path, **_: object) -> None:
         (folder / "README.md").write_text("half")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(convert, "save_pretrained", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InvalidConfig, match="other cannot be written: No space left on device"):
         convert_checkpoint(path, tmp_path / "other")
     assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.pth.tar", "package"}
+
+
+def test_what_the_system_refuses_is_said(eca_resnet18: nn.Module, save: Save, tmp_path: Path) -> None:
+    path = save(eca_resnet18.state_dict())
+    for folder, words in {path / "package": "Not a directory", tmp_path / ("x" * 300): "File name too long"}.items():
+        with pytest.raises(InvalidConfig, match=f"package|xxx cannot be written: {words}"):
+            convert_checkpoint(path, folder)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_command_converts(
@@ -327,6 +349,9 @@ def test_the_command_converts(
         (["nowhere.pth", "--to", "x"], InvalidUsage),
         (["nowhere.pth"], InvalidUsage),
         (["acme/model", "--to", "x", "--format", "timm", "--architecture", "resnet18"], InvalidUsage),
+        (["acme/model", "--to", "x", "--format", "timm", "--image.crop", "1"], InvalidUsage),
+        ([__file__, "--to", "x", "--image.crop_mode", "border"], InvalidUsage),
+        ([__file__, "--to", "x", "--image.height_px", "big"], InvalidUsage),
         ([__file__, "--to", "x", "--labels", "nowhere.txt"], InvalidConfig),
         ([__file__, "--to", "x"], InvalidConfig),
     ],
