@@ -139,6 +139,20 @@ def test_any_network_of_timm_converts_under_its_name(name: str, save: Save, tmp_
     assert difference(theirs, load_pretrained(tmp_path / "package")[0]) <= 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", timm.list_models(["ecaresnet*", "eca_*", "se*", "legacy_se*"]))
+def test_every_network_of_timm_with_channel_attention_converts(name: str, save: Save) -> None:
+    theirs = ecanet.randomize(timm.create_model(name, num_classes=5))
+    model, _ = convert_checkpoint(
+        save({f"module.{key}": t for key, t in theirs.state_dict().items()}), architecture=name
+    )
+    x_NCHW = torch.rand(2, *theirs.default_cfg["input_size"]) - 0.5  # type: ignore[index]
+    with torch.inference_mode():
+        expected_NK = theirs(x_NCHW)
+        assert expected_NK.isfinite().all()
+        torch.testing.assert_close(model(x_NCHW), expected_NK, rtol=1e-6, atol=1e-6)
+
+
 def test_our_attention_in_a_network_of_timm_converts_under_both_names(save: Save) -> None:
     ours = ecanet.randomize(create_model("eca_resnet26d", num_classes=3))
     model, config = convert_checkpoint(save(ours.state_dict()), architecture="eca_resnet26d")
