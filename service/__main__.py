@@ -4,6 +4,7 @@ Arguments are read, and mistakes answered, before anything slow is imported.
 """
 
 import argparse
+import asyncio
 import dataclasses
 import logging
 import os
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    from service.server import open_port, run, serve
+    from service.server import open_port, serve
 
     keys = Keys.gather(os.environ, settings.api_keys_file)
     admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
@@ -111,6 +112,6 @@ def _serve(settings: Settings) -> None:
     sources = [ModelSource.parse(text) for text in settings.model]
     registry = Registry(sources, loader.open, max_weights_bytes=int(settings.max_weights_mib * 2**20))
     try:
-        run(serve(create_app(settings, registry, keys, admin_keys), settings, listener))
+        asyncio.run(serve(create_app(settings, registry, keys, admin_keys), settings, listener))
     finally:
         loader.close()
