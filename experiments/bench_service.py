@@ -110,6 +110,7 @@ class Bench:
             found["start"] = self._start()
         elif part == "runtimes":
             found["runtimes"] = figures_of("experiments.bench_runtimes", self._folder, str(self._args.seconds))
+            found["foreign"] = found["runtimes"].pop("foreign")
         elif part != "engine":
             found["rows"] = [
                 asdict(row) for served in self._servers(part) for row in self._rows(served, found["limit"])

@@ -6,6 +6,7 @@ Knows processes and /proc; nothing of which servers there are or what is done wi
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -207,13 +208,20 @@ def _stat(pid: int) -> list[str]:
 
 
 def figures_of(*words: str, body: bytes = b"") -> dict[str, Any]:
-    """Run a Python module that prints one JSON object, and return it.
+    """Run a Python module that prints one JSON object; return it with the share of the processors that others took.
 
     Raises:
         ServerEnded: it ended with an error.
     """
-    done = subprocess.run([sys.executable, "-m", *words], input=body, capture_output=True, check=False)
-    if done.returncode:
-        raise ServerEnded(f"python -m {words[0]}: {done.stderr.decode(errors='replace')[-800:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    tries: list[dict[str, Any]] = []
+    while not tries or (tries[-1]["foreign"] > MAX_FOREIGN and len(tries) < _NUM_TRIES):
+        before, children_before = _busy_s(os.getpid()), resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-m", *words], input=body, capture_output=True, check=False)
+        if done.returncode:
+            raise ServerEnded(f"python -m {words[0]}: {done.stderr.decode(errors='replace')[-800:]}")
+        after, children = _busy_s(os.getpid()), resource.getrusage(resource.RUSAGE_CHILDREN)
+        own_s = children.ru_utime + children.ru_stime - children_before.ru_utime - children_before.ru_stime
+        own_s += after[1] - before[1]
+        foreign = max(0.0, (after[0] - before[0] - own_s) / ((after[2] - before[2]) or 1))
+        tries.append(json.loads(done.stdout) | {"foreign": foreign})
+    return min(tries, key=lambda found: found["foreign"])

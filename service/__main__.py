@@ -4,6 +4,7 @@ Arguments are read, and mistakes answered, before anything slow is imported.
 """
 
 import argparse
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    from service.server import open_port, run, serve
+    from service.server import open_port, serve
 
     keys = Keys.gather(os.environ, settings.api_keys_file)
     admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
@@ -114,4 +115,4 @@ def _serve(settings: Settings) -> None:
         sources = [ModelSource.parse(text) for text in settings.model]
         registry = Registry(sources, loader.open, max_weights_bytes=int(settings.max_weights_mib * 2**20))
         hub = stack.enter_context(open_hub(settings.hub_root, settings.hub_users)) if settings.hub_root else None
-        run(serve(create_app(settings, registry, keys, admin_keys, hub=hub), settings, listener))
+        asyncio.run(serve(create_app(settings, registry, keys, admin_keys, hub=hub), settings, listener))

@@ -7,6 +7,7 @@
 Knows the parts; nothing of who measures.
 """
 
+import asyncio
 import json
 import os
 import sys
@@ -131,7 +132,7 @@ def serve_nothing() -> None:
     """Serve a model whose decoder and network cost nothing: what is left is the service itself."""
     from eca_hub import Prediction
     from service.app import create_app
-    from service.server import open_port, run, serve
+    from service.server import open_port, serve
 
     nothing = _Nothing()
     facts = ModelFacts(
@@ -154,7 +155,7 @@ def serve_nothing() -> None:
 
     settings = Settings(model=("bare/noop",), port=0)
     app = create_app(settings, Registry([ModelSource("bare/noop")], open_model), Keys())
-    run(serve(app, settings, open_port(settings.host, settings.port)))
+    asyncio.run(serve(app, settings, open_port(settings.host, settings.port)))
 
 
 if __name__ == "__main__":

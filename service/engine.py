@@ -27,7 +27,10 @@ Forward = Callable[[Tensor], Tensor]
 _Job = tuple[list[Tensor], "Future[Sequence[Tensor]]"]
 
 _WARM_UP_TIMEOUT_S = 600.0
-_LONGEST_PAUSE_S = 60.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+
+_MAX_DEVICE_LOSSES = 3
+"""A device that failed so often in a row fails for as long as this process lives, as CUDA does after some errors."""
 
 _NUM_LOOKS = 4
 """How often a thread is looked at before it counts as hung."""
@@ -98,6 +101,7 @@ class Engine:
     Args:
         forward: The network with its preprocessing.
         renew: Makes the same anew, when the device has failed under the old one.
+        give_up: Called once when the device is beyond help in this process.
         cores: What it shares with the other engines of this process.
         hang_timeout_s: When a batch counts as hung if its thread does nothing, as on a lock that nobody opens. One
             that works, or waits for a GPU, gets ten times what the warm-up needed for as many pictures.
@@ -109,13 +113,15 @@ class Engine:
         forward: Forward,
         *,
         renew: Callable[[], Forward] | None = None,
+        give_up: Callable[[], None] = lambda: None,
         cores: Cores = Cores(1),
         hang_timeout_s: float = 60.0,
         waits_for_device: bool = False,
     ) -> None:
         self._forward = forward
         self._renew = renew
-        self._has_lost_device = False
+        self._num_device_losses = 0
+        self._give_up = give_up
         self._cores = cores
         self._hang_timeout_s = hang_timeout_s
         self._waits_for_device = waits_for_device
@@ -207,7 +213,7 @@ class Engine:
 
     async def _prove(self) -> None:
         """Run a blank picture until one comes back: nobody else may ask an engine that is not well."""
-        pause_s = 1.0
+        pause_s = _FIRST_PAUSE_S
         while not (self._is_proven or self._is_closed):
             try:
                 await self._try(self._proof, self.patience_s(1))
@@ -220,14 +226,16 @@ class Engine:
     def _run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
         try:
             with self._cores.share(len(pixels)), torch.inference_mode():
-                if self._has_lost_device and self._renew is not None:
+                if self._num_device_losses and self._renew is not None:
                     self._forward = self._renew()
-                    self._has_lost_device = False
                 logits_NK = self._forward(torch.stack(pixels))
+                self._num_device_losses = 0
         except torch.AcceleratorError as error:
             # Whatever was on the device may be gone or wrong, and trying the pictures one by one would fail for each.
-            self._has_lost_device = True
+            self._num_device_losses += 1
             _logger.exception("the device failed")
+            if self._num_device_losses == _MAX_DEVICE_LOSSES:
+                self._give_up()
             raise _lost("lost its device") from error
         if not bool(torch.isfinite(logits_NK).all()):
             raise ArithmeticError("a logit is not a number")

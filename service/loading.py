@@ -6,7 +6,9 @@ of HTTP.
 
 import asyncio
 import copy
+import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +32,14 @@ if TYPE_CHECKING:
     from service.network import PreparedNetwork
 
 Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
+
+
+def end_process() -> None:
+    """End in good order, so that whoever started this process starts another, with a device that works."""
+    _logger.critical("a device is beyond help in this process, which ends")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class ModelLoader:
@@ -80,6 +90,7 @@ class ModelLoader:
             Engine(
                 network.new_forward(),
                 renew=network.new_forward,
+                give_up=end_process,
                 cores=cores,
                 hang_timeout_s=settings.hang_timeout_s,
                 waits_for_device=network.device.type != "cpu",

@@ -171,6 +171,35 @@ def test_a_device_that_failed_is_given_up_with_its_batch_and_a_new_one_answers_t
     asyncio.run(scene())
 
 
+def test_a_device_that_fails_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine._FIRST_PAUSE_S", 0.01)
+    works = threading.Event()
+    works.set()
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        if not works.is_set():
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        loop, given_up = asyncio.get_running_loop(), asyncio.Event()
+
+        def give_up() -> None:
+            loop.call_soon_threadsafe(given_up.set)
+
+        engine = Engine(forward, renew=lambda: forward, give_up=give_up)
+        await engine.warm_up(picture(0), [1])
+        works.clear()
+        with pytest.raises(WorkerLost):
+            await engine.run([picture(1)])
+        assert not given_up.is_set(), "once may be an accident"
+        await asyncio.wait_for(given_up.wait(), 10)
+        assert not is_well(engine)
+        engine.close()
+
+    asyncio.run(scene())
+
+
 def test_a_thread_that_does_nothing_is_given_up_early_however_long_its_batch_may_take() -> None:
     gate = threading.Event()
 
