@@ -49,6 +49,9 @@ _BAND_PX = 2**22
 # A photo is decoded at 1/2, 1/4 or 1/8 only while that leaves this many times the pixels that the resize asks for.
 _DRAFT_MARGIN = 2
 
+# What a picture that was decoded smaller remembers: rounded twice, its width would move the crop by a pixel.
+_FULL_SIZE = "eca_hub.full_size_px"
+
 # A resized picture may have this many times the pixels of the crop before the rest is left out.
 _MAX_OVERHANG = 16
 
@@ -96,6 +99,7 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
     try:
         with Image.open(io.BytesIO(parts.data), formats=[name.upper()]) as image:
             _check_size(*image.size, limits)
+            full_size = image.size
             _check_scans(parts, image.width * image.height / 1e6, limits)
             if enough_px is not None:
                 shrink = enough_px * _DRAFT_MARGIN / min(image.size)
@@ -103,7 +107,9 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
                     image.draft(None, (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
             image.load()
             turned = orientation_in(image.info.get("exif", b"")) if name == "WebP" else parts.orientation
-            return _as_rgb(image.transpose(_TURN_BACK[turned]) if turned > 1 else image)
+            rgb = _as_rgb(image.transpose(_TURN_BACK[turned]) if turned > 1 else image)
+            rgb.info[_FULL_SIZE] = full_size if turned < 5 else full_size[::-1]
+            return rgb
     except TooManyPixels:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -168,9 +174,19 @@ class EvalTransform:
         width, height = math.floor(config.width_px / config.crop), math.floor(config.height_px / config.crop)
         if config.crop_mode == "squash":
             return width, height
-        if width * image.height > height * image.width:
-            return width, max(int(width * image.height / image.width), config.height_px)
-        return max(int(height * image.width / image.height), config.width_px), height
+        full_width, full_height = _full_size_of(image)
+        if width * full_height > height * full_width:
+            return width, max(int(width * full_height / full_width), config.height_px)
+        return max(int(height * full_width / full_height), config.width_px), height
+
+
+def _full_size_of(image: Image.Image) -> tuple[int, int]:
+    """The size in the file; that of the picture itself if somebody has cut or resized it since it was decoded."""
+    width, height = image.info.get(_FULL_SIZE, image.size)
+    for scale in (2, 4, 8):
+        if image.size == (math.ceil(width / scale), math.ceil(height / scale)):
+            return width, height
+    return image.size
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
