@@ -4,11 +4,14 @@ And our own sentences, dug out of what others have wrapped around them.
 """
 
 import re
+from typing import TypeVar
 
 import torch
 
-from eca_hub.errors import EcaHubError
+from eca_hub.errors import EcaHubError, InvalidConfig
 from eca_hub.train.errors import TrainingStopped
+
+Kind = TypeVar("Kind", bound=BaseException)
 
 _RESUME = "Add --resume to go on."
 _NO_MEMORY = r"can't allocate memory|Cannot allocate memory"
@@ -19,6 +22,9 @@ def as_sentence(error: BaseException) -> EcaHubError | None:
     if own := _own_sentence(error):
         return own
     text = " ".join(str(error).split())
+    if (missing := _in_chain(error, ModuleNotFoundError)) and missing is not error:
+        # A logger or a plugin of a YAML file whose package is not here; Lightning names it and how to install it.
+        return InvalidConfig(" ".join(str(missing).split())[:300])
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(_NO_MEMORY, text):
         return TrainingStopped(
             f"There is not enough memory: {text[:200] or 'an allocation failed'}.",
@@ -35,11 +41,15 @@ def as_sentence(error: BaseException) -> EcaHubError | None:
 
 def _own_sentence(error: BaseException) -> EcaHubError | None:
     """Find the mistake that we have told: the parser raises another error from it, a worker sends it as a traceback."""
-    told: BaseException | None = error
-    while told is not None and not isinstance(told, EcaHubError):
-        told = told.__cause__ or told.__context__
-    if isinstance(told, EcaHubError) and (
-        sent := re.search(r"Original Traceback.*\n[\w.]+: (.*)$", str(told), re.DOTALL)
-    ):
+    told = _in_chain(error, EcaHubError)
+    if told and (sent := re.search(r"Original Traceback.*\n[\w.]+: (.*)$", str(told), re.DOTALL)):
         return type(told)(sent[1].strip())
     return told
+
+
+def _in_chain(error: BaseException, kind: type[Kind]) -> Kind | None:
+    """Find an error of a kind among those that led to this one."""
+    each: BaseException | None = error
+    while each is not None and not isinstance(each, kind):
+        each = each.__cause__ or each.__context__
+    return each

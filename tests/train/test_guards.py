@@ -246,6 +246,15 @@ def test_our_own_sentence_is_found_inside_the_errors_of_others() -> None:
     assert as_sentence(wrapped) is told
 
 
+def test_a_logger_whose_package_is_missing_is_a_sentence() -> None:
+    wrapped = ValueError("Does not validate against any of the Union subtypes")
+    wrapped.__cause__ = ModuleNotFoundError("Requirement 'wandb>=0.12.10' not met.\nTry: pip install wandb")
+    told = as_sentence(wrapped)
+    assert str(told) == "Requirement 'wandb>=0.12.10' not met. Try: pip install wandb"
+    # What we import ourselves has a better sentence: the extra that brings it.
+    assert as_sentence(ModuleNotFoundError("No module named 'sklearn'", name="sklearn")) is None
+
+
 def test_a_sentence_from_a_worker_comes_without_its_traceback() -> None:
     try:
         raise TrainingStopped("Every picture of a batch is broken.")
