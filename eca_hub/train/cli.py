@@ -44,6 +44,9 @@ OPTIONS = (
     Option("data.max_bad_samples", "0", "Broken pictures to leave out before stopping"),
     Option("trainer.max_epochs", "100", "Times that the training split is seen"),
     Option("trainer.devices", "auto", "GPUs, or processes with --trainer.accelerator cpu"),
+    Option(
+        "trainer.strategy", "auto", "ddp, or fsdp to cut weights and optimizer up; experiments/cluster has many nodes"
+    ),
     Option("trainer.precision", "", "bf16-mixed or 16-mixed for half precision"),
     Option("trainer.accumulate_grad_batches", "1", "Batches that make a step"),
     Option("trainer.gradient_clip_val", "", "Largest norm of a gradient"),
