@@ -165,6 +165,7 @@ def run_fit(pictures: Path, task: dict[str, Any]) -> list[list[float]]:
         "data.augment.crop": task["crop"],
         "data.augment.min_area": task["min_area"],
         "model.architecture": task["architecture"],
+        "model.channels_last": "true",
         "trainer.max_epochs": task["num_epochs"],
     }
     epochs: list[list[float]] = timed_fit(pictures.parent, options)["epochs"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 
 from eca_hub.train.checkpoints import CheckpointFolder
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
@@ -217,7 +218,9 @@ def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(
     run_dir = tmp_path / "run"
     run_dir.with_suffix(".yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "eca_hub", "fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    # As many threads as the run has that it is compared with: sums of floats may depend on them.
+    threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=threads)
     while process.poll() is None and not any(int(path.name[5:14]) >= step for path in checkpoints(run_dir)):
         time.sleep(0.005)
     time.sleep(pause_s)
