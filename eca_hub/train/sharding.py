@@ -27,6 +27,8 @@ def shard(model: nn.Module, mesh: "DeviceMesh") -> None:
 
     if isinstance(model, FSDPModule):
         return
+    # Shares are rows, which weights with their colours innermost do not have.
+    model.to(memory_format=torch.contiguous_format)
     for stage in model.children():
         for block in stage.children():
             if isinstance(stage, nn.Sequential) and any(True for _ in block.parameters()):

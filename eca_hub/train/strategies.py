@@ -20,7 +20,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoints import write_share
 from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.sharding import load_whole, load_whole_state, own_share
-from eca_hub.train.whole_files import seal
+from eca_hub.train.whole_files import part_of, remove, seal
 
 
 def own_strategy(trainer: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +100,10 @@ class FullySharded(ModelParallelStrategy):
             TrainingStopped: some process could not write; what was saved before is whole.
         """
         path = Path(self.broadcast(str(filepath)))
+        if self.is_global_zero:
+            # A crash may have left shares of more processes.
+            remove(part_of(path))
+        self.barrier()
         failure: TrainingStopped | None = None
         try:
             write_share(path, own_share(checkpoint), self.global_rank, self.world_size)
