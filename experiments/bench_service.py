@@ -20,8 +20,8 @@ TFLOP/s, 4.8 TB/s, PCIe 5 at some 50 GB/s) with 16 cores beside it. The arithmet
 takes 5 us. Its layers read and write 31 M numbers, 61 MB, which takes 13 us: memory is the limit of the GPU, at 77,000
 images/s at the very most. The pixels, 147 KB, take 3 us, while another batch is computed. Decoding takes 3.3 ms of one
 core: 16 cores make 4,800 images/s. And one event loop gives the requests/s of the part `noop` (0.4 to 0.5 ms of a busy
-core each, so some 2,000). So HTTP is the limit with one picture a request, decoding with many, and never the GPU: hold a
-GPU run against 2,000 requests/s with one picture each, and 4,800 images/s with 32 in a request.
+core each, so some 2,000). So HTTP is the limit with one picture a request, decoding with many, and never the GPU: hold
+a GPU run against 2,000 requests/s with one picture each, and 4,800 images/s with 32 in a request.
 """
 
 import base64
