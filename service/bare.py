@@ -74,7 +74,13 @@ def measure_engines(
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(folder, device=device)
     network = prepare_network(classifier, precision)
-    forward_batch = network.new_forward()
+    own = threading.local()
+
+    def forward_batch(pixels_N3HW: torch.Tensor) -> None:
+        # On a GPU each thread needs memory and a stream of its own, as each engine does.
+        if not hasattr(own, "forward"):
+            own.forward = network.new_forward()
+        own.forward(pixels_N3HW)
 
     def decode() -> Any:
         return classifier.transform.to_pixels(decode_image(picture, enough_px=classifier.transform.enough_px))
