@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from eca_hub import Classifier
-    from service.cores import Cores
     from service.network import PreparedNetwork
 
 Result = TypeVar("Result")
@@ -52,7 +51,6 @@ class ModelLoader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._cores: Cores | None = None
         if settings.compile:
             # The compiler looks when it is imported. What it makes is good for the next start; its default is /tmp.
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -73,7 +71,6 @@ class ModelLoader:
         import torch
 
         from eca_hub import ImageLimits
-        from service.cores import Cores
         from service.decoding import Decoder
         from service.engine import Engine, scores_of
         from service.explaining import Explainer
@@ -84,14 +81,11 @@ class ModelLoader:
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
         decoder = Decoder(classifier.transform, limits, self._threads, self._large_thread)
         facts = _facts_of(loaded)
-        # All engines of the process share its cores.
-        self._cores = cores = self._cores or Cores(self._num_cores)
         engines = [
             Engine(
                 network.new_forward(),
                 renew=network.new_forward,
                 give_up=end_process,
-                cores=cores,
                 hang_timeout_s=settings.hang_timeout_s,
                 waits_for_device=network.device.type != "cpu",
             )

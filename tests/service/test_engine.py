@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.cores import Cores
 from service.engine import Engine, scores_of
 from service.errors import WorkerLost
 
@@ -248,33 +247,6 @@ def test_a_batch_that_should_take_long_may_take_long() -> None:
     engine._s_per_picture = 0.1
     assert engine.patience_s(8) == pytest.approx(8.0)
     engine.close()
-
-
-def test_a_picture_that_is_alone_gets_all_cores_and_batches_beside_each_other_get_one() -> None:
-    gate, num_threads = threading.Event(), []
-
-    def forward(pixels_N3HW: Tensor) -> Tensor:
-        num_threads.append((int(pixels_N3HW[0, 0, 0, 0]), torch.get_num_threads()))
-        if pixels_N3HW[0, 0, 0, 0] == 1:
-            assert gate.wait(10)
-        return count_up(pixels_N3HW)
-
-    async def scene() -> None:
-        cores = Cores(2)
-        first, second = Engine(forward, cores=cores), Engine(forward, cores=cores)
-        running = asyncio.create_task(first.run([picture(1)]))
-        while not num_threads:
-            await asyncio.sleep(0)
-        await second.run([picture(2)])
-        gate.set()
-        await running
-        await second.run([picture(3)])
-        await second.run([picture(4), picture(4)])
-        first.close()
-        second.close()
-
-    asyncio.run(scene())
-    assert num_threads == [(1, 2), (2, 1), (3, 2), (4, 1)]
 
 
 def test_logits_become_scores_in_three_ways() -> None:
