@@ -4,10 +4,9 @@
 
 Prints one JSON object. A runtime that is not installed is left out.
 
-ONNX Runtime is no extra of the service, because it does not beat our network by 15 %. `ecaresnet26t` at 224 px in
-float32, processor time of one thread for an image, the least of two tries on a busy machine: ours 63 ms alone and 56 ms
-in a batch of 4 (before packing 75 and 65), ONNX Runtime 55 and 59; ours in bf16 37 and 34 ms. OpenVINO has not been
-measured on a quiet machine yet, so nothing is said about it.
+Neither is an extra of the service, because neither beats our network by 15 %. `ecaresnet26t` at 224 px on two cores, a
+quiet machine, batches of 1 / 4 / 8: float32 ours 36 / 37 / 37, ONNX Runtime 38 / 36 / 35, OpenVINO 38 / 37 / 36; bf16
+ours 61 / 66 / 65, OpenVINO 69 / 74 / 72.
 """
 
 import importlib
