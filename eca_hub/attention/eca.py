@@ -9,7 +9,6 @@ Shapes: N images, C channels, H height, W width, k neighbours. Knows nothing of 
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from eca_hub.attention.fast_eca import GateWithGraph, gate, is_plain, wants_graph
@@ -89,33 +88,10 @@ class ECA(nn.Module):
                 return x_NCHW.mul_(gate_NC11) if self.owns_input and not self._forward_hooks else x_NCHW * gate_NC11
             # With one image the function's own cost is more than it saves.
             if len(x_NCHW) > 1:
-                y_NCHW: Tensor = GateWithGraph.apply(x_NCHW, weight_11k, None)[0]
+                y_NCHW: Tensor = GateWithGraph.apply(x_NCHW, weight_11k)[0]
                 return y_NCHW
         logits_N1C = self.conv(average(x_NCHW).unsqueeze(1))
         return rescale(x_NCHW, logits_N1C.squeeze(1))
-
-    def rescale_and_add(self, x_NCHW: Tensor, shortcut_NCHW: Tensor) -> Tensor:
-        """Rescale the channels and add a shortcut of the same shape: the end of a residual block, in one pass.
-
-        Where no gradient is wanted the result takes the place of x, if `owns_input`.
-        """
-        weight_11k = self.conv.weight
-        is_alone = not (self._forward_hooks or self._forward_pre_hooks or self._backward_hooks)
-        if (
-            is_alone
-            and self.owns_input
-            and is_plain(x_NCHW)
-            and is_plain(shortcut_NCHW)
-            and x_NCHW.dtype == shortcut_NCHW.dtype == weight_11k.dtype
-        ):
-            if not wants_graph(x_NCHW, weight_11k, shortcut_NCHW):
-                return torch.addcmul(shortcut_NCHW, x_NCHW, gate(x_NCHW, weight_11k), out=x_NCHW)
-            if len(x_NCHW) > 1:
-                y_NCHW: Tensor = GateWithGraph.apply(x_NCHW, weight_11k, shortcut_NCHW)[0]
-                return y_NCHW
-        rescaled_NCHW: Tensor = self(x_NCHW)
-        rescaled_NCHW += shortcut_NCHW
-        return rescaled_NCHW
 
 
 class ECANS(nn.Module):

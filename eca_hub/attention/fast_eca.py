@@ -3,8 +3,7 @@
 A channel gate is bound by memory: it should read the map once for the mean, and read and write it once for the
 product. In inference the product may go into the map itself if its owner allows, which saves the allocation that
 costs most. In training one function has both derivatives of the map, so its gradient is written once, where autograd
-would write three maps and add them. A residual block adds its shortcut to the product: one pass does both. Measured by
-experiments/bench_attention.py. Knows nothing of modules.
+would write three maps and add them. Measured by experiments/bench_attention.py. Knows nothing of modules.
 
 Shapes: N images, C channels, H height, W width, k neighbours.
 """
@@ -67,40 +66,36 @@ def correlate(values_NC: Tensor, weight_11k: Tensor) -> Tensor:
 
 def gate(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
     """Compute the gates (N, C, 1, 1) where no gradient is wanted."""
-    # The division by H W is cheaper on k weights than on N C sums.
-    logits_NC = correlate(sum_space(x_NCHW), weight_11k / (x_NCHW.shape[2] * x_NCHW.shape[3]))
-    return logits_NC.sigmoid_()[:, :, None, None]
+    mean_NC = sum_space(x_NCHW).div_(x_NCHW.shape[2] * x_NCHW.shape[3])
+    return correlate(mean_NC, weight_11k).sigmoid_()[:, :, None, None]
 
 
 class GateWithGraph(torch.autograd.Function):
-    """Rescale the channels, add a shortcut if there is one, and write the gradient of the map in one pass.
+    """Rescale the channels, and write the gradient of the map in one pass.
 
     With u = sum_HW(dy * x) * gate * (1 - gate), the slope of the logits, and the kernel in reverse order:
 
-        dx = dy * gate + correlate(u, reversed) / (H W);  dkernel_j = sum_NC(u * mean shifted by j);  dshortcut = dy
+        dx = dy * gate + correlate(u, reversed) / (H W);  dkernel_j = sum_NC(u * mean shifted by j)
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give the rescaled map, and for the way back the gates and the means."""
         mean_NC = sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
         gate_NC = correlate(mean_NC, weight_11k).sigmoid()
-        gate_NC11 = gate_NC[:, :, None, None]
-        if shortcut_NCHW is None:
-            return x_NCHW * gate_NC11, gate_NC, mean_NC
-        return torch.addcmul(shortcut_NCHW, x_NCHW, gate_NC11), gate_NC, mean_NC
+        return x_NCHW * gate_NC[:, :, None, None], gate_NC, mean_NC
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what the way back needs."""
         ctx.mark_non_differentiable(output[1], output[2])
-        ctx.save_for_backward(*inputs[:2], *output[1:])
+        ctx.save_for_backward(*inputs, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, dy_NCHW: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Turn the slope of the result into those of the map, the kernel and the shortcut."""
+    def backward(ctx: Any, dy_NCHW: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        """Turn the slope of the result into those of the map and the kernel."""
         x_NCHW, weight_11k, gate_NC, mean_NC = ctx.saved_tensors
         num_positions, half = x_NCHW.shape[2] * x_NCHW.shape[3], weight_11k.shape[2] // 2
         again = torch.is_grad_enabled()
@@ -116,4 +111,4 @@ class GateWithGraph(torch.autograd.Function):
         # The product is needed no more, so the gradient takes its memory.
         memory_NCHW = None if again else product_NCHW
         dx_NCHW = torch.addcmul(through_mean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
-        return dx_NCHW, weight_slope_11k, dy_NCHW if ctx.needs_input_grad[2] else None
+        return dx_NCHW, weight_slope_11k

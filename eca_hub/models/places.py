@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from eca_hub.attention.place import AfterBlock, InBlock, InsteadOfConv, Place
-from eca_hub.models.gated_blocks import join_addition
 
 LACK_OF = {
     InBlock: "no place inside its blocks",
@@ -72,7 +71,6 @@ class ResNetBlock(Block):
         """Act on what the block adds, which the norm before it has just made for it alone."""
         self.body.se = attention
         _give_input(attention)
-        join_addition(self.body)
 
     def put_after(self, attention: nn.Module) -> None:
         """Act on what the block gives on, behind its last activation, so that no other weight changes its name."""

@@ -115,28 +115,6 @@ def test_traced_cast_and_counted_tensors_go_through_the_layers() -> None:
     assert "conv" in str(torch.fx.symbolic_trace(ECA(8)).graph)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("owns", [False, True])
-def test_a_gate_and_an_addition_in_one_are_a_gate_and_an_addition(
-    shape: tuple[int, ...], owns: bool, memory_format: torch.memory_format
-) -> None:
-    layer = ECA(shape[1], kernel_size=3)
-    layer.owns_input = owns
-    x_NCHW, shortcut_NCHW, dy_NCHW = (torch.randn(shape).contiguous(memory_format=memory_format) for _ in range(3))
-    results = []
-    for compute in (layer.rescale_and_add, lambda x, shortcut: by_layers(layer, x) + shortcut):
-        leaves = [x_NCHW.clone().requires_grad_(), shortcut_NCHW.clone().requires_grad_()]
-        y_NCHW = compute(*leaves)
-        results.append((y_NCHW, *torch.autograd.grad(y_NCHW, (*leaves, layer.conv.weight), dy_NCHW)))
-    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
-    before_NCHW = x_NCHW.clone()
-    with torch.no_grad():
-        y_NCHW = layer.rescale_and_add(x_NCHW, shortcut_NCHW)
-    torch.testing.assert_close(y_NCHW, results[1][0])
-    assert (y_NCHW.data_ptr() == x_NCHW.data_ptr()) == owns
-    assert owns or torch.equal(x_NCHW, before_NCHW)
-
-
 def test_a_tensor_that_a_mode_watches_goes_through_the_layers() -> None:
     layer, x_NCHW = ECA(16), torch.randn(2, 16, 3, 3)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
