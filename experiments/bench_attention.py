@@ -270,9 +270,9 @@ def print_aims(reached: list[Row]) -> None:
     print(f"\n{'aim':<42} {'measured':>9} {'wanted':>9}")
     for row in reached:
         bound, sign = (row["most"], "<=") if row["least"] is None else (row["least"], ">=")
-        style = "+9.1%" if "overhead" in row["aim"] else "9.2f"
-        wanted = f"{sign} {bound:{style.lstrip('+')}}"
-        print(f"{row['aim']:<42} {row['measured']:>{style}} {wanted:>9}  {'met' if row['met'] else 'MISSED'}")
+        style = ".1%" if "overhead" in row["aim"] else ".2f"
+        measured, wanted = f"{row['measured']:{style}}", f"{sign} {bound:{style}}"
+        print(f"{row['aim']:<42} {measured:>9} {wanted:>9}  {'met' if row['met'] else 'MISSED'}")
 
 
 def main() -> None:
