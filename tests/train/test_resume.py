@@ -206,6 +206,11 @@ def test_accumulated_batches_resume_between_steps(tmp_path: Path) -> None:
     assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
 
 
+def same_threads() -> dict[str, str]:
+    """As many threads as the run has that a process is compared with: sums of floats may depend on them."""
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
 @SLOW
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("seed", range(3))
@@ -218,9 +223,7 @@ def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(
     run_dir = tmp_path / "run"
     run_dir.with_suffix(".yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "eca_hub", "fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir), *options]
-    # As many threads as the run has that it is compared with: sums of floats may depend on them.
-    threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=threads)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=same_threads())
     while process.poll() is None and not any(int(path.name[5:14]) >= step for path in checkpoints(run_dir)):
         time.sleep(0.005)
     time.sleep(pause_s)
@@ -240,7 +243,9 @@ def test_sigterm_ends_the_process_within_ten_seconds_and_nothing_is_lost(
     run_dir, options = tmp_path / "run", ("--data.num_workers", str(num_workers))
     run_dir.with_suffix(".yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "eca_hub", "fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=same_threads()
+    ) as process:
         assert process.stdout is not None
         next(line for line in process.stdout if line.startswith("epoch 1/"))
         (process.send_signal if who == "main process" else partial(os.killpg, process.pid))(signal.SIGTERM)
