@@ -1,5 +1,6 @@
 """A real local hub for the whole room, and a client cache of its own for each test."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +24,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return folder
+
+
+@pytest.fixture
+def package(tiny_package: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change or damage."""
+    return shutil.copytree(tiny_package, tmp_path / "package")
+
+
+@pytest.fixture
+def model_id(request: pytest.FixtureRequest) -> str:
+    """A repository of the test's own."""
+    return f"acme/{abs(hash(request.node.nodeid)):x}"

@@ -17,12 +17,6 @@ from eca_hub.models.config import ModelConfig
 from tests.conftest import LABELS, TINY
 
 
-@pytest.fixture
-def package(tiny_package: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return shutil.copytree(tiny_package, tmp_path / "package")
-
-
 def edit_config(package: Path, **changes: Any) -> None:
     path = package / "config.json"
     document = {**json.loads(path.read_text()), **changes}

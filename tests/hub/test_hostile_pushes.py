@@ -42,16 +42,6 @@ push_to_hub(folder, model_id, endpoint=url, token=token)
 
 
 @pytest.fixture
-def package(tiny_package: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(tiny_package, tmp_path / "package")
-
-
-@pytest.fixture
-def model_id(request: pytest.FixtureRequest) -> str:
-    return f"acme/{abs(hash(request.node.nodeid)):x}"
-
-
-@pytest.fixture
 def interrupted() -> Iterator[Callable[[str, Callable[[Any], None]], None]]:
     """Put a hook of the test's on the client's session."""
 

@@ -1,7 +1,6 @@
 """Publishing and fetching through the unmodified client and a real local hub, a process of its own."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,6 @@ from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import Published, plan_push, push_to_hub
 from eca_hub.hub.use import name_model
 from tests.localhub.hubserver import Hub
-
-
-@pytest.fixture
-def package(tiny_package: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return shutil.copytree(tiny_package, tmp_path / "package")
-
-
-@pytest.fixture
-def model_id(request: pytest.FixtureRequest) -> str:
-    """A repository of the test's own."""
-    return f"acme/{abs(hash(request.node.nodeid)):x}"
 
 
 @pytest.fixture
