@@ -12,6 +12,9 @@ just written, as the norm before it does in a network, outside the measured time
 the map, measured in the same turns: what reading it twice and writing it once costs at least in a buffer of one's own.
 `EcaModule / floor` is therefore about the best ratio to timm's layer that any layer could reach where memory is what
 limits; a gate that writes into the map itself can pass it.
+
+The gates run with the allocator as Python finds it. The networks run with freed memory kept, as `eca-hub fit` and the
+service run them: else what the system takes to hand out the same pages again and again is counted as attention's.
 """
 
 import argparse
@@ -174,6 +177,7 @@ def _rivals(layers: dict[str, nn.Module], x_NCHW: Tensor, mode: str) -> dict[str
 
 def network_rows(cases: Iterable[tuple[str, int]], args: argparse.Namespace) -> Iterator[Row]:
     """Time networks with attention against ResNet-50 without: inference, and a training step without the optimizer."""
+    eca_hub.keep_freed_memory()
     names = ["resnet50", *(f"{method}_resnet50" for method in args.methods)]
     nets = {name: eca_hub.create_model(name).to(args.device) for name in names}
     for mode, batch in cases:

@@ -48,10 +48,9 @@ class Network:
         self.classifier = eca_hub.Classifier.from_pretrained(folder)
         self._forward: Any = None
         if form != "naive":
-            from service.allocator import keep_freed_memory
             from service.network import prepare_network
 
-            keep_freed_memory()
+            eca_hub.keep_freed_memory()
             torch.set_num_threads(1)
             self._forward = prepare_network(self.classifier, form).new_forward()  # type: ignore[arg-type]
 

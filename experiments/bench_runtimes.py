@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     """Measure and print."""
     import torch
 
-    from service.allocator import keep_freed_memory
+    from eca_hub import keep_freed_memory
 
     folder, seconds = argv[0], float(argv[1])
     keep_freed_memory()

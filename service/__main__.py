@@ -14,7 +14,7 @@ from typing import Any
 
 from docstring_parser import parse_from_object
 
-from eca_hub import CommandParser, open_hub
+from eca_hub import CommandParser, keep_freed_memory, open_hub
 from service.security import Keys, check_exposure, check_hub_exposure
 from service.settings import Settings
 
@@ -102,7 +102,6 @@ def _serve(settings: Settings) -> None:
     check_exposure(settings.host, keys, insecure=settings.insecure)
     check_hub_exposure(settings.host, settings.hub_root, settings.hub_users)
     with open_port(settings.host, settings.port) as listener, contextlib.ExitStack() as stack:
-        from service.allocator import keep_freed_memory
         from service.app import create_app
         from service.loading import ModelLoader
         from service.registry import ModelSource, Registry

@@ -66,8 +66,7 @@ def measure_engines(
     """
     import torch
 
-    from eca_hub import Classifier, decode_image
-    from service.allocator import keep_freed_memory
+    from eca_hub import Classifier, decode_image, keep_freed_memory
     from service.network import prepare_network
 
     keep_freed_memory()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from service.allocator import give_memory_back
+from eca_hub import give_memory_back
 from service.batching import Batcher
 from service.errors import BadSetting
 from service.registry import ModelSource

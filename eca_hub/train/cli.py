@@ -107,6 +107,8 @@ def _run(command: str, argv: list[str]) -> None:
     if any(word in ("-h", "--help") for word in argv):
         say(short_help(command))
         return
+    from eca_hub.allocator import keep_freed_memory
     from eca_hub.train.runner import run
 
+    keep_freed_memory()
     run(command, ["--help" if word in ("--help_all", "--help-all") else word for word in argv])

@@ -1,6 +1,6 @@
-"""Keep freed memory instead of giving it back to the system after every layer, which costs a third of the speed.
+"""Keep freed memory instead of giving it back to the system after every layer, which costs up to a third of the speed.
 
-Knows the C library; nothing of networks.
+It is the process' memory, so that only commands and launchers ask for it. Knows the C library; nothing of networks.
 """
 
 import ctypes
