@@ -5,6 +5,12 @@ on their way (being decoded), and then for `max_wait_ms` at most: a single calle
 whose caller has gone gives its seat up and is never run. A batch that raises is run again item by item, so that only
 the culprit fails.
 
+The house is bounded in items, and in the time that the runners need for those that are in it already:
+
+    expected wait = items in the house * seconds that a runner takes for one / runners
+
+so that a fast machine and a slow one answer whoever they let in about equally soon, however many more come.
+
 Knows only asyncio: nothing of torch, pictures or HTTP.
 """
 
@@ -111,13 +117,23 @@ class Batcher(Generic[Item, Answer]):
         max_batch: Items that a runner gets at most.
         max_wait_ms: How long a free runner waits for items that are still on their way.
         max_items: Items that may be in the house at once: on their way, waiting or being run.
+        max_queue_s: Expected wait from which on nobody is let in. A burst of two batches for each runner always is.
+        s_per_item: How long a runner takes for an item, until batches have shown it.
     """
 
     def __init__(
-        self, runners: Sequence[Runner[Item, Answer]], *, max_batch: int, max_wait_ms: float, max_items: int
+        self,
+        runners: Sequence[Runner[Item, Answer]],
+        *,
+        max_batch: int,
+        max_wait_ms: float,
+        max_items: int,
+        max_queue_s: float = math.inf,
+        s_per_item: float = 0.0,
     ) -> None:
         self.max_batch = max_batch
         self.max_items = max_items
+        self.max_queue_s = max_queue_s
         self._max_wait_s = max_wait_ms / 1000
         self._runners = runners
         self._waiting: deque[_Entry[Item, Answer]] = deque()
@@ -127,7 +143,8 @@ class Batcher(Generic[Item, Answer]):
         self._num_coming = 0
         self._num_idle = 0
         self._is_closing = False
-        self._s_per_item = 0.0
+        self._num_always_let_in = 2 * max_batch * len(runners)
+        self._s_per_item = s_per_item
         self._last_batch_s = asyncio.get_running_loop().time()
         self.num_gone = 0
         """Items that were not run because nobody waited for them."""
@@ -136,6 +153,11 @@ class Batcher(Generic[Item, Answer]):
     def num_items(self) -> int:
         """Items in the house: on their way, waiting or being run."""
         return self._num_items
+
+    @property
+    def expected_wait_s(self) -> float:
+        """When the runners will be done with what is in the house, as their last batches tell."""
+        return self._num_items * self._s_per_item / len(self._runners)
 
     @property
     def queue_depth(self) -> int:
@@ -160,7 +182,7 @@ class Batcher(Generic[Item, Answer]):
         """Take seats for all items of a request, or for none.
 
         Raises:
-            Overloaded: fewer seats are free.
+            Overloaded: fewer seats are free, or the wait is too long.
             NotReady: the batcher is closing.
         """
         if self._is_closing:
@@ -174,14 +196,19 @@ class Batcher(Generic[Item, Answer]):
         """Tell at once a caller who would get no seats anyway.
 
         Raises:
-            Overloaded: fewer seats are free.
+            Overloaded: fewer seats are free, or the wait is too long.
         """
+        # Only what is ahead counts, so that a request of many items is not kept out for ever by those of one.
+        wait_s = self.expected_wait_s
         if self._num_items + num_items > self.max_items:
-            wait_s = math.ceil(self._num_items * self._s_per_item / len(self._runners))
-            raise Overloaded(
-                f"{self._num_items} pictures are in work; {self.max_items} may be.",
-                retry_after_s=min(max(wait_s, 1), 60),
-            )
+            bound = f"{self.max_items} may be"
+        elif wait_s > self.max_queue_s and self._num_items >= self._num_always_let_in:
+            bound = f"they take {wait_s:.1f} s and {self.max_queue_s:g} s is the limit"
+        else:
+            return
+        raise Overloaded(
+            f"{self._num_items} pictures are in work; {bound}.", retry_after_s=min(max(math.ceil(wait_s), 1), 60)
+        )
 
     async def close(self) -> None:
         """Refuse new items, answer those in the house, then stop."""

@@ -150,6 +150,11 @@ class Engine:
                 self._proving = asyncio.create_task(self._prove())
             raise
 
+    @property
+    def s_per_picture(self) -> float:
+        """What a picture took in the warm-up."""
+        return self._s_per_picture
+
     def patience_s(self, num_pictures: int) -> float:
         """How long a batch may take at most before it counts as hung."""
         return max(self._hang_timeout_s, 10 * self._s_per_picture * num_pictures)

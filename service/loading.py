@@ -114,6 +114,8 @@ class ModelLoader:
             max_batch=settings.max_batch,
             max_wait_ms=settings.max_wait_ms,
             max_items=settings.max_queue_images,
+            max_queue_s=settings.max_queue_s,
+            s_per_item=max(engine.s_per_picture for engine in engines),
         )
         batcher.start()
 

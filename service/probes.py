@@ -72,6 +72,10 @@ def _gauges(house: House) -> Iterator[tuple[str, str, Mapping[str, str], float]]
     for name, batcher in models:
         yield "eca_images_bound", "Pictures that may be.", {"model": name}, batcher.max_items
     for name, batcher in models:
+        yield "eca_wait_seconds", "What the engines need for them.", {"model": name}, batcher.expected_wait_s
+    for name, batcher in models:
+        yield "eca_wait_seconds_bound", "What they may need.", {"model": name}, batcher.max_queue_s
+    for name, batcher in models:
         yield "eca_queue_depth", "Decoded pictures that wait for an engine.", {"model": name}, batcher.queue_depth
     for name, batcher in models:
         yield "eca_gone_images", "Pictures that were not run, as nobody waited.", {"model": name}, batcher.num_gone

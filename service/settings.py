@@ -60,6 +60,9 @@ class Settings:
     """How long a free engine waits for pictures that are being decoded; with none on their way it waits not at all."""
     max_queue_images: int = 128
     """Pictures of one model that may be in the house at once; more get 429."""
+    max_queue_s: float = 1.8
+    """Time that the engines may need for the pictures in the house, as their last batches tell; who comes while they
+    need longer gets 429, so that whoever is let in is answered within about that time on a machine of any speed."""
     deadline_ms: float = 10_000.0
     """When a caller gets 504 instead of an answer."""
     hang_timeout_s: float = 1.5
@@ -133,6 +136,7 @@ _RANGES = (
     ("max_batch", 1, 1024),
     ("max_wait_ms", 0, 1000),
     ("max_queue_images", 1, 100_000),
+    ("max_queue_s", 0.001, 3600),
     ("deadline_ms", 1, 600_000),
     ("hang_timeout_s", 0.1, 3600),
     ("max_image_mib", 0.001, 1024),

@@ -114,6 +114,8 @@ def fake_model(
     weights_bytes: int = 0,
     max_items: int = 8,
     max_batch: int = 4,
+    max_queue_s: float = 60.0,
+    s_per_item: float = 0.0,
     deadline_s: float = 10.0,
     close: Callable[[], None] = lambda: None,
     is_well: Callable[[], bool] = lambda: True,
@@ -123,7 +125,14 @@ def fake_model(
     async def double(items: list[int]) -> list[int]:
         return [2 * item for item in items]
 
-    batcher: Batcher[int, int] = Batcher([runner or double], max_batch=max_batch, max_wait_ms=5, max_items=max_items)
+    batcher: Batcher[int, int] = Batcher(
+        [runner or double],
+        max_batch=max_batch,
+        max_wait_ms=5,
+        max_items=max_items,
+        max_queue_s=max_queue_s,
+        s_per_item=s_per_item,
+    )
     batcher.start()
     return RunningModel(
         facts(model_id, revision, weights_bytes),

@@ -61,6 +61,8 @@ def test_every_request_is_counted_once_when_it_comes_and_once_when_it_ends() -> 
     assert 'eca_batch_size_count{model="acme/digits"} 2' in text
     assert 'eca_images{model="acme/digits"} 0' in text
     assert 'eca_images_bound{model="acme/digits"} 8' in text
+    assert 'eca_wait_seconds{model="acme/digits"} 0' in text
+    assert 'eca_wait_seconds_bound{model="acme/digits"} 60' in text
     assert "eca_models_ready 1" in text
 
 

@@ -108,6 +108,27 @@ def test_a_full_house_refuses_exactly_the_surplus_and_answers_all_it_took() -> N
     run(scene())
 
 
+def test_when_the_queue_is_too_long_in_time_the_next_is_told_when_to_come_back_and_seats_are_left() -> None:
+    async def scene() -> None:
+        gate = GatedRunner()
+        app = await app_behind(gate, max_items=100, max_batch=1, max_queue_s=4.0, s_per_item=1.0)
+        callers = [Caller(app, b"%d" % number) for number in range(8)]
+        await settle()
+        refused = [caller for caller in callers if caller.task.done()]
+        assert refused == callers[5:]
+        assert [(caller.status, caller.headers[b"retry-after"]) for caller in refused] == [(429, b"5")] * 3
+        gate.gate.set()
+        await asyncio.gather(*(caller.task for caller in callers))
+        assert [caller.status for caller in callers[:5]] == [200] * 5
+        after = Caller(app, b"9")
+        await after.task
+        assert after.status == 200
+        received, ended = await counted(app)
+        assert received == sum(ended.values()) == 9
+
+    run(scene())
+
+
 def test_what_nobody_waits_for_is_not_run() -> None:
     async def scene() -> None:
         gate = GatedRunner()
