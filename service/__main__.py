@@ -102,13 +102,16 @@ def _serve(settings: Settings) -> None:
     check_exposure(settings.host, keys, insecure=settings.insecure)
     check_hub_exposure(settings.host, settings.hub_root, settings.hub_users)
     with open_port(settings.host, settings.port) as listener, contextlib.ExitStack() as stack:
-        from service.app import create_app
-        from service.loading import ModelLoader
-        from service.registry import ModelSource, Registry
+        from service.preloading import preload_torch
 
         keep_freed_memory()
         # Engines have one thread each: more threads than cores would wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        preload_torch()
+        from service.app import create_app
+        from service.loading import ModelLoader
+        from service.registry import ModelSource, Registry
+
         loader = ModelLoader(settings)
         stack.callback(loader.close)
         sources = [ModelSource.parse(text) for text in settings.model]

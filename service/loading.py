@@ -103,9 +103,10 @@ class ModelLoader:
                 empty(module)
             threading.Thread(target=give_memory_back, name="give back", daemon=True).start()
 
+        sizes = _batch_sizes(settings.max_batch) if any(one.has_fixed_sizes for one in loaded.networks) else [1]
         blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
         try:
-            await asyncio.gather(*(engine.warm_up(blank, _batch_sizes(settings.max_batch)) for engine in engines))
+            await asyncio.gather(*(engine.warm_up(blank, sizes) for engine in engines))
         except BaseException:
             free()
             raise
@@ -175,6 +176,8 @@ def _load(source: ModelSource, settings: Settings) -> _Loaded:
     if settings.explain:
         explained = _copied_to(devices[0], classifier)
     classifier.model = networks[0].module
+    # The network as it was loaded, and what the self-test needed.
+    give_memory_back()
     return _Loaded(classifier, networks, explained)
 
 
@@ -206,7 +209,7 @@ def _facts_of(loaded: _Loaded) -> ModelFacts:
 
 
 def _batch_sizes(max_batch: int) -> list[int]:
-    """Sizes to warm up: the powers of two and the largest."""
+    """Sizes to make ready, where each takes long: the powers of two and the largest."""
     sizes = {2**power for power in range(max_batch.bit_length())} | {max_batch}
     return sorted(size for size in sizes if size <= max_batch)
 

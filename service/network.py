@@ -9,6 +9,7 @@ Shapes: N images, H height, W width, K classes; 3 colours, red first.
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,8 @@ class PreparedNetwork:
     """Numbers that the network that was loaded had learned; folding makes some of them one."""
     self_test: SelfTest
     """How it compares with the network that was loaded."""
+    has_fixed_sizes: bool = False
+    """Whether each size of a batch is made ready when it first comes, which takes long; else it takes milliseconds."""
 
 
 @torch.no_grad()
@@ -70,21 +73,29 @@ def prepare_network(classifier: Classifier, precision: Precision, *, compiled: b
     if compiled:
         check_compiler(device.type)
     pixels_N3HW = stored_pictures(classifier.transform)
-    expected_NK = classifier.probabilities(pixels_N3HW)
-    if not bool(expected_NK.isfinite().all()):
-        raise UnfitModel(f"{classifier.model_id} gives answers that are no numbers.", hint="Train it again.")
-    for dtype in formats:
-        module = _laid_out(classifier, dtype, pixels_N3HW[:_USUAL_BATCH].to(device), compiled=compiled)
-        new_forward = _forwards_of(module, classifier, device, dtype)
-        with torch.inference_mode():
-            test = compare(expected_NK, new_forward()(pixels_N3HW).softmax(1), dtype)
-        _logger.info("self-test of %s in %s: %s", classifier.model_id, test.precision, test)
-        if is_passed(test, dtype):
-            return PreparedNetwork(new_forward, device, module, num_parameters, test)
-        _logger.warning("%s is not run in %s: its answers move too far", classifier.model_id, test.precision)
+    # The network as it was loaded takes about as long for its answers as all the rest, so they go side by side.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as beside:
+        expecting = beside.submit(classifier.probabilities, pixels_N3HW)
+        if compiled:
+            # The compiler changes how modules are called, in all threads, while it traces.
+            expecting.result()
+        for dtype in formats:
+            module = _laid_out(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
+            new_forward = _forwards_of(module, classifier, device, dtype)
+            with torch.inference_mode():
+                found_NK = new_forward()(pixels_N3HW).softmax(1)
+            expected_NK = expecting.result()
+            if not bool(expected_NK.isfinite().all()):
+                raise UnfitModel(f"{classifier.model_id} gives answers that are no numbers.", hint="Train it again.")
+            test = compare(expected_NK, found_NK, dtype)
+            _logger.info("self-test of %s in %s: %s", classifier.model_id, test.precision, test)
+            if is_passed(test, dtype):
+                is_fixed = compiled or device.type == "cuda"
+                return PreparedNetwork(new_forward, device, module, num_parameters, test, is_fixed)
+            _logger.warning("%s is not run in %s: its answers move too far", classifier.model_id, test.precision)
     module, test = classifier.model, SelfTest("float32", 1.0, 0.0, len(pixels_N3HW))
     new_forward = _forwards_of(module, classifier, device, torch.float32)
-    return PreparedNetwork(new_forward, device, module, num_parameters, test)
+    return PreparedNetwork(new_forward, device, module, num_parameters, test, device.type == "cuda")
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -130,19 +141,19 @@ def _has_bf16_instructions() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
-def _laid_out(classifier: Classifier, dtype: torch.dtype, pixels_N3HW: Tensor, *, compiled: bool) -> nn.Module:
+def _laid_out(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor, *, compiled: bool) -> nn.Module:
     """Copy the network in the layout that its device likes best."""
-    x_N3HW = classifier.transform.normalize(pixels_N3HW)
-    module = fold_norms(classifier.model, x_N3HW[:1]).to(dtype).to(memory_format=torch.channels_last)
+    x_13HW = classifier.transform.normalize(pixels_13HW)
+    module = fold_norms(classifier.model, x_13HW).to(dtype).to(memory_format=torch.channels_last)
     if compiled:
         return CompiledNetwork(module)
-    is_on_cpu = x_N3HW.device.type == "cpu"
+    is_on_cpu = x_13HW.device.type == "cpu"
     if (
         is_on_cpu
         and can_pack()
         and (dtype == torch.float32 or _supports("bf16" if dtype == torch.bfloat16 else "fp16"))
     ):
-        pack_convolutions(module, x_N3HW.to(dtype).contiguous(memory_format=torch.channels_last))
+        pack_convolutions(module, x_13HW.to(dtype).contiguous(memory_format=torch.channels_last), _USUAL_BATCH)
     return module
 
 

@@ -50,20 +50,21 @@ def can_pack() -> bool:
 
 
 @torch.no_grad()
-def pack_convolutions(model: nn.Module, x_N3HW: Tensor) -> None:
+def pack_convolutions(model: nn.Module, x_13HW: Tensor, num_images: int) -> None:
     """Put packed convolutions in place of the plain ones.
 
     Args:
         model: The network, on a processor; it is changed.
-        x_N3HW: An input of it in its number format, of as many pictures as most batches will have.
+        x_13HW: An input of it in its number format.
+        num_images: How many pictures most batches will have.
     """
     sizes: dict[nn.Conv2d, list[int]] = {}
     hooks = [
-        module.register_forward_pre_hook(lambda conv, x: sizes.__setitem__(conv, list(x[0].shape)))
+        module.register_forward_pre_hook(lambda conv, x: sizes.__setitem__(conv, [num_images, *x[0].shape[1:]]))
         for module in model.modules()
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     ]
-    pairs = dict(pairs_in(model, x_N3HW, nn.ReLU))
+    pairs = dict(pairs_in(model, x_13HW, nn.ReLU))
     for hook in hooks:
         hook.remove()
     for conv, size in sizes.items():

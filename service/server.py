@@ -10,14 +10,18 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
 from uvicorn import Config, Server
 
 from service.connections import connection_class
 from service.errors import BadSetting
-from service.house import House
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from service.house import House
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ class DrainingServer(Server):
     answered and the process ends with 0. The second: it ends at once.
     """
 
-    def __init__(self, config: Config, house: House, settings: Settings) -> None:
+    def __init__(self, config: Config, house: "House", settings: Settings) -> None:
         super().__init__(config)
         self._house = house
         self._settings = settings
@@ -100,7 +104,7 @@ class DrainingServer(Server):
         self.should_exit = True
 
 
-async def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+async def serve(app: "FastAPI", settings: Settings, listener: socket.socket) -> None:
     """Serve until a signal comes or a model turns out not to load.
 
     Raises:

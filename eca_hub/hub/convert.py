@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -25,6 +24,7 @@ from eca_hub.hub.whole import check_free, whole_folder
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ImageConfig, ModelConfig
+from eca_hub.models.zoos import timm
 
 
 def convert_checkpoint(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import timm
 import torch
 from torch import Size, Tensor, nn
 
@@ -21,6 +20,7 @@ from eca_hub.models.build import list_models, split_name
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.places import Insertion
 from eca_hub.models.timm_seam import find_backbone
+from eca_hub.models.zoos import timm
 
 Shapes = Mapping[str, Size]
 

@@ -9,7 +9,6 @@ format: timm 1.0, models/_hub.py.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -18,6 +17,7 @@ from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.fit import load_strictly
 from eca_hub.models.build import settle
 from eca_hub.models.config import ModelConfig
+from eca_hub.models.zoos import timm
 
 
 def to_stock_timm(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-import timm
-import torchvision
-from timm.models import FeatureListNet
 from torch import nn
 
 from eca_hub.attention.place import AfterBlock, InBlock, InsteadOfConv, Place
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import Stem
 from eca_hub.models.places import Insertion, InvertedBlock, ResNetBlock, enter
+from eca_hub.models.zoos import timm, torchvision
 
 
 class Build(Protocol):
@@ -145,7 +143,7 @@ def _build_mobilenet(insertion: Insertion | None, *, num_classes: int, stem: Ste
         {"num_chs": layers[int(name)].out_channels, "reduction": max(1, step // shrink), "module": name}
         for name, step in steps_px.items()
     ]
-    taps: nn.Module = FeatureListNet(layers, out_indices=tuple(range(len(steps_px))))
+    taps: nn.Module = timm.models.FeatureListNet(layers, out_indices=tuple(range(len(steps_px))))
     return taps
 
 

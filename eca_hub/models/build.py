@@ -5,7 +5,6 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
-import timm
 from torch import nn
 
 from eca_hub.attention import ATTENTIONS
@@ -23,6 +22,7 @@ from eca_hub.models.options import (
 )
 from eca_hub.models.places import Insertion
 from eca_hub.models.timm_seam import find_backbone, names_with_seam
+from eca_hub.models.zoos import timm
 
 
 def create_model(

@@ -36,7 +36,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, count_parameters
@@ -172,8 +171,12 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tally the layers, and by torch's own formulas the plain count, while the network runs once."""
 
     def __init__(self, network: nn.Module) -> None:
+        # Imported here because it imports Triton, for nothing where nobody counts.
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()  # type: ignore[no-untyped-call]
         self.network = network
+        self.formulas = flop_registry
         self.block_of = {child: parent for parent in network.modules() for child in parent.children()}
         self.running: list[nn.Module] = []
         self.sums: Counter[str] = Counter()
@@ -220,7 +223,7 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         y = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
+        formula = self.formulas.get(func.overloadpacket)
         if formula is not None:
             self.num_flops += formula(*args, **(kwargs or {}), out_val=y)
         if func in _OPERATORS and not isinstance(self.running[-1], _LAYERS):

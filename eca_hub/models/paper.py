@@ -14,12 +14,12 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import torch
-import torchvision
 
 from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.complexity import Complexity, count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_cost import detector_cost
+from eca_hub.models.zoos import torchvision
 
 TableName = Literal["2", "3", "4", "5"]
 Rule = Literal["paper", "poster", "plain", "detection"]

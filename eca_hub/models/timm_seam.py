@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
-import timm
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import Backbone, residual_blocks
 from eca_hub.models.config import Stem
 from eca_hub.models.places import Insertion, ResNetBlock, enter
+from eca_hub.models.zoos import timm
 
 Factory = Callable[..., nn.Module]
 

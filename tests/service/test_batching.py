@@ -237,9 +237,8 @@ def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
 def test_a_request_of_many_items_waits_no_longer_than_others_for_being_let_in() -> None:
     async def scene() -> None:
         batcher = make_timed(max_queue_s=2.0, s_per_item=0.1)
-        with batcher.reserve(39), batcher.reserve(500):
-            with pytest.raises(Overloaded):
-                batcher.reserve(1)
+        with batcher.reserve(39), batcher.reserve(500), pytest.raises(Overloaded):
+            batcher.reserve(1)
         await batcher.close()
 
     run(scene())

@@ -179,7 +179,7 @@ def test_every_convolution_is_packed_and_takes_the_relu_that_only_it_feeds() -> 
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1, groups=2)).eval()
     x = torch.randn(2, 3, 8, 8)
     expected = model(x).detach()
-    pack_convolutions(model, x)
+    pack_convolutions(model, x[:1], len(x))
     assert packed_in(model) == 2
     assert not any(isinstance(module, nn.ReLU) for module in model.modules())
     assert torch.allclose(model(x), expected, atol=1e-6)
@@ -206,7 +206,7 @@ def test_a_relu_stays_where_it_serves_others_or_others_read_what_it_reads() -> N
     model = SharedRelu().eval()
     x = torch.randn(2, 3, 4, 4)
     expected = model(x).detach()
-    pack_convolutions(model, x)
+    pack_convolutions(model, x[:1], len(x))
     assert packed_in(model) == 3
     assert sum(isinstance(module, nn.ReLU) for module in model.modules()) == 2
     assert torch.allclose(model(x), expected, atol=1e-6)
@@ -217,7 +217,7 @@ def test_a_convolution_that_pads_with_the_picture_itself_is_left_as_it_is() -> N
     model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 3, padding="same"))
     x = torch.randn(1, 3, 8, 8)
     expected = model(x).detach()
-    pack_convolutions(model, x)
+    pack_convolutions(model, x[:1], len(x))
     assert packed_in(model) == 0
     assert torch.allclose(model(x), expected, atol=1e-6)
 
