@@ -1,7 +1,7 @@
 """Load torch's machine code in a thread, while Python imports what else the service needs.
 
-Python holds its lock while it loads a library, so that imports in two threads take as long as one after the other. The C
-library, when it is called as here, does not: a fifth of what `import torch` takes is over when that begins.
+Python holds its lock while it loads a library, so that imports in two threads take as long as one after the other. The
+C library, when it is called as here, does not: a fifth of what `import torch` takes is over when that begins.
 
 Knows where torch keeps its libraries; imports nothing of it.
 """
