@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import sys
@@ -105,6 +106,8 @@ def _serve(settings: Settings) -> None:
         from service.preloading import preload_torch
 
         keep_freed_memory()
+        # What is imported and loaded stays: looking through it for garbage takes a tenth of the start. `serve` goes on.
+        gc.disable()
         # Engines have one thread each: more threads than cores would wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         preload_torch()

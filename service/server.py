@@ -5,6 +5,7 @@ Knows sockets and signals; nothing of pictures or models, except whether they lo
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -124,12 +125,15 @@ async def serve(app: "FastAPI", settings: Settings, listener: socket.socket) -> 
     registry = app.state.house.registry
     server = DrainingServer(config, app.state.house, settings)
 
-    async def end_when_a_model_fails() -> None:
+    async def watch_the_start() -> None:
         await registry.loaded.wait()
+        # What the start has made stays, and is left out of every later search for garbage.
+        gc.freeze()
+        gc.enable()
         if registry.failure is not None:
             server.should_exit = True
 
-    watching = asyncio.create_task(end_when_a_model_fails())
+    watching = asyncio.create_task(watch_the_start())
     try:
         await server.serve(sockets=[listener])
     finally:
