@@ -103,7 +103,8 @@ class ModelLoader:
                 empty(module)
             threading.Thread(target=give_memory_back, name="give back", daemon=True).start()
 
-        sizes = _batch_sizes(settings.max_batch) if any(one.has_fixed_sizes for one in loaded.networks) else [1]
+        max_batch = settings.max_batch or (4 if all(one.device.type == "cpu" for one in loaded.networks) else 32)
+        sizes = _batch_sizes(max_batch) if any(one.has_fixed_sizes for one in loaded.networks) else [1]
         blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
         try:
             await asyncio.gather(*(engine.warm_up(blank, sizes) for engine in engines))
@@ -112,7 +113,7 @@ class ModelLoader:
             raise
         batcher: Batcher[Tensor, Tensor] = Batcher(
             [engine.run for engine in engines],
-            max_batch=settings.max_batch,
+            max_batch=max_batch,
             max_wait_ms=settings.max_wait_ms,
             max_items=settings.max_queue_images,
             max_queue_s=settings.max_queue_s,

@@ -54,8 +54,9 @@ class Settings:
     compile: bool = False
     """Compile the networks: takes half a minute for each power of two up to max_batch, and is kept on disk for the next
     start. Meant for GPUs: on a processor the networks are about as fast without."""
-    max_batch: int = 8
-    """Pictures that go through an engine together, at most."""
+    max_batch: int = 0
+    """Pictures that go through an engine together, at most; 0 means 4 on a processor, where more gain nothing and keep
+    others waiting, and 32 on a GPU."""
     max_wait_ms: float = 5.0
     """How long a free engine waits for pictures that are being decoded; with none on their way it waits not at all."""
     max_queue_images: int = 128
@@ -133,7 +134,7 @@ _RANGES = (
     ("port", 0, 65535),
     ("watch", 0, 86_400),
     ("max_weights_mib", 0, 10_000_000),
-    ("max_batch", 1, 1024),
+    ("max_batch", 0, 1024),
     ("max_wait_ms", 0, 1000),
     ("max_queue_images", 1, 100_000),
     ("max_queue_s", 0.001, 3600),

@@ -37,7 +37,7 @@ def test_every_field_is_an_option_with_a_sentence(capsys: pytest.CaptureFixture[
     [
         ([], "No model is given"),
         (["--model", "a/b", "--model", "a/b"], "given twice"),
-        (["--model", "a/b", "--max_batch", "0"], "max_batch is 0; it must be 1 to 1024"),
+        (["--model", "a/b", "--max_batch", "-1"], "max_batch is -1; it must be 0 to 1024"),
         (["--model", "a/b", "--deadline_ms", "0"], "deadline_ms is 0.0"),
         (["--model", "a/b", "--port", "99999"], "port is 99999"),
         (["--model", "a/b", "--max_image_mib", "64"], "max_request_mib is 32"),
