@@ -84,6 +84,11 @@ class _CountUses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.num_of: Counter[tuple[int, int]] = Counter()
         self._kept: list[Any] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch imports its compiler, which takes a second, to keep it from what it never compiles.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         read = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         self.num_of.update((id(each), each._version) for each in read)

@@ -1,5 +1,7 @@
 """Networks made faster, held against what they were."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -49,6 +51,16 @@ def test_the_prepared_network_answers_as_the_library_does() -> None:
     with torch.inference_mode():
         found = prepared.new_forward()(pictures(16)).softmax(1)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_preparing_a_network_imports_no_compiler() -> None:
+    program = (
+        "import sys; from service.network import prepare_network; from tests.service.test_network import classifier\n"
+        "prepare_network(classifier(), 'fp32')\n"
+        "assert not {'torch._dynamo', 'torch._inductor', 'sympy', 'triton'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_network_that_was_loaded_stays_as_it_was() -> None:
