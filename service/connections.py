@@ -1,12 +1,14 @@
-"""One HTTP connection with deadlines and a bound on its pieces.
+"""One HTTP connection with deadlines, a bound on its pieces, and one meaning of where a request ends.
 
-uvicorn alone waits for ever for the rest of a head or of an unread body, and takes a body in single bytes.
+uvicorn alone waits for ever for the rest of a head or of an unread body, takes a body in single bytes, and forgives a
+head that a proxy in front of it may read in another way, which is how one request is smuggled inside another.
 
 Knows the protocol; nothing of what is asked or answered.
 """
 
 import asyncio
 import json
+import re
 import uuid
 from typing import Any, Literal
 
@@ -16,26 +18,54 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 _LINGER_S = 5.0
 _LINGER_BYTES = 64 * 2**20
 
-
 _TINY_BYTES = 64
 _MAX_TINY_PIECES = 20_000
 
+# Every line ends with CR and LF, and none goes on in the next (RFC 9112, 2.2 and 5.2).
+_HEAD = re.compile(rb"(?:[^\r\n \t][^\r\n]*\r\n)+\r\n")
+_FRAMING = re.compile(rb"\n(?:content-length|transfer-encoding):([^\r]*)", re.IGNORECASE)
+
 
 class _Parser(h11.Connection):
-    """Refuses bodies in very many very small pieces: 300,000 chunks of one byte cost two seconds to parse."""
+    """Refuses what h11 forgives.
 
+    That is a head whose lines end or go on in obsolete ways, a body whose end is told twice (RFC 9112, 6.3: even if
+    both tell the same), and a body in very many very small pieces: 300,000 chunks of one byte cost two seconds.
+    """
+
+    method = b""
+    """What the last request asks for."""
     _num_tiny = 0
 
     def next_event(self) -> Any:
-        """Parse one thing more."""
+        """Parse one thing more.
+
+        Raises:
+            h11.RemoteProtocolError: it is not HTTP/1.1, or may mean two things.
+        """
+        received = b""
+        if self.their_state is h11.IDLE:
+            received, self.method = self.trailing_data[0], b""
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._num_tiny = 0
+            self.method, self._num_tiny = event.method, 0
+            if event.http_version not in (b"1.0", b"1.1"):
+                raise h11.RemoteProtocolError("another version of HTTP")
+            _check_head(received)
         elif isinstance(event, h11.Data) and len(event.data) < _TINY_BYTES:
             self._num_tiny += 1
             if self._num_tiny > _MAX_TINY_PIECES:
                 raise h11.RemoteProtocolError("too many tiny pieces")
         return event
+
+
+def _check_head(received: bytes) -> None:
+    head = _HEAD.match(received)
+    if head is None:
+        raise h11.RemoteProtocolError("a line of the head does not end with CR LF, or goes on in the next")
+    framing = _FRAMING.findall(head[0])
+    if len(framing) > 1 or any(b"," in value for value in framing):
+        raise h11.RemoteProtocolError("the length of the body is told twice")
 
 
 class PatientConnection(H11Protocol):
@@ -48,6 +78,7 @@ class PatientConnection(H11Protocol):
 
     header_timeout_s = 10.0
 
+    conn: _Parser
     _awaited: Literal["head", "rest"] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _lingered_bytes = 0
@@ -91,7 +122,7 @@ class PatientConnection(H11Protocol):
             return
         request_id = uuid.uuid4().hex
         error = {"code": "bad_http", "message": "This is not HTTP/1.1.", "hint": "", "request_id": request_id}
-        body = json.dumps({"error": error}).encode()
+        body = b"" if self.conn.method == b"HEAD" else json.dumps({"error": error}).encode()
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
