@@ -10,7 +10,8 @@ import asyncio
 import json
 import re
 import uuid
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -68,6 +69,23 @@ def _check_head(received: bytes) -> None:
         raise h11.RemoteProtocolError("the length of the body is told twice")
 
 
+class _Transport:
+    """A transport that is closed in the way of its connection.
+
+    Args:
+        transport: The real one.
+        close: What closing means.
+    """
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._transport = transport
+        self.close = close
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the real one's."""
+        return getattr(self._transport, name)
+
+
 class PatientConnection(H11Protocol):
     """A connection that closes when its peer takes too long.
 
@@ -82,7 +100,7 @@ class PatientConnection(H11Protocol):
     _awaited: Literal["head", "rest"] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _lingered_bytes = 0
-    _is_refused = False
+    _is_over = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -90,7 +108,8 @@ class PatientConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first head."""
-        super().connection_made(transport)
+        self._close_at_once = transport.close
+        super().connection_made(cast(asyncio.Transport, _Transport(transport, self._close)))
         self._await("head")
 
     def data_received(self, data: bytes) -> None:
@@ -100,7 +119,7 @@ class PatientConnection(H11Protocol):
             if self._lingered_bytes > _LINGER_BYTES:
                 self.transport.abort()
                 return
-        if self._is_refused:
+        if self._is_over:
             return
         super().data_received(data)
         self._await(self._missing())
@@ -114,6 +133,13 @@ class PatientConnection(H11Protocol):
         """Wait for nothing more."""
         self._await(None)
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """End after the answer that is being given, if one is."""
+        if self._awaited == "rest":
+            self._close_at_once()
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, in the one shape of errors."""
@@ -131,17 +157,29 @@ class PatientConnection(H11Protocol):
         ]
         for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self._is_refused = True
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+        self._linger()
+
+    def _close(self) -> None:
+        """Close, but let a peer whose body has not been read have its answer."""
+        if self.conn.their_state is h11.SEND_BODY and not self._is_over and not self.transport.is_closing():
+            self._linger()
+        elif not self._is_over:
+            self._close_at_once()
+
+    def _linger(self) -> None:
+        """Say that there will be nothing more, and throw away what still comes."""
+        self._is_over = True
         self.transport.write_eof()
+        self.flow.resume_reading()
         self._await("rest")
 
     def _missing(self) -> Literal["head", "rest"] | None:
         if self.transport.is_closing():
             return None
-        if self._is_refused:
+        if self._is_over:
             return "rest"
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             return "head"
@@ -160,7 +198,7 @@ class PatientConnection(H11Protocol):
         self._lingered_bytes = 0
         if awaited is not None:
             self._deadline = self.loop.call_later(
-                self.header_timeout_s if awaited == "head" else _LINGER_S, self.transport.close
+                self.header_timeout_s if awaited == "head" else _LINGER_S, self._close_at_once
             )
 
 

@@ -73,6 +73,20 @@ def test_a_body_that_comes_byte_by_byte_has_one_deadline_for_all_of_it(service: 
     assert status_of(answer) == 408
 
 
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+@pytest.mark.parametrize(("path", "status"), [(b"/v1/classify", 413), (b"/nowhere", 404), (b"/healthz", 405)])
+def test_who_is_refused_while_sending_gets_the_answer(
+    service: Served, version: bytes, path: bytes, status: int
+) -> None:
+    length = 11 * 2**20
+    with connect(service) as peer:
+        lines = [b"Host: x", b"Connection: close", b"Content-Length: %d" % length, b"", b""]
+        peer.sendall(b"POST " + path + b" " + version + b"\r\n" + b"\r\n".join(lines) + bytes(length))
+        answer = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert status_of(answer) == status
+    assert answer.endswith(b"}")
+
+
 @pytest.mark.parametrize(
     ("what", "body", "statuses"),
     [
