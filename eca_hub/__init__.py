@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eca_hub.commands.localhub import open_hub
     from eca_hub.errors import EcaHubError
     from eca_hub.explain import Explanation, Gates, explain_picture
+    from eca_hub.gpu_jpegs import GpuJpegs
     from eca_hub.hub.convert import convert_checkpoint
     from eca_hub.hub.folder import export_to_timm, load_pretrained, save_pretrained
     from eca_hub.hub.push import push_to_hub
@@ -39,6 +40,7 @@ __all__ = [
     "EvalTransform",
     "Explanation",
     "Gates",
+    "GpuJpegs",
     "ImageConfig",
     "ImageLimits",
     "ModelConfig",
@@ -69,6 +71,7 @@ _HOME_OF = {
     "EvalTransform": "eca_hub.images",
     "Explanation": "eca_hub.explain",
     "Gates": "eca_hub.explain",
+    "GpuJpegs": "eca_hub.gpu_jpegs",
     "ImageConfig": "eca_hub.models.config",
     "ImageLimits": "eca_hub.images",
     "ModelConfig": "eca_hub.models.config",

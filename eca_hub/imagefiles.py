@@ -15,6 +15,18 @@ from eca_hub.errors import NotAnImage, TooManyPixels
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
 """What may be decoded. TIFF, PSD, HEIC, PDF and SVG are left out: their decoders are where the security holes were."""
 
+# What people send instead, who shall read what it was.
+_FOREIGN = {
+    "a TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "a HEIC": re.compile(rb".{4}ftyp(hei[cx]|hevc|mif1|msf1)", re.DOTALL),
+    "an AVIF": re.compile(rb".{4}ftypavi[fs]", re.DOTALL),
+    "a JPEG XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
+    "a JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    "a PDF": re.compile(rb"%PDF-"),
+    "an SVG": re.compile(rb"\s*<(svg|\?xml)"),
+    "a film": re.compile(rb".{4}ftyp", re.DOTALL),
+}
+
 _MAX_PARTS = 20_000
 _MAX_RLE_BYTES = 2**19
 
@@ -22,6 +34,9 @@ _MARKER = re.compile(rb"\xff+([\x01-\xfe])")
 _MARKER_AFTER_SCAN = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _JPEG_ALONE = frozenset([0x01, *range(0xD0, 0xD9)])
 _JPEG_START_OF_SCAN, _JPEG_END, _JPEG_EXIF = 0xDA, 0xD9, 0xE1
+_JPEG_BASELINE, _JPEG_ADOBE = 0xC0, 0xEE
+# All but the tables of Huffman and arithmetic codes, and a code that is not in use.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Frames, tables, restart interval, JFIF and Adobe, which says how four colours are stored.
 _JPEG_KEPT = frozenset([*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE])
 _PNG_KEPT = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
@@ -38,6 +53,18 @@ class PixelParts:
     """How the camera was held, 1 to 8 as in EXIF; 1 is upright."""
     num_scans: int = 1
     """Passes over all pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class JpegFrame:
+    """What a JPEG says of its pixels."""
+
+    width: int
+    """As stored, however the camera was held."""
+    height: int
+    """As stored."""
+    is_usual: bool
+    """Whether it is whole, baseline, of eight bits, and in grey or YCbCr."""
 
 
 def format_of(data: bytes) -> str:
@@ -59,9 +86,9 @@ def format_of(data: bytes) -> str:
         return "GIF"
     if head.startswith(b"BM"):
         return "BMP"
-    raise NotAnImage(
-        "The bytes are no picture in a known format.", hint=f"Send {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
-    )
+    foreign = next((name for name, mark in _FOREIGN.items() if mark.match(head)), None)
+    what = f"The file is {foreign}, which is not read here" if foreign else "The bytes are no picture in a known format"
+    raise NotAnImage(f"{what}.", hint=f"Send {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
 
 
 def pixel_parts_of(name: str, data: bytes) -> PixelParts:
@@ -88,6 +115,31 @@ def pixel_parts_of(name: str, data: bytes) -> PixelParts:
         # Pillow unpacks these in Python, while everything else waits.
         raise TooManyPixels("The BMP is a large one with run-length coding.", hint="Save it as PNG.")
     return PixelParts(data)
+
+
+def jpeg_frame_of(data: bytes) -> JpegFrame | None:
+    """Read the frame of a JPEG; None where there is none before the first scan.
+
+    Raises:
+        NotAnImage: the file ends before its pixels begin.
+        TooManyPixels: it has more parts than a picture needs.
+    """
+    frame, has_adobe = None, False
+    try:
+        for code, begin, end in _jpeg_segments(data):
+            if code in _JPEG_FRAMES:
+                frame = (code, *struct.unpack_from(">BHHB", data, begin + 4))
+            elif code == _JPEG_ADOBE:
+                has_adobe = True
+            elif code == _JPEG_START_OF_SCAN and frame is not None:
+                code, num_bits, height, width, num_components = frame
+                is_whole = data.find(b"\xff\xd9", end) > 0
+                # What Adobe writes may be in other colours.
+                is_usual = code == _JPEG_BASELINE and num_bits == 8 and num_components in (1, 3) and not has_adobe
+                return JpegFrame(width, height, is_usual and is_whole)
+    except struct.error:
+        raise NotAnImage("The JPEG cannot be decoded: it ends too early.", hint="Is the file whole?") from None
+    return None
 
 
 def orientation_in(exif: bytes) -> int:

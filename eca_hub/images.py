@@ -2,7 +2,8 @@
 
 Validation, `Classifier` and the service all pass through here, so what was measured in training is what is served.
 Limits are checked before pixels are made: a file of 30 bytes can claim 88 megapixels, and Pillow alone would make
-them. Knows nothing of networks, files or HTTP.
+them. Decoding takes at most 8 bytes for each pixel that `ImageLimits` allows, and a few megabytes: 400 MB at 50
+megapixels. A WebP takes 16, so its pixels count twice. Knows nothing of networks, files or HTTP.
 
 Shapes: N images, H height, W width; 3 colours, red first.
 """
@@ -10,11 +11,12 @@ Shapes: N images, H height, W width; 3 colours, red first.
 import io
 import math
 import struct
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from eca_hub.errors import NotAnImage, TooLarge, TooManyPixels
@@ -22,6 +24,9 @@ from eca_hub.imagefiles import FORMATS, PixelParts, format_of, orientation_in, p
 from eca_hub.models.config import ImageConfig
 
 __all__ = ["FORMATS", "EvalTransform", "ImageLimits", "decode_image"]
+
+# Pillow would write a line into the log for each picture that is refused here a moment later.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -44,7 +49,10 @@ _TURN_BACK = {
 _MAX_SCANNED_MPX = 1000
 
 # Other colours become RGB in pieces of this size, so that no more than two copies of a large picture exist.
-_BAND_PX = 2**22
+_BAND_PX = 2**20
+
+# Pillow's WebP decoder has a canvas for this frame and one for the last, and copies the first before it is unpacked.
+_WEBP_WEIGHT = 2
 
 # A photo is decoded at 1/2, 1/4 or 1/8 only while that leaves this many times the pixels that the resize asks for.
 _DRAFT_MARGIN = 2
@@ -63,7 +71,7 @@ class ImageLimits:
     max_bytes: int = 10 * 2**20
     """Size of the file."""
     max_mpx: float = 50.0
-    """Width times height, in millions of pixels."""
+    """Width times height, in millions of pixels; a WebP may have half as many, as it takes twice the memory."""
     max_side_px: int = 16384
     """Width or height."""
     max_scans: int = 100
@@ -79,8 +87,7 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
         data: The whole file.
         limits: What it may cost.
         enough_px: Shorter side that the caller needs. A much larger JPEG is then decoded at a fraction of its size,
-        which
-            is several times faster and changes the resized pixels by a grey level or two.
+            which is several times faster and changes the resized pixels by a grey level or two.
 
     Raises:
         NotAnImage: no picture in one of `FORMATS`, or a broken one.
@@ -94,11 +101,11 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
         )
     name = format_of(data)
     if name == "WebP":
-        _check_size(*_webp_size(data), limits)
+        check_size(*_webp_size(data), limits, weight=_WEBP_WEIGHT)
     parts = pixel_parts_of(name, data)
     try:
         with Image.open(io.BytesIO(parts.data), formats=[name.upper()]) as image:
-            _check_size(*image.size, limits)
+            check_size(*image.size, limits)
             full_size = image.size
             _check_scans(parts, image.width * image.height / 1e6, limits)
             if enough_px is not None:
@@ -107,18 +114,24 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
                     image.draft(None, (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
             image.load()
             turned = orientation_in(image.info.get("exif", b"")) if name == "WebP" else parts.orientation
-            rgb = _as_rgb(image.transpose(_TURN_BACK[turned]) if turned > 1 else image)
-            rgb.info[_FULL_SIZE] = full_size if turned < 5 else full_size[::-1]
-            return rgb
+            rgb = _as_rgb(image)
+            if rgb is not image:
+                # A third copy of a large picture would be one too many.
+                image.close()
+            upright = rgb.transpose(_TURN_BACK[turned]) if turned > 1 else rgb
+            upright.info[_FULL_SIZE] = full_size if turned < 5 else full_size[::-1]
+            return upright
     except TooManyPixels:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(str(error)) from None
+    except UnidentifiedImageError:
+        # Its own sentence tells where in memory the bytes lie.
+        raise NotAnImage(f"The {name} cannot be decoded: its head is broken.", hint="Is the file whole?") from None
     except Exception as error:
         # Whatever a decoder raises on hostile bytes (struct.error, SyntaxError, MemoryError, ...) is the bytes' fault.
-        raise NotAnImage(
-            f"The {name} cannot be decoded: {error or type(error).__name__}.", hint="Is the file whole?"
-        ) from None
+        reason = str(error) or type(error).__name__
+        raise NotAnImage(f"The {name} cannot be decoded: {reason}.", hint="Is the file whole?") from None
 
 
 class EvalTransform:
@@ -146,8 +159,8 @@ class EvalTransform:
         """Resize and crop: RGB picture to uint8 (3, H, W), in channels_last memory."""
         config = self.config
         resampling = _RESAMPLING[config.interpolation]
-        width, height = self._resized_size(image)
-        left, top = round((width - config.width_px) / 2), round((height - config.height_px) / 2)
+        width, height = self.resized_size(*_full_size_of(image))
+        left, top = self.corner_of(width, height)
         size = (config.width_px, config.height_px)
         if width * height <= _MAX_OVERHANG * config.width_px * config.height_px:
             cut = image.resize((width, height), resampling).crop((left, top, left + size[0], top + size[1]))
@@ -168,16 +181,19 @@ class EvalTransform:
         """Map an RGB picture to float32 (3, H, W)."""
         return self.normalize(self.to_pixels(image))
 
-    def _resized_size(self, image: Image.Image) -> tuple[int, int]:
+    def resized_size(self, full_width: int, full_height: int) -> tuple[int, int]:
         """Width and height of the whole picture after the resize, before the crop."""
         config = self.config
         width, height = math.floor(config.width_px / config.crop), math.floor(config.height_px / config.crop)
         if config.crop_mode == "squash":
             return width, height
-        full_width, full_height = _full_size_of(image)
         if width * full_height > height * full_width:
             return width, max(int(width * full_height / full_width), config.height_px)
         return max(int(height * full_width / full_height), config.width_px), height
+
+    def corner_of(self, width: int, height: int) -> tuple[int, int]:
+        """Left and top of the crop in a picture of that size."""
+        return round((width - self.config.width_px) / 2), round((height - self.config.height_px) / 2)
 
 
 def _full_size_of(image: Image.Image) -> tuple[int, int]:
@@ -204,13 +220,28 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise NotAnImage("The WebP cannot be decoded: its header is not whole.", hint="Is the file whole?")
 
 
-def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+def check_size(width: int, height: int, limits: ImageLimits, *, weight: int = 1) -> None:
+    """See that a picture may have so many pixels.
+
+    Args:
+        width: Of the whole picture.
+        height: Of the whole picture.
+        limits: What it may cost.
+        weight: How often each pixel counts.
+
+    Raises:
+        NotAnImage: it has none.
+        TooManyPixels: it has too many, or a side that is too long.
+    """
     if width < 1 or height < 1:
         raise NotAnImage(f"The picture is {width} x {height}: it has no pixels.")
-    if width * height > limits.max_mpx * 1e6:
-        mpx = width * height / 1e6
+    if width * height * weight > limits.max_mpx * 1e6:
+        size = f"{width} x {height}, {width * height / 1e6:.1f} Mpx"
+        limit = f"{limits.max_mpx / weight:g} Mpx"
+        if weight == 1:
+            raise TooManyPixels(f"The picture is {size}; the limit is {limit}.", hint="Shrink it.")
         raise TooManyPixels(
-            f"The picture is {width} x {height}, {mpx:.1f} Mpx; the limit is {limits.max_mpx:g} Mpx.", hint="Shrink it."
+            f"The picture is {size}; the limit for its format is {limit}.", hint="Shrink it, or save it as JPEG."
         )
     if max(width, height) > limits.max_side_px:
         raise TooManyPixels(

@@ -75,7 +75,7 @@ class Server:
 
     Args:
         process: Its process.
-        url: Where it answers.
+        url: Where it answers, with the path.
         served: What it is.
         body: A file with what it wants.
         start_s: From the start of its process to its first answer.
@@ -84,8 +84,8 @@ class Server:
     def __init__(
         self, process: "subprocess.Popen[bytes]", url: str, served: Served, body: Path, start_s: float
     ) -> None:
-        self._process, self._url, self._served, self._body = process, url, served, body
-        self.start_s = start_s
+        self.pid, self.url, self.start_s = process.pid, url, start_s
+        self._served, self._body = served, body
 
     def load(self, clients: int, per_s: float, seconds: float) -> Row:
         """Load it in closed loop with so many clients, or in open loop at so many requests a second.
@@ -99,13 +99,13 @@ class Server:
 
     def _try(self, clients: int, per_s: float, seconds: float) -> Row:
         kind = "closed" if clients else "open"
-        before = _busy_s(self._process.pid)
-        words = ["experiments.bench_load", kind, self._url, str(self._body), str(clients or per_s), str(seconds)]
+        before = _busy_s(self.pid)
+        words = ["experiments.bench_load", kind, self.url, str(self._body), str(clients or per_s), str(seconds)]
         done = subprocess.run([sys.executable, "-m", *words], capture_output=True, check=False)
         if done.returncode:
             raise ServerEnded(f"{self._served.name} under load: {done.stderr.decode()[-500:]}")
         found = json.loads(done.stdout)
-        after = _busy_s(self._process.pid)
+        after = _busy_s(self.pid)
         server_s, load_s, num_answers = after[1] - before[1], found.pop("cpu_s"), found.pop("num_answers")
         foreign = max(0.0, (after[0] - before[0] - server_s - load_s) / ((after[2] - before[2]) or 1))
         return Row(
@@ -113,7 +113,7 @@ class Server:
             precision=self._served.precision,
             clients=clients,
             offered_per_s=per_s,
-            memory_mib=_memory_mib(self._process.pid),
+            memory_mib=_memory_mib(self.pid),
             start_s=self.start_s,
             server_cpu_ms=1000 * server_s / max(num_answers, 1),
             foreign=foreign,

@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    from service.server import open_port, serve
+    from service.server import end_threads, open_port, serve
 
     keys = Keys.gather(os.environ, settings.api_keys_file)
     admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
@@ -110,6 +110,9 @@ def _serve(settings: Settings) -> None:
         gc.disable()
         # Engines have one thread each: more threads than cores would wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # Pillow's own pieces of 16 MiB are kept as well: each thread that ever met a large picture would hold all of
+        # its memory for good. Pieces beyond 32 MiB go back to the system.
+        os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
         preload_torch()
         from service.app import create_app
         from service.loading import ModelLoader
@@ -118,6 +121,10 @@ def _serve(settings: Settings) -> None:
         loader = ModelLoader(settings)
         stack.callback(loader.close)
         sources = [ModelSource.parse(text) for text in settings.model]
-        registry = Registry(sources, loader.open, max_weights_bytes=int(settings.max_weights_mib * 2**20))
+        max_weights_bytes = int(settings.max_weights_mib * 2**20)
+        registry = Registry(
+            sources, loader.open, max_weights_bytes=max_weights_bytes, patience_s=settings.wait_for_models_s
+        )
         hub = stack.enter_context(open_hub(settings.hub_root, settings.hub_users)) if settings.hub_root else None
         asyncio.run(serve(create_app(settings, registry, keys, admin_keys, hub=hub), settings, listener))
+    end_threads()

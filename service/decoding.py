@@ -1,9 +1,9 @@
 """From the bytes of a picture to the network's pixels, in a few threads beside the event loop.
 
-The threads are few because each decode may need a hundred megabytes. Limits are checked before pixels are made; a bad
-picture fails here, alone, before it meets a batch. Pictures of very many pixels go one after the other through a thread
-of their own: each may need most of a gigabyte and a second, for which nobody else shall wait. Never sees HTTP, and
-knows of the network only what it wants as input.
+The threads are few because each decode may need a hundred megabytes: 8 bytes a pixel, for at most 16 megapixels (8 in
+WebP). Larger pictures go one after the other through a thread of their own: each may need 400 MB and a second, for
+which nobody else shall wait. Limits are checked before pixels are made; a bad picture fails here, alone, before it
+meets a batch. Never sees HTTP, and knows of the network only what it wants as input.
 
 Shapes: H height, W width; 3 colours, red first.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eca_hub import EcaHubError, EvalTransform, ImageLimits, decode_image
+from eca_hub import EcaHubError, EvalTransform, GpuJpegs, ImageLimits, decode_image
 from service.running import RawPixels
 
 _LARGE_MPX = 16.0
@@ -42,6 +42,7 @@ class Decoder:
         limits: What a picture may cost.
         threads: Where the work is done; models share it.
         large_thread: Where it is done for pictures of more than 16 megapixels; models share it, too.
+        gpu_jpegs: What decodes ordinary JPEGs, if not the processor.
     """
 
     def __init__(
@@ -50,12 +51,15 @@ class Decoder:
         limits: ImageLimits,
         threads: ThreadPoolExecutor,
         large_thread: ThreadPoolExecutor,
+        *,
+        gpu_jpegs: GpuJpegs | None = None,
     ) -> None:
         self._transform = transform
         self._limits = limits
         self._ordinary_limits = replace(limits, max_mpx=min(limits.max_mpx, _LARGE_MPX))
         self._threads = threads
         self._large_thread = large_thread
+        self._gpu_jpegs = gpu_jpegs
 
     async def decode(self, data: bytes | RawPixels) -> Decoded:
         """Decode, resize and crop one picture. Cancelling takes it out of the queue for a thread.
@@ -78,7 +82,9 @@ class Decoder:
 
     def _decode(self, data: bytes, asked_s: float, limits: ImageLimits) -> Decoded:
         started_s = time.perf_counter()
-        image = decode_image(data, limits=limits, enough_px=self._transform.enough_px)
-        pixels = self._transform.to_pixels(image)
+        pixels = self._gpu_jpegs.pixels_of(data) if self._gpu_jpegs else None
+        if pixels is None:
+            image = decode_image(data, limits=limits, enough_px=self._transform.enough_px)
+            pixels = self._transform.to_pixels(image)
         ended_s = time.perf_counter()
         return Decoded(pixels, (started_s - asked_s) * 1000, (ended_s - started_s) * 1000)

@@ -45,15 +45,6 @@ class HeadTooLarge(EcaHubError):
         super().__init__(f"Address and headers have more than {_MAX_HEAD_BYTES} bytes, or than {_MAX_HEADERS} lines.")
 
 
-class BadHttp(EcaHubError):
-    """Not a version of HTTP that is spoken here."""
-
-    code = "bad_http"
-
-    def __init__(self) -> None:
-        super().__init__("This is not HTTP/1.1.")
-
-
 class Envelope:
     """ASGI middleware around the whole app.
 
@@ -93,8 +84,6 @@ class Envelope:
 
     async def _try(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
         """Run the app; say what the caller should be told that it did not tell."""
-        if scope["http_version"] not in ("1.0", "1.1", "2"):
-            return BadHttp()
         if len(scope["headers"]) > _MAX_HEADERS or _head_bytes(scope) > _MAX_HEAD_BYTES:
             return HeadTooLarge()
         try:

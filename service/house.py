@@ -1,6 +1,7 @@
 """What every route works with, and how a route gets hold of it. Knows nothing of what the routes do."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -33,6 +34,21 @@ class House:
     """Who may change models; they may ask as well."""
     allowed_repos: tuple[str, ...]
     """Which repositories may be loaded while the service runs: ids, in which `*` stands for any letters."""
+
+    @asynccontextmanager
+    async def read(self, request: Request, model_id: str | None, *, max_bytes: int) -> AsyncIterator[bytes]:
+        """Give the body of a request to a model, unless it can be refused unread.
+
+        Raises:
+            ModelNotLoaded: no such model runs.
+            NotReady: it is still loading.
+            InvalidRequest: no id was given and there are several models.
+            Overloaded: the model has no seat, or the bodies of others fill the memory that is set aside for them.
+            EcaHubError: the body is too large, too slow or compressed.
+        """
+        self.registry.find(model_id).batcher.refuse_when_full()
+        async with self.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
+            yield body
 
     def measure(self, model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError]) -> None:
         """Count where the time of these pictures went."""

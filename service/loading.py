@@ -70,7 +70,7 @@ class ModelLoader:
     async def _start(self, loaded: "_Loaded") -> RunningModel["Tensor", "Tensor"]:
         import torch
 
-        from eca_hub import ImageLimits
+        from eca_hub import GpuJpegs, ImageLimits
         from service.decoding import Decoder
         from service.engine import Engine, scores_of
         from service.explaining import Explainer
@@ -79,7 +79,9 @@ class ModelLoader:
         classifier = loaded.classifier
         settings, image = self._settings, classifier.config.image
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
-        decoder = Decoder(classifier.transform, limits, self._threads, self._large_thread)
+        on_gpu = settings.decode_on == "gpu"
+        gpu_jpegs = GpuJpegs(classifier.transform, limits, str(loaded.networks[0].device)) if on_gpu else None
+        decoder = Decoder(classifier.transform, limits, self._threads, self._large_thread, gpu_jpegs=gpu_jpegs)
         facts = _facts_of(loaded)
         engines = [
             Engine(
@@ -168,6 +170,11 @@ def _load(source: ModelSource, settings: Settings) -> _Loaded:
             raise BadSetting(
                 f"The device {device!r} is not there.", hint="Set --device to cpu, cuda, cuda:N or cuda:0,1."
             ) from None
+    if settings.decode_on == "gpu" and not devices[0].startswith("cuda"):
+        raise BadSetting(
+            f"--decode_on gpu needs a GPU, and the networks run on {devices[0]}.",
+            hint="Set --device cuda on a machine that has one, or leave --decode_on out.",
+        )
     # This thread's work is done before the engines', each of which has one core.
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])

@@ -66,6 +66,10 @@ class Slot:
         return self.state in ("loading", "updating")
 
 
+# What passes when the hub comes up, or when somebody publishes the model.
+_PASSING = frozenset(["offline", "hub_error", "repo_not_found", "revision_not_found", "not_an_eca_model"])
+_RETRY_S = 2.0
+
 OpenModel = Callable[[ModelSource], Awaitable[RunningModel[Any, Any]]]
 """Loads, checks and warms one; returns when it can answer."""
 
@@ -78,9 +82,17 @@ class Registry:
         open_model: Makes one.
         max_weights_bytes: Bound on the weights of all models together; 0 means none. Whoever was used least recently
             makes room for a model that is loaded later.
+        patience_s: How long a model of the start that the hub does not have yet is asked for again.
     """
 
-    def __init__(self, sources: Sequence[ModelSource], open_model: OpenModel, *, max_weights_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        sources: Sequence[ModelSource],
+        open_model: OpenModel,
+        *,
+        max_weights_bytes: int = 0,
+        patience_s: float = 0.0,
+    ) -> None:
         self.slots = [Slot(source) for source in sources]
         self.loaded = asyncio.Event()
         """Set when every model of the start is ready or failed."""
@@ -88,6 +100,7 @@ class Registry:
         """Set when the process is about to end."""
         self.max_weights_bytes = max_weights_bytes
         self._open_model = open_model
+        self._patience_s = patience_s
         self._one_at_a_time = asyncio.Lock()
         self._num_uses = 0
         self._leaving: set[asyncio.Task[None]] = set()
@@ -144,10 +157,11 @@ class Registry:
 
     async def load_all(self) -> None:
         """Load one model of the start after the other; a failure is kept in its slot."""
+        until_s = asyncio.get_running_loop().time() + self._patience_s
         for slot in list(self.slots):
             async with self._one_at_a_time:
                 try:
-                    model = await self._open_model(slot.source)
+                    model = await self._open_patiently(slot.source, until_s)
                     self._check_room(model, self.weights_bytes)
                     slot.model, slot.state = model, "ready"
                     _logger.info("%s at %s is ready", slot.model_id, model.facts.revision)
@@ -220,6 +234,20 @@ class Registry:
         if old is not None:
             self._let_go(old)
         return slot
+
+    async def _open_patiently(self, source: ModelSource, until_s: float) -> RunningModel[Any, Any]:
+        """Open a model, again and again while the hub may still get it."""
+        reason = ""
+        while True:
+            try:
+                return await self._open_model(source)
+            except EcaHubError as error:
+                if error.code not in _PASSING or asyncio.get_running_loop().time() + _RETRY_S > until_s:
+                    raise
+                if error.message != reason:
+                    reason = error.message
+                    _logger.info("%s is not there yet: %s", source.id_or_folder, reason)
+            await asyncio.sleep(_RETRY_S)
 
     def _make_room(self, slot: Slot, new: RunningModel[Any, Any]) -> None:
         """Unload who was used least recently, until the new model fits."""

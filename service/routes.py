@@ -55,12 +55,10 @@ async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQ
     are bad is the status an error.
     """
     since_s = time.perf_counter()
-    house.registry.find(query.model).batcher.refuse_when_full()
     content_type = request.headers.get("content-type", "")
-    max_bytes = house.limits.max_body_bytes(content_type)
-    async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
+    async with house.read(request, query.model, max_bytes=house.limits.max_body_bytes(content_type)) as body:
         pictures = await unpack(pictures_in, body, content_type, house.limits)
-        # Found again, because another commit may have taken its place while the body came.
+        # Found anew, because another commit may have taken its place while the body came.
         with house.registry.lease(query.model) as model:
             outcomes = await unless_gone(request.receive, model.classify(pictures, query.top_k, since_s=since_s))
     house.measure(model, outcomes)
@@ -125,10 +123,8 @@ async def classify_as_task(request: Request, house: TheHouse, owner: str, name: 
     """Send the bytes of a picture, or JSON with options, as `huggingface_hub.InferenceClient(model=<this>)` does."""
     since_s = time.perf_counter()
     model_id = f"{owner}/{name}"
-    house.registry.find(model_id).batcher.refuse_when_full()
     content_type = request.headers.get("content-type", "")
-    max_bytes = house.limits.max_body_bytes(content_type)
-    async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
+    async with house.read(request, model_id, max_bytes=house.limits.max_body_bytes(content_type)) as body:
         task = await unpack(task_in, body, content_type, house.limits)
         with house.registry.lease(model_id) as model:
             # More classes than there are means all of them, as in Hugging Face's pipelines.
@@ -155,10 +151,8 @@ async def explain(request: Request, house: TheHouse, query: Annotated[ExplainQue
     The map covers what the network sees: the middle of the picture after resize and crop. Costs several
     classifications; the operator switches it on with --explain.
     """
-    house.registry.find(query.model)
     content_type = request.headers.get("content-type", "")
-    max_bytes = house.limits.max_body_bytes(content_type)
-    async with house.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
+    async with house.read(request, query.model, max_bytes=house.limits.max_body_bytes(content_type)) as body:
         pictures = await unpack(pictures_in, body, content_type, house.limits)
         if len(pictures) != 1:
             raise InvalidRequest("One picture is explained at a time.")

@@ -10,6 +10,9 @@ import logging
 import os
 import signal
 import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -58,6 +61,22 @@ def url_of(listener: socket.socket) -> str:
     """Where callers find us."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def end_threads(within_s: float = 2.0) -> None:
+    """Wait for the threads that are about to end, and end the process with 0 if one does not.
+
+    Python ends beside its daemons. One that comes back from C++ at that moment takes the process down with a signal,
+    after all has been answered: an orchestrator would see a crash.
+    """
+    until_s = time.monotonic() + within_s
+    daemons = [thread for thread in threading.enumerate() if thread.daemon]
+    for thread in daemons:
+        thread.join(max(0.0, until_s - time.monotonic()))
+    if any(thread.is_alive() for thread in daemons):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class DrainingServer(Server):

@@ -31,6 +31,9 @@ class Settings:
     allow_repos: str = ""
     """Repositories that an admin key may load beside those of --model, separated by commas; * stands for any letters,
     as in acme/*."""
+    wait_for_models_s: float = 0.0
+    """How long to wait at the start for a hub that does not answer, or that does not have a model yet; until then
+    /readyz says 503. 0 gives up at once."""
     watch: float = 0.0
     """Seconds between two looks at the branches that the models come from; when one has moved, its new commit is
     loaded beside the old and takes its place. 0 looks never."""
@@ -54,6 +57,9 @@ class Settings:
     compile: bool = False
     """Compile the networks: takes half a minute for each power of two up to max_batch, and is kept on disk for the next
     start. Meant for GPUs: on a processor the networks are about as fast without."""
+    decode_on: Literal["cpu", "gpu"] = "cpu"
+    """Where ordinary JPEGs are decoded and resized: cpu; or gpu, the first of the devices, which moves pixels by a few
+    grey levels. Other pictures are decoded on the processor all the same."""
     max_batch: int = 0
     """Pictures that go through an engine together, at most; 0 means 4 on a processor, where more gain nothing and keep
     others waiting, and 32 on a GPU."""
@@ -132,6 +138,7 @@ class Settings:
 
 _RANGES = (
     ("port", 0, 65535),
+    ("wait_for_models_s", 0, 86_400),
     ("watch", 0, 86_400),
     ("max_weights_mib", 0, 10_000_000),
     ("max_batch", 0, 1024),

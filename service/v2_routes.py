@@ -6,8 +6,8 @@ sees a tensor; `tensors` reads and writes their bytes.
 
 import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -60,17 +60,28 @@ async def is_ready(house: TheHouse) -> Response:
     return json_answer({"ready": True})
 
 
-@router.get(
-    "/models/{model_id:path}/ready",
-    summary="Can this model answer",
-    response_model=None,
-    responses={200: {"model": ProtocolState}, **protocol_refusals(404, 422, 503)},
-)
-@router.get(
-    "/models/{model_id:path}/versions/{version}/ready",
-    summary="Can this commit of a model answer",
-    response_model=None,
-    responses={200: {"model": ProtocolState}, **protocol_refusals(404, 422, 503)},
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _below_a_model(method: str, ending: str, summary: str, **options: Any) -> Callable[[Function], Function]:
+    """Give a function an address below a model, and one below a commit of a model.
+
+    A model id may have any number of parts, so the longer of two addresses must be looked at first.
+    """
+
+    def add(function: Function) -> Function:
+        for place, name in (("/versions/{version}", "this commit of a model"), ("", "this model")):
+            path = f"/models/{{model_id:path}}{place}{ending}"
+            router.add_api_route(
+                path, function, methods=[method], summary=summary.format(name), response_model=None, **options
+            )
+        return function
+
+    return add
+
+
+@_below_a_model(
+    "GET", "/ready", "Can {} answer", responses={200: {"model": ProtocolState}, **protocol_refusals(404, 422, 503)}
 )
 async def is_model_ready(house: TheHouse, model_id: str, version: str | None = None) -> Response:
     """Whether the model is loaded and its engines answer."""
@@ -81,17 +92,10 @@ async def is_model_ready(house: TheHouse, model_id: str, version: str | None = N
     return json_answer({"name": model.facts.model_id, "ready": True})
 
 
-@router.post(
-    "/models/{model_id:path}/infer",
-    summary="Scores of pictures",
-    response_model=None,
-    responses={200: {"model": InferAnswer}, **protocol_refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
-    openapi_extra={"requestBody": INFER_BODY},
-)
-@router.post(
-    "/models/{model_id:path}/versions/{version}/infer",
-    summary="Scores of pictures, by this commit of a model",
-    response_model=None,
+@_below_a_model(
+    "POST",
+    "/infer",
+    "Scores of pictures, by {}",
     responses={200: {"model": InferAnswer}, **protocol_refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
     openapi_extra={"requestBody": INFER_BODY},
 )
@@ -102,9 +106,8 @@ async def infer(request: Request, house: TheHouse, model_id: str, version: str |
     answer in part.
     """
     since_s = time.perf_counter()
-    house.registry.find(model_id).batcher.refuse_when_full()
     header_length = request.headers.get(_LENGTH_HEADER)
-    async with house.bodies.read(request.headers, request.receive, max_bytes=house.limits.max_request_bytes) as body:
+    async with house.read(request, model_id, max_bytes=house.limits.max_request_bytes) as body:
         with house.registry.lease(model_id) as model:
             _check_version(model, version)
             asked = await unpack(_asked_in, body, header_length, model, house)
@@ -152,18 +155,11 @@ def _answer(model: RunningModel[Any, Any], asked: Inference, outcomes: Sequence[
     return Response(head + raw, headers={_LENGTH_HEADER: str(len(head))}, media_type="application/octet-stream")
 
 
-# After the other addresses below a model, because a model id may have any number of parts. For the same reason the
-# longer of two addresses stands below the other everywhere here: decorators are carried out from below.
-@router.get(
-    "/models/{model_id:path}",
-    summary="What a model reads and writes",
-    response_model=None,
-    responses={200: {"model": ProtocolModel}, **protocol_refusals(404, 422, 503)},
-)
-@router.get(
-    "/models/{model_id:path}/versions/{version}",
-    summary="What this commit of a model reads and writes",
-    response_model=None,
+# After the other addresses below a model, because they are longer.
+@_below_a_model(
+    "GET",
+    "",
+    "What {} reads and writes",
     responses={200: {"model": ProtocolModel}, **protocol_refusals(404, 422, 503)},
 )
 async def describe_model(house: TheHouse, model_id: str, version: str | None = None) -> Response:

@@ -113,7 +113,7 @@ def _turned() -> Iterator[Hostile]:
         yield Hostile(f"png with {name}", png_with(chunk(b"eXIf", exif)), SEEN)
 
 
-def _wholes() -> dict[str, bytes]:
+def wholes() -> dict[str, bytes]:
     return {
         "jpeg": encode(scene(), "JPEG"),
         "progressive jpeg": encode(scene(), "JPEG", progressive=True),
@@ -126,7 +126,7 @@ def _wholes() -> dict[str, bytes]:
 
 
 def _cut() -> Iterator[Hostile]:
-    for name, whole in _wholes().items():
+    for name, whole in wholes().items():
         for length in (1, 4, 11, 20, 40):
             yield Hostile(f"{name} cut after {length} bytes", whole[:length], REFUSED)
         yield Hostile(f"{name} cut in half", whole[: len(whole) // 2], REFUSED)
@@ -134,7 +134,7 @@ def _cut() -> Iterator[Hostile]:
 
 
 def _flipped() -> Iterator[Hostile]:
-    for name, whole in _wholes().items():
+    for name, whole in wholes().items():
         dice = random.Random(name)
         for number in range(4):
             data = bytearray(whole)
@@ -252,7 +252,7 @@ def _padded() -> Iterator[Hostile]:
     crumbs = b"\x21\xff\x01a" + b"\x01a" * 4_000_000 + b"\0"
     yield Hostile("gif with four million crumbs", gif_with(crumbs), REFUSED)
     yield Hostile("gif with a million extensions", gif_with(b"\x21\xfe\0" * 10**6), REFUSED)
-    for name, whole in _wholes().items():
+    for name, whole in wholes().items():
         yield Hostile(f"{name} with bytes after it", whole + b"trailing" * 1000, SEEN)
     film = random.Random(2).randbytes(8 * 2**20)
     yield Hostile("jpeg with a film after it", encode(scene(), "JPEG", progressive=True) + film, SEEN)

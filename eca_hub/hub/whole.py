@@ -19,9 +19,7 @@ def check_free(folder: str | Path) -> Path:
     try:
         is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     except OSError as error:
-        raise InvalidConfig(
-            f"{path} cannot be written: {error.strerror or error}.", hint="Give another folder."
-        ) from None
+        raise _unwritable(path, error) from None
     if not is_free:
         raise InvalidConfig(f"{path} is there already and not empty.", hint="Give a new folder.")
     return path
@@ -46,6 +44,8 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
             raise
     except OSError as error:
-        raise InvalidConfig(
-            f"{path} cannot be written: {error.strerror or error}.", hint="Give another folder."
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> InvalidConfig:
+    return InvalidConfig(f"{path} cannot be written: {error.strerror or error}.", hint="Give another folder.")

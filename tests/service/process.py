@@ -42,6 +42,21 @@ class Served:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
+    def peak_mib(self) -> float:
+        """The most memory that the process has held since `forget_peak`, or since its start."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+    def forget_peak(self) -> float:
+        """Begin to measure anew, from what the process holds now."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        return self.peak_mib()
+
+    def cpu_s(self) -> float:
+        """Processor time of all its threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return how the process ended."""
         self.process.send_signal(number)

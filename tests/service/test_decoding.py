@@ -38,6 +38,24 @@ def test_limits_hold() -> None:
             asyncio.run(decoder(threads).decode(png()[:30]))
 
 
+def test_jpegs_may_be_decoded_elsewhere_and_the_rest_is_not() -> None:
+    usual, other = encode(Image.new("RGB", (50, 40), "teal"), "JPEG"), png(50, 40, "teal")
+    seen: list[int] = []
+
+    def decode(jpeg: torch.Tensor) -> torch.Tensor:
+        seen.append(len(jpeg))
+        return torch.full((3, 40, 50), 7, dtype=torch.uint8)
+
+    gpu_jpegs = eca_hub.GpuJpegs(TRANSFORM, eca_hub.ImageLimits(), "cpu", decode=decode)
+    with ThreadPoolExecutor(1) as threads:
+        both = Decoder(TRANSFORM, eca_hub.ImageLimits(), threads, threads, gpu_jpegs=gpu_jpegs)
+        assert bool((asyncio.run(both.decode(usual)).pixels == 7).all())
+        assert torch.equal(asyncio.run(both.decode(other)).pixels, asyncio.run(decoder(threads).decode(other)).pixels)
+        with pytest.raises(NotAnImage):
+            asyncio.run(both.decode(usual[:300]))
+    assert seen == [len(usual)]
+
+
 class NotingTransform(eca_hub.EvalTransform):
     """Remembers which threads it worked in."""
 

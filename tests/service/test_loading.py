@@ -67,6 +67,18 @@ def test_a_device_that_is_not_there_is_named(folder: str) -> None:
     asyncio.run(scene())
 
 
+def test_without_a_gpu_nothing_is_decoded_on_one(folder: str) -> None:
+    async def scene() -> None:
+        loader = ModelLoader(Settings(model=(folder,), device="cpu", decode_on="gpu"))
+        try:
+            with pytest.raises(BadSetting, match="needs a GPU, and the networks run on cpu"):
+                await loader.open(ModelSource(folder))
+        finally:
+            loader.close()
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [

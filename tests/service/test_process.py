@@ -2,8 +2,12 @@
 
 import concurrent.futures
 import math
+import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +17,7 @@ import pytest
 
 import eca_hub
 from tests.service.house import png
-from tests.service.process import Served, save_tiny_package, served, start
+from tests.service.process import Served, answers_of, save_tiny_package, served, start
 
 PICTURES = [png(40, 30, colour) for colour in ("red", "green", "blue", "white", "black", "orange", "teal", "gray")]
 
@@ -196,6 +200,57 @@ def test_a_signal_while_it_loads_ends_it_too(package: Path) -> None:
     with served("--model", str(package)) as running:
         assert running.client.get("/readyz").status_code == 503
         assert running.stop(signal.SIGINT) == 0
+
+
+def test_weights_that_are_overwritten_on_disk_change_no_answer(package: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(package, tmp_path / "digits"))
+    with served("--model", str(copied)) as running:
+        running.wait_until_ready()
+
+        def scores() -> list[float]:
+            answers = answers_of(running.client, PICTURES)
+            return [one["score"] for answer in answers for one in answer["predictions"]]
+
+        before, weights = scores(), copied / "model.safetensors"
+        # In place, as a careless copy does: a mapped file would change under the network, or end the process.
+        with weights.open("r+b") as file:
+            file.seek(weights.stat().st_size // 2)
+            file.write(b"\xff" * 4096)
+        assert scores() == pytest.approx(before, abs=1e-6)
+        os.truncate(weights, 10)
+        assert scores() == pytest.approx(before, abs=1e-6)
+        assert running.client.get("/readyz").status_code == 200
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(package: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(package, tmp_path / "digits"))
+    for name in ("model.safetensors", "config.json"):
+        (copied / name).unlink()
+        os.mkfifo(copied / name)
+        process = start("--model", str(copied), "--port", "0")
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "Traceback" not in err
+
+
+def test_who_is_in_a_batch_with_others_gets_the_answer_it_gets_alone(service: Served) -> None:
+    alone = [answer["predictions"] for answer in answers_of(service.client, PICTURES)]
+    files = [("file", ("a.png", content, "image/png")) for content in PICTURES]
+    answer = service.client.post("/v1/classify", files=files).json()
+    assert max(result["batch_size"] for result in answer["results"]) > 1
+    for result, expected in zip(answer["results"], alone, strict=True):
+        assert result["predictions"][0]["label"] == expected[0]["label"]
+        scores = {one["label"]: one["score"] for one in result["predictions"]}
+        assert scores == pytest.approx({one["label"]: one["score"] for one in expected}, abs=1e-5)
+
+
+@pytest.mark.parametrize(("lasts_s", "code"), [("0", 3), ("1e6", 0)])
+def test_at_the_end_threads_are_waited_for_but_not_for_ever(lasts_s: str, code: int) -> None:
+    thread = f"threading.Thread(target=threading.Event().wait, args=({lasts_s},), daemon=True).start()"
+    program = (
+        f"import threading; from service.server import end_threads; {thread}; end_threads(0.5); raise SystemExit(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == code
 
 
 def test_a_port_that_is_taken_ends_it_with_one_sentence(package: Path) -> None:

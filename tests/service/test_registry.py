@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eca_hub.errors import RepoNotFound
+from eca_hub.errors import CheckpointMismatch, RepoNotFound
 from service.errors import InvalidRequest, ModelNotLoaded, NotReady
 from service.registry import ModelSource, Registry
 from service.running import RunningModel
@@ -78,6 +78,49 @@ def test_a_model_that_does_not_load_is_kept_as_failed_and_the_next_is_loaded() -
         with pytest.raises(NotReady):
             registry.find("acme/absent")
         await registry.close()
+
+    run(scene())
+
+
+def test_a_model_that_the_hub_does_not_have_yet_is_waited_for_as_long_as_told() -> None:
+    async def scene() -> None:
+        loop, asked_s = asyncio.get_running_loop(), list[float]()
+
+        async def open_late(source: ModelSource) -> RunningModel[Any, Any]:
+            asked_s.append(loop.time())
+            if loop.time() < 5:
+                raise RepoNotFound("no such repository")
+            return fake_model(model_id=source.id_or_folder)
+
+        patient = Registry([ModelSource("acme/a")], open_late, patience_s=10)
+        loading = asyncio.create_task(patient.load_all())
+        await settle()
+        assert patient.pending() == ["acme/a: loading"]
+        assert not patient.is_ready
+        await loading
+        assert patient.pending() == []
+        assert asked_s == [0, 2, 4, 6]
+        await patient.close()
+
+    async def scene_of_giving_up() -> None:
+        impatient = Registry([ModelSource("acme/absent")], open_fake, patience_s=10)
+        await impatient.load_all()
+        assert isinstance(impatient.failure, RepoNotFound)
+        assert asyncio.get_running_loop().time() == 10
+
+    run(scene())
+    run(scene_of_giving_up())
+
+
+def test_what_waiting_does_not_mend_is_not_waited_for() -> None:
+    async def scene() -> None:
+        async def open_broken(source: ModelSource) -> RunningModel[Any, Any]:
+            raise CheckpointMismatch("other shapes")
+
+        registry = Registry([ModelSource("acme/a")], open_broken, patience_s=10)
+        await registry.load_all()
+        assert isinstance(registry.failure, CheckpointMismatch)
+        assert asyncio.get_running_loop().time() == 0
 
     run(scene())
 

@@ -1,6 +1,7 @@
 """The addresses, over ASGI, with models that read digits."""
 
 import base64
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,8 +18,10 @@ from service.security import Keys
 from service.settings import Settings
 from tests.service.house import REVISION, fake_model
 
+ADMIN = {"authorization": "Bearer admin"}
 
-def app_with(*ids: str, keys: Sequence[str] = (), **settings: Any) -> FastAPI:
+
+def app_with(*ids: str, keys: Sequence[str] = (), admin_keys: Sequence[str] = (), **settings: Any) -> FastAPI:
     async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
         if source.id_or_folder == "acme/absent":
             raise RepoNotFound("no such repository")
@@ -26,7 +29,7 @@ def app_with(*ids: str, keys: Sequence[str] = (), **settings: Any) -> FastAPI:
 
     registry = Registry([ModelSource(model_id) for model_id in ids], open_fake)
     values = Settings(model=ids, max_image_mib=0.01, max_request_mib=0.05, max_request_images=6, **settings)
-    return create_app(values, registry, Keys(keys))
+    return create_app(values, registry, Keys(keys), Keys(admin_keys))
 
 
 @pytest.fixture
@@ -266,6 +269,30 @@ def test_hostile_json_is_refused(client: TestClient, text: str) -> None:
     answer = client.post("/v1/classify", content=text, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 422)
     refusal(answer, answer.status_code, "bad_json" if answer.status_code == 400 else "invalid_request")
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "\udfff\ud800", "\0", "\u202e", "a\r\nb: c", "'\"><script>"])
+def test_odd_letters_in_any_field_are_refused_and_not_repeated(odd: str) -> None:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["Nw=="]}
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/classify", {"images": [odd]}),
+        ("/v1/classify", {odd: ["Nw=="]}),
+        ("/models/acme/digits", {"inputs": odd}),
+        ("/models/acme/digits", {"inputs": "Nw==", "parameters": {"function_to_apply": odd}}),
+        ("/models/acme/digits", {"inputs": "Nw==", "parameters": {odd: 1}}),
+        ("/v1/models", {"model": odd}),
+        ("/v1/models", {"model": "acme/new", "revision": odd}),
+        ("/v2/models/acme/digits/infer", {"inputs": [tensor | {"name": odd}]}),
+        ("/v2/models/acme/digits/infer", {"inputs": [tensor | {"datatype": odd}]}),
+        ("/v2/models/acme/digits/infer", {"inputs": [tensor | {"data": [odd]}]}),
+        ("/v2/models/acme/digits/infer", {"inputs": [tensor], "id": odd}),
+        ("/v2/models/acme/digits/infer", {"inputs": [tensor], "outputs": [{"name": odd}]}),
+    ]
+    with TestClient(app_with("acme/digits", admin_keys=["admin"]), raise_server_exceptions=False) as client:
+        for path, body in bodies:
+            answer = client.post(path, content=json.dumps(body), headers={**ADMIN, "content-type": "application/json"})
+            assert answer.status_code == 422, (path, body)
+            assert odd not in json.dumps(answer.json(), ensure_ascii=False), (path, body)
 
 
 def test_hugging_faces_shape_is_spoken(client: TestClient) -> None:

@@ -173,6 +173,11 @@ def test_probes_and_documentation_are_open(locked: TestClient) -> None:
         assert locked.get(path).status_code == 200
 
 
+def test_figures_are_not_open(locked: TestClient) -> None:
+    refusal(locked.get("/metrics"), 401, "unauthorized")
+    assert locked.get("/metrics", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+
+
 def test_a_key_is_never_repeated_or_logged(locked: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     answers = [

@@ -71,6 +71,13 @@ def vitals_of(service: Served) -> Vitals:
     )
 
 
+def ended(service: Served) -> Counter[int]:
+    """How many classifications ended with which status."""
+    text = service.client.get("/metrics").text
+    counts = re.findall(r'eca_requests_total\{route="/v1/classify",code="(\d+)"\} (\d+)', text)
+    return Counter({int(status): int(count) for status, count in counts})
+
+
 async def calm_again(service: Served, before: Vitals) -> None:
     """Wait until nothing of a storm is left in the process."""
     for _ in range(400):
@@ -132,6 +139,7 @@ def test_callers_who_stall_keep_nobody_from_being_answered(service: Served) -> N
         for number, (_, writer) in enumerate(stalled):
             writer.write((b"", b"POST", HEAD, HEAD + PICTURE[:10])[number % 4])
         assert {await ask(service) for _ in range(20)} == {200}
+        assert service.client.get("/healthz").status_code == 200
         ends = await asyncio.gather(*(reader.read() for reader, _ in stalled))
         assert Counter(end[9:12] for end in ends) == {b"": 128, b"408": 128}
         for _, writer in stalled:
@@ -142,18 +150,34 @@ def test_callers_who_stall_keep_nobody_from_being_answered(service: Served) -> N
 
 
 def test_of_far_too_many_at_once_each_is_answered_or_told_to_come_back(package: Path) -> None:
-    with served("--model", str(package), "--max_queue_images", "8") as running:
+    bounds = (
+        "--max_queue_images",
+        "8",
+        "--max_image_mib",
+        "0.1",
+        "--max_request_mib",
+        "0.1",
+        "--max_bodies_mib",
+        "0.1",
+    )
+    with served("--model", str(package), *bounds) as running:
         wake(running)
-        before = vitals_of(running)
+        before, ended_before = vitals_of(running), ended(running)
 
-        async def flood() -> Counter[int]:
-            statuses = await asyncio.gather(*(ask(running) for _ in range(400)))
+        async def flood() -> tuple[Counter[int], list[Vitals]]:
+            callers = asyncio.gather(*(ask(running) for _ in range(400)))
+            seen = []
+            while not callers.done():
+                seen.append(await asyncio.to_thread(vitals_of, running))
             await calm_again(running, before)
-            return Counter(statuses)
+            return Counter(await callers), seen
 
-        statuses = asyncio.run(flood())
+        statuses, seen = asyncio.run(flood())
         assert set(statuses) == {200, 429}
         assert statuses[200] >= 8
+        assert max(vitals.num_images for vitals in seen) <= 8
+        assert max(vitals.body_bytes for vitals in seen) <= 0.1 * 2**20
+        assert ended(running) - ended_before == statuses, "what callers saw is what was counted"
 
 
 def test_whoever_was_accepted_before_the_signal_is_answered(package: Path) -> None:
