@@ -11,10 +11,11 @@ from eca_hub import Classifier
 from eca_hub.__main__ import main
 from eca_hub.train import cli
 from eca_hub.train.data import DigitsData
-from tests.train.test_data import png, write_parquet
+from tests.train.datasets import png, write_parquet
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "cluster")
+CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name not in ("cluster", "log"))
+LOGS = sorted((EXPERIMENTS / "log").glob("*.yaml"))
 SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
 CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1")
 
@@ -43,7 +44,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_configuration_trains(config: Path, tiny_data: Path, tiny_package: Path, tmp_path: Path) -> None:
+def test_every_configuration_trains(
+    config: Path, tiny_data: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = yaml.safe_load(config.read_text())
     options = [*SHORT, *CPU]
     if words["data"]["class_path"] != "DigitsData":
@@ -57,13 +60,18 @@ def test_every_configuration_trains(config: Path, tiny_data: Path, tiny_package:
             options += ["--data.image.mean", "[0.485, 0.456, 0.406]"]
     assert main(["fit", "--config", str(config), "--run_dir", str(tmp_path / "run"), *options]) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+    # Beside the class folders of `train` there is `val` alone; of the others, all three splits.
+    is_flattered = "chosen on the pictures that it is measured on" in capsys.readouterr().out
+    assert is_flattered == (words["data"]["class_path"] == "ImageFolderData")
+    assert is_flattered == ("chosen on the pictures" in (tmp_path / "run" / "model" / "README.md").read_text())
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("config", [*CONFIGS, *LOGS], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_configuration_says_its_claim_command_and_expected_result(config: Path) -> None:
     first, second, third, *_ = config.read_text().splitlines()
     assert first.startswith("# Claim: ")
-    assert second.startswith(f"# Command: eca-hub fit --config experiments/{config.parent.name}/{config.name}")
+    assert second.startswith("# Command: eca-hub fit --config ")
+    assert f" --config experiments/{config.parent.name}/{config.name}" in second
     assert third.startswith("# Expected: ")
 
 
