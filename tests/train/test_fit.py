@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,28 @@ def test_a_finished_run_is_not_replaced_by_mistake(run_dir: Path, capsys: pytest
     assert main(["fit", "--run_dir", str(run_dir), "--data", "DigitsData"]) == 2
     assert f"{run_dir} holds a finished run. Give another --run_dir" in capsys.readouterr().err
     assert (run_dir / "result.json").read_bytes() == before
+
+
+def test_a_run_of_some_steps_is_measured_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [0, 1] * 12, names=["cat", "dog"])
+    small = "--model.architecture resnet20 --data.image.height_px 8 --data.image.width_px 8 --data.batch_size 8"
+    steps = "--trainer.max_steps 4 --model.optim.warmup_epochs 2"
+    data = ["--data", "ParquetData", "--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", *data, *small.split(), *steps.split(), *CPU]) == 0
+    said = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["steps"], result["epochs"], result["num_test_images"]) == (4, 2, 24)
+    # Three steps are an epoch, so the fourth is the first of another one.
+    assert re.search(r"^epoch 1/2 .* left$", said, re.MULTILINE)
+    assert re.search(r"^epoch 2/2 .* s$", said, re.MULTILINE)
+    assert f"best validation top-1 {result['val_top1']:.4f}, top-5 {result['val_top5']:.4f} in epoch" in said
+    assert "4 steps in " in said
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["val_top1"] for row in rows)
+    # Of the default rate 0.1, after three and four of the six steps of two epochs.
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.05, 0.1 * 4 / 6])
 
 
 def test_a_run_folder_that_is_a_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
