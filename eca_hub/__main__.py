@@ -1,6 +1,6 @@
 """The command line: one table, and a dispatcher that imports only the command asked for.
 
-Exit codes: 0, 2 for the user's mistake (one sentence on standard error), 1 for ours, 130 after Ctrl-C.
+Exit codes: 0, 2 for the user's mistake (one sentence on standard error), 1 for ours or an accident, 130 after Ctrl-C.
 """
 
 import difflib
@@ -70,7 +70,8 @@ def _run(command: str, args: list[str]) -> int:
         sys.stdout.flush()
         return code
     except EcaHubError as error:
-        return _say(str(error), command)
+        _say(str(error), command)
+        return error.exit_code
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:

@@ -37,6 +37,8 @@ class EcaHubError(Exception):
     """
 
     code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 2
+    """Of a command that it ends: 2 is the user's mistake, 1 an accident."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -1,11 +1,13 @@
 """How fast `eca-hub fit` trains, beside the bare network, timm and the official ECANet script, all in one run.
 
-    python -m experiments.bench_training [--photos DIR] [--cifar10 DIR] [--only '[cifar10]'] [--quick] [--json]
+    python -m experiments.bench_training [--photos DIR] [--cifar10 DIR]       everything, one row after the other
+    python -m experiments.bench_training --only cifar10 --rounds 1            one row: a minute or two on two cores
+    python -m experiments.bench_training --report                             print all that was measured so far
 
 DIR holds train.parquet in the Hub's image layout; without one, JPEG pictures of the same size are made up. Every
 contestant has a process of its own and gets the same files, network, batch and number of data workers; they run in
 turns and the best epoch of each counts. `first` is ours while it still decodes every file, `later` when the decoded
-pictures lie in memory; the others decode always. Rows:
+pictures lie in memory; the others decode always. Rows are kept in a file, so that a call may measure a part. Rows:
 
     photos       ECA-ResNet-18 at 128 px: the step dominates
     cifar10      ECA-ResNet-20 at 32 px: the step dominates, but a picture is cheap
@@ -17,18 +19,17 @@ pictures lie in memory; the others decode always. Rows:
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eca_hub.commandline import CommandParser
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, InvalidUsage
+from experiments.bench_pictures import write_pictures
 
 _MODULE = "experiments.bench_trainers"
 _PEERS = ("timm", "torchvision")
@@ -57,8 +58,6 @@ CASES = (
     Case("thumbnails", "photos", "resnet20", 32, 64, 512, "resized", "decoding"),
     Case("loader", "photos", "resnet18", 128, 32, 512, "resized", "decoding", trains=False),
 )
-_SYNTHETIC = {"photos": (348, 348, 34), "cifar10": (32, 32, 10)}
-"""Width, height and classes."""
 
 
 @dataclass
@@ -67,17 +66,22 @@ class Row:
 
     case: str
     dominates: str
+    data: str
+    when: str
     ours_first: float
     ours_later: float
     limit: float | None
     peers: dict[str, float]
 
-    def aims(self) -> list[tuple[str, float, float]]:
+    def aims(self) -> list[str]:
         """Ratios with what they should be at least."""
         if self.dominates == "the step":
             assert self.limit is not None
-            return [("of the limit", self.ours_later / self.limit, _LIMIT_AIM)]
-        return [(f"times {name}", self.ours_later / speed, _PEER_AIM) for name, speed in self.peers.items()]
+            return [f"{self.ours_later / self.limit:.2f} of the limit (aim {_LIMIT_AIM})"]
+        return [
+            f"{self.ours_later / speed:.2f} times {name} (aim {_PEER_AIM}; first epoch {self.ours_first / speed:.2f})"
+            for name, speed in self.peers.items()
+        ]
 
 
 def main(argv: list[str]) -> int:
@@ -86,36 +90,48 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("bench training", "Measure training beside its limit and beside other trainers.")
     parser.add_argument("--photos", help="Folder with train.parquet of photos; made up without one.")
     parser.add_argument("--cifar10", help="Folder with train.parquet of CIFAR-10; made up without one.")
-    parser.add_argument("--only", type=list[str], default=names, help=f"Rows, such as [cifar10]; all: {names}.")
+    parser.add_argument("--only", default=",".join(names), help="Rows, separated by commas, as in photos,start.")
+    parser.add_argument("--report", action="store_true", help="Measure nothing; print what was measured before.")
     parser.add_argument("--num_workers", type=int, default=0, help="Data workers of every contestant.")
     parser.add_argument("--rounds", type=int, default=2, help="Turns of each contestant; the best counts.")
     parser.add_argument("--quick", action="store_true", help="One round on few pictures: does it run?")
+    parser.add_argument("--results", default="runs/bench_training.json", help="Where rows are kept between calls.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
-    if unknown := set(args.only) - set(names):
-        raise InvalidConfig(f"There is no row {sorted(unknown)[0]!r}.", hint=f"Rows: {', '.join(names)}.")
-    rounds = 1 if args.quick else args.rounds
-    rows, start = [], None
-    with tempfile.TemporaryDirectory() as folder:
-        for case in (case for case in CASES if case.name in args.only):
-            if args.quick:
-                case = replace(case, num_images=3 * case.batch_size)
-            pictures = Path(folder) / f"{case.pictures}_{case.num_images}"
-            if not pictures.exists():
-                write_pictures(pictures, case, getattr(args, case.pictures))
-            rows.append(measure(case, pictures, rounds, args.num_workers))
-            if not args.json:
-                print_row(rows[-1], with_head=len(rows) == 1)
-        if "start" in args.only:
-            start = measure_start(Path(folder), rounds)
-            if not args.json:
-                print_start(start)
+    wanted = args.only.split(",")
+    if unknown := set(wanted) - set(names):
+        raise InvalidUsage(f"There is no row {sorted(unknown)[0]!r}.", hint=f"Rows: {', '.join(names)}.")
+    results = Path(args.results)
+    kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    if not args.report:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in wanted:
+                kept[name] = measure_row(name, Path(folder), args)
+                results.write_text(json.dumps(kept, indent=1))
     if args.json:
-        print(json.dumps({"rows": [asdict(row) for row in rows], "start": start}))
+        print(json.dumps(kept))
+    else:
+        print_report(kept)
     return 0
 
 
-def measure(case: Case, pictures: Path, rounds: int, num_workers: int) -> Row:
+def measure_row(name: str, work: Path, args: Any) -> dict[str, Any]:
+    """Measure one row."""
+    rounds = 1 if args.quick else args.rounds
+    if name == "start":
+        return measure_start(work, rounds)
+    [case] = [each for each in CASES if each.name == name]
+    if args.quick:
+        case = replace(case, num_images=3 * case.batch_size)
+    data = getattr(args, case.pictures)
+    pictures = work / f"{case.pictures}_{case.num_images}"
+    if not pictures.exists():
+        write_pictures(pictures, case.pictures, case.num_images, case.batch_size, data)
+    return asdict(measure(case, pictures, rounds, args.num_workers, Path(data).name if data else "made up"))
+
+
+def measure(case: Case, pictures: Path, rounds: int, num_workers: int, data: str) -> Row:
     """Let the contestants run in turns."""
     task = {
         "folder": str(pictures),
@@ -140,7 +156,8 @@ def measure(case: Case, pictures: Path, rounds: int, num_workers: int) -> Row:
                 best[key] = max(best.get(key, 0.0), speed)
     tell("")
     peers = {name: best[name] for name in _PEERS}
-    return Row(case.name, case.dominates, best["ours, first"], best["ours"], best.get("limit"), peers)
+    when = time.strftime("%Y-%m-%d %H:%M")
+    return Row(case.name, case.dominates, data, when, best["ours, first"], best["ours"], best.get("limit"), peers)
 
 
 def run_contestant(name: str, pictures: Path, task: dict[str, Any]) -> list[list[float]]:
@@ -226,60 +243,22 @@ def run(command: list[str], **environment: str) -> str:
     return done.stdout
 
 
-def write_pictures(root: Path, case: Case, data: str | None) -> None:
-    """Write class folders that every contestant reads: pictures of a parquet file, or made up."""
-    pictures = read_parquet(Path(data), case.num_images) if data else made_up(case.pictures, case.num_images)
-    for number, (content, label) in enumerate(pictures):
-        places = ["train", *(["val"] if number < case.batch_size else [])]
-        for split in places:
-            (root / split / label).mkdir(parents=True, exist_ok=True)
-            (root / split / label / f"{number:06}.jpg").write_bytes(content)
-
-
-def read_parquet(folder: Path, num_images: int) -> Iterator[tuple[bytes, str]]:
-    """Pictures of all parts of a file, and their classes."""
-    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
-
-    table = pq.read_table(folder / "train.parquet", columns=["image", "label"])
-    for index in range(num_images):
-        row = table.slice(index * table.num_rows // num_images, 1).to_pylist()[0]
-        yield row["image"]["bytes"], f"{row['label']:03}"
-
-
-def made_up(kind: str, num_images: int) -> Iterator[tuple[bytes, str]]:
-    """JPEG pictures with as much detail as photos."""
-    import io
-
-    from PIL import Image
-
-    width, height, num_classes = _SYNTHETIC[kind]
-    chance = random.Random(0)  # noqa: S311  pictures, not secrets
-    for number in range(num_images):
-        noise = Image.effect_noise((max(width // 4, 8), max(height // 4, 8)), 60 + chance.random() * 40)
-        grey = noise.resize((width, height), Image.Resampling.BICUBIC)
-        slope = Image.linear_gradient("L").resize((width, height)).rotate(chance.randrange(360))
-        file = io.BytesIO()
-        Image.merge("RGB", (grey, slope, Image.blend(grey, slope, 0.5))).save(file, "JPEG", quality=90)
-        yield file.getvalue(), f"{number % num_classes:03}"
-
-
-def print_row(row: Row, *, with_head: bool) -> None:
+def print_report(kept: dict[str, Any]) -> None:
     """Print images a second, and each ratio beside its aim."""
-    if with_head:
+    rows = [Row(**kept[case.name]) for case in CASES if case.name in kept]
+    if rows:
         print(f"{'images/s':<12}{'first':>9}{'later':>9}{'limit':>9}{'timm':>9}{'torchvision':>13}   ratios")
-    limit = f"{row.limit:.1f}" if row.limit else "-"
-    ratios = "  ".join(f"{ratio:.2f} {what} (aim {aim})" for what, ratio, aim in row.aims())
-    peers = f"{row.peers['timm']:>9.1f}{row.peers['torchvision']:>13.1f}"
-    print(f"{row.case:<12}{row.ours_first:>9.1f}{row.ours_later:>9.1f}{limit:>9}{peers}   {ratios}", flush=True)
-
-
-def print_start(start: dict[str, float]) -> None:
-    """Print the seconds to the first step beside those that nobody can avoid."""
-    ratio = start["first_step_s"] / start["floor_s"]
-    print(
-        f"start: first step after {start['first_step_s']:.2f} s, imports and network {start['floor_s']:.2f} s", end=""
-    )
-    print(f"   {ratio:.2f} x (aim at most {_START_AIM})", flush=True)
+    for row in rows:
+        limit = f"{row.limit:.1f}" if row.limit else "-"
+        peers = f"{row.peers['timm']:>9.1f}{row.peers['torchvision']:>13.1f}"
+        ratios = "  ".join(row.aims())
+        print(f"{row.case:<12}{row.ours_first:>9.1f}{row.ours_later:>9.1f}{limit:>9}{peers}   {ratios}")
+    if start := kept.get("start"):
+        ratio = start["first_step_s"] / start["floor_s"]
+        print(
+            f"start: first step after {start['first_step_s']:.2f} s, imports and network {start['floor_s']:.2f} s   "
+            f"{ratio:.2f} x (aim at most {_START_AIM})"
+        )
 
 
 def tell(sentence: str) -> None:

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from eca_hub.train.module import ImageClassifier
-from eca_hub.train.progress import Speed, format_s
+from eca_hub.train.progress import Speed, TimeLeft, epoch_of
 
 _REFRESH_S = 0.25
 
@@ -24,16 +24,15 @@ class Bar(Callback):
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._drawn_s = 0.0
-        self._started_s = 0.0
-        self._first_batch = 0
+        self._left = TimeLeft()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where this run, or its resumption, begins: what is left follows from its pace."""
-        self._started_s, self._first_batch = time.monotonic(), _num_done(trainer)
+        """Note where this run, or its resumption, begins: what is left follows from its pace."""
+        self._left.begin(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a line."""
-        self._begin(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
+        self._begin(trainer, epoch_of(trainer), trainer.num_training_batches)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -47,13 +46,8 @@ class Bar(Callback):
         assert self._speed is not None
         assert isinstance(pl_module, ImageClassifier)
         found = pl_module.totals_of("fit").local_means()
-        done, whole = _num_done(trainer), trainer.num_training_batches * (trainer.max_epochs or 1)
-        pace_s = (time.monotonic() - self._started_s) / max(done - self._first_batch, 1)
-        left = f"  {format_s(pace_s * (whole - done))} left" if whole > done else ""
-        self._draw(
-            batch_idx + 1,
-            f"loss {found['loss']:.3f}  top-1 {found['top1']:.3f}  {self._speed.images_per_s:.0f} images/s{left}",
-        )
+        speed = f"{self._speed.images_per_s:.0f} images/s{self._left.words(trainer)}"
+        self._draw(batch_idx + 1, f"loss {found['loss']:.3f}  top-1 {found['top1']:.3f}  {speed}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a line."""
@@ -130,9 +124,3 @@ class Bar(Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-def _num_done(trainer: Trainer) -> int:
-    """Batches that have been learnt, of all epochs."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return int(trainer.current_epoch * trainer.num_training_batches + batches)

@@ -50,6 +50,7 @@ OPTIONS = (
     Option("trainer.precision", "", "bf16-mixed or 16-mixed for half precision"),
     Option("trainer.accumulate_grad_batches", "1", "Batches that make a step"),
     Option("trainer.gradient_clip_val", "", "Largest norm of a gradient"),
+    Option("trainer.logger", "", "true for TensorBoard in run_dir; experiments/log has W&B and MLflow"),
 )
 """What most runs need; `--help_all` prints the rest."""
 

@@ -9,6 +9,13 @@ class TrainingStopped(EcaHubError):
     code = "training_stopped"
 
 
+class ProcessLost(TrainingStopped):
+    """A process that the run needs has died, which is nobody's mistake; --resume goes on."""
+
+    code = "process_lost"
+    exit_code = 1
+
+
 class CheckpointCorrupt(EcaHubError):
     """A checkpoint whose bytes are not those that were written."""
 

@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 
 from eca_hub.errors import EcaHubError, InvalidConfig
-from eca_hub.train.errors import TrainingStopped
+from eca_hub.train.errors import ProcessLost, TrainingStopped
 
 Kind = TypeVar("Kind", bound=BaseException)
 
-_RESUME = "Add --resume to go on."
+_RESUME = "What was saved before is whole; add --resume to go on."
 _NO_MEMORY = r"can't allocate memory|Cannot allocate memory"
 
 
@@ -30,12 +30,12 @@ def as_sentence(error: BaseException) -> EcaHubError | None:
             f"There is not enough memory: {text[:200] or 'an allocation failed'}.",
             hint="Lower --data.batch_size, raise --trainer.accumulate_grad_batches; --resume --allow_changes goes on.",
         )
-    if worker := re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)?", text):
-        return TrainingStopped(f"The data worker {worker.group(1).strip()} died: {text[:200]}", hint=_RESUME)
-    if re.search(r"gloo|nccl|Connection (closed|reset)|ProcessGroup|Broken pipe", text, re.IGNORECASE):
-        return TrainingStopped(
-            f"Another process of this run is gone, so this one cannot go on: {text[:160]}", hint=_RESUME
+    if worker := re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\) (.*)", text):
+        return ProcessLost(
+            f"A data worker died: process {worker[1].strip()} {worker[2].rstrip('. ')[:160]}.", hint=_RESUME
         )
+    if re.search(r"gloo|nccl|Connection (closed|reset)|ProcessGroup|Broken pipe", text, re.IGNORECASE):
+        return ProcessLost(f"Another process of this run is gone, so this one cannot go on: {text[:160]}", hint=_RESUME)
     return None
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.train.agreement import Agreement
 from eca_hub.train.checkpoints import CheckpointFolder, Saved
 from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.module import ImageClassifier
@@ -70,10 +71,13 @@ class Keeper(Callback):
         self.best: str | None = facts.get("best")
         """File with the best weights."""
         self.best_top1 = float(facts.get("best_top1", -1.0))
+        self.best_top5 = float(facts.get("best_top5", -1.0))
+        """Top-5 of the same weights, which need not be the highest."""
         self.best_epoch = int(facts.get("best_epoch", 0))
         """Number of the epoch that ended with them, from 1."""
         self._earlier_s = float(facts.get("fit_s", 0.0))
         self._started_s = self._saved_s = time.monotonic()
+        self._agreement = Agreement(world_size=1)
         if resumed:
             self._compare(facts["identity"])
 
@@ -85,7 +89,8 @@ class Keeper(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save once before anything is done: what cannot be written is to be known now."""
         # Lightning has put its own handlers in place, which end with exit code 0 and without a checkpoint.
-        self._wish.listen()
+        self._wish.listen(patiently=True)
+        self._agreement = Agreement(trainer.world_size)
         self._started_s = time.monotonic()
         if self._resumed is None:
             self._save(trainer, self._place)
@@ -98,15 +103,17 @@ class Keeper(Callback):
         """Save if it is time, or if the run shall stop."""
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
+        if 0 < trainer.max_steps <= trainer.global_step:
+            # Else Lightning ends a run inside an epoch without measuring what it has learnt.
+            trainer.should_stop = True
         self._place = place_after_batch(trainer, batch_idx)
-        every = self._config.every_steps
-        is_time = time.monotonic() - self._saved_s > self._config.every_minutes * 60
-        is_due = bool(every and trainer.global_step % every == 0) or is_time
-        shall_stop, is_due = _any_process(trainer, self._wish.number is not None, is_due)
+        shall_stop, is_time = self._agreement.hear(*self._flags())
         if shall_stop:
             self._stop(trainer)
-        if is_due:
+        every = self._config.every_steps
+        if is_time or (every and trainer.global_step % every == 0):
             self._save(trainer, self._place)
+        self._agreement.say(*self._flags())
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
@@ -127,24 +134,41 @@ class Keeper(Callback):
             if trainer.is_global_zero:
                 self.best = self._folder.save_best(weights, trainer.global_step)
             self.best = trainer.strategy.broadcast(self.best)
-            self.best_top1, self.best_epoch = top1, trainer.current_epoch + 1
+            self.best_top1, self.best_top5 = top1, float(found["top5"])
+            self.best_epoch = trainer.current_epoch + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after every epoch."""
         self._place = Place(trainer.current_epoch + 1, 0)
-        shall_stop, _ = _any_process(trainer, self._wish.number is not None, False)
-        if shall_stop:
+        if self._agreement.settle(self._wish.number is not None) == [True]:
             self._stop(trainer)
         self._save(trainer, self._place)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on nothing is saved that --resume would not make again."""
+        self._wish.listen(patiently=False)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know, and make its own counters mean the place."""
+        """Add what Lightning does not know, and make its own counters mean the place.
+
+        Raises:
+            TrainingStopped: a weight is no number.
+        """
+        weights = checkpoint["state_dict"]
+        broken = [name for name, tensor in weights.items() if not _is_finite(share_of(tensor))]
+        if self._agreement.settle(bool(broken)) == [True]:
+            name = broken[0] if broken else "a weight of another process"
+            raise TrainingStopped(
+                f"After step {trainer.global_step} {name} holds NaN or infinity; nothing was saved.",
+                hint="Lower --model.optim.lr, then --resume --allow_changes from the checkpoint before.",
+            )
         checkpoint["loops"] = loops_at(self._place, checkpoint["loops"])
         checkpoint["eca_hub"] = {
             "place": asdict(self._place),
             "step": trainer.global_step,
             "best": self.best,
             "best_top1": self.best_top1,
+            "best_top5": self.best_top5,
             "best_epoch": self.best_epoch,
             "fit_s": round(self.fit_s, 3),
             "identity": self._identity,
@@ -170,16 +194,11 @@ class Keeper(Callback):
         # The epoch's batches may be cut differently now, so its batch numbers mean nothing.
         self._place = Place(self._place.epoch, 0)
 
+    def _flags(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether it is time to save."""
+        return self._wish.number is not None, time.monotonic() - self._saved_s > self._config.every_minutes * 60
+
     def _save(self, trainer: Trainer, place: Place) -> None:
-        weights = trainer.lightning_module.state_dict()
-        broken = [name for name, tensor in weights.items() if not _is_finite(share_of(tensor))]
-        [is_broken] = _any_process(trainer, bool(broken))
-        if is_broken:
-            name = broken[0] if broken else "a weight of another process"
-            raise TrainingStopped(
-                f"After step {trainer.global_step} {name} holds NaN or infinity; nothing was saved.",
-                hint="Lower --model.optim.lr, then --resume --allow_changes from the checkpoint before.",
-            )
         trainer.save_checkpoint(self._folder.path_at(trainer.global_step, place.epoch, place.batch))
         if trainer.is_global_zero:
             self._folder.tidy(self.best)
@@ -191,16 +210,6 @@ class Keeper(Callback):
         if trainer.is_global_zero:
             say(f"Stopped at step {trainer.global_step}, which is saved. To go on: the same command with --resume")
         self._wish.obey()
-
-
-def _any_process(trainer: Trainer, *flags: bool) -> list[bool]:
-    """Whether any process says so: a checkpoint is written by all of them or by none."""
-    if trainer.world_size == 1:
-        return list(flags)
-    flag_F = torch.tensor([float(flag) for flag in flags], device=trainer.strategy.root_device)
-    reduced_F = trainer.strategy.reduce(flag_F, reduce_op="max")
-    assert isinstance(reduced_F, torch.Tensor)
-    return [bool(flag) for flag in reduced_F.tolist()]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -6,6 +6,7 @@ nothing of files or of how runs are resumed.
 Shapes: N images, H height, W width, K classes.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -161,7 +162,7 @@ class ImageClassifier(LightningModule):
         if not self.trainer.is_global_zero:
             self.totals_of("fit").forget()
         num_steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = max(num_steps // max(self.trainer.max_epochs or 1, 1), 1)
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         self._rate_factor = rate_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:

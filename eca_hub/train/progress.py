@@ -4,6 +4,7 @@ Knows nothing of checkpoints.
 """
 
 import csv
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,11 @@ class EpochRows(Callback):
     def __init__(self, run_dir: Path, speed: Speed) -> None:
         self._path = run_dir / "metrics.csv"
         self._speed = speed
-        self._started_s = time.monotonic()
-        self._first_epoch = 0
+        self._left = TimeLeft()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where this run, or its resumption, begins."""
-        self._started_s, self._first_epoch = time.monotonic(), trainer.current_epoch
+        self._left.begin(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write down what the epoch reached."""
@@ -88,15 +88,42 @@ class EpochRows(Callback):
             writer.writeheader()
             writer.writerows([*rows, row])
         part.replace(self._path)
-        say(self._line(row, epoch, trainer.max_epochs or 0))
+        say(f"{epoch_of(trainer)}  {self._line(row)}{self._left.words(trainer)}")
 
-    def _line(self, row: dict[str, Any], epoch: int, num_epochs: int) -> str:
+    def _line(self, row: dict[str, Any]) -> str:
         names = [name for name in ("train_loss", "train_top1", "val_loss", "val_top1") if name in row]
         shown = [f"{name} {float(row[name]):.4f}" for name in names]
-        per_epoch_s = (time.monotonic() - self._started_s) / (epoch + 1 - self._first_epoch)
-        left = f"  {format_s(per_epoch_s * (num_epochs - epoch - 1))} left" if epoch + 1 < num_epochs else ""
-        speed = f"{self._speed.images_per_s:.0f} images/s"
-        return f"epoch {epoch + 1}/{num_epochs}  {'  '.join(shown)}  {speed}  {self._speed.epoch_s:.1f} s{left}"
+        return f"{'  '.join(shown)}  {self._speed.images_per_s:.0f} images/s  {self._speed.epoch_s:.1f} s"
+
+
+class TimeLeft:
+    """Guess when training will be done, from its pace so far."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+        self._first_step = 0
+
+    def begin(self, trainer: Trainer) -> None:
+        """Note where this run, or its resumption, begins: the pace is measured from here."""
+        self._started_s, self._first_step = time.monotonic(), trainer.global_step
+
+    def words(self, trainer: Trainer) -> str:
+        """Write what is left, as in `  2 min 10 s left`; nothing where that is nothing or unknown."""
+        num_done, num_left = trainer.global_step - self._first_step, _num_steps(trainer) - trainer.global_step
+        if trainer.should_stop or num_done < 1 or not 0 < num_left < math.inf:
+            return ""
+        return f"  {format_s((time.monotonic() - self._started_s) / num_done * num_left)} left"
+
+
+def epoch_of(trainer: Trainer) -> str:
+    """Name the epoch, from 1, and how many there will be."""
+    steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    num_epochs = _num_steps(trainer) / steps_per_epoch
+    return f"epoch {trainer.current_epoch + 1}" + (f"/{math.ceil(num_epochs)}" if num_epochs < math.inf else "")
+
+
+def _num_steps(trainer: Trainer) -> float:
+    return trainer.estimated_stepping_batches
 
 
 def read_rows(metrics_csv: Path) -> list[dict[str, str]]:

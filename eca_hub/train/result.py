@@ -27,6 +27,8 @@ from eca_hub.train.progress import format_s
 from eca_hub.train.say import say
 from eca_hub.train.sharding import load_whole
 
+_FLATTERED = "The epoch was chosen on the pictures that it is measured on, for there is one split for both."
+
 
 def finish_run(
     trainer: Trainer, module: ImageClassifier, data: ImageData, run_dir: Path, folder: CheckpointFolder, keeper: Keeper
@@ -56,19 +58,23 @@ def finish_run(
     if not trainer.is_global_zero:
         return
     num_train, num_test = data.num_images("train"), int(confusion_KK.sum())
-    epochs = int(trainer.current_epoch)
+    epochs, steps = int(trainer.current_epoch), int(trainer.global_step)
+    num_batches = int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+    batch_size = min(data.batch_size * trainer.world_size, num_train)
     # The metric is a float32; the share of right answers that it stands for is exact.
     result = {
         "test_top1": int(confusion_KK.trace()) / num_test,
         "test_top5": round(float(measured["test_top5"]) * num_test) / num_test,
         "test_macro": round(float(measured["test_macro"]), 6),
         "test_loss": measured["test_loss"],
-        "val_top1": keeper.best_top1,
+        "val_top1": round(keeper.best_top1, 6),
+        "val_top5": round(keeper.best_top5, 6),
         "best_epoch": keeper.best_epoch,
         "num_test_images": num_test,
         "epochs": epochs,
+        "steps": steps,
         "fit_s": round(fit_s, 3),
-        "images_per_s": round(num_train * epochs / fit_s, 1),
+        "images_per_s": round(num_batches * batch_size / fit_s, 1),
         "peak_memory_mib": round(memory_mib, 1),
     }
     draw_confusion(confusion_KK, data.labels, run_dir / "confusion.png")
@@ -81,7 +87,7 @@ def finish_run(
     network = build_model(module.config)
     network.load_state_dict(best)
     save_pretrained(network, module.config, run_dir / "model", facts=facts)
-    _tell(result, run_dir)
+    _tell(result, run_dir, _FLATTERED if data.has_one_to_measure else "")
 
 
 def write_environment(trainer: Trainer, run_dir: Path) -> None:
@@ -91,14 +97,16 @@ def write_environment(trainer: Trainer, run_dir: Path) -> None:
         (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
 
-def _tell(result: dict[str, Any], run_dir: Path) -> None:
+def _tell(result: dict[str, Any], run_dir: Path, remark: str) -> None:
     say(
         f"test top-1 {result['test_top1']:.4f}, top-5 {result['test_top5']:.4f}, mean of the classes "
-        f"{result['test_macro']:.4f} on {result['num_test_images']} images; best validation top-1 "
-        f"{result['val_top1']:.4f} in epoch {result['best_epoch']}\n"
-        f"{result['epochs']} epochs in {format_s(result['fit_s'])}, {result['images_per_s']:.0f} images/s, "
+        f"{result['test_macro']:.4f} on {result['num_test_images']} images\n"
+        f"best validation top-1 {result['val_top1']:.4f}, top-5 {result['val_top5']:.4f} in epoch "
+        f"{result['best_epoch']} of {result['epochs']}\n"
+        f"{result['steps']} steps in {format_s(result['fit_s'])}, {result['images_per_s']:.0f} images/s, "
         f"peak memory {result['peak_memory_mib']:.0f} MiB\n"
-        f"run: {run_dir}   package: {run_dir / 'model'}\n"
+        + (f"{remark}\n" if remark else "")
+        + f"run: {run_dir}   package: {run_dir / 'model'}\n"
         f"Next: eca-hub push {run_dir} OWNER/NAME"
     )
 
@@ -121,5 +129,6 @@ def _card_facts(trainer: Trainer, module: ImageClassifier, data: ImageData, resu
             f"{datetime.date.today():%Y-%m-%d} on {trainer.num_devices} x {device_name(trainer.strategy.root_device)}, "
             f"eca-hub {__version__}, torch {torch.__version__}, lightning {lightning.__version__}"
         ),
-        limits=f"Knows nothing but the classes of {data.title}: every picture gets one of them, whatever it shows.",
+        limits=f"Knows nothing but the classes of {data.title}: every picture gets one of them, whatever it shows."
+        + (f" {_FLATTERED}" if data.has_one_to_measure else ""),
     )

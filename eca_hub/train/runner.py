@@ -4,7 +4,6 @@ Everything of a run lies in its folder: config.yaml, environment.json, metrics.c
 classes.csv, checkpoints/, result.json and, at the end, the package in model/.
 """
 
-import datetime
 import logging
 import os
 import sys
@@ -13,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 
 from eca_hub.commandline import MeantOption
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.client import check_model_id
 from eca_hub.hub.push import push_to_hub
 from eca_hub.train import data as kinds
-from eca_hub.train.checkpoints import CheckpointFolder, Saved, WholeCheckpointIO
+from eca_hub.train.checkpoints import WholeCheckpointIO
 from eca_hub.train.data.base import ImageData
 from eca_hub.train.failures import as_sentence
 from eca_hub.train.guards import BadSamples, LossGuard
@@ -32,12 +31,11 @@ from eca_hub.train.measure import tell_measured, write_predictions
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.progress import EpochRows, Speed
 from eca_hub.train.result import finish_run, write_environment
+from eca_hub.train.run_folder import RunFolder, chosen_path, open_to_train
 from eca_hub.train.say import say
 from eca_hub.train.signals import Stopped, StopWish, end_workers
 from eca_hub.train.strategies import SyncNorms, check_norms, own_strategy
 
-_RUN_DIR_VARIABLE = "ECA_RUN_DIR"
-_STARTED_FROM_OUTSIDE = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
 _IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
 _IMPORTABLE = ("eca_hub.train", *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies")))
 _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"} | {
@@ -55,12 +53,11 @@ class RunParser(MeantOption, LightningArgumentParser):
 class Cli(LightningCLI):
     """Train and leave a package, or measure one."""
 
-    run_dir: Path
     wish: StopWish
-    resumed: Saved | None = None
-    keeper: Keeper | None = None
-
     command: str
+    run_dir: Path
+    folder: RunFolder | None = None
+    keeper: Keeper | None = None
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -91,9 +88,11 @@ class Cli(LightningCLI):
         if config["push_to"]:
             check_model_id(config["push_to"])
         if self.subcommand == "fit":
-            self.run_dir = _run_dir(config)
-            self.folder = CheckpointFolder(self.run_dir / "checkpoints")
-            self._open_run(config)
+            model = config["model"]
+            start = model["from_pretrained"]
+            name = Path(start).name if start else f"{model['attention']}_{model['architecture']}"
+            self.run_dir = chosen_path(config["run_dir"], name)
+            self.folder = open_to_train(self.run_dir, resume=config["resume"], overwrite=config["overwrite"])
         else:
             self.run_dir = _measured_run_dir(config)
         config["run_dir"] = str(self.run_dir)
@@ -134,15 +133,15 @@ class Cli(LightningCLI):
         )
         if words["sync_batchnorm"]:
             check_norms(trainer)
-        if self.subcommand == "fit":
+        if self.folder is not None:
             config = self.config["fit"]
             identity = identity_of(self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size)
             self.keeper = Keeper(
-                self.folder,
+                self.folder.checkpoints,
                 self.config_init["fit"]["save"],
                 self.wish,
                 identity,
-                self.resumed,
+                self.folder.resumed,
                 may_change=config["allow_changes"],
             )
             trainer.callbacks.append(self.keeper)  # type: ignore[attr-defined]
@@ -154,11 +153,14 @@ class Cli(LightningCLI):
         if self.trainer.is_global_zero:
             text = self._parser("fit").dump(self.config["fit"], skip_none=False)
             (self.run_dir / "config.yaml").write_text(text)
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams(yaml.safe_load(text))
 
     def after_fit(self) -> None:
         """Measure the best weights, leave them as a package, and publish it if asked to."""
+        assert self.folder is not None
         assert self.keeper is not None
-        finish_run(self.trainer, self.model, self.datamodule, self.run_dir, self.folder, self.keeper)
+        finish_run(self.trainer, self.model, self.datamodule, self.run_dir, self.folder.checkpoints, self.keeper)
         if (model_id := self.config["fit"]["push_to"]) and self.trainer.is_global_zero:
             published = push_to_hub(self.run_dir, model_id)
             say(f"published as {published.revision}  {published.url}")
@@ -173,8 +175,8 @@ class Cli(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        if self.resumed is not None:
-            kwargs["ckpt_path"] = str(self.resumed.path)
+        if self.folder is not None and self.folder.resumed is not None:
+            kwargs["ckpt_path"] = str(self.folder.resumed.path)
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False
         return kwargs
@@ -184,31 +186,6 @@ class Cli(LightningCLI):
             write_predictions(self.trainer, self.model, self.datamodule, self.run_dir / "predictions.csv")
             return
         super()._run_subcommand(subcommand)
-
-    def _open_run(self, config: Any) -> None:
-        """Find what is in the run folder: nothing, a run to go on with, or one that must not be lost."""
-        if (self.run_dir / "model" / "config.json").exists() and not config["overwrite"]:
-            raise InvalidConfig(
-                f"{self.run_dir} holds a finished run.",
-                hint="Give another --run_dir, or --overwrite to replace it.",
-            )
-        try:
-            self.folder.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidConfig(
-                f"The run folder {self.run_dir} cannot be used: {error.strerror}.", hint="Give another --run_dir."
-            ) from None
-        if config["resume"]:
-            self.resumed = self.folder.newest_whole(_say)
-            _say(f"Going on from {self.resumed.path.name}." if self.resumed else "No whole checkpoint: starting anew.")
-        elif not self.folder.is_empty() and _is_first() and not config["overwrite"]:
-            raise InvalidConfig(
-                f"{self.run_dir} holds an unfinished run.", hint="Add --resume to go on, or --overwrite to start anew."
-            )
-        if self.resumed is None and _is_first():
-            self.folder.clear()
-            for name in ("metrics.csv", "bad_samples.csv", "result.json"):
-                (self.run_dir / name).unlink(missing_ok=True)
 
 
 def run(command: str, argv: list[str]) -> None:
@@ -266,25 +243,14 @@ def run(command: str, argv: list[str]) -> None:
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",
     ".*LeafSpec.*",
+    # Loggers are told of every epoch, not of steps.
+    ".*is smaller than the logging interval.*",
     # The network keeps frozen norms, and what it is distilled from, in evaluation mode on purpose.
     ".*in eval mode at the start of training.*",
     # The order of training batches follows from the place in training, so there is no state to save.
     ".*your dataloader is not resumable.*",
     ".*resuming from a checkpoint that ended before the epoch ended.*",
 )
-
-
-def _run_dir(config: Any) -> Path:
-    """Take the folder that was given, or name one; processes that Lightning starts take their starter's."""
-    if not config["run_dir"] and any(name in os.environ for name in _STARTED_FROM_OUTSIDE):
-        raise InvalidConfig("Processes that a launcher starts cannot agree on a new folder.", hint="Give --run_dir.")
-    now = datetime.datetime.now().astimezone()
-    model = config["model"]
-    named = f"runs/{now:%Y-%m-%d_%H%M%S}_{model['attention']}_{model['architecture']}"
-    chosen = config["run_dir"] or os.environ.get(_RUN_DIR_VARIABLE) or named
-    if not config["run_dir"] and "LOCAL_RANK" not in os.environ:
-        os.environ[_RUN_DIR_VARIABLE] = chosen
-    return Path(chosen)
 
 
 def _measured_run_dir(config: Any) -> Path:
@@ -294,13 +260,3 @@ def _measured_run_dir(config: Any) -> Path:
             raise InvalidConfig("Which weights?", hint="Give --run_dir of a finished run, or --model.from_pretrained.")
         config["model"]["from_pretrained"] = str(run_dir)
     return run_dir
-
-
-def _is_first() -> bool:
-    """Whether this is the process that writes."""
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
-
-
-def _say(sentence: str) -> None:
-    if _is_first():
-        say(sentence)

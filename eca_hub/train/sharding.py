@@ -94,8 +94,9 @@ def share_buffers(model: nn.Module) -> None:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])
     torch.distributed.broadcast(flat, 0)
-    for buffer, part in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
+    parts = torch.split(flat, [buffer.numel() for buffer in buffers])
+    # All at once: a network has a hundred of them, and each would be a call of its own after every step.
+    torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
 
 
 def own_share(tree: Any) -> Any:

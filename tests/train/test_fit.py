@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from eca_hub import Classifier
 from eca_hub.__main__ import main
 from eca_hub.train import cli
 from eca_hub.train.data import DigitsData
-from tests.train.test_data import png, write_parquet
+from tests.train.datasets import png, write_parquet
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "cluster")
+CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name not in ("cluster", "log"))
+LOGS = sorted((EXPERIMENTS / "log").glob("*.yaml"))
 SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
 CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1")
 
@@ -43,7 +45,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_configuration_trains(config: Path, tiny_data: Path, tiny_package: Path, tmp_path: Path) -> None:
+def test_every_configuration_trains(
+    config: Path, tiny_data: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = yaml.safe_load(config.read_text())
     options = [*SHORT, *CPU]
     if words["data"]["class_path"] != "DigitsData":
@@ -57,13 +61,18 @@ def test_every_configuration_trains(config: Path, tiny_data: Path, tiny_package:
             options += ["--data.image.mean", "[0.485, 0.456, 0.406]"]
     assert main(["fit", "--config", str(config), "--run_dir", str(tmp_path / "run"), *options]) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+    # Beside the class folders of `train` there is `val` alone; of the others, all three splits.
+    is_flattered = "chosen on the pictures that it is measured on" in capsys.readouterr().out
+    assert is_flattered == (words["data"]["class_path"] == "ImageFolderData")
+    assert is_flattered == ("chosen on the pictures" in (tmp_path / "run" / "model" / "README.md").read_text())
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("config", [*CONFIGS, *LOGS], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_configuration_says_its_claim_command_and_expected_result(config: Path) -> None:
     first, second, third, *_ = config.read_text().splitlines()
     assert first.startswith("# Claim: ")
-    assert second.startswith(f"# Command: eca-hub fit --config experiments/{config.parent.name}/{config.name}")
+    assert second.startswith("# Command: eca-hub fit --config ")
+    assert f" --config experiments/{config.parent.name}/{config.name}" in second
     assert third.startswith("# Expected: ")
 
 
@@ -134,6 +143,28 @@ def test_a_finished_run_is_not_replaced_by_mistake(run_dir: Path, capsys: pytest
     assert main(["fit", "--run_dir", str(run_dir), "--data", "DigitsData"]) == 2
     assert f"{run_dir} holds a finished run. Give another --run_dir" in capsys.readouterr().err
     assert (run_dir / "result.json").read_bytes() == before
+
+
+def test_a_run_of_some_steps_is_measured_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [0, 1] * 12, names=["cat", "dog"])
+    small = "--model.architecture resnet20 --data.image.height_px 8 --data.image.width_px 8 --data.batch_size 8"
+    steps = "--trainer.max_steps 4 --model.optim.warmup_epochs 2"
+    data = ["--data", "ParquetData", "--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", *data, *small.split(), *steps.split(), *CPU]) == 0
+    said = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["steps"], result["epochs"], result["num_test_images"]) == (4, 2, 24)
+    # Three steps are an epoch, so the fourth is the first of another one.
+    assert re.search(r"^epoch 1/2 .* left$", said, re.MULTILINE)
+    assert re.search(r"^epoch 2/2 .* s$", said, re.MULTILINE)
+    assert f"best validation top-1 {result['val_top1']:.4f}, top-5 {result['val_top5']:.4f} in epoch" in said
+    assert "4 steps in " in said
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["val_top1"] for row in rows)
+    # Of the default rate 0.1, after three and four of the six steps of two epochs.
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.05, 0.1 * 4 / 6])
 
 
 def test_a_run_folder_that_is_a_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

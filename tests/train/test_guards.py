@@ -21,12 +21,13 @@ from eca_hub.train.errors import CheckpointCorrupt, TrainingStopped
 from eca_hub.train.failures import as_sentence
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.whole_files import SIDECAR, read_whole, write_whole
+from tests.train.datasets import png
 from tests.train.runs import CONFIG, checkpoints, fit
-from tests.train.test_data import png
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def test_a_loss_that_is_no_number_stops_with_step_rate_and_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    accelerator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = ImageClassifier.training_step
     calls = 0
@@ -37,7 +38,7 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_samples(
         return real(self, batch, batch_index) * (float("nan") if calls == 6 else 1)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ImageClassifier, "training_step", spoilt)
-    assert fit(tmp_path / "run") == 2
+    assert fit(tmp_path / "run", "--trainer.accelerator", accelerator) == 2
     said = capsys.readouterr().err
     assert "The loss is nan at step 6, epoch 2, batch 2, learning rate 0.04" in said
     assert "training samples " in said
@@ -61,25 +62,6 @@ def test_weights_whose_validation_is_no_number_are_not_the_best(
     assert "totals.val.loss_sum holds NaN or infinity; nothing was saved" in capsys.readouterr().err
     assert whole_files.facts_of(checkpoints(tmp_path / "run")[-1])["best_epoch"] < 3
     assert not (tmp_path / "run" / "model").exists()
-
-
-@pytest.mark.slow
-def test_a_data_worker_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    run_dir.with_suffix(".yaml").write_text(CONFIG.replace("max_epochs: 3", "max_epochs: 300"))
-    words = f"-m eca_hub fit -c {run_dir}.yaml --run_dir {run_dir} --data.num_workers 1".split()
-    with subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        next(line for line in process.stdout if line.startswith("epoch 2/"))
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        worker = next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
-        os.kill(int(worker), signal.SIGKILL)
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == 2
-    assert f"The data worker {worker} died" in said
-    assert "Add --resume to go on." in said
 
 
 def test_broken_pictures_are_named_once_and_one_too_many_stops_the_run(
@@ -226,8 +208,14 @@ def test_a_run_on_a_bad_disk_ends_with_a_sentence(kind: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed."), "The data worker 77 died"),
-        (RuntimeError("DataLoader worker (pid(s) 77, 78) exited unexpectedly"), "The data worker 77, 78 died"),
+        (
+            RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed."),
+            "A data worker died: process 77 is killed",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 77, 78) exited unexpectedly"),
+            "A data worker died: process 77, 78 exited unexpectedly.",
+        ),
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), "Another process of this run is gone"),
         (torch.OutOfMemoryError("CUDA out of memory."), "There is not enough memory"),
         (MemoryError(), "There is not enough memory: an allocation failed"),

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from eca_hub.train.checkpoints import WholeCheckpointIO
+from tests.train.datasets import write_folder
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +161,26 @@ def test_a_checkpoint_of_one_strategy_goes_on_with_another(first: str, then: str
     assert difference(run_dir, one) <= 1e-5
 
 
+@pytest.mark.parametrize("num_broken", [3, 4])
+def test_broken_pictures_of_all_processes_are_named_and_counted_once(num_broken: int, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", splits=("train", "val"), num_each=8)
+    broken = sorted(root.glob("train/*/*.png"))[::2][:num_broken]
+    for path in broken:
+        path.write_bytes(b"no picture")
+    data = f"--data ImageFolderData --data.root {root} --data.batch_size 8 --data.max_bad_samples 3"
+    process = start(tmp_path / "run", *data.split(), "--data.image.height_px", "16", "--data.image.width_px", "16")
+    output, _ = process.communicate(timeout=250)
+    with (tmp_path / "run" / "bad_samples.csv").open() as file:
+        assert sorted(row["file"] for row in csv.DictReader(file)) == [str(path) for path in broken]
+    assert output.count("Left out ") == num_broken
+    if num_broken == 3:
+        assert process.returncode == 0, output
+    else:
+        assert process.returncode == 2
+        assert output.count("Broken pictures: 4, and --data.max_bad_samples allows 3.") == 1
+        assert "Traceback" not in output
+
+
 @pytest.mark.parametrize("who", ["first", "second"])
 def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_can_go_on(who: str, tmp_path: Path) -> None:
     process = start(tmp_path / "run", "--trainer.max_epochs", "30")
@@ -174,7 +195,7 @@ def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_can_go_on(who
     output, _ = process.communicate(timeout=60)
     assert "Another process of this run is gone" in output
     if who == "second":
-        assert process.returncode == 2
+        assert process.returncode == 1
     again = start(tmp_path / "run", "--resume", "--allow_changes", "--trainer.max_epochs", "4")
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output

@@ -4,16 +4,9 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from functools import partial
 from pathlib import Path
-from random import Random
 
 import pytest
-import torch
 
 from eca_hub.train.checkpoints import CheckpointFolder
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
@@ -204,53 +197,3 @@ def test_accumulated_batches_resume_between_steps(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "run")[-1].name == "step-000000001-epoch-00000-batch-0000003.ckpt"
     assert fit(tmp_path / "run", "--resume", config=config) == 0
     assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
-
-
-def same_threads() -> dict[str, str]:
-    """As many threads as the run has that a process is compared with: sums of floats may depend on them."""
-    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
-@SLOW
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(
-    num_workers: int, seed: int, whole_run: Path, tmp_path: Path
-) -> None:
-    random = Random(seed)
-    step, pause_s = random.randrange(1, 3 * NUM_BATCHES), random.random() / 10
-    options = ("--data.num_workers", str(num_workers))
-    run_dir = tmp_path / "run"
-    run_dir.with_suffix(".yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "eca_hub", "fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=same_threads())
-    while process.poll() is None and not any(int(path.name[5:14]) >= step for path in checkpoints(run_dir)):
-        time.sleep(0.005)
-    time.sleep(pause_s)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if not (run_dir / "model" / "config.json").exists():
-        assert fit(run_dir, "--resume", *options) == 0
-    assert weights_hash(run_dir) == weights_hash(whole_run)
-
-
-@SLOW
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("who", ["main process", "whole group"])
-def test_sigterm_ends_the_process_within_ten_seconds_and_nothing_is_lost(
-    who: str, num_workers: int, tmp_path: Path, whole_run: Path
-) -> None:
-    run_dir, options = tmp_path / "run", ("--data.num_workers", str(num_workers))
-    run_dir.with_suffix(".yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "eca_hub", "fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir), *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=same_threads()
-    ) as process:
-        assert process.stdout is not None
-        next(line for line in process.stdout if line.startswith("epoch 1/"))
-        (process.send_signal if who == "main process" else partial(os.killpg, process.pid))(signal.SIGTERM)
-        assert process.wait(timeout=10) == 143
-        # Its end is seen when nobody is left who could write to it, workers included.
-        assert "which is saved" in process.stdout.read()
-    assert fit(run_dir, "--resume", *options) == 0
-    assert weights_hash(run_dir) == weights_hash(whole_run)

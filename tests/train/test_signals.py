@@ -16,6 +16,7 @@ def wish() -> Iterator[StopWish]:
     before = signal.getsignal(signal.SIGCHLD)
     found = StopWish()
     with found.listening():
+        found.listen(patiently=True)
         yield found
     signal.signal(signal.SIGCHLD, before)
 
@@ -28,11 +29,22 @@ def test_a_signal_is_noted_and_nothing_is_interrupted(wish: StopWish) -> None:
     assert ended.value.code == 143
 
 
-def test_a_second_ctrl_c_does_not_wait(wish: StopWish) -> None:
+def test_a_second_ctrl_c_does_not_wait(wish: StopWish, capfd: pytest.CaptureFixture[str]) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(Stopped) as ended:
         os.kill(os.getpid(), signal.SIGINT)
     assert ended.value.code == 130
+    assert capfd.readouterr().err == (
+        "Stopped at once; what was saved before is whole, and --resume goes on from it.\n"
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_where_nothing_is_to_be_saved_nothing_is_waited_for(number: int, code: int, wish: StopWish) -> None:
+    wish.listen(patiently=False)
+    with pytest.raises(Stopped) as ended:
+        os.kill(os.getpid(), number)
+    assert ended.value.code == code
 
 
 def test_a_launcher_may_pass_on_what_the_group_has_got_already(wish: StopWish) -> None:

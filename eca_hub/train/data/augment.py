@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from eca_hub.errors import InvalidConfig
@@ -77,7 +77,7 @@ class Augment:
         self._reach = max(image.height_px // 8, 1)
         self._rest = _transforms(config)
 
-    def batch(self, pictures: list[Tensor], epoch: int, index: list[int]) -> Tensor:
+    def batch(self, pictures: list[np.ndarray], epoch: int, index: list[int]) -> Tensor:
         """Change the pictures of a batch.
 
         Args:
@@ -89,12 +89,15 @@ class Augment:
             uint8 (N, 3, H, W) of the final size, in channels_last memory.
         """
         draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(index), _NUM_DRAWS)
-        pixels_NHW3 = torch.empty((len(pictures), *self._size, 3), dtype=torch.uint8)
-        # One after the other: a cut is a few rows of memory, for which an indexed operation on all takes longer.
-        for place_HW3, picture_HW3, draws_D in zip(pixels_NHW3, pictures, draws_ND.tolist(), strict=True):
-            cut_HW3 = self._cut(picture_HW3, draws_D)
-            place_HW3.copy_(cut_HW3.flip(1) if draws_D[0] < self._config.flip else cut_HW3)
-        pixels_N3HW = pixels_NHW3.permute(0, 3, 1, 2)
+        if self._config.crop == "resized":
+            pixels_NHW3 = self._resized_cuts(pictures, draws_ND[:, 1:])
+        elif self._config.crop == "padded":
+            pixels_NHW3 = self._shifted(np.stack(pictures), draws_ND[:, 1:3])
+        else:
+            pixels_NHW3 = np.stack(pictures)
+        is_mirrored_N = draws_ND[:, 0] < self._config.flip
+        pixels_NHW3[is_mirrored_N] = pixels_NHW3[is_mirrored_N, :, ::-1]
+        pixels_N3HW = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2)
         if self._rest is None:
             return pixels_N3HW
         changed = []
@@ -103,22 +106,29 @@ class Augment:
             changed.append(self._rest(pixels_3HW))
         return torch.stack(changed)
 
-    def _cut(self, picture_HW3: Tensor, draws_D: list[float]) -> Tensor:
-        """Take a random part of a picture, at the final size."""
+    def _shifted(self, pixels_NHW3: np.ndarray, draws_N2: np.ndarray) -> np.ndarray:
+        """Move each picture within a black frame, up to its width."""
         height, width = self._size
-        if self._config.crop == "padded":
-            framed_HW3 = pad(picture_HW3, (0, 0, self._reach, self._reach, self._reach, self._reach))
-            top, left = (int(draw * (2 * self._reach + 1)) for draw in draws_D[1:3])
-            return framed_HW3[top : top + height, left : left + width]
-        if self._config.crop != "resized":
-            return picture_HW3
-        picture_height, picture_width, _ = picture_HW3.shape
-        top, left, box_height, box_width = random_box(picture_height, picture_width, self._config.min_area, draws_D[1:])
-        # Laid out in one piece it is resized twice as fast.
-        box_HW3 = picture_HW3[top : top + box_height, left : left + box_width].contiguous()
+        framed_NHW3 = np.pad(pixels_NHW3, ((0, 0), (self._reach, self._reach), (self._reach, self._reach), (0, 0)))
+        corners = (draws_N2 * (2 * self._reach + 1)).astype(int).tolist()
+        # Slices one after the other: a cut is a few rows of memory, for which an indexed operation on all takes longer.
+        for number, (top, left) in enumerate(corners):
+            pixels_NHW3[number] = framed_NHW3[number, top : top + height, left : left + width]
+        return pixels_NHW3
+
+    def _resized_cuts(self, pictures: list[np.ndarray], draws_ND: np.ndarray) -> np.ndarray:
+        """Cut a random part out of each picture, and bring it to the final size."""
         smooth = {} if self._interpolation == "nearest" else {"antialias": True}
-        resized_13HW = interpolate(box_HW3.permute(2, 0, 1)[None], self._size, mode=self._interpolation, **smooth)
-        return resized_13HW[0].permute(1, 2, 0)
+        pixels_NHW3 = np.empty((len(pictures), *self._size, 3), dtype=np.uint8)
+        for place_HW3, picture_HW3, draws_D in zip(pixels_NHW3, pictures, draws_ND.tolist(), strict=True):
+            height, width, _ = picture_HW3.shape
+            top, left, box_height, box_width = random_box(height, width, self._config.min_area, draws_D)
+            # Laid out in one piece it is resized twice as fast.
+            box_HW3 = np.ascontiguousarray(picture_HW3[top : top + box_height, left : left + box_width])
+            box_13HW = torch.from_numpy(box_HW3).permute(2, 0, 1)[None]
+            resized_13HW = interpolate(box_13HW, self._size, mode=self._interpolation, **smooth)
+            place_HW3[:] = resized_13HW[0].permute(1, 2, 0).numpy()
+        return pixels_NHW3
 
 
 def random_box(height: int, width: int, min_area: float, draws_D: list[float]) -> tuple[int, int, int, int]:

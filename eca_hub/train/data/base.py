@@ -5,7 +5,8 @@ Knows nothing of networks.
 
 import functools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from eca_hub.train.data.batches import EvalBatches, Share, TrainBatches
 from eca_hub.train.data.pictures import Batch, Pictures
 from eca_hub.train.data.source import SPLITS, Source, Split, fingerprint_of
 from eca_hub.train.data.workers import as_it_is, leave_signals_to_the_trainer
+
+Kind = TypeVar("Kind")
 
 
 class ImageData(LightningDataModule):
@@ -38,6 +41,8 @@ class ImageData(LightningDataModule):
     """What to call the data set on a model card."""
     labels: list[str]
     """Class names in the order of their indices; known before any picture is read."""
+    has_one_to_measure = False
+    """Whether one split stands for both `val` and `test`, so that the best epoch is chosen on what is reported."""
 
     def __init__(
         self,
@@ -151,6 +156,12 @@ class ImageData(LightningDataModule):
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def for_both(found: Mapping[str, Kind]) -> dict[str, Kind]:
+    """Let the one of `val` and `test` that was found stand for both."""
+    one = found["val"] if "val" in found else found["test"]
+    return {"val": one, "test": one, **found}
 
 
 def check_labels(labels: Sequence[str], split_labels: Sequence[str], split: str, title: str) -> None:

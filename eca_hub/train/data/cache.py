@@ -8,8 +8,6 @@ import os
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
 
@@ -34,23 +32,23 @@ class DecodedPictures:
         self._file = _memory_file(self._num_bytes)
         self._map(mmap.mmap(self._file if self._file is not None else -1, self._num_bytes))
 
-    def get(self, number: int) -> Tensor | None:
+    def get(self, number: int) -> np.ndarray | None:
         """Return a picture, uint8 (H, W, 3), if it is there."""
         start, height, width = self._entries_N3[number].tolist()
         if not start:
             return None
-        return self._bytes[start : start + height * width * 3].view(height, width, 3)
+        return self._bytes[start : start + height * width * 3].reshape(height, width, 3)
 
-    def put(self, number: int, picture_HW3: Tensor) -> None:
+    def put(self, number: int, picture_HW3: np.ndarray) -> None:
         """Keep a picture if there is room."""
         if self._next_byte is None:
             worker = get_worker_info()
             self._next_byte = self._num_pictures * _ENTRY_BYTES + (worker.id if worker else 0) * self._part_bytes
             self._end_byte = self._next_byte + self._part_bytes
-        start, end = self._next_byte, self._next_byte + picture_HW3.numel()
+        start, end = self._next_byte, self._next_byte + picture_HW3.size
         if end <= self._end_byte:
             self._bytes[start:end] = picture_HW3.reshape(-1)
-            self._entries_N3[number] = torch.tensor([start, *picture_HW3.shape[:2]])
+            self._entries_N3[number] = start, *picture_HW3.shape[:2]
             self._next_byte = end
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,9 +72,9 @@ class DecodedPictures:
             os.close(self._file)
 
     def _map(self, memory: mmap.mmap) -> None:
-        self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
-        entries_NB = self._bytes[: self._num_pictures * _ENTRY_BYTES]
-        self._entries_N3 = entries_NB.view(torch.int64).view(self._num_pictures, 3)
+        self._bytes = np.frombuffer(memory, dtype=np.uint8)
+        entries_B = self._bytes[: self._num_pictures * _ENTRY_BYTES]
+        self._entries_N3 = entries_B.view(np.int64).reshape(self._num_pictures, 3)
 
 
 _ENTRY_BYTES = 3 * np.dtype(np.int64).itemsize

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.base import ImageData, check_labels
+from eca_hub.train.data.base import ImageData, check_labels, for_both
 from eca_hub.train.data.source import Split, fingerprint_of
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -17,7 +17,7 @@ _NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid"),
 class ImageFolderData(ImageData):
     """Pictures sorted into folders: root/train/CLASS/any/name.jpg, beside val/ and test/.
 
-    One of val and test may be missing: the other then stands for both, and the model card says so.
+    One of val and test may be missing: the other then stands for both, and the result and the model card say so.
 
     Args:
         root: The folder with `train` in it.
@@ -33,10 +33,12 @@ class ImageFolderData(ImageData):
         self._root = Path(root)
         if not self._root.is_dir():
             raise InvalidConfig(f"There is no folder {root}.", hint="Give --data.root.")
-        self._folders = self._find_splits()
-        self.labels = _classes(self._folders["train"])
-        for split in ("val", "test"):
-            check_labels(self.labels, _classes(self._folders[split]), split, self.title)
+        found = self._find_splits()
+        self.labels = _classes(found["train"])
+        for split, folder in found.items():
+            check_labels(self.labels, _classes(folder), split, self.title)
+        self.has_one_to_measure = len(found) < 3
+        self._folders = for_both(found)
 
     def source(self, split: Split) -> "Folder":
         """Return the files of a split."""
@@ -56,7 +58,7 @@ class ImageFolderData(ImageData):
             )
         if "val" not in found and "test" not in found:
             raise InvalidConfig(f"{self._root} has neither a folder val nor a folder test to measure on.")
-        return {"val": found.get("test", Path()), "test": found.get("val", Path()), **found}
+        return found
 
 
 class Folder:

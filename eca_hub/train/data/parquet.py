@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.base import ImageData, check_labels
+from eca_hub.train.data.base import ImageData, check_labels, for_both
 from eca_hub.train.data.from_hub import fetch_parquet
 from eca_hub.train.data.source import Split, fingerprint_of
 
@@ -19,7 +19,7 @@ _NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "te
 class ParquetData(ImageData):
     """Pictures in parquet files, such as TRAIN.parquet, validation.parquet and test.parquet of a data set of the Hub.
 
-    One of validation and test may be missing: the other then stands for both.
+    One of validation and test may be missing: the other then stands for both, and the result and the model card say so.
 
     Args:
         root: A folder of parquet files whose names start with their split, or `owner/name` of a data set on the hub.
@@ -46,10 +46,12 @@ class ParquetData(ImageData):
         self.title = Path(root).name or "pictures"
         folder = Path(root) if Path(root).is_dir() else fetch_parquet(root, revision, subset)
         files = _find_splits(folder, subset)
-        self._tables = {split: ParquetTable(paths, image_column, label_column) for split, paths in files.items()}
-        self.labels = self._tables["train"].labels
-        for split in ("val", "test"):
-            check_labels(self.labels, self._tables[split].labels, split, self.title)
+        tables = {split: ParquetTable(paths, image_column, label_column) for split, paths in files.items()}
+        self.labels = tables["train"].labels
+        for split, table in tables.items():
+            check_labels(self.labels, table.labels, split, self.title)
+        self.has_one_to_measure = len(tables) < 3
+        self._tables = for_both(tables)
 
     def source(self, split: Split) -> "ParquetTable":
         """Return the files of a split."""
@@ -149,7 +151,7 @@ def _find_splits(folder: Path, subset: str | None) -> dict[str, list[Path]]:
         raise InvalidConfig(
             f"{folder} has the subsets {', '.join(subsets[:5])}.", hint=f"Give one, such as --data.subset {subsets[0]}."
         )
-    return {"val": found.get("test", []), "test": found.get("val", []), **found}
+    return found
 
 
 def _listing(paths: Iterable[Path]) -> str:

@@ -85,17 +85,17 @@ class Pictures(Dataset[Batch]):
         if self._augment is not None:
             pixels_N3HW = self._augment.batch(pictures, key.epoch, good)
         else:
-            pixels_N3HW = torch.stack(pictures).permute(0, 3, 1, 2)
+            pixels_N3HW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
         return Batch(pixels_N3HW, torch.from_numpy(self.source.targets[good]), torch.tensor(good), tuple(bad))
 
-    def _picture(self, index: int) -> Tensor:
+    def _picture(self, index: int) -> np.ndarray:
         """The decoded picture, not much larger than it needs to be, or the pixels as they are validated; (H, W, 3)."""
         picture_HW3 = self._cache.get(index)
         if picture_HW3 is None:
             image = decode_image(self.source.read(index), enough_px=self._transform.enough_px)
             if self._augment is not None and self._augment.cuts_whole_pictures:
-                picture_HW3 = torch.from_numpy(np.array(image))
+                picture_HW3 = np.array(image)
             else:
-                picture_HW3 = self._transform.to_pixels(image).permute(1, 2, 0)
+                picture_HW3 = self._transform.to_pixels(image).permute(1, 2, 0).numpy()
             self._cache.put(index, picture_HW3)
         return picture_HW3

@@ -3,19 +3,20 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data import ImageFolderData
 from eca_hub.train.data.cache import DecodedPictures
-from tests.train.test_data import png
+from tests.train.datasets import png
 
 PICTURE_BYTES = 2 * 4 * 3
 
 
-def picture(shade: int) -> torch.Tensor:
-    return torch.full((2, 4, 3), shade, dtype=torch.uint8)
+def picture(shade: int) -> np.ndarray:
+    return np.full((2, 4, 3), shade, dtype=np.uint8)
 
 
 def test_a_picture_comes_back_as_it_was_and_an_unknown_one_does_not() -> None:
@@ -23,7 +24,7 @@ def test_a_picture_comes_back_as_it_was_and_an_unknown_one_does_not() -> None:
     cache.put(1, picture(7))
     found = cache.get(1)
     assert found is not None
-    assert torch.equal(found, picture(7))
+    assert np.array_equal(found, picture(7))
     assert cache.get(0) is None
 
 
@@ -48,7 +49,7 @@ def test_another_process_finds_what_the_first_put_in_later() -> None:
     cache.put(0, picture(5))
     found = copy.get(0)
     assert found is not None
-    assert torch.equal(found, picture(5))
+    assert np.array_equal(found, picture(5))
 
 
 def test_each_worker_has_a_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from eca_hub.errors import EcaHubError, InvalidConfig, Offline, RepoNotFound
 from eca_hub.train.data import ParquetData
 from eca_hub.train.data.batches import BatchKey
 from tests.localhub.hubserver import Hub, running_hub
-from tests.train.test_data import SMALL, write_parquet
+from tests.train.datasets import SMALL, write_parquet
 
 
 @pytest.fixture

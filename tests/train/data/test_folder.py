@@ -1,0 +1,102 @@
+"""Folders of class folders: what is read, and mistakes told in one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eca_hub.errors import EcaHubError, InvalidConfig
+from eca_hub.train.data import ImageFolderData
+from eca_hub.train.data.batches import BatchKey
+from eca_hub.train.errors import TrainingStopped
+from tests.train.datasets import SMALL, png, write_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, in three splits, four pictures each."""
+    return write_folder(tmp_path / "set")
+
+
+def test_a_folder_of_class_folders_is_read_in_the_order_of_names(folder: Path) -> None:
+    data = ImageFolderData(str(folder), image=SMALL, batch_size=3)
+    assert data.labels == ["dark", "light"]
+    assert data.source("train").targets.tolist() == [0] * 4 + [1] * 4
+    assert data.source("val").name(0).endswith("set/val/dark/0.png")
+    assert sum(len(batch.targets) for batch in data.val_dataloader()) == 8
+
+
+def test_a_changed_file_changes_the_fingerprint(folder: Path) -> None:
+    before = ImageFolderData(str(folder)).fingerprint()
+    assert ImageFolderData(str(folder)).fingerprint() == before
+    (folder / "train" / "dark" / "0.png").write_bytes(png(40, side_px=13))
+    assert ImageFolderData(str(folder)).fingerprint() != before
+
+
+def _remove_train(root: Path) -> None:
+    (root / "train").rename(root / "elsewhere")
+
+
+def _remove_evaluation(root: Path) -> None:
+    (root / "val").rename(root / "a")
+    (root / "test").rename(root / "b")
+
+
+def _keep_one_class(root: Path) -> None:
+    for split in ("train", "val", "test"):
+        (root / split / "light").rename(root / split / ".light")
+
+
+def _empty_classes(root: Path) -> None:
+    for path in root.rglob("*.png"):
+        path.unlink()
+
+
+def _add_class(root: Path) -> None:
+    (root / "test" / "dark").rename(root / "test" / "dusk")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_remove_train, "has no folder train"),
+        (_remove_evaluation, "has neither a folder val nor a folder test"),
+        (_keep_one_class, "has one class, 'dark'; a classifier needs two or more."),
+        (_empty_classes, "hold no pictures"),
+        (_add_class, "The test split of set has 'dusk', which the train split has not."),
+    ],
+)
+def test_a_folder_that_cannot_be_learnt_from_is_one_sentence(
+    spoil: Callable[[Path], None], sentence: str, folder: Path
+) -> None:
+    spoil(folder)
+    with pytest.raises(EcaHubError, match=sentence):
+        ImageFolderData(str(folder)).check()
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="There is no folder"):
+        ImageFolderData(str(tmp_path / "nowhere"))
+
+
+def test_without_a_test_folder_the_validation_pictures_stand_for_both(folder: Path) -> None:
+    (folder / "test").rename(folder / ".test")
+    data = ImageFolderData(str(folder))
+    assert data.source("test").name(0) == data.source("val").name(0)
+
+
+def test_a_broken_picture_is_left_out_and_named(folder: Path) -> None:
+    broken = folder / "train" / "dark" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    batch = ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchKey(0, [0, 1, 2])]
+    assert batch.numbers.tolist() == [0, 2]
+    [bad] = batch.bad
+    assert bad.name == str(broken)
+    assert "PNG cannot be decoded" in bad.reason
+
+
+def test_a_batch_of_broken_pictures_stops_the_run(folder: Path) -> None:
+    for path in (folder / "train").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(TrainingStopped, match="Every picture of a batch is broken"):
+        ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchKey(0, [0, 1, 2])]

@@ -1,0 +1,107 @@
+"""Data that cannot be learnt from: one sentence of the command, exit code 2, and no traceback."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eca_hub.__main__ import main
+from tests.train.datasets import png, write_folder, write_parquet
+
+
+def _take_one_class(root: Path) -> None:
+    for split in ("train", "val", "test"):
+        (root / split / "light").rename(root / split / ".light")
+
+
+def _take_every_file(root: Path) -> None:
+    for path in root.rglob("*.png"):
+        path.unlink()
+
+
+def _take_everything(root: Path) -> None:
+    root.rename(root.with_name("elsewhere"))
+    root.mkdir()
+
+
+def _take_train(root: Path) -> None:
+    (root / "train").rename(root / "elsewhere")
+
+
+def _take_measured_splits(root: Path) -> None:
+    (root / "val").rename(root / "a")
+    (root / "test").rename(root / "b")
+
+
+def _add_class_to_test(root: Path) -> None:
+    (root / "test" / "dark").rename(root / "test" / "dusk")
+
+
+def _break_every_file(root: Path) -> None:
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"no picture")
+
+
+def _break_one_file(root: Path) -> None:
+    (root / "train" / "dark" / "3.png").write_bytes(png(40)[:30])
+
+
+def _write_parquet_without_train(root: Path) -> None:
+    _take_everything(root)
+    write_parquet(root / "test.parquet", [0, 1])
+
+
+def _write_parquet_with_a_new_class(root: Path) -> None:
+    _take_everything(root)
+    write_parquet(root / "train.parquet", ["dark", "light"])
+    write_parquet(root / "test.parquet", ["dark", "dusk"])
+
+
+CASES: list[tuple[Callable[[Path], None], str]] = [
+    (_take_one_class, "has one class, 'dark'; a classifier needs two or more."),
+    (_take_every_file, "hold no pictures"),
+    (_take_everything, "has no folder train"),
+    (_take_train, "has no folder train; it needs train/CLASS/*.jpg"),
+    (_take_measured_splits, "has neither a folder val nor a folder test to measure on."),
+    (_add_class_to_test, "The test split of set has 'dusk', which the train split has not."),
+    (_break_every_file, "Every picture of a batch is broken"),
+    (_break_one_file, "Broken pictures: 1, and --data.max_bad_samples allows 0."),
+    (_write_parquet_without_train, "has no train*.parquet; it holds test.parquet."),
+    (_write_parquet_with_a_new_class, "The test split of set has 'dusk', which the train split has not."),
+]
+
+
+def words_for(root: Path, spoil: Callable[[Path], None]) -> list[str]:
+    write_folder(root)
+    spoil(root)
+    data = "ParquetData" if "parquet" in spoil.__name__ else "ImageFolderData"
+    # Three pictures in a batch, so that of a single broken file the rest is learnt from.
+    small = "--data.batch_size 3 --data.image.height_px 8 --data.image.width_px 8 --model.architecture resnet20"
+    run = ["--run_dir", str(root.with_name("run")), "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    return ["fit", "--data", data, "--data.root", str(root), *small.split(), *run]
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), CASES)
+def test_data_that_cannot_be_learnt_from_are_one_sentence(
+    spoil: Callable[[Path], None], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words_for(tmp_path / "set", spoil)) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("spoil", "sentence"), CASES)
+def test_a_process_says_it_and_nothing_else(
+    spoil: Callable[[Path], None], sentence: str, num_workers: int, tmp_path: Path
+) -> None:
+    words = [*words_for(tmp_path / "set", spoil), "--data.num_workers", str(num_workers)]
+    done = subprocess.run([sys.executable, "-m", "eca_hub", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stdout

@@ -1,0 +1,95 @@
+"""What a person sees of `eca-hub fit` on a real pseudo-terminal, and what a log file gets instead."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from tests.train.runs import CONFIG
+
+ROWS, COLUMNS = 30, 100
+BAR = re.compile(
+    r"epoch 1/3 [━╸╺ ]+ \d/4 +loss \d\.\d{3} +top-1 [01]\.\d{3} +\d+ images/s +(\d+ min )?\d+ s left",
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """All that a run writes to a terminal, control sequences included."""
+    run_dir = tmp_path_factory.mktemp("terminal") / "run"
+    run_dir.with_suffix(".yaml").write_text(CONFIG)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eca_hub", "fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    chunks = []
+    while chunk := _read(ours):
+        chunks.append(chunk)
+    os.close(ours)
+    assert process.wait() == 0
+    return b"".join(chunks).decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        # Linux says so when the last process has closed its side.
+        return b""
+
+
+def screen(written: str) -> list[str]:
+    """The lines that are left on an endless screen: carriage return, line feed, cursor up, and line erased."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
+        if token == "\r":
+            column = 0
+        elif token == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif token.startswith("\x1b["):
+            if token.endswith("A"):
+                row -= int(token[2:-1] or 1)
+            elif token == "\x1b[2K":
+                lines[row] = ""
+        else:
+            lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
+            column += len(token)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_the_bar_tells_loss_accuracy_speed_and_what_is_left(written: str) -> None:
+    drawn = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", written)
+    assert BAR.search(drawn), drawn
+    assert re.search(r"validation [━╸╺ ]+ \d/3", drawn), drawn
+
+
+def test_the_bar_leaves_nothing_behind_but_the_lines_that_a_log_gets(written: str) -> None:
+    epochs, rest = screen(written)[:3], screen(written)[3:]
+    for number, line in enumerate(epochs, 1):
+        assert re.fullmatch(
+            rf"epoch {number}/3  train_loss [\d.]+  train_top1 [\d.]+  val_loss [\d.]+  val_top1 [\d.]+  "
+            r"\d+ images/s  [\d.]+ s(  \d+ s left)?",
+            line,
+        )
+    assert re.match(r"test top-1 [\d.]+, top-5 [\d.]+, mean of the classes [\d.]+ on 20 images$", rest[0])
+    assert re.match(r"best validation top-1 [\d.]+, top-5 [\d.]+ in epoch [123] of 3$", rest[1])
+    assert re.match(r"12 steps in \d+ s, \d+ images/s, peak memory \d+ MiB$", rest[2])
+    assert rest[-1].startswith("Next: eca-hub push ")
+    assert "━" not in "".join(screen(written))
+
+
+def test_the_terminal_shows_its_cursor_again(written: str) -> None:
+    assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l") > 0
