@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import torch
+from torch._compile import _disable_dynamo
 
 _COMPILER = ("torch._dynamo", "torch._dynamo.utils")
 
@@ -32,7 +32,7 @@ class _Later(ModuleType):
 
     def disable(self, fn: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
         """Mark what shall not be compiled, as torch itself does where it must not import the compiler."""
-        return torch._disable_dynamo(fn, recursive)
+        return _disable_dynamo(fn, recursive)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """torch's machine code, loaded before torch is."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -27,5 +28,5 @@ def test_the_library_is_loaded_before_torch_is_imported_and_torch_works() -> Non
 def test_without_torch_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     from service import preloading
 
-    monkeypatch.setattr(preloading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     preloading.preload_torch().join()
