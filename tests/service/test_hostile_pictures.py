@@ -16,7 +16,7 @@ from tests.service.process import Served, save_tiny_package, served
 MAX_CPU_S = 2.0
 MAX_GROWTH_MIB = 440
 """Eight bytes for each of 50 megapixels, which are 381 MiB, and some for what decoding keeps in work."""
-MAX_KEPT_MIB = 160
+MAX_KEPT_MIB = 240
 """What may be left of all of them: activations, and pieces of pictures that are too small to go back to the system."""
 
 
