@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from service.house import House
 
+_START_S = 30.0
+
 _logger = logging.getLogger(__name__)
 
 
@@ -145,10 +147,14 @@ async def serve(app: "FastAPI", settings: Settings, listener: socket.socket) -> 
     server = DrainingServer(config, app.state.house, settings)
 
     async def watch_the_start() -> None:
-        await registry.loaded.wait()
+        with contextlib.suppress(TimeoutError):
+            # A hub may be waited for much longer, which makes garbage.
+            async with asyncio.timeout(_START_S):
+                await registry.loaded.wait()
         # What the start has made stays, and is left out of every later search for garbage.
         gc.freeze()
         gc.enable()
+        await registry.loaded.wait()
         if registry.failure is not None:
             server.should_exit = True
 
