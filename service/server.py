@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _START_S = 30.0
 
+OUR_DAEMONS = frozenset(["engine", "give back", "loader", "preload"])
+"""Names of the threads of this program that Python does not wait for."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -72,7 +75,7 @@ def end_threads(within_s: float = 2.0) -> None:
     after all has been answered: an orchestrator would see a crash.
     """
     until_s = time.monotonic() + within_s
-    daemons = [thread for thread in threading.enumerate() if thread.daemon]
+    daemons = [thread for thread in threading.enumerate() if thread.daemon and thread.name in OUR_DAEMONS]
     for thread in daemons:
         thread.join(max(0.0, until_s - time.monotonic()))
     if any(thread.is_alive() for thread in daemons):
