@@ -11,7 +11,6 @@ Shapes: N images, H height, W width; 3 colours, red first.
 import io
 import math
 import struct
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +23,6 @@ from eca_hub.imagefiles import FORMATS, PixelParts, format_of, orientation_in, p
 from eca_hub.models.config import ImageConfig
 
 __all__ = ["FORMATS", "EvalTransform", "ImageLimits", "decode_image"]
-
-# Pillow would write a line into the log for each picture that is refused here a moment later.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

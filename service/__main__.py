@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import sys
+import warnings
 from typing import Any
 
 from docstring_parser import parse_from_object
@@ -91,6 +92,8 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for talkative in ("uvicorn", "httpx2"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
+    # Pillow would write a line into the log for each picture that is refused a moment later.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     _serve(read_settings(argv))
     return 0
 

@@ -20,12 +20,15 @@ async def docs(request: Request) -> HTMLResponse:
     return HTMLResponse(render_docs(request.app.openapi(), str(request.base_url).rstrip("/")))
 
 
+# Some load balancers ask for the head alone.
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": Health}})
 async def healthz() -> Response:
     """Answers as long as the process does, whatever the models do."""
     return json_answer({"status": "ok"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Can pictures be classified",

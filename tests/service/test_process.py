@@ -52,6 +52,12 @@ def test_the_served_answer_is_the_librarys_answer(service: Served, package: Path
         assert scores == pytest.approx({one.label: one.score for one in expected}, abs=1e-4)
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_a_load_balancer_may_ask_for_the_head_of_a_probe(service: Served, path: str) -> None:
+    answer = service.client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client leaves its connection open
 def test_hugging_faces_own_client_is_answered(service: Served, package: Path, tmp_path: Path) -> None:
     classifier = eca_hub.Classifier.from_pretrained(package)
