@@ -20,7 +20,7 @@ from eca_hub.train.data.augment import Augment, AugmentConfig
 from eca_hub.train.data.batches import EvalBatches, Share, TrainBatches
 from eca_hub.train.data.pictures import Batch, Pictures
 from eca_hub.train.data.source import SPLITS, Source, Split, fingerprint_of
-from eca_hub.train.data.workers import as_it_is, leave_signals_to_the_trainer
+from eca_hub.train.data.workers import DeafLoader, as_it_is, use_one_thread
 
 Kind = TypeVar("Kind")
 
@@ -135,14 +135,14 @@ class ImageData(LightningDataModule):
         return self._loader(split, EvalBatches(self.num_images(split), self.batch_size, self._share()))
 
     def _loader(self, split: Split, batches: TrainBatches | EvalBatches) -> DataLoader[Batch]:
-        return DataLoader(
+        return DeafLoader(
             self.dataset(split),
             # One key is one batch: the data set makes whole batches, so the loader is to batch nothing.
             batch_size=None,
             sampler=batches,
             num_workers=self.num_workers,
             collate_fn=as_it_is,
-            worker_init_fn=leave_signals_to_the_trainer if self.num_workers else None,
+            worker_init_fn=use_one_thread if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # Forking a process that has run torch can hang in its first matrix product.

@@ -4,6 +4,25 @@ import signal
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+
+_LEFT_TO_THE_TRAINER = {signal.SIGTERM, signal.SIGINT}
+
+
+class DeafLoader(DataLoader[Any]):
+    """A loader whose workers are deaf to signals from their first moment on.
+
+    A signal to the whole group must not kill them before the trainer has saved. Handlers of their own would come too
+    late: starting takes seconds, in which Ctrl-C would print a traceback a worker. What is held back when a process is
+    started is held back in it for good.
+    """
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def as_it_is(batch: Any) -> Any:
@@ -11,8 +30,6 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole group must not kill the workers before the trainer has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def use_one_thread(worker: int) -> None:
+    """Leave the other cores to the other workers, and to the trainer."""
     torch.set_num_threads(1)

@@ -1,0 +1,26 @@
+"""Processes that prepare batches leave signals to the trainer, from the moment they are started."""
+
+import signal
+
+import pytest
+from torch.utils.data import Dataset
+
+from eca_hub.train.data.workers import DeafLoader
+
+
+class HeldBack(Dataset[set[int]]):
+    """Tells which signals are held back where it is read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, number: int) -> set[int]:
+        return {int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, set())}
+
+
+@pytest.mark.parametrize(("num_workers", "is_deaf"), [(0, False), (1, True)])
+def test_workers_are_deaf_to_signals_and_the_trainer_is_not(num_workers: int, is_deaf: bool) -> None:
+    method = "spawn" if num_workers else None
+    [held] = DeafLoader(HeldBack(), batch_size=None, num_workers=num_workers, multiprocessing_context=method)
+    assert ({signal.SIGINT, signal.SIGTERM} <= held) == is_deaf
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, set())
