@@ -7,7 +7,7 @@ the culprit fails.
 
 The house is bounded in items, and in the time that the runners need for those that are in it already:
 
-    expected wait = items in the house * seconds that a runner takes for one / runners
+    expected wait = (items in the house - half of those being run) * seconds that a runner takes for one / runners
 
 so that a fast machine and a slow one answer whoever they let in about equally soon, however many more come.
 
@@ -142,6 +142,7 @@ class Batcher(Generic[Item, Answer]):
         self._num_items = 0
         self._num_coming = 0
         self._num_idle = 0
+        self._num_running = 0
         self._is_closing = False
         self._num_always_let_in = 2 * max_batch * len(runners)
         self._s_per_item = s_per_item
@@ -157,7 +158,8 @@ class Batcher(Generic[Item, Answer]):
     @property
     def expected_wait_s(self) -> float:
         """When the runners will be done with what is in the house, as their last batches tell."""
-        return self._num_items * self._s_per_item / len(self._runners)
+        # Batches that are being run are half done, on average.
+        return (self._num_items - self._num_running / 2) * self._s_per_item / len(self._runners)
 
     @property
     def queue_depth(self) -> int:
@@ -233,7 +235,9 @@ class Batcher(Generic[Item, Answer]):
 
     async def _serve(self, runner: Runner[Item, Answer]) -> None:
         while batch := await self._next_batch():
+            self._num_running += len(batch)
             await self._run(runner, batch)
+            self._num_running -= len(batch)
 
     async def _next_batch(self) -> list[_Entry[Item, Answer]]:
         """Wait for something to run; an empty batch says that there will be nothing more."""

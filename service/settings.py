@@ -67,7 +67,7 @@ class Settings:
     """How long a free engine waits for pictures that are being decoded; with none on their way it waits not at all."""
     max_queue_images: int = 128
     """Pictures of one model that may be in the house at once; more get 429."""
-    max_queue_s: float = 1.85
+    max_queue_s: float = 1.8
     """Time that the engines may need for the pictures in the house, as their last batches tell; who comes while they
     need longer gets 429, so that whoever is let in is answered within about that time on a machine of any speed."""
     deadline_ms: float = 10_000.0

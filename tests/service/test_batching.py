@@ -177,6 +177,23 @@ def test_nobody_is_let_in_while_the_runners_need_longer_than_the_bound_for_those
     run(scene())
 
 
+def test_what_is_being_run_counts_half() -> None:
+    async def scene() -> None:
+        runner = GatedRunner()
+        batcher: Batcher[int, int] = Batcher([runner], max_batch=4, max_wait_ms=5, max_items=9, s_per_item=1.0)
+        batcher.start()
+        asked = [asyncio.create_task(ask(batcher, item)) for item in range(6)]
+        await settle()
+        assert runner.batches == [[0, 1, 2, 3]]
+        assert batcher.expected_wait_s == pytest.approx(2 + 2)
+        runner.gate.set()
+        await asyncio.gather(*asked)
+        assert batcher.expected_wait_s == 0
+        await batcher.close()
+
+    run(scene())
+
+
 def test_the_bound_follows_the_runners_when_they_turn_out_to_be_slower_than_was_thought() -> None:
     async def scene() -> None:
         batcher = make_timed(max_queue_s=2.0, s_per_item=0.01)
