@@ -70,9 +70,9 @@ class CheckpointFolder:
                     tell(f"{error.message} Looking for an older one.")
         return None
 
-    def is_empty(self) -> bool:
-        """Whether no checkpoint was ever written."""
-        return not self._paths()
+    def has_progress(self) -> bool:
+        """Whether anything was learnt: the checkpoint that is written before the first batch is no loss."""
+        return any(path != self.path_at(0, 0, 0) for path in self._paths())
 
     def tidy(self, best: str | None) -> None:
         """Remove all but the newest checkpoints, the best weights they name, and what a crash left.

@@ -50,7 +50,7 @@ def open_to_train(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
     if resume:
         resumed = checkpoints.newest_whole(_say)
         _say(f"Going on from {resumed.path.name}." if resumed else "No whole checkpoint: starting anew.")
-    elif not checkpoints.is_empty() and _is_first() and not overwrite:
+    elif checkpoints.has_progress() and _is_first() and not overwrite:
         raise InvalidConfig(
             f"{path} holds an unfinished run.", hint="Add --resume to go on, or --overwrite to start anew."
         )

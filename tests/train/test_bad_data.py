@@ -1,5 +1,6 @@
 """Data that cannot be learnt from: one sentence of the command, exit code 2, and no traceback."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +92,14 @@ def test_data_that_cannot_be_learnt_from_are_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert len(said.splitlines()) == 1
+
+
+def test_when_the_data_are_mended_the_same_command_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*words_for(tmp_path / "set", _break_every_file), "--trainer.max_epochs", "1"]
+    assert main(words) == 2
+    shutil.rmtree(tmp_path / "set")
+    write_folder(tmp_path / "set")
+    assert main(words) == 0, capsys.readouterr().err
 
 
 @pytest.mark.slow
