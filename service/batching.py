@@ -117,7 +117,8 @@ class Batcher(Generic[Item, Answer]):
         max_batch: Items that a runner gets at most.
         max_wait_ms: How long a free runner waits for items that are still on their way.
         max_items: Items that may be in the house at once: on their way, waiting or being run.
-        max_queue_s: Expected wait from which on nobody is let in. A burst of two batches for each runner always is.
+        max_queue_s: Expected wait from which on nobody is let in.
+        min_items: Items that are let in however long they take; two batches for each runner always are.
         s_per_item: How long a runner takes for an item, until batches have shown it.
     """
 
@@ -129,6 +130,7 @@ class Batcher(Generic[Item, Answer]):
         max_wait_ms: float,
         max_items: int,
         max_queue_s: float = math.inf,
+        min_items: int = 0,
         s_per_item: float = 0.0,
     ) -> None:
         self.max_batch = max_batch
@@ -144,7 +146,7 @@ class Batcher(Generic[Item, Answer]):
         self._num_idle = 0
         self._num_running = 0
         self._is_closing = False
-        self._num_always_let_in = 2 * max_batch * len(runners)
+        self._num_always_let_in = max(min_items, 2 * max_batch * len(runners))
         self._s_per_item = s_per_item
         self._last_batch_s = asyncio.get_running_loop().time()
         self.num_gone = 0

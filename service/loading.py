@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_MIN_ITEMS = 64
+"""Refusing so few costs more than it saves: callers who ask again at once take the time that engines need."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -119,6 +122,7 @@ class ModelLoader:
             max_wait_ms=settings.max_wait_ms,
             max_items=settings.max_queue_images,
             max_queue_s=settings.max_queue_s,
+            min_items=min(_MIN_ITEMS, settings.max_queue_images),
             s_per_item=max(engine.s_per_picture for engine in engines),
         )
         batcher.start()

@@ -67,9 +67,9 @@ class Settings:
     """How long a free engine waits for pictures that are being decoded; with none on their way it waits not at all."""
     max_queue_images: int = 128
     """Pictures of one model that may be in the house at once; more get 429."""
-    max_queue_s: float = 1.8
+    max_queue_s: float = 1.7
     """Time that the engines may need for the pictures in the house, as their last batches tell; who comes while they
-    need longer gets 429, so that whoever is let in is answered within about that time on a machine of any speed."""
+    need longer, and 64 or more are there, gets 429: whoever is let in is answered within about that time."""
     deadline_ms: float = 10_000.0
     """When a caller gets 504 instead of an answer."""
     hang_timeout_s: float = 1.5

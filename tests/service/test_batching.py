@@ -152,9 +152,9 @@ async def slow_runner(items: list[int]) -> Sequence[int]:
     return items
 
 
-def make_timed(*, num_runners: int = 2, **bounds: float) -> Batcher[int, int]:
+def make_timed(*, num_runners: int = 2, min_items: int = 0, **bounds: float) -> Batcher[int, int]:
     batcher: Batcher[int, int] = Batcher(
-        [slow_runner] * num_runners, max_batch=2, max_wait_ms=5, max_items=1000, **bounds
+        [slow_runner] * num_runners, max_batch=2, max_wait_ms=5, max_items=1000, min_items=min_items, **bounds
     )
     batcher.start()
     return batcher
@@ -245,6 +245,18 @@ def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
         asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
         await settle()
         assert batcher.num_items == 8, "two batches of two for each of two runners"
+        await asyncio.gather(*asked, return_exceptions=True)
+        await batcher.close()
+
+    run(scene())
+
+
+def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
+    async def scene() -> None:
+        batcher = make_timed(max_queue_s=2.0, s_per_item=60, min_items=15)
+        asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
+        await settle()
+        assert batcher.num_items == 15
         await asyncio.gather(*asked, return_exceptions=True)
         await batcher.close()
 
