@@ -1,7 +1,6 @@
 """From names and configurations to networks: what is settled, what is refused, and what a package keeps."""
 
 import copy
-import time
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +150,8 @@ def test_every_listed_name_is_a_network_and_can_be_made() -> None:
                 create_model(name)
 
 
-def test_listing_is_fast_and_follows_a_pattern() -> None:
-    start_s = time.perf_counter()
+def test_listing_follows_a_pattern() -> None:
     assert list_models("eca_resnet*") == sorted(f"eca_{name}" for name in BACKBONES if name.startswith("resnet"))
-    assert time.perf_counter() - start_s < 0.2
 
 
 @pytest.mark.parametrize(
