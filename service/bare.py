@@ -78,7 +78,7 @@ def measure_engines(
     keep_freed_memory()
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(folder, device=device)
-    network = prepare_network(classifier, precision)
+    network = prepare_network(classifier, precision, num_cores=len(os.sched_getaffinity(0)))
     own = threading.local()
 
     def forward_batch(pixels_N3HW: torch.Tensor) -> None:

@@ -76,7 +76,7 @@ class _Worker:
     def _work(self) -> None:
         if hasattr(time, "pthread_getcpuclockid"):
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
-        # A batch that has all cores, even one picture alone, takes longer: 70 ms instead of 54 in fp32 on two cores.
+        # A batch has one core, see service.cores.
         torch.set_num_threads(1)
         while (job := self._jobs.get()) is not None:
             pixels, future = job

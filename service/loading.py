@@ -68,7 +68,7 @@ class ModelLoader:
             HubError: the package is not to be had, or its bytes are not what the hub announced.
             CheckpointMismatch: the weights do not fit the network.
         """
-        return await self._start(await _in_thread(lambda: _load(source, self._settings)))
+        return await self._start(await _in_thread(lambda: _load(source, self._settings, self._num_cores)))
 
     async def _start(self, loaded: "_Loaded") -> RunningModel["Tensor", "Tensor"]:
         import torch
@@ -158,7 +158,7 @@ class _Loaded:
         return [*(network.module for network in self.networks), *([self.explained.model] if self.explained else [])]
 
 
-def _load(source: ModelSource, settings: Settings) -> _Loaded:
+def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     import torch
 
     from eca_hub import Classifier
@@ -183,7 +183,9 @@ def _load(source: ModelSource, settings: Settings) -> _Loaded:
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])
     copies = [classifier, *(_copied_to(device, classifier) for device in devices[1:])]
-    networks = [prepare_network(one, settings.precision, compiled=settings.compile) for one in copies]
+    networks = [
+        prepare_network(one, settings.precision, compiled=settings.compile, num_cores=num_cores) for one in copies
+    ]
     explained = None
     if settings.explain:
         explained = _copied_to(devices[0], classifier)

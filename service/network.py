@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eca_hub import Classifier
 from service.compiling import CompiledNetwork, check_compiler
+from service.cores import share_cores
 from service.cuda import GraphForward
 from service.engine import Forward
 from service.errors import BadSetting, UnfitModel
@@ -51,7 +52,9 @@ class PreparedNetwork:
 
 
 @torch.no_grad()
-def prepare_network(classifier: Classifier, precision: Precision, *, compiled: bool = False) -> PreparedNetwork:
+def prepare_network(
+    classifier: Classifier, precision: Precision, *, compiled: bool = False, num_cores: int = 1
+) -> PreparedNetwork:
     """Make the fastest form of a network that gives the same answers.
 
     Convolutions on processors and GPUs like the channels of a pixel side by side, a norm after a convolution can be
@@ -62,6 +65,7 @@ def prepare_network(classifier: Classifier, precision: Precision, *, compiled: b
         classifier: The network as it was loaded.
         precision: A number format; or `auto`, which takes the narrowest that the device computes fast and that passes.
         compiled: Whether torch.compile shall have a go at it.
+        num_cores: Cores that a picture may have while no other is answered, on a processor.
 
     Raises:
         BadSetting: the device cannot compute in that format, or nothing can be compiled here.
@@ -91,6 +95,9 @@ def prepare_network(classifier: Classifier, precision: Precision, *, compiled: b
             _logger.info("self-test of %s in %s: %s", classifier.model_id, test.precision, test)
             if is_passed(test, dtype):
                 is_fixed = compiled or device.type == "cuda"
+                # In float32 a second core gains nothing: its threads are waited for as long as they help.
+                if dtype != torch.float32 and num_cores > 1 and not is_fixed:
+                    new_forward = _shared(new_forward(), num_cores)
                 return PreparedNetwork(new_forward, device, module, num_parameters, test, is_fixed)
             _logger.warning("%s is not run in %s: its answers move too far", classifier.model_id, test.precision)
     module, test = classifier.model, SelfTest("float32", 1.0, 0.0, len(pixels_N3HW))
@@ -155,6 +162,11 @@ def _laid_out(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor, *
     ):
         pack_convolutions(module, x_13HW.to(dtype).contiguous(memory_format=torch.channels_last), _USUAL_BATCH)
     return module
+
+
+def _shared(forward: Forward, num_cores: int) -> Callable[[], Forward]:
+    shared = share_cores(forward, num_cores)
+    return lambda: shared
 
 
 def _forwards_of(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from typing import Literal
 
 import pytest
 import torch
@@ -51,6 +52,23 @@ def test_the_prepared_network_answers_as_the_library_does() -> None:
     with torch.inference_mode():
         found = prepared.new_forward()(pictures(16)).softmax(1)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", [2, 1]), ("fp32", [1, 1])])
+def test_one_picture_alone_has_all_cores_where_that_is_faster(
+    precision: Literal["bf16", "fp32"], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 1.0)
+    threads: list[int] = []
+    prepared = prepare_network(classifier(), precision, num_cores=2)
+    prepared.module.register_forward_pre_hook(lambda module, inputs: threads.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        for number in (1, 4):
+            prepared.new_forward()(pictures(number))
+    torch.set_num_threads(before)
+    assert threads == expected
 
 
 def test_preparing_a_network_imports_no_compiler() -> None:

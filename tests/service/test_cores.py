@@ -1,0 +1,64 @@
+"""A picture that is alone gets all cores, and nobody else does."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from service.cores import Cores, share_cores
+
+ONE, TWO = torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def count_cores(pixels_N3HW: Tensor) -> Tensor:
+    return torch.tensor(torch.get_num_threads())
+
+
+def test_a_picture_that_is_alone_gets_all_cores_and_leaves_them_as_they_were() -> None:
+    run = share_cores(count_cores, 2, Cores())
+    assert run(ONE).item() == 2
+    assert torch.get_num_threads() == 1
+    assert run(ONE).item() == 2, "the one before has gone"
+
+
+def test_a_batch_has_one_core() -> None:
+    assert share_cores(count_cores, 2, Cores())(TWO).item() == 1
+
+
+def test_a_picture_has_one_core_while_another_engine_works() -> None:
+    cores, is_inside, may_end = Cores(), threading.Event(), threading.Event()
+
+    def wait(pixels_N3HW: Tensor) -> Tensor:
+        is_inside.set()
+        assert may_end.wait(10)
+        return count_cores(pixels_N3HW)
+
+    with ThreadPoolExecutor(1) as other:
+        working = other.submit(share_cores(wait, 2, cores), TWO)
+        assert is_inside.wait(10)
+        assert share_cores(count_cores, 2, cores)(ONE).item() == 1
+        may_end.set()
+        working.result()
+    assert share_cores(count_cores, 2, cores)(ONE).item() == 2
+
+
+def test_an_error_gives_the_cores_back() -> None:
+    cores = Cores()
+
+    def fail(pixels_N3HW: Tensor) -> Tensor:
+        raise ArithmeticError("a logit is not a number")
+
+    with pytest.raises(ArithmeticError):
+        share_cores(fail, 2, cores)(ONE)
+    assert torch.get_num_threads() == 1
+    assert share_cores(count_cores, 2, cores)(ONE).item() == 2
