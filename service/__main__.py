@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    from service.server import end_threads, open_port, serve
+    from service.server import end_threads, let_go_of_streams, open_port, serve
 
     keys = Keys.gather(os.environ, settings.api_keys_file)
     admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
@@ -130,4 +130,5 @@ def _serve(settings: Settings) -> None:
         )
         hub = stack.enter_context(open_hub(settings.hub_root, settings.hub_users)) if settings.hub_root else None
         asyncio.run(serve(create_app(settings, registry, keys, admin_keys, hub=hub), settings, listener))
+    let_go_of_streams()
     end_threads()

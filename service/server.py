@@ -68,6 +68,20 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def let_go_of_streams() -> None:
+    """Write what is left to standard output and error, or to nowhere if nobody reads there any more.
+
+    Python would try again as its last act, and end with 120 after all has been answered.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
 def end_threads(within_s: float = 2.0) -> None:
     """Wait for the threads that are about to end, and end the process with 0 if one does not.
 
@@ -79,8 +93,6 @@ def end_threads(within_s: float = 2.0) -> None:
     for thread in daemons:
         thread.join(max(0.0, until_s - time.monotonic()))
     if any(thread.is_alive() for thread in daemons):
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(0)
 
 

@@ -276,3 +276,16 @@ def test_when_nobody_reads_its_log_any_more_it_goes_on(package: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(("how", "code"), [("", 120), ("let_go_of_streams()", 0)])
+def test_half_a_line_that_nobody_reads_is_no_failure(how: str, code: int) -> None:
+    program = (
+        f"import sys; from service.server import let_go_of_streams; sys.stdin.readline(); print(end='half'); {how}"
+    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.communicate(b"\n")
+    assert process.returncode == code

@@ -1,6 +1,7 @@
 """What the processes that prepare batches run, beside the pictures themselves. They need no Lightning."""
 
 import signal
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ class DeafLoader(DataLoader[Any]):
     """
 
     def __iter__(self) -> Any:
+        # It lets these signals through again when it starts, with the first process that is spawned.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)
         try:
             return super().__iter__()
