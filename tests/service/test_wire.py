@@ -1,6 +1,7 @@
 """What may come over a socket: half a protocol, the wrong one, far too much of it. The process answers or hangs up."""
 
 import json
+import os
 import re
 import resource
 import socket
@@ -284,7 +285,8 @@ def test_half_a_line_that_nobody_reads_is_no_failure(how: str, code: int) -> Non
         f"import sys; from service.server import let_go_of_streams; sys.stdin.readline(); print(end='half'); {how}"
     )
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, env=buffered)
     assert process.stdout is not None
     process.stdout.close()
     process.communicate(b"\n")
