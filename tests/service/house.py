@@ -11,7 +11,7 @@ from PIL import Image
 
 from eca_hub import Prediction
 from eca_hub.errors import NotAnImage
-from service.batching import Batcher
+from service.batching import Answered, Batcher
 from service.running import ModelFacts, RawPixels, RunningModel, SelfTest
 
 Result = TypeVar("Result")
@@ -150,3 +150,17 @@ def png(width: int = 8, height: int = 8, colour: str = "red") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(file, "PNG")
     return file.getvalue()
+
+
+def make(*runners: GatedRunner, max_batch: int = 4, max_wait_ms: float = 5, max_items: int = 100) -> Batcher[int, int]:
+    """Start a batcher of doubled numbers."""
+    batcher: Batcher[int, int] = Batcher(runners, max_batch=max_batch, max_wait_ms=max_wait_ms, max_items=max_items)
+    batcher.start()
+    return batcher
+
+
+async def ask(batcher: Batcher[int, int], item: int) -> Answered[int]:
+    """Be one caller."""
+    with batcher.reserve(1) as seats:
+        (seat,) = seats
+        return await seat.answer(item)
