@@ -42,3 +42,26 @@ def write_parquet(
         features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, path)
+
+
+def take_one_class(root: Path) -> None:
+    """Hide one of the two classes."""
+    for split in ("train", "val", "test"):
+        (root / split / "light").rename(root / split / ".light")
+
+
+def take_every_file(root: Path) -> None:
+    """Leave the classes without pictures."""
+    for path in root.rglob("*.png"):
+        path.unlink()
+
+
+def take_measured_splits(root: Path) -> None:
+    """Leave nothing to measure on."""
+    (root / "val").rename(root / "a")
+    (root / "test").rename(root / "b")
+
+
+def add_class_to_test(root: Path) -> None:
+    """Give the test split a class that is not learnt."""
+    (root / "test" / "dark").rename(root / "test" / "dusk")

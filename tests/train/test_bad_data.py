@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 
 from eca_hub.__main__ import main
-from tests.train.datasets import png, write_folder, write_parquet
-
-
-def _take_one_class(root: Path) -> None:
-    for split in ("train", "val", "test"):
-        (root / split / "light").rename(root / split / ".light")
-
-
-def _take_every_file(root: Path) -> None:
-    for path in root.rglob("*.png"):
-        path.unlink()
+from tests.train.datasets import (
+    add_class_to_test,
+    png,
+    take_every_file,
+    take_measured_splits,
+    take_one_class,
+    write_folder,
+    write_parquet,
+)
 
 
 def _take_everything(root: Path) -> None:
@@ -29,15 +27,6 @@ def _take_everything(root: Path) -> None:
 
 def _take_train(root: Path) -> None:
     (root / "train").rename(root / "elsewhere")
-
-
-def _take_measured_splits(root: Path) -> None:
-    (root / "val").rename(root / "a")
-    (root / "test").rename(root / "b")
-
-
-def _add_class_to_test(root: Path) -> None:
-    (root / "test" / "dark").rename(root / "test" / "dusk")
 
 
 def _break_every_file(root: Path) -> None:
@@ -61,12 +50,12 @@ def _write_parquet_with_a_new_class(root: Path) -> None:
 
 
 CASES: list[tuple[Callable[[Path], None], str]] = [
-    (_take_one_class, "has one class, 'dark'; a classifier needs two or more."),
-    (_take_every_file, "hold no pictures"),
+    (take_one_class, "has one class, 'dark'; a classifier needs two or more."),
+    (take_every_file, "hold no pictures"),
     (_take_everything, "has no folder train"),
     (_take_train, "has no folder train; it needs train/CLASS/*.jpg"),
-    (_take_measured_splits, "has neither a folder val nor a folder test to measure on."),
-    (_add_class_to_test, "The test split of set has 'dusk', which the train split has not."),
+    (take_measured_splits, "has neither a folder val nor a folder test to measure on."),
+    (add_class_to_test, "The test split of set has 'dusk', which the train split has not."),
     (_break_every_file, "Every picture of a batch is broken"),
     (_break_one_file, "Broken pictures: 1, and --data.max_bad_samples allows 0."),
     (_write_parquet_without_train, "has no train*.parquet; it holds test.parquet."),

@@ -19,6 +19,8 @@ class DeafLoader(DataLoader[Any]):
     """
 
     def __iter__(self) -> Any:
+        if not self.num_workers:
+            return super().__iter__()
         # It lets these signals through again when it starts, with the first process that is spawned.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)

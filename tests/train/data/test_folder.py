@@ -9,7 +9,15 @@ from eca_hub.errors import EcaHubError, InvalidConfig
 from eca_hub.train.data import ImageFolderData
 from eca_hub.train.data.batches import BatchKey
 from eca_hub.train.errors import TrainingStopped
-from tests.train.datasets import SMALL, png, write_folder
+from tests.train.datasets import (
+    SMALL,
+    add_class_to_test,
+    png,
+    take_every_file,
+    take_measured_splits,
+    take_one_class,
+    write_folder,
+)
 
 
 @pytest.fixture
@@ -37,33 +45,14 @@ def _remove_train(root: Path) -> None:
     (root / "train").rename(root / "elsewhere")
 
 
-def _remove_evaluation(root: Path) -> None:
-    (root / "val").rename(root / "a")
-    (root / "test").rename(root / "b")
-
-
-def _keep_one_class(root: Path) -> None:
-    for split in ("train", "val", "test"):
-        (root / split / "light").rename(root / split / ".light")
-
-
-def _empty_classes(root: Path) -> None:
-    for path in root.rglob("*.png"):
-        path.unlink()
-
-
-def _add_class(root: Path) -> None:
-    (root / "test" / "dark").rename(root / "test" / "dusk")
-
-
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
         (_remove_train, "has no folder train"),
-        (_remove_evaluation, "has neither a folder val nor a folder test"),
-        (_keep_one_class, "has one class, 'dark'; a classifier needs two or more."),
-        (_empty_classes, "hold no pictures"),
-        (_add_class, "The test split of set has 'dusk', which the train split has not."),
+        (take_measured_splits, "has neither a folder val nor a folder test"),
+        (take_one_class, "has one class, 'dark'; a classifier needs two or more."),
+        (take_every_file, "hold no pictures"),
+        (add_class_to_test, "The test split of set has 'dusk', which the train split has not."),
     ],
 )
 def test_a_folder_that_cannot_be_learnt_from_is_one_sentence(
