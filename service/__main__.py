@@ -99,7 +99,8 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    from service.server import end_threads, let_go_of_streams, open_port, serve
+    from service.port import open_port
+    from service.server import end_threads, let_go_of_streams, serve
 
     keys = Keys.gather(os.environ, settings.api_keys_file)
     admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")

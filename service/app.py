@@ -69,7 +69,7 @@ def create_app(
     if hub is not None:
         app.mount("/hub", hub)
     app.add_middleware(Shortcut)
-    app.add_middleware(Envelope, metrics=metrics)
+    app.add_middleware(Envelope, metrics=metrics, registry=registry)
     add_error_handlers(app)
     return app
 

@@ -143,7 +143,8 @@ def serve_nothing() -> None:
     """Serve a model whose decoder and network cost nothing: what is left is the service itself."""
     from eca_hub import Prediction
     from service.app import create_app
-    from service.server import open_port, serve
+    from service.port import open_port
+    from service.server import serve
 
     nothing = _Nothing()
     facts = ModelFacts(

@@ -16,6 +16,8 @@ from typing import Any, Literal, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+_LAST_HEAD_S = 1.0
+
 _LINGER_S = 5.0
 _LINGER_BYTES = 64 * 2**20
 
@@ -89,9 +91,9 @@ class _Transport:
 class PatientConnection(H11Protocol):
     """A connection that closes when its peer takes too long.
 
-    A head must arrive within `header_timeout_s` of the connection or of its first byte. When an answer was given
-    before the body had been read (it was too large, say), the rest of the body is thrown away for a while, because
-    closing at once would make the peer lose the answer.
+    A head must arrive within `header_timeout_s` of the connection or of its first byte, or within a second when the
+    service ends. When an answer was given before the body had been read (it was too large, say), the rest of the body
+    is thrown away for a while, because closing at once would make the peer lose the answer.
     """
 
     header_timeout_s = 10.0
@@ -101,6 +103,7 @@ class PatientConnection(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
     _lingered_bytes = 0
     _is_over = False
+    _is_last = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -122,6 +125,8 @@ class PatientConnection(H11Protocol):
         if self._is_over:
             return
         super().data_received(data)
+        if self._is_last and self.cycle is not None:
+            self.cycle.keep_alive = False
         self._await(self._missing())
 
     def on_response_complete(self) -> None:
@@ -135,9 +140,12 @@ class PatientConnection(H11Protocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """End after the answer that is being given, if one is."""
+        """End after the answer that is being given, or after that to the request that is on its way."""
         if self._awaited == "rest":
             self._close_at_once()
+        elif self._awaited == "head":
+            self._is_last = True
+            self._start_deadline(min(self.header_timeout_s, _LAST_HEAD_S))
         else:
             super().shutdown()
 
@@ -191,15 +199,15 @@ class PatientConnection(H11Protocol):
         """Start a deadline when something new is awaited; bytes that trickle in do not move it."""
         if awaited == self._awaited:
             return
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
         self._awaited = awaited
         self._lingered_bytes = 0
-        if awaited is not None:
-            self._deadline = self.loop.call_later(
-                self.header_timeout_s if awaited == "head" else _LINGER_S, self._close_at_once
-            )
+        self._start_deadline({"head": self.header_timeout_s, "rest": _LINGER_S, None: None}[awaited])
+
+    def _start_deadline(self, seconds: float | None) -> None:
+        """Close after so many seconds; None: whenever the answer is given."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._close_at_once)
 
 
 def connection_class(header_timeout_s: float) -> type[PatientConnection]:

@@ -16,6 +16,7 @@ from service.answers import error_answer
 from service.body import ClientGone
 from service.errors import NotReady
 from service.metrics import Metrics
+from service.registry import Registry
 
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,64}")
 _HEADERS = [
@@ -23,6 +24,8 @@ _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 ]
+# Who keeps the connection might ask again in the very moment in which the service closes it.
+_FAREWELL = [(b"connection", b"close")]
 
 _MAX_HEAD_BYTES = 16384
 _MAX_HEADERS = 100
@@ -51,11 +54,13 @@ class Envelope:
     Args:
         app: What answers.
         metrics: Where requests are counted.
+        registry: Whether the service is about to end.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, registry: Registry) -> None:
         self._app = app
         self._metrics = metrics
+        self._registry = registry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -71,7 +76,9 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *_HEADERS]
+                farewell = _FAREWELL if self._registry.is_draining else []
+                own = [(b"x-request-id", request_id.encode()), *_HEADERS, *farewell]
+                message["headers"] = [*message["headers"], *own]
             await send(message)
 
         self._metrics.received.add()

@@ -1,4 +1,4 @@
-"""The life of the process: open the port, serve, drain, end.
+"""The life of the process: serve, drain, end.
 
 Knows sockets and signals; nothing of pictures or models, except whether they loaded.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from uvicorn import Config, Server
 
 from service.connections import connection_class
-from service.errors import BadSetting
+from service.port import turn_newcomers_away, url_of
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,43 +29,13 @@ if TYPE_CHECKING:
 
 _START_S = 30.0
 
+_LET_IN_S = 0.1
+"""How long it takes at most until who waits at the port is a connection, and who asks again has been told to leave."""
+
 OUR_DAEMONS = frozenset(["engine", "give back", "loader", "preload"])
 """Names of the threads of this program that Python does not wait for."""
 
 _logger = logging.getLogger(__name__)
-
-
-def open_port(host: str, port: int) -> socket.socket:
-    """Listen, before anything slow is done: callers may connect at once, and a port that is taken is found at once.
-
-    Raises:
-        BadSetting: the port is taken, or the host has no such address.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # asyncio gives TCP_NODELAY only to sockets that name TCP as their protocol; without it an answer takes 40 ms.
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadSetting(
-            f"Cannot listen on {host} port {port}: {reason}.", hint="Set --port to a free one, or to 0."
-        ) from None
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """Where callers find us."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def let_go_of_streams() -> None:
@@ -99,8 +69,8 @@ def end_threads(within_s: float = 2.0) -> None:
 class DrainingServer(Server):
     """uvicorn, ended by a signal in good order.
 
-    The first signal: `/readyz` turns red, the port stays open for `drain_delay_s`, then accepted requests are
-    answered and the process ends with 0. The second: it ends at once.
+    The first signal: `/readyz` turns red and each answer is the last of its connection, the port stays open for
+    `drain_delay_s`, then whoever it has let in is answered and the process ends with 0. The second: it ends at once.
     """
 
     def __init__(self, config: Config, house: "House", settings: Settings) -> None:
@@ -127,6 +97,13 @@ class DrainingServer(Server):
         await super().startup(sockets)
         assert sockets
         print(f"serving on {url_of(sockets[0])}", flush=True)  # noqa: T201
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, answer whoever it has let in, and end the app."""
+        for listener in sockets or []:
+            turn_newcomers_away(listener)
+        await asyncio.sleep(_LET_IN_S)
+        await super().shutdown(sockets)
 
     def _on_signal(self, number: int) -> None:
         if self._draining is not None:

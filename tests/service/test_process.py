@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import huggingface_hub
 import pytest
 
@@ -186,8 +187,9 @@ def test_a_signal_ends_it_in_good_order(package: Path) -> None:
             started = time.monotonic()
             assert running.stop(signal.SIGTERM) == 0
             assert time.monotonic() - started < 8, "the idle connection was waited for"
-            statuses = [one.result().status_code for one in asked if one.exception() is None]
-            assert set(statuses) == {200}
+            # Who has not even connected by then may be refused.
+            answered = [one for one in asked if not isinstance(one.exception(), httpx2.ConnectError)]
+            assert {one.result().status_code for one in answered} == {200}
         assert running.process.stdout is not None
         assert running.process.stdout.read() == "", "one line on standard output, no more"
 

@@ -200,13 +200,15 @@ def test_while_an_engine_hangs_the_service_is_healthy_but_not_ready() -> None:
         assert client.get("/readyz").status_code == 200
 
 
-def test_draining_is_not_ready_but_still_answers() -> None:
+def test_draining_is_not_ready_but_still_answers_and_sends_callers_elsewhere() -> None:
     app = app_with("acme/digits")
     with TestClient(app) as client:
-        assert client.get("/readyz").status_code == 200
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.headers.get("connection")) == (200, None)
         app.state.house.registry.is_draining = True
         refusal(client.get("/readyz"), 503, "not_ready")
-        assert client.post("/v1/classify", content=b"7").status_code == 200
+        answer = client.post("/v1/classify", content=b"7")
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
 
 
 def test_the_documentation_is_served(client: TestClient) -> None:

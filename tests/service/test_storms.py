@@ -180,31 +180,36 @@ def test_of_far_too_many_at_once_each_is_answered_or_told_to_come_back(package: 
         assert ended(running) - ended_before == statuses, "what callers saw is what was counted"
 
 
-def test_whoever_was_accepted_before_the_signal_is_answered(package: Path) -> None:
-    with served("--model", str(package), "--drain_delay_s", "0.5") as running:
-        running.wait_until_ready()
+async def ask_until_the_end(service: Served, statuses: list[int]) -> None:
+    """Ask again and again over a connection that is kept while the service keeps it, until nobody is let in."""
+    while True:
+        try:
+            reader, writer = await connect(service)
+        except OSError:
+            return
+        is_kept = True
+        while is_kept:
+            writer.write(HEAD + PICTURE)
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(re.findall(rb"content-length: (\d+)", head)[0]))
+            statuses.append(int(head.split()[1]))
+            is_kept = b"connection: close" not in head and len(statuses) % 3 > 0
+        writer.close()
 
-        async def ask_until_the_end(statuses: list[int]) -> None:
-            while True:
-                try:
-                    reader, writer = await connect(running)
-                except OSError:
-                    return
-                writer.write(HEAD + PICTURE)
-                line = await reader.readline()
-                assert line, "a request that was sent over an accepted connection got no answer"
-                statuses.append(int(line.split()[1]))
-                writer.close()
+
+@pytest.mark.parametrize("drain_delay_s", ["0", "0.5"])
+def test_whoever_was_let_in_is_answered_at_the_end(package: Path, drain_delay_s: str) -> None:
+    with served("--model", str(package), "--drain_delay_s", drain_delay_s) as running:
+        running.wait_until_ready()
 
         async def scene_of_the_end() -> list[int]:
             statuses: list[int] = []
-            callers = [asyncio.create_task(ask_until_the_end(statuses)) for _ in range(16)]
+            callers = [asyncio.create_task(ask_until_the_end(running, statuses)) for _ in range(16)]
             while len(statuses) < 50:
                 await asyncio.sleep(0.01)
             running.process.send_signal(signal.SIGTERM)
             await asyncio.gather(*callers)
             return statuses
 
-        statuses = asyncio.run(scene_of_the_end())
-        assert set(statuses) == {200}
+        assert set(asyncio.run(scene_of_the_end())) == {200}
         assert running.process.wait(timeout=20) == 0
