@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from eca_hub.attention.fast_eca import GateWithGraph, gate, is_plain, wants_graph
+from eca_hub.attention.fast_eca import is_plain, rescale_plain, rescale_with_graph, wants_graph
 from eca_hub.attention.gate import average, rescale
 from eca_hub.errors import InvalidConfig
 
@@ -83,13 +83,9 @@ class ECA(nn.Module):
         """Rescale the channels of a batch of maps."""
         weight_11k = self.conv.weight
         if is_plain(x_NCHW) and x_NCHW.dtype == weight_11k.dtype:
-            if not wants_graph(x_NCHW, weight_11k):
-                gate_NC11 = gate(x_NCHW, weight_11k)
-                return x_NCHW.mul_(gate_NC11) if self.owns_input and not self._forward_hooks else x_NCHW * gate_NC11
-            # With one image the function's own cost is more than it saves.
-            if len(x_NCHW) > 1:
-                y_NCHW: Tensor = GateWithGraph.apply(x_NCHW, weight_11k)[0]
-                return y_NCHW
+            if wants_graph(x_NCHW, weight_11k):
+                return rescale_with_graph(x_NCHW, weight_11k)
+            return rescale_plain(x_NCHW, weight_11k, in_place=self.owns_input and not self._forward_hooks)
         logits_N1C = self.conv(average(x_NCHW).unsqueeze(1))
         return rescale(x_NCHW, logits_N1C.squeeze(1))
 

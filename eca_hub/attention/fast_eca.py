@@ -3,7 +3,9 @@
 A channel gate is bound by memory: it should read the map once for the mean, and read and write it once for the
 product. In inference the product may go into the map itself if its owner allows, which saves the allocation that
 costs most. In training one function has both derivatives of the map, so its gradient is written once, where autograd
-would write three maps and add them. Measured by experiments/bench_attention.py. Knows nothing of modules.
+would write three maps and add them. On the processor one compiled kernel does it in two visits to each map
+(fused_eca.py); elsewhere, and where the kernel is not built, separate operations of torch do. Measured by
+experiments/bench_attention.py. Knows nothing of modules.
 
 Shapes: N images, C channels, H height, W width, k neighbours.
 """
@@ -12,15 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from eca_hub.attention import fused_eca
 
 _DTYPES = (torch.float32, torch.float64)
 
 
 def is_plain(x_NCHW: Tensor) -> bool:
-    """Whether a tensor holds numbers that nobody traces, casts or counts: else the layers themselves must run."""
+    """Whether a tensor holds numbers that nobody traces, maps, casts or counts: else the layers themselves must run."""
     return (
         type(x_NCHW) is Tensor
         and x_NCHW.dtype in _DTYPES
@@ -29,6 +33,9 @@ def is_plain(x_NCHW: Tensor) -> bool:
         and (x_NCHW.is_cpu or x_NCHW.is_cuda)
         and not torch.is_autocast_enabled("cpu" if x_NCHW.is_cpu else "cuda")
         and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._is_tracing()
+        and forward_ad._current_level < 0
     )
 
 
@@ -70,45 +77,62 @@ def gate(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
     return correlate(mean_NC, weight_11k).sigmoid_()[:, :, None, None]
 
 
-class GateWithGraph(torch.autograd.Function):
-    """Rescale the channels, and write the gradient of the map in one pass.
+def rescale_plain(x_NCHW: Tensor, weight_11k: Tensor, *, in_place: bool) -> Tensor:
+    """Rescale the channels where no gradient is wanted; in place if nobody else reads the map."""
+    if fused_eca.takes(x_NCHW, weight_11k):
+        return fused_eca.rescale(x_NCHW, weight_11k, x_NCHW if in_place else torch.empty_like(x_NCHW))
+    gate_NC11 = gate(x_NCHW, weight_11k)
+    return x_NCHW.mul_(gate_NC11) if in_place else x_NCHW * gate_NC11
+
+
+def rescale_with_graph(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
+    """Rescale the channels, and write the gradient of the map in one pass."""
+    y_NCHW: Tensor = _WithGraph.apply(x_NCHW, weight_11k)
+    return y_NCHW
+
+
+class _WithGraph(torch.autograd.Function):
+    # Without setup_context, because torch would look up a signature in every call.
+    @staticmethod
+    def forward(ctx: Any, x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
+        if fused_eca.takes(x_NCHW, weight_11k):
+            y_NCHW, facts_2NC = fused_eca.rescale_and_remember(x_NCHW, weight_11k)
+        else:
+            mean_NC = sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
+            gate_NC = correlate(mean_NC, weight_11k).sigmoid()
+            y_NCHW, facts_2NC = x_NCHW * gate_NC[:, :, None, None], torch.stack([mean_NC, gate_NC])
+        ctx.save_for_backward(x_NCHW, weight_11k, facts_2NC)
+        return y_NCHW
+
+    @staticmethod
+    def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        x_NCHW, weight_11k, facts_2NC = ctx.saved_tensors
+        if not torch.is_grad_enabled() and is_plain(dy_NCHW) and fused_eca.takes(x_NCHW, weight_11k):
+            return fused_eca.slopes(dy_NCHW, x_NCHW, weight_11k, facts_2NC)
+        return _slopes(dy_NCHW, x_NCHW, weight_11k, *facts_2NC)
+
+
+def _slopes(
+    dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, mean_NC: Tensor, gate_NC: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn the slope of the result into those of the map and the kernel.
 
     With u = sum_HW(dy * x) * gate * (1 - gate), the slope of the logits, and the kernel in reverse order:
 
         dx = dy * gate + correlate(u, reversed) / (H W);  dkernel_j = sum_NC(u * mean shifted by j)
     """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the rescaled map, and for the way back the gates and the means."""
-        mean_NC = sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
+    num_positions, half = x_NCHW.shape[2] * x_NCHW.shape[3], weight_11k.shape[2] // 2
+    again = torch.is_grad_enabled()
+    if again:
+        # A second derivative is wanted: let autograd follow each step, gates and means included.
+        mean_NC = sum_space(x_NCHW) / num_positions
         gate_NC = correlate(mean_NC, weight_11k).sigmoid()
-        return x_NCHW * gate_NC[:, :, None, None], gate_NC, mean_NC
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what the way back needs."""
-        ctx.mark_non_differentiable(output[1], output[2])
-        ctx.save_for_backward(*inputs, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, dy_NCHW: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        """Turn the slope of the result into those of the map and the kernel."""
-        x_NCHW, weight_11k, gate_NC, mean_NC = ctx.saved_tensors
-        num_positions, half = x_NCHW.shape[2] * x_NCHW.shape[3], weight_11k.shape[2] // 2
-        again = torch.is_grad_enabled()
-        if again:
-            # A second derivative is wanted: let autograd follow each step, gates and means included.
-            mean_NC = sum_space(x_NCHW) / num_positions
-            gate_NC = correlate(mean_NC, weight_11k).sigmoid()
-        product_NCHW = dy_NCHW * x_NCHW
-        slope_NC = sum_space(product_NCHW) * gate_NC * (1 - gate_NC)
-        near_NCk = functional.pad(mean_NC, (half, half)).unfold(1, weight_11k.shape[2], 1)
-        weight_slope_11k = (slope_NC.unsqueeze(2) * near_NCk).sum((0, 1)).view(1, 1, -1)
-        through_mean_NC = correlate(slope_NC, weight_11k.flip(2) / num_positions)
-        # The product is needed no more, so the gradient takes its memory.
-        memory_NCHW = None if again else product_NCHW
-        dx_NCHW = torch.addcmul(through_mean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
-        return dx_NCHW, weight_slope_11k
+    product_NCHW = dy_NCHW * x_NCHW
+    slope_NC = sum_space(product_NCHW) * gate_NC * (1 - gate_NC)
+    near_NCk = functional.pad(mean_NC, (half, half)).unfold(1, weight_11k.shape[2], 1)
+    weight_slope_11k = (slope_NC.unsqueeze(2) * near_NCk).sum((0, 1)).view(1, 1, -1)
+    through_mean_NC = correlate(slope_NC, weight_11k.flip(2) / num_positions)
+    # The product is needed no more, so the gradient takes its memory.
+    memory_NCHW = None if again else product_NCHW
+    dx_NCHW = torch.addcmul(through_mean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
+    return dx_NCHW, weight_slope_11k

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import eca_hub
+from eca_hub.attention import fused_eca
 from eca_hub.attention.eca import ECA
 from eca_hub.attention.fast_eca import correlate, is_plain
 
@@ -16,6 +17,13 @@ SHAPES = [(1, 16, 3, 3), (2, 16, 1, 1), (3, 40, 5, 4), (9, 512, 2, 3)]
 def memory_format(request: pytest.FixtureRequest) -> torch.memory_format:
     chosen: torch.memory_format = request.param
     return chosen
+
+
+@pytest.fixture(params=[False, True], ids=["torch", "kernel"], autouse=True)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param and not fused_eca.is_built:
+        pytest.skip("eca-hub was installed without a C compiler")
+    monkeypatch.setattr(fused_eca, "is_built", request.param)
 
 
 def by_layers(layer: ECA, x_NCHW: Tensor) -> Tensor:

@@ -1,0 +1,131 @@
+"""The compiled kernel computes what the equations say, for whoever may use it, and leaves all others to torch."""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from eca_hub.attention import fast_eca, fused_eca
+from eca_hub.attention.eca import ECA
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+SHAPES = [(1, 3, 1, 1), (1, 40, 5, 4), (2, 16, 1, 1), (3, 70, 9, 11), (5, 16, 41, 51), (1, 600, 14, 14)]
+
+needs_kernel = pytest.mark.skipif(not fused_eca.is_built, reason="eca-hub was installed without a C compiler")
+
+
+def map_of(shape: tuple[int, ...], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=memory_format)
+
+
+def by_equations(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
+    mean_N1C = x_NCHW.mean((2, 3)).unsqueeze(1)
+    gate_N1C = torch.conv1d(mean_N1C, weight_11k, padding=weight_11k.shape[2] // 2).sigmoid()
+    return x_NCHW * gate_N1C.squeeze(1)[:, :, None, None]
+
+
+def with_slopes(compute: Any, x_NCHW: Tensor, weight_11k: Tensor, dy_NCHW: Tensor) -> list[Tensor]:
+    leaves = [x_NCHW.clone().requires_grad_(), weight_11k.clone().requires_grad_()]
+    y_NCHW = compute(*leaves)
+    return [y_NCHW, *torch.autograd.grad(y_NCHW, leaves, dy_NCHW)]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def num_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Threads that work even on the smallest map."""
+    monkeypatch.setattr(fused_eca, "_ELEMENTS_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+    count: int = request.param
+    return count
+
+
+@needs_kernel
+@pytest.mark.parametrize(("shape", "size"), list(product(SHAPES, [1, 5, 9])))
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_it_is_the_equations_and_their_slopes_with_any_number_of_threads(
+    shape: tuple[int, ...], size: int, memory_format: torch.memory_format, num_threads: int
+) -> None:
+    torch.manual_seed(0)
+    x_NCHW, weight_11k = map_of(shape, memory_format), torch.randn(1, 1, size)
+    dy_NCHW = torch.randn_like(x_NCHW)
+    assert fused_eca.takes(x_NCHW, weight_11k)
+    found = with_slopes(fast_eca.rescale_with_graph, x_NCHW, weight_11k, dy_NCHW)
+    expected = with_slopes(by_equations, x_NCHW.double(), weight_11k.double(), dy_NCHW.double())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=2e-6, rtol=2e-5)
+    assert found[0].stride() == found[1].stride() == x_NCHW.stride()
+    y_NCHW = fast_eca.rescale_plain(x_NCHW, weight_11k, in_place=False)
+    assert torch.equal(y_NCHW, found[0])
+    assert fast_eca.rescale_plain(x_NCHW, weight_11k, in_place=True) is x_NCHW
+    assert torch.equal(x_NCHW, y_NCHW)
+
+
+@needs_kernel
+def test_gates_are_right_at_both_ends_and_nothing_is_hidden() -> None:
+    logits_NC = torch.tensor([[-1e30, -200.0, -88.0, -20.0, 0.0, 20.0, 200.0, float("inf"), float("nan")]])
+    ones_NCHW = logits_NC[:, :, None, None]
+    _, (_, gate_NC) = fused_eca.rescale_and_remember(ones_NCHW, torch.ones(1, 1, 1))
+    torch.testing.assert_close(gate_NC, logits_NC.sigmoid(), equal_nan=True, atol=1e-37, rtol=1e-6)
+
+
+@needs_kernel
+def test_the_same_is_computed_each_time_and_in_several_threads_at_once() -> None:
+    x_NCHW, weight_11k = map_of((2, 64, 30, 30)), torch.randn(1, 1, 3)
+    once_NCHW = fused_eca.rescale(x_NCHW, weight_11k, torch.empty_like(x_NCHW))
+    with ThreadPoolExecutor(4) as pool:
+        again = pool.map(lambda _: fused_eca.rescale(x_NCHW, weight_11k, torch.empty_like(x_NCHW)), range(32))
+        assert all(torch.equal(one_NCHW, once_NCHW) for one_NCHW in again)
+
+
+@needs_kernel
+def test_a_slope_in_another_order_is_put_in_order() -> None:
+    x_NCHW, weight_11k = map_of((2, 8, 5, 5)), torch.randn(1, 1, 3)
+    for dy_NCHW in (torch.ones(()).expand(2, 8, 5, 5), map_of((2, 8, 5, 5), torch.channels_last)):
+        found = with_slopes(fast_eca.rescale_with_graph, x_NCHW, weight_11k, dy_NCHW)
+        torch.testing.assert_close(found, with_slopes(by_equations, x_NCHW, weight_11k, dy_NCHW))
+
+
+@needs_kernel
+def test_a_slope_of_the_slope_goes_through_torch() -> None:
+    x_NCHW, weight_11k = map_of((2, 8, 5, 5)), torch.randn(1, 1, 3)
+
+    def slope_of_slope(compute: Any) -> Tensor:
+        leaf_NCHW = x_NCHW.clone().requires_grad_()
+        (dx_NCHW,) = torch.autograd.grad(compute(leaf_NCHW, weight_11k).square().sum(), leaf_NCHW, create_graph=True)
+        (again_NCHW,) = torch.autograd.grad(dx_NCHW.square().sum(), leaf_NCHW)
+        return again_NCHW
+
+    torch.testing.assert_close(slope_of_slope(fast_eca.rescale_with_graph), slope_of_slope(by_equations))
+
+
+def test_what_it_cannot_read_is_left_to_torch() -> None:
+    x_NCHW, weight_11k = map_of((2, 8, 6, 6)), torch.randn(1, 1, 3)
+    assert fused_eca.takes(x_NCHW, weight_11k) == fused_eca.is_built
+    assert not fused_eca.takes(x_NCHW.double(), weight_11k.double())
+    assert not fused_eca.takes(x_NCHW, weight_11k.double())
+    assert not fused_eca.takes(x_NCHW[:, :, ::2], weight_11k)
+    assert not fused_eca.takes(x_NCHW.permute(0, 1, 3, 2), weight_11k)
+    assert not fused_eca.takes(x_NCHW[:0], weight_11k)
+    assert not fused_eca.takes(x_NCHW, weight_11k.to("meta"))
+
+
+def test_who_follows_the_numbers_finds_operations_of_torch() -> None:
+    layer, x_NCHW = ECA(8), map_of((2, 8, 4, 4))
+    by_torch_NCHW = by_equations(x_NCHW, layer.conv.weight)
+    with torch.no_grad():
+        many_NCHW = torch.func.vmap(layer)(torch.stack([x_NCHW, x_NCHW]))
+        torch.testing.assert_close(many_NCHW[1], by_torch_NCHW)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            traced = torch.jit.trace(layer, x_NCHW)  # type: ignore[no-untyped-call]
+        assert "sigmoid" in str(traced.graph)
+        with forward_ad.dual_level():
+            dual_NCHW = layer(forward_ad.make_dual(x_NCHW, torch.ones_like(x_NCHW)))  # type: ignore[no-untyped-call]
+            assert forward_ad.unpack_dual(dual_NCHW).tangent is not None  # type: ignore[no-untyped-call]
+    slopes_NCHW = torch.func.grad(lambda z_NCHW: layer(z_NCHW).sum())(x_NCHW)
+    expected = with_slopes(by_equations, x_NCHW, layer.conv.weight.detach(), torch.ones_like(x_NCHW))
+    torch.testing.assert_close(slopes_NCHW, expected[1])
