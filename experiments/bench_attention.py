@@ -36,6 +36,7 @@ from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 
 import eca_hub
+from eca_hub.attention import fused_eca
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -298,6 +299,8 @@ def main() -> None:
     args.budget = 20_000_000 if args.quick else 400_000_000  # elements that all turns on one map may touch
     torch.set_num_threads(args.threads)
     console = Console(stderr=True)
+    how = "one compiled kernel" if fused_eca.is_built else "operations of torch: no kernel was compiled"
+    print(f"On the CPU, ECA runs as {how}.")
     gates: list[Row] = []
     networks: list[Row] = []
     if args.only != "networks":

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from eca_hub.attention import fused_eca
+
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "pillow", "eca-hub")
 
 
@@ -29,6 +31,8 @@ def describe_environment(num_devices: int, device: torch.device) -> dict[str, An
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
+        # Its sums end in other last bits than those of torch's own operations.
+        "eca_kernel": fused_eca.is_built,
         "command": ["eca-hub", *sys.argv[1:]],
         "git": git_state(Path(__file__).parent),
     }

@@ -122,7 +122,7 @@ def test_who_follows_the_numbers_finds_operations_of_torch() -> None:
         # torch warns of torch.jit, which it uses itself for tangents.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             traced: Any = torch.jit.trace(layer, x_NCHW)  # type: ignore[no-untyped-call]
-            _, tangent_NCHW = torch.func.jvp(layer, (x_NCHW,), (torch.ones_like(x_NCHW),))
+            tangent_NCHW = torch.func.jvp(layer, (x_NCHW,), (torch.ones_like(x_NCHW),))[1]
         assert "sigmoid" in str(traced.graph)
         assert tangent_NCHW.abs().min() > 0
     slopes_NCHW = torch.func.grad(lambda z_NCHW: layer(z_NCHW).sum())(x_NCHW)
