@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from eca_hub.attention.fast_eca import is_plain, rescale_plain, rescale_with_graph, wants_graph
+from eca_hub.attention.fast_eca import can_rescale, rescale_plain, rescale_with_graph, wants_graph
 from eca_hub.attention.gate import average, rescale
 from eca_hub.errors import InvalidConfig
 
@@ -82,7 +82,7 @@ class ECA(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Rescale the channels of a batch of maps."""
         weight_11k = self.conv.weight
-        if is_plain(x_NCHW) and x_NCHW.dtype == weight_11k.dtype:
+        if can_rescale(x_NCHW, weight_11k):
             if wants_graph(x_NCHW, weight_11k):
                 return rescale_with_graph(x_NCHW, weight_11k)
             return rescale_plain(x_NCHW, weight_11k, in_place=self.owns_input and not self._forward_hooks)

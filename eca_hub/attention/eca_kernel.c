@@ -1,4 +1,4 @@
-/* ECA in one visit to each map: what the processor runs where the map is float32 and nobody traces it.
+/* ECA in one visit to each map: what the processor runs where nobody traces the map, of float32 or bfloat16.
 
    In separate operations the map comes from memory for the mean and once more for the product. Here an image is
    averaged and rescaled before the next one is touched, so the second visit finds it in the cache. The way back makes
@@ -31,17 +31,12 @@
 #define VECTORS
 #endif
 
-/* So many positions are added up before they join the sum of the channel: fewer roundings, fewer visits to the sum. */
-#define ROWS 8
-
 typedef ptrdiff_t Int;
 
-/* Sixteen numbers side by side: compilers would otherwise keep the order of a sum, and add one by one. */
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+/* Sixteen numbers side by side, wherever they lie: compilers would keep the order of a sum, and add one by one. */
 #define WIDTH 16
-#define AT(x) (*(const Vector *)(x))
-
-/* ---- some channels of one image, each with its P positions side by side ---- */
+typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+#define AT(x) (*(Vector *)(x))
 
 static inline float sum_of(const Vector *vector) {
     float lanes[WIDTH];
@@ -49,89 +44,6 @@ static inline float sum_of(const Vector *vector) {
     for (Int width = WIDTH / 2; width > 0; width /= 2)
         for (Int lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
     return lanes[0];
-}
-
-VECTORS static void sum_planes(const float *x, Int num_planes, Int size, float *sums) {
-    for (; num_planes > 0; num_planes--, x += size, sums++) {
-        /* Four, so that no addition waits for the one before. */
-        Vector s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-        float rest = 0;
-        Int at = 0;
-        for (; at + 4 * WIDTH <= size; at += 4 * WIDTH) {
-            s0 += AT(x + at);
-            s1 += AT(x + at + WIDTH);
-            s2 += AT(x + at + 2 * WIDTH);
-            s3 += AT(x + at + 3 * WIDTH);
-        }
-        for (; at + WIDTH <= size; at += WIDTH) s0 += AT(x + at);
-        for (; at < size; at++) rest += x[at];
-        s0 = (s0 + s1) + (s2 + s3);
-        *sums = sum_of(&s0) + rest;
-    }
-}
-
-VECTORS static void dot_planes(const float *a, const float *b, Int num_planes, Int size, float *sums) {
-    for (; num_planes > 0; num_planes--, a += size, b += size, sums++) {
-        Vector s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-        float rest = 0;
-        Int at = 0;
-        for (; at + 4 * WIDTH <= size; at += 4 * WIDTH) {
-            s0 += AT(a + at) * AT(b + at);
-            s1 += AT(a + at + WIDTH) * AT(b + at + WIDTH);
-            s2 += AT(a + at + 2 * WIDTH) * AT(b + at + 2 * WIDTH);
-            s3 += AT(a + at + 3 * WIDTH) * AT(b + at + 3 * WIDTH);
-        }
-        for (; at + WIDTH <= size; at += WIDTH) s0 += AT(a + at) * AT(b + at);
-        for (; at < size; at++) rest += a[at] * b[at];
-        s0 = (s0 + s1) + (s2 + s3);
-        *sums = sum_of(&s0) + rest;
-    }
-}
-
-VECTORS static void scale_planes(const float *x, const float *gates, float *y, Int num_planes, Int size) {
-    for (; num_planes > 0; num_planes--, x += size, y += size, gates++) {
-        float gate = *gates;
-        for (Int at = 0; at < size; at++) y[at] = x[at] * gate;
-    }
-}
-
-VECTORS static void slope_planes(const float *dy, const float *gates, const float *through, float *restrict dx,
-                                 Int num_planes, Int size) {
-    for (; num_planes > 0; num_planes--, dy += size, dx += size, gates++, through++) {
-        float gate = *gates, add = *through;
-        for (Int at = 0; at < size; at++) dx[at] = dy[at] * gate + add;
-    }
-}
-
-/* ---- some positions of one image, C channels side by side ---- */
-
-VECTORS static void sum_rows(const float *x, Int num_rows, Int width, float *restrict sums) {
-    for (; num_rows >= ROWS; num_rows -= ROWS, x += ROWS * width)
-        for (Int c = 0; c < width; c++)
-            sums[c] += ((x[c] + x[c + width]) + (x[c + 2 * width] + x[c + 3 * width])) +
-                       ((x[c + 4 * width] + x[c + 5 * width]) + (x[c + 6 * width] + x[c + 7 * width]));
-    for (; num_rows > 0; num_rows--, x += width)
-        for (Int c = 0; c < width; c++) sums[c] += x[c];
-}
-
-VECTORS static void dot_rows(const float *a, const float *b, Int num_rows, Int width, float *restrict sums) {
-    for (; num_rows >= 4; num_rows -= 4, a += 4 * width, b += 4 * width)
-        for (Int c = 0; c < width; c++)
-            sums[c] += (a[c] * b[c] + a[c + width] * b[c + width]) +
-                       (a[c + 2 * width] * b[c + 2 * width] + a[c + 3 * width] * b[c + 3 * width]);
-    for (; num_rows > 0; num_rows--, a += width, b += width)
-        for (Int c = 0; c < width; c++) sums[c] += a[c] * b[c];
-}
-
-VECTORS static void scale_rows(const float *x, const float *restrict gates, float *y, Int num_rows, Int width) {
-    for (; num_rows > 0; num_rows--, x += width, y += width)
-        for (Int c = 0; c < width; c++) y[c] = x[c] * gates[c];
-}
-
-VECTORS static void slope_rows(const float *dy, const float *restrict gates, const float *restrict through,
-                               float *restrict dx, Int num_rows, Int width) {
-    for (; num_rows > 0; num_rows--, dy += width, dx += width)
-        for (Int c = 0; c < width; c++) dx[c] = dy[c] * gates[c] + through[c];
 }
 
 /* ---- one number a channel ---- */
@@ -177,17 +89,20 @@ VECTORS static void slopes_of_logits(const float *gates, float *restrict sums, I
     for (Int c = 0; c < width; c++) sums[c] *= gates[c] * (1.0f - gates[c]);
 }
 
-/* ---- the map ---- */
+/* ---- the work ---- */
 
 typedef struct {
     Int num_images, num_channels, num_positions, kernel_size;
-    bool is_channels_last;
-    const float *x, *weight;
-    /* Forward: the map to write, and what the way back will want to know; the latter may be NULL. */
-    float *y, *mean, *gate;
-    /* Backward, where mean and gate are read; dy is NULL on the way forward. */
-    const float *dy;
-    float *dx, *dweight;
+    bool is_channels_last, is_bfloat16;
+    const void *x;
+    const float *weight;
+    /* The slope of the result; NULL on the way forward. */
+    const void *dy;
+    /* The result, or the slope of the map. */
+    void *written;
+    /* What the way forward leaves for the way back, unless they are NULL. */
+    float *mean, *gate;
+    float *dweight;
 } Job;
 
 /* Where a thread works: alone on whole images where there are enough for all, else on its part of each image. */
@@ -204,6 +119,60 @@ static Share share_of(const Job *job, int thread, int num_threads) {
     return (Share){false, 0, job->num_images, num_parts * thread / num_threads, num_parts * (thread + 1) / num_threads};
 }
 
+/* ---- the map ---- */
+
+#define NUMBER float
+#define NAMED(name) name
+#define LOAD(x) (*(x))
+#define STORE(y, value) (*(y) = (value))
+#define LOADS(x) AT(x)
+#define STORES(y, value) (AT(y) = (value))
+#include "eca_visits.h"
+
+/* bfloat16: the upper half of a float; what is cut off is rounded to the nearest, to even between two (IEEE 754). */
+typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+
+static inline float widened(const uint16_t *half) {
+    uint32_t bits = (uint32_t)*half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline void narrow(uint16_t *half, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    *half = (uint16_t)(value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0);
+}
+
+static inline void widen_all(Vector *values, const uint16_t *halves) {
+    *(Bits *)values = __builtin_convertvector(*(const Halves *)halves, Bits) << 16;
+}
+
+static inline void narrow_all(uint16_t *halves, const Vector *values) {
+    Bits bits = *(const Bits *)values, is_number = (Bits)(*values == *values);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    *(Halves *)halves = __builtin_convertvector((bits & is_number) | (0x7fc0 & ~is_number), Halves);
+}
+
+#define NUMBER uint16_t
+#define NAMED(name) name##_bfloat16
+#define LOAD(x) widened(x)
+#define STORE(y, value) narrow(y, value)
+#define LOADS(x)                  \
+    ({                            \
+        Vector values;            \
+        widen_all(&values, x);    \
+        values;                   \
+    })
+#define STORES(y, value)          \
+    do {                          \
+        Vector values_ = (value); \
+        narrow_all(y, &values_);  \
+    } while (0)
+#include "eca_visits.h"
+
 /* What one call needs to remember, in lines of one number a channel: */
 typedef struct {
     float *memory;
@@ -216,26 +185,6 @@ enum { SUMS_EVEN, SUMS_ODD, PADDED, PER_CHANNEL, NUM_LINES };
 
 static float *line_of(const Scratch *scratch, int which, int thread) {
     return scratch->memory + scratch->line * (which * scratch->num_threads + thread);
-}
-
-/* The sums over the positions of this share of an image: of the map, or of its product with the slope. */
-static void add_up(const Job *job, const Share *share, Int image, float *sums) {
-    Int width = job->num_channels, size = job->num_positions;
-    const float *x = job->x + image * width * size, *dy = job->dy ? job->dy + image * width * size : NULL;
-    if (job->is_channels_last) {
-        Int from = share->begin * width, num_rows = share->end - share->begin;
-        memset(sums, 0, (size_t)width * sizeof *sums);
-        if (dy)
-            dot_rows(dy + from, x + from, num_rows, width, sums);
-        else
-            sum_rows(x + from, num_rows, width, sums);
-    } else {
-        Int from = share->begin * size, num_planes = share->end - share->begin;
-        if (dy)
-            dot_planes(dy + from, x + from, num_planes, size, sums + share->begin);
-        else
-            sum_planes(x + from, num_planes, size, sums + share->begin);
-    }
 }
 
 /* Forward: from the sums to the gates. The line has zeros at both ends. */
@@ -261,35 +210,20 @@ static void find_slopes(const Job *job, Int image, float *padded, float *through
     }
 }
 
-/* The second visit: y = x gate, or dx = dy gate + through. */
-static void write_out(const Job *job, const Share *share, Int image, const float *gates, const float *through) {
-    Int width = job->num_channels, size = job->num_positions, at = image * width * size;
-    if (job->is_channels_last) {
-        Int from = at + share->begin * width, num_rows = share->end - share->begin;
-        if (through)
-            slope_rows(job->dy + from, gates, through, job->dx + from, num_rows, width);
-        else
-            scale_rows(job->x + from, gates, job->y + from, num_rows, width);
-    } else {
-        Int c = share->begin, from = at + c * size, num_planes = share->end - c;
-        if (through)
-            slope_planes(job->dy + from, gates + c, through + c, job->dx + from, num_planes, size);
-        else
-            scale_planes(job->x + from, gates + c, job->y + from, num_planes, size);
-    }
-}
-
 static void work(const Job *job, const Scratch *scratch, int thread, int num_threads) {
     Share share = share_of(job, thread, num_threads);
     bool keeps_sums_apart = share.is_alone || job->is_channels_last;
     Int width = job->num_channels;
+    void (*add_up_)(const Job *, const Share *, Int, float *) = job->is_bfloat16 ? add_up_bfloat16 : add_up;
+    void (*write_out_)(const Job *, const Share *, Int, const float *, const float *) =
+        job->is_bfloat16 ? write_out_bfloat16 : write_out;
     float *padded = line_of(scratch, PADDED, thread), *per_channel = line_of(scratch, PER_CHANNEL, thread);
     float *total = padded + job->kernel_size / 2;
     for (Int image = share.image_begin; image < share.image_end; image++) {
         /* Two lines in turns: who is still reading one has not met the others at the next barrier. */
         int which = image % 2 ? SUMS_ODD : SUMS_EVEN;
         float *sums = line_of(scratch, which, keeps_sums_apart ? thread : 0);
-        add_up(job, &share, image, sums);
+        add_up_(job, &share, image, sums);
         if (!share.is_alone) {
 #pragma omp barrier
         }
@@ -300,14 +234,14 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
         if (job->dy) {
             double *dweights = speaks_for_all ? scratch->dweights + job->kernel_size * thread : NULL;
             find_slopes(job, image, padded, per_channel, dweights);
-            write_out(job, &share, image, job->gate + image * width, per_channel);
+            write_out_(job, &share, image, job->gate + image * width, per_channel);
         } else {
             find_gates(job, padded, per_channel);
             if (speaks_for_all && job->gate) {
                 memcpy(job->mean + image * width, total, (size_t)width * sizeof *total);
                 memcpy(job->gate + image * width, per_channel, (size_t)width * sizeof *per_channel);
             }
-            write_out(job, &share, image, per_channel, NULL);
+            write_out_(job, &share, image, per_channel, NULL);
         }
     }
 }
@@ -335,55 +269,57 @@ static bool run(const Job *job, int num_threads) {
 
 /* ---- Python ---- */
 
-static PyObject *done(bool has_memory) {
-    if (!has_memory) return PyErr_NoMemory();
+static PyObject *done(const Job *job, int num_threads) {
+    bool has_memory;
+    Py_BEGIN_ALLOW_THREADS has_memory = run(job, num_threads);
+    Py_END_ALLOW_THREADS if (!has_memory) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
+/* All numbers but those of the map are float32. */
 static PyObject *rescale(PyObject *self, PyObject *args) {
     (void)self;
     unsigned long long x, weight, y, mean, gate;
     Job job = {0};
-    int is_channels_last, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKnnnnii", &x, &weight, &y, &mean, &gate, &job.num_images, &job.num_channels,
-                          &job.num_positions, &job.kernel_size, &is_channels_last, &num_threads))
+    int is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKnnnniii", &x, &weight, &y, &mean, &gate, &job.num_images, &job.num_channels,
+                          &job.num_positions, &job.kernel_size, &is_channels_last, &is_bfloat16, &num_threads))
         return NULL;
     job.is_channels_last = is_channels_last;
-    job.x = (const float *)(uintptr_t)x;
+    job.is_bfloat16 = is_bfloat16;
+    job.x = (const void *)(uintptr_t)x;
     job.weight = (const float *)(uintptr_t)weight;
-    job.y = (float *)(uintptr_t)y;
+    job.written = (void *)(uintptr_t)y;
     job.mean = (float *)(uintptr_t)mean;
     job.gate = (float *)(uintptr_t)gate;
-    bool has_memory;
-    Py_BEGIN_ALLOW_THREADS has_memory = run(&job, num_threads);
-    Py_END_ALLOW_THREADS return done(has_memory);
+    return done(&job, num_threads);
 }
 
 static PyObject *slopes(PyObject *self, PyObject *args) {
     (void)self;
     unsigned long long dy, x, weight, mean, gate, dx, dweight;
     Job job = {0};
-    int is_channels_last, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKKKnnnnii", &dy, &x, &weight, &mean, &gate, &dx, &dweight, &job.num_images,
-                          &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last, &num_threads))
+    int is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKKKnnnniii", &dy, &x, &weight, &mean, &gate, &dx, &dweight, &job.num_images,
+                          &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last, &is_bfloat16,
+                          &num_threads))
         return NULL;
     job.is_channels_last = is_channels_last;
-    job.dy = (const float *)(uintptr_t)dy;
-    job.x = (const float *)(uintptr_t)x;
+    job.is_bfloat16 = is_bfloat16;
+    job.dy = (const void *)(uintptr_t)dy;
+    job.x = (const void *)(uintptr_t)x;
     job.weight = (const float *)(uintptr_t)weight;
     job.mean = (float *)(uintptr_t)mean;
     job.gate = (float *)(uintptr_t)gate;
-    job.dx = (float *)(uintptr_t)dx;
+    job.written = (void *)(uintptr_t)dx;
     job.dweight = (float *)(uintptr_t)dweight;
-    bool has_memory;
-    Py_BEGIN_ALLOW_THREADS has_memory = run(&job, num_threads);
-    Py_END_ALLOW_THREADS return done(has_memory);
+    return done(&job, num_threads);
 }
 
 static PyMethodDef methods[] = {
-    {"rescale", rescale, METH_VARARGS, "rescale(x, weight, y, mean, gate, N, C, P, k, is_channels_last, num_threads)"},
+    {"rescale", rescale, METH_VARARGS, "x, weight, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
     {"slopes", slopes, METH_VARARGS,
-     "slopes(dy, x, weight, mean, gate, dx, dweight, N, C, P, k, is_channels_last, num_threads)"},
+     "dy, x, weight, mean, gate, dx, dweight, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
     {NULL, NULL, 0, NULL},
 };
 

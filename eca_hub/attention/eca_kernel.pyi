@@ -1,4 +1,4 @@
-"""The compiled part of ECA. Addresses are of float32 numbers that stay where they are during the call."""
+"""The compiled part of ECA. Addresses are of numbers that stay where they are during the call: float32, but in maps."""
 
 def rescale(
     x: int,
@@ -11,6 +11,7 @@ def rescale(
     num_positions: int,
     kernel_size: int,
     is_channels_last: bool,
+    is_bfloat16: bool,
     num_threads: int,
     /,
 ) -> None: ...
@@ -27,6 +28,7 @@ def slopes(
     num_positions: int,
     kernel_size: int,
     is_channels_last: bool,
+    is_bfloat16: bool,
     num_threads: int,
     /,
 ) -> None: ...

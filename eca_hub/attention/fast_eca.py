@@ -21,13 +21,13 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from eca_hub.attention import fused_eca
 
 _DTYPES = (torch.float32, torch.float64)
+"""What all of torch's operations here compute; the compiled kernel has a list of its own."""
 
 
 def is_plain(x_NCHW: Tensor) -> bool:
     """Whether a tensor holds numbers that nobody traces, maps, casts or counts: else the layers themselves must run."""
     return (
         type(x_NCHW) is Tensor
-        and x_NCHW.dtype in _DTYPES
         and not torch.compiler.is_compiling()
         # Asking is_cpu takes a tenth of what asking for the device's name does.
         and (x_NCHW.is_cpu or x_NCHW.is_cuda)
@@ -37,6 +37,12 @@ def is_plain(x_NCHW: Tensor) -> bool:
         and not torch._C._is_tracing()
         and forward_ad._current_level < 0
     )
+
+
+def can_rescale(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
+    """Whether the functions below may take the place of the layers."""
+    is_known = x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype
+    return is_plain(x_NCHW) and (is_known or fused_eca.takes(x_NCHW, weight_11k))
 
 
 def wants_graph(*tensors: Tensor) -> bool:
@@ -109,7 +115,7 @@ class _WithGraph(torch.autograd.Function):
         x_NCHW, weight_11k, facts_2NC = ctx.saved_tensors
         if not torch.is_grad_enabled() and is_plain(dy_NCHW) and fused_eca.takes(x_NCHW, weight_11k):
             return fused_eca.slopes(dy_NCHW, x_NCHW, weight_11k, facts_2NC)
-        return _slopes(dy_NCHW, x_NCHW, weight_11k, *facts_2NC)
+        return _slopes(dy_NCHW, x_NCHW, weight_11k, *facts_2NC.to(x_NCHW.dtype))
 
 
 def _slopes(

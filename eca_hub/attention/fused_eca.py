@@ -18,6 +18,8 @@ except ImportError:
 else:
     is_built = True
 
+_DTYPES = (torch.float32, torch.bfloat16)
+
 _ELEMENTS_A_THREAD = 32768
 """Fewer are not worth a thread; torch draws the same line."""
 
@@ -32,9 +34,9 @@ def takes(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
     return (
         is_built
         and x_NCHW.is_cpu
-        and x_NCHW.dtype is torch.float32
+        and x_NCHW.dtype in _DTYPES
         and type(weight_11k) in (Tensor, nn.Parameter)
-        and weight_11k.dtype is torch.float32
+        and weight_11k.dtype == x_NCHW.dtype
         and weight_11k.is_cpu
         and weight_11k.is_contiguous()
         and (x_NCHW.is_contiguous() or x_NCHW.is_contiguous(memory_format=torch.channels_last))
@@ -44,13 +46,15 @@ def takes(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
 
 def rescale(x_NCHW: Tensor, weight_11k: Tensor, y_NCHW: Tensor) -> Tensor:
     """Write x * sigmoid(conv1d(mean_HW(x))) to y, which has the order of x and may be x itself."""
+    weight_11k = weight_11k.float()
     eca_kernel.rescale(x_NCHW.data_ptr(), weight_11k.data_ptr(), y_NCHW.data_ptr(), 0, 0, *_layout(x_NCHW, weight_11k))
     return y_NCHW
 
 
 def rescale_and_remember(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the rescaled map, and what its slopes are made of: means and gates (2, N, C)."""
-    y_NCHW, facts_2NC = torch.empty_like(x_NCHW), x_NCHW.new_empty((2, *x_NCHW.shape[:2]))
+    """Give the rescaled map, and what its slopes are made of: means and gates (2, N, C), in float32."""
+    y_NCHW, facts_2NC = torch.empty_like(x_NCHW), torch.empty((2, *x_NCHW.shape[:2]), dtype=torch.float32)
+    weight_11k = weight_11k.float()
     facts = facts_2NC.data_ptr()
     eca_kernel.rescale(
         x_NCHW.data_ptr(),
@@ -67,23 +71,25 @@ def slopes(dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, facts_2NC: Tenso
     """Turn the slope of the result into those of the map and of the kernel."""
     if dy_NCHW.stride() != x_NCHW.stride():
         dy_NCHW = torch.empty_like(x_NCHW).copy_(dy_NCHW)
-    dx_NCHW, dweight_11k, facts = torch.empty_like(x_NCHW), torch.empty_like(weight_11k), facts_2NC.data_ptr()
+    kernel_11k = weight_11k.float()
+    dx_NCHW, dweight_11k, facts = torch.empty_like(x_NCHW), torch.empty_like(kernel_11k), facts_2NC.data_ptr()
     eca_kernel.slopes(
         dy_NCHW.data_ptr(),
         x_NCHW.data_ptr(),
-        weight_11k.data_ptr(),
+        kernel_11k.data_ptr(),
         facts,
         facts + facts_2NC.nbytes // 2,
         dx_NCHW.data_ptr(),
         dweight_11k.data_ptr(),
         *_layout(x_NCHW, weight_11k),
     )
-    return dx_NCHW, dweight_11k
+    return dx_NCHW, dweight_11k.to(weight_11k.dtype)
 
 
-def _layout(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[int, int, int, int, bool, int]:
+def _layout(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[int, int, int, int, bool, bool, int]:
     num_images, num_channels, height, width = x_NCHW.shape
     # Maps of one position are in both orders; side by side are then the channels.
     is_channels_last = height * width == 1 or not x_NCHW.is_contiguous()
     num_threads = max(1, min(torch.get_num_threads(), x_NCHW.numel() // _ELEMENTS_A_THREAD))
-    return num_images, num_channels, height * width, weight_11k.shape[2], is_channels_last, num_threads
+    is_bfloat16 = x_NCHW.dtype is torch.bfloat16
+    return num_images, num_channels, height * width, weight_11k.shape[2], is_channels_last, is_bfloat16, num_threads

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import eca_hub
 from eca_hub.attention import fused_eca
 from eca_hub.attention.eca import ECA
-from eca_hub.attention.fast_eca import correlate, is_plain
+from eca_hub.attention.fast_eca import can_rescale, correlate, is_plain
 
 SHAPES = [(1, 16, 3, 3), (2, 16, 1, 1), (3, 40, 5, 4), (9, 512, 2, 3)]
 
@@ -113,9 +113,11 @@ def test_a_network_says_which_input_may_be_overwritten_and_stays_right(name: str
 
 
 def test_traced_cast_and_counted_tensors_go_through_the_layers() -> None:
-    x_NCHW = torch.randn(2, 8, 3, 3)
+    x_NCHW, weight_11k = torch.randn(2, 8, 3, 3), torch.randn(1, 1, 3)
     assert is_plain(x_NCHW)
-    assert not is_plain(x_NCHW.bfloat16())
+    assert can_rescale(x_NCHW, weight_11k)
+    assert not can_rescale(x_NCHW.half(), weight_11k.half())
+    assert not can_rescale(x_NCHW, weight_11k.double())
     assert not is_plain(x_NCHW.to("meta"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_plain(x_NCHW)

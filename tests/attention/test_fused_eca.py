@@ -65,6 +65,35 @@ def test_it_is_the_equations_and_their_slopes_with_any_number_of_threads(
 
 
 @needs_kernel
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_in_bfloat16_only_what_is_written_is_rounded(
+    shape: tuple[int, ...], memory_format: torch.memory_format, num_threads: int
+) -> None:
+    torch.manual_seed(0)
+    x_NCHW, weight_11k = map_of(shape, memory_format).bfloat16(), torch.randn(1, 1, 3).bfloat16()
+    dy_NCHW = torch.randn_like(x_NCHW)
+    found = with_slopes(fast_eca.rescale_with_graph, x_NCHW, weight_11k, dy_NCHW)
+    expected = with_slopes(by_equations, x_NCHW.double(), weight_11k.double(), dy_NCHW.double())
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one, other.bfloat16(), atol=1e-6, rtol=2**-7)
+    y_NCHW = fast_eca.rescale_plain(x_NCHW, weight_11k, in_place=True)
+    assert torch.equal(y_NCHW, found[0])
+
+
+@needs_kernel
+def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
+    # A gate of one half: what is written is half of what was read, denormals, infinities and NaN included.
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    x_NCHW = bits.view(torch.bfloat16).view(2**16, 1, 1, 1)
+    y_NCHW = fused_eca.rescale(x_NCHW, torch.zeros(1, 1, 1).bfloat16(), torch.empty_like(x_NCHW))
+    logits_N = x_NCHW.flatten().float() * 0
+    expected_N = (x_NCHW.flatten().float() * logits_N.sigmoid()).bfloat16()
+    torch.testing.assert_close(y_NCHW.flatten(), expected_N, equal_nan=True, atol=0, rtol=0)
+
+
+@needs_kernel
 def test_gates_are_right_at_both_ends_and_nothing_is_hidden() -> None:
     logits_NC = torch.tensor([[-1e30, -200.0, -88.0, -20.0, 0.0, 20.0, 200.0, float("inf"), float("nan")]])
     ones_NCHW = logits_NC[:, :, None, None]
