@@ -41,8 +41,9 @@ def is_plain(x_NCHW: Tensor) -> bool:
 
 def can_rescale(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
     """Whether the functions below may take the place of the layers."""
-    is_known = x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype
-    return is_plain(x_NCHW) and (is_known or fused_eca.takes(x_NCHW, weight_11k))
+    return is_plain(x_NCHW) and (
+        (x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype) or fused_eca.takes(x_NCHW, weight_11k)
+    )
 
 
 def wants_graph(*tensors: Tensor) -> bool:
