@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,9 @@ Result = TypeVar("Result")
 _MIN_ITEMS = 64
 """Refusing so few costs more than it saves: callers who ask again at once take the time that engines need."""
 
+_NICENESS = 5
+"""Of the thread for large pictures: it gets a quarter of a core where others want all of it."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -59,7 +63,7 @@ class ModelLoader:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "eca-hub" / "compiled"))
         self._threads = ThreadPoolExecutor(settings.num_decoders or self._num_cores, "decoder")
-        self._large_thread = ThreadPoolExecutor(1, "large pictures")
+        self._large_thread = ThreadPoolExecutor(1, "large pictures", initializer=_yield_to_others)
 
     async def open(self, source: ModelSource) -> RunningModel["Tensor", "Tensor"]:
         """Load a model, warm it up and start to serve it.
@@ -193,6 +197,13 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     # The network as it was loaded, and what the self-test needed.
     give_memory_back()
     return _Loaded(classifier, networks, explained)
+
+
+def _yield_to_others() -> None:
+    """Make the calling thread take what others leave of the processor."""
+    if sys.platform == "linux":
+        # There a thread has a niceness of its own; elsewhere the whole process would get it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _copied_to(device: str, classifier: "Classifier") -> "Classifier":
