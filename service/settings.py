@@ -23,9 +23,10 @@ class Settings:
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     api_keys_file: str = ""
-    """File with keys, one a line, of which a caller must send one; or set ECA_API_KEYS, separated by commas."""
+    """File with keys, of which a caller must send one; or set ECA_API_KEYS, separated by commas. One a line, behind it
+    the day or moment on which it ends, if it does; a change counts within seconds."""
     admin_keys_file: str = ""
-    """File with admin keys, one a line: they load and unload models at /v1/models; or set ECA_ADMIN_KEYS."""
+    """File with admin keys, as above: they load and unload models at /v1/models; or set ECA_ADMIN_KEYS."""
     insecure: bool = False
     """Listen beyond this machine without a key."""
     allow_repos: str = ""
