@@ -168,21 +168,14 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     from eca_hub import Classifier
     from service.network import prepare_network
 
+    if settings.device == "auto":
+        settings = settings.on("cuda" if torch.cuda.is_available() else "cpu")
     devices = settings.devices
-    if devices == ("auto",):
-        devices = ("cuda" if torch.cuda.is_available() else "cpu",)
     for device in devices:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError):
-            raise BadSetting(
-                f"The device {device!r} is not there.", hint="Set --device to cpu, cuda, cuda:N or cuda:0,1."
-            ) from None
-    if settings.decode_on == "gpu" and not devices[0].startswith("cuda"):
-        raise BadSetting(
-            f"--decode_on gpu needs a GPU, and the networks run on {devices[0]}.",
-            hint="Set --device cuda on a machine that has one, or leave --decode_on out.",
-        )
+            raise BadSetting(f"There is no {device} on this machine.", hint="Set --device to one that is.") from None
     # This thread's work is done before the engines', each of which has one core.
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])
