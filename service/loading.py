@@ -36,8 +36,8 @@ Result = TypeVar("Result")
 _MIN_ITEMS = 64
 """Refusing so few costs more than it saves: callers who ask again at once take the time that engines need."""
 
-_NICENESS = 5
-"""Of the thread for large pictures: it gets a quarter of a core where others want all of it."""
+_NICENESS = 10
+"""Of the thread for large pictures: it gets a tenth of a core where others want all of it."""
 
 _logger = logging.getLogger(__name__)
 
