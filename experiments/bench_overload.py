@@ -4,8 +4,8 @@
     python -m experiments.bench_overload --json     the same for programs
 
 The server has one core and the callers another, so that neither slows the other down. C is what the server answers to
-32 callers who ask again at once; the figures hold for a machine that nobody else uses. Ends with 1 when a promise is
-not kept.
+32 callers who ask again at once; the figures hold for a machine that nobody else uses. Ends with 1 when a promise
+about load is not kept; what keys tell by their timing is only reported.
 
 The lag of the event loop is seen from outside: no probe can be answered sooner than the loop comes to it, so the time
 of a probe is held against the bound on the lag as well. The bombs are files of a few kilobytes that cost most to decode
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps([asdict(row) | {"is_kept": row.is_kept} for row in rows]))
     else:
         print_rows(rows)
-    return int(not all(row.is_kept for row in rows))
+    return int(not all(row.is_kept for row in rows if row.id.startswith("G")))
 
 
 @contextmanager
@@ -196,11 +196,12 @@ async def _time_of_wrong_keys(crowd: Crowd) -> Promise:
     say("keys that are wrong in the first byte and in the last ...")
     callers = [crowd.caller(_locked_request(key)) for key in ("x" + _KEY[1:], _KEY[:-1] + "x")]
     took_s: list[list[float]] = [[], []]
-    for _ in range(_NUM_TRIES):
-        for caller, values in zip(callers, took_s, strict=True):
+    for turn in range(_NUM_TRIES):
+        # Each goes first in every other turn, as going first may be slower.
+        for place in (turn % 2, 1 - turn % 2):
             began_s = time.perf_counter()
-            assert await caller.ask() == 401
-            values.append(time.perf_counter() - began_s)
+            assert await callers[place].ask() == 401
+            took_s[place].append(time.perf_counter() - began_s)
     for caller in callers:
         caller.close()
     # The error of a median, where the spread is that of the middle half: a few tries are interrupted.
