@@ -12,12 +12,14 @@ import io
 import math
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from eca_hub.colours import to_rgb
 from eca_hub.errors import NotAnImage, TooLarge, TooManyPixels
 from eca_hub.imagefiles import FORMATS, PixelParts, format_of, orientation_in, pixel_parts_of
 from eca_hub.models.config import ImageConfig
@@ -41,20 +43,30 @@ _TURN_BACK = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# A progressive JPEG costs a walk over all pixels for each scan: 50 megapixels may have 20 of them.
-_MAX_SCANNED_MPX = 1000
-
-# Other colours become RGB in pieces of this size, so that no more than two copies of a large picture exist.
-_BAND_PX = 2**20
+# A progressive JPEG costs a walk over all pixels for each scan: 50 megapixels may have 10 of them,
+# which is what encoders make.
+_MAX_SCANNED_MPX = 500
 
 # Pillow's WebP decoder has a canvas for this frame and one for the last, and copies the first before it is unpacked.
-_WEBP_WEIGHT = 2
+_WEBP_WEIGHT = 2.0
+# What is transparent is unpacked apart from the colours, and laid on white afterwards.
+_WEBP_ALPHA_WEIGHT = 2.5
 
-# A photo is decoded at 1/2, 1/4 or 1/8 only while that leaves this many times the pixels that the resize asks for.
-_DRAFT_MARGIN = 2
+# A PNG takes as long to unpack as it has bytes: half a second for 46 megapixels of three. Its pixels count as more
+# where they have more, stand in seven passes, or are laid on white, for which an alpha channel counts twice.
+_PNG_BYTES_PER_PX = 2.75
+_PNG_INTERLACED_WEIGHT = 4 / 3
 
-# What a picture that was decoded smaller remembers: rounded twice, its width would move the crop by a pixel.
-_FULL_SIZE = "eca_hub.full_size_px"
+# A large picture is decoded at 1/2, 1/4 or 1/8 only while that leaves this many times the pixels of the shorter side
+# that the resize asks for. A JPEG gains by it at any size; others only where they are so large that it is time.
+_SHRINK_MARGIN = 2
+_SHRINK_MPX = 16
+
+# Where a picture that was decoded smaller remembers what it was.
+_ORIGIN = "eca_hub.origin"
+
+# Which way up of the camera brings the right or the lower edge of the file to the left or to the top.
+_LEFT_IS_END, _TOP_IS_END = frozenset([2, 3, 6, 7]), frozenset([3, 4, 7, 8])
 
 # A resized picture may have this many times the pixels of the crop before the rest is left out.
 _MAX_OVERHANG = 16
@@ -67,7 +79,8 @@ class ImageLimits:
     max_bytes: int = 10 * 2**20
     """Size of the file."""
     max_mpx: float = 50.0
-    """Width times height, in millions of pixels; a WebP may have half as many, as it takes twice the memory."""
+    """Width times height, in millions of pixels. A WebP may have half as many, as it takes twice the memory; a PNG in
+    colour nine tenths, with an alpha channel half, and half of that with 16 bits for each colour."""
     max_side_px: int = 16384
     """Width or height."""
     max_scans: int = 100
@@ -82,8 +95,9 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
     Args:
         data: The whole file.
         limits: What it may cost.
-        enough_px: Shorter side that the caller needs. A much larger JPEG is then decoded at a fraction of its size,
-            which is several times faster and changes the resized pixels by a grey level or two.
+        enough_px: Shorter side that the caller needs. A much larger JPEG is then decoded at a fraction of its size, and
+            any other picture of more than 16 megapixels is shrunk before anything else is done to it, which is several
+            times faster and changes the resized pixels by a grey level or two.
 
     Raises:
         NotAnImage: no picture in one of `FORMATS`, or a broken one.
@@ -101,21 +115,20 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
     parts = pixel_parts_of(name, data)
     try:
         with Image.open(io.BytesIO(parts.data), formats=[name.upper()]) as image:
-            check_size(*image.size, limits)
-            full_size = image.size
-            _check_scans(parts, image.width * image.height / 1e6, limits)
-            if enough_px is not None:
-                shrink = enough_px * _DRAFT_MARGIN / min(image.size)
-                if shrink < 1:
-                    image.draft(None, (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
+            check_size(*image.size, limits, weight=_weight_of(name, image))
+            full_size, mpx = image.size, image.width * image.height / 1e6
+            _check_scans(parts, mpx, limits)
+            shrink = 1 if enough_px is None else _shrink_to(enough_px, min(image.size))
+            if name == "JPEG":
+                image.draft(None, (image.width // shrink, image.height // shrink))
             image.load()
             turned = orientation_in(image.info.get("exif", b"")) if name == "WebP" else parts.orientation
-            rgb = _as_rgb(image)
+            rgb = to_rgb(image, shrink=shrink if name != "JPEG" and mpx > _SHRINK_MPX else 1)
             if rgb is not image:
                 # A third copy of a large picture would be one too many.
                 image.close()
             upright = rgb.transpose(_TURN_BACK[turned]) if turned > 1 else rgb
-            upright.info[_FULL_SIZE] = full_size if turned < 5 else full_size[::-1]
+            upright.info[_ORIGIN] = _origin_of(upright, full_size if turned < 5 else full_size[::-1], turned)
             return upright
     except TooManyPixels:
         raise
@@ -128,6 +141,17 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), enough_px:
         # Whatever a decoder raises on hostile bytes (struct.error, SyntaxError, MemoryError, ...) is the bytes' fault.
         reason = str(error) or type(error).__name__
         raise NotAnImage(f"The {name} cannot be decoded: {reason}.", hint="Is the file whole?") from None
+
+
+class _Origin(NamedTuple):
+    """What a picture was before it was made smaller: rounded twice, its sides would move the crop by a pixel."""
+
+    size: tuple[int, int]
+    """The picture's own, by which it is seen that nobody has cut it since."""
+    full_size: tuple[int, int]
+    """Upright, before it was made smaller."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of what was in the file."""
 
 
 class EvalTransform:
@@ -155,16 +179,22 @@ class EvalTransform:
         """Resize and crop: RGB picture to uint8 (3, H, W), in channels_last memory."""
         config = self.config
         resampling = _RESAMPLING[config.interpolation]
-        width, height = self.resized_size(*_full_size_of(image))
+        origin = image.info.get(_ORIGIN)
+        if origin is None or origin.size != image.size:
+            # Somebody made it, cut it or resized it.
+            origin = _origin_of(image, image.size)
+        width, height = self.resized_size(*origin.full_size)
         left, top = self.corner_of(width, height)
         size = (config.width_px, config.height_px)
         if width * height <= _MAX_OVERHANG * config.width_px * config.height_px:
-            cut = image.resize((width, height), resampling).crop((left, top, left + size[0], top + size[1]))
+            resized = image.resize((width, height), resampling, origin.box)
+            cut = resized.crop((left, top, left + size[0], top + size[1]))
         else:
             # A strip of 16384 x 1 px would become four million wide: make only what the crop keeps.
-            x_scale, y_scale = image.width / width, image.height / height
-            right, bottom = (left + size[0]) * x_scale, (top + size[1]) * y_scale
-            box = (left * x_scale, top * y_scale, min(right, image.width), min(bottom, image.height))
+            x_begin, y_begin, x_end, y_end = origin.box
+            x_scale, y_scale = (x_end - x_begin) / width, (y_end - y_begin) / height
+            right, bottom = x_begin + (left + size[0]) * x_scale, y_begin + (top + size[1]) * y_scale
+            box = (x_begin + left * x_scale, y_begin + top * y_scale, min(right, x_end), min(bottom, y_end))
             cut = image.resize(size, resampling, box=box)
         return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
 
@@ -192,13 +222,13 @@ class EvalTransform:
         return round((width - self.config.width_px) / 2), round((height - self.config.height_px) / 2)
 
 
-def _full_size_of(image: Image.Image) -> tuple[int, int]:
-    """The size in the file; that of the picture itself if somebody has cut or resized it since it was decoded."""
-    width, height = image.info.get(_FULL_SIZE, image.size)
-    for scale in (2, 4, 8):
-        if image.size == (math.ceil(width / scale), math.ceil(height / scale)):
-            return width, height
-    return image.size
+def _origin_of(image: Image.Image, full_size: tuple[int, int], turned: int = 1) -> _Origin:
+    """Say which part of an upright picture was in its file: of the last pixels along a side only a fraction."""
+    scale = max(1, round(max(full_size) / max(image.size)))
+    width, height = full_size[0] / scale, full_size[1] / scale
+    left = image.width - width if turned in _LEFT_IS_END else 0.0
+    top = image.height - height if turned in _TOP_IS_END else 0.0
+    return _Origin(image.size, full_size, (left, top, left + width, top + height))
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -216,7 +246,21 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise NotAnImage("The WebP cannot be decoded: its header is not whole.", hint="Is the file whole?")
 
 
-def check_size(width: int, height: int, limits: ImageLimits, *, weight: int = 1) -> None:
+def _weight_of(name: str, image: ImageFile.ImageFile) -> float:
+    """How much more a pixel costs than one of a JPEG, as far as the head of the file tells."""
+    if name == "WebP":
+        return _WEBP_ALPHA_WEIGHT if image.has_transparency_data else _WEBP_WEIGHT
+    if name != "PNG":
+        return 1.0
+    channels, _, packing = str(image.tile[0].args).partition(";")
+    num_channels = len(channels) + image.has_transparency_data
+    bytes_per_px = num_channels * (2.0 if packing == "16B" else 1.0)
+    if image.info.get("interlace"):
+        bytes_per_px *= _PNG_INTERLACED_WEIGHT
+    return max(1.0, bytes_per_px / _PNG_BYTES_PER_PX)
+
+
+def check_size(width: int, height: int, limits: ImageLimits, *, weight: float = 1.0) -> None:
     """See that a picture may have so many pixels.
 
     Args:
@@ -233,8 +277,8 @@ def check_size(width: int, height: int, limits: ImageLimits, *, weight: int = 1)
         raise NotAnImage(f"The picture is {width} x {height}: it has no pixels.")
     if width * height * weight > limits.max_mpx * 1e6:
         size = f"{width} x {height}, {width * height / 1e6:.1f} Mpx"
-        limit = f"{limits.max_mpx / weight:g} Mpx"
-        if weight == 1:
+        limit = f"{limits.max_mpx / weight:.3g} Mpx"
+        if weight == 1.0:
             raise TooManyPixels(f"The picture is {size}; the limit is {limit}.", hint="Shrink it.")
         raise TooManyPixels(
             f"The picture is {size}; the limit for its format is {limit}.", hint="Shrink it, or save it as JPEG."
@@ -243,6 +287,11 @@ def check_size(width: int, height: int, limits: ImageLimits, *, weight: int = 1)
         raise TooManyPixels(
             f"The picture is {width} x {height}; a side may have {limits.max_side_px} px.", hint="Shrink it."
         )
+
+
+def _shrink_to(enough_px: int, shorter_side_px: int) -> int:
+    """By how much a picture may shrink before it is resized."""
+    return next((by for by in (8, 4, 2) if shorter_side_px >= by * enough_px * _SHRINK_MARGIN), 1)
 
 
 def _check_scans(parts: PixelParts, mpx: float, limits: ImageLimits) -> None:
@@ -254,28 +303,3 @@ def _check_scans(parts: PixelParts, mpx: float, limits: ImageLimits) -> None:
         raise TooManyPixels(
             f"The JPEG has {parts.num_scans} scans of {mpx:.1f} Mpx each.", hint="Save it again as baseline."
         )
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    num_rows = max(1, _BAND_PX // image.width)
-    if image.height <= num_rows:
-        return _band_as_rgb(image)
-    canvas = Image.new("RGB", image.size)
-    for top in range(0, image.height, num_rows):
-        band = image.crop((0, top, image.width, min(top + num_rows, image.height)))
-        canvas.paste(_band_as_rgb(band), (0, top))
-    return canvas
-
-
-def _band_as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # convert("RGB") would clip 16-bit grey to white instead of scaling it.
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, "white")
-        canvas.alpha_composite(rgba)
-        return canvas.convert("RGB")
-    return image.convert("RGB")

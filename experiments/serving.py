@@ -70,6 +70,16 @@ class Row:
     """Share of the processors that others took meanwhile."""
 
 
+@dataclass(frozen=True)
+class FirstAnswer:
+    """How the first answer of a server came."""
+
+    start_s: float
+    """From the start of its process."""
+    took_s: float
+    """From its question, which was the first that was not refused."""
+
+
 class Server:
     """A running server with its first answer behind it.
 
@@ -78,14 +88,18 @@ class Server:
         url: Where it answers, with the path.
         served: What it is.
         body: A file with what it wants.
-        start_s: From the start of its process to its first answer.
+        first: How its first answer came.
     """
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", url: str, served: Served, body: Path, start_s: float
+        self, process: "subprocess.Popen[bytes]", url: str, served: Served, body: Path, first: "FirstAnswer"
     ) -> None:
-        self.pid, self.url, self.start_s = process.pid, url, start_s
+        self.pid, self.url, self.first, self.start_s = process.pid, url, first, first.start_s
         self._served, self._body = served, body
+
+    def cpu_s(self) -> float:
+        """Processor seconds that it has used."""
+        return _busy_s(self.pid)[1]
 
     def load(self, clients: int, per_s: float, seconds: float) -> Row:
         """Load it in closed loop with so many clients, or in open loop at so many requests a second.
@@ -141,10 +155,10 @@ def started(served: Served) -> Iterator[Server]:
             )
         try:
             url = _announced_url(process)
-            start_s = _wait_for_answer(process, url + served.path, served.body) if url else None
-            if url is None or start_s is None:
+            first = _wait_for_answer(process, url + served.path, served.body) if url else None
+            if url is None or first is None:
                 raise ServerEnded(f"{served.name}: {log_path.read_text(errors='replace')[-1500:]}")
-            yield Server(process, url + served.path, served, body, start_s)
+            yield Server(process, url + served.path, served, body, first)
         finally:
             os.killpg(process.pid, 9)
             process.wait()
@@ -163,23 +177,25 @@ def _environment() -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1"}
 
 
-def _wait_for_answer(process: "subprocess.Popen[bytes]", url: str, body: bytes) -> float | None:
-    """Seconds from the start of the process to its first answer; None where there is none."""
+def _wait_for_answer(process: "subprocess.Popen[bytes]", url: str, body: bytes) -> FirstAnswer | None:
+    """Ask until there is an answer; None where there is none."""
     import httpx2
 
     # The boot time of the machine and ticks since then: the process has been running since before we got here.
     started_s = int(_stat(process.pid)[19]) / os.sysconf("SC_CLK_TCK")
     headers = {"content-type": content_type_of(body)}
     deadline_s = time.monotonic() + _START_S
-    while time.monotonic() < deadline_s:
-        try:
-            if httpx2.post(url, content=body, headers=headers, timeout=60).status_code == 200:
-                return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
-        except httpx2.TransportError:
-            pass
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
+    # One client for all: making one takes as long as an answer.
+    with httpx2.Client(timeout=60) as client:
+        while time.monotonic() < deadline_s and process.poll() is None:
+            asked_s = time.perf_counter()
+            try:
+                if client.post(url, content=body, headers=headers).status_code == 200:
+                    took_s = time.perf_counter() - asked_s
+                    return FirstAnswer(time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, took_s)
+            except httpx2.TransportError:
+                pass
+            time.sleep(0.05)
     return None
 
 

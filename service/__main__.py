@@ -17,7 +17,8 @@ from typing import Any
 from docstring_parser import parse_from_object
 
 from eca_hub import CommandParser, keep_freed_memory, open_hub
-from service.security import Keys, check_exposure, check_hub_exposure
+from service.keys import Keys
+from service.security import check_exposure, check_hub_exposure
 from service.settings import Settings
 
 _ABOUT = """Serve models over HTTP: POST a picture to /v1/classify and get its classes.

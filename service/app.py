@@ -15,9 +15,9 @@ from service.answers import add_error_handlers
 from service.body import BodyReader
 from service.envelope import Envelope
 from service.house import House
+from service.keys import Keys
 from service.metrics import Metrics
 from service.registry import ModelSource, Registry
-from service.security import Keys
 from service.settings import Settings
 from service.shortcut import Shortcut
 from service.uploads import UploadLimits

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from service.batching import Batcher
+from service.keys import Keys
 from service.registry import ModelSource, Registry
 from service.running import ModelFacts, RawPixels, RunningModel, SelfTest
-from service.security import Keys
 from service.settings import Precision, Settings
 
 _BATCH_SIZES = {"cpu": (1, 4, 8), "cuda": (1, 8, 64)}

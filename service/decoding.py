@@ -1,9 +1,10 @@
 """From the bytes of a picture to the network's pixels, in a few threads beside the event loop.
 
 The threads are few because each decode may need a hundred megabytes: 8 bytes a pixel, for at most 16 megapixels (8 in
-WebP). Larger pictures go one after the other through a thread of their own: each may need 400 MB and a second, for
-which nobody else shall wait. Limits are checked before pixels are made; a bad picture fails here, alone, before it
-meets a batch. Never sees HTTP, and knows of the network only what it wants as input.
+WebP). Larger pictures go one after the other through a thread of their own, which gets what others leave of the
+processor: each may need 400 MB and half a second, for which nobody else shall wait. Limits are checked before pixels
+are made; a bad picture fails here, alone, before it meets a batch. Never sees HTTP, and knows of the network only what
+it wants as input.
 
 Shapes: H height, W width; 3 colours, red first.
 """

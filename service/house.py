@@ -9,10 +9,11 @@ from fastapi import Depends, Request
 
 from eca_hub import EcaHubError
 from service.body import BodyReader
+from service.keys import Keys
 from service.metrics import Metrics
 from service.registry import Registry
 from service.running import Classified, RunningModel
-from service.security import Keys, check_admin
+from service.security import check_admin
 from service.uploads import UploadLimits
 
 

@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,9 @@ Result = TypeVar("Result")
 _MIN_ITEMS = 64
 """Refusing so few costs more than it saves: callers who ask again at once take the time that engines need."""
 
+_NICENESS = 10
+"""Of the thread for large pictures: it gets a tenth of a core where others want all of it."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -59,7 +63,7 @@ class ModelLoader:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "eca-hub" / "compiled"))
         self._threads = ThreadPoolExecutor(settings.num_decoders or self._num_cores, "decoder")
-        self._large_thread = ThreadPoolExecutor(1, "large pictures")
+        self._large_thread = ThreadPoolExecutor(1, "large pictures", initializer=_yield_to_others)
 
     async def open(self, source: ModelSource) -> RunningModel["Tensor", "Tensor"]:
         """Load a model, warm it up and start to serve it.
@@ -164,21 +168,14 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     from eca_hub import Classifier
     from service.network import prepare_network
 
+    if settings.device == "auto":
+        settings = settings.on("cuda" if torch.cuda.is_available() else "cpu")
     devices = settings.devices
-    if devices == ("auto",):
-        devices = ("cuda" if torch.cuda.is_available() else "cpu",)
     for device in devices:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError):
-            raise BadSetting(
-                f"The device {device!r} is not there.", hint="Set --device to cpu, cuda, cuda:N or cuda:0,1."
-            ) from None
-    if settings.decode_on == "gpu" and not devices[0].startswith("cuda"):
-        raise BadSetting(
-            f"--decode_on gpu needs a GPU, and the networks run on {devices[0]}.",
-            hint="Set --device cuda on a machine that has one, or leave --decode_on out.",
-        )
+            raise BadSetting(f"There is no {device} on this machine.", hint="Set --device to one that is.") from None
     # This thread's work is done before the engines', each of which has one core.
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])
@@ -193,6 +190,13 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     # The network as it was loaded, and what the self-test needed.
     give_memory_back()
     return _Loaded(classifier, networks, explained)
+
+
+def _yield_to_others() -> None:
+    """Make the calling thread take what others leave of the processor."""
+    if sys.platform == "linux":
+        # There a thread has a niceness of its own; elsewhere the whole process would get it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _copied_to(device: str, classifier: "Classifier") -> "Classifier":

@@ -3,7 +3,8 @@
 Knows nothing of how settings are read (`__main__`) or used.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from service.errors import BadSetting
@@ -23,9 +24,10 @@ class Settings:
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     api_keys_file: str = ""
-    """File with keys, one a line, of which a caller must send one; or set ECA_API_KEYS, separated by commas."""
+    """File with keys, of which a caller must send one; or set ECA_API_KEYS, separated by commas. One a line, behind it
+    the day or moment on which it ends, if it does; a change counts within seconds."""
     admin_keys_file: str = ""
-    """File with admin keys, one a line: they load and unload models at /v1/models; or set ECA_ADMIN_KEYS."""
+    """File with admin keys, as above: they load and unload models at /v1/models; or set ECA_ADMIN_KEYS."""
     insecure: bool = False
     """Listen beyond this machine without a key."""
     allow_repos: str = ""
@@ -109,6 +111,14 @@ class Settings:
             names.append(f"{kind}:{word}" if word.isdigit() and kind else word)
         return tuple(names)
 
+    def on(self, device: str) -> "Settings":
+        """The same on this device, which is what `auto` has turned out to be.
+
+        Raises:
+            BadSetting: something else that is set does not go with it.
+        """
+        return replace(self, device=device)
+
     @property
     def repos_to_allow(self) -> tuple[str, ...]:
         """The patterns in `allow_repos`."""
@@ -124,6 +134,13 @@ class Settings:
             raise BadSetting("A model is given twice.", hint="Name each model once.")
         if self.hub_users and not self.hub_root:
             raise BadSetting("hub_users is set and hub_root is not.", hint="Set --hub_root to the folder of the hub.")
+        if self.device != "auto" and not all(_DEVICE.fullmatch(name) for name in self.devices):
+            raise BadSetting(f"device is {self.device!r}.", hint="Set --device to auto, cpu, cuda, cuda:N or cuda:0,1.")
+        if self.decode_on == "gpu" and self.devices[0] == "cpu":
+            raise BadSetting(
+                "--decode_on gpu needs a GPU, and the networks run on cpu.",
+                hint="Set --device cuda on a machine that has one, or leave --decode_on out.",
+            )
         for name, least, most in _RANGES:
             value = getattr(self, name)
             if not least <= value <= most:
@@ -135,6 +152,8 @@ class Settings:
                 f"max_request_mib is {self.max_request_mib:g}, less than one picture of {self.max_image_mib:g} MiB."
             )
 
+
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 _RANGES = (
     ("port", 0, 65535),

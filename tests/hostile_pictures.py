@@ -211,6 +211,8 @@ def _bombs() -> Iterator[Hostile]:
     start = large.rindex(b"\xff\xda")
     many = large[:-2] + large[start:-2] * 89 + large[-2:]
     yield Hostile("jpeg of 99 scans of 25 megapixels", many, REFUSED)
+    several = large[:-2] + large[start:-2] * 10 + large[-2:]
+    yield Hostile("jpeg of 20 scans of 25 megapixels", several, SEEN)
     for length in (10**6, 10**8):
         packed = b"x\0\0" + zlib.compress(bytes(length), 9)
         yield Hostile(f"png with a text of {length} bytes", png_with(chunk(b"zTXt", packed)), SEEN)

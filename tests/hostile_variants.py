@@ -228,7 +228,27 @@ def _strips() -> Iterator[Hostile]:
         shot = encode(Image.new("CMYK" if len(options) == 1 else "RGB", (6000, 4000)), "JPEG", **options)
         yield Hostile(f"jpeg of 24 megapixels, {options}", shot, SEEN)
     turned = encode(Image.new("RGBA", (7000, 7000)), "PNG", compress_level=1)
-    yield Hostile("rgba png of 49 megapixels, turned", turned[:33] + chunk(b"eXIf", exif_of(6)) + turned[33:], SEEN)
+    yield Hostile("rgba png of 49 megapixels, turned", turned[:33] + chunk(b"eXIf", exif_of(6)) + turned[33:], REFUSED)
+    for name, depth, kind, side, row_bytes, statuses in (
+        ("rgb", 8, 2, 6700, 3, SEEN),
+        ("rgb", 8, 2, 7000, 3, REFUSED),
+        ("grey and alpha", 8, 4, 6700, 2, SEEN),
+        ("rgba", 8, 6, 5200, 4, SEEN),
+        ("rgb of 16 bits", 16, 2, 4700, 6, SEEN),
+        ("rgb of 16 bits", 16, 2, 5100, 6, REFUSED),
+        ("rgba of 16 bits", 16, 6, 3700, 8, SEEN),
+        ("rgba of 16 bits", 16, 6, 4000, 8, REFUSED),
+    ):
+        # The filter that takes longest.
+        data = _packed_rows(b"\4" + bytes(side * row_bytes), side)
+        size = f"{side * side / 1e6:.1f} megapixels"
+        yield Hostile(f"filtered png of {name}, {size}", png_of(side, side, depth, kind, data), statuses)
+
+
+def _packed_rows(row: bytes, num_rows: int) -> bytes:
+    """So many equal rows."""
+    packer = zlib.compressobj(1)
+    return b"".join(packer.compress(row) for _ in range(num_rows)) + packer.flush()
 
 
 def _adam7(pixels_HWC: np.ndarray[tuple[int, int, int], np.dtype[np.unsignedinteger]]) -> bytes:

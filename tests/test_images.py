@@ -18,6 +18,7 @@ from eca_hub.errors import BadImage, NotAnImage, TooLarge, TooManyPixels
 from eca_hub.images import EvalTransform, ImageLimits, decode_image
 from eca_hub.models.config import ImageConfig
 from tests.conftest import make_picture
+from tests.picture_files import chunk, exif_of, png_of
 
 
 def difference(left: Image.Image, right: Image.Image) -> float:
@@ -184,8 +185,46 @@ def test_squash_keeps_the_whole_picture() -> None:
     assert squashed[:, :, -1].min() == 255
 
 
+@pytest.mark.parametrize(
+    ("mode", "depth_bits", "limit"),
+    [("L", 8, None), ("P", 1, None), ("I;16", 16, None), ("RGB", 8, "0.917"), ("LA", 8, "0.917"), ("RGBA", 8, "0.55")],
+)
+def test_a_png_may_have_fewer_pixels_where_each_has_more_bytes(mode: str, depth_bits: int, limit: str | None) -> None:
+    data, limits = encode(Image.new(mode, (1000, 950)), "PNG"), ImageLimits(max_mpx=1)
+    assert data[24] == depth_bits
+    if limit is None:
+        assert decode_image(data, limits=limits).size == (1000, 950)
+    else:
+        with pytest.raises(TooManyPixels, match=f"the limit for its format is {limit} Mpx"):
+            decode_image(data, limits=limits)
+
+
+@pytest.mark.parametrize(("side_px", "is_seen"), [(800, True), (850, False)])
+def test_a_png_in_seven_passes_may_have_a_quarter_fewer(side_px: int, is_seen: bool) -> None:
+    rows = zlib.compress(bytes(4 * 1000 * 1000))
+    data = png_of(side_px, side_px, 8, 2, rows, interlaced=1)
+    with contextlib.nullcontext() if is_seen else pytest.raises(TooManyPixels, match=r"0\.688 Mpx"):
+        assert decode_image(data, limits=ImageLimits(max_mpx=1)).size == (side_px, side_px)
+
+
+@pytest.mark.parametrize(("mode", "turned"), [("RGB", 1), ("RGB", 3), ("RGB", 6), ("RGB", 8), ("RGBA", 1), ("L", 1)])
+def test_a_very_large_png_is_made_smaller_first_and_gives_nearly_the_same_input(mode: str, turned: int) -> None:
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize((5001, 3334), Image.Resampling.BICUBIC)
+    if mode == "RGBA":
+        photo.putalpha(Image.linear_gradient("L").resize(photo.size))
+    data = encode(photo.convert(mode), "PNG", compress_level=1)
+    data = data[:33] + chunk(b"eXIf", exif_of(turned)) + data[33:]
+    transform = EvalTransform(ImageConfig(112, 112))
+    limits = ImageLimits(max_bytes=2**26)
+    small = decode_image(data, limits=limits, enough_px=transform.enough_px)
+    assert sorted(small.size) == [417, 626]
+    difference_3HW = transform.to_pixels(small).float() - transform.to_pixels(decode_image(data, limits=limits)).float()
+    assert difference_3HW.abs().mean() < 0.4
+    assert difference_3HW.abs().max() < 6
+
+
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-@pytest.mark.parametrize("side_px", [1000, 3000])
+@pytest.mark.parametrize("side_px", [1000, 1003, 3000])
 def test_a_large_photo_decoded_small_gives_nearly_the_same_input(name: str, side_px: int) -> None:
     photo = Image.fromarray(load_sample_image(name))
     scale = side_px / min(photo.size)

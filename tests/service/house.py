@@ -1,11 +1,12 @@
 """Stand-ins: an event loop whose clock jumps, a runner behind a gate, models without a network."""
 
 import asyncio
+import functools
 import io
 import selectors
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from PIL import Image
 
@@ -14,6 +15,7 @@ from eca_hub.errors import NotAnImage
 from service.batching import Answered, Batcher
 from service.running import ModelFacts, RawPixels, RunningModel, SelfTest
 
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 REVISION = "3f9c1d2" + "0" * 33
 
@@ -46,6 +48,16 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run on a jumping clock."""
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         return runner.run(work)
+
+
+def on_a_jumping_clock(test: Callable[Params, Coroutine[Any, Any, None]]) -> Callable[Params, None]:
+    """A test that is a coroutine."""
+
+    @functools.wraps(test)
+    def run_it(*args: Params.args, **kwargs: Params.kwargs) -> None:
+        run(test(*args, **kwargs))
+
+    return run_it
 
 
 async def settle() -> None:

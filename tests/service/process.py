@@ -42,6 +42,11 @@ class Served:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
+    def wait_for_log(self, words: str) -> None:
+        """Read the log up to the line that has these words."""
+        assert self.process.stderr is not None
+        assert any(words in line for line in self.process.stderr), f"the log ended without {words!r}"
+
     def peak_mib(self) -> float:
         """The most memory that the process has held since `forget_peak`, or since its start."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()

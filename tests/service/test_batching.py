@@ -9,182 +9,160 @@ from hypothesis import strategies as st
 
 from service.batching import Answered, Batcher
 from service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
-from tests.service.house import GatedRunner, ask, make, run, settle
+from tests.service.house import GatedRunner, ask, make, on_a_jumping_clock, run, settle
 
 
-def test_a_single_caller_waits_for_no_timer() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
+@on_a_jumping_clock
+async def test_a_single_caller_waits_for_no_timer() -> None:
+    runner = GatedRunner()
+    runner.gate.set()
+    batcher = make(runner)
+    answered = await ask(batcher, 21)
+    assert answered == Answered(42, 0.0, 0.0, 1)
+    assert asyncio.get_running_loop().time() == 0.0
+    await batcher.close()
+
+
+@on_a_jumping_clock
+async def test_items_that_come_while_the_runner_is_busy_go_together_and_in_order() -> None:
+    runner = GatedRunner()
+    batcher = make(runner)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(8)]
+    await settle()
+    runner.gate.set()
+    assert [answered.value for answered in await asyncio.gather(*asked)] == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert [item for batch in runner.batches for item in batch] == list(range(8))
+    assert max(len(batch) for batch in runner.batches) == 4
+    await batcher.close()
+
+
+@on_a_jumping_clock
+async def test_a_free_runner_waits_for_what_is_on_its_way_but_not_longer_than_told() -> None:
+    runner = GatedRunner()
+    runner.gate.set()
+    batcher = make(runner, max_wait_ms=5)
+    with batcher.reserve(2) as (first, second):
+        early = asyncio.create_task(first.answer(1))
+        assert (await early).queue_ms == pytest.approx(5)
+        assert (await second.answer(2)).queue_ms == 0
+    assert runner.batches == [[1], [2]]
+    await batcher.close()
+
+
+@on_a_jumping_clock
+async def test_a_free_runner_stops_waiting_when_the_last_has_come() -> None:
+    runner = GatedRunner()
+    runner.gate.set()
+    batcher = make(runner, max_wait_ms=5)
+    with batcher.reserve(2) as (first, second):
+        early = asyncio.create_task(first.answer(1))
+        await asyncio.sleep(0.002)
+        late = asyncio.create_task(second.answer(2))
+        assert (await early).queue_ms == pytest.approx(2)
+        assert (await late).batch_size == 2
+    await batcher.close()
+
+
+@on_a_jumping_clock
+async def test_a_free_runner_stops_waiting_when_what_was_on_its_way_turns_back() -> None:
+    runner = GatedRunner()
+    runner.gate.set()
+    batcher = make(runner, max_wait_ms=5)
+    with batcher.reserve(2) as (first, second):
+        early = asyncio.create_task(first.answer(1))
+        await asyncio.sleep(0.002)
+        second.leave()
+        assert (await early).queue_ms == pytest.approx(2)
+    await batcher.close()
+
+
+@on_a_jumping_clock
+async def test_two_free_runners_share_what_waits() -> None:
+    runners = GatedRunner(), GatedRunner()
+    batcher = make(*runners)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(4)]
+    await settle()
+    assert sorted(len(batch) for runner in runners for batch in runner.batches) == [2, 2]
+    for runner in runners:
         runner.gate.set()
-        batcher = make(runner)
-        answered = await ask(batcher, 21)
-        assert answered == Answered(42, 0.0, 0.0, 1)
-        assert asyncio.get_running_loop().time() == 0.0
-        await batcher.close()
-
-    run(scene())
+    await asyncio.gather(*asked)
+    await batcher.close()
 
 
-def test_items_that_come_while_the_runner_is_busy_go_together_and_in_order() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
-        batcher = make(runner)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(8)]
-        await settle()
-        runner.gate.set()
-        assert [answered.value for answered in await asyncio.gather(*asked)] == [0, 2, 4, 6, 8, 10, 12, 14]
-        assert [item for batch in runner.batches for item in batch] == list(range(8))
-        assert max(len(batch) for batch in runner.batches) == 4
-        await batcher.close()
-
-    run(scene())
-
-
-def test_a_free_runner_waits_for_what_is_on_its_way_but_not_longer_than_told() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
-        runner.gate.set()
-        batcher = make(runner, max_wait_ms=5)
-        with batcher.reserve(2) as (first, second):
-            early = asyncio.create_task(first.answer(1))
-            assert (await early).queue_ms == pytest.approx(5)
-            assert (await second.answer(2)).queue_ms == 0
-        assert runner.batches == [[1], [2]]
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_an_item_whose_caller_has_gone_never_reaches_the_runner() -> None:
+    runner = GatedRunner()
+    batcher = make(runner, max_batch=1)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
+    await settle()
+    asked[1].cancel()
+    await settle()
+    assert batcher.num_items == 2
+    assert batcher.queue_depth == 1
+    runner.gate.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert runner.batches == [[0], [2]]
+    await batcher.close()
 
 
-def test_a_free_runner_stops_waiting_when_the_last_has_come() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
-        runner.gate.set()
-        batcher = make(runner, max_wait_ms=5)
-        with batcher.reserve(2) as (first, second):
-            early = asyncio.create_task(first.answer(1))
-            await asyncio.sleep(0.002)
-            late = asyncio.create_task(second.answer(2))
-            assert (await early).queue_ms == pytest.approx(2)
-            assert (await late).batch_size == 2
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_of_a_batch_that_raises_only_the_culprit_fails() -> None:
+    runner = GatedRunner(poison=frozenset({2}))
+    batcher = make(runner)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(4)]
+    await settle()
+    runner.gate.set()
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Answered, Answered, EngineFailed, Answered]
+    assert (await ask(batcher, 7)).value == 14
+    await batcher.close()
 
 
-def test_a_free_runner_stops_waiting_when_what_was_on_its_way_turns_back() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
-        runner.gate.set()
-        batcher = make(runner, max_wait_ms=5)
-        with batcher.reserve(2) as (first, second):
-            early = asyncio.create_task(first.answer(1))
-            await asyncio.sleep(0.002)
-            second.leave()
-            assert (await early).queue_ms == pytest.approx(2)
-        await batcher.close()
+@on_a_jumping_clock
+async def test_when_a_runner_hangs_its_whole_batch_is_told_and_the_next_one_runs() -> None:
+    is_first = iter([True])
 
-    run(scene())
+    async def hanging(items: list[int]) -> Sequence[int]:
+        if next(is_first, False):
+            raise WorkerLost("hung")
+        return items
 
-
-def test_two_free_runners_share_what_waits() -> None:
-    async def scene() -> None:
-        runners = GatedRunner(), GatedRunner()
-        batcher = make(*runners)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(4)]
-        await settle()
-        assert sorted(len(batch) for runner in runners for batch in runner.batches) == [2, 2]
-        for runner in runners:
-            runner.gate.set()
-        await asyncio.gather(*asked)
-        await batcher.close()
-
-    run(scene())
+    batcher: Batcher[int, int] = Batcher([hanging], max_batch=4, max_wait_ms=5, max_items=9)
+    batcher.start()
+    outcomes = await asyncio.gather(*(ask(batcher, item) for item in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [WorkerLost] * 3
+    assert (await ask(batcher, 7)).value == 7
+    await batcher.close()
 
 
-def test_an_item_whose_caller_has_gone_never_reaches_the_runner() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
-        batcher = make(runner, max_batch=1)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
-        await settle()
-        asked[1].cancel()
-        await settle()
-        assert batcher.num_items == 2
-        assert batcher.queue_depth == 1
-        runner.gate.set()
-        await asyncio.gather(*asked, return_exceptions=True)
-        assert runner.batches == [[0], [2]]
-        await batcher.close()
+@on_a_jumping_clock
+async def test_a_runner_that_gives_too_few_answers_harms_nobody_else() -> None:
+    async def forgetful(items: list[int]) -> Sequence[int]:
+        return items[1:]
 
-    run(scene())
+    batcher: Batcher[int, int] = Batcher([forgetful], max_batch=4, max_wait_ms=5, max_items=9)
+    batcher.start()
+    with pytest.raises(EngineFailed):
+        await ask(batcher, 1)
+    assert batcher.is_alive
+    await batcher.close()
 
 
-def test_of_a_batch_that_raises_only_the_culprit_fails() -> None:
-    async def scene() -> None:
-        runner = GatedRunner(poison=frozenset({2}))
-        batcher = make(runner)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(4)]
-        await settle()
-        runner.gate.set()
-        outcomes = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [Answered, Answered, EngineFailed, Answered]
-        assert (await ask(batcher, 7)).value == 14
-        await batcher.close()
-
-    run(scene())
-
-
-def test_when_a_runner_hangs_its_whole_batch_is_told_and_the_next_one_runs() -> None:
-    async def scene() -> None:
-        is_first = iter([True])
-
-        async def hanging(items: list[int]) -> Sequence[int]:
-            if next(is_first, False):
-                raise WorkerLost("hung")
-            return items
-
-        batcher: Batcher[int, int] = Batcher([hanging], max_batch=4, max_wait_ms=5, max_items=9)
-        batcher.start()
-        outcomes = await asyncio.gather(*(ask(batcher, item) for item in range(3)), return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [WorkerLost] * 3
-        assert (await ask(batcher, 7)).value == 7
-        await batcher.close()
-
-    run(scene())
-
-
-def test_a_runner_that_gives_too_few_answers_harms_nobody_else() -> None:
-    async def scene() -> None:
-        async def forgetful(items: list[int]) -> Sequence[int]:
-            return items[1:]
-
-        batcher: Batcher[int, int] = Batcher([forgetful], max_batch=4, max_wait_ms=5, max_items=9)
-        batcher.start()
-        with pytest.raises(EngineFailed):
-            await ask(batcher, 1)
-        assert batcher.is_alive
-        await batcher.close()
-
-    run(scene())
-
-
-def test_closing_answers_what_is_in_the_house_and_refuses_what_comes() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
-        batcher = make(runner, max_batch=1)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
-        await settle()
-        closing = asyncio.create_task(batcher.close())
-        await settle()
-        with pytest.raises(NotReady):
-            batcher.reserve(1)
-        assert not closing.done()
-        runner.gate.set()
-        assert [answered.value for answered in await asyncio.gather(*asked)] == [0, 2, 4]
-        await closing
-        assert not batcher.is_alive
-
-    run(scene())
+@on_a_jumping_clock
+async def test_closing_answers_what_is_in_the_house_and_refuses_what_comes() -> None:
+    runner = GatedRunner()
+    batcher = make(runner, max_batch=1)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
+    await settle()
+    closing = asyncio.create_task(batcher.close())
+    await settle()
+    with pytest.raises(NotReady):
+        batcher.reserve(1)
+    assert not closing.done()
+    runner.gate.set()
+    assert [answered.value for answered in await asyncio.gather(*asked)] == [0, 2, 4]
+    await closing
+    assert not batcher.is_alive
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,10 +16,10 @@ from eca_hub import Explanation, explain_picture
 from service.app import create_app
 from service.errors import Overloaded
 from service.explaining import Explainer
+from service.keys import Keys
 from service.loading import ModelLoader
 from service.registry import ModelSource, Registry
 from service.schemas import ExplainAnswer
-from service.security import Keys
 from service.settings import Settings
 from tests.service.house import png
 from tests.service.process import save_tiny_package

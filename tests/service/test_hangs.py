@@ -12,9 +12,9 @@ from torch import Tensor
 from service.app import create_app
 from service.batching import Batcher
 from service.engine import Engine
+from service.keys import Keys
 from service.registry import ModelSource, Registry
 from service.running import RawPixels, RunningModel
-from service.security import Keys
 from service.settings import Settings
 from tests.service.house import FakeDecoded, facts, rank_nothing
 from tests.service.test_routes import refusal

@@ -1,7 +1,12 @@
 """From a folder to a running model, on one device or several, with real networks."""
 
 import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +15,7 @@ import eca_hub
 from service.errors import BadSetting
 from service.loading import ModelLoader
 from service.registry import ModelSource
-from service.running import Classified
+from service.running import Classified, RunningModel
 from service.settings import Settings
 from tests.service.test_network import CONFIG, classifier
 
@@ -22,6 +27,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "digits"
     eca_hub.save_pretrained(classifier().model, CONFIG, path)
     return str(path)
+
+
+@asynccontextmanager
+async def opened(folder: str, **settings: Any) -> AsyncIterator[RunningModel[torch.Tensor, torch.Tensor]]:
+    """The model of a folder, until the block ends."""
+    loader = ModelLoader(Settings(model=(folder,), **settings))
+    try:
+        model = await loader.open(ModelSource(folder))
+        yield model
+        await model.close()
+    finally:
+        loader.close()
 
 
 def test_each_device_has_a_copy_and_engines_of_its_own_and_all_of_them_are_used(
@@ -36,47 +53,53 @@ def test_each_device_has_a_copy_and_engines_of_its_own_and_all_of_them_are_used(
             return await super().run(pixels)
 
     monkeypatch.setattr(engine, "Engine", Noted)
-    settings = Settings(model=(folder,), device="cpu,cpu", num_engines=1, max_batch=2)
 
     async def scene() -> None:
-        loader = ModelLoader(settings)
-        model = await loader.open(ModelSource(folder))
-        assert model.facts.device == "cpu,cpu"
-        outcomes = await model.classify([PICTURE] * 4, 3)
+        async with opened(folder, device="cpu,cpu", num_engines=1, max_batch=2) as model:
+            assert model.facts.device == "cpu,cpu"
+            outcomes = await model.classify([PICTURE] * 4, 3)
         assert len(set(used)) == 2, "four pictures are shared between the two"
         expected = eca_hub.Classifier.from_pretrained(folder).predict(PICTURE, top_k=3)
         for outcome in outcomes:
             assert isinstance(outcome, Classified)
             assert [one.label for one in outcome.predictions] == [one.label for one in expected]
             assert outcome.predictions[0].score == pytest.approx(expected[0].score, abs=1e-5)
-        await model.close()
-        loader.close()
 
     asyncio.run(scene())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads share the niceness of their process")
+def test_large_pictures_are_decoded_by_a_thread_that_yields_to_others(folder: str) -> None:
+    loader = ModelLoader(Settings(model=(folder,)))
+    try:
+        nice = loader._large_thread.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
+        assert nice > os.getpriority(os.PRIO_PROCESS, 0)
+    finally:
+        loader.close()
 
 
 def test_a_device_that_is_not_there_is_named(folder: str) -> None:
     async def scene() -> None:
-        loader = ModelLoader(Settings(model=(folder,), device="cpu,quantum"))
-        try:
-            with pytest.raises(BadSetting, match="'quantum' is not there"):
-                await loader.open(ModelSource(folder))
-        finally:
-            loader.close()
+        async with opened(folder, device="cpu,cuda:99"):
+            pass
 
-    asyncio.run(scene())
+    with pytest.raises(BadSetting, match="There is no cuda:99 on this machine"):
+        asyncio.run(scene())
 
 
-def test_without_a_gpu_nothing_is_decoded_on_one(folder: str) -> None:
-    async def scene() -> None:
-        loader = ModelLoader(Settings(model=(folder,), device="cpu", decode_on="gpu"))
-        try:
-            with pytest.raises(BadSetting, match="needs a GPU, and the networks run on cpu"):
-                await loader.open(ModelSource(folder))
-        finally:
-            loader.close()
+@pytest.mark.parametrize("device", ["quantum", "cpu,", "cuda:x", "cpu,auto", ""])
+def test_a_device_that_cannot_be_is_refused_before_anything_is_loaded(device: str) -> None:
+    with pytest.raises(BadSetting, match="Set --device to auto, cpu, cuda"):
+        Settings(model=("acme/a",), device=device)
 
-    asyncio.run(scene())
+
+def test_without_a_gpu_nothing_is_decoded_on_one() -> None:
+    with pytest.raises(BadSetting, match="needs a GPU, and the networks run on cpu"):
+        Settings(model=("acme/a",), device="cpu", decode_on="gpu")
+    either = Settings(model=("acme/a",), decode_on="gpu")
+    assert either.on("cuda").devices == ("cuda",)
+    with pytest.raises(BadSetting, match="needs a GPU, and the networks run on cpu"):
+        either.on("cpu")
 
 
 @pytest.mark.parametrize(

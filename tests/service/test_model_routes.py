@@ -9,10 +9,10 @@ from starlette.testclient import TestClient
 
 from eca_hub.errors import ChecksumMismatch, RepoNotFound
 from service.app import create_app
+from service.keys import Keys
 from service.registry import ModelSource, Registry
 from service.running import RunningModel
 from service.schemas import ModelsAnswer, ModelShape
-from service.security import Keys
 from service.settings import Settings
 from tests.service.house import REVISION, fake_model
 from tests.service.test_routes import refusal

@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.keys import Keys
 from service.registry import ModelSource, Registry
 from service.running import RunningModel
-from service.security import Keys
 from service.settings import Settings
 from tests.service.house import GatedRunner, fake_model, run, settle
 

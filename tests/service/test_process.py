@@ -198,9 +198,8 @@ def test_while_it_drains_it_answers_and_a_second_signal_ends_it_at_once(package:
     with served("--model", str(package), "--drain_delay_s", "60") as running:
         running.wait_until_ready()
         running.process.send_signal(signal.SIGTERM)
-        while (answer := running.client.get("/readyz")).status_code == 200:
-            time.sleep(0.01)
-        assert answer.json()["error"]["code"] == "not_ready"
+        running.wait_for_log("draining")
+        assert running.client.get("/readyz").json()["error"]["code"] == "not_ready"
         assert running.client.post("/v1/classify", content=PICTURES[0]).status_code == 200
         started = time.monotonic()
         assert running.stop(signal.SIGTERM) == 128 + signal.SIGTERM

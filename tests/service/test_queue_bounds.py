@@ -7,40 +7,36 @@ import pytest
 
 from service.batching import Batcher
 from service.errors import Overloaded
-from tests.service.house import GatedRunner, ask, make, run, settle
+from tests.service.house import GatedRunner, ask, make, on_a_jumping_clock, run, settle
 
 
-def test_beyond_the_bound_exactly_the_surplus_is_refused_at_once() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
-        batcher = make(runner, max_items=6)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(16)]
-        await settle()
-        refused = [task for task in asked if task.done()]
-        assert [type(task.exception()) for task in refused] == [Overloaded] * 10
-        assert asked[:6] == [task for task in asked if not task.done()]
-        runner.gate.set()
-        assert [(await task).value for task in asked[:6]] == [0, 2, 4, 6, 8, 10]
-        assert batcher.num_items == 0
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_beyond_the_bound_exactly_the_surplus_is_refused_at_once() -> None:
+    runner = GatedRunner()
+    batcher = make(runner, max_items=6)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(16)]
+    await settle()
+    refused = [task for task in asked if task.done()]
+    assert [type(task.exception()) for task in refused] == [Overloaded] * 10
+    assert asked[:6] == [task for task in asked if not task.done()]
+    runner.gate.set()
+    assert [(await task).value for task in asked[:6]] == [0, 2, 4, 6, 8, 10]
+    assert batcher.num_items == 0
+    await batcher.close()
 
 
-def test_a_request_takes_all_its_seats_or_none() -> None:
-    async def scene() -> None:
-        batcher = make(GatedRunner(), max_items=6)
-        with batcher.reserve(4):
-            with pytest.raises(Overloaded) as refusal:
-                batcher.reserve(3)
-            assert refusal.value.retry_after_s >= 1
-            assert batcher.num_items == 4
-            with batcher.reserve(2):
-                assert batcher.num_items == 6
-        assert batcher.num_items == 0
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_a_request_takes_all_its_seats_or_none() -> None:
+    batcher = make(GatedRunner(), max_items=6)
+    with batcher.reserve(4):
+        with pytest.raises(Overloaded) as refusal:
+            batcher.reserve(3)
+        assert refusal.value.retry_after_s >= 1
+        assert batcher.num_items == 4
+        with batcher.reserve(2):
+            assert batcher.num_items == 6
+    assert batcher.num_items == 0
+    await batcher.close()
 
 
 async def slow_runner(items: list[int]) -> Sequence[int]:
@@ -57,52 +53,46 @@ def make_timed(*, num_runners: int = 2, min_items: int = 0, **bounds: float) -> 
     return batcher
 
 
-def test_nobody_is_let_in_while_the_runners_need_longer_than_the_bound_for_those_who_are() -> None:
-    async def scene() -> None:
-        batcher = make_timed(max_queue_s=2.0, s_per_item=0.1)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
-        await settle()
-        # Two runners need 2 s for 40 items; the next one finds them in the house, and the one behind it finds more.
-        assert batcher.num_items == 41
-        refusal = asked[-1].exception()
-        assert isinstance(refusal, Overloaded)
-        assert refusal.retry_after_s == 3, "2.05 s of work are in the house"
-        await asyncio.gather(*asked[:41])
-        assert asyncio.get_running_loop().time() == pytest.approx(2.1), "the last one is answered when it was expected"
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_nobody_is_let_in_while_the_runners_need_longer_than_the_bound_for_those_who_are() -> None:
+    batcher = make_timed(max_queue_s=2.0, s_per_item=0.1)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
+    await settle()
+    # Two runners need 2 s for 40 items; the next one finds them in the house, and the one behind it finds more.
+    assert batcher.num_items == 41
+    refusal = asked[-1].exception()
+    assert isinstance(refusal, Overloaded)
+    assert refusal.retry_after_s == 3, "2.05 s of work are in the house"
+    await asyncio.gather(*asked[:41])
+    assert asyncio.get_running_loop().time() == pytest.approx(2.1), "the last one is answered when it was expected"
+    await batcher.close()
 
 
-def test_what_is_being_run_counts_half() -> None:
-    async def scene() -> None:
-        runner = GatedRunner()
-        batcher: Batcher[int, int] = Batcher([runner], max_batch=4, max_wait_ms=5, max_items=9, s_per_item=1.0)
-        batcher.start()
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(6)]
-        await settle()
-        assert runner.batches == [[0, 1, 2, 3]]
-        assert batcher.expected_wait_s == pytest.approx(2 + 2)
-        runner.gate.set()
-        await asyncio.gather(*asked)
-        assert batcher.expected_wait_s == 0
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_what_is_being_run_counts_half() -> None:
+    runner = GatedRunner()
+    batcher: Batcher[int, int] = Batcher([runner], max_batch=4, max_wait_ms=5, max_items=9, s_per_item=1.0)
+    batcher.start()
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(6)]
+    await settle()
+    assert runner.batches == [[0, 1, 2, 3]]
+    assert batcher.expected_wait_s == pytest.approx(2 + 2)
+    runner.gate.set()
+    await asyncio.gather(*asked)
+    assert batcher.expected_wait_s == 0
+    await batcher.close()
 
 
-def test_the_bound_follows_the_runners_when_they_turn_out_to_be_slower_than_was_thought() -> None:
-    async def scene() -> None:
-        batcher = make_timed(max_queue_s=2.0, s_per_item=0.01)
-        for _ in range(60):
-            await asyncio.gather(*(ask(batcher, item) for item in range(4)))
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
-        await settle()
-        assert batcher.num_items == 41
-        await asyncio.gather(*asked, return_exceptions=True)
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_the_bound_follows_the_runners_when_they_turn_out_to_be_slower_than_was_thought() -> None:
+    batcher = make_timed(max_queue_s=2.0, s_per_item=0.01)
+    for _ in range(60):
+        await asyncio.gather(*(ask(batcher, item) for item in range(4)))
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
+    await settle()
+    assert batcher.num_items == 41
+    await asyncio.gather(*asked, return_exceptions=True)
+    await batcher.close()
 
 
 def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_and_on_a_slow_one() -> None:
@@ -136,35 +126,29 @@ def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_a
         assert run(worst_s(s_per_item)) < 2.0 + 2 * 4 * s_per_item
 
 
-def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
-    async def scene() -> None:
-        batcher = make_timed(max_queue_s=2.0, s_per_item=60)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
-        await settle()
-        assert batcher.num_items == 8, "two batches of two for each of two runners"
-        await asyncio.gather(*asked, return_exceptions=True)
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
+    batcher = make_timed(max_queue_s=2.0, s_per_item=60)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
+    await settle()
+    assert batcher.num_items == 8, "two batches of two for each of two runners"
+    await asyncio.gather(*asked, return_exceptions=True)
+    await batcher.close()
 
 
-def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
-    async def scene() -> None:
-        batcher = make_timed(max_queue_s=2.0, s_per_item=60, min_items=15)
-        asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
-        await settle()
-        assert batcher.num_items == 15
-        await asyncio.gather(*asked, return_exceptions=True)
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
+    batcher = make_timed(max_queue_s=2.0, s_per_item=60, min_items=15)
+    asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
+    await settle()
+    assert batcher.num_items == 15
+    await asyncio.gather(*asked, return_exceptions=True)
+    await batcher.close()
 
 
-def test_a_request_of_many_items_waits_no_longer_than_others_for_being_let_in() -> None:
-    async def scene() -> None:
-        batcher = make_timed(max_queue_s=2.0, s_per_item=0.1)
-        with batcher.reserve(39), batcher.reserve(500), pytest.raises(Overloaded):
-            batcher.reserve(1)
-        await batcher.close()
-
-    run(scene())
+@on_a_jumping_clock
+async def test_a_request_of_many_items_waits_no_longer_than_others_for_being_let_in() -> None:
+    batcher = make_timed(max_queue_s=2.0, s_per_item=0.1)
+    with batcher.reserve(39), batcher.reserve(500), pytest.raises(Overloaded):
+        batcher.reserve(1)
+    await batcher.close()

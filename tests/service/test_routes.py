@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 
 from eca_hub.errors import RepoNotFound
 from service.app import create_app
+from service.keys import Keys
 from service.registry import ModelSource, Registry
 from service.running import RunningModel
 from service.schemas import Classification, Classifications, ErrorAnswer, ModelsAnswer
-from service.security import Keys
 from service.settings import Settings
 from tests.service.house import REVISION, fake_model
 

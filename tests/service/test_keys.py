@@ -1,0 +1,201 @@
+"""Which keys open the service, and until when."""
+
+import hashlib
+import hmac
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from service.errors import BadSetting, Unauthorized
+from service.keys import Keys, KeysFile
+
+KEY = "SENTINEL-one"
+
+
+def sent(*values: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"host", b"x"), *((b"authorization", value) for value in values)]
+
+
+@pytest.mark.parametrize("value", [b"Bearer SENTINEL-one", b"bearer SENTINEL-one", b"BEARER two"])
+def test_each_key_opens(value: bytes) -> None:
+    Keys([KEY, "two"]).check(sent(value))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [b""],
+        [b"Bearer"],
+        [b"Bearer "],
+        [b"Bearer wrong"],
+        [b"Bearer SENTINEL-on"],
+        [b"Bearer SENTINEL-one "],
+        [b"Bearer  SENTINEL-one"],
+        [b"Bearer SENTINEL-one\n"],
+        [b"Basic SENTINEL-one"],
+        [b"SENTINEL-one"],
+        [b"Bearer \xff\xfe"],
+        [b"Bearer " + b"x" * 10_000],
+        [b"Bearer SENTINEL-one", b"Bearer SENTINEL-one"],
+    ],
+)
+def test_nothing_else_does(values: list[bytes]) -> None:
+    with pytest.raises(Unauthorized):
+        Keys([KEY]).check(sent(*values))
+
+
+def test_only_hashes_are_kept_and_all_of_them_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = Keys([KEY, "two", "three"])
+    assert KEY.encode() not in pickle.dumps(keys)
+    compared: list[bytes] = []
+    constant_time = hmac.compare_digest
+
+    def compare(sent_digest: bytes, known: bytes) -> bool:
+        compared.append(known)
+        return constant_time(sent_digest, known)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for value in (b"Bearer SENTINEL-one", b"Bearer wrong"):
+        compared.clear()
+        keys.open_for(sent(value))
+        assert compared == [hashlib.sha256(key.encode()).digest() for key in (KEY, "two", "three")]
+
+
+def test_without_keys_everybody_may_ask() -> None:
+    Keys().check(sent())
+    assert not Keys()
+
+
+def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("three\n\n  four  \n")
+    keys = Keys.gather({"ECA_API_KEYS": "one, two,,"}, str(file))
+    for key in ("one", "two", "three", "four"):
+        keys.check(sent(f"Bearer {key}".encode()))
+    assert not Keys.gather({"ECA_API_KEYS": " , "}, "")
+
+
+def test_a_file_without_keys_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    for name in ("absent", "empty", "binary"):
+        with pytest.raises(BadSetting):
+            Keys.gather({}, str(tmp_path / name))
+
+
+class Shelf:
+    """A file of keys and a clock that stands still, unless it is told."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.path = folder / "keys"
+        self.now_s = 1_800_000_000.0
+        self.write(text)
+        self.now_s += 60
+        self.keys = Keys(["of-the-environment"], KeysFile(str(self.path), self.clock), self.clock)
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def write(self, text: str) -> None:
+        """Write the file at this moment of the clock."""
+        self.path.write_text(text)
+        os.utime(self.path, (self.now_s, self.now_s))
+
+    def opening(self) -> list[str]:
+        """Who may come in."""
+        names = ("alice", "bob", "carol", "of-the-environment", "")
+        return [name for name in names if self.keys.open_for(sent(f"Bearer {name}".encode()))]
+
+
+ALL = ["alice", "bob", "of-the-environment"]
+
+
+def test_a_key_that_is_taken_out_of_the_file_opens_nothing_without_a_restart(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, "alice\nbob\n")
+    assert shelf.opening() == ALL
+    shelf.write("bob\ncarol\n")
+    shelf.now_s += 3600
+    assert shelf.opening() == ["bob", "carol", "of-the-environment"], "the first who comes finds the file of today"
+
+
+def test_a_file_that_is_being_written_changes_nothing_until_it_is_whole(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, "alice\nbob\n")
+    for text in ("", "car", "carol\nali"):
+        shelf.write(text)
+        shelf.now_s += 0.6
+        assert shelf.opening() == ALL
+    shelf.write("carol\nalice\n")
+    shelf.now_s += 1.1
+    assert shelf.opening() == ["alice", "carol", "of-the-environment"]
+
+
+def test_a_file_from_the_future_counts_when_it_was_the_same_twice(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, "alice\nbob\n")
+    shelf.now_s += 10_000
+    shelf.write("bob\n")
+    shelf.now_s -= 9_000
+    assert shelf.opening() == ALL
+    shelf.now_s += 1
+    assert shelf.opening() == ["bob", "of-the-environment"]
+
+
+def test_the_file_is_looked_at_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, looks, stat = Shelf(tmp_path, "alice\nbob\n"), [], Path.stat
+
+    def look(path: Path) -> os.stat_result:
+        looks.append(path)
+        return stat(path)
+
+    monkeypatch.setattr(Path, "stat", look)
+    for _ in range(40):
+        shelf.now_s += 0.25
+        shelf.keys.open_for(sent(b"Bearer alice"))
+    assert len(looks) == 10
+
+
+@pytest.mark.parametrize("damage", ["removed", "emptied", "scrambled", "a bad line"])
+def test_a_file_that_holds_no_keys_any_more_locks_nobody_out_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    shelf = Shelf(tmp_path, "alice\nbob\n")
+    if damage == "removed":
+        shelf.path.unlink()
+    elif damage == "scrambled":
+        shelf.path.write_bytes(b"\xff\xfe")
+    else:
+        shelf.write("" if damage == "emptied" else "SENTINEL until tomorrow\n")
+    for _ in range(5):
+        shelf.now_s += 10
+        assert shelf.opening() == ALL
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.getMessage().startswith("the keys stay as they were: ")
+    assert "SENTINEL" not in record.getMessage()
+    shelf.write("alice\n")
+    shelf.now_s += 10
+    assert shelf.opening() == ["alice", "of-the-environment"], "what is mended counts again"
+
+
+def test_a_key_that_is_over_opens_nothing_and_the_service_is_not_open_then(tmp_path: Path) -> None:
+    # The clock stands at 2027-01-15T08:01:00Z.
+    shelf = Shelf(tmp_path, "alice 2027-01-15T08:02:00Z\nbob 2027-01-16\ncarol 2027-01-15T08:00:00Z\n")
+    assert shelf.opening() == ALL
+    shelf.now_s += 60
+    assert shelf.opening() == ["bob", "of-the-environment"]
+    shelf.now_s += 86_400
+    assert shelf.opening() == ["of-the-environment"]
+    over = Keys([], KeysFile(str(shelf.path), shelf.clock), shelf.clock)
+    with pytest.raises(Unauthorized):
+        over.check(sent())
+
+
+@pytest.mark.parametrize("line", ["SENTINEL tomorrow", "SENTINEL 2027-01-01 12:00", "SENTINEL 2027-13-01"])
+def test_a_line_that_is_no_key_stops_the_start_and_is_not_repeated(tmp_path: Path, line: str) -> None:
+    (tmp_path / "keys").write_text(f"alice\n{line}\n")
+    with pytest.raises(BadSetting, match="Line 2 of") as refusal:
+        KeysFile(str(tmp_path / "keys"))
+    assert "SENTINEL" not in str(refusal.value)
