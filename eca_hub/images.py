@@ -52,9 +52,9 @@ _WEBP_WEIGHT = 2.0
 # What is transparent is unpacked apart from the colours, and laid on white afterwards.
 _WEBP_ALPHA_WEIGHT = 2.5
 
-# A PNG takes as long to unpack as it has bytes: half a second for 46 megapixels of three. Its pixels count as more
+# A PNG takes as long to unpack as it has bytes: half a second for 50 megapixels of three. Its pixels count as more
 # where they have more, stand in seven passes, or are laid on white, for which an alpha channel counts twice.
-_PNG_BYTES_PER_PX = 2.75
+_PNG_BYTES_PER_PX = 3.0
 _PNG_INTERLACED_WEIGHT = 4 / 3
 
 # A large picture is decoded at 1/2, 1/4 or 1/8 only while that leaves this many times the pixels of the shorter side
@@ -80,7 +80,7 @@ class ImageLimits:
     """Size of the file."""
     max_mpx: float = 50.0
     """Width times height, in millions of pixels. A WebP may have half as many, as it takes twice the memory; a PNG in
-    colour nine tenths, with an alpha channel half, and half of that with 16 bits for each colour."""
+    colour with an alpha channel three fifths, and half of that with 16 bits for each colour."""
     max_side_px: int = 16384
     """Width or height."""
     max_scans: int = 100

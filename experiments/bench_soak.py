@@ -264,7 +264,7 @@ def _png_of_many_pixels() -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.new("RGB", (6700, 6700), "teal").save(buffer, "PNG")
+    Image.new("RGB", (7000, 7000), "teal").save(buffer, "PNG")
     return buffer.getvalue()
 
 

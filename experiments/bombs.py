@@ -16,9 +16,9 @@ def bombs() -> dict[str, bytes]:
     canvas = struct.pack("<I", 0)[:4] + (16_383).to_bytes(3, "little") + (5_400).to_bytes(3, "little")
     return {
         "PNG of 177 megapixels": png_of(13_300, 13_300, 8, 2, row_bytes=3, num_rows=1000),
-        "PNG of 45 megapixels, filtered": png_of(6700, 6700, 8, 2, row_bytes=3),
+        "PNG of 49 megapixels, filtered": png_of(7000, 7000, 8, 2, row_bytes=3),
         "PNG of 49 megapixels, grey": png_of(7000, 7000, 8, 0, row_bytes=1),
-        "PNG of 27 megapixels with alpha, filtered": png_of(5200, 5200, 8, 6, row_bytes=4),
+        "PNG of 29 megapixels with alpha, filtered": png_of(5400, 5400, 8, 6, row_bytes=4),
         "PNG of 49 megapixels of 16 bits": png_of(7000, 7000, 16, 6, row_bytes=8, num_rows=1000),
         "PNG that is too short": png_of(7000, 7000, 8, 2, row_bytes=3, num_rows=3000),
         "WebP whose canvas has 88 megapixels": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0" + canvas,

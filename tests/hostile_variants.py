@@ -230,9 +230,9 @@ def _strips() -> Iterator[Hostile]:
     turned = encode(Image.new("RGBA", (7000, 7000)), "PNG", compress_level=1)
     yield Hostile("rgba png of 49 megapixels, turned", turned[:33] + chunk(b"eXIf", exif_of(6)) + turned[33:], REFUSED)
     for name, depth, kind, side, row_bytes, statuses in (
-        ("rgb", 8, 2, 6700, 3, SEEN),
-        ("rgb", 8, 2, 7000, 3, REFUSED),
-        ("grey and alpha", 8, 4, 6700, 2, SEEN),
+        ("rgb", 8, 2, 7050, 3, SEEN),
+        ("rgb", 8, 2, 7100, 3, REFUSED),
+        ("grey and alpha", 8, 4, 7050, 2, SEEN),
         ("rgba", 8, 6, 5200, 4, SEEN),
         ("rgb of 16 bits", 16, 2, 4700, 6, SEEN),
         ("rgb of 16 bits", 16, 2, 5100, 6, REFUSED),
