@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from eca_hub.train.errors import ProcessLost
+from eca_hub.train.failures import TO_GO_ON
 from eca_hub.train.signals import PATIENCE_S, STANDARD_ERROR, STOPPED_CODES, StopWish
 
 _LOOK_S = 0.2
@@ -54,15 +55,15 @@ class _Launcher(_SubprocessScriptLauncher):
             time.sleep(_LOOK_S)
         [code, *_] = codes
         was_asked = code in STOPPED_CODES
-        is_deaf = was_asked and self._wish.number is None
         time.sleep(_HEARING_S)
-        if not is_deaf or self._wish.number is not None:
+        is_deaf = was_asked and self._wish.number is None
+        if not is_deaf:
             time.sleep(PATIENCE_S)
         for each in self._siblings:
             each.kill()
         if not was_asked:
-            gone = f"Another process of this run is gone, with code {code}. What was saved before is whole."
-            os.write(STANDARD_ERROR, f"eca-hub: {gone}\n".encode())
+            sentence = f"eca-hub: Another process of this run is gone, with code {code}. {TO_GO_ON}\n"
+            os.write(STANDARD_ERROR, sentence.encode())
         os._exit(code if was_asked else ProcessLost.exit_code)
 
     def _leave_nobody(self) -> None:

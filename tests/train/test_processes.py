@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,11 +64,12 @@ def stop_after_first_epoch(process: subprocess.Popen[str]) -> None:
 
 
 def second_of(process: subprocess.Popen[str]) -> int | None:
-    """The process that the first one has started, if it has."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    # The starter has one more child, which keeps track of shared memory.
-    found = [int(pid) for pid in children if b"eca_hub" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return found[0] if found else None
+    """The process that the first one has started, if it has; it has other children as well."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with suppress(OSError):
+            if b"\0LOCAL_RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+    return None
 
 
 def packaged(run_dir: Path) -> bytes:
@@ -175,12 +177,25 @@ def test_ctrl_c_stops_two_processes_in_order_and_they_go_on_to_the_same_weights(
 
 def test_ctrl_c_while_one_process_waits_for_the_other_ends_both_at_once_and_quietly(tmp_path: Path) -> None:
     process = start(tmp_path / "run")
-    while not (second := second_of(process)):
+    while not second_of(process):
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
+    # The output ends when both have.
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (130, "")
-    assert not Path(f"/proc/{second}").exists()
+
+
+def test_a_process_that_dies_before_the_run_begins_ends_the_one_that_waits_for_it(tmp_path: Path) -> None:
+    process = start(tmp_path / "run")
+    while not (second := second_of(process)):
+        assert process.poll() is None
+    os.kill(second, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (
+        1,
+        "eca-hub: Another process of this run is gone, with code -9. "
+        "What was saved before is whole; add --resume to go on.\n",
+    )
 
 
 @pytest.mark.parametrize(("first", "then"), [("fsdp", "ddp"), ("ddp", "fsdp"), ("fsdp", "auto")])
