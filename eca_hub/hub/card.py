@@ -80,6 +80,8 @@ def render_card(config: ModelConfig, complexity: Complexity, facts: CardFacts, *
         model_name=title,
         datasets=list(facts.datasets) or None,
         base_model=facts.base_model or None,
+        # What the Hub calls all training that begins with another model's weights, whatever part of them learns.
+        base_model_relation="finetune" if facts.base_model else None,
         metrics=sorted({result.metric for result in facts.results}) or None,
         eval_results=[
             EvalResult(

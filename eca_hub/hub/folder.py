@@ -4,8 +4,6 @@ Weights are read once into memory and loaded from there: a memory map of the fil
 change, or crash, a running model.
 """
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from eca_hub.hub.pull import pull
 from eca_hub.hub.stock_timm import record_of, to_stock_timm, without_padding
 from eca_hub.hub.tensors import read_tensors
 from eca_hub.hub.timm_config import to_timm
-from eca_hub.hub.whole import check_free, whole_folder
+from eca_hub.hub.whole import check_free, whole_folder, write_whole_file
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
@@ -76,9 +74,9 @@ def save_pretrained(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     card = render_card(settled, count_complexity(settled), facts or CardFacts(), is_timm=network is not model)
-    _write(path / CARD_FILE, card.encode())
-    _write(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
-    _write(path / CONFIG_FILE, to_text(document).encode())
+    write_whole_file(path / CARD_FILE, card.encode())
+    write_whole_file(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
+    write_whole_file(path / CONFIG_FILE, to_text(document).encode())
     return path
 
 
@@ -142,17 +140,3 @@ class _WithoutRandomNumbers(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
-
-
-def _write(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

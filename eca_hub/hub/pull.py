@@ -55,12 +55,18 @@ def pull(
         HubError: the package is not to be had, or its bytes are not what the hub announced.
         InvalidConfig: the name or the revision cannot be one.
     """
-    if isinstance(id_or_folder, Path) or Path(id_or_folder).is_dir():
+    if is_folder(id_or_folder):
         return read_folder(id_or_folder)
+    assert isinstance(id_or_folder, str)
     fetch = _fetcher(id_or_folder, revision, endpoint, token)
     commit, config_bytes = _resolve(fetch, revision or "main")
     weights_bytes = _fetch_checked(fetch, WEIGHTS_FILE, commit)
     return Package(id_or_folder, commit, config_bytes, weights_bytes)
+
+
+def is_folder(id_or_folder: str | Path) -> bool:
+    """Whether a package is looked for on this disk, not on a hub."""
+    return isinstance(id_or_folder, Path) or Path(id_or_folder).is_dir()
 
 
 def pull_to(

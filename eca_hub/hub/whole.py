@@ -1,5 +1,7 @@
-"""A folder that appears complete or not at all."""
+"""Files and folders that appear complete or not at all, and that a power cut does not take back."""
 
+import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -45,6 +47,35 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise _unwritable(path, error) from None
+
+
+def write_whole_file(path: Path, content: bytes) -> None:
+    """Write a file that is whole under its name, whatever happens meanwhile; one already there is replaced."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_through(draft, content)
+        draft.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_through(path: Path, content: bytes | memoryview) -> None:
+    """Write a file to the disk itself, not only to the system's memory."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> InvalidConfig:

@@ -93,6 +93,8 @@ def tags_of(head: dict[str, Any]) -> list[str]:
     tags += [f"license:{name}" for name in values["license"]]
     tags += [f"dataset:{name}" for name in values["datasets"]]
     tags += [f"base_model:{name}" for name in values["base_model"]]
+    if relation := text_of(head, "base_model_relation"):
+        tags += [f"base_model:{relation}:{name}" for name in values["base_model"]]
     return list(dict.fromkeys(tags))[:MAX_TAGS]
 
 

@@ -13,7 +13,7 @@ from eca_hub.train.errors import ProcessLost, TrainingStopped
 
 Kind = TypeVar("Kind", bound=BaseException)
 
-_RESUME = "What was saved before is whole; add --resume to go on."
+TO_GO_ON = "What was saved before is whole; add --resume to go on."
 _NO_MEMORY = r"can't allocate memory|Cannot allocate memory"
 
 
@@ -32,10 +32,12 @@ def as_sentence(error: BaseException) -> EcaHubError | None:
         )
     if worker := re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\) (.*)", text):
         return ProcessLost(
-            f"A data worker died: process {worker[1].strip()} {worker[2].rstrip('. ')[:160]}.", hint=_RESUME
+            f"A data worker died: process {worker[1].strip()} {worker[2].rstrip('. ')[:160]}.", hint=TO_GO_ON
         )
     if re.search(r"gloo|nccl|Connection (closed|reset)|ProcessGroup|Broken pipe", text, re.IGNORECASE):
-        return ProcessLost(f"Another process of this run is gone, so this one cannot go on: {text[:160]}", hint=_RESUME)
+        return ProcessLost(
+            f"Another process of this run is gone, so this one cannot go on: {text[:160]}", hint=TO_GO_ON
+        )
     return None
 
 

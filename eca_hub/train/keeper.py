@@ -15,7 +15,7 @@ from eca_hub.train.agreement import Agreement
 from eca_hub.train.checkpoints import CheckpointFolder, Saved
 from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.module import ImageClassifier
-from eca_hub.train.place import Place, begin_plainly, loops_at, place_after_batch
+from eca_hub.train.place import LastValidation, Place, begin_plainly, loops_at, place_after_batch
 from eca_hub.train.say import say
 from eca_hub.train.sharding import share_of
 from eca_hub.train.signals import StopWish
@@ -78,6 +78,7 @@ class Keeper(Callback):
         self._earlier_s = float(facts.get("fit_s", 0.0))
         self._started_s = self._saved_s = time.monotonic()
         self._agreement = Agreement(world_size=1)
+        self._last_validation: LastValidation | None = None
         if resumed:
             self._compare(facts["identity"])
 
@@ -96,6 +97,8 @@ class Keeper(Callback):
             self._save(trainer, self._place)
         else:
             begin_plainly(trainer, self._place)
+        if self._last_validation is not None:
+            self._last_validation.on_train_start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,6 +117,11 @@ class Keeper(Callback):
         if is_time or (every and trainer.global_step % every == 0):
             self._save(trainer, self._place)
         self._agreement.say(*self._flags())
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that what may have been due is being done."""
+        if self._last_validation is not None:
+            self._last_validation.on_validation_start()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
@@ -177,6 +185,7 @@ class Keeper(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on from the place, which is the start of its epoch if the batches are not what they were."""
         checkpoint["loops"] = loops_at(self._place, checkpoint["loops"])
+        self._last_validation = LastValidation(trainer, self._place, checkpoint["global_step"])
 
     def _compare(self, earlier: dict[str, Any]) -> None:
         changed = [

@@ -17,6 +17,7 @@ from torch.nn.functional import kl_div
 from torch.optim import Optimizer
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.pull import is_folder
 from eca_hub.images import EvalTransform
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ImageConfig, ModelConfig, Stem
@@ -90,6 +91,8 @@ class ImageClassifier(LightningModule):
                 "must be 0 to below 1, 0 to 1, and above 0."
             )
         config = ModelConfig(architecture, attention, attention_args or {}, tuple(labels), image, stem)
+        self.base_model = from_pretrained if from_pretrained and not is_folder(from_pretrained) else ""
+        """Id of the model of a hub that training starts from; empty if there is none, or it has no id."""
         if from_pretrained:
             self.model, self.config = start_from(from_pretrained, revision, config)
         else:

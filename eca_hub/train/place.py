@@ -64,3 +64,33 @@ def begin_plainly(trainer: Trainer, place: Place) -> None:
     """At the start of an epoch, let the batch loop begin as if nothing had been resumed."""
     if place.batch == 0:
         trainer.fit_loop.epoch_loop.restarting = False
+
+
+class LastValidation:
+    """Lets a run be resumed whose steps were all made, but not validated, when it was saved.
+
+    Lightning does not even begin a run that has no step left. So it is told that there is one more, and that now is the
+    time to validate; as soon as it does, it is told the truth, and ends the run.
+
+    Args:
+        trainer: Which resumes; it has not begun.
+        place: Where it goes on.
+        step: Steps that are made.
+    """
+
+    def __init__(self, trainer: Trainer, place: Place, step: int) -> None:
+        self._trainer = trainer
+        self._batch = place.batch
+        self._max_steps = trainer.max_steps
+        self._is_due = place.is_validation_due and 0 < trainer.max_steps <= step
+        if self._is_due:
+            trainer.fit_loop.epoch_loop.max_steps = step + 1
+
+    def on_train_start(self) -> None:
+        """Have the batches so far validated."""
+        if self._is_due:
+            self._trainer.val_check_batch = self._batch
+
+    def on_validation_start(self) -> None:
+        """Let the run end after this."""
+        self._trainer.fit_loop.epoch_loop.max_steps = self._max_steps

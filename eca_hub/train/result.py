@@ -125,6 +125,7 @@ def _card_facts(trainer: Trainer, module: ImageClassifier, data: ImageData, resu
             "validation accuracy was kept",
             "time": f"{result['fit_s']:.0f} s",
         },
+        base_model=module.base_model,
         measured_on=(
             f"{datetime.date.today():%Y-%m-%d} on {trainer.num_devices} x {device_name(trainer.strategy.root_device)}, "
             f"eca-hub {__version__}, torch {torch.__version__}, lightning {lightning.__version__}"

@@ -33,6 +33,7 @@ from eca_hub.train.progress import EpochRows, Speed
 from eca_hub.train.result import finish_run, write_environment
 from eca_hub.train.run_folder import RunFolder, chosen_path, open_to_train
 from eca_hub.train.say import say
+from eca_hub.train.siblings import end_together
 from eca_hub.train.signals import Stopped, StopWish, end_workers
 from eca_hub.train.strategies import SyncNorms, check_norms, own_strategy
 
@@ -131,6 +132,7 @@ class Cli(LightningCLI):
             **own_strategy(words),
             **kwargs,
         )
+        end_together(trainer, self.wish)
         if words["sync_batchnorm"]:
             check_norms(trainer)
         if self.folder is not None:

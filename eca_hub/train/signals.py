@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-_STANDARD_ERROR = 2
+STANDARD_ERROR = 2
+STOPPED_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""What a process ends with that was asked to."""
 
 PATIENCE_S = 8.0
 """How long a place may take to come, within the ten seconds that most schedulers give."""
@@ -97,5 +99,5 @@ class StopWish:
 
     def _give_up(self, number: int, frame: FrameType | None) -> None:
         # Not by print: the signal may have come while something is being printed.
-        os.write(_STANDARD_ERROR, b"Stopped at once; what was saved before is whole, and --resume goes on from it.\n")
+        os.write(STANDARD_ERROR, b"Stopped at once; what was saved before is whole, and --resume goes on from it.\n")
         self.obey()

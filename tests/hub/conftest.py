@@ -1,13 +1,20 @@
 """A real local hub for the whole room, and a client cache of its own for each test."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
+from torch import nn
 
+from eca_hub.hub.push import Published, push_to_hub
+from tests.hub import ecanet
 from tests.localhub.hubserver import Hub, running_hub
+
+Save = Callable[[object], Path]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +43,28 @@ def package(tiny_package: Path, tmp_path: Path) -> Path:
 def model_id(request: pytest.FixtureRequest) -> str:
     """A repository of the test's own."""
     return f"acme/{abs(hash(request.node.nodeid)):x}"
+
+
+@pytest.fixture
+def push(hub: Hub, package: Path, model_id: str) -> Callable[..., Published]:
+    def publish(**options: Any) -> Published:
+        return push_to_hub(package, model_id, **{"endpoint": hub.url, "token": hub.token, **options})
+
+    return publish
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Write what torch.save writes."""
+
+    def save_content(content: object) -> Path:
+        path = tmp_path / "checkpoint.pth.tar"
+        torch.save(content, path)
+        return path
+
+    return save_content
+
+
+@pytest.fixture(scope="module")
+def eca_resnet18() -> nn.Module:
+    return ecanet.make("resnet18", num_classes=10)

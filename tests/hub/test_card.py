@@ -44,6 +44,7 @@ def test_training_is_told_with_its_curves_and_where_it_started() -> None:
     data = ModelCard(page).data
     assert isinstance(data, ModelCardData)
     assert (data.datasets, data.base_model) == (["acme/digits"], "timm/ecaresnet50d.miil_in1k")
+    assert data.get("base_model_relation") == "finetune"
     assert "- epochs: 3" in page
     assert "▁▅█ from 0.1 to 0.9" in page
     assert "fine-tuned from `timm/ecaresnet50d.miil_in1k`" in page
@@ -67,6 +68,7 @@ def test_a_card_without_results_claims_none() -> None:
     page = render_card(TINY, COST, CardFacts())
     assert "Results" not in page
     assert "model-index" not in page
+    assert "base_model" not in page
 
 
 def test_class_names_cannot_break_out_of_the_page() -> None:

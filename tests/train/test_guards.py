@@ -162,10 +162,10 @@ def crash_at(moment: str) -> None:
         patch.setattr(Path, "replace", replace_once)
         return
     name, instead = {
-        "first byte": ("_write_through", die),
-        "half the bytes": ("_write_through", write_half),
+        "first byte": ("write_through", die),
+        "half the bytes": ("write_through", write_half),
         "hash": ("_hash_of", die),
-        "after": ("_sync_folder", die),
+        "after": ("sync_folder", die),
     }[moment]
     patch.setattr(whole_files, name, instead)
 

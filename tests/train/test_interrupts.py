@@ -1,6 +1,7 @@
 """Real processes of `eca-hub fit` that are stopped or killed: what they say, and that the same weights come of it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,9 +114,11 @@ def test_a_killed_data_worker_ends_the_run_with_a_sentence_and_the_run_goes_on(w
         os.kill(int(worker), signal.SIGKILL)
         _, complaints = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert complaints == (
-        f"eca-hub fit: A data worker died: process {worker} is killed by signal: Killed. "
-        "What was saved before is whole; add --resume to go on.\n"
+    # Torch hears it from the system, or finds it out itself, whichever is first.
+    assert re.fullmatch(
+        rf"eca-hub fit: A data worker died: process {worker} (is killed by signal: Killed|exited unexpectedly)\. "
+        r"What was saved before is whole; add --resume to go on\.\n",
+        complaints,
     )
     saved = CheckpointFolder(run_dir / "checkpoints").newest_whole()
     assert saved is not None

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def stop_after_first_epoch(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
+
+
+def second_of(process: subprocess.Popen[str]) -> int | None:
+    """The process that the first one has started, if it has; it has other children as well."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with suppress(OSError):
+            if b"\0LOCAL_RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+    return None
 
 
 def packaged(run_dir: Path) -> bytes:
@@ -149,6 +159,45 @@ def test_two_processes_stop_and_go_on_to_the_same_weights(strategy: str, tmp_pat
         }
 
 
+def test_ctrl_c_stops_two_processes_in_order_and_they_go_on_to_the_same_weights(tmp_path: Path) -> None:
+    finish(start(tmp_path / "whole", *EVERYTHING))
+    process = start(tmp_path / "run", *EVERYTHING)
+    assert process.stdout is not None
+    assert any(line.startswith("epoch 1/") for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
+    # Both outputs in one, which ends when both processes have.
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    [sentence] = [line for line in output.splitlines() if not line.startswith("epoch ")]
+    assert sentence.startswith("Stopped at step ")
+    assert sentence.endswith(", which is saved. To go on: the same command with --resume")
+    assert "Going on from step-" in finish(start(tmp_path / "run", *EVERYTHING, "--resume"))
+    assert packaged(tmp_path / "run") == packaged(tmp_path / "whole")
+
+
+def test_ctrl_c_while_one_process_waits_for_the_other_ends_both_at_once_and_quietly(tmp_path: Path) -> None:
+    process = start(tmp_path / "run")
+    while not second_of(process):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    # The output ends when both have.
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (130, "")
+
+
+def test_a_process_that_dies_before_the_run_begins_ends_the_one_that_waits_for_it(tmp_path: Path) -> None:
+    process = start(tmp_path / "run")
+    while not (second := second_of(process)):
+        assert process.poll() is None
+    os.kill(second, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (
+        1,
+        "eca-hub: Another process of this run is gone, with code -9. "
+        "What was saved before is whole; add --resume to go on.\n",
+    )
+
+
 @pytest.mark.parametrize(("first", "then"), [("fsdp", "ddp"), ("ddp", "fsdp"), ("fsdp", "auto")])
 def test_a_checkpoint_of_one_strategy_goes_on_with_another(first: str, then: str, one: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
@@ -188,10 +237,9 @@ def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_can_go_on(who
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             break
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    # The starter has one more child, which keeps track of shared memory.
-    [second] = [pid for pid in children if b"eca_hub" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(process.pid if who == "first" else int(second), signal.SIGKILL)
+    second = second_of(process)
+    assert second is not None
+    os.kill(process.pid if who == "first" else second, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert "Another process of this run is gone" in output
     if who == "second":

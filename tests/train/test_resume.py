@@ -20,6 +20,8 @@ MORE_STOPS = {
     "in the first step": ("on_train_batch_end", 1),
     "between validation and the next epoch": ("on_train_epoch_end", 1),
     "at the very end": ("on_train_epoch_end", 3),
+    "at the last step": ("on_train_batch_end", 3 * NUM_BATCHES),
+    "during the last validation": ("on_validation_batch_end", 8),
 }
 
 
@@ -185,6 +187,47 @@ def test_the_best_weights_are_those_of_the_best_epoch(whole_run: Path) -> None:
 def test_two_workers_give_the_weights_that_none_gives(whole_run: Path, tmp_path: Path) -> None:
     assert fit(tmp_path / "run", "--data.num_workers", "2") == 0
     assert weights_hash(tmp_path / "run") == weights_hash(whole_run)
+
+
+@pytest.fixture(scope="module")
+def run_of_so_many_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended inside its second epoch, because that was all it was to do."""
+    run_dir = tmp_path_factory.mktemp("steps") / "run"
+    assert fit(run_dir, *SO_MANY_STEPS) == 0
+    return run_dir
+
+
+SO_MANY_STEPS = ("--trainer.max_steps", str(NUM_BATCHES + 2))
+
+
+@pytest.mark.parametrize(
+    ("hook", "number"),
+    [
+        ("on_train_batch_end", NUM_BATCHES + 2),
+        *(
+            pytest.param(*place, marks=SLOW)
+            for place in (
+                ("on_train_batch_end", NUM_BATCHES + 1),
+                ("on_validation_batch_end", 4),
+                ("on_validation_batch_end", 6),
+                ("on_train_epoch_end", 2),
+            )
+        ),
+    ],
+)
+def test_a_run_stopped_when_its_steps_are_made_still_measures_them(
+    hook: str, number: int, run_of_so_many_steps: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, hook, number)
+        assert fit(tmp_path / "run", *SO_MANY_STEPS) == 143
+    assert fit(tmp_path / "run", *SO_MANY_STEPS, "--resume") == 0
+    assert weights_hash(tmp_path / "run") == weights_hash(run_of_so_many_steps)
+    rows, expected = (numbers_of(run / "metrics.csv") for run in (tmp_path / "run", run_of_so_many_steps))
+    assert rows == expected
+    results = [json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", run_of_so_many_steps)]
+    for name in ("best_epoch", "epochs", "steps", "test_loss", "test_top1", "val_top1", "val_top5"):
+        assert results[0][name] == results[1][name]
 
 
 @SLOW

@@ -8,6 +8,7 @@ Shapes: N images, H height, W width; 3 colours, red first.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,34 +78,38 @@ class Augment:
         self._reach = max(image.height_px // 8, 1)
         self._rest = _transforms(config)
 
-    def batch(self, pictures: list[np.ndarray], epoch: int, index: list[int]) -> Tensor:
+    def batch(
+        self, pictures: Iterable[tuple[int, np.ndarray]], epoch: int, numbers: Sequence[int]
+    ) -> tuple[Sequence[int], Tensor]:
         """Change the pictures of a batch.
 
         Args:
-            pictures: uint8 (H, W, 3) each: whole pictures of any size, or pixels of the final size.
+            pictures: Where each stands among the numbers, and its pixels, uint8 (H, W, 3): whole pictures of any size,
+                or pixels of the final size. Each is taken when the one before is cut, while it is in the processor's
+                cache.
             epoch: The epoch.
-            index: Number of each picture in its split.
+            numbers: Number of each picture in its split; some may not come.
 
         Returns:
-            uint8 (N, 3, H, W) of the final size, in channels_last memory.
+            Which came, and uint8 (N, 3, H, W) of the final size, in channels_last memory.
         """
-        draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(index), _NUM_DRAWS)
+        draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(numbers), _NUM_DRAWS)
         if self._config.crop == "resized":
-            pixels_NHW3 = self._resized_cuts(pictures, draws_ND[:, 1:])
-        elif self._config.crop == "padded":
-            pixels_NHW3 = self._shifted(np.stack(pictures), draws_ND[:, 1:3])
-        else:
-            pixels_NHW3 = np.stack(pictures)
+            pictures = ((row, self._resized_cut(each_HW3, draws_ND[row, 1:])) for row, each_HW3 in pictures)
+        rows, pixels = zip(*pictures, strict=True)
+        pixels_NHW3, draws_ND = np.stack(pixels), draws_ND[list(rows)]
+        if self._config.crop == "padded":
+            pixels_NHW3 = self._shifted(pixels_NHW3, draws_ND[:, 1:3])
         is_mirrored_N = draws_ND[:, 0] < self._config.flip
         pixels_NHW3[is_mirrored_N] = pixels_NHW3[is_mirrored_N, :, ::-1]
         pixels_N3HW = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2)
         if self._rest is None:
-            return pixels_N3HW
+            return rows, pixels_N3HW
         changed = []
-        for pixels_3HW, number in zip(pixels_N3HW, index, strict=True):
-            seed_chance(derive_seed("augment", self._seed, epoch, number))
+        for row, pixels_3HW in zip(rows, pixels_N3HW, strict=True):
+            seed_chance(derive_seed("augment", self._seed, epoch, numbers[row]))
             changed.append(self._rest(pixels_3HW))
-        return torch.stack(changed)
+        return rows, torch.stack(changed)
 
     def _shifted(self, pixels_NHW3: np.ndarray, draws_N2: np.ndarray) -> np.ndarray:
         """Move each picture within a black frame, up to its width."""
@@ -116,19 +121,17 @@ class Augment:
             pixels_NHW3[number] = framed_NHW3[number, top : top + height, left : left + width]
         return pixels_NHW3
 
-    def _resized_cuts(self, pictures: list[np.ndarray], draws_ND: np.ndarray) -> np.ndarray:
-        """Cut a random part out of each picture, and bring it to the final size."""
+    def _resized_cut(self, picture_HW3: np.ndarray, draws_D: np.ndarray) -> np.ndarray:
+        """Cut a random part out of a picture, and bring it to the final size."""
+        height, width, _ = picture_HW3.shape
+        top, left, box_height, box_width = random_box(height, width, self._config.min_area, draws_D.tolist())
+        # Laid out in one piece it is resized twice as fast.
+        box_HW3 = picture_HW3[top : top + box_height, left : left + box_width].copy()
+        box_13HW = torch.from_numpy(box_HW3).permute(2, 0, 1)[None]
         smooth = {} if self._interpolation == "nearest" else {"antialias": True}
-        pixels_NHW3 = np.empty((len(pictures), *self._size, 3), dtype=np.uint8)
-        for place_HW3, picture_HW3, draws_D in zip(pixels_NHW3, pictures, draws_ND.tolist(), strict=True):
-            height, width, _ = picture_HW3.shape
-            top, left, box_height, box_width = random_box(height, width, self._config.min_area, draws_D)
-            # Laid out in one piece it is resized twice as fast.
-            box_HW3 = np.ascontiguousarray(picture_HW3[top : top + box_height, left : left + box_width])
-            box_13HW = torch.from_numpy(box_HW3).permute(2, 0, 1)[None]
-            resized_13HW = interpolate(box_13HW, self._size, mode=self._interpolation, **smooth)
-            place_HW3[:] = resized_13HW[0].permute(1, 2, 0).numpy()
-        return pixels_NHW3
+        resized_13HW = interpolate(box_13HW, self._size, mode=self._interpolation, **smooth)
+        resized_HW3: np.ndarray = resized_13HW[0].permute(1, 2, 0).numpy()
+        return resized_HW3
 
 
 def random_box(height: int, width: int, min_area: float, draws_D: list[float]) -> tuple[int, int, int, int]:

@@ -6,6 +6,8 @@ where files lie.
 Shapes: N images, H height, W width.
 """
 
+from collections.abc import Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,11 @@ from eca_hub.train.data.augment import Augment
 from eca_hub.train.data.batches import BatchKey
 from eca_hub.train.data.cache import DecodedPictures
 from eca_hub.train.data.source import Source
+from eca_hub.train.data.threads import at_once
 from eca_hub.train.errors import TrainingStopped
+
+# In smaller files, such as CIFAR's, most of the work is done under Python's lock, and threads would only wait for it.
+_WORTH_A_THREAD_BYTES = 8192
 
 
 class BadSample(NamedTuple):
@@ -67,35 +73,49 @@ class Pictures(Dataset[Batch]):
         self._transform = transform
         self._augment = augment
         self._cache = DecodedPictures(len(source.targets), int(cache_mib * 2**20), num_workers)
+        self._last_num_bytes = 0
 
     def __len__(self) -> int:
         return len(self.source.targets)
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        good, bad, pictures = [], [], []
-        for index in key.numbers:
-            try:
-                pictures.append(self._picture(index))
-            except (BadImage, OSError) as error:
-                bad.append(BadSample(index, self.source.name(index), str(error)))
-                continue
-            good.append(index)
-        if not pictures:
-            raise TrainingStopped(f"Every picture of a batch is broken; the first: {bad[0].name}: {bad[0].reason}")
+        bad: list[BadSample] = []
+        pictures = self._pictures(key.numbers, bad)
         if self._augment is not None:
-            pixels_N3HW = self._augment.batch(pictures, key.epoch, good)
+            rows, pixels_N3HW = self._augment.batch(pictures, key.epoch, key.numbers)
         else:
-            pixels_N3HW = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+            rows, pixels = zip(*pictures, strict=True)
+            pixels_N3HW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        good = [key.numbers[row] for row in rows]
         return Batch(pixels_N3HW, torch.from_numpy(self.source.targets[good]), torch.tensor(good), tuple(bad))
 
-    def _picture(self, index: int) -> np.ndarray:
-        """The decoded picture, not much larger than it needs to be, or the pixels as they are validated; (H, W, 3)."""
-        picture_HW3 = self._cache.get(index)
-        if picture_HW3 is None:
-            image = decode_image(self.source.read(index), enough_px=self._transform.enough_px)
-            if self._augment is not None and self._augment.cuts_whole_pictures:
-                picture_HW3 = np.array(image)
-            else:
-                picture_HW3 = self._transform.to_pixels(image).permute(1, 2, 0).numpy()
-            self._cache.put(index, picture_HW3)
-        return picture_HW3
+    def _pictures(self, numbers: list[int], bad: list[BadSample]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield row and pixels of every picture as soon as it is decoded, and put those that cannot be with the bad."""
+        found = [self._cache.get(number) for number in numbers]
+        missing = [number for number, picture_HW3 in zip(numbers, found, strict=True) if picture_HW3 is None]
+        num_threads = torch.get_num_threads() if self._last_num_bytes >= _WORTH_A_THREAD_BYTES else 1
+        with closing(at_once(self._decoded, missing, num_threads)) as all_decoded:
+            for row, picture_HW3 in enumerate(found):
+                if picture_HW3 is not None:
+                    yield row, picture_HW3
+                    continue
+                decoded = next(all_decoded)
+                if isinstance(decoded, BadSample):
+                    bad.append(decoded)
+                    continue
+                self._cache.put(numbers[row], decoded)
+                yield row, decoded
+        if len(bad) == len(numbers):
+            raise TrainingStopped(f"Every picture of a batch is broken; the first: {bad[0].name}: {bad[0].reason}")
+
+    def _decoded(self, number: int) -> np.ndarray | BadSample:
+        """The picture, not much larger than it needs to be, or the pixels as they are validated; (H, W, 3)."""
+        try:
+            content = self.source.read(number)
+            self._last_num_bytes = len(content)
+            image = decode_image(content, enough_px=self._transform.enough_px)
+        except (BadImage, OSError) as error:
+            return BadSample(number, self.source.name(number), str(error))
+        if self._augment is not None and self._augment.cuts_whole_pictures:
+            return np.asarray(image)
+        return self._transform.to_pixels(image).permute(1, 2, 0).numpy()

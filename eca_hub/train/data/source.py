@@ -11,7 +11,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Source(Protocol):
-    """The files of one split, in an order that never changes. It travels to worker processes."""
+    """The files of one split, in an order that never changes. It travels to worker processes; threads share it."""
 
     @property
     def targets(self) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_a_cut_shows_what_torchvision_would_show_but_for_a_rounding() -> None:
 
     picture_HW3 = np.array(Image.open(io.BytesIO(make_picture(90, 70))))
     config, image = AugmentConfig(flip=0), ImageConfig(height_px=24, width_px=32, interpolation="bilinear")
-    [ours_3HW] = Augment(config, image, seed=3).batch([picture_HW3], 5, [11])
+    _, [ours_3HW] = Augment(config, image, seed=3).batch([(0, picture_HW3)], 5, [11])
     draws_D = uniforms(derive_seed("place", 3, 5), np.array([11]), 23)[0, 1:].tolist()
     box = random_box(70, 90, config.min_area, draws_D)
     expected_3HW = resized_crop(Image.fromarray(picture_HW3), *box, size=[24, 32])
@@ -91,7 +91,8 @@ def test_a_mirror_image_is_the_other_one_turned_round() -> None:
     image = ImageConfig(height_px=8, width_px=8)
     picture_HW3 = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     plain, mirrored = (
-        Augment(AugmentConfig(crop="none", flip=flip), image, seed=0).batch([picture_HW3], 0, [0]) for flip in (0, 1)
+        Augment(AugmentConfig(crop="none", flip=flip), image, seed=0).batch([(0, picture_HW3)], 0, [0])[1]
+        for flip in (0, 1)
     )
     assert torch.equal(mirrored, plain.flip(3))
     assert np.array_equal(plain[0].permute(1, 2, 0), picture_HW3)

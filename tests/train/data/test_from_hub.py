@@ -1,27 +1,15 @@
 """A data set of the hub trains by its name, and again when the hub is gone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
 from eca_hub.errors import EcaHubError, InvalidConfig, Offline, RepoNotFound
 from eca_hub.train.data import ParquetData
 from eca_hub.train.data.batches import BatchKey
-from tests.localhub.hubserver import Hub, running_hub
+from tests.localhub.hubserver import Hub
 from tests.train.datasets import SMALL, write_parquet
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with running_hub(tmp_path / "hub") as running:
-        # As HF_ENDPOINT does, which the client reads when it is imported.
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield running
 
 
 def upload(hub: Hub, folder: Path, name: str = "acme/pets") -> None:

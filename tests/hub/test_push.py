@@ -1,39 +1,25 @@
-"""Publishing and fetching through the unmodified client and a real local hub, a process of its own."""
+"""Publishing through the unmodified client to a real local hub, a process of its own: one commit, or nothing."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from eca_hub.errors import (
     AccessDenied,
-    ChecksumMismatch,
     EcaHubError,
     InvalidConfig,
     NotAnEcaModel,
-    Offline,
     PushConflict,
     RepoNotFound,
-    RevisionNotFound,
 )
-from eca_hub.hub.cache import check_cache
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import Published, plan_push, push_to_hub
-from eca_hub.hub.use import name_model
 from tests.localhub.hubserver import Hub
-
-
-@pytest.fixture
-def push(hub: Hub, package: Path, model_id: str) -> Callable[..., Published]:
-    def publish(**options: Any) -> Published:
-        return push_to_hub(package, model_id, **{"endpoint": hub.url, "token": hub.token, **options})
-
-    return publish
 
 
 def change_card(package: Path, text: str = "\nAnother line.\n") -> None:
@@ -130,15 +116,6 @@ def test_a_repository_with_the_other_visibility_is_refused_before_anything_is_se
     with pytest.raises(InvalidConfig, match="exists and is public, not private; nothing was sent"):
         push(private=True)
     assert len(commits(hub, model_id)) == 2
-
-
-def test_a_private_repository_is_seen_with_its_token_only(
-    hub: Hub, push: Callable[..., Published], model_id: str
-) -> None:
-    push(private=True)
-    with pytest.raises(RepoNotFound, match=r"does not exist, or is private\. If it is private, set HF_TOKEN"):
-        pull(model_id, endpoint=hub.url)
-    assert pull(model_id, endpoint=hub.url, token=hub.token).model_id == model_id
 
 
 def test_a_push_without_a_token_is_refused_and_leaves_nothing(hub: Hub, package: Path, model_id: str) -> None:
@@ -260,112 +237,3 @@ def test_a_name_that_cannot_be_one_is_refused_before_anybody_is_asked(name: str,
         pull(name, endpoint="http://127.0.0.1:9")
     with pytest.raises(InvalidConfig):
         push_to_hub(package, name, endpoint="http://127.0.0.1:9")
-
-
-@pytest.mark.parametrize("revision", ["../../main", "a..b", "/main", "", "a b", "x" * 300])
-def test_a_revision_that_cannot_be_one_is_refused(revision: str) -> None:
-    with pytest.raises(InvalidConfig, match="cannot be a revision"):
-        pull("acme/x", revision, endpoint="http://127.0.0.1:9")
-
-
-def test_what_is_missing_is_told_apart(hub: Hub, push: Callable[..., Published], model_id: str) -> None:
-    with pytest.raises(RepoNotFound, match=r"shows no repository 'acme/nothing'"):
-        pull("acme/nothing", endpoint=hub.url, token=hub.token)
-    push()
-    with pytest.raises(RevisionNotFound, match="has no branch, tag or commit 'v9'"):
-        pull(model_id, "v9", endpoint=hub.url)
-    api = HfApi(endpoint=hub.url, token=hub.token)
-    api.delete_file("model.safetensors", model_id)
-    with pytest.raises(NotAnEcaModel, match="is no package"):
-        pull(model_id, endpoint=hub.url)
-
-
-def test_a_pickle_beside_no_safetensors_is_never_fetched(hub: Hub, model_id: str, cache: Path) -> None:
-    api = HfApi(endpoint=hub.url, token=hub.token)
-    api.create_repo(model_id)
-    for name, content in {"config.json": b"{}", "pytorch_model.bin": b"canary"}.items():
-        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=model_id)
-    with pytest.raises(NotAnEcaModel):
-        pull(model_id, endpoint=hub.url)
-    assert not any(path.name == "pytorch_model.bin" for path in cache.rglob("*"))
-
-
-def blob_of(cache: Path, name: str) -> Path:
-    [link] = cache.rglob(f"snapshots/*/{name}")
-    return link.resolve()
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-1] + bytes([data[-1] ^ 1])]
-)
-def test_a_file_that_is_damaged_in_the_cache_is_fetched_again(
-    hub: Hub,
-    push: Callable[..., Published],
-    package: Path,
-    model_id: str,
-    cache: Path,
-    damage: Callable[[bytes], bytes],
-) -> None:
-    push()
-    pull(model_id, endpoint=hub.url)
-    blob = blob_of(cache, "model.safetensors")
-    blob.write_bytes(damage(blob.read_bytes()))
-    assert [each.is_whole for each in check_cache(model_id) if each.path == blob] == [False]
-    assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
-    assert all(each.is_whole for each in check_cache())
-
-
-def test_a_damaged_file_is_refused_when_the_hub_is_away(
-    hub: Hub, push: Callable[..., Published], model_id: str, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    published = push()
-    pull(model_id, endpoint=hub.url)
-    blob = blob_of(cache, "model.safetensors")
-    blob.write_bytes(blob.read_bytes()[:-1])
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ChecksumMismatch, match="damaged in the cache, and the hub does not answer"):
-        pull(model_id, published.revision, endpoint=hub.url)
-
-
-def test_a_warm_cache_works_without_the_hub_by_branch_tag_and_commit(
-    hub: Hub, push: Callable[..., Published], model_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    published = push(tag="v1")
-    for revision in (None, "main", "v1"):
-        pull(model_id, revision, endpoint=hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    for revision in (None, "main", "v1", published.revision):
-        assert pull(model_id, revision, endpoint=hub.url).revision == published.revision
-    with pytest.raises(Offline, match="the cache does not hold acme/other"):
-        pull("acme/other", endpoint=hub.url)
-
-
-def test_a_folder_gets_a_whole_package_or_nothing(
-    hub: Hub, push: Callable[..., Published], model_id: str, package: Path, tmp_path: Path
-) -> None:
-    published = push()
-    target = tmp_path / "new" / "copy"
-    assert pull_to(model_id, target, endpoint=hub.url) == published.revision
-    published_bytes = {name: (package / name).read_bytes() for name in FILES}
-    published_bytes["README.md"] = name_model(published_bytes["README.md"], model_id)
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == published_bytes
-    with pytest.raises(InvalidConfig, match="not empty"):
-        pull_to(model_id, target, endpoint=hub.url)
-
-
-def test_the_verify_command_names_and_removes_what_is_damaged(
-    hub: Hub, push: Callable[..., Published], model_id: str, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from eca_hub.__main__ import main
-
-    push()
-    pull(model_id, endpoint=hub.url)
-    assert main(["verify"]) == 0
-    assert "2 files" in capsys.readouterr().out
-    blob = blob_of(cache, "config.json")
-    blob.write_bytes(b"{}")
-    assert main(["verify", model_id, "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["damaged"] == [{"model_id": model_id, "path": str(blob)}]
-    assert main(["verify", "--repair"]) == 0
-    assert not blob.exists()
-    assert main(["verify"]) == 0

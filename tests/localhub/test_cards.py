@@ -1,0 +1,74 @@
+"""Model cards on the hub's pages: read as their authors meant them, shown without obeying them."""
+
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from eca_hub.localhub.cards import problems_of_card, read_head
+from eca_hub.localhub.pages import render_card
+from tests.localhub.hubserver import Hub, opened_hub
+from tests.localhub.pusher import REPO, push
+
+
+def test_the_page_shows_a_card_and_obeys_none_of_its_tags(tmp_path: Path) -> None:
+    card = (
+        "---\nlicense: mit\ntags: ['<b>bold</b>']\n---\n# Title\n\n<script>alert(1)</script>\n\n"
+        "[bad](javascript:alert(1)) [good](model.bin) ![picture](curves.png) [out](https://example.org)\n\n"
+        "| a | b |\n|---|---|\n| 1 | <img src=x onerror=alert(1)> |\n"
+    )
+    with opened_hub(tmp_path) as client:
+        commit_id = push(client, {"README.md": card.encode(), "<i>.txt": b"x"}, {})
+        page = client.get(f"/{REPO}")
+        assert "<script" not in page.text
+        assert "<img src=x" not in page.text
+        assert "<i>" not in page.text
+        assert 'href="javascript:' not in page.text
+        assert "<h1>Title</h1>" in page.text
+        assert f'src="http://127.0.0.1:1234/{REPO}/resolve/{commit_id}/curves.png"' in page.text
+        assert "<td>1</td>" in page.text
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        index = client.get("/").text
+        assert f"/{REPO}" in index
+        assert "<b>" not in index
+        assert client.get(f"/{REPO}/commit/{commit_id}").status_code == 200
+        served = client.get(f"/{REPO}/resolve/main/README.md")
+        assert "sandbox" in served.headers["content-security-policy"]
+
+
+def test_private_and_gated_cards_are_not_on_the_pages(hub: Hub, http: httpx2.Client, repo_id: str) -> None:
+    push(http, {"README.md": b"# Hidden words"}, {}, repo=repo_id)
+    http.put(f"/api/models/{repo_id}/settings", json={"gated": "manual"}).raise_for_status()
+    assert "Hidden words" not in httpx2.get(f"{hub.url}/{repo_id}").text
+    http.put(f"/api/models/{repo_id}/settings", json={"private": True}).raise_for_status()
+    assert httpx2.get(f"{hub.url}/{repo_id}").status_code == 401
+    assert repo_id not in httpx2.get(f"{hub.url}/").text
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\na: &a [x, x]\nb: [*a, *a]\n---\n",
+        "---\n!!python/object/apply:os.system ['true']\n---\n",
+        "---\n" + "a: " + "[" * 5000 + "\n---\n",
+        "---\na: .nan\nb: 1e400\nc: 0x" + "f" * 5000 + '\nd: "\\ud800"\ne: 2026-01-01\n---\n',
+        "---\nno end",
+        "---\n- a list\n---\n",
+        "---\ntags: {a: b}\nlicense: [[x]]\npipeline_tag: 3\n---\n",
+    ],
+)
+def test_no_card_makes_the_hub_fail(tmp_path: Path, card: str) -> None:
+    problems_of_card(card)
+    with opened_hub(tmp_path) as client:
+        push(client, {"README.md": card.encode(), "config.json": b'{"model_type": 1e400, "architectures": [[]]}'}, {})
+        for path in (f"/api/models/{REPO}", "/api/models?full=true&cardData=true&config=true", "/", f"/{REPO}"):
+            assert client.get(path).status_code == 200
+        assert client.post("/api/validate-yaml", json={"content": card}).status_code in (200, 400)
+
+
+def test_a_card_is_read_as_its_author_meant_it() -> None:
+    assert read_head("---\r\nlicense: mit\r\n---\r\n# Card") == {"license": "mit"}
+    assert read_head("---\n---\n") == {}
+    assert read_head("# no head") == {}
+    assert problems_of_card("---\nlicense: my-own\n---\n")[0][0].startswith('"license" must be one of')
+    assert "<h1>" in render_card("# x", "http://h/")

@@ -1,0 +1,34 @@
+"""Patterns of .gitignore and .gitattributes mean what git means."""
+
+import pytest
+
+from eca_hub.localhub.gitpatterns import is_big_by_name, is_ignored
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "verdict"),
+    [
+        ("*.bin", "a/b/model.bin", True),
+        ("*.bin", "model.bin.txt", False),
+        ("/a.txt", "a.txt", True),
+        ("/a.txt", "b/a.txt", False),
+        ("build/", "a/build/x.txt", True),
+        ("build/", "build", False),
+        ("a/**/z.txt", "a/b/c/z.txt", True),
+        ("a/**/z.txt", "a/z.txt", True),
+        ("logs/**", "logs/x/y", True),
+        ("[ab].txt", "a.txt", True),
+        ("*.txt\n!keep.txt", "keep.txt", False),
+        ("# *.txt", "a.txt", False),
+        ("*a" * 200, "a" * 200 + "b", False),
+    ],
+)
+def test_patterns_of_gitignore_mean_what_git_means(pattern: str, path: str, verdict: bool) -> None:
+    assert is_ignored(path, pattern) is verdict
+
+
+def test_the_last_line_about_a_filter_decides_who_is_big() -> None:
+    attributes = "*.bin filter=lfs -text\n*.txt text\nsmall.bin -filter\n"
+    assert is_big_by_name("x/a.bin", attributes)
+    assert not is_big_by_name("x/small.bin", attributes)
+    assert not is_big_by_name("a.txt", attributes)

@@ -1,0 +1,37 @@
+"""A package tells which model of a hub it was fine-tuned from: that one, and no other."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+
+from eca_hub.hub.push import push_to_hub
+from tests.localhub.hubserver import Hub
+from tests.train.runs import CONFIG, fit
+
+FROM = "--model.from_pretrained"
+ONE_EPOCH = CONFIG.replace("max_epochs: 3", "max_epochs: 1")
+
+
+def test_what_was_fine_tuned_from_a_model_of_a_hub_names_it_there(
+    hub: Hub, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    push_to_hub(tiny_package, "acme/base")
+    assert fit(tmp_path / "run", FROM, "acme/base", "--push_to", "acme/tuned", config=ONE_EPOCH) == 0
+    base, tuned = (HfApi().model_info(model_id) for model_id in ("acme/base", "acme/tuned"))
+    assert tuned.card_data is not None
+    assert tuned.card_data.base_model == "acme/base"
+    assert tuned.card_data.get("base_model_relation") == "finetune"
+    assert {"base_model:acme/base", "base_model:finetune:acme/base"} <= set(tuned.tags or [])
+    assert base.card_data is not None
+    assert base.card_data.base_model is None
+
+
+@pytest.mark.parametrize("start", ["folder", "scratch"])
+def test_what_has_no_model_of_a_hub_to_name_names_none(start: str, tiny_package: Path, tmp_path: Path) -> None:
+    options = (FROM, str(tiny_package)) if start == "folder" else ()
+    assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0
+    card = ModelCard.load(tmp_path / "run" / "model" / "README.md")
+    assert not {"base_model", "base_model_relation"} & card.data.to_dict().keys()
+    assert "fine-tuned from" not in card.content
