@@ -191,7 +191,7 @@ def network_rows(cases: Iterable[tuple[str, int]], args: argparse.Namespace) -> 
             if is_training:
                 logits_NK.square().mean().backward()
 
-        num_turns = 3 if args.quick else max(5, (48 if mode == "inference" else 16) // batch)
+        num_turns = 3 if args.quick else max(16, 120 // batch) if mode == "inference" else max(12, 40 // batch)
         times_s = in_turns({name: partial(run, net) for name, net in nets.items()}, num_turns, args.device)
         for name, values in times_s.items():
             ratios = [took_s / bare_s for took_s, bare_s in zip(values, times_s["resnet50"], strict=True)]
