@@ -42,6 +42,7 @@ def run_and_leave_nothing(script: str, folder: Path, environment: dict[str, str]
             code = shell.wait(timeout=240)
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
         text = (folder / "output.txt").read_text()
     assert code == 0, text
     return text
