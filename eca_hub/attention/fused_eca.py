@@ -1,8 +1,8 @@
 """ECA in one visit to each map, on the processor: the Python side of eca_kernel.c.
 
-The kernel is compiled when the package is installed, where there are Python's headers and a C compiler with OpenMP (gcc,
-or clang on Linux). Where they are not, or torch came with a library of threads that cannot be shared, `is_built` is
-false and `fast_eca.py` does the same in separate operations. Measured by experiments/bench_attention.py.
+The kernel is compiled when the package is installed, where there are Python's headers and a C compiler with OpenMP:
+gcc, or clang on Linux. Where they are not, or torch came with a library of threads that cannot be shared, `is_built`
+is false and `fast_eca.py` does the same in separate operations. Measured by experiments/bench_attention.py.
 
 Shapes: N images, C channels, H height, W width, k neighbours.
 """
