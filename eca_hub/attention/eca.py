@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from eca_hub.attention.fast_eca import can_rescale, rescale_plain, rescale_with_graph, wants_graph
+from eca_hub.attention.fast_eca import can_learn, can_rescale, rescale_plain, rescale_with_graph, wants_graph
 from eca_hub.attention.gate import average, rescale
 from eca_hub.errors import InvalidConfig
 
@@ -83,9 +83,10 @@ class ECA(nn.Module):
         """Rescale the channels of a batch of maps."""
         weight_11k = self.conv.weight
         if can_rescale(x_NCHW, weight_11k):
-            if wants_graph(x_NCHW, weight_11k):
+            if not wants_graph(x_NCHW, weight_11k):
+                return rescale_plain(x_NCHW, weight_11k, in_place=self.owns_input and not self._forward_hooks)
+            if can_learn(x_NCHW):
                 return rescale_with_graph(x_NCHW, weight_11k)
-            return rescale_plain(x_NCHW, weight_11k, in_place=self.owns_input and not self._forward_hooks)
         logits_N1C = self.conv(average(x_NCHW).unsqueeze(1))
         return rescale(x_NCHW, logits_N1C.squeeze(1))
 

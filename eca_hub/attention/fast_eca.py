@@ -92,6 +92,11 @@ def rescale_plain(x_NCHW: Tensor, weight_11k: Tensor, *, in_place: bool) -> Tens
     return x_NCHW.mul_(gate_NC11) if in_place else x_NCHW * gate_NC11
 
 
+def can_learn(x_NCHW: Tensor) -> bool:
+    """Whether `rescale_with_graph` gains: with one image a function's own cost is more than it saves."""
+    return fused_eca.learns or (x_NCHW.dtype in _DTYPES and len(x_NCHW) > 1)
+
+
 def rescale_with_graph(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
     """Rescale the channels, and write the gradient of the map in one pass."""
     y_NCHW: Tensor = _WithGraph.apply(x_NCHW, weight_11k)
@@ -102,7 +107,7 @@ class _WithGraph(torch.autograd.Function):
     # Without setup_context, because torch would look up a signature in every call.
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
-        if fused_eca.takes(x_NCHW, weight_11k):
+        if fused_eca.learns and fused_eca.takes(x_NCHW, weight_11k):
             y_NCHW, facts_2NC = fused_eca.rescale_and_remember(x_NCHW, weight_11k)
         else:
             mean_NC = sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
@@ -114,7 +119,8 @@ class _WithGraph(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         x_NCHW, weight_11k, facts_2NC = ctx.saved_tensors
-        if not torch.is_grad_enabled() and is_plain(dy_NCHW) and fused_eca.takes(x_NCHW, weight_11k):
+        is_last = not torch.is_grad_enabled()
+        if fused_eca.learns and is_last and is_plain(dy_NCHW) and fused_eca.takes(x_NCHW, weight_11k):
             return fused_eca.slopes(dy_NCHW, x_NCHW, weight_11k, facts_2NC)
         return _slopes(dy_NCHW, x_NCHW, weight_11k, *facts_2NC.to(x_NCHW.dtype))
 

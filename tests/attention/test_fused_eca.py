@@ -18,6 +18,11 @@ SHAPES = [(1, 3, 1, 1), (1, 40, 5, 4), (2, 16, 1, 1), (3, 70, 9, 11), (5, 16, 41
 needs_kernel = pytest.mark.skipif(not fused_eca.is_built, reason="eca-hub was installed without a C compiler")
 
 
+@pytest.fixture(autouse=True)
+def learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_eca, "learns", True)
+
+
 def map_of(shape: tuple[int, ...], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=memory_format)
 
