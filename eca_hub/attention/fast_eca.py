@@ -3,9 +3,9 @@
 A channel gate is bound by memory: it should read the map once for the mean, and read and write it once for the
 product. In inference the product may go into the map itself if its owner allows, which saves the allocation that
 costs most. In training one function has both derivatives of the map, so its gradient is written once, where autograd
-would write three maps and add them. On the processor one compiled kernel does it in two visits to each map
-(fused_eca.py); elsewhere, and where the kernel is not built, separate operations of torch do. Measured by
-experiments/bench_attention.py. Knows nothing of modules.
+would write three maps and add them. On the processor inference runs one compiled kernel, which visits each map twice
+(fused_eca.py); training, other devices, and machines where the kernel is not built run operations of torch. Measured
+by experiments/bench_attention.py. Knows nothing of modules.
 
 Shapes: N images, C channels, H height, W width, k neighbours.
 """
