@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from eca_hub.commands.localhub import open_hub
     from eca_hub.errors import EcaHubError
     from eca_hub.explain import Explanation, Gates, explain_picture
-    from eca_hub.gpu_jpegs import GpuJpegs
     from eca_hub.hub.convert import convert_checkpoint
-    from eca_hub.hub.folder import export_to_timm, load_pretrained, save_pretrained
+    from eca_hub.hub.pretrained import export_to_timm, load_pretrained, save_pretrained
     from eca_hub.hub.push import push_to_hub
-    from eca_hub.images import EvalTransform, ImageLimits, decode_image
+    from eca_hub.images.gpu_jpeg import GpuJpegs
+    from eca_hub.images.transform import EvalTransform, ImageLimits, decode_image
     from eca_hub.models.build import create_model, list_models
     from eca_hub.models.complexity import Complexity, count_complexity
     from eca_hub.models.config import ImageConfig, ModelConfig
@@ -68,28 +68,28 @@ _HOME_OF = {
     "CommandParser": "eca_hub.commandline",
     "Complexity": "eca_hub.models.complexity",
     "EcaHubError": "eca_hub.errors",
-    "EvalTransform": "eca_hub.images",
+    "EvalTransform": "eca_hub.images.transform",
     "Explanation": "eca_hub.explain",
     "Gates": "eca_hub.explain",
-    "GpuJpegs": "eca_hub.gpu_jpegs",
+    "GpuJpegs": "eca_hub.images.gpu_jpeg",
     "ImageConfig": "eca_hub.models.config",
-    "ImageLimits": "eca_hub.images",
+    "ImageLimits": "eca_hub.images.transform",
     "ModelConfig": "eca_hub.models.config",
     "Prediction": "eca_hub.classifier",
     "convert_checkpoint": "eca_hub.hub.convert",
     "count_complexity": "eca_hub.models.complexity",
     "create_model": "eca_hub.models.build",
-    "decode_image": "eca_hub.images",
+    "decode_image": "eca_hub.images.transform",
     "explain_picture": "eca_hub.explain",
-    "export_to_timm": "eca_hub.hub.folder",
+    "export_to_timm": "eca_hub.hub.pretrained",
     "give_memory_back": "eca_hub.allocator",
     "keep_freed_memory": "eca_hub.allocator",
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",
-    "load_pretrained": "eca_hub.hub.folder",
+    "load_pretrained": "eca_hub.hub.pretrained",
     "open_hub": "eca_hub.commands.localhub",
     "push_to_hub": "eca_hub.hub.push",
-    "save_pretrained": "eca_hub.hub.folder",
+    "save_pretrained": "eca_hub.hub.pretrained",
 }
 
 

@@ -11,7 +11,7 @@ import sys
 COMMANDS = {
     "quickstart": (
         "Train on real digits, publish, serve and classify, all on this machine",
-        "experiments.quickstart:main",
+        "eca_hub.quickstart:main",
     ),
     "fit": ("Train a classifier from a YAML file", "eca_hub.train.cli:fit"),
     "validate": ("Measure a run on its validation split", "eca_hub.train.cli:validate"),
@@ -26,7 +26,7 @@ COMMANDS = {
     "convert": ("Make a package from weights of ECANet, torchvision or timm", "eca_hub.commands.convert:main"),
     "complexity": ("Count parameters and multiply-adds beside the paper's", "eca_hub.commands.complexity:main"),
     "localhub": ("Run a hub of your own on this machine", "eca_hub.commands.localhub:main"),
-    "serve": ("Serve models over HTTP", "service.__main__:main"),
+    "serve": ("Serve models over HTTP", "eca_service.__main__:main"),
 }
 """Command to its one-line help and the function that runs it, which takes the arguments after the command."""
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from eca_hub.errors import EcaHubError, InvalidConfig, NotAnImage
-from eca_hub.hub.folder import read_package
+from eca_hub.hub.pretrained import read_package
 from eca_hub.hub.pull import pull
-from eca_hub.images import EvalTransform, decode_image
+from eca_hub.images.transform import EvalTransform, decode_image
 from eca_hub.models.config import ModelConfig
 
 Picture = str | Path | bytes | Image.Image

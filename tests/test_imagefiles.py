@@ -5,8 +5,8 @@ import struct
 import pytest
 
 from eca_hub.errors import NotAnImage, TooManyPixels
-from eca_hub.imagefiles import format_of, orientation_in, pixel_parts_of
-from eca_hub.images import ImageLimits, decode_image
+from eca_hub.images.containers import format_of, orientation_in, pixel_parts_of
+from eca_hub.images.transform import ImageLimits, decode_image
 from tests.picture_files import chunk, encode, exif_of, gif_with, jpeg_with, png_with, scene, segment
 
 FILLING = bytes(2**16 - 10)

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode, v2
 
 from eca_hub.errors import BadImage, NotAnImage, TooLarge, TooManyPixels
-from eca_hub.images import EvalTransform, ImageLimits, decode_image
+from eca_hub.images.transform import EvalTransform, ImageLimits, decode_image
 from eca_hub.models.config import ImageConfig
 from tests.conftest import make_picture
 from tests.picture_files import chunk, exif_of, png_of

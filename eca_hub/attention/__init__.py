@@ -14,8 +14,7 @@ from eca_hub.attention.cbam import CBAM
 from eca_hub.attention.double_attention import DoubleAttention
 from eca_hub.attention.eca import ECA, ECANS
 from eca_hub.attention.global_context import GlobalContext
-from eca_hub.attention.non_local import NonLocal
-from eca_hub.attention.rivals import (
+from eca_hub.attention.later_methods import (
     SRM,
     SimAM,
     make_circular_eca,
@@ -24,6 +23,7 @@ from eca_hub.attention.rivals import (
     make_local_attention,
     make_strip_attention,
 )
+from eca_hub.attention.non_local import NonLocal
 from eca_hub.attention.se import SE, SEGC1, SEGC2, SEGC3, SEVar1, SEVar2, SEVar3
 from eca_hub.attention.second_order import SecondOrder
 

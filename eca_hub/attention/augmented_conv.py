@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from eca_hub.attention.place import InsteadOfConv
+from eca_hub.attention.insertion import InsteadOfConv
 from eca_hub.errors import InvalidConfig
 
 

@@ -9,7 +9,7 @@ Shapes: N images, C channels, H height, W width, r reduction. Knows nothing of b
 import torch
 from torch import Tensor, nn
 
-from eca_hub.attention.gate import rescale
+from eca_hub.attention.cpu_kernel.gate import rescale
 from eca_hub.attention.se import reduced
 from eca_hub.errors import InvalidConfig
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from eca_hub.attention.place import AfterBlock
+from eca_hub.attention.insertion import AfterBlock
 from eca_hub.attention.se import reduced
 
 

@@ -11,8 +11,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from eca_hub.attention.fast_eca import can_learn, can_rescale, rescale_plain, rescale_with_graph, wants_graph
-from eca_hub.attention.gate import average, rescale
+from eca_hub.attention.cpu_kernel.dispatch import can_learn, can_rescale, rescale_plain, rescale_with_graph, wants_graph
+from eca_hub.attention.cpu_kernel.gate import average, rescale
 from eca_hub.errors import InvalidConfig
 
 Mapping = Literal["exponential", "linear"]

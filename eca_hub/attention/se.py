@@ -10,7 +10,7 @@ reduction.
 
 from torch import Tensor, nn
 
-from eca_hub.attention.gate import average, rescale
+from eca_hub.attention.cpu_kernel.gate import average, rescale
 from eca_hub.errors import InvalidConfig
 
 

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from eca_hub.attention.gate import rescale
-from eca_hub.attention.place import InBlock
+from eca_hub.attention.cpu_kernel.gate import rescale
+from eca_hub.attention.insertion import InBlock
 from eca_hub.errors import InvalidConfig
 
 

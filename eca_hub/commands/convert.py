@@ -51,8 +51,8 @@ def main(argv: list[str]) -> int:
     if not is_checkpoint and (labels is not None or args.architecture or image):
         raise InvalidUsage("A package knows its architecture, labels and preprocessing; leave those options out.")
 
+    from eca_hub.atomic import check_free
     from eca_hub.hub.convert import convert_checkpoint
-    from eca_hub.hub.whole import check_free
 
     check_free(args.to)
     show_progress(f"reading {args.source}")
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
             args.source, args.to, architecture=args.architecture, labels=labels, image=image
         )
     else:
-        from eca_hub.hub.folder import export_to_timm, load_pretrained
+        from eca_hub.hub.pretrained import export_to_timm, load_pretrained
 
         if is_checkpoint:
             model, config = convert_checkpoint(args.source, architecture=args.architecture, labels=labels, image=image)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run `eca-hub localhub [fsck | gc] ...`."""
-    from eca_hub.localhub.run import fsck, gc, serve
+    from eca_hub.localhub.cli import fsck, gc, serve
 
     actions: dict[str, Callable[..., int]] = {"fsck": fsck, "gc": gc}
     name = argv[0] if argv and argv[0] in actions else ""
@@ -41,7 +41,7 @@ def open_hub(root: str | Path, users: str | Path | None = None) -> "Iterator[ASG
     Raises:
         InvalidUsage: the folder is in use by another hub or is not a hub's, or the users file cannot be understood.
     """
-    from eca_hub.localhub.mounted import opened
+    from eca_hub.localhub.asgi import opened
 
     with contextlib.ExitStack() as stack:
         with _mistakes_said():
@@ -52,10 +52,10 @@ def open_hub(root: str | Path, users: str | Path | None = None) -> "Iterator[ASG
 @contextlib.contextmanager
 def _mistakes_said() -> Iterator[None]:
     """Turn what the hub says of a mistake into our tree of errors, of which it knows nothing."""
+    from eca_hub.localhub.auth import BadUsersFile
+    from eca_hub.localhub.cli import Mistake
     from eca_hub.localhub.errors import is_disk_full
-    from eca_hub.localhub.run import Mistake
     from eca_hub.localhub.store import StoreLocked, StoreUnusable
-    from eca_hub.localhub.users import BadUsersFile
 
     try:
         yield

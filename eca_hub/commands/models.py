@@ -10,7 +10,7 @@ from eca_hub.commandline import CommandParser
 from eca_hub.commands.progress import show_progress
 
 if TYPE_CHECKING:
-    from eca_hub.models.catalogue import Network
+    from eca_hub.models.catalog import Network
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     args = parser.read(argv)
 
-    from eca_hub.models.catalogue import networks, timm_networks
+    from eca_hub.models.catalog import networks, timm_networks
 
     found = networks(args.pattern)
     if args.timm:

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from eca_hub.atomic import check_free, whole_folder
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.card import CardFacts
-from eca_hub.hub.checkpoint_file import read_weights
-from eca_hub.hub.fit import load_strictly
-from eca_hub.hub.folder import save_pretrained
-from eca_hub.hub.imagenet import usual_labels
-from eca_hub.hub.layouts import Recognized, recognize
+from eca_hub.hub.checkpoint_reader import read_weights
+from eca_hub.hub.detect import Recognized, recognize
+from eca_hub.hub.labels import usual_labels
+from eca_hub.hub.pretrained import save_pretrained
 from eca_hub.hub.timm_config import image_from_timm
-from eca_hub.hub.whole import check_free, whole_folder
+from eca_hub.hub.weights import load_strictly
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ImageConfig, ModelConfig

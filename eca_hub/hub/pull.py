@@ -13,12 +13,12 @@ import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
+from eca_hub.atomic import check_free, whole_folder
 from eca_hub.errors import ChecksumMismatch, HubError, Offline
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, is_commit
-from eca_hub.hub.guard import MAX_BYTES, guarded
 from eca_hub.hub.hashes import digest_for, git_or_lfs_hash, read_hashed
+from eca_hub.hub.http_limits import MAX_BYTES, guarded
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Package, read_folder
-from eca_hub.hub.whole import check_free, whole_folder
 
 MAX_TEXT_BYTES = 16 << 20
 """No config.json and no model card is longer."""

@@ -17,8 +17,8 @@ from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import HubError, InvalidConfig, NotAnEcaModel, PushConflict
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, status_of
-from eca_hub.hub.guard import guarded
 from eca_hub.hub.hashes import git_or_lfs_hash, has_hash
+from eca_hub.hub.http_limits import guarded
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, FILES, WEIGHTS_FILE, config_from_json, find_package
 from eca_hub.hub.use import name_model
 

@@ -7,8 +7,8 @@ It speaks the part of the Hub's protocol that an unmodified `huggingface_hub` ne
 exist), with uploads by Xet and by LFS. It knows nothing about PyTorch, images or the rest of eca_hub.
 """
 
-from .app import create_app
-from .store import Store
-from .users import User, Users
+from eca_hub.localhub.app import create_app
+from eca_hub.localhub.auth import User, Users
+from eca_hub.localhub.store import Store
 
 __all__ = ["Store", "User", "Users", "create_app"]

@@ -18,12 +18,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .call import Call, Hub, read_body, refusal_response
-from .errors import HubRefusal, disk_full, is_disk_full, repo_not_found
-from .names import REPO_TYPES, RepoType
-from .routes import account, discussions, download, files, lfs, pages, refs, repos, upload, xet
-from .store import Store
-from .users import Users
+from eca_hub.localhub.auth import Users
+from eca_hub.localhub.context import Call, Hub, read_body, refusal_response
+from eca_hub.localhub.errors import HubRefusal, disk_full, is_disk_full, repo_not_found
+from eca_hub.localhub.routes import account, discussions, download, files, lfs, pages, refs, repos, upload, xet
+from eca_hub.localhub.store import Store
+from eca_hub.localhub.validation import REPO_TYPES, RepoType
 
 Handler = Callable[[Call], Response] | Callable[[Call], Awaitable[Response]]
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .disk import make_folder, replace_durably
-from .errors import blob_corrupt, invalid
-from .faults import faultpoint
+from eca_hub.localhub.disk import make_folder, replace_durably
+from eca_hub.localhub.errors import blob_corrupt, invalid
+from eca_hub.localhub.faults import faultpoint
 
 READ_BYTES = 1 << 20
 TRUST_S = 600.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .disk import canonical_json
+from eca_hub.localhub.disk import canonical_json
 
 
 @dataclass(frozen=True)

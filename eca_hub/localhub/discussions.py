@@ -8,10 +8,10 @@ import json
 import secrets
 from typing import Any
 
-from .clock import now
-from .disk import canonical_json, write_atomically
-from .errors import HubRefusal, bad_request, conflict
-from .repos import Repo
+from eca_hub.localhub.clock import now
+from eca_hub.localhub.disk import canonical_json, write_atomically
+from eca_hub.localhub.errors import HubRefusal, bad_request, conflict
+from eca_hub.localhub.repos import Repo
 
 MAX_TEXT_CHARS = 64_000
 MAX_DISCUSSIONS = 10_000

@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from .faults import faultpoint
+from eca_hub.localhub.faults import faultpoint
 
 
 def sync_folder(folder: Path) -> None:

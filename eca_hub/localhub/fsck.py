@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .blobs import Blobs
-from .commits import Commit, decode_commit
-from .store import Store
+from eca_hub.localhub.blobs import Blobs
+from eca_hub.localhub.commits import Commit, decode_commit
+from eca_hub.localhub.store import Store
 
 
 @dataclass

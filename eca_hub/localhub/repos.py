@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .changes import Changes
-from .clock import now
-from .commits import Commit, StoredFile, decode_commit
-from .disk import canonical_json, write_atomically
-from .errors import HubRefusal, conflict, head_moved, repo_not_found, revision_not_found
-from .names import check_ref_name, is_short_commit_id
+from eca_hub.localhub.clock import now
+from eca_hub.localhub.commit_operations import Changes
+from eca_hub.localhub.commits import Commit, StoredFile, decode_commit
+from eca_hub.localhub.disk import canonical_json, write_atomically
+from eca_hub.localhub.errors import HubRefusal, conflict, head_moved, repo_not_found, revision_not_found
+from eca_hub.localhub.validation import check_ref_name, is_short_commit_id
 
 Gated = Literal["auto", "manual", False]
 NUM_CACHED_COMMITS = 64

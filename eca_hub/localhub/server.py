@@ -7,7 +7,7 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
-from .deadlines import PromptProtocol
+from eca_hub.localhub.timeouts import PromptProtocol
 
 GRACE_S = 1.0
 BACKLOG = 1024

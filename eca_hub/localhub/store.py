@@ -32,16 +32,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .blobs import Blobs
-from .clock import now
-from .commits import StoredFile, git_blob_oid
-from .disk import canonical_json, make_folder, sync_folder, write_atomically
-from .errors import conflict, repo_not_found
-from .faults import faultpoint
-from .gitpatterns import DEFAULT_GITATTRIBUTES
-from .names import RepoId, RepoType
-from .repos import Repo, Settings
-from .xorbs import Xorbs
+from eca_hub.localhub.blobs import Blobs
+from eca_hub.localhub.clock import now
+from eca_hub.localhub.commits import StoredFile, git_blob_oid
+from eca_hub.localhub.disk import canonical_json, make_folder, sync_folder, write_atomically
+from eca_hub.localhub.errors import conflict, repo_not_found
+from eca_hub.localhub.faults import faultpoint
+from eca_hub.localhub.gitattributes import DEFAULT_GITATTRIBUTES
+from eca_hub.localhub.repos import Repo, Settings
+from eca_hub.localhub.validation import RepoId, RepoType
+from eca_hub.localhub.xorbs import Xorbs
 
 
 class StoreLocked(Exception):

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import lz4.frame
 
-from .errors import bad_request
+from eca_hub.localhub.errors import bad_request
 
 MAX_XORB_BYTES = 64 << 20
 # Headers come on top of 64 MiB of chunks: 8 bytes for each of at most 8192 of them, and a footer.

@@ -15,12 +15,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Self
 
-from .blobs import Blobs
-from .disk import make_folder
-from .errors import HubRefusal, bad_request
-from .faults import faultpoint
-from .names import check_sha256
-from .xetformat import ShardFile, read_chunks
+from eca_hub.localhub.blobs import Blobs
+from eca_hub.localhub.disk import make_folder
+from eca_hub.localhub.errors import HubRefusal, bad_request
+from eca_hub.localhub.faults import faultpoint
+from eca_hub.localhub.validation import check_sha256
+from eca_hub.localhub.xetformat import ShardFile, read_chunks
 
 CHUNKS_AT_A_TIME = 64
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from eca_hub.attention.place import AfterBlock, InBlock, InsteadOfConv, Place
+from eca_hub.attention.insertion import AfterBlock, InBlock, InsteadOfConv, Place
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import Stem
-from eca_hub.models.places import Insertion, InvertedBlock, ResNetBlock, enter
+from eca_hub.models.insertion import Insertion, InvertedBlock, ResNetBlock, enter
 from eca_hub.models.zoos import timm, torchvision
 
 

@@ -11,6 +11,7 @@ from eca_hub.attention import ATTENTIONS
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig, Stem
+from eca_hub.models.insertion import Insertion
 from eca_hub.models.options import (
     can_enter,
     check_entry,
@@ -20,7 +21,6 @@ from eca_hub.models.options import (
     place_of,
     settle_options,
 )
-from eca_hub.models.places import Insertion
 from eca_hub.models.timm_seam import find_backbone, names_with_seam
 from eca_hub.models.zoos import timm
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from eca_hub.attention.eca import kernel_size_for
-from eca_hub.attention.place import AfterBlock, InBlock, InsteadOfConv, Place
+from eca_hub.attention.insertion import AfterBlock, InBlock, InsteadOfConv, Place
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig
-from eca_hub.models.places import LACK_OF
+from eca_hub.models.insertion import LACK_OF
 
 ONE_A_STAGE = {"kernel_sizes": "kernel_size", "strides": "stride", "map_sizes_px": "map_size_px"}
 """Options with one value a stage: the name for all, and the name that the method knows for its own."""

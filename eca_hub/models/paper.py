@@ -18,7 +18,7 @@ import torch
 from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.complexity import Complexity, count_complexity
 from eca_hub.models.config import ModelConfig
-from eca_hub.models.detector_cost import detector_cost
+from eca_hub.models.detector_complexity import detector_cost
 from eca_hub.models.zoos import torchvision
 
 TableName = Literal["2", "3", "4", "5"]

@@ -16,11 +16,11 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from eca_hub.attention.place import AfterBlock, InBlock, InsteadOfConv
+from eca_hub.attention.insertion import AfterBlock, InBlock, InsteadOfConv
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import Backbone, residual_blocks
 from eca_hub.models.config import Stem
-from eca_hub.models.places import Insertion, ResNetBlock, enter
+from eca_hub.models.insertion import Insertion, ResNetBlock, enter
 from eca_hub.models.zoos import timm
 
 Factory = Callable[..., nn.Module]

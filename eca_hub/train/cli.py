@@ -90,7 +90,7 @@ def short_help(command: str) -> str:
         for option in OPTIONS
     ]
     example = {
-        "fit": "eca-hub fit -c experiments/digits/eca.yaml --run_dir runs/digits --trainer.max_epochs 5",
+        "fit": "eca-hub fit -c experiments/configs/digits/eca.yaml --run_dir runs/digits --trainer.max_epochs 5",
     }.get(command, f"eca-hub {command} --run_dir runs/digits")
     head = [
         f"usage: eca-hub {command} [-c FILE]... [--option VALUE]...",
@@ -109,7 +109,7 @@ def _run(command: str, argv: list[str]) -> None:
         say(short_help(command))
         return
     from eca_hub.allocator import keep_freed_memory
-    from eca_hub.train.runner import run
+    from eca_hub.train.lightning_cli import run
 
     keep_freed_memory()
     run(command, ["--help" if word in ("--help_all", "--help-all") else word for word in argv])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eca_hub.attention import fused_eca
+from eca_hub.attention.cpu_kernel import fused as fused_eca
 
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "pillow", "eca-hub")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
-from eca_hub.train.data.base import ImageData
+from eca_hub.train.data.datamodule import ImageData
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.say import say
 

@@ -18,17 +18,17 @@ from torch.optim import Optimizer
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pull import is_folder
-from eca_hub.images import EvalTransform
+from eca_hub.images.transform import EvalTransform
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ImageConfig, ModelConfig, Stem
-from eca_hub.train.average import WeightAverage
-from eca_hub.train.data.pictures import Batch
-from eca_hub.train.mix import Mix, MixConfig
+from eca_hub.train.data.dataset import Batch
+from eca_hub.train.data.rng import derive_seed, seed_chance
+from eca_hub.train.distributed.fsdp import shard, share_buffers, whole
+from eca_hub.train.ema import WeightAverage
+from eca_hub.train.metrics import Totals
+from eca_hub.train.mixup import Mix, MixConfig
 from eca_hub.train.optim import OptimConfig, make_optimizer, rate_factor
-from eca_hub.train.seeds import derive_seed, seed_chance
-from eca_hub.train.sharding import shard, share_buffers, whole
-from eca_hub.train.start import Teacher, Train, freeze, norms, start_from
-from eca_hub.train.totals import Totals
+from eca_hub.train.transfer import Teacher, Train, freeze, norms, start_from
 
 
 class ImageClassifier(LightningModule):

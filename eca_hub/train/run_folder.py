@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.checkpoints import CheckpointFolder, Saved
+from eca_hub.train.checkpoint.store import CheckpointFolder, Saved
 from eca_hub.train.say import say
 
 _VARIABLE = "ECA_RUN_DIR"

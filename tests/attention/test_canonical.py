@@ -12,8 +12,8 @@ from eca_hub.attention.augmented_conv import AugmentedConv
 from eca_hub.attention.cbam import CBAM
 from eca_hub.attention.double_attention import DoubleAttention
 from eca_hub.attention.global_context import GlobalContext
+from eca_hub.attention.later_methods import SRM, SimAM
 from eca_hub.attention.non_local import NonLocal
-from eca_hub.attention.rivals import SRM, SimAM
 from eca_hub.attention.se import SE, SEGC, SEGC1, SEGC2, SEGC3, SEVar1, SEVar2, SEVar3
 from eca_hub.attention.second_order import SecondOrder
 from eca_hub.errors import InvalidConfig

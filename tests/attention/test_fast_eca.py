@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import eca_hub
-from eca_hub.attention import fused_eca
+from eca_hub.attention.cpu_kernel import fused as fused_eca
+from eca_hub.attention.cpu_kernel.dispatch import can_rescale, correlate, is_plain
 from eca_hub.attention.eca import ECA
-from eca_hub.attention.fast_eca import can_rescale, correlate, is_plain
 
 SHAPES = [(1, 16, 3, 3), (2, 16, 1, 1), (3, 40, 5, 4), (9, 512, 2, 3)]
 

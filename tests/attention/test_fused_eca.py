@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from eca_hub.attention import fast_eca, fused_eca
+from eca_hub.attention.cpu_kernel import dispatch as fast_eca
+from eca_hub.attention.cpu_kernel import fused as fused_eca
 from eca_hub.attention.eca import ECA
 
 FORMATS = [torch.contiguous_format, torch.channels_last]

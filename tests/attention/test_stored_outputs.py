@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eca_hub.attention import ATTENTIONS
-from eca_hub.attention.place import InsteadOfConv
+from eca_hub.attention.insertion import InsteadOfConv
 
 FIXTURE = Path(__file__).parent / "fixtures" / "outputs.json"
 CHANNELS = 32

@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 
 from eca_hub.errors import EcaHubError
-from eca_hub.images import decode_image
-from experiments.bench_overload import Promise, goodput, median_s, most_overtaken, quantile
-from experiments.bombs import bombs
-from experiments.crowd import Answer, request_of, samples_in
+from eca_hub.images.transform import decode_image
+from experiments.bench.clients import Answer, request_of, samples_in
+from experiments.bench.decompression_bombs import bombs
+from experiments.bench.overload import Promise, goodput, median_s, most_overtaken, quantile
 
 
 def test_only_pictures_that_were_named_in_time_count() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench_soak import Sample, growth_of, main, slope_of
+from experiments.bench.soak import Sample, growth_of, main, slope_of
 
 
 def samples(*memory_mib: float) -> list[Sample]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from eca_hub.errors import InvalidUsage
-from experiments.bench_pictures import write_pictures
-from experiments.bench_training import Row, main
+from experiments.bench.pictures import write_pictures
+from experiments.bench.training import Row, main
 
 NUMBERS = {"ours_first": 80.0, "ours_later": 120.0, "peers": {"timm": 100.0, "torchvision": 60.0}}
 STEP = Row("photos", "the step", "made up", "2026-01-01 00:00", limit=125.0, **NUMBERS)  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import InvalidUsage
-from experiments.bench_service import main
-from experiments.service_report import draw, pipeline_limit, print_report, rows_with_share
+from experiments.bench.service import main
+from experiments.bench.service_report import draw, pipeline_limit, print_report, rows_with_share
 
 LIMIT = {"batch_1": 80.0, "with_decoding": 90.0, "batch_1_ms": 22.0, "format": "float32"}
 ROW = {

@@ -15,7 +15,7 @@ from eca_hub import ImageConfig, create_model, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.convert import convert_checkpoint
-from eca_hub.hub.imagenet import imagenet_labels
+from eca_hub.hub.labels import imagenet_labels
 from tests.hub import ecanet
 from tests.hub.conftest import Save
 

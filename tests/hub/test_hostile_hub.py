@@ -18,7 +18,7 @@ from eca_hub.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from eca_hub.hub import guard
+from eca_hub.hub import http_limits as guard
 from eca_hub.hub.package import Package
 from eca_hub.hub.pull import pull, pull_to
 from tests.hub.hostile import COMMIT, MODEL_ID, TOKEN, Answer, Lie, LyingHub, files_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eca_hub.hub.whole import write_whole_file
+from eca_hub.atomic import write_whole_file
 
 
 def test_a_file_is_replaced_by_a_whole_one(tmp_path: Path) -> None:

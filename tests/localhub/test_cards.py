@@ -5,8 +5,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from eca_hub.localhub.cards import problems_of_card, read_head
-from eca_hub.localhub.pages import render_card
+from eca_hub.localhub.card_metadata import problems_of_card, read_head
+from eca_hub.localhub.html import render_card
 from tests.localhub.hubserver import Hub, opened_hub
 from tests.localhub.pusher import REPO, push
 

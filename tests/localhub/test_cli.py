@@ -33,7 +33,7 @@ def test_the_first_start_makes_a_token_that_only_its_owner_can_read(tmp_path: Pa
 
 
 def test_a_hub_loads_neither_torch_nor_the_stock_client() -> None:
-    code = "import eca_hub.commands.localhub, eca_hub.localhub.run, eca_hub.localhub.server, sys; print(*sys.modules)"
+    code = "import eca_hub.commands.localhub, eca_hub.localhub.cli, eca_hub.localhub.server, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     assert not {"torch", "huggingface_hub", "eca_hub.hub"} & set(loaded)
 

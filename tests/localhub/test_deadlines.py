@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from eca_hub.localhub import Store, Users, create_app, deadlines
+from eca_hub.localhub import Store, Users, create_app
+from eca_hub.localhub import timeouts as deadlines
 from eca_hub.localhub.server import listen
 from tests.localhub.hubserver import opened_hub
 from tests.localhub.pusher import REPO, push
@@ -128,7 +129,7 @@ def test_reading_and_writing_while_somebody_deletes_is_never_a_server_error(tmp_
 def test_a_commit_to_a_repository_that_was_just_deleted_is_refused(tmp_path: Path) -> None:
     with contextlib.closing(Store(tmp_path)) as store:
         from eca_hub.localhub.errors import HubRefusal
-        from eca_hub.localhub.names import parse_repo_id
+        from eca_hub.localhub.validation import parse_repo_id
 
         repo_id = parse_repo_id("model", REPO)
         repo = store.create_repo(repo_id, "local", False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eca_hub.localhub.gitpatterns import is_big_by_name, is_ignored
+from eca_hub.localhub.gitattributes import is_big_by_name, is_ignored
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from starlette.types import Message
 
-from eca_hub.localhub import mounted
-from eca_hub.localhub.deadlines import BODY_GRACE_S
-from eca_hub.localhub.mounted import InTime, opened
+from eca_hub.localhub import asgi as mounted
+from eca_hub.localhub.asgi import InTime, opened
+from eca_hub.localhub.timeouts import BODY_GRACE_S
 
 PATH = "/api/validate-yaml"
 BODY = b'{"content": "x", "repoType": "model"}'

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from eca_hub.attention import ATTENTIONS
 from eca_hub.attention.eca import ECA
-from eca_hub.attention.place import AfterBlock
+from eca_hub.attention.insertion import AfterBlock
 from eca_hub.models.backbones import BACKBONES, residual_blocks
 from eca_hub.models.build import count_parameters, create_model
-from eca_hub.models.places import ResNetBlock
+from eca_hub.models.insertion import ResNetBlock
 
 PARAMETERS = {
     # Vanilla networks: the counts of torchvision and timm.

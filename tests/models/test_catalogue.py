@@ -7,7 +7,7 @@ import pytest
 from eca_hub.attention import ATTENTIONS
 from eca_hub.commands.models import main
 from eca_hub.models.build import list_models
-from eca_hub.models.catalogue import networks, timm_networks
+from eca_hub.models.catalog import networks, timm_networks
 from tests.models.test_backbones import parameters_of
 
 

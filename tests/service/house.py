@@ -12,8 +12,8 @@ from PIL import Image
 
 from eca_hub import Prediction
 from eca_hub.errors import NotAnImage
-from service.batching import Answered, Batcher
-from service.running import ModelFacts, RawPixels, RunningModel, SelfTest
+from eca_service.inference.batcher import Answered, Batcher
+from eca_service.inference.model import ModelFacts, RawPixels, RunningModel, SelfTest
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching import Answered, Batcher
-from service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
+from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
+from eca_service.inference.batcher import Answered, Batcher
 from tests.service.house import GatedRunner, ask, make, on_a_jumping_clock, run, settle
 
 

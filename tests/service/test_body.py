@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.body import BodyReader, ClientGone, Receive, unless_gone
-from service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, UnsupportedType
+from eca_service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, UnsupportedType
+from eca_service.http.body import BodyReader, ClientGone, Receive, unless_gone
 from tests.service.house import run, settle
 
 

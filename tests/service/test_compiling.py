@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from service.compiling import check_compiler, next_size
-from service.errors import BadSetting
+from eca_service.errors import BadSetting
+from eca_service.optimize.compile import check_compiler, next_size
 
 _PROGRAM = """
 import json
 from torch._dynamo.utils import counters
-from service.network import prepare_network
+from eca_service.optimize.optimize import prepare_network
 from tests.service.test_network import classifier
 network = prepare_network(classifier(), "fp32", compiled=True)
 print(json.dumps([network.self_test.max_difference, counters["inductor"]["fxgraph_cache_hit"]]))

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import yaml
 
-from service import healthcheck
+from eca_service import healthcheck
 from tests.service.house import png
 
 ROOT = Path(__file__).parents[2]
@@ -213,7 +213,7 @@ def test_the_builder_gets_the_wheels_files_and_nothing_else() -> None:
 
 
 def test_the_healthcheck_tells_well_from_not_well() -> None:
-    assert "service.healthcheck" in STAGES["serve"]
+    assert "eca_service.healthcheck" in STAGES["serve"]
     assert healthcheck.main([]) == 2
     assert healthcheck.main(["file:///etc/passwd"]) == 2
     assert healthcheck.main([f"http://127.0.0.1:{free_port()}/readyz"]) == 1

@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from service.connections import PatientConnection, connection_class
+from eca_service.http.protocol import PatientConnection, connection_class
 from tests.service.house import run
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.cores import Cores, share_cores
+from eca_service.optimize.intra_op_threads import Cores, share_cores
 
 ONE, TWO = torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)
 

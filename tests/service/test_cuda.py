@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from service.network import prepare_network
-from service.settings import Precision
+from eca_service.optimize.optimize import prepare_network
+from eca_service.settings import Precision
 from tests.service.test_network import classifier, pictures
 
 pytestmark = [

@@ -10,7 +10,7 @@ from PIL import Image
 
 import eca_hub
 from eca_hub.errors import NotAnImage, TooManyPixels
-from service.decoding import Decoder
+from eca_service.inference.decoder import Decoder
 from tests.picture_files import encode
 from tests.service.house import png
 

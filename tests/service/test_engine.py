@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.engine import Engine, scores_of
-from service.errors import WorkerLost
+from eca_service.errors import WorkerLost
+from eca_service.inference.engine import Engine, scores_of
 
 
 def count_up(pixels_N3HW: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def test_a_device_that_failed_is_given_up_with_its_batch_and_a_new_one_answers_t
 
 
 def test_a_device_that_fails_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("eca_service.inference.engine._FIRST_PAUSE_S", 0.01)
     works = threading.Event()
     works.set()
 

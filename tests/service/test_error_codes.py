@@ -1,8 +1,8 @@
 """Each code has a status, and no two classes disagree."""
 
 import eca_hub.errors
-import service.envelope
-import service.errors
+import eca_service.errors
+import eca_service.http.middleware
 from eca_hub import EcaHubError
 
 
@@ -11,13 +11,13 @@ def every_class(base: type[EcaHubError]) -> set[type[EcaHubError]]:
 
 
 def test_each_code_has_a_status() -> None:
-    modules = {eca_hub.errors.__name__, service.errors.__name__, service.envelope.__name__}
+    modules = {eca_hub.errors.__name__, eca_service.errors.__name__, eca_service.http.middleware.__name__}
     classes = {one for one in every_class(EcaHubError) if one.__module__ in modules}
     assert len(classes) > 20
-    missing = {one.code for one in classes} - service.errors.STATUS_OF.keys()
+    missing = {one.code for one in classes} - eca_service.errors.STATUS_OF.keys()
     assert not missing
 
 
 def test_what_a_picture_can_cause_is_never_ours() -> None:
     for error in every_class(eca_hub.errors.BadImage):
-        assert 400 <= service.errors.STATUS_OF[error.code] < 500
+        assert 400 <= eca_service.errors.STATUS_OF[error.code] < 500

@@ -13,14 +13,14 @@ from torch import Tensor
 
 import eca_hub
 from eca_hub import Explanation, explain_picture
-from service.app import create_app
-from service.errors import Overloaded
-from service.explaining import Explainer
-from service.keys import Keys
-from service.loading import ModelLoader
-from service.registry import ModelSource, Registry
-from service.schemas import ExplainAnswer
-from service.settings import Settings
+from eca_service.api.schemas import ExplainAnswer
+from eca_service.app import create_app
+from eca_service.errors import Overloaded
+from eca_service.http.auth import Keys
+from eca_service.inference.explainer import Explainer
+from eca_service.models.loader import ModelLoader
+from eca_service.models.registry import ModelSource, Registry
+from eca_service.settings import Settings
 from tests.service.house import png
 from tests.service.process import save_tiny_package
 from tests.service.test_routes import app_with, refusal

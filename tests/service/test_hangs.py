@@ -9,13 +9,13 @@ import torch
 from starlette.testclient import TestClient
 from torch import Tensor
 
-from service.app import create_app
-from service.batching import Batcher
-from service.engine import Engine
-from service.keys import Keys
-from service.registry import ModelSource, Registry
-from service.running import RawPixels, RunningModel
-from service.settings import Settings
+from eca_service.app import create_app
+from eca_service.http.auth import Keys
+from eca_service.inference.batcher import Batcher
+from eca_service.inference.engine import Engine
+from eca_service.inference.model import RawPixels, RunningModel
+from eca_service.models.registry import ModelSource, Registry
+from eca_service.settings import Settings
 from tests.service.house import FakeDecoded, facts, rank_nothing
 from tests.service.test_routes import refusal
 

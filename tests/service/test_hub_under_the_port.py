@@ -10,8 +10,8 @@ from huggingface_hub import HfApi, constants
 import eca_hub
 from eca_hub import EcaHubError
 from eca_hub.localhub import Store
-from service.__main__ import main
-from service.security import check_hub_exposure
+from eca_service.__main__ import main
+from eca_service.http.security import check_hub_exposure
 from tests.service.process import save_tiny_package, served
 
 

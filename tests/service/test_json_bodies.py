@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from service.errors import BadJson, InvalidRequest
-from service.json_bodies import pictures_in_json, task_in_json
+from eca_service.errors import BadJson, InvalidRequest
+from eca_service.http.strict_json import pictures_in_json, task_in_json
 
 PACKED = base64.b64encode(b"picture").decode()
 

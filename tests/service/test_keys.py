@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import BadSetting, Unauthorized
-from service.keys import Keys, KeysFile
+from eca_service.errors import BadSetting, Unauthorized
+from eca_service.http.auth import Keys, KeysFile
 
 KEY = "SENTINEL-one"
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import eca_hub
-from service.errors import BadSetting
-from service.loading import ModelLoader
-from service.registry import ModelSource
-from service.running import Classified, RunningModel
-from service.settings import Settings
+from eca_service.errors import BadSetting
+from eca_service.inference.model import Classified, RunningModel
+from eca_service.models.loader import ModelLoader
+from eca_service.models.registry import ModelSource
+from eca_service.settings import Settings
 from tests.service.test_network import CONFIG, classifier
 
-PICTURE = (Path(__file__).parents[2] / "service" / "pictures" / "0.jpg").read_bytes()
+PICTURE = (Path(__file__).parents[2] / "service" / "eca_service" / "pictures" / "0.jpg").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_each_device_has_a_copy_and_engines_of_its_own_and_all_of_them_are_used(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
-    from service import engine
+    from eca_service.inference import engine
 
     class Noted(engine.Engine):
         async def run(self, pixels: list[torch.Tensor]) -> object:  # type: ignore[override]

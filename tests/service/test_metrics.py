@@ -4,7 +4,7 @@ import re
 
 from starlette.testclient import TestClient
 
-from service.metrics import Counter, Histogram, Metrics
+from eca_service.metrics import Counter, Histogram, Metrics
 from tests.service.test_routes import app_with
 
 

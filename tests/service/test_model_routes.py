@@ -8,12 +8,12 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from eca_hub.errors import ChecksumMismatch, RepoNotFound
-from service.app import create_app
-from service.keys import Keys
-from service.registry import ModelSource, Registry
-from service.running import RunningModel
-from service.schemas import ModelsAnswer, ModelShape
-from service.settings import Settings
+from eca_service.api.schemas import ModelsAnswer, ModelShape
+from eca_service.app import create_app
+from eca_service.http.auth import Keys
+from eca_service.inference.model import RunningModel
+from eca_service.models.registry import ModelSource, Registry
+from eca_service.settings import Settings
 from tests.service.house import REVISION, fake_model
 from tests.service.test_routes import refusal
 

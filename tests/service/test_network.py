@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import eca_hub
-from service import self_test
-from service.errors import BadSetting
-from service.folding import fold_norms
-from service.network import empty, prepare_network
-from service.packing import PackedConvolution, can_pack, pack_convolutions
+from eca_service.errors import BadSetting
+from eca_service.optimize import parity as self_test
+from eca_service.optimize.fuse import fold_norms
+from eca_service.optimize.optimize import empty, prepare_network
+from eca_service.optimize.packing import PackedConvolution, can_pack, pack_convolutions
 
 LABELS = tuple(f"class {index}" for index in range(10))
 CONFIG = eca_hub.ModelConfig("resnet20", "eca", labels=LABELS, image=eca_hub.ImageConfig(32, 32, crop=1.0))
@@ -73,7 +73,8 @@ def test_one_picture_alone_has_all_cores_where_that_is_faster(
 
 def test_preparing_a_network_imports_no_compiler() -> None:
     program = (
-        "import sys; from service.network import prepare_network; from tests.service.test_network import classifier\n"
+        "import sys; from eca_service.optimize.optimize import prepare_network\n"
+        "from tests.service.test_network import classifier\n"
         "prepare_network(classifier(), 'fp32')\n"
         "assert not {'torch._dynamo', 'torch._inductor', 'sympy', 'triton'} & sys.modules.keys()"
     )
@@ -260,13 +261,13 @@ def test_a_prepared_network_can_be_emptied() -> None:
 
 def test_auto_takes_the_fastest_format_that_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
     for supported, expected in (({"bf16"}, "bfloat16"), (set[str](), "float32")):
-        monkeypatch.setattr("service.network._supports", supported.__contains__)
+        monkeypatch.setattr("eca_service.optimize.optimize._supports", supported.__contains__)
         monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.5)
         assert prepare_network(classifier(), "auto").self_test.precision == expected
 
 
 def test_fp16_on_a_processor_without_it_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.network._supports", lambda name: False)
+    monkeypatch.setattr("eca_service.optimize.optimize._supports", lambda name: False)
     with pytest.raises(BadSetting, match="does not compute in fp16") as caught:
         prepare_network(classifier(), "fp16")
     assert "bf16" in caught.value.hint

@@ -9,11 +9,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.app import create_app
-from service.keys import Keys
-from service.registry import ModelSource, Registry
-from service.running import RunningModel
-from service.settings import Settings
+from eca_service.app import create_app
+from eca_service.http.auth import Keys
+from eca_service.inference.model import RunningModel
+from eca_service.models.registry import ModelSource, Registry
+from eca_service.settings import Settings
 from tests.service.house import GatedRunner, fake_model, run, settle
 
 

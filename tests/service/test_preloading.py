@@ -10,7 +10,7 @@ import pytest
 _PROGRAM = """
 import sys
 from pathlib import Path
-from service.preloading import preload_torch
+from eca_service.preloading import preload_torch
 preload_torch().join()
 assert "torch" not in sys.modules
 assert "libtorch_cpu" in Path("/proc/self/maps").read_text()
@@ -26,7 +26,7 @@ def test_the_library_is_loaded_before_torch_is_imported_and_torch_works() -> Non
 
 
 def test_without_torch_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    from service import preloading
+    from eca_service import preloading
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     preloading.preload_torch().join()

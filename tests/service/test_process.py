@@ -18,8 +18,8 @@ import huggingface_hub
 import pytest
 
 import eca_hub
-import service as service_package
-from service.server import OUR_DAEMONS
+import eca_service as service_package
+from eca_service.http.server import OUR_DAEMONS
 from tests.service.house import png
 from tests.service.process import Served, answers_of, save_tiny_package, served, start
 
@@ -259,12 +259,13 @@ def test_who_is_in_a_batch_with_others_gets_the_answer_it_gets_alone(service: Se
 )
 def test_at_the_end_our_threads_are_waited_for_but_not_for_ever(name: str, lasts_s: str, code: int) -> None:
     thread = f"threading.Thread(target=threading.Event().wait, args=({lasts_s},), name={name!r}, daemon=True)"
-    program = f"import threading; from service.server import end_threads; {thread}.start(); end_threads(0.5); exit(3)"
+    load = "import threading; from eca_service.http.server import end_threads"
+    program = f"{load}; {thread}.start(); end_threads(0.5); exit(3)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == code
 
 
 def test_every_thread_that_python_does_not_wait_for_is_known() -> None:
-    sources = [file.read_text() for file in Path(service_package.__file__).parent.glob("*.py")]
+    sources = [file.read_text() for file in Path(service_package.__file__).parent.rglob("*.py")]
     daemons = [line for source in sources for line in re.findall(r"threading\.Thread\(.*daemon=True.*", source)]
     names = {found[1] for line in daemons if (found := re.search(r'name="([^"]+)"', line))}
     assert len(daemons) >= 4

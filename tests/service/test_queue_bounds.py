@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.batching import Batcher
-from service.errors import Overloaded
+from eca_service.errors import Overloaded
+from eca_service.inference.batcher import Batcher
 from tests.service.house import GatedRunner, ask, make, on_a_jumping_clock, run, settle
 
 

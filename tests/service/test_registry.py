@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import CheckpointMismatch, RepoNotFound
-from service.errors import InvalidRequest, ModelNotLoaded, NotReady
-from service.registry import ModelSource, Registry
-from service.running import RunningModel
+from eca_service.errors import InvalidRequest, ModelNotLoaded, NotReady
+from eca_service.inference.model import RunningModel
+from eca_service.models.registry import ModelSource, Registry
 from tests.service.house import fake_model, run, settle
 
 

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from eca_hub.errors import NotAnImage
-from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
-from service.running import Classified
+from eca_service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
+from eca_service.inference.model import Classified
 from tests.service.house import GatedRunner, fake_model, run, settle
 
 

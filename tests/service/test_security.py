@@ -9,9 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from eca_hub.__main__ import main
-from service.errors import BadSetting
-from service.keys import Keys
-from service.security import check_exposure
+from eca_service.errors import BadSetting
+from eca_service.http.auth import Keys
+from eca_service.http.security import check_exposure
 from tests.service.test_routes import app_with, refusal
 
 KEY = "SENTINEL-one"

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from eca_hub.__main__ import main
-from service.__main__ import read_settings
-from service.errors import BadSetting
-from service.settings import Settings
+from eca_service.__main__ import read_settings
+from eca_service.errors import BadSetting
+from eca_service.settings import Settings
 
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_mistakes_and_help_are_answered_without_torch() -> None:
         "assert main(['serve']) == 2\n"
         "try: main(['serve', '--help'])\n"
         "except SystemExit as ending: assert ending.code == 0\n"
-        "import service.app, service.server, service.loading\n"
+        "import eca_service.app, eca_service.http.server, eca_service.models.loader\n"
         "assert not {'torch', 'PIL', 'timm'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from service.shortcut import PATH
+from eca_service.http.shortcut import PATH
 from tests.service.test_routes import app_with
 
 KEY = {"authorization": "Bearer sesame"}

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import ChecksumMismatch, Offline
-from service.errors import Busy, ModelNotLoaded, NoRoom, NotReady
-from service.registry import ModelSource, Registry
-from service.running import Classified, RunningModel
-from service.watching import Watcher, follows_a_branch
+from eca_service.errors import Busy, ModelNotLoaded, NoRoom, NotReady
+from eca_service.inference.model import Classified, RunningModel
+from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.revision_watcher import Watcher, follows_a_branch
 from tests.service.house import GatedRunner, fake_model, run, settle
 
 A, B, C = ("a" * 40, "b" * 40, "c" * 40)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eca_hub import EcaHubError
-from service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
-from service.uploads import UploadLimits, pictures_in
+from eca_service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
+from eca_service.http.uploads import UploadLimits, pictures_in
 
 LIMITS = UploadLimits(max_image_bytes=100, max_images=3, max_request_bytes=1000)
 FORM = "multipart/form-data; boundary=xyz"

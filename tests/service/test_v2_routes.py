@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import eca_hub
-from service.schemas import InferAnswer, ProtocolError, ProtocolModel
+from eca_service.api.schemas import InferAnswer, ProtocolError, ProtocolModel
 from tests.service.house import REVISION, png
 from tests.service.process import Served, save_tiny_package, served
 from tests.service.test_routes import app_with

@@ -281,9 +281,8 @@ def test_when_nobody_reads_its_log_any_more_it_goes_on(package: Path) -> None:
 
 @pytest.mark.parametrize(("how", "code"), [("", 120), ("let_go_of_streams()", 0)])
 def test_half_a_line_that_nobody_reads_is_no_failure(how: str, code: int) -> None:
-    program = (
-        f"import sys; from service.server import let_go_of_streams; sys.stdin.readline(); print(end='half'); {how}"
-    )
+    load = "import sys; from eca_service.http.server import let_go_of_streams"
+    program = f"{load}; sys.stdin.readline(); print(end='half'); {how}"
     pipe = subprocess.PIPE
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, env=buffered)

@@ -56,7 +56,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, hook: str, number: int) -> None:
     import os
     import signal
 
-    from eca_hub.train.keeper import Keeper
+    from eca_hub.train.callbacks.checkpointing import Keeper
 
     real = getattr(Keeper, hook)
     calls = 0

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from eca_hub.train.agreement import Agreement
+from eca_hub.train.distributed.consensus import Agreement
 
 TOGETHER = """
 import os, sys
 import torch
-from eca_hub.train.agreement import Agreement
+from eca_hub.train.distributed.consensus import Agreement
 
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)

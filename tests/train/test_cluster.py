@@ -98,4 +98,4 @@ def test_the_pods_of_the_job_find_each_other_and_get_their_gpus() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_says_its_command(name: str) -> None:
-    assert f"experiments/cluster/{name}" in (CLUSTER / name).read_text().split("# Command: ")[1].splitlines()[0]
+    assert f"experiments/configs/cluster/{name}" in (CLUSTER / name).read_text().split("# Command: ")[1].splitlines()[0]

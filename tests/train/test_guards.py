@@ -14,13 +14,13 @@ from torch._utils import ExceptionWrapper
 
 from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig
-from eca_hub.train import whole_files
-from eca_hub.train.checkpoints import CheckpointFolder
-from eca_hub.train.data.pictures import Batch
+from eca_hub.train.checkpoint import whole_files
+from eca_hub.train.checkpoint.store import CheckpointFolder
+from eca_hub.train.checkpoint.whole_files import SIDECAR, read_whole, write_whole
+from eca_hub.train.data.dataset import Batch
 from eca_hub.train.errors import CheckpointCorrupt, TrainingStopped
 from eca_hub.train.failures import as_sentence
 from eca_hub.train.module import ImageClassifier
-from eca_hub.train.whole_files import SIDECAR, read_whole, write_whole
 from tests.train.datasets import png
 from tests.train.runs import CONFIG, checkpoints, fit
 

@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from eca_hub.train import cli
+from eca_hub.train.callbacks.checkpointing import SaveConfig
 from eca_hub.train.data import ImageFolderData
-from eca_hub.train.keeper import SaveConfig
 from eca_hub.train.module import ImageClassifier
 
 

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 import torch
 
-from eca_hub.train.checkpoints import CheckpointFolder
+from eca_hub.train.checkpoint.store import CheckpointFolder
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, weights_hash
 
 SLOW = pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from tests.train.runs import CONFIG, fit
 
-LOG = Path(__file__).parents[2] / "experiments" / "log"
+LOG = Path(__file__).parents[2] / "experiments" / "configs" / "log"
 METRICS = {"val_top1", "val_loss", "train_top1", "lr", "test_top1"}
 
 

@@ -11,13 +11,13 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 import eca_hub
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.average import WeightAverage
-from eca_hub.train.data.pictures import Batch
-from eca_hub.train.mix import Mix, MixConfig
+from eca_hub.train.data.dataset import Batch
+from eca_hub.train.ema import WeightAverage
+from eca_hub.train.metrics import Totals
+from eca_hub.train.mixup import Mix, MixConfig
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.optim import OptimConfig, make_optimizer
-from eca_hub.train.start import head_names, norms
-from eca_hub.train.totals import Totals
+from eca_hub.train.transfer import head_names, norms
 from tests.conftest import LABELS, TINY
 
 

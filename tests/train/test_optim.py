@@ -22,7 +22,7 @@ def test_cosine_rises_through_the_warmup_and_falls_to_zero() -> None:
 
 def recipe(name: str) -> tuple[OptimConfig, int]:
     """Optimizer and epochs of a recipe in experiments/imagenet."""
-    path = Path(__file__).parents[2] / "experiments" / "imagenet" / name
+    path = Path(__file__).parents[2] / "experiments" / "configs" / "imagenet" / name
     words = yaml.safe_load(path.read_text())
     return OptimConfig(**words["model"]["optim"]), words["trainer"]["max_epochs"]
 

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from eca_hub.train.checkpoints import WholeCheckpointIO
+from eca_hub.train.checkpoint.store import WholeCheckpointIO
 from tests.train.datasets import write_folder
 
 pytestmark = pytest.mark.slow

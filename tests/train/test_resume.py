@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eca_hub.train.checkpoints import CheckpointFolder
+from eca_hub.train.checkpoint.store import CheckpointFolder
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
 
 STOPS = {

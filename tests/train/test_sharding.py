@@ -11,12 +11,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.average import WeightAverage
-from eca_hub.train.checkpoints import WholeCheckpointIO, write_share
+from eca_hub.train.checkpoint.store import WholeCheckpointIO, write_share
+from eca_hub.train.checkpoint.whole_files import check_whole, facts_of, part_of, seal
+from eca_hub.train.distributed.fsdp import is_cut, joined, load_whole, load_whole_state, own_share, shard, whole
+from eca_hub.train.distributed.strategies import FullySharded, SyncNorms, own_strategy
+from eca_hub.train.ema import WeightAverage
 from eca_hub.train.errors import CheckpointCorrupt
-from eca_hub.train.sharding import is_cut, joined, load_whole, load_whole_state, own_share, shard, whole
-from eca_hub.train.strategies import FullySharded, SyncNorms, own_strategy
-from eca_hub.train.whole_files import check_whole, facts_of, part_of, seal
 from tests.train.runs import fit
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from eca_hub.train import signals
-from eca_hub.train.signals import Stopped, StopWish
+from eca_hub.train.distributed import signals
+from eca_hub.train.distributed.signals import Stopped, StopWish
 
 
 @pytest.fixture

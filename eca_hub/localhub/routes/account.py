@@ -2,11 +2,11 @@
 
 from starlette.responses import PlainTextResponse, Response
 
-from ..call import Call, json_response
-from ..cards import problems_of_card
-from ..errors import token_needed
-from ..names import REPO_TYPES
-from ..views import storage_view
+from eca_hub.localhub.card_metadata import problems_of_card
+from eca_hub.localhub.context import Call, json_response
+from eca_hub.localhub.errors import token_needed
+from eca_hub.localhub.serializers import storage_view
+from eca_hub.localhub.validation import REPO_TYPES
 
 REPOSITORIES_PER_PAGE = 1_000
 

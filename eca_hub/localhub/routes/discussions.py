@@ -4,12 +4,12 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ..call import Call, json_response
-from ..discussions import Discussions
-from ..errors import bad_request, forbidden
-from ..names import RepoId
-from ..repos import Repo
-from ..users import User
+from eca_hub.localhub.auth import User
+from eca_hub.localhub.context import Call, json_response
+from eca_hub.localhub.discussions import Discussions
+from eca_hub.localhub.errors import bad_request, forbidden
+from eca_hub.localhub.repos import Repo
+from eca_hub.localhub.validation import RepoId
 
 PER_PAGE = 50
 

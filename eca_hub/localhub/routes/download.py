@@ -7,11 +7,11 @@ from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
-from ..blobs import READ_BYTES
-from ..call import Call
-from ..commits import StoredFile
-from ..errors import HubRefusal, entry_not_found
-from ..names import check_path
+from eca_hub.localhub.blobs import READ_BYTES
+from eca_hub.localhub.commits import StoredFile
+from eca_hub.localhub.context import Call
+from eca_hub.localhub.errors import HubRefusal, entry_not_found
+from eca_hub.localhub.validation import check_path
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 # What a repository holds comes from strangers: a browser must neither guess its type nor run it.

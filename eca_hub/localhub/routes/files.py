@@ -2,10 +2,10 @@
 
 from starlette.responses import Response
 
-from ..call import Call, json_response
-from ..errors import entry_not_found
-from ..names import check_path
-from ..views import entry_views, last_commits
+from eca_hub.localhub.context import Call, json_response
+from eca_hub.localhub.errors import entry_not_found
+from eca_hub.localhub.serializers import entry_views, last_commits
+from eca_hub.localhub.validation import check_path
 
 ENTRIES_PER_PAGE = 1_000
 EXPANDED_ENTRIES_PER_PAGE = 50

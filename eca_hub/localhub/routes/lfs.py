@@ -9,13 +9,13 @@ from urllib.parse import urlencode
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ..blobs import sha256_of
-from ..call import Call, json_response, read_body
-from ..errors import HubRefusal, bad_request, invalid
-from ..faults import faultpoint
-from ..names import check_sha256
-from ..receiving import receive
-from ..signing import LIFETIME_S, is_signed, sign, until
+from eca_hub.localhub.blobs import sha256_of
+from eca_hub.localhub.body_stream import receive
+from eca_hub.localhub.context import Call, json_response, read_body
+from eca_hub.localhub.errors import HubRefusal, bad_request, invalid
+from eca_hub.localhub.faults import faultpoint
+from eca_hub.localhub.signing import LIFETIME_S, is_signed, sign, until
+from eca_hub.localhub.validation import check_sha256
 
 MAX_OBJECTS = 1_000
 MAX_OBJECT_BYTES = 1 << 40

@@ -2,11 +2,11 @@
 
 from starlette.responses import HTMLResponse, Response
 
-from ..call import Call
-from ..cards import body_of
-from ..names import RepoType
-from ..pages import CSP, index_page, repo_page
-from ..views import card_text, repo_view
+from eca_hub.localhub.card_metadata import body_of
+from eca_hub.localhub.context import Call
+from eca_hub.localhub.html import CSP, index_page, repo_page
+from eca_hub.localhub.serializers import card_text, repo_view
+from eca_hub.localhub.validation import RepoType
 
 
 def index(call: Call) -> Response:

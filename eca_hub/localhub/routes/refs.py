@@ -5,9 +5,9 @@ from typing import Literal
 
 from starlette.responses import Response
 
-from ..call import Call, json_response
-from ..errors import bad_request, revision_not_found
-from ..views import commit_view, refs_view
+from eca_hub.localhub.context import Call, json_response
+from eca_hub.localhub.errors import bad_request, revision_not_found
+from eca_hub.localhub.serializers import commit_view, refs_view
 
 COMMITS_PER_PAGE = 1_000
 

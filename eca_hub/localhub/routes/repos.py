@@ -5,11 +5,11 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ..call import Call, json_response
-from ..errors import bad_request, forbidden, gated
-from ..names import RepoId, check_name, check_owner, parse_repo_id, parse_repo_type
-from ..repos import Repo
-from ..views import repo_view
+from eca_hub.localhub.context import Call, json_response
+from eca_hub.localhub.errors import bad_request, forbidden, gated
+from eca_hub.localhub.repos import Repo
+from eca_hub.localhub.serializers import repo_view
+from eca_hub.localhub.validation import RepoId, check_name, check_owner, parse_repo_id, parse_repo_type
 
 MAX_LIMIT = 1_000
 _SORT_KEYS = {

@@ -8,13 +8,13 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ..call import Call, check_length, json_response
-from ..changes import Changes
-from ..discussions import Discussions
-from ..errors import HubRefusal, bad_request, forbidden, revision_not_found, too_large
-from ..gitpatterns import is_big_by_name, is_ignored
-from ..names import check_path
-from ..repos import Repo
+from eca_hub.localhub.commit_operations import Changes
+from eca_hub.localhub.context import Call, check_length, json_response
+from eca_hub.localhub.discussions import Discussions
+from eca_hub.localhub.errors import HubRefusal, bad_request, forbidden, revision_not_found, too_large
+from eca_hub.localhub.gitattributes import is_big_by_name, is_ignored
+from eca_hub.localhub.repos import Repo
+from eca_hub.localhub.validation import check_path
 
 MAX_REGULAR_FILE_BYTES = 10 << 20
 MAX_LINE_BYTES = 32 << 20

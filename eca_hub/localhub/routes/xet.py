@@ -3,13 +3,13 @@
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ..call import Call, json_response, read_body
-from ..errors import HubRefusal
-from ..names import check_sha256
-from ..receiving import receive
-from ..signing import is_signed, sign, until
-from ..xetformat import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, read_shard
-from ..xorbs import Places
+from eca_hub.localhub.body_stream import receive
+from eca_hub.localhub.context import Call, json_response, read_body
+from eca_hub.localhub.errors import HubRefusal
+from eca_hub.localhub.signing import is_signed, sign, until
+from eca_hub.localhub.validation import check_sha256
+from eca_hub.localhub.xetformat import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, read_shard
+from eca_hub.localhub.xorbs import Places
 
 
 def write_token(call: Call) -> Response:

@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eca_hub.train.data.augment import AugmentConfig
-    from eca_hub.train.data.base import ImageData
+    from eca_hub.train.data.datamodule import ImageData
     from eca_hub.train.data.digits import DigitsData
-    from eca_hub.train.data.folder import ImageFolderData
+    from eca_hub.train.data.image_folder import ImageFolderData
     from eca_hub.train.data.parquet import ParquetData
     from eca_hub.train.data.synthetic import SyntheticData
+    from eca_hub.train.data.transforms import AugmentConfig
 
 __all__ = ["AugmentConfig", "DigitsData", "ImageData", "ImageFolderData", "ParquetData", "SyntheticData"]
 

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from eca_hub.models.config import ImageConfig
-from eca_hub.train.data.augment import AugmentConfig
-from eca_hub.train.data.base import ImageData
+from eca_hub.train.data.datamodule import ImageData
 from eca_hub.train.data.source import MemorySource, Split
+from eca_hub.train.data.transforms import AugmentConfig
 
 _IMAGE = ImageConfig(height_px=16, width_px=16, crop=1.0, mean=(0.3,) * 3, std=(0.35,) * 3)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.base import ImageData, check_labels, for_both
-from eca_hub.train.data.from_hub import fetch_parquet
+from eca_hub.train.data.datamodule import ImageData, check_labels, for_both
+from eca_hub.train.data.hub_dataset import fetch_parquet
 from eca_hub.train.data.source import Split, fingerprint_of
 
 _NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.base import ImageData
+from eca_hub.train.data.datamodule import ImageData
+from eca_hub.train.data.rng import derive_seed
 from eca_hub.train.data.source import Split, fingerprint_of
-from eca_hub.train.seeds import derive_seed
 
 
 class SyntheticData(ImageData):

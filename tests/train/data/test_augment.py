@@ -10,9 +10,9 @@ from torchvision.transforms import RandomResizedCrop
 
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data import AugmentConfig, SyntheticData
-from eca_hub.train.data.augment import Augment, random_box
-from eca_hub.train.data.batches import BatchKey
-from eca_hub.train.seeds import derive_seed, uniforms
+from eca_hub.train.data.rng import derive_seed, uniforms
+from eca_hub.train.data.sampler import BatchKey
+from eca_hub.train.data.transforms import Augment, random_box
 from tests.conftest import make_picture
 from tests.train.datasets import SMALL
 

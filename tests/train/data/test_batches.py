@@ -3,7 +3,7 @@
 import pytest
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.batches import EvalBatches, Share, TrainBatches
+from eca_hub.train.data.sampler import EvalBatches, Share, TrainBatches
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])

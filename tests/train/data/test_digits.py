@@ -2,9 +2,9 @@
 
 import torch
 
-from eca_hub.images import EvalTransform, decode_image
+from eca_hub.images.transform import EvalTransform, decode_image
 from eca_hub.train.data import DigitsData
-from eca_hub.train.data.batches import BatchKey
+from eca_hub.train.data.sampler import BatchKey
 
 
 def test_the_splits_of_the_digits_are_disjoint_stratified_and_cover_everything() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from eca_hub.errors import EcaHubError, InvalidConfig
 from eca_hub.train.data import ImageFolderData
-from eca_hub.train.data.batches import BatchKey
+from eca_hub.train.data.sampler import BatchKey
 from eca_hub.train.errors import TrainingStopped
 from tests.train.datasets import (
     SMALL,

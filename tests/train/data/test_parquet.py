@@ -8,7 +8,7 @@ import torch
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data import ParquetData
-from eca_hub.train.data.batches import BatchKey
+from eca_hub.train.data.sampler import BatchKey
 from tests.train.datasets import SMALL, write_parquet
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eca_hub.images import EvalTransform
-from eca_hub.train.data.augment import Augment, AugmentConfig
-from eca_hub.train.data.batches import BatchKey
-from eca_hub.train.data.pictures import Batch, Pictures
+from eca_hub.images.transform import EvalTransform
+from eca_hub.train.data.dataset import Batch, Pictures
+from eca_hub.train.data.sampler import BatchKey
 from eca_hub.train.data.source import MemorySource
+from eca_hub.train.data.transforms import Augment, AugmentConfig
 from tests.train.datasets import SMALL, png
 
 BATCHES = [BatchKey(epoch, list(range(start, start + 4))) for epoch in (0, 1) for start in (0, 4, 8)]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from eca_hub.train.data import SyntheticData
-from eca_hub.train.data.batches import BatchKey
+from eca_hub.train.data.sampler import BatchKey
 from tests.train.datasets import SMALL
 
 

@@ -1,0 +1,234 @@
+"""Which network a stranger's weights belong to, and what its own code calls them.
+
+Known are the official ECANet code, torchvision, timm, and this library. The backbone is the one that shares most names
+and shapes with the file; what the file holds beyond it stands in the places for attention, where names and shapes tell
+the method and its options. Knows nothing of files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from eca_hub.attention.insertion import InBlock
+from eca_hub.errors import CheckpointMismatch, UnknownName
+from eca_hub.models.backbones import BACKBONES
+from eca_hub.models.build import list_models, split_name
+from eca_hub.models.config import ModelConfig
+from eca_hub.models.insertion import Insertion
+from eca_hub.models.timm_seam import find_backbone
+from eca_hub.models.zoos import timm
+
+Shapes = Mapping[str, Size]
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What a file turned out to hold."""
+
+    config: ModelConfig
+    """The network, without labels."""
+    weights: dict[str, Tensor]
+    """Under the names of that network."""
+    num_classes: int
+    """How many outputs its classifier has."""
+
+
+@dataclass(frozen=True)
+class _Skeleton:
+    """A backbone without attention, in names and shapes."""
+
+    shapes: Shapes
+    head: frozenset[str]
+    """Names whose shape depends on the number of classes."""
+    places: Mapping[str, int]
+    """Where attention stands inside blocks: name of the module to the stage, counted from 1."""
+    channels: Mapping[str, int]
+    """Likewise, to the channels of the map."""
+
+
+def recognize(weights: dict[str, Tensor], architecture: str | None = None) -> Recognized:
+    """Tell which network weights belong to, and rename them.
+
+    Args:
+        weights: Name to tensor.
+        architecture: What the user says it is: `resnet50`, `eca_resnet50`, or any name of timm; read from shapes when
+            not said.
+
+    Raises:
+        UnknownName: nobody knows that architecture.
+        CheckpointMismatch: the attention in the file is none of ours, or not the one that the user said.
+    """
+    weights = {_own_name(name): tensor for name, tensor in weights.items()}
+    said = None
+    if architecture is not None:
+        bare = architecture.partition(".")[0]
+        if bare not in BACKBONES and bare not in list_models() and timm.is_model(bare):
+            return _of_timm(bare, weights)
+        backbone, said = _split(bare or architecture)
+    else:
+        backbone = _nearest_backbone(weights)
+    skeleton = _skeleton(backbone)
+    weights = _with_counters(weights, skeleton.shapes)
+    attention, attention_args = _read_attention(weights, skeleton)
+    if said not in (None, "none", attention):
+        found = "no attention" if attention == "none" else f"attention {attention!r}"
+        raise CheckpointMismatch(f"The file holds {backbone} with {found}, not {architecture}.")
+    if attention == "se":
+        weights = {name: _as_linear(name, tensor) for name, tensor in weights.items()}
+    config = ModelConfig(backbone, attention, attention_args)
+    return Recognized(config, weights, _num_classes(weights, skeleton.head))
+
+
+def _own_name(name: str) -> str:
+    """The official ResNets call the attention of a block `eca`; timm's blocks, which we build, call the place `se`."""
+    return name.replace(".eca.", ".se.")
+
+
+def _split(architecture: str) -> tuple[str, str]:
+    try:
+        return split_name(architecture)
+    except UnknownName:
+        names = [*list_models(), *timm.list_models()]
+        raise UnknownName.among("architecture", architecture, names, listing="eca-hub models") from None
+
+
+def _of_timm(name: str, weights: dict[str, Tensor]) -> Recognized:
+    """A network of timm, with whatever attention timm gives it."""
+    few, more = _timm_shapes(name, 2), _timm_shapes(name, 3)
+    head = frozenset(key for key, shape in few.items() if more[key] != shape)
+    weights = _with_counters(weights, few)
+    return Recognized(ModelConfig(name, "none"), weights, _num_classes(weights, head))
+
+
+def _timm_shapes(name: str, num_classes: int) -> Shapes:
+    with torch.device("meta"):
+        return _shapes_of(timm.create_model(name, num_classes=num_classes))
+
+
+def _shapes_of(model: nn.Module) -> Shapes:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+class _Marker(nn.Module):
+    """Stands where attention would."""
+
+    def __init__(self, stage: int, channels: int) -> None:
+        super().__init__()
+        self.stage, self.channels = stage, channels
+
+
+@cache
+def _skeleton(name: str) -> _Skeleton:
+    backbone = BACKBONES.get(name) or find_backbone(name)
+    assert backbone is not None, name
+    stages = range(1, len(backbone.widths) + 1)
+    insertion = Insertion(_Marker, InBlock(), stages) if InBlock in backbone.kinds else None
+    with torch.device("meta"):
+        model = backbone.build(insertion, num_classes=2, stem="own", features_only=False)
+        other = backbone.build(None, num_classes=3, stem="own", features_only=False)
+    shapes, other_shapes = _shapes_of(model), _shapes_of(other)
+    markers = {place: module for place, module in model.named_modules() if isinstance(module, _Marker)}
+    return _Skeleton(
+        shapes=shapes,
+        head=frozenset(key for key, shape in shapes.items() if other_shapes[key] != shape),
+        places={place: marker.stage for place, marker in markers.items()},
+        channels={place: marker.channels for place, marker in markers.items()},
+    )
+
+
+def _nearest_backbone(weights: Mapping[str, Tensor]) -> str:
+    """The backbone with most names and shapes in common; the one with fewer names of its own if two have as many."""
+
+    def in_common(backbone: str) -> tuple[int, int]:
+        shapes = _skeleton(backbone).shapes
+        return sum(name in weights and weights[name].shape == shape for name, shape in shapes.items()), -len(shapes)
+
+    nearest = max(BACKBONES, key=in_common)
+    if in_common(nearest)[0] * 2 < len(_skeleton(nearest).shapes):
+        first = ", ".join(list(weights)[:3])
+        raise CheckpointMismatch(
+            f"The {len(weights)} weights ({first}, ...) look like none of {', '.join(BACKBONES)}.",
+            hint="Name the network if timm has it: --architecture ecaresnet50d, for example.",
+        )
+    return nearest
+
+
+def _with_counters(weights: dict[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:
+    """Old files lack the counters of batch norms, which no output depends on; they start at zero."""
+    counters = [name for name in shapes if name.endswith(".num_batches_tracked") and name not in weights]
+    return {**weights, **{name: torch.tensor(0) for name in counters}}
+
+
+_MAX_CLASSES = 100_000
+
+
+def _num_classes(weights: Mapping[str, Tensor], head: frozenset[str]) -> int:
+    sizes = {weights[name].shape[0] for name in head if name in weights and weights[name].ndim}
+    if sizes and not 1 <= max(sizes) <= _MAX_CLASSES:
+        raise CheckpointMismatch(f"The classifier has {max(sizes)} outputs; 1 to {_MAX_CLASSES} can be named.")
+    return sizes.pop() if len(sizes) == 1 else 1000
+
+
+def _read_attention(weights: Mapping[str, Tensor], skeleton: _Skeleton) -> tuple[str, dict[str, Any]]:
+    """Tell the method and its options from what stands in the places for it."""
+    inside: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        place = next((prefix for prefix in _parents(name) if prefix in skeleton.places), None)
+        if place is not None and name not in skeleton.shapes:
+            inside.setdefault(place, {})[name.removeprefix(f"{place}.")] = tensor
+    if not inside:
+        return "none", {}
+    kinds = {frozenset(tensors) for tensors in inside.values()}
+    if kinds == {frozenset({"conv.weight"})} and all(t["conv.weight"].shape[:2] == (1, 1) for t in inside.values()):
+        return "eca", {"kernel_sizes": _kernel_sizes(inside, skeleton)}
+    if len(kinds) == 1 and min(kinds) in _SE_NAMES:
+        return "se", _se_options(inside, skeleton)
+    first = next(iter(inside))
+    raise CheckpointMismatch(
+        f"The attention in {first} is none that can be converted: it holds {', '.join(sorted(inside[first]))[:200]}.",
+        hint="ECA has conv.weight of (1, 1, k), SE has fc1 and fc2.",
+    )
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
+
+
+def _kernel_sizes(inside: Mapping[str, Mapping[str, Tensor]], skeleton: _Skeleton) -> list[int]:
+    """One a stage, read from the kernels' shapes."""
+    size_of: dict[int, int] = {}
+    for place, tensors in inside.items():
+        stage, size = skeleton.places[place], int(tensors["conv.weight"].shape[2])
+        if size_of.setdefault(stage, size) != size:
+            raise CheckpointMismatch(
+                f"The kernels of stage {stage} have {size_of[stage]} and {size} numbers; a stage has one size."
+            )
+    fallback = next(iter(size_of.values()))
+    return [size_of.get(stage, fallback) for stage in sorted(set(skeleton.places.values()))]
+
+
+_SE_NAMES = (
+    frozenset({"fc1.weight", "fc2.weight"}),
+    frozenset({"fc1.weight", "fc2.weight", "fc1.bias", "fc2.bias"}),
+)
+
+
+def _se_options(inside: Mapping[str, Mapping[str, Tensor]], skeleton: _Skeleton) -> dict[str, Any]:
+    """Reduction from the widest place, and the least width of a bottleneck from the narrowest."""
+    hidden = {skeleton.channels[place]: int(tensors["fc1.weight"].shape[0]) for place, tensors in inside.items()}
+    widest, narrowest = max(hidden), min(hidden)
+    reduction = max(1, widest // max(1, hidden[widest]))
+    least = hidden[narrowest] if hidden[narrowest] > narrowest // reduction else 1
+    has_bias = all("fc1.bias" in tensors for tensors in inside.values())
+    return {"reduction": reduction, "bias": has_bias, "min_hidden": least}
+
+
+def _as_linear(name: str, tensor: Tensor) -> Tensor:
+    """Flatten: timm computes the two maps of SE as convolutions of 1x1."""
+    is_map = name.endswith((".fc1.weight", ".fc2.weight")) and tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
+    return tensor.flatten(1) if is_map else tensor

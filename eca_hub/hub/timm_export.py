@@ -1,0 +1,148 @@
+"""The way back: a network of ours as one that timm loads without eca-hub, with the same outputs.
+
+Where timm has a block of the same kind, its weights are ours, padded with zeros to the sizes that timm derives from the
+channels: an ECA kernel gets zeros at both ends, for the channels beyond its reach; an SE bottleneck gets hidden
+channels that nothing reads, and a bias of zero. What timm cannot express is refused with the reason. Source of the
+format: timm 1.0, models/_hub.py.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.hub.weights import load_strictly
+from eca_hub.models.build import settle
+from eca_hub.models.config import ModelConfig
+from eca_hub.models.zoos import timm
+
+
+def to_stock_timm(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """Make the network that stock timm has for ours, with the same outputs.
+
+    Returns:
+        The network, and the arguments besides its name that timm makes it with.
+
+    Raises:
+        InvalidConfig: timm cannot express it; says why.
+    """
+    settled = settle(config)
+    name = settled.architecture
+    if settled.attention not in _PADDERS:
+        kinds = ", ".join(_PADDERS)
+        raise _refused(settled, f"attention {settled.attention!r} has no equal there; those that have are {kinds}")
+    if not timm.is_model(name):
+        raise _refused(settled, _ABSENT.get(name, f"timm has no network {name!r}"))
+    if settled.stem != "own":
+        raise _refused(settled, "timm has no small stem for it")
+    model_args: dict[str, Any] = dict(settled.timm_args)
+    if settled.attention != "none":
+        model_args["block_args"] = {"attn_layer": settled.attention}
+    with torch.device("meta"):
+        stock = timm.create_model(name, num_classes=settled.num_classes, **model_args)
+    shapes = {key: tensor.shape for key, tensor in stock.state_dict().items()}
+    ours = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+    weights = _PADDERS[settled.attention](ours, shapes, settled)
+    load_strictly(stock, weights, sentence=f"The weights do not fit timm's {name}")
+    return stock.eval(), model_args
+
+
+def _refused(config: ModelConfig, reason: str) -> InvalidConfig:
+    name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
+    return InvalidConfig(f"Stock timm cannot express this {name}: {reason}.", hint="eca-hub loads it from a package.")
+
+
+_ABSENT = {
+    "mobilenet_v2": "its MobileNetV2 has no place for attention behind the projection, and other names for weights"
+}
+
+Shapes = Mapping[str, torch.Size]
+Weights = dict[str, Tensor]
+
+
+def _pad_nothing(weights: Weights, shapes: Shapes, config: ModelConfig) -> Weights:
+    return weights
+
+
+def _pad_kernels(weights: Weights, shapes: Shapes, config: ModelConfig) -> Weights:
+    """Zeros at both ends of a kernel add nothing: timm pads channels with zeros as we do."""
+    padded = dict(weights)
+    for name, shape in shapes.items():
+        if name.endswith(".se.conv.weight"):
+            missing = shape[2] - weights[name].shape[2]
+            if missing < 0:
+                raise _refused(
+                    config,
+                    f"{name} has {weights[name].shape[2]} numbers, timm's rule gives {shape[2]} at this width, "
+                    "and a kernel can be lengthened but not cut",
+                )
+            padded[name] = pad(weights[name], (missing // 2, missing // 2))
+    return padded
+
+
+def _pad_bottlenecks(weights: Weights, shapes: Shapes, config: ModelConfig) -> Weights:
+    """A hidden channel that comes from zeros and goes to zeros changes nothing; nor does a bias of zero."""
+    padded = dict(weights)
+    for name, shape in shapes.items():
+        if ".se.fc" not in name:
+            continue
+        tensor = weights.get(name, torch.zeros(shape))
+        if name.endswith(".weight"):
+            tensor = tensor[:, :, None, None]
+        if any(ours > stock for ours, stock in zip(tensor.shape, shape, strict=True)):
+            raise _refused(config, f"{name} is {tuple(tensor.shape)}, wider than timm's {tuple(shape)}")
+        missing = [stock - ours for ours, stock in zip(tensor.shape, shape, strict=True)]
+        padded[name] = pad(tensor, [amount for axis in reversed(missing) for amount in (0, axis)])
+    return padded
+
+
+_PADDERS: dict[str, Callable[[Weights, Shapes, ModelConfig], Weights]] = {
+    "none": _pad_nothing,
+    "eca": _pad_kernels,
+    "se": _pad_bottlenecks,
+}
+"""Attention that timm has by the same name, to what makes our weights its."""
+
+
+def record_of(stock: Any) -> dict[str, Any]:
+    """Return timm's default record of a network of its own, with the width of its last map."""
+    return {**stock.default_cfg, "num_features": stock.num_features}
+
+
+def without_padding(weights: Weights, shapes: Shapes) -> Weights:
+    """Undo `to_stock_timm`: cut the zeros that it added, and nothing else.
+
+    Args:
+        weights: The tensors of a package that stock timm loads.
+        shapes: Name to shape in the network of ours.
+
+    Raises:
+        CheckpointMismatch: what would be cut is not zero, so these are other weights.
+    """
+    cut = {}
+    for name, tensor in weights.items():
+        if ".se." not in name:
+            cut[name] = tensor
+        elif name in shapes:
+            cut[name] = (
+                _centre(tensor, shapes[name]) if name.endswith(".se.conv.weight") else _start(tensor, shapes[name])
+            )
+        kept = cut.get(name)
+        if kept is not None and kept.shape == tensor.shape:
+            continue
+        if (0 if kept is None else kept.count_nonzero()) != tensor.count_nonzero():
+            raise CheckpointMismatch(f"{name} has numbers where the padding of the export should be zero.")
+    return cut
+
+
+def _centre(kernel: Tensor, shape: torch.Size) -> Tensor:
+    start = (kernel.shape[2] - shape[2]) // 2
+    return kernel[:, :, start : start + shape[2]]
+
+
+def _start(tensor: Tensor, shape: torch.Size) -> Tensor:
+    square = tensor.flatten(1) if tensor.ndim == 4 else tensor
+    return square[tuple(slice(length) for length in shape)]

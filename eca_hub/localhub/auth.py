@@ -1,0 +1,131 @@
+"""Who may do what: tokens, users, roles.
+
+Knows nothing about HTTP or the store.
+
+A users file is JSON. The short form gives each user a token; the long form adds what `whoami` tells and a role:
+
+    {"alice": "token-of-alice", "bob": {"token": "token-of-bob", "role": "read", "orgs": ["acme"], "fullname": "Bob"}}
+
+`orgs` may also be an object with full names: {"acme": "Acme Research"}.
+
+    role    may read                                 may write
+    admin   everything                               everything, under any owner name
+    write   public, and private under own names      repositories under the own name and those of the own orgs
+    read    public, and private under own names      nothing
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from eca_hub.localhub.errors import HubRefusal
+from eca_hub.localhub.validation import RepoId, check_name
+
+Role = Literal["admin", "write", "read"]
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody with a token."""
+
+    name: str
+    role: Role = "write"
+    orgs: Mapping[str, str] = field(default_factory=dict)
+    """Full name by name."""
+    fullname: str = ""
+
+    def owns(self, repo_id: RepoId) -> bool:
+        """Whether a repository lies under a name of this user."""
+        return self.role == "admin" or repo_id.owner.lower() in {name.lower() for name in (self.name, *self.orgs)}
+
+    def may_write(self, repo_id: RepoId) -> bool:
+        """Whether this user may create, change and delete this repository."""
+        return self.role != "read" and self.owns(repo_id)
+
+
+class BadUsersFile(Exception):
+    """A users file that cannot be understood; the message says where and what to write."""
+
+
+class Users:
+    """Finds the user to whom a token belongs. Keeps only digests of tokens.
+
+    Args:
+        tokens: Each user with the token.
+    """
+
+    def __init__(self, tokens: Iterable[tuple[User, str]]) -> None:
+        self._by_digest = {_digest(token.encode()): user for user, token in tokens}
+
+    def find(self, token: bytes) -> User | None:
+        """Return the owner of a token, or None."""
+        wanted = _digest(token)
+        found = None
+        # Every digest is compared, in constant time, so that timing tells nothing about tokens.
+        for digest, user in self._by_digest.items():
+            if hmac.compare_digest(digest, wanted):
+                found = user
+        return found
+
+    @classmethod
+    def single(cls, token: str) -> "Users":
+        """One token, for the user `local`, who may do everything."""
+        return cls([(User("local", "admin"), token)])
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Users":
+        """Read a users file.
+
+        Raises:
+            BadUsersFile: It cannot be read or understood.
+        """
+        try:
+            value = json.loads(path.read_bytes())
+        except OSError as error:
+            raise BadUsersFile(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise BadUsersFile(f'{path} is not JSON; write {{"alice": "token-of-alice"}}') from None
+        if not isinstance(value, dict) or not value:
+            raise BadUsersFile(
+                f'{path} must hold an object with at least one user; write {{"alice": "token-of-alice"}}'
+            )
+        tokens = [_read_user(name, entry, path) for name, entry in value.items()]
+        if len({token for _, token in tokens}) < len(tokens):
+            raise BadUsersFile(f"{path}: two users have the same token; give each their own")
+        return cls(tokens)
+
+
+def _read_user(name: str, entry: object, path: Path) -> tuple[User, str]:
+    fields = {"token": entry} if isinstance(entry, str) else entry
+    if not isinstance(fields, dict) or not fields.keys() <= {"token", "role", "orgs", "fullname"}:
+        raise BadUsersFile(f"{path}: {name!r} must have a token, or an object with token, role, orgs, fullname")
+    token, role, orgs, fullname = (fields.get(key, default) for key, default in _USER_DEFAULTS.items())
+    if not isinstance(token, str) or not is_token(token):
+        raise BadUsersFile(f"{path}: the token of {name!r} must be printable ASCII characters without a space")
+    if role not in get_args(Role):
+        raise BadUsersFile(f"{path}: the role of {name!r} must be admin, write or read, not {role!r}")
+    named = {str(org): str(org) for org in orgs} if isinstance(orgs, list) else orgs
+    if not isinstance(named, dict) or not all(isinstance(text, str) for text in (*named.values(), fullname)):
+        raise BadUsersFile(
+            f"{path}: {name!r} needs orgs as a list of names, or full names by name, and fullname as a text"
+        )
+    try:
+        return User(check_name(name), role, {check_name(org): text for org, text in named.items()}, fullname), token
+    except HubRefusal as refusal:
+        raise BadUsersFile(f"{path}: {refusal.message}") from None
+
+
+def is_token(text: str) -> bool:
+    """Whether a text can be sent as a bearer token."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
+_USER_DEFAULTS: dict[str, object] = {"token": None, "role": "write", "orgs": [], "fullname": ""}
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

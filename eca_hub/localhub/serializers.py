@@ -1,0 +1,191 @@
+"""Repositories, files and commits as the JSON that the stock client reads.
+
+Knows the store's objects; knows nothing about requests.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from eca_hub.localhub.blobs import Blobs
+from eca_hub.localhub.card_metadata import BadCard, read_head, tags_of, text_of
+from eca_hub.localhub.commits import Commit, StoredFile
+from eca_hub.localhub.errors import HubRefusal
+from eca_hub.localhub.repos import Repo
+from eca_hub.localhub.validation import RepoId
+
+MAX_CARD_BYTES = 2 << 20
+MAX_CONFIG_BYTES = 1 << 20
+MAX_SAFETENSORS_HEAD_BYTES = 1 << 20
+_CONFIG_NAMES = ("architecture", "architectures", "model_type")
+
+
+def repo_view(repo_id: RepoId, repo: Repo, blobs: Blobs, commit_id: str, with_sizes: bool = False) -> dict[str, Any]:
+    """Everything that can be told about a repository at a commit."""
+    commit = repo.commit(commit_id)
+    head = card_head(commit.files.get("README.md"), blobs)
+    config = _small_json(commit.files.get("config.json"), blobs)
+    has_safetensors = any(path.endswith(".safetensors") for path in commit.files)
+    library = text_of(head, "library_name")
+    return {
+        "_id": repo.folder.name,
+        "id": repo_id.full_name,
+        "modelId": repo_id.full_name,
+        "author": repo_id.owner,
+        "sha": commit_id,
+        "private": repo.settings.is_private,
+        "gated": repo.settings.gated,
+        "disabled": False,
+        "downloads": 0,
+        "downloadsAllTime": 0,
+        "likes": 0,
+        "trendingScore": 0,
+        "tags": [*tags_of(head), *(["safetensors"] if has_safetensors else [])],
+        "pipeline_tag": text_of(head, "pipeline_tag"),
+        "library_name": library,
+        "createdAt": repo.settings.created_at,
+        "lastModified": commit.date,
+        "cardData": head,
+        "config": {name: config[name] for name in _CONFIG_NAMES if _is_text_or_texts(config.get(name))},
+        "model-index": head.get("model-index"),
+        "safetensors": _safetensors_counts(commit.files.get("model.safetensors"), blobs),
+        "siblings": [_sibling(path, file, with_sizes) for path, file in sorted(commit.files.items())],
+        "spaces": [],
+        "usedStorage": sum(file.size_bytes for file in commit.files.values()),
+    }
+
+
+def storage_view(repo_id: RepoId, repo: Repo) -> dict[str, Any]:
+    """What a repository's owner is told of its size: that of the files at the head of its main branch."""
+    head = repo.commit(repo.resolve("main"))
+    return {
+        "id": repo_id.full_name,
+        "type": repo_id.type,
+        "updatedAt": head.date,
+        "visibility": "private" if repo.settings.is_private else "public",
+        "storage": sum(file.size_bytes for file in head.files.values()),
+    }
+
+
+def entry_views(commit: Commit, paths: list[str]) -> Iterator[dict[str, Any]]:
+    """Files and folders as the tree shows them; paths that do not exist are left out."""
+    for path in paths:
+        file = commit.files.get(path)
+        if file:
+            lfs = {"oid": file.sha256, "size": file.size_bytes, "pointerSize": len(file.pointer)}
+            yield {"type": "file", "oid": file.oid, "size": file.size_bytes, "path": path} | (
+                {"lfs": lfs} if file.is_lfs else {}
+            )
+        elif path in commit.folders:
+            yield {"type": "directory", "oid": commit.folders[path], "size": 0, "path": path}
+
+
+def last_commits(repo: Repo, commit_id: str, paths: list[str]) -> dict[str, dict[str, str]]:
+    """For each path, the commit that last touched it."""
+    found: dict[str, dict[str, str]] = {}
+    open_paths = set(paths)
+    for this_id, commit in repo.history(commit_id):
+        if not open_paths:
+            break
+        before = repo.commit(commit.parent) if commit.parent else None
+        for path in list(open_paths):
+            if before is None or before.oid_of(path) != commit.oid_of(path):
+                found[path] = {"id": this_id, "title": commit.title, "date": commit.date}
+                open_paths.discard(path)
+    return found
+
+
+def commit_view(commit_id: str, commit: Commit, is_formatted: bool) -> dict[str, Any]:
+    """A line of the history."""
+    view = {
+        "id": commit_id,
+        "title": commit.title,
+        "message": commit.message,
+        "date": commit.date,
+        "authors": [{"user": commit.author}],
+        "parents": [commit.parent] if commit.parent else [],
+    }
+    return view | ({"formatted": {"title": commit.title, "message": commit.message}} if is_formatted else {})
+
+
+def refs_view(refs: dict[str, str], with_pulls: bool) -> dict[str, Any]:
+    """All references, by kind."""
+
+    def of(prefix: str) -> list[dict[str, str]]:
+        names = sorted((ref for ref in refs if ref.startswith(prefix)), key=lambda ref: (ref != "refs/heads/main", ref))
+        return [{"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": refs[ref]} for ref in names]
+
+    view = {"branches": of("refs/heads/"), "converts": [], "tags": of("refs/tags/")}
+    pulls = [{**ref, "name": ref["ref"]} for ref in of("refs/pr/")]
+    return view | ({"pullRequests": pulls} if with_pulls else {})
+
+
+def card_text(card: StoredFile | None, blobs: Blobs) -> str:
+    """The README of a commit as text; an empty one if there is none that can be read."""
+    try:
+        return blobs.read(card.sha256, MAX_CARD_BYTES).decode("utf-8", "replace") if card else ""
+    except HubRefusal:
+        return ""
+
+
+def card_head(card: StoredFile | None, blobs: Blobs) -> dict[str, Any]:
+    """The head of the README of a commit; an empty one if there is none that can be read."""
+    if card is None or blobs.size_bytes(card.sha256) is None:
+        return {}
+    return _cached_head(card.sha256, blobs)
+
+
+@lru_cache(maxsize=2048)
+def _cached_head(sha256: str, blobs: Blobs) -> dict[str, Any]:
+    try:
+        return read_head(card_text(StoredFile(0, sha256), blobs))
+    except BadCard:
+        return {}
+
+
+def _sibling(path: str, file: StoredFile, with_sizes: bool) -> dict[str, Any]:
+    if not with_sizes:
+        return {"rfilename": path}
+    lfs = {"sha256": file.sha256, "size": file.size_bytes, "pointerSize": len(file.pointer)}
+    return {"rfilename": path, "size": file.size_bytes, "blobId": file.oid} | ({"lfs": lfs} if file.is_lfs else {})
+
+
+def _is_text_or_texts(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+def _small_json(file: StoredFile | None, blobs: Blobs) -> dict[str, Any]:
+    if file is None or file.size_bytes > MAX_CONFIG_BYTES:
+        return {}
+    try:
+        value = json.loads(blobs.read(file.sha256, MAX_CONFIG_BYTES), parse_constant=str)
+    except (HubRefusal, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _safetensors_counts(file: StoredFile | None, blobs: Blobs) -> dict[str, Any] | None:
+    return _cached_counts(file.sha256, blobs) if file and blobs.size_bytes(file.sha256) is not None else None
+
+
+@lru_cache(maxsize=2048)
+def _cached_counts(sha256: str, blobs: Blobs) -> dict[str, Any] | None:
+    """Count the numbers in a safetensors file by its head, without reading the tensors."""
+    counts: dict[str, int] = {}
+    try:
+        with blobs.path(sha256).open("rb") as stream:
+            (head_bytes,) = struct.unpack("<Q", stream.read(8))
+            if head_bytes > MAX_SAFETENSORS_HEAD_BYTES:
+                return None
+            for name, tensor in json.loads(stream.read(head_bytes)).items():
+                if name != "__metadata__":
+                    num_values = 1
+                    for length in tensor["shape"]:
+                        num_values *= int(length)
+                    counts[str(tensor["dtype"])] = counts.get(str(tensor["dtype"]), 0) + num_values
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
+        return None
+    total = sum(counts.values())
+    return {"parameters": counts, "total": total} if total.bit_length() < 64 else None

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: written atomically, verified when read, resumed to the bit."""

@@ -1,0 +1,1 @@
+"""Training in several processes: strategies, launching, signals, agreement between ranks."""

@@ -1,0 +1,111 @@
+"""Pictures and tables of a run: curves over the epochs, who was taken for whom. Knows nothing of training.
+
+Shapes: K classes; confusion rows are true classes, columns are answers.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from eca_hub.train.callbacks.epoch_log import read_rows
+
+_MAX_NAMED = 40
+"""Classes whose names have room beside the matrix."""
+_MAX_WRITTEN = 12
+"""Classes whose shares have room in all cells; with more, only the large mistakes are written."""
+_LARGE_MISTAKE = 0.2
+_COLOURS = {"train": "#8fa3b8", "val": "#d1495b"}
+_NAMES = {"train": "training", "val": "validation"}
+
+
+def draw_curves(metrics_csv: Path, picture: Path) -> None:
+    """Draw the loss and top-1 columns of a metrics file, training beside validation, and mark the best epoch."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    rows = read_rows(metrics_csv)
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
+        for split, colour in _COLOURS.items():
+            points = [(int(row["epoch"]) + 1, float(row[key])) for row in rows if row.get(key := f"{split}_{metric}")]
+            if not points:
+                continue
+            marker = "o" if len(points) < _MAX_NAMED else None
+            axes.plot(*zip(*points, strict=True), label=_NAMES[split], color=colour, lw=1.8, marker=marker, ms=3)
+            if metric == "top1" and split == "val":
+                epoch, best = max(points, key=lambda point: (point[1], point[0]))
+                axes.plot(epoch, best, "o", ms=9, mfc="none", mec=colour, mew=1.5)
+                axes.set_title(f"top-1, best {best:.1%} in epoch {epoch}", loc="left")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if metric == "loss":
+            axes.set_title("loss", loc="left")
+        else:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_confusion(confusion_KK: Tensor, labels: Sequence[str], picture: Path) -> None:
+    """Draw how often each class was taken for each, as shares of the true class."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    num_classes, num_images = len(labels), int(confusion_KK.sum())
+    share_KK = confusion_KK.double() / confusion_KK.sum(1, keepdim=True).clamp(min=1)
+    side = min(max(4.5, 0.3 * num_classes + 2), 14.0)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    # The square root of the share: a mistake in twenty is as good as invisible else.
+    axes.imshow(share_KK.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    if num_classes <= _MAX_NAMED:
+        axes.set_xticks(range(num_classes), [_plain(label) for label in labels], rotation=90)
+        axes.set_yticks(range(num_classes), [_plain(label) for label in labels])
+        axes.tick_params(length=0)
+        for row, column in (share_KK > 0).nonzero().tolist():
+            share = float(share_KK[row, column])
+            if num_classes <= _MAX_WRITTEN or row == column or share >= _LARGE_MISTAKE:
+                colour = "white" if share > 0.35 else "black"
+                axes.text(column, row, f"{share:.0%}"[:-1], ha="center", va="center", color=colour, fontsize=8)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="answer", ylabel="truth")
+    axes.set_title(
+        f"{int(confusion_KK.trace()) / max(num_images, 1):.1%} of {num_images} pictures right; "
+        "percent of each true class",
+        loc="left",
+        fontsize=10,
+    )
+    figure.savefig(picture, dpi=100)
+
+
+def write_classes(confusion_KK: Tensor, labels: Sequence[str], table: Path) -> None:
+    """Write a row a class: pictures, recall, precision, and the class it is most often taken for."""
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "num_images", "recall", "precision", "most_often_taken_for", "times"])
+        for index, label in enumerate(labels):
+            right, seen = int(confusion_KK[index, index]), int(confusion_KK[index].sum())
+            answered = int(confusion_KK[:, index].sum())
+            others_K = confusion_KK[index].clone()
+            others_K[index] = 0
+            times, rival = int(others_K.max()), int(others_K.argmax())
+            writer.writerow(
+                [
+                    label,
+                    seen,
+                    f"{right / seen:.4f}" if seen else "",
+                    f"{right / answered:.4f}" if answered else "",
+                    labels[rival] if times else "",
+                    times,
+                ]
+            )
+
+
+def _plain(label: str) -> str:
+    """A name with dollar signs would be read as a formula, and a font need not have every character."""
+    return label.replace("$", r"\$").encode("ascii", "replace").decode()[:24]

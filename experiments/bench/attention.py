@@ -1,0 +1,323 @@
+"""How fast is a gate? ECA, its rivals and timm's layers on the maps of ResNet-50, and whole networks with and without.
+
+    python -m experiments.bench.attention --methods eca          gates and networks, with the aims: under 4 minutes
+    python -m experiments.bench.attention --quick                half a minute, to see that it runs
+    python -m experiments.bench.attention --methods all          every method of eca_hub
+    python -m experiments.bench.attention --only networks        ECA-ResNet-50 against ResNet-50
+    python -m experiments.bench.attention --only gates --compiled --device cuda --json rows.json
+
+Rivals run in turns (A, B, C, A, B, C, ...). Of a gate the fastest of many turns counts, so that a busy machine slows
+all alike; of a network the median over the turns of the ratio to the network without. Each run is given a map that was
+just written, as the norm before it does in a network, outside the measured time. The floor is one copy and one sum of
+the map, measured in the same turns: what reading it twice and writing it once costs at least in a buffer of one's own.
+`EcaModule / floor` is therefore about the best ratio to timm's layer that any layer could reach where memory is what
+limits; a gate that writes into the map itself can pass it.
+
+The gates run with the allocator as Python finds it. The networks run with freed memory kept, as `eca-hub fit` and the
+service run them: else what the system takes to hand out the same pages again and again is counted as attention's.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from timm.layers.eca import EcaModule
+from timm.layers.squeeze_excite import SEModule
+from torch import Tensor, nn
+
+import eca_hub
+from eca_hub.attention.cpu_kernel import fused as fused_eca
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
+"""Channels and side of the maps that attention rescales in ResNet-50, for a picture of 224 px."""
+OWN, TIMM = "eca in a network", "timm EcaModule"
+OPEN_WEIGHT = 20.0
+"""Gives gates close to 1: a map overwritten by ever smaller numbers would end in denormals."""
+
+Row = dict[str, Any]
+
+
+class Shape(NamedTuple):
+    """One map."""
+
+    memory_format: str
+    batch: int
+    channels: int
+    side_px: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.batch * self.channels * self.side_px**2
+
+    @property
+    def mib(self) -> float:
+        return self.num_elements * 4 / 2**20
+
+
+class Official(nn.Module):
+    """An equal of the layer in the authors' repository: adaptive pooling, two transpositions, expanded product."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        size = eca_hub.kernel_size_for(channels)
+        self.pool, self.conv = nn.AdaptiveAvgPool2d(1), nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        mean_NC1 = self.pool(x_NCHW).squeeze(-1)
+        gate_NC11 = self.conv(mean_NC1.transpose(1, 2)).transpose(1, 2).sigmoid().unsqueeze(-1)
+        y_NCHW: Tensor = x_NCHW * gate_NC11.expand_as(x_NCHW)
+        return y_NCHW
+
+
+def owned_eca(channels: int) -> nn.Module:
+    """ECA as it stands in a network, where nobody else reads its input."""
+    layer = eca_hub.ECA(channels)
+    layer.owns_input = True
+    return layer
+
+
+def layers_for(channels: int, methods: list[str], compiled: bool) -> dict[str, nn.Module]:
+    """Make the rivals for maps of so many channels."""
+    layers = {
+        OWN: owned_eca(channels),
+        "eca": eca_hub.ECA(channels),
+        TIMM: EcaModule(channels),
+        "official ECA": Official(channels),
+        "timm SEModule": SEModule(channels),
+        **{name: eca_hub.ATTENTIONS[name](channels) for name in methods if name != "eca"},
+    }
+    for name in (OWN, "eca", TIMM, "official ECA"):
+        nn.init.constant_(next(layers[name].parameters()), OPEN_WEIGHT)
+    return {name: torch.compile(layer) if compiled else layer for name, layer in layers.items()}  # type: ignore[misc]
+
+
+def in_turns(
+    rivals: dict[str, Callable[[], object]], num_turns: int, device: str, prepare: Callable[[], object] | None = None
+) -> dict[str, list[float]]:
+    """Run the rivals in turns, two of them to warm up; give the seconds of each."""
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    times_s: dict[str, list[float]] = {name: [] for name in rivals}
+    for turn in range(num_turns + 2):
+        for name, run in rivals.items():
+            if prepare:
+                prepare()
+            wait()
+            start_s = time.perf_counter()
+            run()
+            wait()
+            if turn >= 2:
+                times_s[name].append(time.perf_counter() - start_s)
+    return times_s
+
+
+def gate_rows(shapes: Iterable[Shape], args: argparse.Namespace) -> Iterator[Row]:
+    """Time every rival on every map, forward without gradients and forward with backward."""
+    for shape in shapes:
+        written_NCHW = torch.rand(shape.batch, shape.channels, shape.side_px, shape.side_px, device=args.device) + 0.5
+        written_NCHW = written_NCHW.contiguous(memory_format=FORMATS[shape.memory_format])
+        layers = layers_for(shape.channels, args.methods, args.compiled)
+        layers = {name: layer.to(args.device).eval() for name, layer in layers.items()}
+        num_turns = max(4, min(60, args.budget // (shape.num_elements * len(layers))))
+        for mode in ("inference", "training"):
+            x_NCHW = written_NCHW.clone().requires_grad_(mode == "training")
+            rivals = _rivals(layers, x_NCHW, mode)
+            times_s = in_turns(rivals, num_turns, args.device, partial(_write, x_NCHW, written_NCHW))
+            best_s = {name: min(values) for name, values in times_s.items()}
+            floor_s = best_s.pop("floor")
+            for name, took_s in best_s.items():
+                yield {
+                    "layer": name,
+                    "mode": mode,
+                    **shape._asdict(),
+                    "map_mib": shape.mib,
+                    "time_us": took_s * 1e6,
+                    "floors": took_s / floor_s,
+                    "timm_eca_times": best_s[TIMM] / took_s,
+                }
+
+
+@torch.no_grad()
+def _write(x_NCHW: Tensor, written_NCHW: Tensor) -> None:
+    x_NCHW.copy_(written_NCHW)
+    x_NCHW.grad = None
+
+
+def _rivals(layers: dict[str, nn.Module], x_NCHW: Tensor, mode: str) -> dict[str, Callable[[], object]]:
+    """Set up what runs in turns; the floor is the same in training, where the way back has its own."""
+    buffer_NCHW, dy_NCHW = torch.empty_like(x_NCHW).detach(), torch.ones_like(x_NCHW).detach()
+
+    def floor() -> None:
+        with torch.no_grad():
+            buffer_NCHW.copy_(x_NCHW)
+            x_NCHW.sum()
+
+    def run(layer: nn.Module) -> None:
+        if mode == "training":
+            layer(x_NCHW).backward(dy_NCHW)
+        else:
+            with torch.no_grad():
+                layer(x_NCHW)
+
+    return {"floor": floor, **{name: partial(run, layer) for name, layer in layers.items()}}
+
+
+def network_rows(cases: Iterable[tuple[str, int]], args: argparse.Namespace) -> Iterator[Row]:
+    """Time networks with attention against ResNet-50 without: inference, and a training step without the optimizer."""
+    eca_hub.keep_freed_memory()
+    names = ["resnet50", *(f"{method}_resnet50" for method in args.methods)]
+    nets = {name: eca_hub.create_model(name).to(args.device) for name in names}
+    for mode, batch in cases:
+        x_N3HW = torch.randn(batch, 3, 224, 224, device=args.device)
+
+        def run(net: nn.Module, x_N3HW: Tensor = x_N3HW, is_training: bool = mode == "training") -> None:
+            net.train(is_training).zero_grad()
+            with nullcontext() if is_training else torch.no_grad():
+                logits_NK = net(x_N3HW)
+            if is_training:
+                logits_NK.square().mean().backward()
+
+        num_turns = 3 if args.quick else max(16, 120 // batch) if mode == "inference" else max(12, 40 // batch)
+        times_s = in_turns({name: partial(run, net) for name, net in nets.items()}, num_turns, args.device)
+        for name, values in times_s.items():
+            ratios = [took_s / bare_s for took_s, bare_s in zip(values, times_s["resnet50"], strict=True)]
+            yield {
+                "network": name,
+                "mode": mode,
+                "batch": batch,
+                "time_ms": min(values) * 1e3,
+                "overhead": statistics.median(ratios) - 1,
+            }
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def print_shapes(rows: list[Row]) -> None:
+    """One line a map: what timm's layer costs, what ours costs in a network, and what the floor would allow."""
+    found = {(row["layer"], row["mode"], _shape_of(row)): row for row in rows}
+    print(f"{'':<30} {'inference':>31}   {'training':>31}")
+    heads = f"{'EcaModule':>10}{'ours':>8}{'EcaModule':>13}\n"
+    units = f"{'/ floor':>10}{'/ floor':>8}{'/ ours':>13}"
+    print(f"{'':<30} {heads.rstrip()}   {heads.rstrip()}\n{'map':<22} {'MiB':>7} {units}   {units}")
+    for shape in dict.fromkeys(_shape_of(row) for row in rows):
+        line = f"{shape.memory_format[:10]:<10} {shape.batch:>2} x {shape.channels:<5} {shape.mib:>8.1f}"
+        for mode in ("inference", "training"):
+            ours, timms = found[OWN, mode, shape], found[TIMM, mode, shape]
+            line += f" {timms['floors']:>10.2f}{ours['floors']:>8.2f}{ours['timm_eca_times']:>13.2f}  "
+        print(line)
+
+
+def _shape_of(row: Row) -> Shape:
+    return Shape(*(row[field] for field in Shape._fields))
+
+
+def print_layers(rows: list[Row]) -> None:
+    """One line a layer and mode, over all shapes."""
+    print(f"\n{'layer':<18} {'mode':<10} {'EcaModule / it':>14} {'floors':>7} {'floors, maps above 1 MiB':>25}")
+    for name, mode in dict.fromkeys((row["layer"], row["mode"]) for row in rows):
+        mine = _of(rows, name, mode)
+        large = [row["floors"] for row in mine if row["map_mib"] > 1]
+        above = f"{geometric_mean(large):>25.2f}" if large else f"{'-':>25}"
+        times, floors = (geometric_mean(row[key] for row in mine) for key in ("timm_eca_times", "floors"))
+        print(f"{name:<18} {mode:<10} {times:>14.2f} {floors:>7.2f} {above}")
+
+
+def _of(rows: list[Row], layer: str, mode: str) -> list[Row]:
+    return [row for row in rows if (row["layer"], row["mode"]) == (layer, mode)]
+
+
+def print_networks(rows: list[Row]) -> None:
+    """One line a network, mode and batch."""
+    print(f"\n{'network':<18} {'mode':<10} {'batch':>5} {'fastest':>12} {'over resnet50':>14}")
+    for row in rows:
+        timing = f"{row['time_ms']:>9.1f} ms {row['overhead']:>+14.1%}"
+        print(f"{row['network']:<18} {row['mode']:<10} {row['batch']:>5} {timing}")
+
+
+def aims(gates: list[Row], networks: list[Row]) -> list[Row]:
+    """Set what was aimed at beside what was measured."""
+    reached: list[Row] = []
+
+    def note(what: str, measured: float, least: float | None = None, most: float | None = None) -> None:
+        is_met = measured >= least if least is not None else measured <= (most or 0)
+        reached.append({"aim": what, "measured": measured, "least": least, "most": most, "met": is_met})
+
+    if gates:
+        for mode, least in (("inference", 1.8), ("training", 1.1)):
+            note(f"{mode}, EcaModule / ours", geometric_mean(r["timm_eca_times"] for r in _of(gates, OWN, mode)), least)
+        large = [row["floors"] for row in _of(gates, OWN, "inference") if row["map_mib"] > 1]
+        if large:
+            note("inference, floors on maps above 1 MiB", geometric_mean(large), most=1.3)
+    for row in networks:
+        if row["network"] == "eca_resnet50":
+            most = 0.03 if row["mode"] == "inference" else 0.05
+            note(f"network overhead, {row['mode']}, batch {row['batch']}", row["overhead"], most=most)
+    return reached
+
+
+def print_aims(reached: list[Row]) -> None:
+    print(f"\n{'aim':<42} {'measured':>9} {'wanted':>9}")
+    for row in reached:
+        bound, sign = (row["most"], "<=") if row["least"] is None else (row["least"], ">=")
+        style = ".1%" if "overhead" in row["aim"] else ".2f"
+        measured, wanted = f"{row['measured']:{style}}", f"{sign} {bound:{style}}"
+        print(f"{row['aim']:<42} {measured:>9} {wanted:>9}  {'met' if row['met'] else 'MISSED'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time attention layers against the memory floor, and whole networks.")
+    parser.add_argument("--methods", nargs="*", default=["eca", "se"], help="Names of methods, or all.")
+    parser.add_argument("--only", choices=["gates", "networks"], help="Leave out the other half.")
+    parser.add_argument("--batches", nargs="*", type=int, help="Images at once, for the gates: 1 8 32.")
+    parser.add_argument("--network-batches", nargs="*", type=int, help="The same for the networks: 1 8.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="Threads of the CPU.")
+    parser.add_argument("--compiled", action="store_true", help="Run every layer, not the networks, by torch.compile.")
+    parser.add_argument("--quick", action="store_true", help="Few turns, batch 1 alone.")
+    parser.add_argument("--json", type=Path, help="Write all rows and the aims here.")
+    args = parser.parse_args()
+    if args.methods == ["all"]:
+        args.methods = list(eca_hub.ATTENTIONS)
+    args.batches = args.batches or ([1] if args.quick else [1, 8, 32])
+    args.network_batches = args.network_batches or ([1] if args.quick else [1, 8])
+    args.budget = 20_000_000 if args.quick else 400_000_000  # elements that all turns on one map may touch
+    torch.set_num_threads(args.threads)
+    console = Console(stderr=True)
+    how = "one compiled kernel" if fused_eca.is_built else "operations of torch: no kernel was compiled"
+    print(f"On the CPU, ECA runs as {how}.")
+    gates: list[Row] = []
+    networks: list[Row] = []
+    if args.only != "networks":
+        shapes = [Shape(layout, batch, *stage) for layout in FORMATS for batch in args.batches for stage in STAGES]
+        gates = list(gate_rows(track(shapes, "gates", console=console), args))
+        print_shapes(gates)
+        print_layers(gates)
+    if args.only != "gates":
+        cases = [(mode, batch) for batch in args.network_batches for mode in ("inference", "training")]
+        networks = list(network_rows(track(cases, "networks", console=console), args))
+        print_networks(networks)
+    reached = aims(gates, networks)
+    print_aims(reached)
+    if args.json:
+        args.json.write_text(json.dumps({"gates": gates, "networks": networks, "aims": reached}, indent=1))
+        print(f"\n{len(gates) + len(networks)} rows in {args.json}")
+
+
+if __name__ == "__main__":
+    main()

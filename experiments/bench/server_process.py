@@ -1,0 +1,243 @@
+"""A server under measurement: start it, wait for its first answer, load it, and say what it took and who else was busy.
+
+Knows processes and /proc; nothing of which servers there are or what is done with the figures.
+"""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.load import content_type_of
+
+MAX_FOREIGN = 0.05
+"""A window in which others took more of the processors is measured again."""
+
+_START_S = 120.0
+_NUM_TRIES = 3
+
+
+class ServerEnded(Exception):
+    """A server that ended, or never answered; tells the end of its log."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server to measure."""
+
+    name: str
+    command: list[str]
+    """What stands after `python`."""
+    path: str
+    """Where it answers."""
+    body: bytes
+    """What it wants."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Beside what every server gets."""
+    precision: str = "fp32"
+    """Number format of its network."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One server at one load."""
+
+    server: str
+    precision: str
+    clients: int
+    """0 is open loop."""
+    offered_per_s: float
+    """Open loop only."""
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    num_refused: int
+    num_unanswered: int
+    memory_mib: float
+    start_s: float
+    server_cpu_ms: float
+    """Processor time of the server for one answer."""
+    foreign: float
+    """Share of the processors that others took meanwhile."""
+
+
+@dataclass(frozen=True)
+class FirstAnswer:
+    """How the first answer of a server came."""
+
+    start_s: float
+    """From the start of its process."""
+    took_s: float
+    """From its question, which was the first that was not refused."""
+
+
+class Server:
+    """A running server with its first answer behind it.
+
+    Args:
+        process: Its process.
+        url: Where it answers, with the path.
+        served: What it is.
+        body: A file with what it wants.
+        first: How its first answer came.
+    """
+
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", url: str, served: Served, body: Path, first: "FirstAnswer"
+    ) -> None:
+        self.pid, self.url, self.first, self.start_s = process.pid, url, first, first.start_s
+        self._served, self._body = served, body
+
+    def cpu_s(self) -> float:
+        """Processor seconds that it has used."""
+        return _busy_s(self.pid)[1]
+
+    def load(self, clients: int, per_s: float, seconds: float) -> Row:
+        """Load it in closed loop with so many clients, or in open loop at so many requests a second.
+
+        The window with the least foreign work of a few counts, the first that is clean at once.
+        """
+        rows: list[Row] = []
+        while not rows or (rows[-1].foreign > MAX_FOREIGN and len(rows) < _NUM_TRIES):
+            rows.append(self._try(clients, per_s, seconds))
+        return min(rows, key=lambda row: row.foreign)
+
+    def _try(self, clients: int, per_s: float, seconds: float) -> Row:
+        kind = "closed" if clients else "open"
+        before = _busy_s(self.pid)
+        words = ["experiments.bench.load", kind, self.url, str(self._body), str(clients or per_s), str(seconds)]
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, check=False)
+        if done.returncode:
+            raise ServerEnded(f"{self._served.name} under load: {done.stderr.decode()[-500:]}")
+        found = json.loads(done.stdout)
+        after = _busy_s(self.pid)
+        server_s, load_s, num_answers = after[1] - before[1], found.pop("cpu_s"), found.pop("num_answers")
+        foreign = max(0.0, (after[0] - before[0] - server_s - load_s) / ((after[2] - before[2]) or 1))
+        return Row(
+            server=self._served.name,
+            precision=self._served.precision,
+            clients=clients,
+            offered_per_s=per_s,
+            memory_mib=_memory_mib(self.pid),
+            start_s=self.start_s,
+            server_cpu_ms=1000 * server_s / max(num_answers, 1),
+            foreign=foreign,
+            **found,
+        )
+
+
+@contextmanager
+def started(served: Served) -> Iterator[Server]:
+    """A server from its line on standard output and its first answer to its end, with whatever it started itself.
+
+    Raises:
+        ServerEnded: it ended, or gave no answer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log_path, body = Path(folder) / "log", Path(folder) / "body"
+        body.write_bytes(served.body)
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *served.command],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment() | dict(served.environment),
+                start_new_session=True,
+            )
+        try:
+            url = _announced_url(process)
+            first = _wait_for_answer(process, url + served.path, served.body) if url else None
+            if url is None or first is None:
+                raise ServerEnded(f"{served.name}: {log_path.read_text(errors='replace')[-1500:]}")
+            yield Server(process, url + served.path, served, body, first)
+        finally:
+            os.killpg(process.pid, 9)
+            process.wait()
+
+
+def _announced_url(process: "subprocess.Popen[bytes]") -> str | None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.match(rb"serving on (\S+)", line):
+            return found[1].decode()
+    return None
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ECA_")}
+    return kept | {"HF_HUB_OFFLINE": "1"}
+
+
+def _wait_for_answer(process: "subprocess.Popen[bytes]", url: str, body: bytes) -> FirstAnswer | None:
+    """Ask until there is an answer; None where there is none."""
+    import httpx2
+
+    # The boot time of the machine and ticks since then: the process has been running since before we got here.
+    started_s = int(_stat(process.pid)[19]) / os.sysconf("SC_CLK_TCK")
+    headers = {"content-type": content_type_of(body)}
+    deadline_s = time.monotonic() + _START_S
+    # One client for all: making one takes as long as an answer.
+    with httpx2.Client(timeout=60) as client:
+        while time.monotonic() < deadline_s and process.poll() is None:
+            asked_s = time.perf_counter()
+            try:
+                if client.post(url, content=body, headers=headers).status_code == 200:
+                    took_s = time.perf_counter() - asked_s
+                    return FirstAnswer(time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, took_s)
+            except httpx2.TransportError:
+                pass
+            time.sleep(0.05)
+    return None
+
+
+def _busy_s(pid: int) -> tuple[float, float, float]:
+    """Processor seconds that all of the machine, and this process with its children, have used, and that passed."""
+    tick = os.sysconf("SC_CLK_TCK")
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    ours = sum(int(field) for each in _family(pid) for field in _stat(each)[11:13])
+    return (sum(fields) - fields[3] - fields[4]) / tick, ours / tick, sum(fields) / tick
+
+
+def _memory_mib(pid: int) -> float:
+    """Proportional share of memory of a process and its children."""
+    texts = [Path(f"/proc/{each}/smaps_rollup").read_text() for each in _family(pid)]
+    return sum(int(found[1]) for text in texts if (found := re.search(r"Pss:\s+(\d+)", text))) / 1024
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it, those that its threads started included."""
+    below = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [pid, *(each for children in below for child in children for each in _family(int(child)))]
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def figures_of(*words: str, body: bytes = b"") -> dict[str, Any]:
+    """Run a Python module that prints one JSON object; return it with the share of the processors that others took.
+
+    Raises:
+        ServerEnded: it ended with an error.
+    """
+    tries: list[dict[str, Any]] = []
+    while not tries or (tries[-1]["foreign"] > MAX_FOREIGN and len(tries) < _NUM_TRIES):
+        before, children_before = _busy_s(os.getpid()), resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-m", *words], input=body, capture_output=True, check=False)
+        if done.returncode:
+            raise ServerEnded(f"python -m {words[0]}: {done.stderr.decode(errors='replace')[-800:]}")
+        after, children = _busy_s(os.getpid()), resource.getrusage(resource.RUSAGE_CHILDREN)
+        own_s = children.ru_utime + children.ru_stime - children_before.ru_utime - children_before.ru_stime
+        own_s += after[1] - before[1]
+        foreign = max(0.0, (after[0] - before[0] - own_s) / ((after[2] - before[2]) or 1))
+        tries.append(json.loads(done.stdout) | {"foreign": foreign})
+    return min(tries, key=lambda found: found["foreign"])

@@ -1,0 +1,1 @@
+"""The routes: request in, response out. They never import torch or PIL."""

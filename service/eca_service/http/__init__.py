@@ -1,0 +1,1 @@
+"""HTTP below the routes: sockets, framing, authentication, bodies, responses."""

@@ -1,0 +1,1 @@
+"""Which models are served: loading, eviction, following a revision."""

@@ -1,0 +1,91 @@
+"""Follow branches: when one moves, load its new commit beside the old and swap.
+
+A commit that turns out to be bad is not tried again; one that could not be fetched is. Knows branches and commits;
+nothing of weights, and of HTTP only that the hub's client speaks it.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+
+from eca_hub import EcaHubError
+from eca_service.errors import Busy
+from eca_service.models.registry import ModelSource, Registry, Slot
+
+FindCommit = Callable[[ModelSource], Awaitable[str]]
+"""Says which commit a source's revision stands for at this moment, 40 hexadecimal digits."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PASSING = {"offline", "hub_error", "access_denied", "not_ready"}
+_HUB_TIMEOUT_S = 10.0
+
+_logger = logging.getLogger(__name__)
+
+
+async def commit_on_hub(source: ModelSource) -> str:
+    """Ask the hub which commit a branch or tag stands for.
+
+    Raises:
+        Exception: whatever the hub's client raises.
+    """
+
+    def ask() -> str:
+        from huggingface_hub import HfApi
+
+        info = HfApi().model_info(source.id_or_folder, revision=source.revision or "main", timeout=_HUB_TIMEOUT_S)
+        return str(info.sha)
+
+    return await asyncio.to_thread(ask)
+
+
+class Watcher:
+    """Looks after the running models whose source may move.
+
+    Args:
+        registry: The models.
+        find_commit: Says where a source stands.
+        period_s: How long to wait between two looks.
+    """
+
+    def __init__(self, registry: Registry, find_commit: FindCommit, *, period_s: float) -> None:
+        self._registry = registry
+        self._find_commit = find_commit
+        self._period_s = period_s
+        self._bad: set[tuple[str, str]] = set()
+
+    async def watch(self) -> None:
+        """Look again and again, for ever."""
+        await self._registry.loaded.wait()
+        while True:
+            await asyncio.sleep(self._period_s)
+            await self.look()
+
+    async def look(self) -> None:
+        """Bring every model that follows a branch to the branch's commit; what fails is logged and changes nothing."""
+        for slot in list(self._registry.slots):
+            if slot.state == "ready" and follows_a_branch(slot.source):
+                try:
+                    await self._follow(slot)
+                except Exception as error:
+                    _logger.warning("%s stays as it is: %s", slot.model_id, error)
+
+    async def _follow(self, slot: Slot) -> None:
+        commit = await self._find_commit(slot.source)
+        place = (slot.model_id, commit)
+        if slot.model is None or commit == slot.model.facts.revision or place in self._bad:
+            return
+        try:
+            await self._registry.load(slot.source, revision=commit)
+        except Busy:
+            return
+        except Exception as error:
+            if not isinstance(error, EcaHubError) or error.code not in _PASSING:
+                self._bad.add(place)
+            raise
+
+
+def follows_a_branch(source: ModelSource) -> bool:
+    """Whether a source may stand for another commit tomorrow: neither a folder nor a commit."""
+    is_commit = source.revision is not None and _COMMIT.fullmatch(source.revision)
+    return not is_commit and re.fullmatch(r"[^/@]+/[^/@]+", source.id_or_folder) is not None
