@@ -2,7 +2,7 @@
 
 Only what a camera or a website usually writes: a whole baseline JPEG in grey or YCbCr. Everything else is left to
 `eca_hub.images.transform`, and so is what fails here: which image is refused, and the message, depend on no device. The
-pixels differ from those of `images` by a few grey levels, because another decoder rounds in another way and because a large
+pixels differ from those of `images` by a few gray levels, because another decoder rounds in another way and a large
 photo is not decoded at a fraction of its size.
 
 Not run on a GPU so far: `pytest -m gpu` compares it with `eca_hub.images.transform`.

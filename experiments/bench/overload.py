@@ -9,8 +9,8 @@ about load is not kept; what keys tell by their timing is only reported.
 
 The lag of the event loop is seen from outside: no probe can be answered sooner than the loop comes to it, so the time
 of a probe is held against the bound on the lag as well. The bombs are files of a few kilobytes that cost most to decode
-or to refuse (bench/decompression_bombs.py); one request in ten is one of them. What safety costs is the time of the checks of a
-photo's parts, as a share of the processor time of its request; no picture is hashed. On one core a batch gains little:
+or to refuse (decompression_bombs.py); one request in ten is one of them. The cost of safety is the time that the checks
+of a photo's segments take, as a share of the CPU time of its request. On one core a batch gains little:
 a packed network (optimize/packing.py) takes about as long for a picture alone as beside others.
 """
 

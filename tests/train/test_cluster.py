@@ -11,7 +11,7 @@ import yaml
 from eca_hub.__main__ import main
 
 ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "experiments" / "cluster"
+CLUSTER = ROOT / "experiments" / "configs" / "cluster"
 FILES = sorted(path.name for path in CLUSTER.iterdir())
 VARIABLES = {"FIRST": "node1", "IMAGENET": "/data/imagenet", "RUN": "/runs/resnet50", "SLURM_JOB_ID": "7"}
 

@@ -72,7 +72,7 @@ def test_every_configuration_says_its_claim_command_and_expected_result(config: 
     first, second, third, *_ = config.read_text().splitlines()
     assert first.startswith("# Claim: ")
     assert second.startswith("# Command: eca-hub fit --config ")
-    assert f" --config experiments/{config.parent.name}/{config.name}" in second
+    assert f" --config experiments/configs/{config.parent.name}/{config.name}" in second
     assert third.startswith("# Expected: ")
 
 

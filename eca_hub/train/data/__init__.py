@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["AugmentConfig", "DigitsData", "ImageData", "ImageFolderData", "ParquetData", "SyntheticData"]
 
 _HOME_OF = {
-    "AugmentConfig": "augment",
+    "AugmentConfig": "transforms",
     "DigitsData": "digits",
-    "ImageData": "base",
-    "ImageFolderData": "folder",
+    "ImageData": "datamodule",
+    "ImageFolderData": "image_folder",
     "ParquetData": "parquet",
     "SyntheticData": "synthetic",
 }
