@@ -51,10 +51,10 @@ def main(argv: list[str]) -> int:
     if not is_checkpoint and (labels is not None or args.architecture or image):
         raise InvalidUsage("A package knows its architecture, labels and preprocessing; leave those options out.")
 
-    from eca_hub.atomic import check_free
     from eca_hub.hub.convert import convert_checkpoint
+    from eca_hub.hub.package import check_new_folder
 
-    check_free(args.to)
+    check_new_folder(args.to)
     show_progress(f"reading {args.source}")
     if args.format == "eca-hub":
         model, config = convert_checkpoint(

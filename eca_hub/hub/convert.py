@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from eca_hub.atomic import check_free, whole_folder
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.card import CardFacts
 from eca_hub.hub.checkpoint_reader import read_weights
 from eca_hub.hub.detect import Recognized, recognize
 from eca_hub.hub.labels import usual_labels
+from eca_hub.hub.package import check_new_folder, new_folder
 from eca_hub.hub.pretrained import save_pretrained
 from eca_hub.hub.timm_config import image_from_timm
 from eca_hub.hub.weights import load_strictly
@@ -60,7 +60,7 @@ def convert_checkpoint(
         CheckpointMismatch: the weights do not fit; names the first that do not.
     """
     if folder is not None:
-        check_free(folder)
+        check_new_folder(folder)
     found = recognize(read_weights(file), architecture)
     if not isinstance(image, ImageConfig):
         image = _changed(_image_config(found.config.architecture, architecture), image or {})
@@ -72,7 +72,7 @@ def convert_checkpoint(
     load_strictly(model, found.weights, sentence=f"The weights in {file} do not fit {name}")
     model.eval()
     if folder is not None:
-        with whole_folder(folder) as draft:
+        with new_folder(folder) as draft:
             save_pretrained(model, settled, draft, facts=_facts(name, Path(file), found))
     return model, settled
 

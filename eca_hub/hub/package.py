@@ -4,14 +4,16 @@ Reads and writes the words of a package, not its weights, so that publishing nee
 or of the hub's protocol.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from eca_hub.atomic import atomic_folder
 from eca_hub.errors import InvalidConfig, NotAnEcaModel
 from eca_hub.hub.hashes import read_hashed
 from eca_hub.hub.timm_config import OURS, NumberedLabels, from_timm, numbers
@@ -74,6 +76,41 @@ def read_folder(folder: str | Path) -> Package:
     ]
     revision = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:40]
     return Package(str(folder), revision, bytes(config_bytes), weights_bytes)
+
+
+def check_new_folder(folder: str | Path) -> Path:
+    """Check that a folder is absent or empty, before any work is done for it.
+
+    Raises:
+        InvalidConfig: it is a file or not empty.
+    """
+    path = Path(folder)
+    try:
+        is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    except OSError as error:
+        raise _not_writable(path, error) from None
+    if not is_new:
+        raise InvalidConfig(f"{path} exists and is not empty.", hint="Give a new folder.")
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `folder` when the block ends without an error.
+
+    Raises:
+        InvalidConfig: the folder is not empty or cannot be written.
+    """
+    path = check_new_folder(folder)
+    try:
+        with atomic_folder(path) as draft:
+            yield draft
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _not_writable(path: Path, error: OSError) -> InvalidConfig:
+    return InvalidConfig(f"{path} cannot be written: {error.strerror or error}.", hint="Give another folder.")
 
 
 def config_to_words(config: ModelConfig) -> dict[str, Any]:

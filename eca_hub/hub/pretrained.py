@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from eca_hub.atomic import check_free, whole_folder, write_whole_file
+from eca_hub.atomic import write_atomic
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts, render_card
 from eca_hub.hub.labels import usual_labels
@@ -21,9 +21,11 @@ from eca_hub.hub.package import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Package,
+    check_new_folder,
     config_from_json,
     config_to_words,
     is_written_for_timm,
+    new_folder,
     to_text,
 )
 from eca_hub.hub.pull import pull
@@ -74,9 +76,9 @@ def save_pretrained(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     card = render_card(settled, count_complexity(settled), facts or CardFacts(), is_timm=network is not model)
-    write_whole_file(path / CARD_FILE, card.encode())
-    write_whole_file(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
-    write_whole_file(path / CONFIG_FILE, to_text(document).encode())
+    write_atomic(path / CARD_FILE, card.encode())
+    write_atomic(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
+    write_atomic(path / CONFIG_FILE, to_text(document).encode())
     return path
 
 
@@ -94,7 +96,7 @@ def export_to_timm(model: nn.Module, config: ModelConfig, folder: str | Path) ->
     Raises:
         InvalidConfig: timm cannot express this network, which says why, or the folder is not empty.
     """
-    with whole_folder(check_free(folder)) as draft:
+    with new_folder(check_new_folder(folder)) as draft:
         save_pretrained(model, config, draft, for_timm=True)
     return Path(folder)
 

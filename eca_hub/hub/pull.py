@@ -13,12 +13,19 @@ import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.atomic import check_free, whole_folder
 from eca_hub.errors import ChecksumMismatch, HubError, Offline
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, is_commit
 from eca_hub.hub.hashes import digest_for, git_or_lfs_hash, read_hashed
 from eca_hub.hub.http_limits import MAX_BYTES, guarded
-from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Package, read_folder
+from eca_hub.hub.package import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Package,
+    check_new_folder,
+    new_folder,
+    read_folder,
+)
 
 MAX_TEXT_BYTES = 16 << 20
 """No config.json and no model card is longer."""
@@ -90,10 +97,10 @@ def pull_to(
         HubError: the package is not to be had, or its bytes are not what the hub announced.
         InvalidConfig: the name or the revision cannot be one, or the folder is not empty.
     """
-    check_free(folder)
+    check_new_folder(folder)
     fetch = _fetcher(model_id, revision, endpoint, token)
     commit, config_bytes = _resolve(fetch, revision or "main")
-    with whole_folder(folder) as draft:
+    with new_folder(folder) as draft:
         (draft / CONFIG_FILE).write_bytes(config_bytes)
         for name in (WEIGHTS_FILE, CARD_FILE):
             (draft / name).write_bytes(_fetch_checked(fetch, name, commit))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eca_hub.atomic import sync_folder, write_through
+from eca_hub.atomic import fsync_folder, write_synced
 from eca_hub.train.errors import CheckpointCorrupt, TrainingStopped
 
 SIDECAR = ".sha256.json"
@@ -33,7 +33,7 @@ def write_whole(path: Path, content: bytes | memoryview, facts: Mapping[str, Any
     digest = hashlib.sha256(content).hexdigest()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_through(part, content)
+        write_synced(part, content)
         if _hash_of(part) != digest:
             raise OSError(0, "what was read back is not what was written")
         _give_name(path, {"sha256": digest, "num_bytes": len(content), **facts})
@@ -50,7 +50,7 @@ def write_into(folder: Path, name: str, content: bytes | memoryview) -> None:
     part = part_of(folder)
     try:
         part.mkdir(parents=True, exist_ok=True)
-        write_through(part / name, content)
+        write_synced(part / name, content)
     except OSError as error:
         raise _unwritable(folder, error, len(content)) from None
 
@@ -134,13 +134,13 @@ def remove(path: Path) -> None:
 
 def _give_name(path: Path, sidecar: Mapping[str, Any]) -> None:
     side_path = path.with_name(path.name + SIDECAR)
-    write_through(part_of(side_path), json.dumps(sidecar, indent=1).encode())
+    write_synced(part_of(side_path), json.dumps(sidecar, indent=1).encode())
     part_of(side_path).replace(side_path)
     if path.is_dir():
         # Only files are replaced by renaming. The checkpoint before this one is still there.
         remove(path)
     part_of(path).replace(path)
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 def _unwritable(path: Path, error: OSError, num_bytes: int) -> TrainingStopped:
