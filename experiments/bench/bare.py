@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from eca_service.http.auth import Keys
 from eca_service.inference.batcher import Batcher
-from eca_service.inference.model import ModelFacts, RawPixels, RunningModel, SelfTest
+from eca_service.inference.model import ModelInfo, ParityReport, RawPixels, ServedModel
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Precision, Settings
 
@@ -73,12 +73,12 @@ def measure_engines(
     import torch
 
     from eca_hub import Classifier, decode_image, keep_freed_memory
-    from eca_service.optimize.optimize import prepare_network
+    from eca_service.optimize.optimize import optimize_model
 
     keep_freed_memory()
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(folder, device=device)
-    network = prepare_network(classifier, precision, num_cores=len(os.sched_getaffinity(0)))
+    network = optimize_model(classifier, precision, num_cores=len(os.sched_getaffinity(0)))
     own = threading.local()
 
     def forward_batch(pixels_N3HW: torch.Tensor) -> None:
@@ -110,7 +110,7 @@ def measure_engines(
     figures: dict[str, float | str] = {f"batch_{size}": rate_of(forward(size), num_cores, seconds) for size in sizes}
     figures["with_decoding"] = rate_of(both, num_cores, seconds)
     figures["batch_1_ms"] = 1000 / rate_of(forward(1), 1, seconds)
-    figures["format"] = network.self_test.precision
+    figures["format"] = network.parity.precision
     return figures
 
 
@@ -147,8 +147,8 @@ def serve_nothing() -> None:
     from eca_service.http.server import serve
 
     nothing = _Nothing()
-    facts = ModelFacts(
-        "bare/noop", "0" * 40, "none", "none", ("a", "b"), 1, 1, 0, "cpu", SelfTest("float32", 1.0, 0.0, 0)
+    facts = ModelInfo(
+        "bare/noop", "0" * 40, "none", "none", ("a", "b"), 1, 1, 0, "cpu", ParityReport("float32", 1.0, 0.0, 0)
     )
 
     async def decode(data: bytes | RawPixels) -> _Nothing:
@@ -157,12 +157,12 @@ def serve_nothing() -> None:
     async def answer(items: list[int]) -> list[int]:
         return items
 
-    async def open_model(source: ModelSource) -> RunningModel[Any, Any]:
+    async def open_model(source: ModelSource) -> ServedModel[Any, Any]:
         batcher: Batcher[int, int] = Batcher([answer, answer], max_batch=8, max_wait_ms=5, max_items=128)
         batcher.start()
         named = [Prediction("a", 0, 0.75), Prediction("b", 1, 0.25)]
-        return RunningModel(
-            facts, decode=decode, batcher=batcher, rank=lambda scores, top_k, activation: named, deadline_s=10
+        return ServedModel(
+            facts, decode=decode, batcher=batcher, postprocess=lambda scores, top_k, activation: named, deadline_s=10
         )
 
     settings = Settings(model=("bare/noop",), port=0)

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         make_package(args.architecture, Path(folder) / "model")
         command = ["-m", "eca_hub", "serve", "--model", f"{folder}/model", "--port", "0", "--precision", args.precision]
         served = Served("ours", command, "/v1/classify", photo, {"ECA_ADMIN_KEYS": _KEY}, args.precision)
-        with _on_core(cores[0]), started(served) as server, _on_core(cores[-1]):
+        with _pinned_to_core(cores[0]), started(served) as server, _pinned_to_core(cores[-1]):
             rows = asyncio.run(measure(server, photo, args.seconds))
     if args.json:
         print(json.dumps([asdict(row) | {"is_kept": row.is_kept} for row in rows]))
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
 
 
 @contextmanager
-def _on_core(core: int) -> Iterator[None]:
+def _pinned_to_core(core: int) -> Iterator[None]:
     """Stay on one core, and so does whatever is started meanwhile."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})

@@ -32,18 +32,18 @@ def forms(folder: str) -> Iterator[tuple[str, _Run]]:
     import torch
 
     from eca_hub import Classifier
-    from eca_service.optimize.optimize import prepare_network
+    from eca_service.optimize.optimize import optimize_model
 
     classifier = Classifier.from_pretrained(folder)
     for precision in ("fp32", "auto"):
-        network = prepare_network(classifier, precision)
+        network = optimize_model(classifier, precision)
         dtype = next(network.module.parameters()).dtype
 
         def ours(x_N3HW: Any, module: Any = network.module, dtype: Any = dtype) -> Any:
             with torch.inference_mode():
                 return module(x_N3HW.to(dtype).contiguous(memory_format=torch.channels_last))
 
-        yield f"ours, {network.self_test.precision}", ours
+        yield f"ours, {network.parity.precision}", ours
     with tempfile.TemporaryDirectory() as work:
         file = str(Path(work) / "model.onnx")
         example = torch.zeros(2, 3, 224, 224)

@@ -236,7 +236,7 @@ def main(argv: list[str]) -> int:
     """Soak a small model for as long as is said."""
     seconds = float(argv[0]) if argv else 60.0
     root = Path(__file__).parents[2]
-    photo = (root / "service" / "eca_service" / "pictures" / "0.jpg").read_bytes()
+    photo = (root / "service" / "eca_service" / "optimize" / "images" / "0.jpg").read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         _save_model(Path(folder) / _MODEL)
         # Served from where the folder's path reads like a model id, so that it can be loaded anew by it.

@@ -108,8 +108,6 @@ def _serve(settings: Settings) -> None:
     check_exposure(settings.host, keys, insecure=settings.insecure)
     check_hub_exposure(settings.host, settings.hub_root, settings.hub_users)
     with open_port(settings.host, settings.port) as listener, contextlib.ExitStack() as stack:
-        from eca_service.preloading import preload_torch
-
         keep_freed_memory()
         # What is imported and loaded stays: looking through it for garbage takes a tenth of the start. `serve` goes on.
         gc.disable()
@@ -118,7 +116,6 @@ def _serve(settings: Settings) -> None:
         # Pillow's own pieces of 16 MiB are kept as well: each thread that ever met a large picture would hold all of
         # its memory for good. Pieces beyond 32 MiB go back to the system.
         os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
-        preload_torch()
         from eca_service.app import create_app
         from eca_service.models.loader import ModelLoader
         from eca_service.models.registry import ModelSource, Registry

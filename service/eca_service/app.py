@@ -23,7 +23,7 @@ from eca_service.http.shortcut import Shortcut
 from eca_service.http.uploads import UploadLimits
 from eca_service.metrics import Metrics
 from eca_service.models.registry import ModelSource, Registry
-from eca_service.models.revision_watcher import FindCommit, Watcher, commit_on_hub
+from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, commit_on_hub
 from eca_service.settings import Settings
 
 
@@ -63,7 +63,7 @@ def create_app(
         admin_keys,
         (*(ModelSource.parse(text).id_or_folder for text in settings.model), *settings.repos_to_allow),
     )
-    app.state.watcher = Watcher(registry, find_commit, period_s=settings.watch) if settings.watch else None
+    app.state.watcher = RevisionWatcher(registry, find_commit, period_s=settings.watch) if settings.watch else None
     app.include_router(routes.router)
     app.include_router(model_routes.router)
     app.include_router(v2_routes.open_router)

@@ -14,7 +14,7 @@
      |- RepoNotAllowed       a repository that may not be loaded here
      |- ModelNotLoaded       no running model of that name
      |- Busy                 the model is being loaded already
-     |- NoRoom               the model is larger than all models together may be
+     |- InsufficientMemory               the model is larger than all models together may be
      |- UnfitModel           the model gives answers that are no numbers
      |- Overloaded           the house is full: come back in `retry_after_s`
      |- NotReady             starting or draining: come back in `retry_after_s`
@@ -151,7 +151,7 @@ class Busy(EcaHubError):
     code = "busy"
 
 
-class NoRoom(EcaHubError):
+class InsufficientMemory(EcaHubError):
     """The model is larger than all models together may be."""
 
     code = "no_room"

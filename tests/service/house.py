@@ -12,8 +12,8 @@ from PIL import Image
 
 from eca_hub import Prediction
 from eca_hub.errors import NotAnImage
-from eca_service.inference.batcher import Answered, Batcher
-from eca_service.inference.model import ModelFacts, RawPixels, RunningModel, SelfTest
+from eca_service.inference.batcher import Batcher, ItemResult
+from eca_service.inference.model import ModelInfo, ParityReport, RawPixels, ServedModel
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -98,12 +98,12 @@ async def decode_digits(data: bytes | RawPixels) -> FakeDecoded:
     return FakeDecoded(int(data))
 
 
-def rank_nothing(scores: int, top_k: int, activation: str) -> list[Prediction]:
+def postprocess_nothing(scores: int, top_k: int, activation: str) -> list[Prediction]:
     return [Prediction(f"class {index}", index, 1 / (index + 1)) for index in range(top_k)]
 
 
-def facts(model_id: str = "acme/digits", revision: str = REVISION, weights_bytes: int = 0) -> ModelFacts:
-    return ModelFacts(
+def model_info(model_id: str = "acme/digits", revision: str = REVISION, weights_bytes: int = 0) -> ModelInfo:
+    return ModelInfo(
         model_id,
         revision,
         "resnet18",
@@ -113,7 +113,7 @@ def facts(model_id: str = "acme/digits", revision: str = REVISION, weights_bytes
         32,
         11_689_512,
         "cpu",
-        SelfTest("float32", 1.0, 0.0, 8),
+        ParityReport("float32", 1.0, 0.0, 8),
         weights_bytes,
     )
 
@@ -126,12 +126,12 @@ def fake_model(
     weights_bytes: int = 0,
     max_items: int = 8,
     max_batch: int = 4,
-    max_queue_s: float = 60.0,
+    max_queue_delay_s: float = 60.0,
     s_per_item: float = 0.0,
     deadline_s: float = 10.0,
     close: Callable[[], None] = lambda: None,
-    is_well: Callable[[], bool] = lambda: True,
-) -> RunningModel[int, int]:
+    is_healthy: Callable[[], bool] = lambda: True,
+) -> ServedModel[int, int]:
     """A model that answers numbers, without torch; needs a running loop."""
 
     async def double(items: list[int]) -> list[int]:
@@ -142,18 +142,18 @@ def fake_model(
         max_batch=max_batch,
         max_wait_ms=5,
         max_items=max_items,
-        max_queue_s=max_queue_s,
+        max_queue_delay_s=max_queue_delay_s,
         s_per_item=s_per_item,
     )
     batcher.start()
-    return RunningModel(
-        facts(model_id, revision, weights_bytes),
+    return ServedModel(
+        model_info(model_id, revision, weights_bytes),
         decode=decode_digits,
         batcher=batcher,
-        rank=rank_nothing,
+        postprocess=postprocess_nothing,
         deadline_s=deadline_s,
         close=close,
-        is_well=is_well,
+        is_healthy=is_healthy,
     )
 
 
@@ -171,7 +171,7 @@ def make(*runners: GatedRunner, max_batch: int = 4, max_wait_ms: float = 5, max_
     return batcher
 
 
-async def ask(batcher: Batcher[int, int], item: int) -> Answered[int]:
+async def ask(batcher: Batcher[int, int], item: int) -> ItemResult[int]:
     """Be one caller."""
     with batcher.reserve(1) as seats:
         (seat,) = seats

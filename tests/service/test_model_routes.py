@@ -11,7 +11,7 @@ from eca_hub.errors import ChecksumMismatch, RepoNotFound
 from eca_service.api.schemas import ModelsAnswer, ModelShape
 from eca_service.app import create_app
 from eca_service.http.auth import Keys
-from eca_service.inference.model import RunningModel
+from eca_service.inference.model import ServedModel
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
 from tests.service.house import REVISION, fake_model
@@ -27,7 +27,7 @@ ERRORS = {
 
 
 def house(*, keys: tuple[str, ...] = ("SENTINEL-asker",), admin_keys: tuple[str, ...] = ("SENTINEL-admin",)) -> FastAPI:
-    async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
+    async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
         if source.id_or_folder in ERRORS:
             raise ERRORS[source.id_or_folder]
         return fake_model(model_id=source.id_or_folder, revision=source.revision or REVISION)

@@ -11,14 +11,14 @@ from fastapi import FastAPI
 
 from eca_service.app import create_app
 from eca_service.http.auth import Keys
-from eca_service.inference.model import RunningModel
+from eca_service.inference.model import ServedModel
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
 from tests.service.house import GatedRunner, fake_model, run, settle
 
 
 async def app_behind(gate: GatedRunner, **model: Any) -> FastAPI:
-    async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
+    async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
         return fake_model(gate, model_id=source.id_or_folder, **model)
 
     registry = Registry([ModelSource("acme/digits")], open_fake)
@@ -111,7 +111,7 @@ def test_a_full_house_refuses_exactly_the_surplus_and_answers_all_it_took() -> N
 def test_when_the_queue_is_too_long_in_time_the_next_is_told_when_to_come_back_and_seats_are_left() -> None:
     async def scene() -> None:
         gate = GatedRunner()
-        app = await app_behind(gate, max_items=100, max_batch=1, max_queue_s=4.0, s_per_item=1.0)
+        app = await app_behind(gate, max_items=100, max_batch=1, max_queue_delay_s=4.0, s_per_item=1.0)
         callers = [Caller(app, b"%d" % number) for number in range(8)]
         await settle()
         refused = [caller for caller in callers if caller.task.done()]

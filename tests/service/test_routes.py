@@ -13,7 +13,7 @@ from eca_hub.errors import RepoNotFound
 from eca_service.api.schemas import Classification, Classifications, ErrorAnswer, ModelsAnswer
 from eca_service.app import create_app
 from eca_service.http.auth import Keys
-from eca_service.inference.model import RunningModel
+from eca_service.inference.model import ServedModel
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
 from tests.service.house import REVISION, fake_model
@@ -22,7 +22,7 @@ ADMIN = {"authorization": "Bearer admin"}
 
 
 def app_with(*ids: str, keys: Sequence[str] = (), admin_keys: Sequence[str] = (), **settings: Any) -> FastAPI:
-    async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
+    async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
         if source.id_or_folder == "acme/absent":
             raise RepoNotFound("no such repository")
         return fake_model(model_id=source.id_or_folder)
@@ -192,11 +192,11 @@ def test_while_an_engine_hangs_the_service_is_healthy_but_not_ready() -> None:
     app = app_with("acme/digits")
     with TestClient(app) as client:
         model = app.state.house.registry.find(None)
-        model._engines_are_well = lambda: False
+        model._engines_are_healthy = lambda: False
         error = refusal(client.get("/readyz"), 503, "not_ready")
         assert "acme/digits: an engine does not answer" in error["message"]
         assert client.get("/healthz").status_code == 200
-        model._engines_are_well = lambda: True
+        model._engines_are_healthy = lambda: True
         assert client.get("/readyz").status_code == 200
 
 

@@ -56,7 +56,7 @@ def talk(service: Served, sent: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", received)]
 
 
-def is_well(service: Served) -> bool:
+def is_healthy(service: Served) -> bool:
     return talk(service, request()) == [200]
 
 
@@ -93,7 +93,7 @@ def test_a_length_must_be_one_number(service: Served, length: bytes) -> None:
 def test_a_body_is_framed_in_one_way(service: Served, lines: tuple[bytes, ...]) -> None:
     smuggled = b"0\r\n\r\n" + request(b"/v1/models", method=b"GET", body=None)
     assert talk(service, request(b"/v1/classify", *lines, body=None) + smuggled)[:1] in ([400], [501])
-    assert is_well(service)
+    assert is_healthy(service)
 
 
 def test_a_length_beside_chunks_does_not_smuggle_a_second_request(service: Served) -> None:
@@ -227,7 +227,7 @@ def test_idle_connections_are_no_load(service: Served) -> None:
         for _ in range(300):
             peer = idle.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=20))
             peer.sendall(request(b"/healthz", method=b"GET", body=None))
-        assert is_well(service)
+        assert is_healthy(service)
 
 
 @pytest.mark.parametrize("header", [b"", b"Authorization: Bearer wrong\r\n"])

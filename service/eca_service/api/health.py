@@ -57,10 +57,10 @@ async def metrics(house: TheHouse) -> PlainTextResponse:
 
 
 def _gauges(house: House) -> Iterator[tuple[str, str, Mapping[str, str], float]]:
-    slots = house.registry.slots
-    models = [(slot.model.facts.model_id, slot.model.batcher) for slot in slots if slot.model]
-    yield "eca_models", "Models that were asked for.", {}, len(slots)
-    yield "eca_models_ready", "Models that answer.", {}, sum(slot.model.is_well for slot in slots if slot.model)
+    entries = house.registry.entries
+    models = [(entry.model.info.model_id, entry.model.batcher) for entry in entries if entry.model]
+    yield "eca_models", "Models that were asked for.", {}, len(entries)
+    yield "eca_models_ready", "Models that answer.", {}, sum(entry.model.is_healthy for entry in entries if entry.model)
     yield "eca_weights_bytes", "Size of the weights of all models.", {}, house.registry.weights_bytes
     yield "eca_weights_bytes_bound", "Size that they may have; 0 is no bound.", {}, house.registry.max_weights_bytes
     yield "eca_body_bytes", "Bytes of requests in memory.", {}, house.bodies.total_bytes
@@ -77,10 +77,10 @@ def _gauges(house: House) -> Iterator[tuple[str, str, Mapping[str, str], float]]
     for name, batcher in models:
         yield "eca_wait_seconds", "What the engines need for them.", {"model": name}, batcher.expected_wait_s
     for name, batcher in models:
-        yield "eca_wait_seconds_bound", "What they may need.", {"model": name}, batcher.max_queue_s
+        yield "eca_wait_seconds_bound", "What they may need.", {"model": name}, batcher.max_queue_delay_s
     for name, batcher in models:
         yield "eca_queue_depth", "Decoded pictures that wait for an engine.", {"model": name}, batcher.queue_depth
     for name, batcher in models:
-        yield "eca_gone_images", "Pictures that were not run, as nobody waited.", {"model": name}, batcher.num_gone
+        yield "eca_gone_images", "Pictures that were not run, as nobody waited.", {"model": name}, batcher.num_cancelled
     for name, batcher in models:
         yield "eca_last_batch_age_seconds", "Since the last batch ended.", {"model": name}, batcher.last_batch_age_s

@@ -15,7 +15,7 @@ from eca_service.errors import ModelNotLoaded, RepoNotAllowed, UnfitModel
 from eca_service.http.dependencies import House, TheHouse, check_admin_key, check_key
 from eca_service.http.responses import json_answer
 from eca_service.http.strict_json import LoadBody, load_in_json
-from eca_service.models.registry import ModelSource, Slot
+from eca_service.models.registry import ModelEntry, ModelSource
 
 _MAX_BODY_BYTES = 65_536
 
@@ -33,7 +33,7 @@ router = APIRouter(responses=refusals(401))
 )
 async def list_models(house: TheHouse) -> Response:
     """Each with its id, commit, labels, input size, number of parameters and state."""
-    return json_answer({"models": [describe(slot) for slot in house.registry.slots]})
+    return json_answer({"models": [describe(entry) for entry in house.registry.entries]})
 
 
 @router.post(
@@ -54,13 +54,13 @@ async def load_model(request: Request, house: TheHouse) -> Response:
         wanted = load_in_json(body)
     _check_allowed(house, wanted)
     try:
-        slot = await house.registry.load(ModelSource(wanted.model, wanted.revision))
+        entry = await house.registry.load(ModelSource(wanted.model, wanted.revision))
     except EcaHubError:
         raise
     except Exception as error:
         _logger.exception("loading %s failed", wanted.model)
         raise UnfitModel(f"The model does not run here: {type(error).__name__}.", hint="The log tells more.") from error
-    return json_answer(describe(slot))
+    return json_answer(describe(entry))
 
 
 @router.delete(
@@ -73,7 +73,7 @@ async def load_model(request: Request, house: TheHouse) -> Response:
 async def unload_model(house: TheHouse, model_id: str) -> Response:
     """Needs an admin key. What has been accepted is still answered. Lists the models that are left."""
     if not model_id:
-        raise ModelNotLoaded(slot.model_id for slot in house.registry.slots)
+        raise ModelNotLoaded(entry.model_id for entry in house.registry.entries)
     await house.registry.unload(model_id)
     return await list_models(house)
 
@@ -85,26 +85,26 @@ def _check_allowed(house: House, wanted: LoadBody) -> None:
         )
 
 
-def describe(slot: Slot) -> dict[str, Any]:
+def describe(entry: ModelEntry) -> dict[str, Any]:
     """What a caller may know of a model."""
-    if slot.model is None:
-        return {"id": slot.model_id, "state": slot.state}
-    facts = slot.model.facts
+    if entry.model is None:
+        return {"id": entry.model_id, "state": entry.state}
+    info = entry.model.info
     return {
-        "id": facts.model_id,
-        "state": slot.state,
-        "revision": facts.revision,
-        "architecture": facts.architecture,
-        "attention": facts.attention,
-        "labels": list(facts.labels),
-        "input_px": [facts.height_px, facts.width_px],
-        "num_parameters": facts.num_parameters,
-        "weights_bytes": facts.weights_bytes,
-        "device": facts.device,
-        "precision": facts.self_test.precision,
-        "self_test": {
-            "same_top1": facts.self_test.same_top1,
-            "max_difference": facts.self_test.max_difference,
-            "num_pictures": facts.self_test.num_pictures,
+        "id": info.model_id,
+        "state": entry.state,
+        "revision": info.revision,
+        "architecture": info.architecture,
+        "attention": info.attention,
+        "labels": list(info.labels),
+        "input_px": [info.height_px, info.width_px],
+        "num_parameters": info.num_parameters,
+        "weights_bytes": info.weights_bytes,
+        "device": info.device,
+        "precision": info.parity.precision,
+        "parity": {
+            "same_top1": info.parity.same_top1,
+            "max_difference": info.parity.max_difference,
+            "num_pictures": info.parity.num_pictures,
         },
     }

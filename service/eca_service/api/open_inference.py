@@ -27,7 +27,7 @@ from eca_service.http.body import unless_gone
 from eca_service.http.dependencies import House, TheHouse, check_key
 from eca_service.http.responses import json_answer
 from eca_service.http.uploads import checked
-from eca_service.inference.model import Classified, RunningModel
+from eca_service.inference.model import ImageResult, ServedModel
 
 _LENGTH_HEADER = "inference-header-content-length"
 
@@ -94,9 +94,9 @@ async def is_model_ready(house: TheHouse, model_id: str, version: str | None = N
     """Whether the model is loaded and its engines answer."""
     model = house.registry.find(model_id)
     _check_version(model, version)
-    if not model.is_well:
+    if not model.is_healthy:
         raise NotReady("An engine of the model does not answer.", retry_after_s=2)
-    return json_answer({"name": model.facts.model_id, "ready": True})
+    return json_answer({"name": model.info.model_id, "ready": True})
 
 
 @_below_a_model(
@@ -112,24 +112,24 @@ async def infer(request: Request, house: TheHouse, model_id: str, version: str |
     The output `scores` has a probability for each class. One bad picture fails the request, as the protocol knows no
     answer in part.
     """
-    since_s = time.perf_counter()
+    received_at_s = time.perf_counter()
     header_length = request.headers.get(_LENGTH_HEADER)
     async with house.read(request, model_id, max_bytes=house.limits.max_request_bytes) as body:
-        with house.registry.lease(model_id) as model:
+        with house.registry.acquire(model_id) as model:
             _check_version(model, version)
             asked = await unpack(_asked_in, body, header_length, model, house)
-            work = model.classify(asked.pictures, len(model.facts.labels), since_s=since_s)
+            work = model.classify(asked.pictures, len(model.info.labels), received_at_s=received_at_s)
             outcomes = await unless_gone(request.receive, work)
     house.measure(model, outcomes)
     return _answer(model, asked, outcomes)
 
 
-def _asked_in(body: bytes, header_length: str | None, model: RunningModel[Any, Any], house: House) -> Inference:
+def _asked_in(body: bytes, header_length: str | None, model: ServedModel[Any, Any], house: House) -> Inference:
     asked = inference_in(
         body,
         header_length,
-        height_px=model.facts.height_px,
-        width_px=model.facts.width_px,
+        height_px=model.info.height_px,
+        width_px=model.info.width_px,
         max_images=house.limits.max_images,
     )
     for picture in asked.pictures:
@@ -140,7 +140,7 @@ def _asked_in(body: bytes, header_length: str | None, model: RunningModel[Any, A
     return asked
 
 
-def _answer(model: RunningModel[Any, Any], asked: Inference, outcomes: Sequence[Classified | EcaHubError]) -> Response:
+def _answer(model: ServedModel[Any, Any], asked: Inference, outcomes: Sequence[ImageResult | EcaHubError]) -> Response:
     ranked = []
     for outcome in outcomes:
         if isinstance(outcome, EcaHubError):
@@ -152,7 +152,7 @@ def _answer(model: RunningModel[Any, Any], asked: Inference, outcomes: Sequence[
     else:
         scores = [[one.score for one in sorted(row, key=lambda one: one.index)] for row in ranked]
         output, raw = scores_output(scores, binary=asked.wants_binary)
-    document: dict[str, Any] = {"model_name": model.facts.model_id, "model_version": model.facts.revision}
+    document: dict[str, Any] = {"model_name": model.info.model_id, "model_version": model.info.revision}
     if asked.request_id:
         document["id"] = asked.request_id
     document["outputs"] = [output]
@@ -173,18 +173,18 @@ async def describe_model(house: TheHouse, model_id: str, version: str | None = N
     """Inputs and outputs. In the place of `image`, `pixels` may be sent: UINT8, N x 3 x height x width, red first."""
     model = house.registry.find(model_id)
     _check_version(model, version)
-    facts = model.facts
+    info = model.info
     return json_answer(
         {
-            "name": facts.model_id,
-            "versions": [facts.revision],
+            "name": info.model_id,
+            "versions": [info.revision],
             "platform": "pytorch",
             "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, len(facts.labels)]}],
+            "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, len(info.labels)]}],
         }
     )
 
 
-def _check_version(model: RunningModel[Any, Any], version: str | None) -> None:
-    if version not in (None, model.facts.revision):
-        raise ModelNotLoaded([f"{model.facts.model_id} at {model.facts.revision}"])
+def _check_version(model: ServedModel[Any, Any], version: str | None) -> None:
+    if version not in (None, model.info.revision):
+        raise ModelNotLoaded([f"{model.info.model_id} at {model.info.revision}"])

@@ -152,7 +152,7 @@ class ModelShape(_Shape):
     weights_bytes: Annotated[int | None, Field(description="Size of its weights in memory.")] = None
     device: Annotated[str | None, Field(examples=["cpu"])] = None
     precision: Annotated[str | None, Field(examples=["float32"])] = None
-    self_test: SelfTestShape | None = None
+    parity: SelfTestShape | None = None
 
 
 class ModelsAnswer(_Shape):

@@ -27,7 +27,7 @@ from eca_service.http.body import unless_gone
 from eca_service.http.dependencies import TheHouse, check_key
 from eca_service.http.responses import error_entry, json_answer, request_id_of
 from eca_service.http.uploads import pictures_in, task_in
-from eca_service.inference.model import Classified, RunningModel
+from eca_service.inference.model import ImageResult, ServedModel
 
 Found = TypeVar("Found")
 Rest = TypeVarTuple("Rest")
@@ -54,13 +54,15 @@ async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQ
     One picture gives one answer. Several give `results` in their order, where a bad picture fails alone; only if all
     are bad is the status an error.
     """
-    since_s = time.perf_counter()
+    received_at_s = time.perf_counter()
     content_type = request.headers.get("content-type", "")
     async with house.read(request, query.model, max_bytes=house.limits.max_body_bytes(content_type)) as body:
         pictures = await unpack(pictures_in, body, content_type, house.limits)
         # Found anew, because another commit may have taken its place while the body came.
-        with house.registry.lease(query.model) as model:
-            outcomes = await unless_gone(request.receive, model.classify(pictures, query.top_k, since_s=since_s))
+        with house.registry.acquire(query.model) as model:
+            outcomes = await unless_gone(
+                request.receive, model.classify(pictures, query.top_k, received_at_s=received_at_s)
+            )
     house.measure(model, outcomes)
     return _answer(model, outcomes, request_id_of(request))
 
@@ -72,26 +74,26 @@ async def unpack(find: Callable[[bytes, *Rest], Found], body: bytes, *args: *Res
     return find(body, *args)
 
 
-def _answer(model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError], request_id: str) -> Response:
-    answered = [outcome for outcome in outcomes if isinstance(outcome, Classified)]
+def _answer(model: ServedModel[Any, Any], outcomes: Sequence[ImageResult | EcaHubError], request_id: str) -> Response:
+    answered = [outcome for outcome in outcomes if isinstance(outcome, ImageResult)]
     if not answered:
         raise _first_error(outcomes)
-    head = {"model": model.facts.model_id, "revision": model.facts.revision}
+    head = {"model": model.info.model_id, "revision": model.info.revision}
     if len(outcomes) == 1:
         return json_answer(head | _picture_answer(answered[0]), headers={"server-timing": _server_timing(answered[0])})
     results = [
-        _picture_answer(outcome) if isinstance(outcome, Classified) else error_entry(outcome, request_id)
+        _picture_answer(outcome) if isinstance(outcome, ImageResult) else error_entry(outcome, request_id)
         for outcome in outcomes
     ]
     slowest = max(answered, key=lambda outcome: outcome.total_ms)
     return json_answer(head | {"results": results}, headers={"server-timing": _server_timing(slowest)})
 
 
-def _first_error(outcomes: Sequence[Classified | EcaHubError]) -> EcaHubError:
+def _first_error(outcomes: Sequence[ImageResult | EcaHubError]) -> EcaHubError:
     return next(outcome for outcome in outcomes if isinstance(outcome, EcaHubError))
 
 
-def _picture_answer(outcome: Classified) -> dict[str, Any]:
+def _picture_answer(outcome: ImageResult) -> dict[str, Any]:
     return {
         "predictions": [{"label": one.label, "index": one.index, "score": one.score} for one in outcome.predictions],
         "timing_ms": {name: round(value, 3) for name, value in _timings(outcome).items()},
@@ -99,7 +101,7 @@ def _picture_answer(outcome: Classified) -> dict[str, Any]:
     }
 
 
-def _timings(outcome: Classified) -> dict[str, float]:
+def _timings(outcome: ImageResult) -> dict[str, float]:
     return {
         "decode": outcome.decode_ms,
         "queue": outcome.queue_ms,
@@ -108,7 +110,7 @@ def _timings(outcome: Classified) -> dict[str, float]:
     }
 
 
-def _server_timing(outcome: Classified) -> str:
+def _server_timing(outcome: ImageResult) -> str:
     return ", ".join(f"{name};dur={value:.1f}" for name, value in _timings(outcome).items())
 
 
@@ -121,15 +123,15 @@ def _server_timing(outcome: Classified) -> str:
 )
 async def classify_as_task(request: Request, house: TheHouse, owner: str, name: str) -> Response:
     """Send the bytes of a picture, or JSON with options, as `huggingface_hub.InferenceClient(model=<this>)` does."""
-    since_s = time.perf_counter()
+    received_at_s = time.perf_counter()
     model_id = f"{owner}/{name}"
     content_type = request.headers.get("content-type", "")
     async with house.read(request, model_id, max_bytes=house.limits.max_body_bytes(content_type)) as body:
         task = await unpack(task_in, body, content_type, house.limits)
-        with house.registry.lease(model_id) as model:
+        with house.registry.acquire(model_id) as model:
             # More classes than there are means all of them, as in Hugging Face's pipelines.
-            top_k = None if task.top_k is None else min(task.top_k, len(model.facts.labels))
-            work = model.classify([task.picture], top_k, activation=task.activation, since_s=since_s)
+            top_k = None if task.top_k is None else min(task.top_k, len(model.info.labels))
+            work = model.classify([task.picture], top_k, activation=task.activation, received_at_s=received_at_s)
             (outcome,) = await unless_gone(request.receive, work)
     house.measure(model, [outcome])
     if isinstance(outcome, EcaHubError):
@@ -158,12 +160,12 @@ async def explain(request: Request, house: TheHouse, query: Annotated[ExplainQue
             raise InvalidRequest("One picture is explained at a time.")
         if isinstance(pictures[0], EcaHubError):
             raise pictures[0]
-        with house.registry.lease(query.model) as model:
+        with house.registry.acquire(query.model) as model:
             explanation = await unless_gone(request.receive, model.explain(pictures[0], query.class_index))
     return json_answer(_explanation(model, explanation, with_values=query.gates))
 
 
-def _explanation(model: RunningModel[Any, Any], explanation: Any, *, with_values: bool) -> dict[str, Any]:
+def _explanation(model: ServedModel[Any, Any], explanation: Any, *, with_values: bool) -> dict[str, Any]:
     gates = [
         {
             "name": one.name,
@@ -179,8 +181,8 @@ def _explanation(model: RunningModel[Any, Any], explanation: Any, *, with_values
     ]
     named = explanation.prediction
     return {
-        "model": model.facts.model_id,
-        "revision": model.facts.revision,
+        "model": model.info.model_id,
+        "revision": model.info.revision,
         "prediction": {"label": named.label, "index": named.index, "score": named.score},
         "gates": gates,
         "heat": [[round(value, 4) for value in row] for row in explanation.heat],

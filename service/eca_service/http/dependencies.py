@@ -12,7 +12,7 @@ from eca_service.http.auth import Keys
 from eca_service.http.body import BodyReader
 from eca_service.http.security import check_admin
 from eca_service.http.uploads import UploadLimits
-from eca_service.inference.model import Classified, RunningModel
+from eca_service.inference.model import ImageResult, ServedModel
 from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
 
@@ -47,15 +47,15 @@ class House:
             Overloaded: the model has no seat, or the bodies of others fill the memory that is set aside for them.
             EcaHubError: the body is too large, too slow or compressed.
         """
-        self.registry.find(model_id).batcher.refuse_when_full()
+        self.registry.find(model_id).batcher.check_capacity()
         async with self.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
             yield body
 
-    def measure(self, model: RunningModel[Any, Any], outcomes: Sequence[Classified | EcaHubError]) -> None:
+    def measure(self, model: ServedModel[Any, Any], outcomes: Sequence[ImageResult | EcaHubError]) -> None:
         """Count where the time of these pictures went."""
         for outcome in outcomes:
-            if isinstance(outcome, Classified):
-                model_id, metrics = model.facts.model_id, self.metrics
+            if isinstance(outcome, ImageResult):
+                model_id, metrics = model.info.model_id, self.metrics
                 metrics.decode_seconds.observe(outcome.decode_ms / 1000, model_id)
                 metrics.queue_seconds.observe(outcome.queue_ms / 1000, model_id)
                 metrics.engine_seconds.observe(outcome.engine_ms / 1000, model_id)

@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Answered(Generic[Answer]):
+class ItemResult(Generic[Answer]):
     """What came of one item, and how long it took."""
 
     value: Answer
@@ -52,13 +52,13 @@ class _Entry(Generic[Item, Answer]):
 
     __slots__ = ("arrived_s", "item", "reply")
 
-    def __init__(self, item: Item, arrived_s: float, reply: "asyncio.Future[Answered[Answer]]") -> None:
+    def __init__(self, item: Item, arrived_s: float, reply: "asyncio.Future[ItemResult[Answer]]") -> None:
         self.item = item
         self.arrived_s = arrived_s
         self.reply = reply
 
 
-class Seat(Generic[Item, Answer]):
+class Reservation(Generic[Item, Answer]):
     """The right of one item to be run."""
 
     def __init__(self, batcher: "Batcher[Item, Answer]") -> None:
@@ -66,7 +66,7 @@ class Seat(Generic[Item, Answer]):
         self._is_coming = True
         self._is_taken = True
 
-    async def answer(self, item: Item) -> Answered[Answer]:
+    async def answer(self, item: Item) -> ItemResult[Answer]:
         """Send the item to a runner and wait for what comes of it.
 
         Raises:
@@ -90,13 +90,13 @@ class Seat(Generic[Item, Answer]):
         self._batcher._arrive()
 
 
-class Seats(Generic[Item, Answer]):
+class Reservations(Generic[Item, Answer]):
     """The seats of one request; leaving the `with` block gives them all back."""
 
-    def __init__(self, seats: Sequence[Seat[Item, Answer]]) -> None:
+    def __init__(self, seats: Sequence[Reservation[Item, Answer]]) -> None:
         self._seats = seats
 
-    def __iter__(self) -> Iterator[Seat[Item, Answer]]:
+    def __iter__(self) -> Iterator[Reservation[Item, Answer]]:
         return iter(self._seats)
 
     def __enter__(self) -> Self:
@@ -117,7 +117,7 @@ class Batcher(Generic[Item, Answer]):
         max_batch: Items that a runner gets at most.
         max_wait_ms: How long a free runner waits for items that are still on their way.
         max_items: Items that may be in the house at once: on their way, waiting or being run.
-        max_queue_s: Expected wait from which on nobody is let in.
+        max_queue_delay_s: Expected wait from which on nobody is let in.
         min_items: Items that are let in however long they take; two batches for each runner always are.
         s_per_item: How long a runner takes for an item, until batches have shown it.
     """
@@ -129,27 +129,27 @@ class Batcher(Generic[Item, Answer]):
         max_batch: int,
         max_wait_ms: float,
         max_items: int,
-        max_queue_s: float = math.inf,
+        max_queue_delay_s: float = math.inf,
         min_items: int = 0,
         s_per_item: float = 0.0,
     ) -> None:
         self.max_batch = max_batch
         self.max_items = max_items
-        self.max_queue_s = max_queue_s
+        self.max_queue_delay_s = max_queue_delay_s
         self._max_wait_s = max_wait_ms / 1000
         self._runners = runners
         self._waiting: deque[_Entry[Item, Answer]] = deque()
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._num_items = 0
-        self._num_coming = 0
+        self._num_pending = 0
         self._num_idle = 0
         self._num_running = 0
         self._is_closing = False
         self._num_always_let_in = max(min_items, 2 * max_batch * len(runners))
         self._s_per_item = s_per_item
         self._last_batch_s = asyncio.get_running_loop().time()
-        self.num_gone = 0
+        self.num_cancelled = 0
         """Items that were not run because nobody waited for them."""
 
     @property
@@ -182,7 +182,7 @@ class Batcher(Generic[Item, Answer]):
         """Begin to serve; needs a running event loop."""
         self._tasks = [asyncio.create_task(self._serve(runner)) for runner in self._runners]
 
-    def reserve(self, num_items: int) -> Seats[Item, Answer]:
+    def reserve(self, num_items: int) -> Reservations[Item, Answer]:
         """Take seats for all items of a request, or for none.
 
         Raises:
@@ -191,12 +191,12 @@ class Batcher(Generic[Item, Answer]):
         """
         if self._is_closing:
             raise NotReady("The model is being shut down.")
-        self.refuse_when_full(num_items)
+        self.check_capacity(num_items)
         self._num_items += num_items
-        self._num_coming += num_items
-        return Seats([Seat(self) for _ in range(num_items)])
+        self._num_pending += num_items
+        return Reservations([Reservation(self) for _ in range(num_items)])
 
-    def refuse_when_full(self, num_items: int = 1) -> None:
+    def check_capacity(self, num_items: int = 1) -> None:
         """Tell at once a caller who would get no seats anyway.
 
         Raises:
@@ -206,8 +206,8 @@ class Batcher(Generic[Item, Answer]):
         wait_s = self.expected_wait_s
         if self._num_items + num_items > self.max_items:
             bound = f"{self.max_items} may be"
-        elif wait_s > self.max_queue_s and self._num_items >= self._num_always_let_in:
-            bound = f"they take {wait_s:.1f} s and {self.max_queue_s:g} s is the limit"
+        elif wait_s > self.max_queue_delay_s and self._num_items >= self._num_always_let_in:
+            bound = f"they take {wait_s:.1f} s and {self.max_queue_delay_s:g} s is the limit"
         else:
             return
         raise Overloaded(
@@ -221,16 +221,16 @@ class Batcher(Generic[Item, Answer]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _arrive(self) -> None:
-        self._num_coming -= 1
+        self._num_pending -= 1
         self._changed.set()
 
     def _give_back(self) -> None:
         self._num_items -= 1
         self._changed.set()
 
-    async def _enqueue(self, item: Item) -> Answered[Answer]:
+    async def _enqueue(self, item: Item) -> ItemResult[Answer]:
         loop = asyncio.get_running_loop()
-        reply: asyncio.Future[Answered[Answer]] = loop.create_future()
+        reply: asyncio.Future[ItemResult[Answer]] = loop.create_future()
         self._waiting.append(_Entry(item, loop.time(), reply))
         self._changed.set()
         return await reply
@@ -263,12 +263,12 @@ class Batcher(Generic[Item, Answer]):
     def _drop_the_gone(self) -> None:
         staying = [entry for entry in self._waiting if not entry.reply.done()]
         if len(staying) < len(self._waiting):
-            self.num_gone += len(self._waiting) - len(staying)
+            self.num_cancelled += len(self._waiting) - len(staying)
             self._waiting = deque(staying)
 
     def _patience_s(self) -> float:
         """How much longer the batch is worth waiting for."""
-        if not self._num_coming or len(self._waiting) >= self.max_batch * self._num_idle:
+        if not self._num_pending or len(self._waiting) >= self.max_batch * self._num_idle:
             return 0.0
         return self._waiting[0].arrived_s + self._max_wait_s - asyncio.get_running_loop().time()
 
@@ -301,7 +301,7 @@ class Batcher(Generic[Item, Answer]):
         for entry, answer in zip(batch, answers, strict=True):
             if not entry.reply.done():
                 queue_ms = (started_s - entry.arrived_s) * 1000
-                entry.reply.set_result(Answered(answer, queue_ms, took_s * 1000, len(batch)))
+                entry.reply.set_result(ItemResult(answer, queue_ms, took_s * 1000, len(batch)))
 
     async def _run_alone(
         self, runner: Runner[Item, Answer], batch: list[_Entry[Item, Answer]], error: Exception

@@ -101,8 +101,8 @@ class Engine:
 
     Args:
         forward: The network with its preprocessing.
-        renew: Makes the same anew, when the device has failed under the old one.
-        give_up: Called once when the device is beyond help in this process.
+        rebuild: Makes the same anew, when the device has failed under the old one.
+        on_fatal_error: Called once when the device is beyond help in this process.
         hang_timeout_s: When a batch counts as hung if its thread does nothing, as on a lock that nobody opens. One
             that works, or waits for a GPU, gets ten times what the warm-up needed for as many pictures.
         waits_for_device: Whether a thread that does nothing may be waiting for a device that works.
@@ -112,29 +112,29 @@ class Engine:
         self,
         forward: Forward,
         *,
-        renew: Callable[[], Forward] | None = None,
-        give_up: Callable[[], None] = lambda: None,
+        rebuild: Callable[[], Forward] | None = None,
+        on_fatal_error: Callable[[], None] = lambda: None,
         hang_timeout_s: float = 60.0,
         waits_for_device: bool = False,
     ) -> None:
         self._forward = forward
-        self._renew = renew
+        self._rebuild = rebuild
         self._num_device_losses = 0
-        self._give_up = give_up
+        self._on_fatal_error = on_fatal_error
         self._hang_timeout_s = hang_timeout_s
         self._waits_for_device = waits_for_device
         self._s_per_picture = 0.0
-        self._proof: list[Tensor] = []
-        self._proving: asyncio.Task[None] | None = None
+        self._probe_input: list[Tensor] = []
+        self._probing: asyncio.Task[None] | None = None
         self._suspicious_s = math.inf
-        self._is_proven = True
+        self._is_verified = True
         self._is_closed = False
         self._worker = _Worker(self._run)
 
     @property
-    def is_well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether a picture would be answered: the thread lives, is not overdue, and has shown that it can."""
-        return self._is_proven and self._worker.is_alive and time.monotonic() < self._suspicious_s
+        return self._is_verified and self._worker.is_alive and time.monotonic() < self._suspicious_s
 
     async def run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
         """Map the pixels of each picture, uint8 (3, H, W), to its logits, float32 (K,).
@@ -146,12 +146,12 @@ class Engine:
         try:
             return await self._try(pixels, self.patience_s(len(pixels)))
         except WorkerLost:
-            if self._proving is None and self._proof:
-                self._proving = asyncio.create_task(self._prove())
+            if self._probing is None and self._probe_input:
+                self._probing = asyncio.create_task(self._probe())
             raise
 
     @property
-    def s_per_picture(self) -> float:
+    def s_per_image(self) -> float:
         """What a picture took in the warm-up."""
         return self._s_per_picture
 
@@ -165,7 +165,7 @@ class Engine:
             started_s = time.monotonic()
             await self._try([pixels] * size, _WARM_UP_TIMEOUT_S)
             self._s_per_picture = (time.monotonic() - started_s) / size
-        self._proof = [pixels]
+        self._probe_input = [pixels]
 
     def close(self) -> None:
         """Let the thread end after the batch that it works on."""
@@ -182,10 +182,10 @@ class Engine:
             if not await self._is_done(working, worker, patience_s):
                 raise _lost("hung" if worker.is_alive else "died")
             answers = working.result()
-            self._is_proven = True
+            self._is_verified = True
             return answers
         except WorkerLost as error:
-            self._is_proven = False
+            self._is_verified = False
             if worker is self._worker and not self._is_closed:
                 _logger.error("an engine was lost with a batch of %d: %s", len(pixels), error.message)
                 worker.end()
@@ -214,23 +214,23 @@ class Engine:
                 self._suspicious_s = max(self._suspicious_s, time.monotonic() + self._hang_timeout_s / 2)
         return working.done()
 
-    async def _prove(self) -> None:
+    async def _probe(self) -> None:
         """Run a blank picture until one comes back: nobody else may ask an engine that is not well."""
         pause_s = _FIRST_PAUSE_S
-        while not (self._is_proven or self._is_closed):
+        while not (self._is_verified or self._is_closed):
             try:
-                await self._try(self._proof, self.patience_s(1))
+                await self._try(self._probe_input, self.patience_s(1))
             except Exception as error:
                 _logger.warning("the engine is still not well: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        self._proving = None
+        self._probing = None
 
     def _run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
         try:
             with torch.inference_mode():
-                if self._num_device_losses and self._renew is not None:
-                    self._forward = self._renew()
+                if self._num_device_losses and self._rebuild is not None:
+                    self._forward = self._rebuild()
                 logits_NK = self._forward(torch.stack(pixels))
                 self._num_device_losses = 0
         except torch.AcceleratorError as error:
@@ -238,7 +238,7 @@ class Engine:
             self._num_device_losses += 1
             _logger.exception("the device failed")
             if self._num_device_losses == _MAX_DEVICE_LOSSES:
-                self._give_up()
+                self._on_fatal_error()
             raise _lost("lost its device") from error
         if not bool(torch.isfinite(logits_NK).all()):
             raise ArithmeticError("a logit is not a number")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from eca_hub import EcaHubError
 from eca_service.errors import DeadlineExceeded, InvalidRequest, NotEnabled
-from eca_service.inference.batcher import Batcher, Seat
+from eca_service.inference.batcher import Batcher, Reservation
 
 if TYPE_CHECKING:
     from eca_hub import Explanation, Prediction
@@ -33,7 +33,7 @@ class RawPixels:
     """Height x width numbers for each colour, red first."""
 
 
-class DecodedPicture(Protocol[PixelsOut]):
+class DecodedImage(Protocol[PixelsOut]):
     """What a decoder gives: pixels, and what they cost."""
 
     @property
@@ -50,7 +50,7 @@ class DecodedPicture(Protocol[PixelsOut]):
 
 
 @dataclass(frozen=True, slots=True)
-class Classified:
+class ImageResult:
     """The answer for one picture."""
 
     predictions: "list[Prediction]"
@@ -68,7 +68,7 @@ class Classified:
 
 
 @dataclass(frozen=True)
-class SelfTest:
+class ParityReport:
     """How the network that runs compares with the network that was loaded, on pictures made at the start."""
 
     precision: str
@@ -82,7 +82,7 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelInfo:
     """What a caller may know of a running model."""
 
     model_id: str
@@ -103,58 +103,58 @@ class ModelFacts:
     """Numbers that were learned."""
     device: str
     """Where the network runs."""
-    self_test: SelfTest
+    parity: ParityReport
     """Proof that the network answers as it did before it was made faster."""
     weights_bytes: int = 0
     """Size of the weights in memory."""
 
 
-class RunningModel(Generic[Pixels, Scores]):
+class ServedModel(Generic[Pixels, Scores]):
     """A model that answers.
 
     Args:
         facts: What it is.
         decode: Bytes, or pixels as somebody else made them, to pixels.
         batcher: Pixels to scores.
-        rank: Scores, a number of classes and an activation to their names, the likeliest first.
+        postprocess: Scores, a number of classes and an activation to their names, the likeliest first.
         deadline_s: When a caller gets an error instead of an answer.
         close: Frees what the model holds, after the last answer.
-        is_well: Whether the engines answer.
+        is_healthy: Whether the engines answer.
         explain: Pixels and the index of a class, or None for the likeliest, to what the network looked at; None where
             explaining is not switched on.
     """
 
     def __init__(
         self,
-        facts: ModelFacts,
+        facts: ModelInfo,
         *,
-        decode: Callable[[bytes | RawPixels], Awaitable[DecodedPicture[Pixels]]],
+        decode: Callable[[bytes | RawPixels], Awaitable[DecodedImage[Pixels]]],
         batcher: Batcher[Pixels, Scores],
-        rank: "Callable[[Scores, int, Activation], list[Prediction]]",
+        postprocess: "Callable[[Scores, int, Activation], list[Prediction]]",
         deadline_s: float,
         close: Callable[[], None] = lambda: None,
-        is_well: Callable[[], bool] = lambda: True,
+        is_healthy: Callable[[], bool] = lambda: True,
         explain: "Callable[[Pixels, int | None], Awaitable[Explanation]] | None" = None,
     ) -> None:
-        self.facts = facts
+        self.info = facts
         self.batcher = batcher
         self._decode = decode
-        self._rank = rank
+        self._postprocess = postprocess
         self._deadline_s = deadline_s
         self._close = close
-        self._engines_are_well = is_well
+        self._engines_are_healthy = is_healthy
         self._explain = explain
         self._num_users = 0
         self._no_user = asyncio.Event()
         self._no_user.set()
 
     @property
-    def is_well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether pictures would be answered now."""
-        return self.batcher.is_alive and self._engines_are_well()
+        return self.batcher.is_alive and self._engines_are_healthy()
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Keep `close` from beginning until the block ends."""
         self._num_users += 1
         self._no_user.clear()
@@ -171,27 +171,27 @@ class RunningModel(Generic[Pixels, Scores]):
         top_k: int | None = None,
         *,
         activation: Activation = "softmax",
-        since_s: float | None = None,
-    ) -> list[Classified | EcaHubError]:
+        received_at_s: float | None = None,
+    ) -> list[ImageResult | EcaHubError]:
         """Answer for each picture, in order: its classes, or what is wrong with it.
 
         Args:
             pictures: Their bytes; an error stands for a picture that was refused before, and comes back as it is.
             top_k: How many classes to name; None means five, or all where there are fewer.
             activation: How the network's outputs become scores.
-            since_s: When the request came, on `time.perf_counter`; None means now.
+            received_at_s: When the request came, on `time.perf_counter`; None means now.
 
         Raises:
             InvalidRequest: top_k is more than there are classes, or below 1.
             Overloaded: there are not enough seats for all pictures.
             DeadlineExceeded: the answer is late.
         """
-        num_classes = len(self.facts.labels)
+        num_classes = len(self.info.labels)
         if top_k is None:
             top_k = min(5, num_classes)
         if not 1 <= top_k <= num_classes:
             raise InvalidRequest(f"top_k must be 1 to {num_classes}, the number of classes of this model.")
-        started_s = time.perf_counter() if since_s is None else since_s
+        started_s = time.perf_counter() if received_at_s is None else received_at_s
         with self.batcher.reserve(len(pictures)) as seats:
             try:
                 async with asyncio.timeout(self._deadline_s):
@@ -220,7 +220,7 @@ class RunningModel(Generic[Pixels, Scores]):
         """
         if self._explain is None:
             raise NotEnabled("Explaining is not switched on.", hint="Start the service with --explain.")
-        num_classes = len(self.facts.labels)
+        num_classes = len(self.info.labels)
         if class_index is not None and not 0 <= class_index < num_classes:
             raise InvalidRequest(f"class_index must be 0 to {num_classes - 1}.")
         try:
@@ -243,19 +243,19 @@ class RunningModel(Generic[Pixels, Scores]):
 
     async def _answer(
         self,
-        seat: Seat[Pixels, Scores],
+        seat: Reservation[Pixels, Scores],
         picture: bytes | RawPixels | EcaHubError,
         top_k: int,
         activation: Activation,
         started_s: float,
-    ) -> Classified | EcaHubError:
+    ) -> ImageResult | EcaHubError:
         try:
             if isinstance(picture, EcaHubError):
                 return picture
             decoded = await self._decode(picture)
             answered = await seat.answer(decoded.pixels)
-            return Classified(
-                predictions=self._rank(answered.value, top_k, activation),
+            return ImageResult(
+                predictions=self._postprocess(answered.value, top_k, activation),
                 decode_ms=decoded.decode_ms,
                 queue_ms=decoded.wait_ms + answered.queue_ms,
                 engine_ms=answered.engine_ms,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from eca_hub import give_memory_back
 from eca_service.errors import BadSetting
 from eca_service.inference.batcher import Batcher
-from eca_service.inference.model import ModelFacts, RunningModel
+from eca_service.inference.model import ModelInfo, ServedModel
 from eca_service.models.registry import ModelSource
 from eca_service.settings import Settings
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from eca_hub import Classifier
-    from eca_service.optimize.optimize import PreparedNetwork
+    from eca_service.optimize.optimize import OptimizedModel
 
 Result = TypeVar("Result")
 
@@ -65,7 +65,7 @@ class ModelLoader:
         self._threads = ThreadPoolExecutor(settings.num_decoders or self._num_cores, "decoder")
         self._large_thread = ThreadPoolExecutor(1, "large pictures", initializer=_yield_to_others)
 
-    async def open(self, source: ModelSource) -> RunningModel["Tensor", "Tensor"]:
+    async def open(self, source: ModelSource) -> ServedModel["Tensor", "Tensor"]:
         """Load a model, warm it up and start to serve it.
 
         Raises:
@@ -74,7 +74,7 @@ class ModelLoader:
         """
         return await self._start(await _in_thread(lambda: _load(source, self._settings, self._num_cores)))
 
-    async def _start(self, loaded: "_Loaded") -> RunningModel["Tensor", "Tensor"]:
+    async def _start(self, loaded: "_Loaded") -> ServedModel["Tensor", "Tensor"]:
         import torch
 
         from eca_hub import GpuJpegs, ImageLimits
@@ -93,8 +93,8 @@ class ModelLoader:
         engines = [
             Engine(
                 network.new_forward(),
-                renew=network.new_forward,
-                give_up=end_process,
+                rebuild=network.new_forward,
+                on_fatal_error=end_process,
                 hang_timeout_s=settings.hang_timeout_s,
                 waits_for_device=network.device.type != "cpu",
             )
@@ -125,20 +125,20 @@ class ModelLoader:
             max_batch=max_batch,
             max_wait_ms=settings.max_wait_ms,
             max_items=settings.max_queue_images,
-            max_queue_s=settings.max_queue_s,
+            max_queue_delay_s=settings.max_queue_s,
             min_items=min(_MIN_ITEMS, settings.max_queue_images),
-            s_per_item=max(engine.s_per_picture for engine in engines),
+            s_per_item=max(engine.s_per_image for engine in engines),
         )
         batcher.start()
 
-        return RunningModel(
+        return ServedModel(
             facts,
             decode=decoder.decode,
             batcher=batcher,
-            rank=lambda logits, top_k, activation: classifier.rank(scores_of(logits, activation), top_k),
+            postprocess=lambda logits, top_k, activation: classifier.rank(scores_of(logits, activation), top_k),
             deadline_s=settings.deadline_ms / 1000,
             close=free,
-            is_well=lambda: all(engine.is_well for engine in engines),
+            is_healthy=lambda: all(engine.is_healthy for engine in engines),
             explain=explainer.explain if explainer else None,
         )
 
@@ -152,7 +152,7 @@ class ModelLoader:
 class _Loaded:
     classifier: "Classifier"
     """Labels and preprocessing, with the network of the engines."""
-    networks: "list[PreparedNetwork]"
+    networks: "list[OptimizedModel]"
     """The network of the engines, once for each device."""
     explained: "Classifier | None"
     """The network as it was loaded: engines and explanations must not meet in one."""
@@ -166,7 +166,7 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     import torch
 
     from eca_hub import Classifier
-    from eca_service.optimize.optimize import prepare_network
+    from eca_service.optimize.optimize import optimize_model
 
     if settings.device == "auto":
         settings = settings.on("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,7 +181,7 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])
     copies = [classifier, *(_copied_to(device, classifier) for device in devices[1:])]
     networks = [
-        prepare_network(one, settings.precision, compiled=settings.compile, num_cores=num_cores) for one in copies
+        optimize_model(one, settings.precision, compiled=settings.compile, num_cores=num_cores) for one in copies
     ]
     explained = None
     if settings.explain:
@@ -196,7 +196,8 @@ def _yield_to_others() -> None:
     """Make the calling thread take what others leave of the processor."""
     if sys.platform == "linux":
         # There a thread has a niceness of its own; elsewhere the whole process would get it.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, 19)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _copied_to(device: str, classifier: "Classifier") -> "Classifier":
@@ -206,11 +207,11 @@ def _copied_to(device: str, classifier: "Classifier") -> "Classifier":
     return copied
 
 
-def _facts_of(loaded: _Loaded) -> ModelFacts:
+def _facts_of(loaded: _Loaded) -> ModelInfo:
     from eca_service.optimize.optimize import bytes_of
 
     classifier, networks, config = loaded.classifier, loaded.networks, loaded.classifier.config
-    return ModelFacts(
+    return ModelInfo(
         model_id=classifier.model_id,
         revision=classifier.revision,
         architecture=config.architecture,
@@ -221,7 +222,7 @@ def _facts_of(loaded: _Loaded) -> ModelFacts:
         num_parameters=networks[0].num_parameters,
         device=",".join(str(network.device) for network in networks),
         # The one that moved furthest speaks for all.
-        self_test=max((network.self_test for network in networks), key=lambda test: test.max_difference),
+        parity=max((network.parity for network in networks), key=lambda test: test.max_difference),
         weights_bytes=sum(map(bytes_of, loaded.modules)),
     )
 

@@ -1,6 +1,6 @@
 """Model id -> running model: what is asked for, what is loading, what answers, what makes room.
 
-A slot is `loading`, then `ready` or `failed`; a ready one is `updating` while another commit is loaded beside it. The
+A entry is `loading`, then `ready` or `failed`; a ready one is `updating` while another commit is loaded beside it. The
 old model answers until the new one can, and is freed when the last request that uses it has its answer: no request is
 lost to a swap. Knows how to find, start and replace models, not how one is made: `open_model` does that.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eca_hub import EcaHubError
-from eca_service.errors import Busy, InvalidRequest, ModelNotLoaded, NoRoom, NotReady
-from eca_service.inference.model import RunningModel
+from eca_service.errors import Busy, InsufficientMemory, InvalidRequest, ModelNotLoaded, NotReady
+from eca_service.inference.model import ServedModel
 
 State = Literal["loading", "ready", "updating", "failed"]
 
@@ -41,14 +41,14 @@ class ModelSource:
 
 
 @dataclass
-class Slot:
+class ModelEntry:
     """One model that was asked for."""
 
     source: ModelSource
     """Where it comes from."""
     state: State = "loading"
     """Whether it answers."""
-    model: RunningModel[Any, Any] | None = None
+    model: ServedModel[Any, Any] | None = None
     """It, once it is ready."""
     error: Exception | None = field(default=None, repr=False)
     """Why it is not, when it failed."""
@@ -58,7 +58,7 @@ class Slot:
     @property
     def model_id(self) -> str:
         """What callers call it."""
-        return self.model.facts.model_id if self.model else self.source.id_or_folder
+        return self.model.info.model_id if self.model else self.source.id_or_folder
 
     @property
     def is_changing(self) -> bool:
@@ -67,10 +67,10 @@ class Slot:
 
 
 # What passes when the hub comes up, or when somebody publishes the model.
-_PASSING = frozenset(["offline", "hub_error", "repo_not_found", "revision_not_found", "not_an_eca_model"])
+_TRANSIENT_ERRORS = frozenset(["offline", "hub_error", "repo_not_found", "revision_not_found", "not_an_eca_model"])
 _RETRY_S = 2.0
 
-OpenModel = Callable[[ModelSource], Awaitable[RunningModel[Any, Any]]]
+OpenModel = Callable[[ModelSource], Awaitable[ServedModel[Any, Any]]]
 """Loads, checks and warms one; returns when it can answer."""
 
 
@@ -93,7 +93,7 @@ class Registry:
         max_weights_bytes: int = 0,
         patience_s: float = 0.0,
     ) -> None:
-        self.slots = [Slot(source) for source in sources]
+        self.entries = [ModelEntry(source) for source in sources]
         self.loaded = asyncio.Event()
         """Set when every model of the start is ready or failed."""
         self.is_draining = False
@@ -108,39 +108,41 @@ class Registry:
     @property
     def is_ready(self) -> bool:
         """Whether there are models, and every one of the start and all their engines answer."""
-        started = [slot for slot in self.slots if slot.model is not None or slot.error or not self.loaded.is_set()]
-        return bool(started) and all(slot.model is not None and slot.model.is_well for slot in started)
+        started = [
+            entry for entry in self.entries if entry.model is not None or entry.error or not self.loaded.is_set()
+        ]
+        return bool(started) and all(entry.model is not None and entry.model.is_healthy for entry in started)
 
     @property
     def failure(self) -> Exception | None:
         """Why a model of the start did not load, the first one."""
-        return next((slot.error for slot in self.slots if slot.error), None)
+        return next((entry.error for entry in self.entries if entry.error), None)
 
     @property
     def weights_bytes(self) -> int:
         """Size of the weights that are held for answering."""
-        return sum(slot.model.facts.weights_bytes for slot in self.slots if slot.model)
+        return sum(entry.model.info.weights_bytes for entry in self.entries if entry.model)
 
     def pending(self) -> list[str]:
         """Ids of the models that do not answer, each with why."""
         return [
-            f"{slot.model_id}: {slot.state if slot.model is None else 'an engine does not answer'}"
-            for slot in self.slots
-            if slot.model is None or not slot.model.is_well
+            f"{entry.model_id}: {entry.state if entry.model is None else 'an engine does not answer'}"
+            for entry in self.entries
+            if entry.model is None or not entry.model.is_healthy
         ]
 
-    def find(self, model_id: str | None) -> RunningModel[Any, Any]:
-        """Return the model of that id; None means the only one. Whoever awaits before using it needs `lease`.
+    def find(self, model_id: str | None) -> ServedModel[Any, Any]:
+        """Return the model of that id; None means the only one. Whoever awaits before using it needs `acquire`.
 
         Raises:
             ModelNotLoaded: no such model runs.
             NotReady: it is still loading.
             InvalidRequest: no id was given and there are several models.
         """
-        return self._model_in(self._slot_of(model_id))
+        return self._model_in(self._entry_of(model_id))
 
     @contextmanager
-    def lease(self, model_id: str | None) -> Iterator[RunningModel[Any, Any]]:
+    def acquire(self, model_id: str | None) -> Iterator[ServedModel[Any, Any]]:
         """Find a model and keep it from being freed until the block ends, whatever takes its place meanwhile.
 
         Raises:
@@ -148,30 +150,30 @@ class Registry:
             NotReady: it is still loading.
             InvalidRequest: no id was given and there are several models.
         """
-        slot = self._slot_of(model_id)
-        model = self._model_in(slot)
+        entry = self._entry_of(model_id)
+        model = self._model_in(entry)
         self._num_uses += 1
-        slot.last_used = self._num_uses
-        with model.in_use():
+        entry.last_used = self._num_uses
+        with model.hold():
             yield model
 
     async def load_all(self) -> None:
-        """Load one model of the start after the other; a failure is kept in its slot."""
+        """Load one model of the start after the other; a failure is kept in its entry."""
         until_s = asyncio.get_running_loop().time() + self._patience_s
-        for slot in list(self.slots):
+        for entry in list(self.entries):
             async with self._one_at_a_time:
                 try:
-                    model = await self._open_patiently(slot.source, until_s)
+                    model = await self._open_patiently(entry.source, until_s)
                     self._check_room(model, self.weights_bytes)
-                    slot.model, slot.state = model, "ready"
-                    _logger.info("%s at %s is ready", slot.model_id, model.facts.revision)
+                    entry.model, entry.state = model, "ready"
+                    _logger.info("%s at %s is ready", entry.model_id, model.info.revision)
                 except Exception as error:
-                    slot.state, slot.error = "failed", error
+                    entry.state, entry.error = "failed", error
                     if not isinstance(error, EcaHubError):
-                        _logger.exception("loading %s failed", slot.source.id_or_folder)
+                        _logger.exception("loading %s failed", entry.source.id_or_folder)
         self.loaded.set()
 
-    async def load(self, source: ModelSource, *, revision: str | None = None) -> Slot:
+    async def load(self, source: ModelSource, *, revision: str | None = None) -> ModelEntry:
         """Load a model, or another revision of one that runs; who runs goes on until the new one answers.
 
         Args:
@@ -181,20 +183,20 @@ class Registry:
         Raises:
             Busy: it is being loaded already.
             NotReady: the process is about to end.
-            NoRoom: it is larger than the bound on all models together.
+            InsufficientMemory: it is larger than the bound on all models together.
             EcaHubError: it cannot be had, or is not what it should be; what ran before runs on.
         """
         if self.is_draining:
             raise NotReady("The service is shutting down.", retry_after_s=5)
-        slot = next((slot for slot in self.slots if slot.model_id == source.id_or_folder), None)
-        if slot is None:
-            slot = Slot(source)
-            self.slots.append(slot)
-        elif slot.is_changing:
+        entry = next((entry for entry in self.entries if entry.model_id == source.id_or_folder), None)
+        if entry is None:
+            entry = ModelEntry(source)
+            self.entries.append(entry)
+        elif entry.is_changing:
             raise Busy("This model is being loaded already.")
         else:
-            slot.state = "updating" if slot.model else "loading"
-        return await self._load_into(slot, source, revision)
+            entry.state = "updating" if entry.model else "loading"
+        return await self._load_into(entry, source, revision)
 
     async def unload(self, model_id: str) -> None:
         """Stop to answer for a model; what has been accepted is still answered.
@@ -203,100 +205,100 @@ class Registry:
             ModelNotLoaded: no such model runs.
             Busy: it is being loaded.
         """
-        slot = self._slot_of(model_id)
-        if slot.is_changing:
+        entry = self._entry_of(model_id)
+        if entry.is_changing:
             raise Busy("This model is being loaded.")
-        self._remove(slot)
+        self._remove(entry)
 
     async def close(self) -> None:
         """Answer what is in the house, then free every model."""
-        for slot in self.slots:
-            if slot.model is not None:
-                await slot.model.close()
+        for entry in self.entries:
+            if entry.model is not None:
+                await entry.model.close()
         await asyncio.gather(*self._leaving)
 
-    async def _load_into(self, slot: Slot, source: ModelSource, revision: str | None) -> Slot:
-        old = slot.model
+    async def _load_into(self, entry: ModelEntry, source: ModelSource, revision: str | None) -> ModelEntry:
+        old = entry.model
         try:
             async with self._one_at_a_time:
                 new = await self._open_model(ModelSource(source.id_or_folder, revision or source.revision))
-                self._make_room(slot, new)
+                self._evict_lru(entry, new)
         except BaseException:
             if old is None:
-                self.slots.remove(slot)
+                self.entries.remove(entry)
             else:
-                slot.state = "ready"
+                entry.state = "ready"
             raise
-        slot.source, slot.model, slot.state, slot.error = source, new, "ready", None
+        entry.source, entry.model, entry.state, entry.error = source, new, "ready", None
         self._num_uses += 1
-        slot.last_used = self._num_uses
-        _logger.info("%s at %s is ready", slot.model_id, new.facts.revision)
+        entry.last_used = self._num_uses
+        _logger.info("%s at %s is ready", entry.model_id, new.info.revision)
         if old is not None:
-            self._let_go(old)
-        return slot
+            self._close_later(old)
+        return entry
 
-    async def _open_patiently(self, source: ModelSource, until_s: float) -> RunningModel[Any, Any]:
+    async def _open_patiently(self, source: ModelSource, until_s: float) -> ServedModel[Any, Any]:
         """Open a model, again and again while the hub may still get it."""
         reason = ""
         while True:
             try:
                 return await self._open_model(source)
             except EcaHubError as error:
-                if error.code not in _PASSING or asyncio.get_running_loop().time() + _RETRY_S > until_s:
+                if error.code not in _TRANSIENT_ERRORS or asyncio.get_running_loop().time() + _RETRY_S > until_s:
                     raise
                 if error.message != reason:
                     reason = error.message
                     _logger.info("%s is not there yet: %s", source.id_or_folder, reason)
             await asyncio.sleep(_RETRY_S)
 
-    def _make_room(self, slot: Slot, new: RunningModel[Any, Any]) -> None:
+    def _evict_lru(self, entry: ModelEntry, new: ServedModel[Any, Any]) -> None:
         """Unload who was used least recently, until the new model fits."""
-        others = [other for other in self.slots if other is not slot and other.model]
-        size = sum(other.model.facts.weights_bytes for other in others if other.model)
+        others = [other for other in self.entries if other is not entry and other.model]
+        size = sum(other.model.info.weights_bytes for other in others if other.model)
         leavers = []
         for other in sorted(others, key=lambda other: other.last_used):
             if self._is_too_much(new, size) and other.model and not other.is_changing:
-                size -= other.model.facts.weights_bytes
+                size -= other.model.info.weights_bytes
                 leavers.append(other)
         self._check_room(new, size)
         for other in leavers:
-            _logger.info("%s makes room for %s", other.model_id, new.facts.model_id)
+            _logger.info("%s makes room for %s", other.model_id, new.info.model_id)
             self._remove(other)
 
-    def _check_room(self, new: RunningModel[Any, Any], others_bytes: int) -> None:
+    def _check_room(self, new: ServedModel[Any, Any], others_bytes: int) -> None:
         if self._is_too_much(new, others_bytes):
-            self._let_go(new)
-            raise NoRoom(
-                f"The model has {new.facts.weights_bytes / 2**20:.1f} MiB of weights; beside what cannot leave it may "
+            self._close_later(new)
+            raise InsufficientMemory(
+                f"The model has {new.info.weights_bytes / 2**20:.1f} MiB of weights; beside what cannot leave it may "
                 f"have {max(self.max_weights_bytes - others_bytes, 0) / 2**20:.1f} MiB.",
                 hint="Raise --max_weights_mib.",
             )
 
-    def _is_too_much(self, new: RunningModel[Any, Any], others_bytes: int) -> bool:
-        return 0 < self.max_weights_bytes < new.facts.weights_bytes + others_bytes
+    def _is_too_much(self, new: ServedModel[Any, Any], others_bytes: int) -> bool:
+        return 0 < self.max_weights_bytes < new.info.weights_bytes + others_bytes
 
-    def _remove(self, slot: Slot) -> None:
-        self.slots.remove(slot)
-        if slot.model is not None:
-            self._let_go(slot.model)
+    def _remove(self, entry: ModelEntry) -> None:
+        self.entries.remove(entry)
+        if entry.model is not None:
+            self._close_later(entry.model)
 
-    def _let_go(self, model: RunningModel[Any, Any]) -> None:
+    def _close_later(self, model: ServedModel[Any, Any]) -> None:
         """Close a model that nobody will find any more, after its last answer."""
         leaving = asyncio.create_task(model.close())
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
-    def _slot_of(self, model_id: str | None) -> Slot:
-        slots = [slot for slot in self.slots if model_id in (None, slot.model_id)]
-        if not slots:
-            raise ModelNotLoaded(slot.model_id for slot in self.slots)
-        if len(slots) > 1:
-            ids = ", ".join(slot.model_id for slot in slots)
+    def _entry_of(self, model_id: str | None) -> ModelEntry:
+        entries = [entry for entry in self.entries if model_id in (None, entry.model_id)]
+        if not entries:
+            raise ModelNotLoaded(entry.model_id for entry in self.entries)
+        if len(entries) > 1:
+            ids = ", ".join(entry.model_id for entry in entries)
             raise InvalidRequest("Several models run here; say which.", hint=f"Add ?model= with one of: {ids}.")
-        return slots[0]
+        return entries[0]
 
     @staticmethod
-    def _model_in(slot: Slot) -> RunningModel[Any, Any]:
-        if slot.model is None:
+    def _model_in(entry: ModelEntry) -> ServedModel[Any, Any]:
+        if entry.model is None:
             raise NotReady("The model is still loading.", retry_after_s=2)
-        return slot.model
+        return entry.model

@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable
 
 from eca_hub import EcaHubError
 from eca_service.errors import Busy
-from eca_service.models.registry import ModelSource, Registry, Slot
+from eca_service.models.registry import ModelEntry, ModelSource, Registry
 
 FindCommit = Callable[[ModelSource], Awaitable[str]]
 """Says which commit a source's revision stands for at this moment, 40 hexadecimal digits."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PASSING = {"offline", "hub_error", "access_denied", "not_ready"}
+_TRANSIENT_ERRORS = {"offline", "hub_error", "access_denied", "not_ready"}
 _HUB_TIMEOUT_S = 10.0
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ async def commit_on_hub(source: ModelSource) -> str:
     return await asyncio.to_thread(ask)
 
 
-class Watcher:
+class RevisionWatcher:
     """Looks after the running models whose source may move.
 
     Args:
@@ -63,24 +63,24 @@ class Watcher:
 
     async def look(self) -> None:
         """Bring every model that follows a branch to the branch's commit; what fails is logged and changes nothing."""
-        for slot in list(self._registry.slots):
-            if slot.state == "ready" and follows_a_branch(slot.source):
+        for entry in list(self._registry.entries):
+            if entry.state == "ready" and follows_a_branch(entry.source):
                 try:
-                    await self._follow(slot)
+                    await self._follow(entry)
                 except Exception as error:
-                    _logger.warning("%s stays as it is: %s", slot.model_id, error)
+                    _logger.warning("%s stays as it is: %s", entry.model_id, error)
 
-    async def _follow(self, slot: Slot) -> None:
-        commit = await self._find_commit(slot.source)
-        place = (slot.model_id, commit)
-        if slot.model is None or commit == slot.model.facts.revision or place in self._bad:
+    async def _follow(self, entry: ModelEntry) -> None:
+        commit = await self._find_commit(entry.source)
+        place = (entry.model_id, commit)
+        if entry.model is None or commit == entry.model.info.revision or place in self._bad:
             return
         try:
-            await self._registry.load(slot.source, revision=commit)
+            await self._registry.load(entry.source, revision=commit)
         except Busy:
             return
         except Exception as error:
-            if not isinstance(error, EcaHubError) or error.code not in _PASSING:
+            if not isinstance(error, EcaHubError) or error.code not in _TRANSIENT_ERRORS:
                 self._bad.add(place)
             raise
 

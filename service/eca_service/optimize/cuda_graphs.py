@@ -39,7 +39,7 @@ class _Recorded:
     """The same, pinned, on the processor's side."""
 
 
-class GraphForward:
+class CUDAGraphRunner:
     """Maps uint8 pixels (N, 3, H, W) to logits, float32 (N, K), both on the processor's side; for one thread at a time.
 
     Args:

@@ -29,7 +29,7 @@ def fold_norms(model: nn.Module, x_N3HW: Tensor) -> nn.Module:
         x_N3HW: Any input of it.
     """
     copied = copy.deepcopy(model)
-    for conv, norm in pairs_in(copied, x_N3HW, nn.BatchNorm2d):
+    for conv, norm in find_conv_pairs(copied, x_N3HW, nn.BatchNorm2d):
         fused = fuse_conv_bn_eval(conv, norm)
         conv.weight, conv.bias = fused.weight, fused.bias
         replace_module(copied, norm, nn.Identity())
@@ -37,7 +37,7 @@ def fold_norms(model: nn.Module, x_N3HW: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def pairs_in(model: nn.Module, x_N3HW: Tensor, kind: type[Reader]) -> list[tuple[nn.Conv2d, Reader]]:
+def find_conv_pairs(model: nn.Module, x_N3HW: Tensor, kind: type[Reader]) -> list[tuple[nn.Conv2d, Reader]]:
     """Find convolutions whose output nobody reads but one module of this kind; both are used once in a run.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 from eca_service.inference.engine import Forward
 
 
-class Cores:
+class IntraOpThreads:
     """Counts who works on the cores that engines share. Who hangs counts for good: then nobody is alone any more."""
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class Cores:
                 self._num_busy -= 1
 
 
-CORES = Cores()
+CORES = IntraOpThreads()
 """Of this process, whatever models it runs."""
 
 
-def share_cores(forward: Forward, num_cores: int, cores: Cores = CORES) -> Forward:
+def share_cores(forward: Forward, num_cores: int, cores: IntraOpThreads = CORES) -> Forward:
     """Run on the one core of the calling thread, or for one picture on all of them while nobody else works.
 
     Args:

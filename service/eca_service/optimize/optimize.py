@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from eca_hub import Classifier
 from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.engine import Forward
-from eca_service.inference.model import SelfTest
+from eca_service.inference.model import ParityReport
 from eca_service.optimize.compile import CompiledNetwork, check_compiler
-from eca_service.optimize.cuda_graphs import GraphForward
+from eca_service.optimize.cuda_graphs import CUDAGraphRunner
 from eca_service.optimize.fuse import fold_norms
 from eca_service.optimize.intra_op_threads import share_cores
 from eca_service.optimize.packing import can_pack, pack_convolutions
-from eca_service.optimize.parity import compare, is_passed, stored_pictures
+from eca_service.optimize.parity import compare, is_passed, parity_images
 from eca_service.settings import Precision
 
 _USUAL_BATCH = 4
@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PreparedNetwork:
+class OptimizedModel:
     """A network that is ready for engines."""
 
     new_forward: Callable[[], Forward]
@@ -45,16 +45,16 @@ class PreparedNetwork:
     """The network itself."""
     num_parameters: int
     """Numbers that the network that was loaded had learned; folding makes some of them one."""
-    self_test: SelfTest
+    parity: ParityReport
     """How it compares with the network that was loaded."""
     has_fixed_sizes: bool = False
     """Whether each size of a batch is made ready when it first comes, which takes long; else it takes milliseconds."""
 
 
 @torch.no_grad()
-def prepare_network(
+def optimize_model(
     classifier: Classifier, precision: Precision, *, compiled: bool = False, num_cores: int = 1
-) -> PreparedNetwork:
+) -> OptimizedModel:
     """Make the fastest form of a network that gives the same answers.
 
     Convolutions on processors and GPUs like the channels of a pixel side by side, a norm after a convolution can be
@@ -65,7 +65,7 @@ def prepare_network(
         classifier: The network as it was loaded.
         precision: A number format; or `auto`, which takes the narrowest that the device computes fast and that passes.
         compiled: Whether torch.compile shall have a go at it.
-        num_cores: Cores that a picture may have while no other is answered, on a processor.
+        num_cores: IntraOpThreads that a picture may have while no other is answered, on a processor.
 
     Raises:
         BadSetting: the device cannot compute in that format, or nothing can be compiled here.
@@ -76,7 +76,7 @@ def prepare_network(
     formats = list(_formats(precision, device))
     if compiled:
         check_compiler(device.type)
-    pixels_N3HW = stored_pictures(classifier.transform)
+    pixels_N3HW = parity_images(classifier.transform)
     # The network as it was loaded takes about as long for its answers as all the rest, so they go side by side.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as beside:
         expecting = beside.submit(classifier.probabilities, pixels_N3HW)
@@ -84,7 +84,7 @@ def prepare_network(
             # The compiler changes how modules are called, in all threads, while it traces.
             expecting.result()
         for dtype in formats:
-            module = _laid_out(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
+            module = apply_layout(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
             new_forward = _forwards_of(module, classifier, device, dtype)
             with torch.inference_mode():
                 found_NK = new_forward()(pixels_N3HW).softmax(1)
@@ -98,11 +98,11 @@ def prepare_network(
                 # In float32 a second core gains nothing: its threads are waited for as long as they help.
                 if dtype != torch.float32 and num_cores > 1 and not is_fixed:
                     new_forward = _shared(new_forward(), num_cores)
-                return PreparedNetwork(new_forward, device, module, num_parameters, test, is_fixed)
+                return OptimizedModel(new_forward, device, module, num_parameters, test, is_fixed)
             _logger.warning("%s is not run in %s: its answers move too far", classifier.model_id, test.precision)
-    module, test = classifier.model, SelfTest("float32", 1.0, 0.0, len(pixels_N3HW))
+    module, test = classifier.model, ParityReport("float32", 1.0, 0.0, len(pixels_N3HW))
     new_forward = _forwards_of(module, classifier, device, torch.float32)
-    return PreparedNetwork(new_forward, device, module, num_parameters, test, device.type == "cuda")
+    return OptimizedModel(new_forward, device, module, num_parameters, test, device.type == "cuda")
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -148,7 +148,7 @@ def _has_bf16_instructions() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
-def _laid_out(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor, *, compiled: bool) -> nn.Module:
+def apply_layout(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor, *, compiled: bool) -> nn.Module:
     """Copy the network in the layout that its device likes best."""
     x_13HW = classifier.transform.normalize(pixels_13HW)
     module = fold_norms(classifier.model, x_13HW).to(dtype).to(memory_format=torch.channels_last)
@@ -178,4 +178,4 @@ def _forwards_of(
         return logits_NK.float()
 
     # On a processor all engines run the same function; on a GPU each has memory and a stream of its own.
-    return lambda: GraphForward(run, device) if device.type == "cuda" else run
+    return lambda: CUDAGraphRunner(run, device) if device.type == "cuda" else run

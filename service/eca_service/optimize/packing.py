@@ -13,7 +13,7 @@ Shapes: N images, C channels, H height, W width; 3 colours, red first.
 import torch
 from torch import Tensor, nn
 
-from eca_service.optimize.fuse import pairs_in, replace_module
+from eca_service.optimize.fuse import find_conv_pairs, replace_module
 
 
 class PackedConvolution(nn.Module):
@@ -64,7 +64,7 @@ def pack_convolutions(model: nn.Module, x_13HW: Tensor, num_images: int) -> None
         for module in model.modules()
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     ]
-    pairs = dict(pairs_in(model, x_13HW, nn.ReLU))
+    pairs = dict(find_conv_pairs(model, x_13HW, nn.ReLU))
     for hook in hooks:
         hook.remove()
     for conv, size in sizes.items():

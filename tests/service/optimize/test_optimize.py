@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import eca_hub
 from eca_service.errors import BadSetting
-from eca_service.optimize import parity as self_test
+from eca_service.optimize import parity
 from eca_service.optimize.fuse import fold_norms
-from eca_service.optimize.optimize import empty, prepare_network
+from eca_service.optimize.optimize import empty, optimize_model
 from eca_service.optimize.packing import PackedConvolution, can_pack, pack_convolutions
 
 LABELS = tuple(f"class {index}" for index in range(10))
@@ -44,10 +44,10 @@ def pictures(number: int) -> Tensor:
 def test_the_prepared_network_answers_as_the_library_does() -> None:
     original = classifier()
     expected = original.probabilities(pictures(16))
-    prepared = prepare_network(original, "fp32")
-    assert prepared.self_test.precision == "float32"
-    assert prepared.self_test.same_top1 == 1.0
-    assert prepared.self_test.max_difference < 1e-5
+    prepared = optimize_model(original, "fp32")
+    assert prepared.parity.precision == "float32"
+    assert prepared.parity.same_top1 == 1.0
+    assert prepared.parity.max_difference < 1e-5
     assert norms_in(prepared.module) == 0
     with torch.inference_mode():
         found = prepared.new_forward()(pictures(16)).softmax(1)
@@ -58,9 +58,9 @@ def test_the_prepared_network_answers_as_the_library_does() -> None:
 def test_one_picture_alone_has_all_cores_where_that_is_faster(
     precision: Literal["bf16", "fp32"], expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 1.0)
+    monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 1.0)
     threads: list[int] = []
-    prepared = prepare_network(classifier(), precision, num_cores=2)
+    prepared = optimize_model(classifier(), precision, num_cores=2)
     prepared.module.register_forward_pre_hook(lambda module, inputs: threads.append(torch.get_num_threads()))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -73,9 +73,9 @@ def test_one_picture_alone_has_all_cores_where_that_is_faster(
 
 def test_preparing_a_network_imports_no_compiler() -> None:
     program = (
-        "import sys; from eca_service.optimize.optimize import prepare_network\n"
-        "from tests.service.test_network import classifier\n"
-        "prepare_network(classifier(), 'fp32')\n"
+        "import sys; from eca_service.optimize.optimize import optimize_model\n"
+        "from tests.service.optimize.test_optimize import classifier\n"
+        "optimize_model(classifier(), 'fp32')\n"
         "assert not {'torch._dynamo', 'torch._inductor', 'sympy', 'triton'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -86,7 +86,7 @@ def test_the_network_that_was_loaded_stays_as_it_was() -> None:
     original = classifier()
     before = {name: tensor.clone() for name, tensor in original.model.state_dict().items()}
     num_norms = norms_in(original.model)
-    prepare_network(original, "bf16")
+    optimize_model(original, "bf16")
     assert norms_in(original.model) == num_norms
     for name, tensor in original.model.state_dict().items():
         assert tensor.dtype == before[name].dtype
@@ -94,20 +94,20 @@ def test_the_network_that_was_loaded_stays_as_it_was() -> None:
 
 
 def test_bf16_is_used_when_it_passes_the_self_test_and_not_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.5)
-    prepared = prepare_network(classifier(), "bf16")
-    assert prepared.self_test.precision == "bfloat16"
+    monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.5)
+    prepared = optimize_model(classifier(), "bf16")
+    assert prepared.parity.precision == "bfloat16"
     assert prepared.new_forward()(pictures(2)).dtype == torch.float32
-    monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.0)
-    assert prepare_network(classifier(), "bf16").self_test.precision == "float32"
+    monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.0)
+    assert optimize_model(classifier(), "bf16").parity.precision == "float32"
 
 
 def test_when_nothing_passes_the_network_runs_as_it_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.float32, -1.0)
+    monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.float32, -1.0)
     original = classifier()
-    prepared = prepare_network(original, "fp32")
+    prepared = optimize_model(original, "fp32")
     assert prepared.module is original.model
-    assert prepared.self_test.max_difference == 0.0
+    assert prepared.parity.max_difference == 0.0
 
 
 class Shared(nn.Module):
@@ -254,7 +254,7 @@ def test_a_convolution_that_pads_with_the_picture_itself_is_left_as_it_is() -> N
 
 
 def test_a_prepared_network_can_be_emptied() -> None:
-    prepared = prepare_network(classifier(), "fp32")
+    prepared = optimize_model(classifier(), "fp32")
     empty(prepared.module)
     assert sum(tensor.numel() for tensor in (*prepared.module.parameters(), *prepared.module.buffers())) == 0
 
@@ -262,19 +262,19 @@ def test_a_prepared_network_can_be_emptied() -> None:
 def test_auto_takes_the_fastest_format_that_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
     for supported, expected in (({"bf16"}, "bfloat16"), (set[str](), "float32")):
         monkeypatch.setattr("eca_service.optimize.optimize._supports", supported.__contains__)
-        monkeypatch.setitem(self_test.MAX_DIFFERENCE, torch.bfloat16, 0.5)
-        assert prepare_network(classifier(), "auto").self_test.precision == expected
+        monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.5)
+        assert optimize_model(classifier(), "auto").parity.precision == expected
 
 
 def test_fp16_on_a_processor_without_it_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eca_service.optimize.optimize._supports", lambda name: False)
     with pytest.raises(BadSetting, match="does not compute in fp16") as caught:
-        prepare_network(classifier(), "fp16")
+        optimize_model(classifier(), "fp16")
     assert "bf16" in caught.value.hint
 
 
 def test_the_pictures_of_the_self_test_are_many_different_and_lie_in_the_package() -> None:
-    found = self_test.stored_pictures(classifier().transform)
+    found = parity.parity_images(classifier().transform)
     assert found.shape == (8, 3, 32, 32)
     assert found.dtype == torch.uint8
     assert len({picture.float().mean().item() for picture in found}) == 8

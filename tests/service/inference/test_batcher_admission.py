@@ -55,7 +55,7 @@ def make_timed(*, num_runners: int = 2, min_items: int = 0, **bounds: float) -> 
 
 @on_a_jumping_clock
 async def test_nobody_is_let_in_while_the_runners_need_longer_than_the_bound_for_those_who_are() -> None:
-    batcher = make_timed(max_queue_s=2.0, s_per_item=0.1)
+    batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.1)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
     await settle()
     # Two runners need 2 s for 40 items; the next one finds them in the house, and the one behind it finds more.
@@ -85,7 +85,7 @@ async def test_what_is_being_run_counts_half() -> None:
 
 @on_a_jumping_clock
 async def test_the_bound_follows_the_runners_when_they_turn_out_to_be_slower_than_was_thought() -> None:
-    batcher = make_timed(max_queue_s=2.0, s_per_item=0.01)
+    batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.01)
     for _ in range(60):
         await asyncio.gather(*(ask(batcher, item) for item in range(4)))
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
@@ -102,7 +102,7 @@ def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_a
             return items
 
         batcher: Batcher[int, int] = Batcher(
-            [runner] * 2, max_batch=4, max_wait_ms=5, max_items=100_000, max_queue_s=2.0, s_per_item=s_per_item
+            [runner] * 2, max_batch=4, max_wait_ms=5, max_items=100_000, max_queue_delay_s=2.0, s_per_item=s_per_item
         )
         batcher.start()
         took_s, loop = [], asyncio.get_running_loop()
@@ -128,7 +128,7 @@ def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_a
 
 @on_a_jumping_clock
 async def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
-    batcher = make_timed(max_queue_s=2.0, s_per_item=60)
+    batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
     await settle()
     assert batcher.num_items == 8, "two batches of two for each of two runners"
@@ -138,7 +138,7 @@ async def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
 
 @on_a_jumping_clock
 async def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
-    batcher = make_timed(max_queue_s=2.0, s_per_item=60, min_items=15)
+    batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60, min_items=15)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
     await settle()
     assert batcher.num_items == 15
@@ -148,7 +148,7 @@ async def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
 
 @on_a_jumping_clock
 async def test_a_request_of_many_items_waits_no_longer_than_others_for_being_let_in() -> None:
-    batcher = make_timed(max_queue_s=2.0, s_per_item=0.1)
+    batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.1)
     with batcher.reserve(39), batcher.reserve(500), pytest.raises(Overloaded):
         batcher.reserve(1)
     await batcher.close()

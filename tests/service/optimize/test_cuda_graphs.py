@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from eca_service.optimize.optimize import prepare_network
+from eca_service.optimize.optimize import optimize_model
 from eca_service.settings import Precision
-from tests.service.test_network import classifier, pictures
+from tests.service.optimize.test_optimize import classifier, pictures
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +19,7 @@ pytestmark = [
 def test_every_batch_size_answers_as_the_library_does(precision: Precision) -> None:
     on_cpu, on_gpu = classifier(), classifier()
     on_gpu.model.cuda()
-    prepared = prepare_network(on_gpu, precision)
+    prepared = optimize_model(on_gpu, precision)
     forward = prepared.new_forward()
     for number in (1, 3, 8, 3):
         expected = on_cpu.probabilities(pictures(number))
@@ -32,7 +32,7 @@ def test_every_batch_size_answers_as_the_library_does(precision: Precision) -> N
 def test_two_engines_record_and_run_beside_each_other() -> None:
     on_gpu = classifier()
     on_gpu.model.cuda()
-    prepared = prepare_network(on_gpu, "fp32")
+    prepared = optimize_model(on_gpu, "fp32")
     expected = classifier().probabilities(pictures(8))
     found: list[torch.Tensor] = []
 
@@ -53,7 +53,7 @@ def test_two_engines_record_and_run_beside_each_other() -> None:
 def test_compiled_on_a_gpu_it_answers_the_same() -> None:
     on_gpu = classifier()
     on_gpu.model.cuda()
-    prepared = prepare_network(on_gpu, "fp32", compiled=True)
+    prepared = optimize_model(on_gpu, "fp32", compiled=True)
     with torch.inference_mode():
         found = prepared.new_forward()(pictures(3)).softmax(1)
     assert torch.allclose(found, classifier().probabilities(pictures(3)), atol=1e-3)

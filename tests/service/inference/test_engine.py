@@ -18,8 +18,8 @@ def count_up(pixels_N3HW: Tensor) -> Tensor:
     return first_N1 + torch.arange(3.0)
 
 
-def is_well(engine: Engine) -> bool:
-    return engine.is_well
+def is_healthy(engine: Engine) -> bool:
+    return engine.is_healthy
 
 
 def picture(value: int) -> Tensor:
@@ -117,16 +117,16 @@ def test_while_a_thread_hangs_the_engine_is_not_well_and_heals_without_being_ask
     async def scene() -> None:
         engine = Engine(forward, hang_timeout_s=0.4)
         await engine.warm_up(picture(0), [1])
-        assert is_well(engine)
+        assert is_healthy(engine)
         hangs.set()
         running = asyncio.create_task(engine.run([picture(1)]))
-        while is_well(engine):
+        while is_healthy(engine):
             await asyncio.sleep(0.01)
         assert not running.done(), "it is seen before it is given up"
         with pytest.raises(WorkerLost):
             await running
-        assert not is_well(engine), "the new thread has shown nothing yet"
-        while not is_well(engine):
+        assert not is_healthy(engine), "the new thread has shown nothing yet"
+        while not is_healthy(engine):
             await asyncio.sleep(0.01)
         assert proofs == [1, 1], "once to warm up, once to prove itself"
         engine.close()
@@ -148,7 +148,7 @@ def test_a_thread_that_dies_is_replaced_and_does_not_take_the_process_with_it() 
         with pytest.raises(WorkerLost, match="died"):
             await engine.run([picture(1)])
         assert (await engine.run([picture(4)]))[0].tolist() == [4, 5, 6]
-        assert is_well(engine)
+        assert is_healthy(engine)
         engine.close()
 
     asyncio.run(scene())
@@ -159,12 +159,12 @@ def test_a_device_that_failed_is_given_up_with_its_batch_and_a_new_one_answers_t
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     async def scene() -> None:
-        engine = Engine(broken, renew=lambda: count_up)
+        engine = Engine(broken, rebuild=lambda: count_up)
         with pytest.raises(WorkerLost, match="lost its device"):
             await engine.run([picture(1), picture(2)])
-        assert not is_well(engine)
+        assert not is_healthy(engine)
         assert (await engine.run([picture(4)]))[0].tolist() == [4, 5, 6]
-        assert is_well(engine)
+        assert is_healthy(engine)
         engine.close()
 
     asyncio.run(scene())
@@ -183,17 +183,17 @@ def test_a_device_that_fails_again_and_again_is_given_up(monkeypatch: pytest.Mon
     async def scene() -> None:
         loop, given_up = asyncio.get_running_loop(), asyncio.Event()
 
-        def give_up() -> None:
+        def on_fatal_error() -> None:
             loop.call_soon_threadsafe(given_up.set)
 
-        engine = Engine(forward, renew=lambda: forward, give_up=give_up)
+        engine = Engine(forward, rebuild=lambda: forward, on_fatal_error=on_fatal_error)
         await engine.warm_up(picture(0), [1])
         works.clear()
         with pytest.raises(WorkerLost):
             await engine.run([picture(1)])
         assert not given_up.is_set(), "once may be an accident"
         await asyncio.wait_for(given_up.wait(), 10)
-        assert not is_well(engine)
+        assert not is_healthy(engine)
         engine.close()
 
     asyncio.run(scene())

@@ -14,10 +14,10 @@ from eca_service.optimize.compile import check_compiler, next_size
 _PROGRAM = """
 import json
 from torch._dynamo.utils import counters
-from eca_service.optimize.optimize import prepare_network
-from tests.service.test_network import classifier
-network = prepare_network(classifier(), "fp32", compiled=True)
-print(json.dumps([network.self_test.max_difference, counters["inductor"]["fxgraph_cache_hit"]]))
+from eca_service.optimize.optimize import optimize_model
+from tests.service.optimize.test_optimize import classifier
+network = optimize_model(classifier(), "fp32", compiled=True)
+print(json.dumps([network.parity.max_difference, counters["inductor"]["fxgraph_cache_hit"]]))
 """
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from eca_hub.errors import NotAnImage
 from eca_service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
-from eca_service.inference.model import Classified
+from eca_service.inference.model import ImageResult
 from tests.service.house import GatedRunner, fake_model, run, settle
 
 
@@ -14,9 +14,9 @@ def test_a_bad_picture_fails_alone() -> None:
     async def scene() -> None:
         model = fake_model()
         first, bad, last = await model.classify([b"1", b"x", b"3"], 2)
-        assert isinstance(first, Classified)
+        assert isinstance(first, ImageResult)
         assert isinstance(bad, NotAnImage)
-        assert isinstance(last, Classified)
+        assert isinstance(last, ImageResult)
         assert [one.label for one in last.predictions] == ["class 0", "class 1"]
         assert model.batcher.num_items == 0
         await model.close()
@@ -30,7 +30,7 @@ def test_a_picture_that_breaks_the_engine_fails_alone() -> None:
         runner.gate.set()
         model = fake_model(runner)
         outcomes = await model.classify([b"1", b"2", b"3"])
-        assert [type(outcome) for outcome in outcomes] == [Classified, EngineFailed, Classified]
+        assert [type(outcome) for outcome in outcomes] == [ImageResult, EngineFailed, ImageResult]
         await model.close()
 
     run(scene())
@@ -82,7 +82,7 @@ def test_five_classes_are_named_unless_told() -> None:
     async def scene() -> None:
         model = fake_model()
         (outcome,) = await model.classify([b"1"])
-        assert isinstance(outcome, Classified)
+        assert isinstance(outcome, ImageResult)
         assert len(outcome.predictions) == 5
         await model.close()
 

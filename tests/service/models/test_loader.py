@@ -13,13 +13,13 @@ import torch
 
 import eca_hub
 from eca_service.errors import BadSetting
-from eca_service.inference.model import Classified, RunningModel
+from eca_service.inference.model import ImageResult, ServedModel
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import ModelSource
 from eca_service.settings import Settings
-from tests.service.test_network import CONFIG, classifier
+from tests.service.optimize.test_optimize import CONFIG, classifier
 
-PICTURE = (Path(__file__).parents[2] / "service" / "eca_service" / "pictures" / "0.jpg").read_bytes()
+PICTURE = (Path(__file__).parents[3] / "service" / "eca_service" / "optimize" / "images" / "0.jpg").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @asynccontextmanager
-async def opened(folder: str, **settings: Any) -> AsyncIterator[RunningModel[torch.Tensor, torch.Tensor]]:
+async def opened(folder: str, **settings: Any) -> AsyncIterator[ServedModel[torch.Tensor, torch.Tensor]]:
     """The model of a folder, until the block ends."""
     loader = ModelLoader(Settings(model=(folder,), **settings))
     try:
@@ -56,12 +56,12 @@ def test_each_device_has_a_copy_and_engines_of_its_own_and_all_of_them_are_used(
 
     async def scene() -> None:
         async with opened(folder, device="cpu,cpu", num_engines=1, max_batch=2) as model:
-            assert model.facts.device == "cpu,cpu"
+            assert model.info.device == "cpu,cpu"
             outcomes = await model.classify([PICTURE] * 4, 3)
         assert len(set(used)) == 2, "four pictures are shared between the two"
         expected = eca_hub.Classifier.from_pretrained(folder).predict(PICTURE, top_k=3)
         for outcome in outcomes:
-            assert isinstance(outcome, Classified)
+            assert isinstance(outcome, ImageResult)
             assert [one.label for one in outcome.predictions] == [one.label for one in expected]
             assert outcome.predictions[0].score == pytest.approx(expected[0].score, abs=1e-5)
 

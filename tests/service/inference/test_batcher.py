@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
-from eca_service.inference.batcher import Answered, Batcher
+from eca_service.inference.batcher import Batcher, ItemResult
 from tests.service.house import GatedRunner, ask, make, on_a_jumping_clock, run, settle
 
 
@@ -18,7 +18,7 @@ async def test_a_single_caller_waits_for_no_timer() -> None:
     runner.gate.set()
     batcher = make(runner)
     answered = await ask(batcher, 21)
-    assert answered == Answered(42, 0.0, 0.0, 1)
+    assert answered == ItemResult(42, 0.0, 0.0, 1)
     assert asyncio.get_running_loop().time() == 0.0
     await batcher.close()
 
@@ -113,7 +113,7 @@ async def test_of_a_batch_that_raises_only_the_culprit_fails() -> None:
     await settle()
     runner.gate.set()
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [Answered, Answered, EngineFailed, Answered]
+    assert [type(outcome) for outcome in outcomes] == [ItemResult, ItemResult, EngineFailed, ItemResult]
     assert (await ask(batcher, 7)).value == 14
     await batcher.close()
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import ChecksumMismatch, Offline
-from eca_service.errors import Busy, ModelNotLoaded, NoRoom, NotReady
-from eca_service.inference.model import Classified, RunningModel
+from eca_service.errors import Busy, InsufficientMemory, ModelNotLoaded, NotReady
+from eca_service.inference.model import ImageResult, ServedModel
 from eca_service.models.registry import ModelSource, Registry
-from eca_service.models.revision_watcher import Watcher, follows_a_branch
+from eca_service.models.revision_watcher import RevisionWatcher, follows_a_branch
 from tests.service.house import GatedRunner, fake_model, run, settle
 
 A, B, C = ("a" * 40, "b" * 40, "c" * 40)
@@ -27,7 +27,7 @@ class Workshop:
         self.runner: GatedRunner | None = None
         self.weights_bytes = 10
 
-    async def open(self, source: ModelSource) -> RunningModel[Any, Any]:
+    async def open(self, source: ModelSource) -> ServedModel[Any, Any]:
         revision = source.revision or A
         self.opened.append(revision)
         await self.gate.wait()
@@ -50,7 +50,7 @@ async def started(workshop: Workshop, *ids: str, max_weights_bytes: int = 0) -> 
 
 
 def revision_of(registry: Registry, model_id: str | None = None) -> str:
-    return registry.find(model_id).facts.revision
+    return registry.find(model_id).info.revision
 
 
 def test_the_old_answers_until_the_new_one_can_and_is_freed_after_its_last_answer() -> None:
@@ -60,10 +60,10 @@ def test_the_old_answers_until_the_new_one_can_and_is_freed_after_its_last_answe
         registry = await started(workshop, "acme/a")
 
         async def ask() -> str:
-            with registry.lease(None) as model:
+            with registry.acquire(None) as model:
                 (outcome,) = await model.classify([b"1"])
-                assert isinstance(outcome, Classified)
-                return model.facts.revision
+                assert isinstance(outcome, ImageResult)
+                return model.info.revision
 
         asked_before = asyncio.create_task(ask())
         await settle()
@@ -71,7 +71,7 @@ def test_the_old_answers_until_the_new_one_can_and_is_freed_after_its_last_answe
         workshop.runner = None
         loading = asyncio.create_task(registry.load(ModelSource("acme/a", B)))
         await settle()
-        assert registry.slots[0].state == "updating"
+        assert registry.entries[0].state == "updating"
         assert registry.is_ready
         assert revision_of(registry) == A
         workshop.gate.set()
@@ -96,12 +96,12 @@ def test_a_new_one_that_fails_leaves_the_old_as_it_was() -> None:
         with pytest.raises(ChecksumMismatch):
             await registry.load(ModelSource("acme/a", B))
         assert registry.is_ready
-        assert registry.slots[0].state == "ready"
+        assert registry.entries[0].state == "ready"
         assert revision_of(registry) == A
         assert workshop.freed == []
         with pytest.raises(ChecksumMismatch):
             await registry.load(ModelSource("acme/new", B))
-        assert [slot.model_id for slot in registry.slots] == ["acme/a"]
+        assert [entry.model_id for entry in registry.entries] == ["acme/a"]
         assert registry.is_ready
         await registry.close()
 
@@ -125,7 +125,7 @@ def test_a_model_that_is_being_loaded_is_busy() -> None:
             registry.find("acme/b")
         workshop.gate.set()
         await asyncio.gather(*loads)
-        assert registry.find("acme/b").facts.model_id == "acme/b"
+        assert registry.find("acme/b").info.model_id == "acme/b"
         await registry.close()
 
     run(scene())
@@ -154,17 +154,17 @@ def test_who_was_used_least_recently_makes_room() -> None:
     async def scene() -> None:
         workshop = Workshop()
         registry = await started(workshop, "acme/a", "acme/b", max_weights_bytes=25)
-        with registry.lease("acme/a"):
+        with registry.acquire("acme/a"):
             pass
         await registry.load(ModelSource("acme/c"))
-        assert [slot.model_id for slot in registry.slots] == ["acme/a", "acme/c"]
+        assert [entry.model_id for entry in registry.entries] == ["acme/a", "acme/c"]
         workshop.weights_bytes = 26
-        with pytest.raises(NoRoom):
+        with pytest.raises(InsufficientMemory):
             await registry.load(ModelSource("acme/d"))
-        assert [slot.model_id for slot in registry.slots] == ["acme/a", "acme/c"], "nobody leaves for nothing"
+        assert [entry.model_id for entry in registry.entries] == ["acme/a", "acme/c"], "nobody leaves for nothing"
         workshop.weights_bytes = 25
         await registry.load(ModelSource("acme/a", B))
-        assert [slot.model_id for slot in registry.slots] == ["acme/a"], "the old commit does not count"
+        assert [entry.model_id for entry in registry.entries] == ["acme/a"], "the old commit does not count"
         assert registry.weights_bytes == 25
         await registry.close()
 
@@ -174,7 +174,7 @@ def test_who_was_used_least_recently_makes_room() -> None:
 def test_models_of_the_start_that_do_not_fit_together_stop_it() -> None:
     async def scene() -> None:
         registry = await started(Workshop(), "acme/a", "acme/b", max_weights_bytes=15)
-        assert isinstance(registry.failure, NoRoom)
+        assert isinstance(registry.failure, InsufficientMemory)
         await registry.close()
 
     run(scene())
@@ -209,14 +209,14 @@ def test_a_branch_is_followed_every_period() -> None:
     async def scene() -> None:
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")
-        watching = asyncio.create_task(Watcher(registry, branch.find, period_s=30).watch())
+        watching = asyncio.create_task(RevisionWatcher(registry, branch.find, period_s=30).watch())
         await asyncio.sleep(95)
         assert branch.num_looks == 3
         assert workshop.opened == [A], "a branch that stands still costs a question, no more"
         branch.commit = B
         await asyncio.sleep(30)
         assert revision_of(registry) == B
-        assert registry.slots[0].source == ModelSource("acme/a"), "it still follows the branch"
+        assert registry.entries[0].source == ModelSource("acme/a"), "it still follows the branch"
         watching.cancel()
         await registry.close()
 
@@ -227,7 +227,7 @@ def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() ->
     async def scene() -> None:
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")
-        watcher = Watcher(registry, branch.find, period_s=30)
+        watcher = RevisionWatcher(registry, branch.find, period_s=30)
         workshop.errors = {B: ChecksumMismatch("other bytes"), C: Offline("no answer")}
         for commit, num_tries in ((B, 1), (C, 3)):
             branch.commit = commit
@@ -249,7 +249,7 @@ def test_a_hub_that_does_not_answer_changes_nothing() -> None:
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")
         branch.commit = OSError("unplugged")
-        await Watcher(registry, branch.find, period_s=30).look()
+        await RevisionWatcher(registry, branch.find, period_s=30).look()
         assert revision_of(registry) == A
         await registry.close()
 

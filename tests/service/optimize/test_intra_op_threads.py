@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eca_service.optimize.intra_op_threads import Cores, share_cores
+from eca_service.optimize.intra_op_threads import IntraOpThreads, share_cores
 
 ONE, TWO = torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)
 
@@ -25,18 +25,18 @@ def count_cores(pixels_N3HW: Tensor) -> Tensor:
 
 
 def test_a_picture_that_is_alone_gets_all_cores_and_leaves_them_as_they_were() -> None:
-    run = share_cores(count_cores, 2, Cores())
+    run = share_cores(count_cores, 2, IntraOpThreads())
     assert run(ONE).item() == 2
     assert torch.get_num_threads() == 1
     assert run(ONE).item() == 2, "the one before has gone"
 
 
 def test_a_batch_has_one_core() -> None:
-    assert share_cores(count_cores, 2, Cores())(TWO).item() == 1
+    assert share_cores(count_cores, 2, IntraOpThreads())(TWO).item() == 1
 
 
 def test_a_picture_has_one_core_while_another_engine_works() -> None:
-    cores, is_inside, may_end = Cores(), threading.Event(), threading.Event()
+    cores, is_inside, may_end = IntraOpThreads(), threading.Event(), threading.Event()
 
     def wait(pixels_N3HW: Tensor) -> Tensor:
         is_inside.set()
@@ -53,7 +53,7 @@ def test_a_picture_has_one_core_while_another_engine_works() -> None:
 
 
 def test_an_error_gives_the_cores_back() -> None:
-    cores = Cores()
+    cores = IntraOpThreads()
 
     def fail(pixels_N3HW: Tensor) -> Tensor:
         raise ArithmeticError("a logit is not a number")

@@ -13,10 +13,10 @@ from eca_service.app import create_app
 from eca_service.http.auth import Keys
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.engine import Engine
-from eca_service.inference.model import RawPixels, RunningModel
+from eca_service.inference.model import RawPixels, ServedModel
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
-from tests.service.house import FakeDecoded, facts, rank_nothing
+from tests.service.house import FakeDecoded, model_info, postprocess_nothing
 from tests.service.test_routes import refusal
 
 
@@ -32,19 +32,19 @@ def test_its_callers_are_answered_within_two_seconds_and_readiness_turns_red_and
     async def decode(data: bytes | RawPixels) -> Any:
         return FakeDecoded(torch.zeros(3, 2, 2, dtype=torch.uint8))  # type: ignore[arg-type]
 
-    async def open_model(source: ModelSource) -> RunningModel[Any, Any]:
+    async def open_model(source: ModelSource) -> ServedModel[Any, Any]:
         engine = Engine(forward, hang_timeout_s=settings.hang_timeout_s)
         await engine.warm_up(torch.zeros(3, 2, 2, dtype=torch.uint8), [1, 2])
         batcher: Batcher[Any, Any] = Batcher([engine.run], max_batch=8, max_wait_ms=5, max_items=8)
         batcher.start()
-        return RunningModel(
-            facts(),
+        return ServedModel(
+            model_info(),
             decode=decode,
             batcher=batcher,
-            rank=rank_nothing,
+            postprocess=postprocess_nothing,
             deadline_s=10,
             close=engine.close,
-            is_well=lambda: engine.is_well,
+            is_healthy=lambda: engine.is_healthy,
         )
 
     app = create_app(settings, Registry([ModelSource("acme/digits")], open_model), Keys())

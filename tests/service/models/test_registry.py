@@ -8,12 +8,12 @@ import pytest
 
 from eca_hub.errors import CheckpointMismatch, RepoNotFound
 from eca_service.errors import InvalidRequest, ModelNotLoaded, NotReady
-from eca_service.inference.model import RunningModel
+from eca_service.inference.model import ServedModel
 from eca_service.models.registry import ModelSource, Registry
 from tests.service.house import fake_model, run, settle
 
 
-async def open_fake(source: ModelSource) -> RunningModel[Any, Any]:
+async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
     if source.id_or_folder == "acme/absent":
         raise RepoNotFound("no such repository")
     return fake_model(model_id=source.id_or_folder)
@@ -38,7 +38,7 @@ def test_among_several_models_one_must_be_named() -> None:
         await registry.load_all()
         with pytest.raises(InvalidRequest, match=r"acme/a, acme/b"):
             registry.find(None)
-        assert registry.find("acme/b").facts.model_id == "acme/b"
+        assert registry.find("acme/b").info.model_id == "acme/b"
         await registry.close()
 
     run(scene())
@@ -48,7 +48,7 @@ def test_a_model_that_is_loading_says_so() -> None:
     async def scene() -> None:
         gate = asyncio.Event()
 
-        async def open_slowly(source: ModelSource) -> RunningModel[Any, Any]:
+        async def open_slowly(source: ModelSource) -> ServedModel[Any, Any]:
             await gate.wait()
             return await open_fake(source)
 
@@ -74,7 +74,7 @@ def test_a_model_that_does_not_load_is_kept_as_failed_and_the_next_is_loaded() -
         assert registry.loaded.is_set()
         assert not registry.is_ready
         assert isinstance(registry.failure, RepoNotFound)
-        assert registry.find("acme/b").facts.model_id == "acme/b"
+        assert registry.find("acme/b").info.model_id == "acme/b"
         with pytest.raises(NotReady):
             registry.find("acme/absent")
         await registry.close()
@@ -86,7 +86,7 @@ def test_a_model_that_the_hub_does_not_have_yet_is_waited_for_as_long_as_told() 
     async def scene() -> None:
         loop, asked_s = asyncio.get_running_loop(), list[float]()
 
-        async def open_late(source: ModelSource) -> RunningModel[Any, Any]:
+        async def open_late(source: ModelSource) -> ServedModel[Any, Any]:
             asked_s.append(loop.time())
             if loop.time() < 5:
                 raise RepoNotFound("no such repository")
@@ -114,7 +114,7 @@ def test_a_model_that_the_hub_does_not_have_yet_is_waited_for_as_long_as_told() 
 
 def test_what_waiting_does_not_mend_is_not_waited_for() -> None:
     async def scene() -> None:
-        async def open_broken(source: ModelSource) -> RunningModel[Any, Any]:
+        async def open_broken(source: ModelSource) -> ServedModel[Any, Any]:
             raise CheckpointMismatch("other shapes")
 
         registry = Registry([ModelSource("acme/a")], open_broken, patience_s=10)
