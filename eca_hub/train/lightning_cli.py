@@ -26,11 +26,12 @@ from eca_hub.train.callbacks.epoch_log import EpochRows, Speed
 from eca_hub.train.callbacks.loss_guard import BadSamples, LossGuard
 from eca_hub.train.checkpoint.fingerprint import identity_of
 from eca_hub.train.checkpoint.store import WholeCheckpointIO
-from eca_hub.train.data.datamodule import ImageData
+from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.distributed.launcher import end_together
 from eca_hub.train.distributed.signals import Stopped, StopWish, end_workers
 from eca_hub.train.distributed.strategies import SyncNorms, check_norms, own_strategy
 from eca_hub.train.failures import as_sentence
+from eca_hub.train.legacy_options import upgrade_argv
 from eca_hub.train.measure import tell_measured, write_predictions
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.results import finish_run, write_environment
@@ -102,13 +103,13 @@ class Cli(LightningCLI):
         """Make data, network and trainer, and give all the same seed."""
         super().instantiate_classes()
         assert isinstance(self.model, ImageClassifier)
-        assert isinstance(self.datamodule, ImageData)
+        assert isinstance(self.datamodule, ImageDataModule)
         seed = self.config[self.subcommand]["seed_everything"]
         self.model.seed = self.datamodule.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is True else int(seed)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Keep everything of the run in its folder."""
-        assert isinstance(self.datamodule, ImageData)
+        assert isinstance(self.datamodule, ImageDataModule)
         self.datamodule.check()
         callbacks: list[Callback] = [BadSamples(self.run_dir, self.datamodule.max_bad_samples)]
         speed = Speed() if self.subcommand == "fit" else None
@@ -215,7 +216,7 @@ def run(command: str, argv: list[str]) -> None:
         try:
             Cli(
                 ImageClassifier,
-                ImageData,
+                ImageDataModule,
                 subclass_mode_data=True,
                 parser_class=RunParser,
                 auto_configure_optimizers=False,
@@ -229,7 +230,7 @@ def run(command: str, argv: list[str]) -> None:
                     "enable_checkpointing": False,
                 },
                 parser_kwargs={"prog": "eca-hub", "allow_abbrev": False},
-                args=[command, *argv],
+                args=[command, *upgrade_argv(argv)],
             )
         except Exception as error:
             if Cli.wish.number is not None and isinstance(error, RuntimeError | MemoryError | OSError):

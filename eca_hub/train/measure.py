@@ -6,21 +6,21 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
-from eca_hub.train.data.datamodule import ImageData
+from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.say import say
 
 
 def tell_measured(trainer: Trainer, module: ImageClassifier, split: str) -> None:
     """Print the numbers of a split."""
-    found = module.totals_of(split).compute()
-    num_images = int(module.totals_of(split).whole_confusion().sum())
+    found = module.metrics_for(split).compute()
+    num_images = int(module.metrics_for(split).whole_confusion().sum())
     if trainer.is_global_zero:
         numbers = "  ".join(f"{split}_{name} {float(value):.4f}" for name, value in found.items())
         say(f"{numbers}  on {num_images} images")
 
 
-def write_predictions(trainer: Trainer, module: ImageClassifier, data: ImageData, table: Path) -> None:
+def write_predictions(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, table: Path) -> None:
     """Write a row a picture, in the order of the split: file, true class, answer, and its probability."""
     source = data.source("test")
     answers = [

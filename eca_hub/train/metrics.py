@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class Totals(Metric):
+class ClassificationMetrics(Metric):
     """Count answers, and derive loss, top-1, top-5 and the accuracy of each class.
 
     Sums, not means, are kept and added up over processes, so uneven shares weigh what they hold.

@@ -22,13 +22,13 @@ from eca_hub.images.transform import EvalTransform
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ImageConfig, ModelConfig, Stem
 from eca_hub.train.data.dataset import Batch
-from eca_hub.train.data.rng import derive_seed, seed_chance
+from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.distributed.fsdp import shard, share_buffers, whole
 from eca_hub.train.ema import WeightAverage
-from eca_hub.train.metrics import Totals
-from eca_hub.train.mixup import Mix, MixConfig
-from eca_hub.train.optim import OptimConfig, make_optimizer, rate_factor
-from eca_hub.train.transfer import Teacher, Train, freeze, norms, start_from
+from eca_hub.train.metrics import ClassificationMetrics
+from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
+from eca_hub.train.optim import OptimConfig, lr_factor, make_optimizer
+from eca_hub.train.transfer import Distillation, Freeze, batch_norms, freeze_parameters, load_pretrained_backbone
 
 
 class ImageClassifier(LightningModule):
@@ -42,16 +42,17 @@ class ImageClassifier(LightningModule):
         from_pretrained: Package to start from, `owner/name` or a folder; architecture and attention are then its own,
             and the head is new if the labels are.
         revision: Branch, tag or commit of `from_pretrained`.
-        train: What learns: `all`, `all_but_norms` (their statistics stay, too) or `head` (a linear probe).
+        freeze: `none`; `norms`, which keep their statistics as well; or `backbone`, so that only the head is trained
+            (a linear probe).
         optim: Optimizer and learning rate.
         label_smoothing: Share of each target that is spread over all classes.
         mix: MixUp and CutMix.
-        average_decay: Share of a running average of the weights that stays at every step; the average is then what is
+        ema_decay: Share of a running average of the weights that stays at every step; the average is then what is
             measured and published. 0 for none.
-        teacher: Package whose answers are learnt as well, `owner/name` or a folder.
-        teacher_weight: Share of the loss that the teacher sets.
-        temperature: By how much the answers of teacher and student are softened.
-        dropout: Share of the features before the head that are dropped.
+        distill_from: Package whose answers are learnt as well, `owner/name` or a folder.
+        distill_alpha: Share of the loss that the teacher sets.
+        distill_temperature: By how much the answers of teacher and student are softened.
+        drop_rate: Share of the features before the head that are dropped.
         channels_last: Whether channels stand innermost in memory: on a CPU a step of ResNet-18 at 128 px is then 1.1
             times as fast, one of ResNet-20 at 32 px 1.3 times; the last bits then depend on the number of threads.
         compile: Whether torch.compile is used.
@@ -67,39 +68,39 @@ class ImageClassifier(LightningModule):
         stem: Stem = "own",
         from_pretrained: str | None = None,
         revision: str | None = None,
-        train: Train = "all",
+        freeze: Freeze = "none",
         optim: OptimConfig = OptimConfig(),
         label_smoothing: float = 0.0,
-        mix: MixConfig = MixConfig(),
-        average_decay: float = 0.0,
-        teacher: str | None = None,
-        teacher_weight: float = 0.5,
-        temperature: float = 2.0,
-        dropout: float = 0.0,
+        mix: MixUpConfig = MixUpConfig(),
+        ema_decay: float = 0.0,
+        distill_from: str | None = None,
+        distill_alpha: float = 0.5,
+        distill_temperature: float = 2.0,
+        drop_rate: float = 0.0,
         channels_last: bool = False,
         compile: bool = False,
         labels: Sequence[str] = (),
         image: ImageConfig = ImageConfig(),
     ) -> None:
         super().__init__()
-        for name, share in (("label_smoothing", label_smoothing), ("average_decay", average_decay)):
+        for name, share in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
             if not 0 <= share < 1:
                 raise InvalidConfig(f"model.{name} is {share}; it must be 0 or more and below 1.")
-        if not 0 <= dropout < 1 or not 0 <= teacher_weight <= 1 or temperature <= 0:
+        if not 0 <= drop_rate < 1 or not 0 <= distill_alpha <= 1 or distill_temperature <= 0:
             raise InvalidConfig(
-                f"model has dropout {dropout}, teacher_weight {teacher_weight} and temperature {temperature}; they "
-                "must be 0 to below 1, 0 to 1, and above 0."
+                f"model has drop_rate {drop_rate}, distill_alpha {distill_alpha} and distill_temperature "
+                f"{distill_temperature}; they must be 0 to below 1, 0 to 1, and above 0."
             )
         config = ModelConfig(architecture, attention, attention_args or {}, tuple(labels), image, stem)
         self.base_model = from_pretrained if from_pretrained and not is_folder(from_pretrained) else ""
         """Id of the model of a hub that training starts from; empty if there is none, or it has no id."""
         if from_pretrained:
-            self.model, self.config = start_from(from_pretrained, revision, config)
+            self.model, self.config = load_pretrained_backbone(from_pretrained, revision, config)
         else:
             self.config = settle(config)
             self.model = build_model(self.config)
-        set_dropout(self.model, dropout)
-        freeze(self.model, self.config, train)
+        set_dropout(self.model, drop_rate)
+        freeze_parameters(self.model, self.config, freeze)
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.seed = 0
@@ -108,14 +109,14 @@ class ImageClassifier(LightningModule):
         self.transform = EvalTransform(image)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         num_classes = self.config.num_classes
-        self.totals = nn.ModuleDict({split: Totals(num_classes) for split in ("fit", "val", "test")})
-        self._average_decay = average_decay
-        self.average = WeightAverage(self.model, average_decay) if average_decay else None
-        self._train = train
-        self._mix = Mix(mix, num_classes)
-        self._teacher = Teacher(teacher, self.config) if teacher else None
-        self._teacher_weight = teacher_weight
-        self._temperature = temperature
+        self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes) for split in ("fit", "val", "test")})
+        self._average_decay = ema_decay
+        self.average = WeightAverage(self.model, ema_decay) if ema_decay else None
+        self._freeze = freeze
+        self._mix = MixUpCutMix(mix, num_classes)
+        self._teacher = Distillation(distill_from, self.config) if distill_from else None
+        self._teacher_weight = distill_alpha
+        self._temperature = distill_temperature
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # In a tuple, so that the weights are not registered a second time under the name of the compiled network.
         self._run_model = (torch.compile(self.model) if compile else self.model,)
@@ -130,7 +131,7 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
         place = (self.trainer.current_epoch, batch_index, self.global_rank)
-        seed_chance(derive_seed("step", self.seed, *place), self.device)
+        seed_rng(derive_seed("step", self.seed, *place), self.device)
         x_N3HW, target = self._mix(self._normalized(batch.pixels), batch.targets)
         logits_NK = self._run_model[0](x_N3HW)
         loss: Tensor = self.loss(logits_NK, target)
@@ -138,7 +139,7 @@ class ImageClassifier(LightningModule):
             soft_NK, taught_NK = logits_NK / self._temperature, self._teacher(x_N3HW) / self._temperature
             distance = kl_div(soft_NK.log_softmax(1), taught_NK.log_softmax(1), reduction="batchmean", log_target=True)
             loss = (1 - self._teacher_weight) * loss + self._teacher_weight * self._temperature**2 * distance
-        self.totals_of("fit").update(logits_NK.detach(), batch.targets, loss)
+        self.metrics_for("fit").update(logits_NK.detach(), batch.targets, loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -151,7 +152,7 @@ class ImageClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> tuple[Tensor, Tensor]:
         """Return the numbers of the pictures (N,) and the probabilities of the classes (N, K)."""
-        return batch.numbers.cpu(), self._answer(batch).softmax(1).cpu()
+        return batch.indices.cpu(), self._answer(batch).softmax(1).cpu()
 
     def configure_model(self) -> None:
         """Cut up the weights, if the strategy has a row of processes to share them."""
@@ -163,10 +164,10 @@ class ImageClassifier(LightningModule):
     def on_train_start(self) -> None:
         """Fix what the rate depends on; counts of an epoch that is resumed are those of all processes."""
         if not self.trainer.is_global_zero:
-            self.totals_of("fit").forget()
+            self.metrics_for("fit").forget()
         num_steps = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        self._rate_factor = rate_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+        self._rate_factor = lr_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Set the rate of the step that begins."""
@@ -175,15 +176,15 @@ class ImageClassifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Count anew."""
-        self.totals_of("fit").reset()
+        self.metrics_for("fit").reset()
 
     def on_validation_epoch_start(self) -> None:
         """Count anew."""
-        self.totals_of("val").reset()
+        self.metrics_for("val").reset()
 
     def on_test_epoch_start(self) -> None:
         """Count anew."""
-        self.totals_of("test").reset()
+        self.metrics_for("test").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Tell the loggers what validation found."""
@@ -202,10 +203,10 @@ class ImageClassifier(LightningModule):
     def train(self, mode: bool = True) -> "ImageClassifier":
         """Switch between training and evaluation; frozen norms keep their statistics in both."""
         super().train(mode)
-        if mode and self._train == "all_but_norms":
-            for norm in norms(self.model):
+        if mode and self._freeze == "norms":
+            for norm in batch_norms(self.model):
                 norm.eval()
-        if mode and self._train == "head":
+        if mode and self._freeze == "backbone":
             self.model.eval()
         return self
 
@@ -228,14 +229,14 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the average beside the weights, and the counts of all processes instead of this one's."""
-        checkpoint["state_dict"] |= self.totals_of("fit").summed("totals.fit.")
+        checkpoint["state_dict"] |= self.metrics_for("fit").summed("metrics.fit.")
         if self.average is not None:
             checkpoint["average"] = dict(self.average.weights)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the saved average and the counts of the epoch."""
         # Else the counts that come with the weights would be taken for none.
-        self.totals_of("fit")._update_count = 1
+        self.metrics_for("fit")._update_count = 1
         if self.average is not None:
             self.average.load(checkpoint["average"])
 
@@ -245,15 +246,15 @@ class ImageClassifier(LightningModule):
             return self.average.whole()
         return {name: whole(tensor.detach()) for name, tensor in self.model.state_dict().items()}
 
-    def totals_of(self, split: str) -> Totals:
+    def metrics_for(self, split: str) -> ClassificationMetrics:
         """Return the counts of `fit`, `val` or `test`."""
-        totals = self.totals[split]
-        assert isinstance(totals, Totals)
-        return totals
+        metrics = self.metrics[split]
+        assert isinstance(metrics, ClassificationMetrics)
+        return metrics
 
     def _measure(self, batch: Batch, split: str) -> None:
         logits_NK = self._answer(batch)
-        self.totals_of(split).update(logits_NK, batch.targets, self.loss(logits_NK, batch.targets))
+        self.metrics_for(split).update(logits_NK, batch.targets, self.loss(logits_NK, batch.targets))
 
     def _answer(self, batch: Batch) -> Tensor:
         if self.average is None:
@@ -268,7 +269,7 @@ class ImageClassifier(LightningModule):
 
     def _log(self, counted: str, name: str) -> None:
         # compute() has added up over all processes already; the same number of each is averaged to itself.
-        values = {f"{name}_{metric}": value for metric, value in self.totals_of(counted).compute().items()}
+        values = {f"{name}_{metric}": value for metric, value in self.metrics_for(counted).compute().items()}
         self.log_dict(values, prog_bar=False, sync_dist=True, batch_size=1)
 
 

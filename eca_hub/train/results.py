@@ -19,7 +19,7 @@ from eca_hub.models.build import build_model
 from eca_hub.train.callbacks.checkpointing import Keeper
 from eca_hub.train.callbacks.epoch_log import format_s
 from eca_hub.train.checkpoint.store import CheckpointFolder
-from eca_hub.train.data.datamodule import ImageData
+from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.distributed.fsdp import load_whole
 from eca_hub.train.environment import describe_environment, device_name, peak_memory_mib
 from eca_hub.train.errors import TrainingStopped
@@ -31,7 +31,12 @@ _FLATTERED = "The epoch was chosen on the pictures that it is measured on, for t
 
 
 def finish_run(
-    trainer: Trainer, module: ImageClassifier, data: ImageData, run_dir: Path, folder: CheckpointFolder, keeper: Keeper
+    trainer: Trainer,
+    module: ImageClassifier,
+    data: ImageDataModule,
+    run_dir: Path,
+    folder: CheckpointFolder,
+    keeper: Keeper,
 ) -> None:
     """Measure the best weights on the test split, write them as a package, and say what to type next.
 
@@ -54,7 +59,7 @@ def finish_run(
     load_whole(module.model, best)
     module.average = None
     [measured] = trainer.test(module, datamodule=data, verbose=False)
-    confusion_KK = module.totals_of("test").whole_confusion().cpu()
+    confusion_KK = module.metrics_for("test").whole_confusion().cpu()
     if not trainer.is_global_zero:
         return
     num_train, num_test = data.num_images("train"), int(confusion_KK.sum())
@@ -87,7 +92,7 @@ def finish_run(
     network = build_model(module.config)
     network.load_state_dict(best)
     save_pretrained(network, module.config, run_dir / "model", facts=facts)
-    _tell(result, run_dir, _FLATTERED if data.has_one_to_measure else "")
+    _tell(result, run_dir, _FLATTERED if data.has_single_eval_split else "")
 
 
 def write_environment(trainer: Trainer, run_dir: Path) -> None:
@@ -111,7 +116,7 @@ def _tell(result: dict[str, Any], run_dir: Path, remark: str) -> None:
     )
 
 
-def _card_facts(trainer: Trainer, module: ImageClassifier, data: ImageData, result: dict[str, Any]) -> CardFacts:
+def _card_facts(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, result: dict[str, Any]) -> CardFacts:
     optim = module.optim_config
     num_test = int(result["num_test_images"])
     return CardFacts(
@@ -131,5 +136,5 @@ def _card_facts(trainer: Trainer, module: ImageClassifier, data: ImageData, resu
             f"eca-hub {__version__}, torch {torch.__version__}, lightning {lightning.__version__}"
         ),
         limits=f"Knows nothing but the classes of {data.title}: every picture gets one of them, whatever it shows."
-        + (f" {_FLATTERED}" if data.has_one_to_measure else ""),
+        + (f" {_FLATTERED}" if data.has_single_eval_split else ""),
     )

@@ -1,7 +1,4 @@
-"""What training starts from: fresh weights, or those of a package with a head for other classes.
-
-Knows nothing of optimizers or data.
-"""
+"""Transfer learning: pretrained weights with a new head, frozen layers, distillation."""
 
 import dataclasses
 from typing import Literal
@@ -14,11 +11,13 @@ from eca_hub.hub.pretrained import load_pretrained
 from eca_hub.models.build import build_model, settle
 from eca_hub.models.config import ModelConfig
 
-Train = Literal["all", "all_but_norms", "head"]
+Freeze = Literal["none", "norms", "backbone"]
 
 
-def start_from(id_or_folder: str, revision: str | None, config: ModelConfig) -> tuple[nn.Module, ModelConfig]:
-    """Take the weights of a package; where its labels are others, with a fresh head for those of the configuration.
+def load_pretrained_backbone(
+    id_or_folder: str, revision: str | None, config: ModelConfig
+) -> tuple[nn.Module, ModelConfig]:
+    """Load the weights of a package. Where the labels differ from the package's, the head is initialized anew.
 
     Args:
         id_or_folder: `owner/name` on the hub, or a folder.
@@ -26,7 +25,7 @@ def start_from(id_or_folder: str, revision: str | None, config: ModelConfig) -> 
         config: Labels and preprocessing of the new network; architecture and attention are the package's.
 
     Raises:
-        HubError: the package is not to be had.
+        HubError: the package cannot be loaded.
     """
     source, source_config = load_pretrained(id_or_folder, revision)
     new_config = dataclasses.replace(source_config, labels=config.labels, image=config.image)
@@ -41,7 +40,7 @@ def start_from(id_or_folder: str, revision: str | None, config: ModelConfig) -> 
 
 
 def head_names(config: ModelConfig) -> set[str]:
-    """Find the weights whose shape depends on the number of classes."""
+    """Return the names of the weights whose shape depends on the number of classes."""
     with torch.device("meta"):
         shapes, others = (
             {name: tensor.shape for name, tensor in build_model(config, num_classes=number).state_dict().items()}
@@ -50,40 +49,45 @@ def head_names(config: ModelConfig) -> set[str]:
     return {name for name, shape in shapes.items() if others[name] != shape}
 
 
-def freeze(model: nn.Module, config: ModelConfig, train: Train) -> None:
-    """Stop what shall not learn: its weights keep no gradient, and its norms keep their statistics."""
+def freeze_parameters(model: nn.Module, config: ModelConfig, freeze: Freeze) -> None:
+    """Turn off the gradients of the frozen parameters; `ImageClassifier.train` freezes the statistics of the norms.
+
+    Args:
+        model: The network.
+        config: Its configuration.
+        freeze: `none`, `norms`, or `backbone`: all but the head.
+    """
     head = head_names(settle(config))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = train != "head" or name in head
-    if train == "all_but_norms":
-        for norm in norms(model):
-            for parameter in norm.parameters():
-                parameter.requires_grad = False
+        parameter.requires_grad = freeze != "backbone" or name in head
+    if freeze == "norms":
+        for norm in batch_norms(model):
+            norm.requires_grad_(False)
 
 
-def norms(model: nn.Module) -> list[nn.Module]:
-    """Find the layers that keep statistics."""
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that keep running statistics."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-class Teacher:
-    """A trained network whose answers the student learns as well.
+class Distillation:
+    """A frozen teacher network, whose logits the student learns to match.
 
-    Kept apart from the student's modules, so that no checkpoint holds it.
+    It is no submodule of the student, so checkpoints do not contain it.
 
     Args:
-        id_or_folder: `owner/name` on the hub, or a folder.
-        config: The student's; labels must be the same.
+        id_or_folder: The teacher: `owner/name` on the hub, or a folder.
+        config: The student's configuration.
 
     Raises:
-        InvalidConfig: the teacher knows other classes, or sees pictures of another size.
+        InvalidConfig: labels, normalization or input size of the teacher are not the student's.
     """
 
     def __init__(self, id_or_folder: str, config: ModelConfig) -> None:
         self._model, teacher_config = load_pretrained(id_or_folder)
         if teacher_config.labels != config.labels:
             raise InvalidConfig(
-                f"The teacher {id_or_folder} knows {teacher_config.num_classes} classes, the data have "
+                f"The teacher {id_or_folder} has {teacher_config.num_classes} classes, the data have "
                 f"{config.num_classes}, or they are in another order; both must be the same."
             )
         image, student_image = teacher_config.image, config.image
@@ -93,10 +97,16 @@ class Teacher:
                 f"{student_image.mean} and {student_image.std}.",
                 hint="Give --data.image.mean and --data.image.std.",
             )
+        if (image.height_px, image.width_px) != (student_image.height_px, student_image.width_px):
+            raise InvalidConfig(
+                f"The teacher {id_or_folder} was trained on {image.height_px} x {image.width_px} px, the data have "
+                f"{student_image.height_px} x {student_image.width_px} px; both see the same batches.",
+                hint=f"Give --data.image.height_px {image.height_px} --data.image.width_px {image.width_px}.",
+            )
         self._model.requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, x_N3HW: torch.Tensor) -> torch.Tensor:
-        """Answer a batch: normalised (N, 3, H, W) to logits (N, K)."""
+        """Return the teacher's logits (N, K) of normalized images (N, 3, H, W)."""
         logits_NK: torch.Tensor = self._model.to(x_N3HW.device)(x_N3HW)
         return logits_NK

@@ -41,7 +41,7 @@ class Task:
     num_epochs: int
     num_workers: int
     crop: str
-    """`resized` or `padded`."""
+    """`random_resized_crop` or `padded`."""
     min_area: float
     trains: bool = True
 
@@ -122,7 +122,7 @@ def train_like_ecanet(task: Task) -> list[list[float]]:
 
     cut = (
         transforms.RandomResizedCrop(task.side_px, scale=(task.min_area, 1.0))
-        if task.crop == "resized"
+        if task.crop == "random_resized_crop"
         else transforms.RandomCrop(task.side_px, padding=task.side_px // 8)
     )
     steps = [cut, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
@@ -189,7 +189,7 @@ def _batches_of_ours(task: Task) -> Callable[[], Iterable[tuple[Tensor, Tensor]]
     from eca_hub.train.data import AugmentConfig, ImageFolderData
 
     image = ImageConfig(task.side_px, task.side_px, mean=MEAN, std=STD, interpolation="bilinear")
-    augment = AugmentConfig(crop=task.crop, min_area=task.min_area)  # type: ignore[arg-type]
+    augment = AugmentConfig(crop=task.crop, scale_min=task.min_area)  # type: ignore[arg-type]
     loader = ImageFolderData(
         task.folder, image=image, augment=augment, batch_size=task.batch_size, num_workers=task.num_workers
     ).train_dataloader()

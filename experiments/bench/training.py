@@ -53,10 +53,10 @@ class Case:
 
 
 CASES = (
-    Case("photos", "photos", "resnet18", 128, 32, 256, "resized", "the step"),
+    Case("photos", "photos", "resnet18", 128, 32, 256, "random_resized_crop", "the step"),
     Case("cifar10", "cifar10", "resnet20", 32, 128, 1920, "padded", "the step"),
-    Case("thumbnails", "photos", "resnet20", 32, 64, 512, "resized", "decoding"),
-    Case("loader", "photos", "resnet18", 128, 32, 512, "resized", "decoding", trains=False),
+    Case("thumbnails", "photos", "resnet20", 32, 64, 512, "random_resized_crop", "decoding"),
+    Case("loader", "photos", "resnet18", 128, 32, 512, "random_resized_crop", "decoding", trains=False),
 )
 
 
@@ -180,7 +180,7 @@ def run_fit(pictures: Path, task: dict[str, Any]) -> list[list[float]]:
         "data.image.width_px": task["side_px"],
         "data.image.interpolation": "bilinear",
         "data.augment.crop": task["crop"],
-        "data.augment.min_area": task["min_area"],
+        "data.augment.scale_min": task["min_area"],
         "model.architecture": task["architecture"],
         "model.channels_last": "true",
         "trainer.max_epochs": task["num_epochs"],

@@ -11,10 +11,10 @@ from eca_hub.__main__ import main
 CONFIG = """
 model:
   architecture: resnet20
-  average_decay: 0.9
-  dropout: 0.2
+  ema_decay: 0.9
+  drop_rate: 0.2
   label_smoothing: 0.1
-  mix: {mixup: 0.2, cutmix: 1.0}
+  mix: {mixup_alpha: 0.2, cutmix_alpha: 1.0}
   optim: {lr: 0.05, warmup_epochs: 1}
 data:
   class_path: SyntheticData
@@ -23,7 +23,7 @@ data:
     num_eval: 20
     batch_size: 8
     image: {height_px: 8, width_px: 8, crop: 1.0}
-    augment: {num_rand_ops: 2, erase: 0.2}
+    augment: {randaugment_num_ops: 2, random_erasing: 0.2}
 save: {every_steps: 2}
 trainer: {max_epochs: 3, accelerator: cpu, devices: 1}
 """

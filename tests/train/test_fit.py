@@ -55,9 +55,9 @@ def test_every_configuration_trains(
         options += ["--data.root", str(tiny_data), "--data.batch_size", "8", "--data.num_workers", "0"]
         options += ["--data.image.height_px", "32", "--data.image.width_px", "32", "--model.attention", "eca"]
     if "ID" in config.read_text().splitlines()[1]:
-        option = "teacher" if config.name == "distil.yaml" else "from_pretrained"
+        option = "distill_from" if config.name == "distil.yaml" else "from_pretrained"
         options += [f"--model.{option}", str(tiny_package)]
-        if option == "teacher":
+        if option == "distill_from":
             options += ["--data.image.mean", "[0.485, 0.456, 0.406]"]
     assert main(["fit", "--config", str(config), "--run_dir", str(tmp_path / "run"), *options]) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()

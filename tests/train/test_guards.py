@@ -54,12 +54,12 @@ def test_weights_whose_validation_is_no_number_are_not_the_best(
     def spoilt(self: ImageClassifier, batch: Batch, split: str) -> None:
         real(self, batch, split)
         if split == "val" and self.current_epoch == 2:
-            self.totals_of("val").loss_sum.fill_(float("nan"))
-            self.totals_of("val").confusion_KK.fill_diagonal_(1000)
+            self.metrics_for("val").loss_sum.fill_(float("nan"))
+            self.metrics_for("val").confusion_KK.fill_diagonal_(1000)
 
     monkeypatch.setattr(ImageClassifier, "_measure", spoilt)
     assert fit(tmp_path / "run") == 2
-    assert "totals.val.loss_sum holds NaN or infinity; nothing was saved" in capsys.readouterr().err
+    assert "metrics.val.loss_sum holds NaN or infinity; nothing was saved" in capsys.readouterr().err
     assert whole_files.facts_of(checkpoints(tmp_path / "run")[-1])["best_epoch"] < 3
     assert not (tmp_path / "run" / "model").exists()
 

@@ -49,7 +49,7 @@ def test_a_csv_logger_goes_where_it_is_told_to(tmp_path: Path) -> None:
     with table.open() as file:
         assert set(csv.DictReader(file).fieldnames or ()) >= METRICS
     [settings] = (tmp_path / "log").rglob("hparams.yaml")
-    assert "average_decay: 0.9" in settings.read_text()
+    assert "ema_decay: 0.9" in settings.read_text()
 
 
 def test_wandb_gets_the_numbers_and_the_configuration(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_wandb_gets_the_numbers_and_the_configuration(tmp_path: Path) -> None:
     fit_logged(tmp_path, "wandb")
     [log] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = log.read_bytes()
-    for name in (*METRICS, "average_decay"):
+    for name in (*METRICS, "ema_decay"):
         assert name.encode() in content
 
 
@@ -68,4 +68,4 @@ def test_mlflow_gets_the_numbers_and_the_configuration(tmp_path: Path) -> None:
         metrics = {name for (name,) in database.execute("select distinct key from metrics")}
         settings = dict(database.execute("select key, value from params"))
     assert metrics >= METRICS
-    assert settings["model/average_decay"] == "0.9"
+    assert settings["model/ema_decay"] == "0.9"

@@ -13,11 +13,11 @@ import eca_hub
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.ema import WeightAverage
-from eca_hub.train.metrics import Totals
-from eca_hub.train.mixup import Mix, MixConfig
+from eca_hub.train.metrics import ClassificationMetrics
+from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.optim import OptimConfig, make_optimizer
-from eca_hub.train.transfer import head_names, norms
+from eca_hub.train.transfer import batch_norms, head_names
 from tests.conftest import LABELS, TINY
 
 
@@ -39,7 +39,7 @@ def test_a_package_with_other_labels_gets_a_new_head_and_keeps_the_rest(tiny_pac
 
 
 def test_a_linear_probe_changes_the_head_alone(tiny_package: Path) -> None:
-    module = ImageClassifier(from_pretrained=str(tiny_package), labels=("a", "b"), image=TINY.image, train="head")
+    module = ImageClassifier(from_pretrained=str(tiny_package), labels=("a", "b"), image=TINY.image, freeze="backbone")
     module.train()
     before = {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
     optimizer = make_optimizer(OptimConfig(), module.model)
@@ -51,31 +51,33 @@ def test_a_linear_probe_changes_the_head_alone(tiny_package: Path) -> None:
 
 
 def test_frozen_norms_keep_weights_and_statistics() -> None:
-    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, train="all_but_norms")
+    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, freeze="norms")
     for _ in range(2):
-        assert all(not norm.training for norm in norms(module.model))
+        assert all(not norm.training for norm in batch_norms(module.model))
         assert module.model.training
         module.eval()
         module.train()
-    assert not any(parameter.requires_grad for norm in norms(module.model) for parameter in norm.parameters())
+    assert not any(parameter.requires_grad for norm in batch_norms(module.model) for parameter in norm.parameters())
 
 
 def test_a_teacher_of_other_classes_is_refused(tiny_package: Path) -> None:
-    with pytest.raises(InvalidConfig, match=r"The teacher .* knows 3 classes, the data have 2"):
-        ImageClassifier("resnet20", labels=("a", "b"), image=TINY.image, teacher=str(tiny_package))
+    with pytest.raises(InvalidConfig, match=r"The teacher .* has 3 classes, the data have 2"):
+        ImageClassifier("resnet20", labels=("a", "b"), image=TINY.image, distill_from=str(tiny_package))
 
 
 def test_a_teacher_is_in_no_checkpoint(tiny_package: Path) -> None:
-    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, teacher=str(tiny_package))
-    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "totals"}
+    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, distill_from=str(tiny_package))
+    assert {name.split(".")[0] for name in module.state_dict()} == {"model", "metrics"}
 
 
 def test_distillation_is_the_cross_entropy_and_the_softened_divergence_from_the_teacher(
     tiny_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hinton et al. 2015: (1 - a) CE(student, truth) + a T^2 KL(teacher / T || student / T)."""
-    options: dict[str, Any] = {"teacher_weight": 0.7, "temperature": 3.0}
-    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, teacher=str(tiny_package), **options).eval()
+    options: dict[str, Any] = {"distill_alpha": 0.7, "distill_temperature": 3.0}
+    module = ImageClassifier(
+        "resnet20", labels=LABELS, image=TINY.image, distill_from=str(tiny_package), **options
+    ).eval()
     monkeypatch.setattr(ImageClassifier, "trainer", SimpleNamespace(current_epoch=0, global_rank=0))
     pixels, targets = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
     loss = module.training_step(Batch(pixels, targets, torch.arange(4)), 0)
@@ -105,7 +107,7 @@ def test_the_average_follows_its_formula_from_the_first_step_on() -> None:
 def test_totals_are_those_of_torchmetrics_for_any_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(101, 7, generator=generator), torch.randint(7, (101,), generator=generator)
-    totals = Totals(7)
+    totals = ClassificationMetrics(7)
     for part in torch.split(torch.arange(101), [64, 1, 36]):
         totals.update(logits[part], targets[part], nn.functional.cross_entropy(logits[part], targets[part]))
     found = totals.compute()
@@ -136,7 +138,7 @@ def test_the_average_follows_the_weights_and_is_what_is_run() -> None:
 
 
 def test_mixed_targets_add_up_to_one_and_chance_is_that_of_the_seed() -> None:
-    mix = Mix(MixConfig(mixup=0.2, cutmix=1.0), 3)
+    mix = MixUpCutMix(MixUpConfig(mixup_alpha=0.2, cutmix_alpha=1.0), 3)
     x, targets = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
     results = []
     for _ in range(2):
@@ -150,7 +152,7 @@ def test_mixed_targets_add_up_to_one_and_chance_is_that_of_the_seed() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"label_smoothing": 1.0}, {"average_decay": -0.1}, {"dropout": 1.0}, {"temperature": 0.0}],
+    [{"label_smoothing": 1.0}, {"ema_decay": -0.1}, {"drop_rate": 1.0}, {"distill_temperature": 0.0}],
 )
 def test_shares_that_cannot_work_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InvalidConfig, match=next(iter(options))):

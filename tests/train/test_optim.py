@@ -9,11 +9,11 @@ from torch import nn
 
 import eca_hub
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.optim import OptimConfig, make_optimizer, rate_factor
+from eca_hub.train.optim import OptimConfig, lr_factor, make_optimizer
 
 
 def test_cosine_rises_through_the_warmup_and_falls_to_zero() -> None:
-    factor = rate_factor(OptimConfig(warmup_epochs=1), num_steps=100, steps_per_epoch=10)
+    factor = lr_factor(OptimConfig(warmup_epochs=1), num_steps=100, steps_per_epoch=10)
     assert [factor(step) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
     assert factor(10) == 1.0
     assert factor(55) == pytest.approx(0.5)
@@ -28,7 +28,7 @@ def recipe(name: str) -> tuple[OptimConfig, int]:
 
 
 def rates(config: OptimConfig, num_epochs: int, steps_per_epoch: int) -> list[float]:
-    factor = rate_factor(config, num_steps=num_epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch)
+    factor = lr_factor(config, num_steps=num_epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch)
     return [config.lr * factor(step) for step in range(num_epochs * steps_per_epoch)]
 
 
@@ -36,7 +36,7 @@ def test_the_recipe_of_the_papers_resnets_divides_the_rate_by_ten_every_thirty_e
     config, num_epochs = recipe("paper_resnet.yaml")
     expected = [rate for rate, epochs in ((0.1, 30), (0.01, 30), (0.001, 30), (0.0001, 10)) for _ in range(epochs * 7)]
     assert rates(config, num_epochs, 7) == pytest.approx(expected)
-    assert (config.momentum, config.weight_decay, config.decay_all) == (0.9, 1e-4, True)
+    assert (config.momentum, config.weight_decay, config.weight_decay_norms_and_biases) == (0.9, 1e-4, True)
 
 
 def test_the_recipe_of_the_papers_mobilenet_multiplies_the_rate_by_098_every_epoch() -> None:
@@ -79,7 +79,7 @@ def test_exactly_norms_biases_and_eca_kernels_do_not_decay(name: str) -> None:
 
 def test_the_papers_recipe_decays_everything() -> None:
     model = eca_hub.create_model("eca_resnet20", num_classes=3)
-    [group] = make_optimizer(OptimConfig(weight_decay=0.1, decay_all=True), model).param_groups
+    [group] = make_optimizer(OptimConfig(weight_decay=0.1, weight_decay_norms_and_biases=True), model).param_groups
     assert group["weight_decay"] == 0.1
     assert len(group["params"]) == len(list(model.parameters()))
 

@@ -23,7 +23,7 @@ from tests.train.datasets import write_folder
 pytestmark = pytest.mark.slow
 
 CONFIG = """
-model: {architecture: resnet20, train: all_but_norms, optim: {lr: 0.01, schedule: constant}}
+model: {architecture: resnet20, freeze: norms, optim: {lr: 0.01, schedule: constant}}
 data:
   class_path: SyntheticData
   init_args: {num_train: 640, num_eval: 101, batch_size: 32, image: {height_px: 16, width_px: 16, crop: 1.0}}
@@ -90,9 +90,9 @@ ONE = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--data.batch_siz
 EVERYTHING = (
     "--model.train",
     "all",
-    "--model.average_decay",
+    "--model.ema_decay",
     "0.9",
-    "--model.dropout",
+    "--model.drop_rate",
     "0.2",
     "--model.mix.mixup",
     "0.2",

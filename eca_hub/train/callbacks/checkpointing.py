@@ -135,7 +135,7 @@ class Keeper(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         assert isinstance(pl_module, ImageClassifier)
-        found = pl_module.totals_of("val").compute()
+        found = pl_module.metrics_for("val").compute()
         top1 = float(found["top1"])
         if found["loss"].isfinite() and top1 >= self.best_top1:
             weights = pl_module.best_weights()

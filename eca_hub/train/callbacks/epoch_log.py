@@ -74,7 +74,7 @@ class EpochRows(Callback):
             "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.8g}",
         }
         for split, name in (("fit", "train"), ("val", "val")):
-            found = pl_module.totals_of(split).compute() if pl_module.totals_of(split).update_called else {}
+            found = pl_module.metrics_for(split).compute() if pl_module.metrics_for(split).update_called else {}
             row |= {f"{name}_{metric}": f"{float(value):.6f}" for metric, value in found.items()}
         row |= {"images_per_s": f"{self._speed.images_per_s:.1f}", "epoch_s": f"{self._speed.epoch_s:.2f}"}
         if not trainer.is_global_zero:

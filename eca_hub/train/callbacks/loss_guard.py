@@ -50,7 +50,7 @@ class LossGuard(Callback):
             arrived.record()
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         place = (trainer.global_step, trainer.current_epoch + 1, batch_idx + 1)
-        self._losses.append(_Loss(loss, arrived, batch.numbers, rate, *place))
+        self._losses.append(_Loss(loss, arrived, batch.indices, rate, *place))
         while self._losses and (self._losses[0].arrived is None or self._losses[0].arrived.query()):
             _check(self._losses.popleft())
 
@@ -112,19 +112,19 @@ class BadSamples(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Look at a training batch."""
-        self._note(trainer, batch.bad)
+        self._note(trainer, batch.bad_samples)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *rest: Any
     ) -> None:
         """Look at a validation batch."""
-        self._note(trainer, batch.bad)
+        self._note(trainer, batch.bad_samples)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *rest: Any
     ) -> None:
         """Look at a test batch."""
-        self._note(trainer, batch.bad)
+        self._note(trainer, batch.bad_samples)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hear what other processes have found."""

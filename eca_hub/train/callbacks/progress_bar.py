@@ -45,7 +45,7 @@ class Bar(Callback):
             return
         assert self._speed is not None
         assert isinstance(pl_module, ImageClassifier)
-        found = pl_module.totals_of("fit").local_means()
+        found = pl_module.metrics_for("fit").local_means()
         speed = f"{self._speed.images_per_s:.0f} images/s{self._left.words(trainer)}"
         self._draw(batch_idx + 1, f"loss {found['loss']:.3f}  top-1 {found['top1']:.3f}  {speed}")
 
@@ -109,7 +109,7 @@ class Bar(Callback):
     def _measured(self, pl_module: LightningModule, split: str, batch_index: int) -> None:
         if self._is_due():
             assert isinstance(pl_module, ImageClassifier)
-            found = pl_module.totals_of(split).local_means()
+            found = pl_module.metrics_for(split).local_means()
             self._draw(batch_index + 1, f"loss {found['loss']:.3f}  top-1 {found['top1']:.3f}")
 
     def _is_due(self, is_last: bool = False) -> bool:

@@ -7,19 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eca_hub.train.data.datamodule import ImageData
+    from eca_hub.train.data.datamodule import ImageDataModule
     from eca_hub.train.data.digits import DigitsData
     from eca_hub.train.data.image_folder import ImageFolderData
     from eca_hub.train.data.parquet import ParquetData
     from eca_hub.train.data.synthetic import SyntheticData
     from eca_hub.train.data.transforms import AugmentConfig
 
-__all__ = ["AugmentConfig", "DigitsData", "ImageData", "ImageFolderData", "ParquetData", "SyntheticData"]
+__all__ = ["AugmentConfig", "DigitsData", "ImageDataModule", "ImageFolderData", "ParquetData", "SyntheticData"]
 
 _HOME_OF = {
     "AugmentConfig": "transforms",
     "DigitsData": "digits",
-    "ImageData": "datamodule",
+    "ImageDataModule": "datamodule",
     "ImageFolderData": "image_folder",
     "ParquetData": "parquet",
     "SyntheticData": "synthetic",

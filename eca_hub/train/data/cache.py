@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 
-class DecodedPictures:
+class DecodedImageCache:
     """Pictures by number, until the memory is full; what came first stays.
 
     The memory is a file that only lies in memory, so it is there once however many workers there are, and takes no

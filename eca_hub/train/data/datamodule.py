@@ -16,16 +16,16 @@ from torch.utils.data import DataLoader
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
-from eca_hub.train.data.dataset import Batch, Pictures
-from eca_hub.train.data.sampler import EvalBatches, Share, TrainBatches
+from eca_hub.train.data.dataset import Batch, ImageDataset
+from eca_hub.train.data.sampler import EvalBatchSampler, RankShard, TrainBatchSampler
 from eca_hub.train.data.source import SPLITS, Source, Split, fingerprint_of
-from eca_hub.train.data.transforms import Augment, AugmentConfig
-from eca_hub.train.data.workers import DeafLoader, as_it_is, use_one_thread
+from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
+from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
 
 Kind = TypeVar("Kind")
 
 
-class ImageData(LightningDataModule):
+class ImageDataModule(LightningDataModule):
     """Base of all data: the class names, the preprocessing and a loader a split.
 
     Args:
@@ -41,7 +41,7 @@ class ImageData(LightningDataModule):
     """What to call the data set on a model card."""
     labels: list[str]
     """Class names in the order of their indices; known before any picture is read."""
-    has_one_to_measure = False
+    has_single_eval_split = False
     """Whether one split stands for both `val` and `test`, so that the best epoch is chosen on what is reported."""
 
     def __init__(
@@ -76,12 +76,12 @@ class ImageData(LightningDataModule):
             InvalidConfig: there is no such split.
         """
 
-    def dataset(self, split: Split) -> Pictures:
+    def dataset(self, split: Split) -> ImageDataset:
         """Return the pictures of a split; those to train on come augmented."""
-        return Pictures(
+        return ImageDataset(
             self._source(split),
             EvalTransform(self.image),
-            Augment(self.augment, self.image, self.seed) if split == "train" else None,
+            RandomAugmentation(self.augment, self.image, self.seed) if split == "train" else None,
             cache_mib=self.cache_mib * self.num_images(split) / sum(map(self.num_images, SPLITS)),
             num_workers=self.num_workers,
         )
@@ -112,7 +112,7 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Load the training split in a new order every epoch, from wherever training stands."""
-        batches = TrainBatches(self.num_images("train"), self.batch_size, self.seed, self._share(), self._position)
+        batches = TrainBatchSampler(self.num_images("train"), self.batch_size, self.seed, self._share(), self._position)
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -132,16 +132,16 @@ class ImageData(LightningDataModule):
         return self.source(split)
 
     def _eval_loader(self, split: Split) -> DataLoader[Batch]:
-        return self._loader(split, EvalBatches(self.num_images(split), self.batch_size, self._share()))
+        return self._loader(split, EvalBatchSampler(self.num_images(split), self.batch_size, self._share()))
 
-    def _loader(self, split: Split, batches: TrainBatches | EvalBatches) -> DataLoader[Batch]:
-        return DeafLoader(
+    def _loader(self, split: Split, batches: TrainBatchSampler | EvalBatchSampler) -> DataLoader[Batch]:
+        return SignalIgnoringDataLoader(
             self.dataset(split),
             # One key is one batch: the data set makes whole batches, so the loader is to batch nothing.
             batch_size=None,
             sampler=batches,
             num_workers=self.num_workers,
-            collate_fn=as_it_is,
+            collate_fn=identity_collate,
             worker_init_fn=use_one_thread if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -149,8 +149,8 @@ class ImageData(LightningDataModule):
             multiprocessing_context="spawn" if self.num_workers else None,
         )
 
-    def _share(self) -> Share:
-        return Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()
+    def _share(self) -> RankShard:
+        return RankShard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else RankShard()
 
     def _position(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -158,7 +158,7 @@ class ImageData(LightningDataModule):
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
-def for_both(found: Mapping[str, Kind]) -> dict[str, Kind]:
+def fill_missing_split(found: Mapping[str, Kind]) -> dict[str, Kind]:
     """Let the one of `val` and `test` that was found stand for both."""
     one = found["val"] if "val" in found else found["test"]
     return {"val": one, "test": one, **found}

@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 
 from eca_hub.errors import BadImage
 from eca_hub.images.transform import EvalTransform, decode_image
-from eca_hub.train.data.cache import DecodedPictures
-from eca_hub.train.data.sampler import BatchKey
+from eca_hub.train.data.cache import DecodedImageCache
+from eca_hub.train.data.sampler import BatchIndex
 from eca_hub.train.data.source import Source
 from eca_hub.train.data.threads import at_once
-from eca_hub.train.data.transforms import Augment
+from eca_hub.train.data.transforms import RandomAugmentation
 from eca_hub.train.errors import TrainingStopped
 
 # In smaller files, such as CIFAR's, most of the work is done under Python's lock, and threads would only wait for it.
@@ -30,7 +30,7 @@ _WORTH_A_THREAD_BYTES = 8192
 class BadSample(NamedTuple):
     """A file that is no picture."""
 
-    number: int
+    index: int
     name: str
     reason: str
 
@@ -42,13 +42,13 @@ class Batch(NamedTuple):
     """uint8 (N, 3, H, W)."""
     targets: Tensor
     """Class of each, as an index."""
-    numbers: Tensor
-    """Number of each in its split."""
-    bad: tuple[BadSample, ...] = ()
+    indices: Tensor
+    """Index of each in its split."""
+    bad_samples: tuple[BadSample, ...] = ()
     """What should have been among them, and could not be decoded."""
 
 
-class Pictures(Dataset[Batch]):
+class ImageDataset(Dataset[Batch]):
     """Batches of a split, by key.
 
     Args:
@@ -63,7 +63,7 @@ class Pictures(Dataset[Batch]):
         self,
         source: Source,
         transform: EvalTransform,
-        augment: Augment | None = None,
+        augment: RandomAugmentation | None = None,
         *,
         cache_mib: float = 0,
         num_workers: int = 0,
@@ -71,21 +71,21 @@ class Pictures(Dataset[Batch]):
         self.source = source
         self._transform = transform
         self._augment = augment
-        self._cache = DecodedPictures(len(source.targets), int(cache_mib * 2**20), num_workers)
+        self._cache = DecodedImageCache(len(source.targets), int(cache_mib * 2**20), num_workers)
         self._last_num_bytes = 0
 
     def __len__(self) -> int:
         return len(self.source.targets)
 
-    def __getitem__(self, key: BatchKey) -> Batch:
+    def __getitem__(self, index: BatchIndex) -> Batch:
         bad: list[BadSample] = []
-        pictures = self._pictures(key.numbers, bad)
+        pictures = self._pictures(index.indices, bad)
         if self._augment is not None:
-            rows, pixels_N3HW = self._augment.batch(pictures, key.epoch, key.numbers)
+            rows, pixels_N3HW = self._augment.batch(pictures, index.epoch, index.indices)
         else:
             rows, pixels = zip(*pictures, strict=True)
             pixels_N3HW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        good = [key.numbers[row] for row in rows]
+        good = [index.indices[row] for row in rows]
         return Batch(pixels_N3HW, torch.from_numpy(self.source.targets[good]), torch.tensor(good), tuple(bad))
 
     def _pictures(self, numbers: list[int], bad: list[BadSample]) -> Iterator[tuple[int, np.ndarray]]:
@@ -115,6 +115,6 @@ class Pictures(Dataset[Batch]):
             image = decode_image(content, enough_px=self._transform.enough_px)
         except (BadImage, OSError) as error:
             return BadSample(number, self.source.name(number), str(error))
-        if self._augment is not None and self._augment.cuts_whole_pictures:
+        if self._augment is not None and self._augment.needs_full_images:
             return np.asarray(image)
         return self._transform.to_pixels(image).permute(1, 2, 0).numpy()

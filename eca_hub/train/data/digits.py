@@ -7,14 +7,14 @@ import numpy as np
 from PIL import Image
 
 from eca_hub.models.config import ImageConfig
-from eca_hub.train.data.datamodule import ImageData
+from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.data.source import MemorySource, Split
 from eca_hub.train.data.transforms import AugmentConfig
 
 _IMAGE = ImageConfig(height_px=16, width_px=16, crop=1.0, mean=(0.3,) * 3, std=(0.35,) * 3)
 
 
-class DigitsData(ImageData):
+class DigitsData(ImageDataModule):
     """The 1,797 handwritten digits of 8 x 8 px that ship inside scikit-learn: real data without a download.
 
     Split by class, seven parts to train, one to validate and two to test, in the same way every time for the same
@@ -34,7 +34,7 @@ class DigitsData(ImageData):
     def __init__(
         self,
         image: ImageConfig = _IMAGE,
-        augment: AugmentConfig = AugmentConfig(crop="affine", flip=0.0),
+        augment: AugmentConfig = AugmentConfig(crop="affine", hflip=0.0),
         batch_size: int = 64,
         num_workers: int = 0,
         split_seed: int = 0,

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.datamodule import ImageData, check_labels, for_both
+from eca_hub.train.data.datamodule import ImageDataModule, check_labels, fill_missing_split
 from eca_hub.train.data.source import Split, fingerprint_of
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
 
 
-class ImageFolderData(ImageData):
+class ImageFolderData(ImageDataModule):
     """Pictures sorted into folders: root/train/CLASS/any/name.jpg, beside val/ and test/.
 
     One of val and test may be missing: the other then stands for both, and the result and the model card say so.
@@ -37,12 +37,12 @@ class ImageFolderData(ImageData):
         self.labels = _classes(found["train"])
         for split, folder in found.items():
             check_labels(self.labels, _classes(folder), split, self.title)
-        self.has_one_to_measure = len(found) < 3
-        self._folders = for_both(found)
+        self.has_single_eval_split = len(found) < 3
+        self._folders = fill_missing_split(found)
 
-    def source(self, split: Split) -> "Folder":
+    def source(self, split: Split) -> "ImageFolderSource":
         """Return the files of a split."""
-        return Folder(self._folders[split], self.labels)
+        return ImageFolderSource(self._folders[split], self.labels)
 
     def _find_splits(self) -> dict[str, Path]:
         found = {
@@ -61,7 +61,7 @@ class ImageFolderData(ImageData):
         return found
 
 
-class Folder:
+class ImageFolderSource:
     """The files below the class folders of one split, in the order of their names.
 
     Args:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.datamodule import ImageData, check_labels, for_both
+from eca_hub.train.data.datamodule import ImageDataModule, check_labels, fill_missing_split
 from eca_hub.train.data.hub_dataset import fetch_parquet
 from eca_hub.train.data.source import Split, fingerprint_of
 
 _NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
-class ParquetData(ImageData):
+class ParquetData(ImageDataModule):
     """Pictures in parquet files, such as TRAIN.parquet, validation.parquet and test.parquet of a data set of the Hub.
 
     One of validation and test may be missing: the other then stands for both, and the result and the model card say so.
@@ -46,19 +46,19 @@ class ParquetData(ImageData):
         self.title = Path(root).name or "pictures"
         folder = Path(root) if Path(root).is_dir() else fetch_parquet(root, revision, subset)
         files = _find_splits(folder, subset)
-        tables = {split: ParquetTable(paths, image_column, label_column) for split, paths in files.items()}
+        tables = {split: ParquetSource(paths, image_column, label_column) for split, paths in files.items()}
         self.labels = tables["train"].labels
         for split, table in tables.items():
             check_labels(self.labels, table.labels, split, self.title)
-        self.has_one_to_measure = len(tables) < 3
-        self._tables = for_both(tables)
+        self.has_single_eval_split = len(tables) < 3
+        self._tables = fill_missing_split(tables)
 
-    def source(self, split: Split) -> "ParquetTable":
+    def source(self, split: Split) -> "ParquetSource":
         """Return the files of a split."""
         return self._tables[split].with_labels(self.labels)
 
 
-class ParquetTable:
+class ParquetSource:
     """The rows of the parquet files of one split; pictures stay encoded, in memory of their own process.
 
     Args:
@@ -95,7 +95,7 @@ class ParquetTable:
         else:
             self.labels, self.targets = _numbered([str(value) for value in values])
 
-    def with_labels(self, labels: list[str]) -> "ParquetTable":
+    def with_labels(self, labels: list[str]) -> "ParquetSource":
         """Renumber the classes by another list of names, which holds all of them."""
         if labels != self.labels:
             number_of = {label: number for number, label in enumerate(labels)}

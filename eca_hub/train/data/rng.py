@@ -22,7 +22,7 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") & _MASK
 
 
-def seed_chance(seed: int, device: torch.device | None = None) -> None:
+def seed_rng(seed: int, device: torch.device | None = None) -> None:
     """Set torch's own chance, of the CPU and of the device that trains.
 
     Unlike torch.manual_seed, which notes a traceback for every kind of device that is not in use: that took a third of
@@ -33,7 +33,7 @@ def seed_chance(seed: int, device: torch.device | None = None) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def shuffled(num_images: int, seed: int, epoch: int) -> Tensor:
+def epoch_permutation(num_images: int, seed: int, epoch: int) -> Tensor:
     """Return the order in which an epoch visits its pictures."""
     generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
     return torch.randperm(num_images, generator=generator)

@@ -10,26 +10,26 @@ from typing import NamedTuple
 from torch.utils.data import Sampler
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.rng import shuffled
+from eca_hub.train.data.rng import epoch_permutation
 
 
-class BatchKey(NamedTuple):
+class BatchIndex(NamedTuple):
     """What a worker is asked for."""
 
     epoch: int
     """Which decides the augmentation."""
-    numbers: list[int]
+    indices: list[int]
     """The pictures."""
 
 
-class Share(NamedTuple):
+class RankShard(NamedTuple):
     """One process among those that train together."""
 
     rank: int = 0
     world_size: int = 1
 
 
-class TrainBatches(Sampler[BatchKey]):
+class TrainBatchSampler(Sampler[BatchIndex]):
     """The batches of an epoch, from wherever training stands.
 
     The rest that fills no whole batch is left out; it is another one in every epoch. A set smaller than one batch is
@@ -47,7 +47,7 @@ class TrainBatches(Sampler[BatchKey]):
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int, share: Share, position: Callable[[], tuple[int, int]]
+        self, num_images: int, batch_size: int, seed: int, share: RankShard, position: Callable[[], tuple[int, int]]
     ) -> None:
         if num_images < share.world_size:
             raise InvalidConfig(f"{num_images} pictures cannot be shared by {share.world_size} processes.")
@@ -60,20 +60,20 @@ class TrainBatches(Sampler[BatchKey]):
     def __len__(self) -> int:
         return self._num_images // self._all_size
 
-    def __iter__(self) -> Iterator[BatchKey]:
+    def __iter__(self) -> Iterator[BatchIndex]:
         # Asked now, not when the first batch is taken: by then the loop has counted it.
         epoch, num_done = self._position()
         return self._from(epoch, num_done)
 
-    def _from(self, epoch: int, num_done: int) -> Iterator[BatchKey]:
-        order = shuffled(self._num_images, self._seed, epoch).tolist()
+    def _from(self, epoch: int, num_done: int) -> Iterator[BatchIndex]:
+        order = epoch_permutation(self._num_images, self._seed, epoch).tolist()
         rank, world_size = self._share
         for number in range(num_done, len(self)):
             batch = order[number * self._all_size : (number + 1) * self._all_size]
-            yield BatchKey(epoch, batch[rank * len(batch) // world_size : (rank + 1) * len(batch) // world_size])
+            yield BatchIndex(epoch, batch[rank * len(batch) // world_size : (rank + 1) * len(batch) // world_size])
 
 
-class EvalBatches(Sampler[BatchKey]):
+class EvalBatchSampler(Sampler[BatchIndex]):
     """Every picture once, over all processes together: nothing is dropped or repeated to make their shares equal.
 
     Args:
@@ -85,7 +85,7 @@ class EvalBatches(Sampler[BatchKey]):
         InvalidConfig: there are fewer pictures than processes, so one would have nothing to measure.
     """
 
-    def __init__(self, num_images: int, batch_size: int, share: Share) -> None:
+    def __init__(self, num_images: int, batch_size: int, share: RankShard) -> None:
         if num_images < share.world_size:
             raise InvalidConfig(f"{num_images} pictures cannot be shared by {share.world_size} processes.")
         self._index = range(share.rank, num_images, share.world_size)
@@ -94,6 +94,6 @@ class EvalBatches(Sampler[BatchKey]):
     def __len__(self) -> int:
         return -(-len(self._index) // self._batch_size)
 
-    def __iter__(self) -> Iterator[BatchKey]:
+    def __iter__(self) -> Iterator[BatchIndex]:
         for start in range(0, len(self._index), self._batch_size):
-            yield BatchKey(0, list(self._index[start : start + self._batch_size]))
+            yield BatchIndex(0, list(self._index[start : start + self._batch_size]))

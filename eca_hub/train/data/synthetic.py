@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.datamodule import ImageData
+from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.data.rng import derive_seed
 from eca_hub.train.data.source import Split, fingerprint_of
 
 
-class SyntheticData(ImageData):
-    """Stripes in noise, whose direction is the class: easy to learn, and free.
+class SyntheticData(ImageDataModule):
+    """StripesSource in noise, whose direction is the class: easy to learn, and free.
 
     Args:
         num_classes: Directions.
@@ -32,13 +32,13 @@ class SyntheticData(ImageData):
         self.labels = [f"{180 * number // num_classes} degrees" for number in range(num_classes)]
         self._num_images = {"train": num_train, "val": num_eval, "test": num_eval}
 
-    def source(self, split: Split) -> "Stripes":
+    def source(self, split: Split) -> "StripesSource":
         """Return the pictures of a split."""
         side_px = max(self.image.height_px, self.image.width_px)
-        return Stripes(split, self._num_images[split], len(self.labels), side_px)
+        return StripesSource(split, self._num_images[split], len(self.labels), side_px)
 
 
-class Stripes:
+class StripesSource:
     """Files that are made when they are read, each the same every time.
 
     Args:

@@ -1,171 +1,168 @@
-"""How training pictures are changed at random: each a function of seed, epoch and the picture's own number.
+"""Random augmentation of training images, each a function of the seed, the epoch and the image's index.
 
-Crops, shifts and mirror images are drawn and made for a whole batch at once; the rest is torchvision.transforms.v2,
-whose chance is torch's, seeded for every picture. So neither the worker nor the batch decides. Knows nothing of files
-or networks.
+torchvision.transforms.v2 draws from torch's generator, which is seeded for every image. Shifts and flips are made for a
+whole batch at once, from numbers that are drawn for each index. So the result depends neither on the worker nor on the
+batch.
 
-Shapes: N images, H height, W width; 3 colours, red first.
+Shapes: N images, H height, W width; 3 colors, RGB.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import ImageConfig
-from eca_hub.train.data.rng import derive_seed, seed_chance, uniforms
+from eca_hub.train.data.rng import derive_seed, seed_rng, uniforms
 
-# One for the mirror image; for a cut two that tell where, and two for each of ten tries that tell its area and shape.
-_NUM_DRAWS = 1 + 2 + 2 * 10
-_ASPECT = (3 / 4, 4 / 3)
+# Horizontal flip, vertical flip, shift down, shift right.
+_NUM_DRAWS = 4
+
+AutoAugmentName = Literal["none", "imagenet", "cifar10", "svhn", "trivial_augment", "augmix"]
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training pictures are changed at random."""
+    """Random augmentation of training images."""
 
-    crop: Literal["resized", "padded", "affine", "none"] = "resized"
-    """`resized` cuts a random part and resizes it, as on ImageNet; `padded` shifts by up to an eighth, as on CIFAR;
-    `affine` turns, shifts and scales a little; `none` takes the picture as it is validated."""
-    min_area: float = 0.08
-    """Smallest share of the picture that `resized` keeps."""
-    flip: float = 0.5
-    """Probability of a mirror image, left and right swapped."""
-    num_rand_ops: int = 0
-    """Operations of RandAugment on each picture; 0 for none."""
-    magnitude: int = 9
+    crop: Literal["random_resized_crop", "padded", "affine", "none"] = "random_resized_crop"
+    """`random_resized_crop` resizes a random part, as on ImageNet; `padded` shifts by up to an eighth, as on CIFAR;
+    `affine` rotates, shifts and scales a little; `none` preprocesses as in validation."""
+    scale_min: float = 0.08
+    """Smallest share of the area that `random_resized_crop` keeps."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+    auto_augment: AutoAugmentName = "none"
+    """AutoAugment by the policy of a data set, TrivialAugment or AugMix."""
+    randaugment_num_ops: int = 0
+    """Operations of RandAugment on each image; 0 for none."""
+    randaugment_magnitude: int = 9
     """Strength of RandAugment, 0 to 30."""
-    erase: float = 0.0
-    """Probability that a rectangle is blanked."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation, such as 0.4; 0 for none."""
+    random_erasing: float = 0.0
+    """Probability that a random rectangle is blanked."""
 
     def __post_init__(self) -> None:
-        shares = {"flip": self.flip, "erase": self.erase}
-        if wrong := [f"{name} is {value}" for name, value in shares.items() if not 0 <= value <= 1]:
-            raise InvalidConfig(f"augment.{wrong[0]}; it must be 0 to 1.")
-        if not 0 < self.min_area <= 1:
-            raise InvalidConfig(f"augment.min_area is {self.min_area}; it must be above 0 and at most 1.")
-        if self.num_rand_ops < 0 or not 0 <= self.magnitude <= 30:
+        for name in ("hflip", "vflip", "random_erasing", "color_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidConfig(f"augment.{name} is {getattr(self, name)}; it must be 0 to 1.")
+        if not 0 < self.scale_min <= 1:
+            raise InvalidConfig(f"augment.scale_min is {self.scale_min}; it must be above 0 and at most 1.")
+        if self.randaugment_num_ops < 0 or not 0 <= self.randaugment_magnitude <= 30:
             raise InvalidConfig(
-                f"augment has num_rand_ops {self.num_rand_ops} and magnitude {self.magnitude}; they must be 0 or more "
-                "and 0 to 30."
+                f"augment has randaugment_num_ops {self.randaugment_num_ops} and randaugment_magnitude "
+                f"{self.randaugment_magnitude}; they must be 0 or more and 0 to 30."
             )
 
 
-class Augment:
-    """Change training pictures at random.
+class RandomAugmentation:
+    """Augment batches.
 
     Args:
-        config: What is done.
+        config: Which transforms.
         image: Size and interpolation.
-        seed: With epoch and index, decides everything.
+        seed: With epoch and index, decides every random number.
     """
 
     def __init__(self, config: AugmentConfig, image: ImageConfig, seed: int) -> None:
-        self.cuts_whole_pictures = config.crop == "resized"
-        """Whether it starts from the decoded pictures; else from the pixels as they are validated."""
+        self.needs_full_images = config.crop == "random_resized_crop"
+        """Whether it takes decoded images of any size; otherwise it takes preprocessed ones."""
         self._config = config
         self._size = (image.height_px, image.width_px)
-        # Torch smooths no random crop by lanczos.
-        self._interpolation = "bicubic" if image.interpolation == "lanczos" else image.interpolation
         self._seed = seed
-        self._reach = max(image.height_px // 8, 1)
-        self._rest = _transforms(config)
+        self._max_shift_px = max(image.height_px // 8, 1)
+        # torch has no lanczos resize.
+        interpolation = "bicubic" if image.interpolation == "lanczos" else image.interpolation
+        self._crop = v2.RandomResizedCrop(
+            self._size, scale=(config.scale_min, 1.0), interpolation=v2.InterpolationMode(interpolation)
+        )
+        self._per_image = _per_image_transforms(config)
 
     def batch(
-        self, pictures: Iterable[tuple[int, np.ndarray]], epoch: int, numbers: Sequence[int]
+        self, images: Iterable[tuple[int, np.ndarray]], epoch: int, indices: Sequence[int]
     ) -> tuple[Sequence[int], Tensor]:
-        """Change the pictures of a batch.
+        """Augment the images of a batch.
 
         Args:
-            pictures: Where each stands among the numbers, and its pixels, uint8 (H, W, 3): whole pictures of any size,
-                or pixels of the final size. Each is taken when the one before is cut, while it is in the processor's
-                cache.
+            images: Position in the batch and pixels, uint8 (H, W, 3), of each image: of any size if
+                `needs_full_images`, else of the final size. An image is cropped before the next one is taken, while it
+                is in the processor's cache.
             epoch: The epoch.
-            numbers: Number of each picture in its split; some may not come.
+            indices: Index of each image in its split; some may be missing among `images`.
 
         Returns:
-            Which came, and uint8 (N, 3, H, W) of the final size, in channels_last memory.
+            The positions that came, and uint8 (N, 3, H, W) of the final size, in channels_last memory.
         """
-        draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(numbers), _NUM_DRAWS)
-        if self._config.crop == "resized":
-            pictures = ((row, self._resized_cut(each_HW3, draws_ND[row, 1:])) for row, each_HW3 in pictures)
-        rows, pixels = zip(*pictures, strict=True)
-        pixels_NHW3, draws_ND = np.stack(pixels), draws_ND[list(rows)]
+        if self.needs_full_images:
+            images = self._cropped(images, epoch, indices)
+        rows, pixels = zip(*images, strict=True)
+        draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(indices)[list(rows)], _NUM_DRAWS)
+        pixels_NHW3 = np.stack(pixels)
         if self._config.crop == "padded":
-            pixels_NHW3 = self._shifted(pixels_NHW3, draws_ND[:, 1:3])
-        is_mirrored_N = draws_ND[:, 0] < self._config.flip
-        pixels_NHW3[is_mirrored_N] = pixels_NHW3[is_mirrored_N, :, ::-1]
+            pixels_NHW3 = self._shifted(pixels_NHW3, draws_ND[:, 2:])
+        is_flipped_N = draws_ND[:, 0] < self._config.hflip
+        pixels_NHW3[is_flipped_N] = pixels_NHW3[is_flipped_N, :, ::-1]
+        is_flipped_N = draws_ND[:, 1] < self._config.vflip
+        pixels_NHW3[is_flipped_N] = pixels_NHW3[is_flipped_N, ::-1]
         pixels_N3HW = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2)
-        if self._rest is None:
+        if self._per_image is None:
             return rows, pixels_N3HW
-        changed = []
+        augmented = []
         for row, pixels_3HW in zip(rows, pixels_N3HW, strict=True):
-            seed_chance(derive_seed("augment", self._seed, epoch, numbers[row]))
-            changed.append(self._rest(pixels_3HW))
-        return rows, torch.stack(changed)
+            seed_rng(derive_seed("augment", self._seed, epoch, indices[row]))
+            augmented.append(self._per_image(pixels_3HW))
+        return rows, torch.stack(augmented)
+
+    def _cropped(
+        self, images: Iterable[tuple[int, np.ndarray]], epoch: int, indices: Sequence[int]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        for row, pixels_HW3 in images:
+            seed_rng(derive_seed("crop", self._seed, epoch, indices[row]))
+            height, width, _ = pixels_HW3.shape
+            box = self._crop.make_params([torch.empty(3, height, width, device="meta")])
+            rows, columns = (
+                slice(box["top"], box["top"] + box["height"]),
+                slice(box["left"], box["left"] + box["width"]),
+            )
+            # A contiguous copy is resized twice as fast as a view.
+            box_3HW = torch.from_numpy(pixels_HW3[rows, columns].copy()).permute(2, 0, 1)
+            resized_3HW = v2.functional.resize(box_3HW, list(self._size), self._crop.interpolation, antialias=True)
+            yield row, resized_3HW.permute(1, 2, 0).numpy()
 
     def _shifted(self, pixels_NHW3: np.ndarray, draws_N2: np.ndarray) -> np.ndarray:
-        """Move each picture within a black frame, up to its width."""
-        height, width = self._size
-        framed_NHW3 = np.pad(pixels_NHW3, ((0, 0), (self._reach, self._reach), (self._reach, self._reach), (0, 0)))
-        corners = (draws_N2 * (2 * self._reach + 1)).astype(int).tolist()
-        # Slices one after the other: a cut is a few rows of memory, for which an indexed operation on all takes longer.
+        """Shift each image inside a black frame."""
+        (height, width), shift = self._size, self._max_shift_px
+        padded_NHW3 = np.pad(pixels_NHW3, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+        corners = (draws_N2 * (2 * shift + 1)).astype(int).tolist()
+        # Slices in a loop: a crop is a few rows of memory, for which one indexed operation on all takes longer.
         for number, (top, left) in enumerate(corners):
-            pixels_NHW3[number] = framed_NHW3[number, top : top + height, left : left + width]
+            pixels_NHW3[number] = padded_NHW3[number, top : top + height, left : left + width]
         return pixels_NHW3
 
-    def _resized_cut(self, picture_HW3: np.ndarray, draws_D: np.ndarray) -> np.ndarray:
-        """Cut a random part out of a picture, and bring it to the final size."""
-        height, width, _ = picture_HW3.shape
-        top, left, box_height, box_width = random_box(height, width, self._config.min_area, draws_D.tolist())
-        # Laid out in one piece it is resized twice as fast.
-        box_HW3 = picture_HW3[top : top + box_height, left : left + box_width].copy()
-        box_13HW = torch.from_numpy(box_HW3).permute(2, 0, 1)[None]
-        smooth = {} if self._interpolation == "nearest" else {"antialias": True}
-        resized_13HW = interpolate(box_13HW, self._size, mode=self._interpolation, **smooth)
-        resized_HW3: np.ndarray = resized_13HW[0].permute(1, 2, 0).numpy()
-        return resized_HW3
 
-
-def random_box(height: int, width: int, min_area: float, draws_D: list[float]) -> tuple[int, int, int, int]:
-    """Draw a part of a picture as torchvision's RandomResizedCrop does: its share of the area, then its shape.
-
-    Args:
-        height: Of the picture.
-        width: Of the picture.
-        min_area: Smallest share of the picture.
-        draws_D: Numbers in [0, 1): two for the place, and two a try.
-
-    Returns:
-        Top, left, height and width.
-    """
-    low, high = math.log(_ASPECT[0]), math.log(_ASPECT[1])
-    for share, shape in zip(draws_D[2::2], draws_D[3::2], strict=True):
-        area, aspect = height * width * (min_area + share * (1 - min_area)), math.exp(low + shape * (high - low))
-        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < box_height <= height and 0 < box_width <= width:
-            top, left = int(draws_D[0] * (height - box_height + 1)), int(draws_D[1] * (width - box_width + 1))
-            return top, left, box_height, box_width
-    # No try fits: the largest part in the middle whose shape is allowed.
-    box_height, box_width = min(height, round(width / _ASPECT[0])), min(width, round(height * _ASPECT[1]))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-def _transforms(config: AugmentConfig) -> v2.Compose | None:
-    """What is done to one picture after the other."""
-    steps: list[v2.Transform] = []
+def _per_image_transforms(config: AugmentConfig) -> v2.Compose | None:
+    transforms: list[v2.Transform] = []
     if config.crop == "affine":
         bilinear = v2.InterpolationMode.BILINEAR
-        steps.append(v2.RandomAffine(12, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=bilinear))
-    if config.num_rand_ops:
-        steps.append(v2.RandAugment(config.num_rand_ops, config.magnitude))
-    if config.erase:
-        steps.append(v2.RandomErasing(config.erase))
-    return v2.Compose(steps) if steps else None
+        transforms.append(v2.RandomAffine(12, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=bilinear))
+    if config.auto_augment == "trivial_augment":
+        transforms.append(v2.TrivialAugmentWide())
+    elif config.auto_augment == "augmix":
+        transforms.append(v2.AugMix())
+    elif config.auto_augment != "none":
+        transforms.append(v2.AutoAugment(v2.AutoAugmentPolicy(config.auto_augment)))
+    if config.randaugment_num_ops:
+        transforms.append(v2.RandAugment(config.randaugment_num_ops, config.randaugment_magnitude))
+    if config.color_jitter:
+        transforms.append(v2.ColorJitter(*[config.color_jitter] * 3))
+    if config.random_erasing:
+        transforms.append(v2.RandomErasing(config.random_erasing))
+    return v2.Compose(transforms) if transforms else None

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 _LEFT_TO_THE_TRAINER = {signal.SIGTERM, signal.SIGINT}
 
 
-class DeafLoader(DataLoader[Any]):
+class SignalIgnoringDataLoader(DataLoader[Any]):
     """A loader whose workers are deaf to signals from their first moment on.
 
     A signal to the whole group must not kill them before the trainer has saved. Handlers of their own would come too
@@ -30,7 +30,7 @@ class DeafLoader(DataLoader[Any]):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def as_it_is(batch: Any) -> Any:
+def identity_collate(batch: Any) -> Any:
     """Leave a batch alone: the data set has made it whole."""
     return batch
 

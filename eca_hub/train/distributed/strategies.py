@@ -49,7 +49,7 @@ def check_norms(trainer: Trainer) -> None:
     if trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise InvalidConfig(
             "--trainer.sync_batchnorm works between GPUs only, and these are processes on a CPU.",
-            hint="Leave it out, or keep the statistics as they are with --model.train all_but_norms.",
+            hint="Leave it out, or keep the statistics as they are with --model.freeze norms.",
         )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data import ImageFolderData
-from eca_hub.train.data.cache import DecodedPictures
+from eca_hub.train.data.cache import DecodedImageCache
 from tests.train.datasets import png
 
 PICTURE_BYTES = 2 * 4 * 3
@@ -20,7 +20,7 @@ def picture(shade: int) -> np.ndarray:
 
 
 def test_a_picture_comes_back_as_it_was_and_an_unknown_one_does_not() -> None:
-    cache = DecodedPictures(3, 1000)
+    cache = DecodedImageCache(3, 1000)
     cache.put(1, picture(7))
     found = cache.get(1)
     assert found is not None
@@ -29,20 +29,20 @@ def test_a_picture_comes_back_as_it_was_and_an_unknown_one_does_not() -> None:
 
 
 def test_when_the_memory_is_full_what_came_first_stays() -> None:
-    cache = DecodedPictures(3, 2 * PICTURE_BYTES)
+    cache = DecodedImageCache(3, 2 * PICTURE_BYTES)
     for number in range(3):
         cache.put(number, picture(number))
     assert [cache.get(number) is not None for number in range(3)] == [True, True, False]
 
 
 def test_without_room_nothing_is_kept() -> None:
-    cache = DecodedPictures(1, 0)
+    cache = DecodedImageCache(1, 0)
     cache.put(0, picture(1))
     assert cache.get(0) is None
 
 
 def test_another_process_finds_what_the_first_put_in_later() -> None:
-    cache = DecodedPictures(2, 1000)
+    cache = DecodedImageCache(2, 1000)
     if "None" in cache.__getstate__()["path"]:
         pytest.skip("this system has no files in memory")
     copy = pickle.loads(pickle.dumps(cache))
@@ -56,7 +56,7 @@ def test_each_worker_has_a_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -
     class Worker:
         id = 1
 
-    cache = DecodedPictures(4, 2 * PICTURE_BYTES, num_workers=2)
+    cache = DecodedImageCache(4, 2 * PICTURE_BYTES, num_workers=2)
     other = pickle.loads(pickle.dumps(cache))
     cache.put(0, picture(1))
     cache.put(1, picture(2))

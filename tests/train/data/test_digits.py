@@ -4,7 +4,7 @@ import torch
 
 from eca_hub.images.transform import EvalTransform, decode_image
 from eca_hub.train.data import DigitsData
-from eca_hub.train.data.sampler import BatchKey
+from eca_hub.train.data.sampler import BatchIndex
 
 
 def test_the_splits_of_the_digits_are_disjoint_stratified_and_cover_everything() -> None:
@@ -24,6 +24,6 @@ def test_the_same_seed_gives_the_same_split_and_another_gives_another() -> None:
 def test_validation_sees_the_pixels_that_the_service_sees() -> None:
     data = DigitsData()
     content, digit = next(data.png_files("test"))
-    batch = data.dataset("test")[BatchKey(0, [0])]
+    batch = data.dataset("test")[BatchIndex(0, [0])]
     assert torch.equal(batch.pixels[0], EvalTransform(data.image).to_pixels(decode_image(content)))
     assert int(batch.targets) == digit

@@ -8,7 +8,7 @@ import torch
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data import ParquetData
-from eca_hub.train.data.sampler import BatchKey
+from eca_hub.train.data.sampler import BatchIndex
 from tests.train.datasets import SMALL, write_parquet
 
 
@@ -20,7 +20,7 @@ def test_parquet_of_the_hub_loads_with_its_class_names(tmp_path: Path) -> None:
     assert data.source("val").targets.tolist() == [0, 1, 1]
     assert data.source("test").name(2) == "test.parquet row 2 (2.png)"
     copy = pickle.loads(pickle.dumps(data.dataset("train")))
-    assert torch.equal(copy[BatchKey(0, [1])].pixels, data.dataset("train")[BatchKey(0, [1])].pixels)
+    assert torch.equal(copy[BatchIndex(0, [1])].pixels, data.dataset("train")[BatchIndex(0, [1])].pixels)
 
 
 def test_labels_that_are_words_are_numbered_as_in_the_train_split(tmp_path: Path) -> None:

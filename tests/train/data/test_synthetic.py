@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from eca_hub.train.data import SyntheticData
-from eca_hub.train.data.sampler import BatchKey
+from eca_hub.train.data.sampler import BatchIndex
 from tests.train.datasets import SMALL
 
 
@@ -12,7 +12,7 @@ def test_cached_pictures_are_the_decoded_ones() -> None:
     options = {"num_train": 8, "num_eval": 4, "image": SMALL}
     cached, decoded = (SyntheticData(cache_mib=mib, **options).dataset("train") for mib in (64, 0))  # type: ignore[arg-type]
     for _ in range(2):
-        assert torch.equal(cached[BatchKey(0, [0, 5])].pixels, decoded[BatchKey(0, [0, 5])].pixels)
+        assert torch.equal(cached[BatchIndex(0, [0, 5])].pixels, decoded[BatchIndex(0, [0, 5])].pixels)
 
 
 def test_synthetic_pictures_differ_between_splits_and_are_the_same_again() -> None:

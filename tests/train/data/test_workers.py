@@ -5,7 +5,7 @@ import signal
 import pytest
 from torch.utils.data import Dataset
 
-from eca_hub.train.data.workers import DeafLoader
+from eca_hub.train.data.workers import SignalIgnoringDataLoader
 
 
 class HeldBack(Dataset[set[int]]):
@@ -21,6 +21,8 @@ class HeldBack(Dataset[set[int]]):
 @pytest.mark.parametrize(("num_workers", "is_deaf"), [(0, False), (1, True)])
 def test_workers_are_deaf_to_signals_and_the_trainer_is_not(num_workers: int, is_deaf: bool) -> None:
     method = "spawn" if num_workers else None
-    [held] = DeafLoader(HeldBack(), batch_size=None, num_workers=num_workers, multiprocessing_context=method)
+    [held] = SignalIgnoringDataLoader(
+        HeldBack(), batch_size=None, num_workers=num_workers, multiprocessing_context=method
+    )
     assert ({signal.SIGINT, signal.SIGTERM} <= held) == is_deaf
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, set())

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 
 from eca_hub.errors import EcaHubError, InvalidConfig, Offline, RepoNotFound
 from eca_hub.train.data import ParquetData
-from eca_hub.train.data.sampler import BatchKey
+from eca_hub.train.data.sampler import BatchIndex
 from tests.localhub.hubserver import Hub
 from tests.train.datasets import SMALL, write_parquet
 
@@ -36,7 +36,7 @@ def test_a_data_set_is_fetched_once_and_found_again_without_the_hub(hub: Hub, tm
     hub.process.wait(10)
     again = ParquetData("acme/pets", image=SMALL)
     assert again.fingerprint() == first.fingerprint()
-    assert len(again.dataset("train")[BatchKey(0, [0, 1, 2])].targets) == 3
+    assert len(again.dataset("train")[BatchIndex(0, [0, 1, 2])].targets) == 3
     with pytest.raises(Offline, match="the cache does not hold acme/birds"):
         ParquetData("acme/birds")
 

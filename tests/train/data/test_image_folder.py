@@ -7,7 +7,7 @@ import pytest
 
 from eca_hub.errors import EcaHubError, InvalidConfig
 from eca_hub.train.data import ImageFolderData
-from eca_hub.train.data.sampler import BatchKey
+from eca_hub.train.data.sampler import BatchIndex
 from eca_hub.train.errors import TrainingStopped
 from tests.train.datasets import (
     SMALL,
@@ -77,9 +77,9 @@ def test_without_a_test_folder_the_validation_pictures_stand_for_both(folder: Pa
 def test_a_broken_picture_is_left_out_and_named(folder: Path) -> None:
     broken = folder / "train" / "dark" / "1.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    batch = ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchKey(0, [0, 1, 2])]
-    assert batch.numbers.tolist() == [0, 2]
-    [bad] = batch.bad
+    batch = ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchIndex(0, [0, 1, 2])]
+    assert batch.indices.tolist() == [0, 2]
+    [bad] = batch.bad_samples
     assert bad.name == str(broken)
     assert "PNG cannot be decoded" in bad.reason
 
@@ -88,4 +88,4 @@ def test_a_batch_of_broken_pictures_stops_the_run(folder: Path) -> None:
     for path in (folder / "train").rglob("*.png"):
         path.write_bytes(b"no picture")
     with pytest.raises(TrainingStopped, match="Every picture of a batch is broken"):
-        ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchKey(0, [0, 1, 2])]
+        ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchIndex(0, [0, 1, 2])]

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from eca_hub.images.transform import EvalTransform
-from eca_hub.train.data.dataset import Batch, Pictures
-from eca_hub.train.data.sampler import BatchKey
+from eca_hub.train.data.dataset import Batch, ImageDataset
+from eca_hub.train.data.sampler import BatchIndex
 from eca_hub.train.data.source import MemorySource
-from eca_hub.train.data.transforms import Augment, AugmentConfig
+from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
 from tests.train.datasets import SMALL, png
 
-BATCHES = [BatchKey(epoch, list(range(start, start + 4))) for epoch in (0, 1) for start in (0, 4, 8)]
+BATCHES = [BatchIndex(epoch, list(range(start, start + 4))) for epoch in (0, 1) for start in (0, 4, 8)]
 
 
 def noise(seed: int) -> bytes:
@@ -43,7 +43,9 @@ def load(files: list[bytes], num_threads: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     source = Watched(files)
     # The second epoch finds in memory what had room there.
-    pictures = Pictures(source, EvalTransform(SMALL), Augment(AugmentConfig(), SMALL, seed=0), cache_mib=0.05)
+    pictures = ImageDataset(
+        source, EvalTransform(SMALL), RandomAugmentation(AugmentConfig(), SMALL, seed=0), cache_mib=0.05
+    )
     return [pictures[key] for key in BATCHES], source.threads
 
 
@@ -56,10 +58,10 @@ def test_several_threads_make_the_batches_that_one_makes(monkeypatch: pytest.Mon
     assert len(many) > 1
     for batch, same in zip(found, expected, strict=True):
         assert torch.equal(batch.pixels, same.pixels)
-        assert torch.equal(batch.numbers, same.numbers)
-        assert batch.bad == same.bad
-    assert [sample.number for sample in found[1].bad] == [5, 7]
-    assert found[1].numbers.tolist() == [4, 6]
+        assert torch.equal(batch.indices, same.indices)
+        assert batch.bad_samples == same.bad_samples
+    assert [sample.index for sample in found[1].bad_samples] == [5, 7]
+    assert found[1].indices.tolist() == [4, 6]
 
 
 def test_small_files_are_left_to_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,168 @@
+"""Old spellings of training options, as in the config.yaml files that runs before version 0.2 left.
+
+`upgrade_argv` rewrites a command line and the YAML files that it names. Each rewritten option is named in one warning.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RENAMED = {
+    "model.train": "model.freeze",
+    "model.average_decay": "model.ema_decay",
+    "model.teacher": "model.distill_from",
+    "model.teacher_weight": "model.distill_alpha",
+    "model.temperature": "model.distill_temperature",
+    "model.dropout": "model.drop_rate",
+    "model.mix.mixup": "model.mix.mixup_alpha",
+    "model.mix.cutmix": "model.mix.cutmix_alpha",
+    "model.mix.probability": "model.mix.mix_prob",
+    "model.optim.decay_all": "model.optim.weight_decay_norms_and_biases",
+    "model.optim.step_epochs": "model.optim.step_size_epochs",
+    "model.optim.decay": "model.optim.gamma",
+    "data.augment.min_area": "data.augment.scale_min",
+    "data.augment.flip": "data.augment.hflip",
+    "data.augment.num_rand_ops": "data.augment.randaugment_num_ops",
+    "data.augment.magnitude": "data.augment.randaugment_magnitude",
+    "data.augment.erase": "data.augment.random_erasing",
+}
+"""Old option to new option. In a YAML file, options of the data stand below `data.init_args`."""
+
+RENAMED_VALUES: dict[str, dict[str, Any]] = {
+    "model.freeze": {"all": "none", "all_but_norms": "norms", "head": "backbone"},
+    "data.augment.crop": {"resized": "random_resized_crop"},
+}
+"""New option to its old values, each with the new one."""
+
+_CONFIG_OPTIONS = ("-c", "--config")
+
+
+def upgrade_argv(argv: Sequence[str]) -> list[str]:
+    """Rewrite old spellings on a command line and in the YAML files after `-c` and `--config`.
+
+    A file with an old spelling is replaced by its text, which the parser accepts in the place of a path.
+
+    Args:
+        argv: The arguments after the command.
+    """
+    renamed: dict[str, str] = {}
+    upgraded = list(_upgraded_words(argv, renamed))
+    if renamed:
+        pairs = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        warnings.warn(f"Old spellings of options: {pairs}.", FutureWarning, stacklevel=2)
+    return upgraded
+
+
+def upgrade_config(config: Mapping[str, Any], renamed: dict[str, str] | None = None) -> dict[str, Any]:
+    """Rewrite old spellings in the contents of a config.yaml.
+
+    Args:
+        config: Nested, as YAML has it.
+        renamed: Gets each old spelling that was found, with the new one.
+    """
+    renamed = {} if renamed is None else renamed
+    upgraded = _copy(config)
+    for path, option in list(_options(upgraded)):
+        new_path = path
+        if new := RENAMED.get(option):
+            renamed[option] = new
+            new_path = (*path[:-1], new.rsplit(".", 1)[1])
+            _move(upgraded, path, new_path)
+        _upgrade_value(upgraded, new_path, new or option, renamed)
+    _upgrade_momentum(upgraded, renamed)
+    return upgraded
+
+
+def _upgraded_words(argv: Sequence[str], renamed: dict[str, str]) -> Iterator[str]:
+    before = ""
+    for word in argv:
+        option, equals, value = word.removeprefix("--").partition("=")
+        if before in _CONFIG_OPTIONS:
+            yield _upgraded_file(word, renamed)
+        elif word.startswith("--config="):
+            yield f"--config={_upgraded_file(value, renamed)}"
+        elif word.startswith("--") and _plain(option) in RENAMED:
+            new = RENAMED[_plain(option)]
+            renamed[option] = new
+            before = f"--{new}"
+            yield f"--{new}{equals}{_upgraded_word(new, value, renamed)}"
+            continue
+        elif word.startswith("--") and equals:
+            yield f"--{option}={_upgraded_word(_plain(option), value, renamed)}"
+        elif before.startswith("--") and "=" not in before:
+            yield _upgraded_word(_plain(before.removeprefix("--")), word, renamed)
+        else:
+            yield word
+        before = word
+
+
+def _upgraded_word(option: str, value: str, renamed: dict[str, str]) -> str:
+    new = RENAMED_VALUES.get(option, {}).get(value)
+    if new is None:
+        return value
+    renamed[f"{option} {value}"] = str(new)
+    return str(new)
+
+
+def _upgraded_file(path: str, renamed: dict[str, str]) -> str:
+    """Return the text of a YAML file with old spellings, and the path of any other."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError):
+        # The parser reports what is wrong with it.
+        return path
+    if not isinstance(config, dict):
+        return path
+    before = len(renamed)
+    upgraded = upgrade_config(config, renamed)
+    return yaml.safe_dump(upgraded, sort_keys=False) if len(renamed) > before else path
+
+
+def _plain(option: str) -> str:
+    return option.replace("data.init_args.", "data.")
+
+
+def _options(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the path of every value and the option that it is."""
+    for name, value in config.items():
+        here = (*path, str(name))
+        if isinstance(value, Mapping):
+            yield from _options(value, here)
+        else:
+            yield here, _plain(".".join(here))
+
+
+def _copy(value: Any) -> Any:
+    return {name: _copy(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value
+
+
+def _node(config: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    for name in path:
+        config = config[name]
+    return config
+
+
+def _move(config: dict[str, Any], old: Sequence[str], new: Sequence[str]) -> None:
+    node = _node(config, old[:-1])
+    node[new[-1]] = node.pop(old[-1])
+
+
+def _upgrade_value(config: dict[str, Any], path: Sequence[str], option: str, renamed: dict[str, str]) -> None:
+    node = _node(config, path[:-1])
+    value = node[path[-1]]
+    new = RENAMED_VALUES.get(option, {}).get(value) if isinstance(value, str) else None
+    if new is not None:
+        renamed[f"{option} {value}"] = str(new)
+        node[path[-1]] = new
+
+
+def _upgrade_momentum(config: dict[str, Any], renamed: dict[str, str]) -> None:
+    """`momentum` was the name of SGD without Nesterov's momentum."""
+    model = config.get("model")
+    optim = model.get("optim") if isinstance(model, dict) else None
+    if isinstance(optim, dict) and optim.get("name") == "momentum":
+        renamed["model.optim.name momentum"] = "sgd with model.optim.nesterov false"
+        optim.update(name="sgd", nesterov=False)
