@@ -64,7 +64,7 @@ def upgrade_config(config: Mapping[str, Any], renamed: dict[str, str] | None = N
         renamed: Gets each old spelling that was found, with the new one.
     """
     renamed = {} if renamed is None else renamed
-    upgraded = _copy(config)
+    upgraded: dict[str, Any] = _copy(config)
     for path, option in list(_options(upgraded)):
         new_path = path
         if new := RENAMED.get(option):

@@ -123,7 +123,7 @@ def clip_adaptively(config: OptimConfig, model: nn.Module, head: set[str]) -> No
         head: Names of the parameters of the head.
     """
     parameters = [each for name, each in model.named_parameters() if name not in head and each.grad is not None]
-    adaptive_clip_grad(parameters, clip_factor=config.agc)
+    adaptive_clip_grad(parameters, clip_factor=config.agc)  # type: ignore[no-untyped-call]
 
 
 def _param_groups(config: OptimConfig, model: nn.Module) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def _is_vector(parameter: nn.Parameter) -> bool:
 
 def _check_name(name: str) -> None:
     *wrapper, inner = name.lower().split("_")
-    names = list_optimizers()
+    names = [str(each) for each in list_optimizers()]
     if inner not in names or wrapper not in ([], ["lookahead"]):
         raise InvalidConfig(f"There is no optimizer {name!r}; timm has {', '.join(names)}.")
     if get_optimizer_info(inner).second_order:

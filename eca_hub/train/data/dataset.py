@@ -30,7 +30,7 @@ _WORTH_A_THREAD_BYTES = 8192
 class BadSample(NamedTuple):
     """A file that is no picture."""
 
-    index: int
+    index_in_split: int
     name: str
     reason: str
 

@@ -60,7 +60,7 @@ def test_several_threads_make_the_batches_that_one_makes(monkeypatch: pytest.Mon
         assert torch.equal(batch.pixels, same.pixels)
         assert torch.equal(batch.indices, same.indices)
         assert batch.bad_samples == same.bad_samples
-    assert [sample.index for sample in found[1].bad_samples] == [5, 7]
+    assert [sample.index_in_split for sample in found[1].bad_samples] == [5, 7]
     assert found[1].indices.tolist() == [4, 6]
 
 
