@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def processes_that_mention(text: str) -> list[str]:
     """Command lines of running processes that hold a text, this one's own excepted."""

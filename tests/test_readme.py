@@ -54,6 +54,7 @@ def test_the_first_screen_of_the_readme_is_a_sentence_and_the_two_commands() -> 
     assert "pip install -e '.[dev]' && pytest" in first_screen
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
     [steps] = [block for block in BLOCKS if "eca-hub localhub" in block]
     [training] = [block for block in BLOCKS if "eca-hub test" in block]
