@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from eca_hub.hub.convert import convert_checkpoint
     from eca_hub.hub.pretrained import export_to_timm, load_pretrained, save_pretrained
     from eca_hub.hub.push import push_to_hub
-    from eca_hub.images.gpu_jpeg import GpuJpegs
-    from eca_hub.images.transform import EvalTransform, ImageLimits, decode_image
+    from eca_hub.images.decode import ImageLimits, decode_image
+    from eca_hub.images.gpu_jpeg import GpuJpegDecoder
+    from eca_hub.images.transform import EvalTransform
     from eca_hub.models.build import create_model, list_models
     from eca_hub.models.complexity import Complexity, count_complexity
     from eca_hub.models.config import ImageConfig, ModelConfig
@@ -40,7 +41,7 @@ __all__ = [
     "EvalTransform",
     "Explanation",
     "Gates",
-    "GpuJpegs",
+    "GpuJpegDecoder",
     "ImageConfig",
     "ImageLimits",
     "ModelConfig",
@@ -71,15 +72,15 @@ _HOME_OF = {
     "EvalTransform": "eca_hub.images.transform",
     "Explanation": "eca_hub.explain",
     "Gates": "eca_hub.explain",
-    "GpuJpegs": "eca_hub.images.gpu_jpeg",
+    "GpuJpegDecoder": "eca_hub.images.gpu_jpeg",
     "ImageConfig": "eca_hub.models.config",
-    "ImageLimits": "eca_hub.images.transform",
+    "ImageLimits": "eca_hub.images.decode",
     "ModelConfig": "eca_hub.models.config",
     "Prediction": "eca_hub.classifier",
     "convert_checkpoint": "eca_hub.hub.convert",
     "count_complexity": "eca_hub.models.complexity",
     "create_model": "eca_hub.models.build",
-    "decode_image": "eca_hub.images.transform",
+    "decode_image": "eca_hub.images.decode",
     "explain_picture": "eca_hub.explain",
     "export_to_timm": "eca_hub.hub.pretrained",
     "give_memory_back": "eca_hub.allocator",

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eca_hub.errors import EcaHubError, InvalidConfig, NotAnImage
+from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import read_package
 from eca_hub.hub.pull import pull
-from eca_hub.images.transform import EvalTransform, decode_image
+from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ModelConfig
 
 Picture = str | Path | bytes | Image.Image
@@ -37,7 +37,7 @@ class Classifier:
     """A network with its labels and its preprocessing, ready to name what is in a picture.
 
     Args:
-        model: The network, mapping (N, 3, H, W) to (N, K) logits.
+        model: The network, mapping (N, C, H, W) to (N, K) logits.
         config: Labels and preprocessing.
         model_id: What to call it: Hub `owner/name`, or the path of the folder it came from.
         revision: 40 hexadecimal digits: the commit, or for a folder the hash of its files.
@@ -101,14 +101,14 @@ class Classifier:
             return self.predict([images], top_k=top_k)[0]
         if not images:
             return []
-        pixels_N3HW = torch.stack([self.transform.to_pixels(self._decode(image)) for image in images])
-        return [self.rank(row_K, top_k) for row_K in self.probabilities(pixels_N3HW)]
+        pixels_NCHW = torch.stack([self.transform.resize_and_crop(self.transform.decode(image)) for image in images])
+        return [self.rank(row_K, top_k) for row_K in self.probabilities(pixels_NCHW)]
 
     @torch.inference_mode()
-    def probabilities(self, pixels_N3HW: Tensor) -> Tensor:
-        """Map uint8 pixels (N, 3, H, W) to probabilities (N, K) on the CPU."""
+    def probabilities(self, pixels_NCHW: Tensor) -> Tensor:
+        """Map uint8 pixels (N, C, H, W) to probabilities (N, K) on the CPU."""
         device = next(self.model.parameters()).device
-        logits_NK: Tensor = self.model(self.transform.normalize(pixels_N3HW.to(device)))
+        logits_NK: Tensor = self.model(self.transform.normalize(pixels_NCHW.to(device)))
         return logits_NK.float().softmax(1).cpu()
 
     def rank(self, probabilities_K: Tensor, top_k: int) -> list[Prediction]:
@@ -118,20 +118,3 @@ class Classifier:
             Prediction(self.config.labels[index], index, score)
             for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
-
-    def _decode(self, image: Picture) -> Image.Image:
-        if isinstance(image, Image.Image):
-            return image.convert("RGB")
-        if isinstance(image, bytes):
-            return decode_image(image, enough_px=self.transform.enough_px)
-        path = Path(image)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise NotAnImage(
-                f"{path} cannot be read: {error.strerror}.", hint="Give the path of an image file."
-            ) from None
-        try:
-            return decode_image(data, enough_px=self.transform.enough_px)
-        except EcaHubError as error:
-            raise type(error)(f"{path}: {error.message}", hint=error.hint) from None

@@ -70,7 +70,7 @@ def explain_picture(
 
     Args:
         classifier: The network; while this runs, nobody else should use it, because its modules are listened to.
-        picture: A path, the bytes of a file, a PIL image, or pixels as `EvalTransform.to_pixels` makes them.
+        picture: A path, the bytes of a file, a PIL image, or pixels as `EvalTransform.resize_and_crop` makes them.
         class_index: Which class to explain; the likeliest one unless told.
 
     Raises:
@@ -81,7 +81,7 @@ def explain_picture(
     if class_index is not None and not 0 <= class_index < num_classes:
         raise InvalidConfig(f"class_index is {class_index}; it must be 0 to {num_classes - 1}.")
     if not isinstance(picture, Tensor):
-        picture = classifier.transform.to_pixels(classifier._decode(picture))
+        picture = classifier.transform.resize_and_crop(classifier.transform.decode(picture))
     first = next(classifier.model.parameters())
     x_13HW = classifier.transform.normalize(picture[None].to(first.device)).to(first.dtype)
     heard = _Heard()

@@ -55,7 +55,7 @@ def test_a_bad_file_is_named(classifier: Classifier, tmp_path: Path) -> None:
     with pytest.raises(NotAnImage, match=r"missing\.png cannot be read"):
         classifier.predict(tmp_path / "missing.png")
     (tmp_path / "empty.png").touch()
-    with pytest.raises(NotAnImage, match=r"empty\.png: The picture has no bytes"):
+    with pytest.raises(NotAnImage, match=r"empty\.png: The image is empty"):
         classifier.predict(tmp_path / "empty.png")
 
 

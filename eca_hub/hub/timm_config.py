@@ -5,6 +5,7 @@ only eca-hub knows stands under `eca_hub`, which timm does not look at. Source o
 and models/_pretrained.py. Knows nothing of networks.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -39,7 +40,7 @@ def to_timm(config: ModelConfig, model_args: Mapping[str, Any], record: Mapping[
         "label_names": list(config.labels),
         **({"model_args": dict(model_args)} if model_args else {}),
         "pretrained_cfg": {
-            "input_size": [3, image.height_px, image.width_px],
+            "input_size": [image.in_chans, image.height_px, image.width_px],
             "fixed_input_size": False,
             "interpolation": image.interpolation,
             "crop_pct": image.crop,
@@ -51,7 +52,12 @@ def to_timm(config: ModelConfig, model_args: Mapping[str, Any], record: Mapping[
             "first_conv": record.get("first_conv"),
             "classifier": record.get("classifier"),
         },
-        OURS: {"format": 1, "attention": config.attention, "attention_args": dict(config.attention_args)},
+        OURS: {
+            "format": 1,
+            "attention": config.attention,
+            "attention_args": dict(config.attention_args),
+            **({"bit_depth": image.bit_depth} if image.bit_depth is not None else {}),
+        },
     }
 
 
@@ -80,7 +86,7 @@ def from_timm(document: Mapping[str, Any], labels_for: NumberedLabels) -> ModelC
         attention=attention,
         attention_args=dict(ours["attention_args"]),
         labels=labels,
-        image=image_from_timm(record),
+        image=dataclasses.replace(image_from_timm(record), bit_depth=ours.get("bit_depth")),
         # With attention of ours, model_args only tell timm how to make the same.
         timm_args=_timm_args(document.get("model_args") or {}) if attention == "none" else {},
     )
@@ -113,8 +119,8 @@ def image_from_timm(record: Mapping[str, Any]) -> ImageConfig:
         TypeError, ValueError, InvalidConfig: something has the wrong kind or value, or one that is none of ours.
     """
     channels, height_px, width_px = record["input_size"]
-    if channels != 3:
-        raise ValueError(f"the network takes {channels} colours, eca-hub gives 3.")
+    if channels not in (1, 3):
+        raise ValueError(f"the network takes images of {channels} channels; eca-hub gives 3 (RGB) or 1 (gray).")
     interpolation, crop_mode = record.get("interpolation", "bicubic"), record.get("crop_mode", "center")
     for name, value, allowed in (
         ("interpolation", interpolation, get_args(Interpolation)),
@@ -129,8 +135,9 @@ def image_from_timm(record: Mapping[str, Any]) -> ImageConfig:
         crop=float(record.get("crop_pct", 0.875)),
         crop_mode=crop_mode,
         interpolation=interpolation,
-        mean=mean,  # type: ignore[arg-type]
-        std=std,  # type: ignore[arg-type]
+        mean=mean,
+        std=std,
+        in_chans=channels,
     )
 
 

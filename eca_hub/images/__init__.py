@@ -1,1 +1,1 @@
-"""From the bytes of an image file to the tensor that a network takes."""
+"""Image files to network inputs: bytes are decoded, converted to RGB or gray, resized, cropped and normalized."""

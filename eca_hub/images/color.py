@@ -1,46 +1,116 @@
-"""From what a decoder makes to RGB on white, strip by strip and on the way smaller, if that is asked for.
+"""Convert decoded images to RGB or gray on a white background.
 
-A picture of 49 megapixels would otherwise exist two or three times, and be turned and resized at its full size, which
-takes longer than decoding it. Knows pixels; nothing of files, limits or networks.
+Works strip by strip and can shrink on the way: an image of 49 megapixels would otherwise exist two or three times, and
+be rotated and resized at its full size, which takes longer than decoding it.
+
+Shapes: H height, W width, C channels.
 """
+
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-# So many pixels are converted at a time: no more than two copies of a large picture exist.
+from eca_hub.errors import NotAnImage
+
+ColorMode = Literal["RGB", "L"]
+
+# Pixels converted at a time: a large image never exists more than twice.
 _STRIP_PX = 2**20
 
 
-def to_rgb(image: Image.Image, *, shrink: int = 1) -> Image.Image:
-    """Give a picture the three colours that a person would see.
+@dataclass(frozen=True, slots=True)
+class SampleFormat:
+    """How to read samples where Pillow does not apply it: 16-bit values and the transparent color of a PNG."""
+
+    num_bits: int = 16
+    """Samples of a 16-bit image use the range 0 to `2**num_bits - 1`."""
+    transparent: tuple[int, ...] | None = None
+    """Color that is transparent, in the samples of the image: one value for gray, three for RGB."""
+
+
+def flatten(
+    image: Image.Image,
+    mode: ColorMode = "RGB",
+    *,
+    shrink: int = 1,
+    samples: SampleFormat = SampleFormat(),
+    low_bytes: Image.Image | None = None,
+) -> Image.Image:
+    """Convert an image of any Pillow mode to 8-bit RGB or gray; transparent parts become white.
 
     Args:
-        image: In any of Pillow's modes; on white where it is transparent.
-        shrink: So many pixels become one along each side, their mean; 1 leaves them as they are.
+        image: The decoded image.
+        mode: `RGB` or `L` (gray).
+        shrink: Average blocks of this many pixels along each side; 1 keeps the size.
+        samples: Range and transparent color of the samples.
+        low_bytes: Lower bytes of 16-bit color, of which Pillow's `image` has only the upper ones.
 
     Returns:
-        RGB, each side of `ceil(side / shrink)` px; the picture itself where there is nothing to do.
+        Each side has `ceil(side / shrink)` pixels; `image` itself where nothing has to be done.
     """
-    if image.mode == "RGB":
+    if image.mode == mode and samples.transparent is None and low_bytes is None:
         return image if shrink == 1 else image.reduce(shrink)
+    if image.mode == "F":
+        raise NotAnImage("An image of mode F has no defined range.", hint="Convert it to mode L or RGB first.")
     num_rows = max(1, _STRIP_PX // image.width // shrink) * shrink
     if image.height <= num_rows:
-        return _strip_as_rgb(image, shrink)
-    canvas = Image.new("RGB", (-(-image.width // shrink), -(-image.height // shrink)))
+        return _flatten_strip(image, low_bytes, mode, shrink, samples)
+    canvas = Image.new(mode, (-(-image.width // shrink), -(-image.height // shrink)))
     for top in range(0, image.height, num_rows):
-        strip = image.crop((0, top, image.width, min(top + num_rows, image.height)))
-        canvas.paste(_strip_as_rgb(strip, shrink), (0, top // shrink))
+        box = (0, top, image.width, min(top + num_rows, image.height))
+        low_strip = None if low_bytes is None else low_bytes.crop(box)
+        canvas.paste(_flatten_strip(image.crop(box), low_strip, mode, shrink, samples), (0, top // shrink))
     return canvas
 
 
-def _strip_as_rgb(strip: Image.Image, shrink: int) -> Image.Image:
-    if strip.mode.startswith("I"):
-        # convert("RGB") would clip 16-bit grey to white instead of scaling it.
-        strip = Image.fromarray((np.asarray(strip).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if strip.has_transparency_data:
+def _flatten_strip(
+    strip: Image.Image, low_bytes: Image.Image | None, mode: ColorMode, shrink: int, samples: SampleFormat
+) -> Image.Image:
+    if strip.mode == "1":
+        strip = strip.convert("L")
+    is_transparent_HW = None
+    if strip.mode.startswith("I") or low_bytes is not None:
+        values = _values(strip, low_bytes)
+        if samples.transparent is not None:
+            is_transparent_HW = _equals(values, samples.transparent)
+        colors = _to_8_bits(values, samples.num_bits)
+        if values.ndim == 3 and values.shape[2] == 4:
+            # Only colors have another range: alpha always has all 16 bits.
+            colors[..., 3] = values[..., 3] >> 8
+        strip = Image.fromarray(colors)
+    elif samples.transparent is not None:
+        is_transparent_HW = _equals(np.asarray(strip), samples.transparent)
+    if is_transparent_HW is not None:
+        colors = np.array(strip)
+        colors[is_transparent_HW] = 255
+        strip = Image.fromarray(colors)
+    elif strip.has_transparency_data:
         rgba = strip.convert("RGBA")
-        rgb = Image.new("RGB", strip.size, "white")
-        rgb.paste(rgba, mask=rgba)
-    else:
-        rgb = strip.convert("RGB")
-    return rgb if shrink == 1 else rgb.reduce(shrink)
+        strip = Image.new("RGB", strip.size, "white")
+        strip.paste(rgba, mask=rgba)
+    flat = strip if strip.mode == mode else strip.convert(mode)
+    return flat if shrink == 1 else flat.reduce(shrink)
+
+
+def _values(strip: Image.Image, low_bytes: Image.Image | None) -> np.ndarray:
+    """Samples of more than 8 bits."""
+    values = np.asarray(strip)
+    if low_bytes is None:
+        return values.clip(0, 2**16 - 1).astype(np.uint16)
+    samples: np.ndarray = values.astype(np.uint16) << 8 | np.asarray(low_bytes)
+    return samples
+
+
+def _to_8_bits(values: np.ndarray, num_bits: int) -> np.ndarray:
+    scaled = values >> (num_bits - 8) if num_bits > 8 else values.astype(np.uint32) * 255 // (2**num_bits - 1)
+    pixels: np.ndarray = scaled.clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def _equals(values: np.ndarray, color: tuple[int, ...]) -> np.ndarray:
+    """Where the pixels have a color, (H, W)."""
+    same = np.equal(values, np.array(color, dtype=np.int64))
+    is_equal_HW: np.ndarray = same if values.ndim == 2 else same.all(-1)
+    return is_equal_HW

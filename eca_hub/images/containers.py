@@ -1,8 +1,8 @@
-"""The file of a picture: its format, and which of its parts make pixels.
+"""Image containers: sniff the format and strip all parts of a file that do not make pixels.
 
 Decoders walk through every comment, profile and thumbnail: ten megabytes of empty ones kept Pillow busy for four
-seconds, and a profile can unpack to far more than its file. Here they are left out first, and the number of parts is
-bounded; how the camera was held is read on the way. Knows bytes; nothing of pixels.
+seconds, and a profile can unpack to far more than its file. They are removed before decoding, and the number of parts
+is bounded. The EXIF orientation and the sample format of a PNG are read on the way.
 """
 
 import re
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from eca_hub.errors import NotAnImage, TooManyPixels
 
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
-"""What may be decoded. TIFF, PSD, HEIC, PDF and SVG are left out: their decoders are where the security holes were."""
+"""Formats that are decoded. TIFF, PSD, HEIC, PDF and SVG are not: most security holes of decoders were in theirs."""
 
-# What people send instead, who shall read what it was.
-_FOREIGN = {
+# Common formats that are not supported, named in the error message.
+_UNSUPPORTED = {
     "a TIFF": re.compile(rb"II\*\0|MM\0\*"),
     "a HEIC": re.compile(rb".{4}ftyp(hei[cx]|hevc|mif1|msf1)", re.DOTALL),
     "an AVIF": re.compile(rb".{4}ftypavi[fs]", re.DOTALL),
@@ -24,7 +24,7 @@ _FOREIGN = {
     "a JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
     "a PDF": re.compile(rb"%PDF-"),
     "an SVG": re.compile(rb"\s*<(svg|\?xml)"),
-    "a film": re.compile(rb".{4}ftyp", re.DOTALL),
+    "a video": re.compile(rb".{4}ftyp", re.DOTALL),
 }
 
 _MAX_PARTS = 20_000
@@ -35,47 +35,55 @@ _MARKER_AFTER_SCAN = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _JPEG_ALONE = frozenset([0x01, *range(0xD0, 0xD9)])
 _JPEG_START_OF_SCAN, _JPEG_END, _JPEG_EXIF = 0xDA, 0xD9, 0xE1
 _JPEG_BASELINE, _JPEG_ADOBE = 0xC0, 0xEE
-# All but the tables of Huffman and arithmetic codes, and a code that is not in use.
+# All start-of-frame markers: without DHT (C4), DAC (CC) and the reserved C8.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Frames, tables, restart interval, JFIF and Adobe, which says how four colours are stored.
+# Frames, tables, restart interval, JFIF and Adobe, which states how four colors are stored.
 _JPEG_KEPT = frozenset([*range(0xC0, 0xD0), 0xDB, 0xDD, 0xE0, 0xEE])
+_PNG_GRAY, _PNG_RGB, _PNG_PALETTE, _PNG_COLOR_FLAG = 0, 2, 3, 2
+_MAX_PNG_VALUES = 16
 _PNG_KEPT = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
 _ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True, slots=True)
-class PixelParts:
-    """What a decoder needs of a file."""
+class StrippedImage:
+    """A file without metadata, and what the metadata say about the pixels."""
 
     data: bytes
-    """A file of the same format that has only the parts that make pixels."""
+    """A file of the same format with only the parts that make pixels."""
     orientation: int = 1
-    """How the camera was held, 1 to 8 as in EXIF; 1 is upright."""
+    """EXIF orientation, 1 to 8; 1 is upright."""
     num_scans: int = 1
-    """Passes over all pixels."""
+    """Scans of a JPEG: passes over all pixels."""
+    sample_bits: int = 8
+    """Bits of a sample in a PNG file: 1, 2, 4, 8 or 16."""
+    significant_bits: int | None = None
+    """Bits that carry information, where a PNG has an sBIT chunk."""
+    transparent: tuple[int, ...] | None = None
+    """Transparent color of a gray or RGB PNG (tRNS), in samples of `sample_bits`."""
 
 
 @dataclass(frozen=True, slots=True)
 class JpegFrame:
-    """What a JPEG says of its pixels."""
+    """Frame header of a JPEG."""
 
     width: int
-    """As stored, however the camera was held."""
+    """As stored, before the EXIF orientation is applied."""
     height: int
-    """As stored."""
-    is_usual: bool
-    """Whether it is whole, baseline, of eight bits, and in grey or YCbCr."""
+    """As stored, before the EXIF orientation is applied."""
+    is_baseline: bool
+    """Whether the file is complete and baseline, with 8 bits a sample, in gray or YCbCr."""
 
 
-def format_of(data: bytes) -> str:
-    """Name the format by its first bytes: names and content types lie.
+def sniff_format(data: bytes) -> str:
+    """Return the format by the first bytes; file names and content types are not trusted.
 
     Raises:
         NotAnImage: none of `FORMATS`.
     """
     head = data[:16]
     if not head:
-        raise NotAnImage("The picture has no bytes.", hint="Send the content of an image file.")
+        raise NotAnImage("The image is empty.", hint="Send the content of an image file.")
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -86,43 +94,45 @@ def format_of(data: bytes) -> str:
         return "GIF"
     if head.startswith(b"BM"):
         return "BMP"
-    foreign = next((name for name, mark in _FOREIGN.items() if mark.match(head)), None)
-    what = f"The file is {foreign}, which is not read here" if foreign else "The bytes are no picture in a known format"
+    name = next((name for name, mark in _UNSUPPORTED.items() if mark.match(head)), None)
+    what = f"The file is {name}, which is not supported" if name else "The bytes are not an image in a known format"
     raise NotAnImage(f"{what}.", hint=f"Send {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
 
 
-def pixel_parts_of(name: str, data: bytes) -> PixelParts:
-    """Leave out what makes no pixels.
+def strip_metadata(name: str, data: bytes) -> StrippedImage:
+    """Remove comments, profiles, thumbnails and all other parts that make no pixels.
 
     Args:
         name: One of `FORMATS`.
-        data: The whole file.
+        data: The content of the file.
 
     Raises:
         NotAnImage: the file ends before its pixels begin.
-        TooManyPixels: it has more parts than a picture needs.
+        TooManyPixels: the file has more parts than an image needs.
     """
     try:
         if name == "JPEG":
-            return _jpeg_parts(data)
+            return _strip_jpeg(data)
         if name == "PNG":
-            return _png_parts(data)
+            return _strip_png(data)
         if name == "GIF":
-            return PixelParts(_gif_parts(data))
+            return StrippedImage(_strip_gif(data))
     except (IndexError, struct.error):
-        raise NotAnImage(f"The {name} cannot be decoded: it ends too early.", hint="Is the file whole?") from None
+        raise NotAnImage(
+            f"The {name} cannot be decoded: it ends too early.", hint="Check that the file is complete."
+        ) from None
     if name == "BMP" and data[30:31] in (b"\1", b"\2") and len(data) > _MAX_RLE_BYTES:
-        # Pillow unpacks these in Python, while everything else waits.
-        raise TooManyPixels("The BMP is a large one with run-length coding.", hint="Save it as PNG.")
-    return PixelParts(data)
+        # Pillow decodes run lengths in Python, which holds the interpreter lock.
+        raise TooManyPixels("The BMP is large and run-length encoded.", hint="Save it as PNG.")
+    return StrippedImage(data)
 
 
-def jpeg_frame_of(data: bytes) -> JpegFrame | None:
-    """Read the frame of a JPEG; None where there is none before the first scan.
+def read_jpeg_frame(data: bytes) -> JpegFrame | None:
+    """Read the frame header of a JPEG; None if there is none before the first scan.
 
     Raises:
         NotAnImage: the file ends before its pixels begin.
-        TooManyPixels: it has more parts than a picture needs.
+        TooManyPixels: the file has more parts than an image needs.
     """
     frame, has_adobe = None, False
     try:
@@ -133,17 +143,19 @@ def jpeg_frame_of(data: bytes) -> JpegFrame | None:
                 has_adobe = True
             elif code == _JPEG_START_OF_SCAN and frame is not None:
                 code, num_bits, height, width, num_components = frame
-                is_whole = data.find(b"\xff\xd9", end) > 0
-                # What Adobe writes may be in other colours.
-                is_usual = code == _JPEG_BASELINE and num_bits == 8 and num_components in (1, 3) and not has_adobe
-                return JpegFrame(width, height, is_usual and is_whole)
+                is_complete = data.find(b"\xff\xd9", end) > 0
+                # An Adobe segment may declare another color space.
+                is_plain = code == _JPEG_BASELINE and num_bits == 8 and num_components in (1, 3) and not has_adobe
+                return JpegFrame(width, height, is_plain and is_complete)
     except struct.error:
-        raise NotAnImage("The JPEG cannot be decoded: it ends too early.", hint="Is the file whole?") from None
+        raise NotAnImage(
+            "The JPEG cannot be decoded: it ends too early.", hint="Check that the file is complete."
+        ) from None
     return None
 
 
-def orientation_in(exif: bytes) -> int:
-    """Read how the camera was held, 1 to 8; 1 where that cannot be read."""
+def read_orientation(exif: bytes) -> int:
+    """Read the EXIF orientation, 1 to 8; 1 if it cannot be read."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = ">" if tiff.startswith(b"MM") else "<"
     try:
@@ -158,21 +170,21 @@ def orientation_in(exif: bytes) -> int:
     return 1
 
 
-def _jpeg_parts(data: bytes) -> PixelParts:
+def _strip_jpeg(data: bytes) -> StrippedImage:
     kept, orientation = [data[:2]], 1
     for code, begin, end in _jpeg_segments(data):
         if code == _JPEG_START_OF_SCAN:
             kept.append(data[begin:])
-            return PixelParts(b"".join(kept), orientation, _count_scans(data, begin))
+            return StrippedImage(b"".join(kept), orientation, _count_scans(data, begin))
         if code in _JPEG_KEPT:
             kept.append(data[begin:end])
         elif code == _JPEG_EXIF and orientation == 1 and data.startswith(b"Exif\0\0", begin + 4):
-            orientation = orientation_in(data[begin + 4 : end])
-    raise NotAnImage("The JPEG cannot be decoded: it has no scan.", hint="Is the file whole?")
+            orientation = read_orientation(data[begin + 4 : end])
+    raise NotAnImage("The JPEG cannot be decoded: it has no scan.", hint="Check that the file is complete.")
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Code, begin and end of each part before the first scan, and of that scan's head."""
+    """Yield marker, begin and end of each segment up to the header of the first scan."""
     position = 2
     for _ in range(_MAX_PARTS):
         found = _MARKER.search(data, position)
@@ -192,7 +204,7 @@ def _count_scans(data: bytes, begin: int) -> int:
     most = data.count(b"\xff\xda", begin)
     if most <= 10:
         return most
-    # Whatever follows the picture, such as a phone's short film, may hold these two bytes by chance.
+    # Data after the image, such as the video of a phone's motion photo, may contain these two bytes by chance.
     num_scans, position = 0, begin
     for _ in range(_MAX_PARTS):
         found = _MARKER_AFTER_SCAN.search(data, position)
@@ -205,25 +217,46 @@ def _count_scans(data: bytes, begin: int) -> int:
     raise _too_many_parts("JPEG")
 
 
-def _png_parts(data: bytes) -> PixelParts:
+def _strip_png(data: bytes) -> StrippedImage:
     kept, orientation, position = [data[:8]], 1, 8
+    sample_bits, color_type = 8, _PNG_RGB
+    significant_bits: int | None = None
+    transparent: tuple[int, ...] | None = None
     for _ in range(_MAX_PARTS):
         if position + 8 > len(data):
-            return PixelParts(b"".join(kept), orientation)
+            break
         length, name = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
-        if name in _PNG_KEPT:
+        body = data[position + 8 : min(end - 4, position + 8 + _MAX_PNG_VALUES)]
+        if name == b"IHDR" and len(body) >= 10:
+            sample_bits, color_type = body[8], body[9]
+        if name == b"sBIT" and color_type != _PNG_PALETTE and body:
+            significant_bits = max(body[: 3 if color_type & _PNG_COLOR_FLAG else 1])
+        elif name == b"tRNS" and color_type in (_PNG_GRAY, _PNG_RGB):
+            # Pillow compares it with samples that it has scaled or cut to 8 bits by then.
+            num_values = 3 if color_type == _PNG_RGB else 1
+            if len(body) >= 2 * num_values:
+                transparent = struct.unpack_from(f">{num_values}H", body)
+        elif name in _PNG_KEPT:
             kept.append(data[position:end])
         elif name == b"eXIf":
-            orientation = orientation_in(data[position + 8 : end - 4])
+            orientation = read_orientation(data[position + 8 : end - 4])
         if name == b"IEND":
-            return PixelParts(b"".join(kept), orientation)
+            break
         position = end
-    raise _too_many_parts("PNG")
+    else:
+        raise _too_many_parts("PNG")
+    return StrippedImage(
+        b"".join(kept),
+        orientation,
+        sample_bits=sample_bits,
+        significant_bits=significant_bits,
+        transparent=transparent,
+    )
 
 
-def _gif_parts(data: bytes) -> bytes:
-    """The head, what is said of the first picture, and everything from that picture on."""
+def _strip_gif(data: bytes) -> bytes:
+    """Keep the header, the graphic control extensions, and everything from the first image on."""
     flags = data[10]
     position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
     kept = [data[:position]]
@@ -247,4 +280,4 @@ def _end_of_blocks(data: bytes, position: int) -> int:
 
 
 def _too_many_parts(name: str) -> TooManyPixels:
-    return TooManyPixels(f"The {name} has far more parts than a picture needs.", hint="Save it again.")
+    return TooManyPixels(f"The {name} has far more parts than an image needs.", hint="Save it again.")

@@ -1,13 +1,13 @@
-"""JPEGs to the network's input on a GPU, which may be worth it where few cores feed a fast one.
+"""Decode JPEGs on a GPU, which can pay where few CPU cores feed a fast GPU.
 
-Only what a camera or a website usually writes: a whole baseline JPEG in grey or YCbCr. Everything else is left to
-`eca_hub.images.transform`, and so is what fails here: which image is refused, and the message, depend on no device. The
-pixels differ from those of `images` by a few gray levels, because another decoder rounds in another way and a large
-photo is not decoded at a fraction of its size.
+Only what cameras and websites usually write is decoded: complete baseline JPEGs in gray or YCbCr. Everything else is
+left to `eca_hub.images.decode`, and so is every image that fails here: which images are refused, and the message, are
+the same on every device. The pixels differ by a few gray levels, because another decoder rounds differently and large
+photos are not decoded at a fraction of their size.
 
 Not run on a GPU so far: `pytest -m gpu` compares it with `eca_hub.images.transform`.
 
-Shapes: H height, W width; 3 colours, red first.
+Shapes: H height, W width; 3 colors, red first.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,22 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from eca_hub.errors import BadImage, InvalidConfig
-from eca_hub.images.containers import format_of, jpeg_frame_of, pixel_parts_of
-from eca_hub.images.transform import EvalTransform, ImageLimits, check_size
+from eca_hub.images.containers import read_jpeg_frame, sniff_format, strip_metadata
+from eca_hub.images.decode import ImageLimits, check_size
+from eca_hub.images.transform import EvalTransform
 
 DecodeJpeg = Callable[[Tensor], Tensor]
-"""Maps the bytes of a JPEG, uint8 on the processor's side, to uint8 (3, H, W) on the device."""
+"""Maps the bytes of a JPEG, uint8 on the CPU, to uint8 (3, H, W) on the device."""
 
-_KNOWN_RESIZES = ("bilinear", "bicubic")
+_INTERPOLATIONS = ("bilinear", "bicubic")
 
-# A strip grows beyond all measure when its shorter side is resized.
+# A narrow strip becomes very long when its shorter side is resized.
 _MAX_ASPECT = 16
 
-# Each pixel takes 15 bytes while it is resized; larger photos are decoded at a fraction of their size elsewhere.
+# Resizing takes 15 bytes a pixel; larger photos are decoded at a fraction of their size on the CPU.
 _MAX_MPX = 16.0
 
-_TURN_BACK: dict[int, Callable[[Tensor], Tensor]] = {
+_EXIF_TRANSPOSE: dict[int, Callable[[Tensor], Tensor]] = {
     2: lambda x_3HW: x_3HW.flip(2),
     3: lambda x_3HW: x_3HW.flip(1, 2),
     4: lambda x_3HW: x_3HW.flip(1),
@@ -43,62 +44,64 @@ _TURN_BACK: dict[int, Callable[[Tensor], Tensor]] = {
 }
 
 
-class GpuJpegs:
-    """Decodes, turns, resizes and crops on one GPU.
+class GpuJpegDecoder:
+    """Decode, rotate, resize and crop JPEGs on one GPU.
 
     Args:
         transform: The model's preprocessing.
-        limits: What a picture may cost.
-        device: Which GPU; a processor works as well, and gains nothing.
-        decode: What decodes; torchvision's decoder on that device unless told.
+        limits: What decoding may cost.
+        device: Torch device; `cpu` works as well, without a gain.
+        decode: Replaces torchvision's decoder.
 
     Raises:
-        InvalidConfig: the model resizes in a way that is not known there.
+        InvalidConfig: the model has an interpolation or a number of channels that is not supported on a GPU.
     """
 
     def __init__(
         self, transform: EvalTransform, limits: ImageLimits, device: str, *, decode: DecodeJpeg | None = None
     ) -> None:
-        if transform.config.interpolation not in _KNOWN_RESIZES:
+        if transform.config.interpolation not in _INTERPOLATIONS:
             raise InvalidConfig(
-                f"The model resizes by {transform.config.interpolation}; on a GPU only "
-                f"{' and '.join(_KNOWN_RESIZES)} are known.",
+                f"The model resizes by {transform.config.interpolation}; a GPU decodes only with "
+                f"{' or '.join(_INTERPOLATIONS)}.",
                 hint="Leave --decode_on out.",
             )
+        if transform.config.in_chans != 3:
+            raise InvalidConfig("The model takes gray images; a GPU decodes only RGB.", hint="Leave --decode_on out.")
         self._transform = transform
         self._limits = replace(limits, max_mpx=min(limits.max_mpx, _MAX_MPX))
-        self._decode = decode or _decoder_on(device)
+        self._decode = decode or _torchvision_decoder(device)
 
-    def pixels_of(self, data: bytes) -> Tensor | None:
-        """Map the bytes of a picture to uint8 (3, H, W) on the processor's side; None for what is left to `images`."""
-        encoded = self._usual_jpeg_in(data)
+    def decode(self, data: bytes) -> Tensor | None:
+        """Map the bytes of an image to uint8 (3, H, W) on the CPU; None if the CPU has to decode it."""
+        encoded = self._read_baseline(data)
         if encoded is None:
             return None
         jpeg, orientation = encoded
         try:
             x_3HW = self._decode(jpeg)
-            upright_3HW = _TURN_BACK[orientation](x_3HW) if orientation > 1 else x_3HW
-            return self._resized(upright_3HW).cpu()
+            upright_3HW = _EXIF_TRANSPOSE[orientation](x_3HW) if orientation > 1 else x_3HW
+            return self._resize_and_crop(upright_3HW).cpu()
         except RuntimeError:
-            # Out of memory, or bytes that this decoder does not like: the other one has the last word.
+            # Out of memory, or damaged: the decoder on the CPU decides.
             return None
 
-    def _usual_jpeg_in(self, data: bytes) -> tuple[Tensor, int] | None:
+    def _read_baseline(self, data: bytes) -> tuple[Tensor, int] | None:
         try:
-            if len(data) > self._limits.max_bytes or format_of(data) != "JPEG":
+            if len(data) > self._limits.max_bytes or sniff_format(data) != "JPEG":
                 return None
-            parts = pixel_parts_of("JPEG", data)
-            frame = jpeg_frame_of(parts.data)
-            if frame is None or not frame.is_usual:
+            stripped = strip_metadata("JPEG", data)
+            frame = read_jpeg_frame(stripped.data)
+            if frame is None or not frame.is_baseline:
                 return None
             check_size(frame.width, frame.height, self._limits)
         except BadImage:
             return None
         if max(frame.width, frame.height) > _MAX_ASPECT * min(frame.width, frame.height):
             return None
-        return torch.frombuffer(bytearray(parts.data), dtype=torch.uint8), parts.orientation
+        return torch.frombuffer(bytearray(stripped.data), dtype=torch.uint8), stripped.orientation
 
-    def _resized(self, x_3HW: Tensor) -> Tensor:
+    def _resize_and_crop(self, x_3HW: Tensor) -> Tensor:
         config = self._transform.config
         height, width = x_3HW.shape[1:]
         resized_width, resized_height = self._transform.resized_size(width, height)
@@ -109,12 +112,12 @@ class GpuJpegs:
             align_corners=False,
             antialias=True,
         )
-        left, top = self._transform.corner_of(resized_width, resized_height)
-        cut_3HW = resized_13HW[0, :, top : top + config.height_px, left : left + config.width_px]
-        return cut_3HW.round().clamp(0, 255).to(torch.uint8)
+        left, top = self._transform.crop_corner(resized_width, resized_height)
+        cropped_3HW = resized_13HW[0, :, top : top + config.height_px, left : left + config.width_px]
+        return cropped_3HW.round().clamp(0, 255).to(torch.uint8)
 
 
-def _decoder_on(device: str) -> DecodeJpeg:
+def _torchvision_decoder(device: str) -> DecodeJpeg:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def decode(jpeg: Tensor) -> Tensor:

@@ -34,18 +34,31 @@ class ImageConfig:
     """`center` resizes the shorter side and crops; `squash` resizes both sides and keeps the whole picture."""
     interpolation: Interpolation = "bicubic"
     """How the resize looks up pixels."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of each colour, in units of 1 = white, subtracted first."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of each colour, divided by afterwards."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, in units of 1 = white, subtracted first."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel, divided by afterwards."""
+    in_chans: int = 3
+    """Channels of the network's input: 3 for RGB, 1 for gray."""
+    bit_depth: int | None = None
+    """Bits in use of 16-bit images, such as 12 for X-rays: samples from 0 to 2^12 - 1 become 0 to 255. By default what
+    the file states (sBIT of a PNG), or 16."""
 
     def __post_init__(self) -> None:
         if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):
             raise InvalidConfig(f"The input is {self.height_px} x {self.width_px} px; each side must be 1 to 4096.")
         if not 0.0 < self.crop <= 1.0:
             raise InvalidConfig(f"crop is {self.crop}; it must be above 0 and at most 1.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise InvalidConfig(f"mean is {self.mean} and std {self.std}; each needs three numbers, std above 0.")
+        if self.in_chans not in (1, 3):
+            raise InvalidConfig(f"in_chans is {self.in_chans}; it must be 3 (RGB) or 1 (gray).")
+        if self.in_chans == 1 and (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
+            object.__setattr__(self, "mean", (round(sum(IMAGENET_MEAN) / 3, 3),))
+            object.__setattr__(self, "std", (round(sum(IMAGENET_STD) / 3, 3),))
+        if {len(self.mean), len(self.std)} != {self.in_chans} or min(self.std) <= 0:
+            numbers = "one number" if self.in_chans == 1 else "three numbers"
+            raise InvalidConfig(f"mean is {self.mean} and std {self.std}; each needs {numbers}, std above 0.")
+        if self.bit_depth is not None and not 1 <= self.bit_depth <= 16:
+            raise InvalidConfig(f"bit_depth is {self.bit_depth}; it must be 1 to 16.")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def measure_engines(
     """
     import torch
 
-    from eca_hub import Classifier, decode_image, keep_freed_memory
+    from eca_hub import Classifier, keep_freed_memory
     from eca_service.optimize.optimize import optimize_model
 
     keep_freed_memory()
@@ -88,7 +88,7 @@ def measure_engines(
         own.forward(pixels_N3HW)
 
     def decode() -> Any:
-        return classifier.transform.to_pixels(decode_image(picture, enough_px=classifier.transform.enough_px))
+        return classifier.transform.resize_and_crop(classifier.transform.decode(picture))
 
     pixels = decode()
 

@@ -56,10 +56,9 @@ class Network:
 
     def decode(self, picture: bytes) -> Any:
         """One picture as the network wants it."""
-        import eca_hub
 
         transform = self.classifier.transform
-        return transform.to_pixels(eca_hub.decode_image(picture, enough_px=transform.enough_px))
+        return transform.resize_and_crop(transform.decode(picture))
 
     def answers(self, pixels: list[Any]) -> list[dict[str, Any]]:
         """Answer for a batch."""

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from eca_hub.errors import EcaHubError
-from eca_hub.images.transform import decode_image
+from eca_hub.images.decode import decode_reduced
 from experiments.bench.clients import Answer, request_of, samples_in
 from experiments.bench.decompression_bombs import bombs
 from experiments.bench.overload import Promise, goodput, median_s, most_overtaken, quantile
@@ -42,7 +42,7 @@ def test_bombs_are_small_files_and_some_of_them_are_pictures() -> None:
     for name, data in bombs().items():
         assert len(data) < 2**20, name
         try:
-            assert isinstance(decode_image(data, enough_px=256), Image.Image)
+            assert isinstance(decode_reduced(data, min_side_px=256).image, Image.Image)
             seen.add(name)
         except EcaHubError:
             refused.add(name)

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.hostile_jpegs import hostile_jpegs
-from tests.hostile_pictures import Hostile, hostile_pictures
-from tests.hostile_variants import hostile_variants
-from tests.picture_files import encode, scene
+from tests.images.hostile_images import Hostile, hostile_images
+from tests.images.hostile_jpegs import hostile_jpegs
+from tests.images.hostile_variants import hostile_variants
+from tests.images.image_files import encode, scene
 from tests.service.process import Served, save_tiny_package, served
 
 MAX_CPU_S = 2.0
@@ -22,7 +22,7 @@ MAX_KEPT_MIB = 240
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Hostile]:
-    return [*hostile_pictures(), *hostile_jpegs(), *hostile_variants()]
+    return [*hostile_images(), *hostile_jpegs(), *hostile_variants()]
 
 
 @pytest.fixture(scope="module")

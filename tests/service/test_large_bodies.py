@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.picture_files import encode, scene
+from tests.images.image_files import encode, scene
 from tests.service.process import Served, save_tiny_package, served
 
 PICTURE = encode(scene(), "PNG")

@@ -237,7 +237,7 @@ def test_tritons_own_client_is_answered(service: Served, package: Path, as_bytes
             assert found == pytest.approx(numpy.array(expected), abs=1e-4)
 
         pixels_N3HW = numpy.stack(
-            [classifier.transform.to_pixels(eca_hub.decode_image(content)).numpy() for content in contents]
+            [classifier.transform.resize_and_crop(eca_hub.decode_image(content)).numpy() for content in contents]
         )
         pixels = triton.InferInput("pixels", list(pixels_N3HW.shape), "UINT8")
         pixels.set_data_from_numpy(pixels_N3HW, binary_data=as_bytes)

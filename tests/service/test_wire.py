@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.picture_files import encode, scene
+from tests.images.image_files import encode, scene
 from tests.service.process import Served, save_tiny_package, served, start
 
 KEY = b"SENTINEL-of-the-wire"

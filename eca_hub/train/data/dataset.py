@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eca_hub.errors import BadImage
-from eca_hub.images.transform import EvalTransform, decode_image
+from eca_hub.images.transform import EvalTransform
 from eca_hub.train.data.cache import DecodedImageCache
 from eca_hub.train.data.sampler import BatchIndex
 from eca_hub.train.data.source import Source
@@ -112,9 +112,9 @@ class ImageDataset(Dataset[Batch]):
         try:
             content = self.source.read(number)
             self._last_num_bytes = len(content)
-            image = decode_image(content, enough_px=self._transform.enough_px)
+            decoded = self._transform.decode(content)
         except (BadImage, OSError) as error:
             return BadSample(number, self.source.name(number), str(error))
         if self._augment is not None and self._augment.needs_full_images:
-            return np.asarray(image)
-        return self._transform.to_pixels(image).permute(1, 2, 0).numpy()
+            return np.asarray(decoded.image)
+        return self._transform.resize_and_crop(decoded).permute(1, 2, 0).numpy()

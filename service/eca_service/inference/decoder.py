@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eca_hub import EcaHubError, EvalTransform, GpuJpegs, ImageLimits, decode_image
+from eca_hub import EcaHubError, EvalTransform, GpuJpegDecoder, ImageLimits
 from eca_service.inference.model import RawPixels
 
 _LARGE_MPX = 16.0
@@ -53,7 +53,7 @@ class Decoder:
         threads: ThreadPoolExecutor,
         large_thread: ThreadPoolExecutor,
         *,
-        gpu_jpegs: GpuJpegs | None = None,
+        gpu_jpegs: GpuJpegDecoder | None = None,
     ) -> None:
         self._transform = transform
         self._limits = limits
@@ -72,7 +72,7 @@ class Decoder:
         if isinstance(data, RawPixels):
             config = self._transform.config
             flat = torch.frombuffer(bytearray(data.data), dtype=torch.uint8)
-            return Decoded(flat.view(3, config.height_px, config.width_px), 0.0, 0.0)
+            return Decoded(flat.view(config.in_chans, config.height_px, config.width_px), 0.0, 0.0)
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, self._decode, data, asked_s, self._ordinary_limits)
@@ -83,9 +83,8 @@ class Decoder:
 
     def _decode(self, data: bytes, asked_s: float, limits: ImageLimits) -> Decoded:
         started_s = time.perf_counter()
-        pixels = self._gpu_jpegs.pixels_of(data) if self._gpu_jpegs else None
+        pixels = self._gpu_jpegs.decode(data) if self._gpu_jpegs else None
         if pixels is None:
-            image = decode_image(data, limits=limits, enough_px=self._transform.enough_px)
-            pixels = self._transform.to_pixels(image)
+            pixels = self._transform.resize_and_crop(self._transform.decode(data, limits=limits))
         ended_s = time.perf_counter()
         return Decoded(pixels, (started_s - asked_s) * 1000, (ended_s - started_s) * 1000)

@@ -77,7 +77,7 @@ class ModelLoader:
     async def _start(self, loaded: "_Loaded") -> ServedModel["Tensor", "Tensor"]:
         import torch
 
-        from eca_hub import GpuJpegs, ImageLimits
+        from eca_hub import GpuJpegDecoder, ImageLimits
         from eca_service.inference.decoder import Decoder
         from eca_service.inference.engine import Engine, scores_of
         from eca_service.inference.explainer import Explainer
@@ -87,7 +87,7 @@ class ModelLoader:
         settings, image = self._settings, classifier.config.image
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
         on_gpu = settings.decode_on == "gpu"
-        gpu_jpegs = GpuJpegs(classifier.transform, limits, str(loaded.networks[0].device)) if on_gpu else None
+        gpu_jpegs = GpuJpegDecoder(classifier.transform, limits, str(loaded.networks[0].device)) if on_gpu else None
         decoder = Decoder(classifier.transform, limits, self._threads, self._large_thread, gpu_jpegs=gpu_jpegs)
         facts = _facts_of(loaded)
         engines = [

@@ -12,7 +12,7 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
-from eca_hub import EvalTransform, decode_image
+from eca_hub import EvalTransform
 from eca_service.inference.model import ParityReport
 
 MAX_DIFFERENCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -24,8 +24,8 @@ def parity_images(transform: EvalTransform) -> Tensor:
     found = sorted(
         (one for one in files("eca_service.optimize").joinpath("images").iterdir()), key=lambda one: one.name
     )
-    decoded = [decode_image(one.read_bytes(), enough_px=transform.enough_px) for one in found]
-    return torch.stack([transform.to_pixels(image) for image in decoded])
+    decoded = [transform.decode(one.read_bytes()) for one in found]
+    return torch.stack([transform.resize_and_crop(image) for image in decoded])
 
 
 def compare(expected_NK: Tensor, found_NK: Tensor, dtype: torch.dtype) -> ParityReport:

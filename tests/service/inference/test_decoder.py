@@ -10,8 +10,9 @@ from PIL import Image
 
 import eca_hub
 from eca_hub.errors import NotAnImage, TooManyPixels
+from eca_hub.images.decode import DecodedImage
 from eca_service.inference.decoder import Decoder
-from tests.picture_files import encode
+from tests.images.image_files import encode
 from tests.service.house import png
 
 TRANSFORM = eca_hub.EvalTransform(eca_hub.ImageConfig(24, 32, crop=1.0))
@@ -24,7 +25,7 @@ def decoder(threads: ThreadPoolExecutor) -> Decoder:
 def test_a_picture_becomes_the_pixels_that_the_library_makes() -> None:
     with ThreadPoolExecutor(1) as threads:
         decoded = asyncio.run(decoder(threads).decode(png(50, 40, "teal")))
-    assert torch.equal(decoded.pixels, TRANSFORM.to_pixels(eca_hub.decode_image(png(50, 40, "teal"))))
+    assert torch.equal(decoded.pixels, TRANSFORM.resize_and_crop(eca_hub.decode_image(png(50, 40, "teal"))))
     assert decoded.pixels.shape == (3, 24, 32)
     assert decoded.decode_ms > 0
     assert decoded.wait_ms >= 0
@@ -46,7 +47,7 @@ def test_jpegs_may_be_decoded_elsewhere_and_the_rest_is_not() -> None:
         seen.append(len(jpeg))
         return torch.full((3, 40, 50), 7, dtype=torch.uint8)
 
-    gpu_jpegs = eca_hub.GpuJpegs(TRANSFORM, eca_hub.ImageLimits(), "cpu", decode=decode)
+    gpu_jpegs = eca_hub.GpuJpegDecoder(TRANSFORM, eca_hub.ImageLimits(), "cpu", decode=decode)
     with ThreadPoolExecutor(1) as threads:
         both = Decoder(TRANSFORM, eca_hub.ImageLimits(), threads, threads, gpu_jpegs=gpu_jpegs)
         assert bool((asyncio.run(both.decode(usual)).pixels == 7).all())
@@ -63,9 +64,9 @@ class NotingTransform(eca_hub.EvalTransform):
         super().__init__(TRANSFORM.config)
         self.threads: list[str] = []
 
-    def to_pixels(self, image: Image.Image) -> torch.Tensor:
+    def resize_and_crop(self, image: DecodedImage | Image.Image) -> torch.Tensor:
         self.threads.append(threading.current_thread().name.partition("_")[0])
-        return super().to_pixels(image)
+        return super().resize_and_crop(image)
 
 
 def test_a_picture_of_very_many_pixels_keeps_no_thread_from_the_others() -> None:

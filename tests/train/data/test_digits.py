@@ -2,7 +2,8 @@
 
 import torch
 
-from eca_hub.images.transform import EvalTransform, decode_image
+from eca_hub.images.decode import decode_image
+from eca_hub.images.transform import EvalTransform
 from eca_hub.train.data import DigitsData
 from eca_hub.train.data.sampler import BatchIndex
 
@@ -25,5 +26,5 @@ def test_validation_sees_the_pixels_that_the_service_sees() -> None:
     data = DigitsData()
     content, digit = next(data.png_files("test"))
     batch = data.dataset("test")[BatchIndex(0, [0])]
-    assert torch.equal(batch.pixels[0], EvalTransform(data.image).to_pixels(decode_image(content)))
+    assert torch.equal(batch.pixels[0], EvalTransform(data.image).resize_and_crop(decode_image(content)))
     assert int(batch.targets) == digit

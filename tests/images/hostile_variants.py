@@ -1,6 +1,6 @@
-"""More pictures as strangers send them: oddities of PNG, GIF, WebP and BMP, part by part, and Pillow's other formats.
+"""More images as clients may send them: oddities of PNG, GIF, WebP and BMP, part by part, and Pillow's other formats.
 
-Beside `hostile_pictures`, and with statuses that mean the same.
+Beside `hostile_images`, and with statuses that mean the same.
 """
 
 import io
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from tests.hostile_pictures import EITHER, REFUSED, SEEN, Hostile, wholes
-from tests.picture_files import (
+from tests.images.hostile_images import EITHER, REFUSED, SEEN, Hostile, wholes
+from tests.images.image_files import (
     chunk,
     encode,
     exif_of,
@@ -64,8 +64,8 @@ def _pngs() -> Iterator[Hostile]:
         yield Hostile(f"interlaced {mode} png that is too short", cut, REFUSED)
     rows = zlib.compress((b"\0" + bytes(range(96))) * 64)
     yield Hostile("palette png without a palette", png_of(96, 64, 8, 3, rows), EITHER)
-    yield Hostile("palette png of one colour", png_of(96, 64, 8, 3, rows, chunk(b"PLTE", b"\xff\0\0")), EITHER)
-    yield Hostile("palette png of half a colour", png_of(96, 64, 8, 3, rows, chunk(b"PLTE", b"\xff\0")), EITHER)
+    yield Hostile("palette png of one color", png_of(96, 64, 8, 3, rows, chunk(b"PLTE", b"\xff\0\0")), EITHER)
+    yield Hostile("palette png of half a color", png_of(96, 64, 8, 3, rows, chunk(b"PLTE", b"\xff\0")), EITHER)
     palette = chunk(b"PLTE", bytes(768))
     yield Hostile(
         "png with a thousand shades of glass", png_of(96, 64, 8, 3, rows, palette, chunk(b"tRNS", bytes(1000))), EITHER
@@ -127,7 +127,7 @@ def _webps() -> Iterator[Hostile]:
         scene(), "WEBP", save_all=True, append_images=[scene(mode="RGBA").convert("RGB").rotate(10)], duration=20
     )
     bits = lossy[12:]
-    yield Hostile("webp of two pictures", webp_of(bits, bits), EITHER)
+    yield Hostile("webp of two images", webp_of(bits, bits), EITHER)
     yield Hostile(
         "webp with unknown parts", webp_of(webp_canvas(96, 64), webp_chunk(b"JUNK", bytes(999)), bits), EITHER
     )
@@ -150,7 +150,7 @@ def _webps() -> Iterator[Hostile]:
     yield Hostile("webp with an empty canvas", webp_of(webp_canvas(96, 64)), REFUSED)
     yield Hostile("webp with seven megabytes of exif", encode(scene(), "WEBP", exif=b"II*\0" + bytes(7 * 2**20)), SEEN)
     yield Hostile("webp whose length is none", b"RIFF\0\0\0\0" + lossy[8:], EITHER)
-    yield Hostile("webp whose picture's length is none", lossy[:16] + bytes(4) + lossy[20:], REFUSED)
+    yield Hostile("webp whose image's length is none", lossy[:16] + bytes(4) + lossy[20:], REFUSED)
     yield Hostile("lossless webp of another version", lossless[:24] + b"\xff" + lossless[25:], EITHER)
     yield Hostile("webp of 26 megapixels", encode(Image.new("RGB", (5200, 5000)), "WEBP", quality=1, method=0), REFUSED)
     yield Hostile("webp of 24 megapixels", encode(Image.new("RGB", (6000, 4000)), "WEBP", quality=1, method=0), SEEN)
@@ -178,9 +178,9 @@ def _bmps() -> Iterator[Hostile]:
     for depth in (0, 2, 3, 7, 48, 65_535):
         head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, depth, 0, 0, 0, 0, 0, 0)
         yield Hostile(f"bmp of {depth} bits", _bmp(head, bytes(500)), EITHER)
-    for colours in (1, 2**31 - 1, 2**32 - 1):
-        head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 0, 0, 0, 0, colours, 0)
-        yield Hostile(f"bmp of {colours} colours", _bmp(head, bytes(1024 + 16)), EITHER)
+    for colors in (1, 2**31 - 1, 2**32 - 1):
+        head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 0, 0, 0, 0, colors, 0)
+        yield Hostile(f"bmp of {colors} colors", _bmp(head, bytes(1024 + 16)), EITHER)
     for compression in (4, 5, 11, 2**32 - 1):
         head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 24, compression, 0, 0, 0, 0, 0)
         yield Hostile(f"bmp packed by method {compression}", _bmp(head, encode(scene(), "JPEG")), REFUSED)
@@ -232,7 +232,7 @@ def _strips() -> Iterator[Hostile]:
     for name, depth, kind, side, row_bytes, statuses in (
         ("rgb", 8, 2, 7050, 3, SEEN),
         ("rgb", 8, 2, 7100, 3, REFUSED),
-        ("grey and alpha", 8, 4, 7050, 2, SEEN),
+        ("gray and alpha", 8, 4, 7050, 2, SEEN),
         ("rgba", 8, 6, 5200, 4, SEEN),
         ("rgb of 16 bits", 16, 2, 4700, 6, SEEN),
         ("rgb of 16 bits", 16, 2, 5100, 6, REFUSED),

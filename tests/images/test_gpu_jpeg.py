@@ -6,9 +6,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from eca_hub import EvalTransform, GpuJpegs, ImageConfig, ImageLimits, decode_image
+from eca_hub import EvalTransform, GpuJpegDecoder, ImageConfig, ImageLimits, decode_image
 from eca_hub.errors import InvalidConfig
-from tests.picture_files import encode, exif_of, jpeg_with, scene, segment
+from tests.images.image_files import encode, exif_of, jpeg_with, scene, segment
 
 DEVICES = [
     "cpu",
@@ -24,8 +24,8 @@ CONFIG = ImageConfig(112, 96)
 TURNED = [pytest.param(orientation, id=f"turned {orientation}") for orientation in range(1, 9)]
 
 
-def jpegs(device: str, config: ImageConfig = CONFIG) -> GpuJpegs:
-    return GpuJpegs(EvalTransform(config), ImageLimits(), device)
+def jpegs(device: str, config: ImageConfig = CONFIG) -> GpuJpegDecoder:
+    return GpuJpegDecoder(EvalTransform(config), ImageLimits(), device)
 
 
 def refuse(jpeg: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def refuse(jpeg: Tensor) -> Tensor:
 
 
 def expected(data: bytes, config: ImageConfig = CONFIG) -> Tensor:
-    return EvalTransform(config).to_pixels(decode_image(data))
+    return EvalTransform(config).resize_and_crop(decode_image(data))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -45,7 +45,7 @@ def test_a_photo_gives_nearly_the_pixels_of_the_other_way(
 ) -> None:
     photo = encode(Image.fromarray(load_sample_image(name)), "JPEG", quality=92)
     config = ImageConfig(112, 96, interpolation=interpolation, crop_mode=crop_mode)  # type: ignore[arg-type]
-    pixels_3HW = jpegs(device, config).pixels_of(photo)
+    pixels_3HW = jpegs(device, config).decode(photo)
     assert pixels_3HW is not None
     assert pixels_3HW.device.type == "cpu"
     assert pixels_3HW.shape == (3, 112, 96)
@@ -58,14 +58,14 @@ def test_a_photo_gives_nearly_the_pixels_of_the_other_way(
 @pytest.mark.parametrize("orientation", TURNED)
 def test_a_turned_photo_is_turned_upright(device: str, orientation: int) -> None:
     data = jpeg_with(segment(0xE1, b"Exif\0\0" + exif_of(orientation)), image=scene(500, 400), quality=95)
-    pixels_3HW = jpegs(device).pixels_of(data)
+    pixels_3HW = jpegs(device).decode(data)
     assert pixels_3HW is not None
     assert (pixels_3HW.float() - expected(data).float()).abs().mean() < 1.0
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_grey_photo_has_three_equal_colours(device: str) -> None:
-    pixels_3HW = jpegs(device).pixels_of(encode(scene(300, 200, mode="L"), "JPEG"))
+def test_a_gray_photo_has_three_equal_colors(device: str) -> None:
+    pixels_3HW = jpegs(device).decode(encode(scene(300, 200, mode="L"), "JPEG"))
     assert pixels_3HW is not None
     assert torch.equal(pixels_3HW[0], pixels_3HW[2])
 
@@ -76,23 +76,23 @@ def test_a_grey_photo_has_three_equal_colours(device: str) -> None:
     [
         ("another format", encode(scene(), "PNG")),
         ("progressive", encode(scene(), "JPEG", progressive=True)),
-        ("four colours", encode(scene(mode="CMYK"), "JPEG")),
-        ("perhaps in other colours", jpeg_with(segment(0xEE, b"Adobe\0d\0\0\0\0\0"))),
+        ("four colors", encode(scene(mode="CMYK"), "JPEG")),
+        ("perhaps in other colors", jpeg_with(segment(0xEE, b"Adobe\0d\0\0\0\0\0"))),
         ("cut in half", encode(scene(), "JPEG")[:900]),
         ("cut before its frame", encode(scene(), "JPEG")[:100]),
         ("too many pixels", encode(Image.new("RGB", (4500, 4000)), "JPEG")),
         ("a strip", encode(Image.new("RGB", (4000, 10)), "JPEG")),
-        ("no picture", b"cat"),
+        ("no image", b"cat"),
         ("nothing", b""),
     ],
 )
 def test_whatever_is_not_usual_is_left_to_the_processor(device: str, what: str, data: bytes) -> None:
-    assert jpegs(device).pixels_of(data) is None, what
+    assert jpegs(device).decode(data) is None, what
 
 
 def test_what_fails_there_is_left_to_the_processor() -> None:
-    failing = GpuJpegs(EvalTransform(CONFIG), ImageLimits(), "cpu", decode=refuse)
-    assert failing.pixels_of(encode(scene(), "JPEG")) is None
+    failing = GpuJpegDecoder(EvalTransform(CONFIG), ImageLimits(), "cpu", decode=refuse)
+    assert failing.decode(encode(scene(), "JPEG")) is None
 
 
 def test_a_resize_that_is_not_known_there_is_refused_at_the_start() -> None:

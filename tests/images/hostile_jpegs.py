@@ -1,13 +1,13 @@
-"""More pictures as strangers send them: JPEGs whose parts are missing, doubled, out of order or wrong.
+"""More images as clients may send them: JPEGs whose parts are missing, doubled, out of order or wrong.
 
-Beside `hostile_pictures`, and with statuses that mean the same.
+Beside `hostile_images`, and with statuses that mean the same.
 """
 
 import struct
 from collections.abc import Iterator
 
-from tests.hostile_pictures import EITHER, REFUSED, SEEN, Hostile
-from tests.picture_files import chunk, encode, exif_of, jpeg_with, scene, segment
+from tests.images.hostile_images import EITHER, REFUSED, SEEN, Hostile
+from tests.images.image_files import chunk, encode, exif_of, jpeg_with, scene, segment
 
 
 def hostile_jpegs() -> Iterator[Hostile]:
@@ -37,7 +37,7 @@ def _parts() -> Iterator[Hostile]:
         for mode in ("RGB", "CMYK"):
             adobe = segment(0xEE, b"Adobe\0d\0\0\0\0" + bytes([transform]))
             data = jpeg_with(adobe, image=scene(mode=mode))
-            yield Hostile(f"{mode} jpeg with a colour transform of {transform}", data, SEEN)
+            yield Hostile(f"{mode} jpeg with a color transform of {transform}", data, SEEN)
     yield Hostile("cmyk jpeg without an Adobe mark", _without(encode(scene(mode="CMYK"), "JPEG"), 0xEE), SEEN)
     for interval in (0, 1, 65535):
         restarts = segment(0xDD, struct.pack(">H", interval))
@@ -56,11 +56,11 @@ def _tables() -> Iterator[Hostile]:
     jpeg = encode(scene(), "JPEG")
     frame, scan = jpeg.index(b"\xff\xc0"), _scan_of(jpeg)
     yield Hostile("jpeg without Huffman tables", _without(jpeg, 0xC4), EITHER)
-    yield Hostile("jpeg without quantisation", _without(jpeg, 0xDB), REFUSED)
+    yield Hostile("jpeg without quantization", _without(jpeg, 0xDB), REFUSED)
     yield Hostile("jpeg without a frame", _without(jpeg, 0xC0), REFUSED)
     yield Hostile("jpeg whose frame follows its scan", _without(jpeg, 0xC0) + jpeg[frame : frame + 19], REFUSED)
     zeros = segment(0xDB, b"\0" + bytes(64)) + segment(0xDB, b"\1" + bytes(64))
-    yield Hostile("jpeg of zero quantisation", jpeg[:frame] + zeros + jpeg[frame:], EITHER)
+    yield Hostile("jpeg of zero quantization", jpeg[:frame] + zeros + jpeg[frame:], EITHER)
     overfull = segment(0xC4, b"\0" + b"\xff" * 16 + bytes(256))
     yield Hostile("jpeg of an overfull Huffman table", jpeg[:scan] + overfull + jpeg[scan:], EITHER)
     many = segment(0xC4, b"\0" + b"\1" + bytes(15) + b"\0") * 5000

@@ -1,6 +1,6 @@
-"""More than two hundred pictures as strangers send them: broken, lying, enormous, or merely awkward.
+"""More than two hundred images as clients may send them: broken, lying, enormous, or merely awkward.
 
-Each has the statuses that are right for it: 200 where a person would see a picture, 422 where there is none or too
+Each has the statuses that are right for it: 200 where a person would see a image, 422 where there is none or too
 much, both where a decoder may do either.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tests.picture_files import (
+from tests.images.image_files import (
     chunk,
     encode,
     exif_of,
@@ -37,7 +37,7 @@ class Hostile(NamedTuple):
     statuses: frozenset[int]
 
 
-def hostile_pictures() -> Iterator[Hostile]:
+def hostile_images() -> Iterator[Hostile]:
     """All of them, the same at every call."""
     for family in (_awkward, _turned, _cut, _flipped, _lying, _bombs, _padded, _strangers, _polyglots, _edges):
         yield from family()
@@ -51,22 +51,22 @@ def _awkward() -> Iterator[Hostile]:
         yield Hostile(f"jpeg subsampled {subsampling}", encode(whole, "JPEG", subsampling=subsampling), SEEN)
     yield Hostile("progressive jpeg", encode(whole, "JPEG", progressive=True), SEEN)
     yield Hostile("jpeg with restarts", encode(whole, "JPEG", restart_marker_blocks=1), SEEN)
-    yield Hostile("optimised jpeg", encode(whole, "JPEG", optimize=True), SEEN)
+    yield Hostile("optimized jpeg", encode(whole, "JPEG", optimize=True), SEEN)
     for mode in ("L", "CMYK"):
         yield Hostile(f"{mode} jpeg", encode(scene(mode=mode), "JPEG"), SEEN)
         yield Hostile(f"progressive {mode} jpeg", encode(scene(mode=mode), "JPEG", progressive=True), SEEN)
     cmyk = encode(scene(mode="CMYK"), "JPEG")
     yield Hostile("cmyk jpeg that says ycck", cmyk.replace(b"Adobe\0d\0\0\0\0\0", b"Adobe\0d\0\0\0\0\2"), SEEN)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        grey16 = Image.fromarray(np.linspace(0, 65535, 96 * 64).astype(np.uint16).reshape(64, 96))
-        image = grey16 if mode == "I;16" else scene(mode=mode)
+        gray16 = Image.fromarray(np.linspace(0, 65535, 96 * 64).astype(np.uint16).reshape(64, 96))
+        image = gray16 if mode == "I;16" else scene(mode=mode)
         yield Hostile(f"{mode} png", encode(image, "PNG"), SEEN)
     yield Hostile("palette png with transparency", encode(scene(mode="P"), "PNG", transparency=b"\0\x80\xff"), SEEN)
-    yield Hostile("grey png with a transparent shade", encode(scene(mode="L"), "PNG", transparency=120), SEEN)
-    yield Hostile("png with a transparent colour", encode(whole, "PNG", transparency=(200, 30, 60)), SEEN)
+    yield Hostile("gray png with a transparent shade", encode(scene(mode="L"), "PNG", transparency=120), SEEN)
+    yield Hostile("png with a transparent color", encode(whole, "PNG", transparency=(200, 30, 60)), SEEN)
     for depth in (1, 2, 4):
         rows = zlib.compress((b"\0" + b"\x1b" * depth) * 8)
-        yield Hostile(f"grey png of {depth} bits", png_of(8, 8, depth, 0, rows), SEEN)
+        yield Hostile(f"gray png of {depth} bits", png_of(8, 8, depth, 0, rows), SEEN)
     for kind, channels in ((2, 3), (4, 2), (6, 4)):
         rows = zlib.compress((b"\0" + b"\x12\x34" * channels * 8) * 8)
         yield Hostile(f"png of kind {kind} and 16 bits", png_of(8, 8, 16, kind, rows), SEEN)
@@ -87,7 +87,7 @@ def _awkward() -> Iterator[Hostile]:
         yield Hostile(f"animated {file_format}", animated, SEEN)
     many = [Image.new("L", (4, 4), number % 256) for number in range(2000)]
     yield Hostile("gif of 2000 frames", encode(many[0], "GIF", save_all=True, append_images=many[1:]), SEEN)
-    yield Hostile("several pictures in one jpeg", encode(whole, "MPO", save_all=True, append_images=[whole]), SEEN)
+    yield Hostile("several images in one jpeg", encode(whole, "MPO", save_all=True, append_images=[whole]), SEEN)
     yield Hostile("jpeg with a profile", encode(whole, "JPEG", icc_profile=bytes(3000)), SEEN)
 
 
@@ -171,7 +171,7 @@ def _lying() -> Iterator[Hostile]:
     lengths = {"0": b"\0\0", "1": b"\0\1", "65535": b"\xff\xff"}
     for name, length in lengths.items():
         yield Hostile(f"jpeg whose frame is {name} long", jpeg[: frame + 2] + length + jpeg[frame + 4 :], REFUSED)
-    yield Hostile("jpeg of 200 colours", jpeg[: frame + 9] + b"\xc8" + jpeg[frame + 10 :], REFUSED)
+    yield Hostile("jpeg of 200 colors", jpeg[: frame + 9] + b"\xc8" + jpeg[frame + 10 :], REFUSED)
     yield Hostile("jpeg of 12 bits", jpeg[: frame + 4] + b"\x0c" + jpeg[frame + 5 :], REFUSED)
     yield Hostile("jpeg that says it is arithmetic-coded", jpeg.replace(b"\xff\xc0", b"\xff\xc9"), EITHER)
     yield Hostile("jpeg that says it is lossless", jpeg.replace(b"\xff\xc0", b"\xff\xc3"), REFUSED)
@@ -186,7 +186,7 @@ def _lying() -> Iterator[Hostile]:
     yield Hostile("bmp of an unknown compression", bmp[:30] + b"\x09" + bmp[31:], REFUSED)
     yield Hostile("webp whose length lies", b"RIFF\xff\xff\xff\x7f" + encode(scene(), "WEBP")[8:], EITHER)
     small = encode(Image.new("RGB", (16, 16)), "WEBP")
-    yield Hostile("webp whose canvas is not its picture's", webp_of(webp_canvas(4000, 4000), small[12:]), EITHER)
+    yield Hostile("webp whose canvas is not its image's", webp_of(webp_canvas(4000, 4000), small[12:]), EITHER)
 
 
 def _bombs() -> Iterator[Hostile]:
@@ -194,7 +194,7 @@ def _bombs() -> Iterator[Hostile]:
     yield Hostile("png of 177 megapixels", png_of(13_300, 13_300, 8, 2, blank), REFUSED)
     yield Hostile("png that unpacks to more than it claims", png_of(8, 8, 8, 2, blank), SEEN)
     yield Hostile("png that is far too short", png_of(7000, 7000, 8, 2, blank), REFUSED)
-    yield Hostile("grey png of 49 megapixels", encode(Image.new("L", (7000, 7000)), "PNG"), SEEN)
+    yield Hostile("gray png of 49 megapixels", encode(Image.new("L", (7000, 7000)), "PNG"), SEEN)
     for width, height in ((16_383, 5_400), (16_384, 16_384), (2**24, 2**24)):
         yield Hostile(f"webp canvas of {width} x {height}", webp_of(webp_canvas(width, height)), REFUSED)
     giant = struct.pack("<I", 16_382 | 5_399 << 14)
@@ -243,7 +243,7 @@ def _padded() -> Iterator[Hostile]:
     yield Hostile("jpeg with six megabytes of exif", jpeg_with(*large), SEEN)
     broken = segment(0xE2, b"ICC_PROFILE\0\1\xff" + bytes(60_000))
     yield Hostile("jpeg with a broken profile", jpeg_with(broken), SEEN)
-    yield Hostile("jpeg with a broken list of pictures", jpeg_with(segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff")), SEEN)
+    yield Hostile("jpeg with a broken list of images", jpeg_with(segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff")), SEEN)
     yield Hostile("jpeg with a broken photoshop block", jpeg_with(segment(0xED, b"Photoshop 3.0\x008BIM\4\4")), SEEN)
     yield Hostile("png with 700,000 empty chunks", png_with(chunk(b"teXt", b"") * 700_000), REFUSED)
     yield Hostile("png with a broken profile", png_with(chunk(b"iCCP", b"x\0\0junk")), SEEN)
@@ -305,7 +305,7 @@ def _polyglots() -> Iterator[Hostile]:
     yield Hostile("gif that is a script", b"GIF89a/*" + gif[8:] + b"*/=1;alert(1)", EITHER)
     yield Hostile("jpeg that is a zip", jpeg + b"PK\x03\x04" + bytes(100), SEEN)
     yield Hostile("png that is a page", png_with(chunk(b"tEXt", b"x\0<script>alert(1)</script>")), SEEN)
-    yield Hostile("jpeg with a picture in its comment", jpeg_with(segment(0xFE, png)), SEEN)
+    yield Hostile("jpeg with a image in its comment", jpeg_with(segment(0xFE, png)), SEEN)
     yield Hostile("png in a jpeg's first bytes", jpeg[:3] + png, REFUSED)
     yield Hostile("jpeg in a png's first bytes", png[:8] + jpeg, REFUSED)
     yield Hostile("bmp that is text", b"BM, said the cat, and went on for a while without any head at all", REFUSED)

@@ -1,4 +1,4 @@
-"""Files of pictures made by hand, part by part."""
+"""Files of images made by hand, part by part."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 
 def scene(width: int = 96, height: int = 64, mode: str = "RGB") -> Image.Image:
-    """A picture with edges and shades, lighter above than below."""
+    """A image with edges and shades, lighter above than below."""
     rows = np.linspace(230, 30, height)[:, None, None] * np.ones((1, width, 3))
     image = Image.fromarray(rows.astype(np.uint8))
     ImageDraw.Draw(image).rectangle((width // 8, height // 8, width // 2, height // 2), fill=(200, 30, 60))

@@ -5,9 +5,9 @@ import struct
 import pytest
 
 from eca_hub.errors import NotAnImage, TooManyPixels
-from eca_hub.images.containers import format_of, orientation_in, pixel_parts_of
-from eca_hub.images.transform import ImageLimits, decode_image
-from tests.picture_files import chunk, encode, exif_of, gif_with, jpeg_with, png_with, scene, segment
+from eca_hub.images.containers import read_orientation, sniff_format, strip_metadata
+from eca_hub.images.decode import ImageLimits, decode_image
+from tests.images.image_files import chunk, encode, exif_of, gif_with, jpeg_with, png_with, scene, segment
 
 FILLING = bytes(2**16 - 10)
 
@@ -20,23 +20,23 @@ def test_what_makes_no_pixels_is_left_out() -> None:
     }
     plain = {"JPEG": encode(scene(), "JPEG"), "PNG": encode(scene(), "PNG"), "GIF": encode(scene(mode="P"), "GIF")}
     for name, data in padded.items():
-        assert format_of(data) == name
-        assert pixel_parts_of(name, data).data == plain[name]
+        assert sniff_format(data) == name
+        assert strip_metadata(name, data).data == plain[name]
         assert decode_image(data).tobytes() == decode_image(plain[name]).tobytes()
 
 
-def test_what_says_how_colours_are_stored_is_kept() -> None:
+def test_what_says_how_colors_are_stored_is_kept() -> None:
     data = encode(scene(mode="CMYK"), "JPEG")
-    assert b"Adobe" in pixel_parts_of("JPEG", data).data
+    assert b"Adobe" in strip_metadata("JPEG", data).data
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_the_orientation_is_read_from_every_format_that_has_one(orientation: int, order: str) -> None:
     exif = exif_of(orientation, order)
-    assert orientation_in(exif) == orientation_in(b"Exif\0\0" + exif) == orientation
-    assert pixel_parts_of("JPEG", jpeg_with(segment(0xE1, b"Exif\0\0" + exif))).orientation == orientation
-    assert pixel_parts_of("PNG", png_with(chunk(b"eXIf", exif))).orientation == orientation
+    assert read_orientation(exif) == read_orientation(b"Exif\0\0" + exif) == orientation
+    assert strip_metadata("JPEG", jpeg_with(segment(0xE1, b"Exif\0\0" + exif))).orientation == orientation
+    assert strip_metadata("PNG", png_with(chunk(b"eXIf", exif))).orientation == orientation
     turned = decode_image(png_with(chunk(b"eXIf", exif)))
     assert turned.size == ((96, 64) if orientation < 5 else (64, 96))
     assert decode_image(encode(scene(), "WEBP", exif=exif)).size == turned.size
@@ -44,17 +44,17 @@ def test_the_orientation_is_read_from_every_format_that_has_one(orientation: int
 
 @pytest.mark.parametrize("exif", [b"", b"II*", b"MM\0*\xff\xff\xff\xff", exif_of(0), exif_of(9), exif_of(6)[:14]])
 def test_an_orientation_that_cannot_be_read_counts_as_upright(exif: bytes) -> None:
-    assert orientation_in(exif) == 1
+    assert read_orientation(exif) == 1
 
 
-def test_scans_are_counted_up_to_the_end_of_the_picture() -> None:
+def test_scans_are_counted_up_to_the_end_of_the_image() -> None:
     baseline, progressive = encode(scene(), "JPEG"), encode(scene(), "JPEG", progressive=True)
-    assert pixel_parts_of("JPEG", baseline).num_scans == 1
-    num_scans = pixel_parts_of("JPEG", progressive).num_scans
+    assert strip_metadata("JPEG", baseline).num_scans == 1
+    num_scans = strip_metadata("JPEG", progressive).num_scans
     assert 5 < num_scans < 15
     film = b"\xff\xda\0\x08scans!" * 1000
-    assert pixel_parts_of("JPEG", progressive + film).num_scans == num_scans
-    assert pixel_parts_of("JPEG", progressive[:-2] + film).num_scans > 900
+    assert strip_metadata("JPEG", progressive + film).num_scans == num_scans
+    assert strip_metadata("JPEG", progressive[:-2] + film).num_scans > 900
     assert decode_image(progressive + film).size == (96, 64)
 
 
@@ -79,9 +79,9 @@ def test_scans_of_many_pixels_are_refused_sooner() -> None:
     ],
 )
 def test_a_file_of_very_many_parts_is_refused(name: str, data: bytes) -> None:
-    assert format_of(data) == name
+    assert sniff_format(data) == name
     with pytest.raises(TooManyPixels):
-        pixel_parts_of(name, data)
+        strip_metadata(name, data)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_a_file_of_very_many_parts_is_refused(name: str, data: bytes) -> None:
         ("GIF", b"GIF89a" + bytes(7) + b"\x21\xf9\xff"),
     ],
 )
-def test_a_file_that_ends_before_its_pixels_is_no_picture(name: str, data: bytes) -> None:
+def test_a_file_that_ends_before_its_pixels_is_no_image(name: str, data: bytes) -> None:
     with pytest.raises(NotAnImage):
-        pixel_parts_of(name, data)
+        strip_metadata(name, data)
 
 
 def test_a_chunk_that_claims_more_than_there_is_ends_a_png() -> None:
     whole = encode(scene(), "PNG")
     claiming = whole[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT" + whole[41:]
-    assert pixel_parts_of("PNG", claiming).data == claiming
+    assert strip_metadata("PNG", claiming).data == claiming
