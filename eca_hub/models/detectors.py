@@ -1,0 +1,369 @@
+"""Faster R-CNN, Mask R-CNN and RetinaNet on a backbone with attention and a feature pyramid.
+
+The parts are torchvision's; the backbone is ours. Differences to torchvision's own models: object classes are numbered
+from 0 in targets and answers of all three (torchvision counts the background in two of them), RetinaNet takes P6 from
+the last stage of the backbone as the paper's code does, and masks are answered as the 28 x 28 map of each box, which
+`paste_mask` puts into the image.
+
+Source of the layers: Lin et al., Feature Pyramid Networks, CVPR 2017; Ren et al., Faster R-CNN, 2015; He et al., Mask
+R-CNN, 2017; Lin et al., RetinaNet, 2017.
+
+Shapes: N images or boxes, H height, W width.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+
+from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.models.build import build_model, settle
+from eca_hub.models.config import ModelConfig
+from eca_hub.models.detector_config import DetectorConfig, DetectorName
+
+_PYRAMID_CHANNELS = 256
+_OCTAVE_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+"""RetinaNet has three anchors of each ratio at a position."""
+_FIRST_STRIDE_PX = {"faster_rcnn": 4, "mask_rcnn": 4, "retinanet": 8}
+_LAST_STRIDE_PX = 32
+
+
+class InputTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
+    """Normalize, resize and pad images; bring boxes back to input pixels and leave masks as small maps of their box.
+
+    torchvision pastes all masks of an image into floats of its full size: 100 masks of 50 megapixels take 20 GB.
+    """
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Resize the boxes of each image to its original size."""
+        if not self.training:
+            for each, shape, original in zip(result, image_shapes, original_image_sizes, strict=True):
+                each["boxes"] = resize_boxes(each["boxes"], shape, original)
+        return result
+
+
+class PyramidBackbone(nn.Module):
+    """A backbone and its feature pyramid: an image batch in, an ordered dict of maps with 256 channels out.
+
+    Args:
+        body: A network that answers the maps of all its stages, made with `features_only`.
+        strides_px: The strides of the maps that the pyramid takes.
+        extra_levels: Makes the levels above the last; called with the channels of the last map.
+        title: What to call the backbone in a message.
+    """
+
+    def __init__(self, body: nn.Module, strides_px: Sequence[int], extra_levels: Any, title: str) -> None:
+        super().__init__()
+        self.body = body
+        info: Any = body.feature_info
+        reductions = list(info.reduction())
+        if not set(strides_px) <= set(reductions):
+            raise InvalidConfig(
+                f"{title} has maps of stride {', '.join(map(str, reductions))} px; a detector needs "
+                f"{', '.join(map(str, strides_px))}.",
+                hint="Take a backbone for large images, such as resnet50 or mobilenet_v2.",
+            )
+        self._taken = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides_px]
+        channels = [info.channels()[index] for index in self._taken]
+        self.fpn = FeaturePyramidNetwork(channels, _PYRAMID_CHANNELS, extra_blocks=extra_levels(channels[-1]))
+        self.out_channels = _PYRAMID_CHANNELS
+        self._module_names = [name.replace(".", "_") for name in info.module_name()]
+        self._reductions = reductions
+        self._frozen: list[nn.Module] = []
+        self._has_frozen_norms = False
+
+    def forward(self, x_N3HW: Tensor) -> dict[str, Tensor]:
+        """Map (N, 3, H, W) to the levels of the pyramid, finest first."""
+        maps = self.body(x_N3HW)
+        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(n), maps[i]) for n, i in enumerate(self._taken)))
+        return levels
+
+    def freeze(self, num_stages: int, *, norms: bool) -> None:
+        """Keep early stages as they are, and the statistics of all norms.
+
+        Args:
+            num_stages: Stages that do not learn; 1 is the stem and the stage of stride 4, 0 is none.
+            norms: Whether batch norms of the backbone keep their statistics; their scale and shift go on learning.
+
+        Raises:
+            InvalidConfig: the backbone has not so many stages.
+        """
+        if not 0 <= num_stages <= 4:
+            raise InvalidConfig(f"frozen_stages is {num_stages}; it must be 0 to 4.")
+        self._has_frozen_norms = norms
+        self._frozen = []
+        if num_stages:
+            last = self._module_names[len(self._reductions) - 1 - self._reductions[::-1].index(2 ** (num_stages + 1))]
+            children = dict(self.body.named_children())
+            if last not in children:
+                raise InvalidConfig("This backbone cannot be frozen by stages.", hint="Give frozen_stages 0.")
+            self._frozen = list(children.values())[: list(children).index(last) + 1]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "PyramidBackbone":
+        """Switch between training and evaluation; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if mode:
+            for module in self._frozen:
+                module.eval()
+            for module in self.body.modules():
+                if self._has_frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+class _ZeroBasedLabels(nn.Module):
+    """Mixin: number the object classes from 0, for a torchvision model whose class 0 is the background."""
+
+    config: DetectorConfig
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Return the losses in training mode, and the detections of each image in evaluation mode.
+
+        Args:
+            images: float (3, H, W), 0 to 1.
+            targets: `boxes` (N, 4) as x1, y1, x2, y2 in pixels, `labels` (N,) from 0, and for masks `masks` (N, H, W).
+        """
+        if targets is not None:
+            targets = [{**target, "labels": target["labels"] + 1} for target in targets]
+        answer = super().forward(images, targets)
+        if not self.training:
+            for each in answer:
+                each["labels"] = each["labels"] - 1
+        return answer
+
+
+class ZeroBasedFasterRCNN(_ZeroBasedLabels, FasterRCNN):  # type: ignore[misc]
+    """torchvision's Faster R-CNN with object classes from 0."""
+
+
+class ZeroBasedMaskRCNN(_ZeroBasedLabels, MaskRCNN):  # type: ignore[misc]
+    """torchvision's Mask R-CNN with object classes from 0; masks are answered as (N, 1, 28, 28), see `paste_mask`."""
+
+
+def create_detector(
+    detector: DetectorName = "faster_rcnn",
+    *,
+    backbone: str = "resnet50",
+    attention: str = "eca",
+    num_classes: int,
+    rois_per_image: int = 512,
+    frozen_stages: int = 0,
+    frozen_norms: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Make a detector with fresh weights.
+
+    In training mode `model(images, targets)` returns a dict of losses; in evaluation mode `model(images)` returns a
+    dict of `boxes`, `labels`, `scores` (and `masks`) for each image, in pixels of that image. `model.config` says what
+    it is.
+
+    Args:
+        detector: `faster_rcnn`, `mask_rcnn` or `retinanet`.
+        backbone: Any network of `eca-hub models` with maps of stride 4 to 32 px.
+        attention: Name of a method, or `none`.
+        num_classes: K, the number of object classes, background excluded.
+        rois_per_image: Regions of an image from which the box head of the R-CNNs learns.
+        frozen_stages: Stages of the backbone that do not learn; 1 is the stem and the stage of stride 4.
+        frozen_norms: Whether batch norms of the backbone keep their statistics.
+        options: Further fields of `DetectorConfig`, such as `min_side_px` or `anchor_sizes_px`; what is none of them is
+            an option of the attention, such as `kernel_sizes=(5, 5, 5, 5)`.
+
+    Raises:
+        UnknownName: no such detector, backbone or attention; carries the closest names.
+        InvalidConfig: an option cannot work, or the backbone lacks a map that the pyramid needs.
+    """
+    names = {field.name for field in dataclasses.fields(DetectorConfig)}
+    config = DetectorConfig(
+        detector,
+        backbone=backbone,
+        attention=attention,
+        attention_args={name: value for name, value in options.items() if name not in names},
+        **{name: value for name, value in options.items() if name in names},
+    )
+    model = build_detector(config, num_classes=num_classes, rois_per_image=rois_per_image)
+    pyramid_of(model).freeze(frozen_stages, norms=frozen_norms)
+    return model
+
+
+def build_detector(config: DetectorConfig, *, num_classes: int | None = None, rois_per_image: int = 512) -> nn.Module:
+    """Make the detector that a configuration describes, with as many classes as it has labels."""
+    settled = settle_detector(config)
+    num_classes = settled.num_classes if num_classes is None else num_classes
+    if num_classes < 1:
+        raise InvalidConfig(f"num_classes is {num_classes}; a detector needs 1 or more.")
+    if rois_per_image < 1:
+        raise InvalidConfig(f"rois_per_image is {rois_per_image}; it must be 1 or more.")
+    body = build_model(backbone_config(settled), num_classes=1, features_only=True)
+    first = _FIRST_STRIDE_PX[settled.detector]
+    strides_px = [stride for stride in (4, 8, 16, _LAST_STRIDE_PX) if stride >= first]
+    shared: dict[str, Any] = {
+        "min_size": settled.min_side_px,
+        "max_size": settled.max_side_px,
+        "image_mean": list(settled.mean),
+        "image_std": list(settled.std),
+    }
+    if settled.detector == "retinanet":
+        pyramid = PyramidBackbone(body, strides_px, _p6_and_p7, settled.backbone)
+        anchors = _anchors(settled)
+        model: nn.Module = RetinaNet(
+            pyramid,
+            num_classes,
+            anchor_generator=anchors,
+            head=RetinaNetHead(
+                _PYRAMID_CHANNELS,
+                anchors.num_anchors_per_location()[0],
+                num_classes,
+                norm_layer=partial(nn.GroupNorm, 32) if settled.head_norm == "group" else None,
+            ),
+            score_thresh=settled.min_score,
+            nms_thresh=settled.nms_iou,
+            detections_per_img=settled.max_detections,
+            **shared,
+        )
+    else:
+        made = ZeroBasedMaskRCNN if settled.has_masks else ZeroBasedFasterRCNN
+        model = made(
+            PyramidBackbone(body, strides_px, lambda channels: LastLevelMaxPool(), settled.backbone),
+            num_classes + 1,
+            rpn_anchor_generator=_anchors(settled),
+            box_score_thresh=settled.min_score,
+            box_nms_thresh=settled.nms_iou,
+            box_detections_per_img=settled.max_detections,
+            box_batch_size_per_image=rois_per_image,
+            **shared,
+        )
+    transform = InputTransform(settled.min_side_px, settled.max_side_px, list(settled.mean), list(settled.std))
+    model.transform = transform
+    model.config = settled  # type: ignore[assignment]
+    return model
+
+
+def settle_detector(config: DetectorConfig) -> DetectorConfig:
+    """Write down what weights depend on: one backbone name, one attention name and every option of the attention."""
+    settled = settle(backbone_config(config))
+    if "map_sizes_px" in settled.attention_args:
+        raise InvalidConfig(
+            f"Attention {settled.attention!r} has position codes for one map size; a detector sees images of any size.",
+            hint="Take eca, se, cbam or another method.",
+        )
+    return dataclasses.replace(
+        config,
+        backbone=settled.architecture,
+        attention=settled.attention,
+        attention_args=dict(settled.attention_args),
+    )
+
+
+def backbone_config(config: DetectorConfig) -> ModelConfig:
+    """Return the configuration of the backbone alone."""
+    return ModelConfig(config.backbone, config.attention, config.attention_args)
+
+
+def pyramid_of(model: nn.Module) -> PyramidBackbone:
+    """Return backbone and pyramid of a detector: the part that exports."""
+    pyramid = model.get_submodule("backbone")
+    assert isinstance(pyramid, PyramidBackbone)
+    return pyramid
+
+
+def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
+    """Give the backbone of a detector the weights of a classifier; the classifier's head is left out.
+
+    Args:
+        model: The detector.
+        weights: The state dict of a network that `create_model` makes.
+        origin: What to call the classifier in a message.
+
+    Raises:
+        CheckpointMismatch: the classifier has another architecture or other attention; nothing was loaded.
+    """
+    body = pyramid_of(model).body
+    found: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for name, tensor in body.state_dict().items():
+        # torchvision's MobileNetV2 keeps its blocks in `features`, which are the body here.
+        given = weights.get(name, weights.get(f"features.{name}"))
+        if given is None:
+            problems.append(f"{name} is missing")
+        elif given.shape != tensor.shape:
+            problems.append(f"{name} is {tuple(given.shape)} there, {tuple(tensor.shape)} in the detector")
+        else:
+            found[name] = given
+    known = {*found, *(f"features.{name}" for name in found)}
+    # Layers after the last map: the head. Anything inside a stage that the body lacks is another architecture.
+    stages = {name.partition(".")[0] for name, _ in body.named_parameters()}
+    problems += [
+        f"{name} is unexpected"
+        for name in weights
+        if name not in known and name.removeprefix("features.").partition(".")[0] in stages
+    ]
+    if problems:
+        raise CheckpointMismatch(
+            f"The classifier {origin} does not fit the backbone, {len(problems)} tensors: {'; '.join(problems[:5])}.",
+            hint="Backbone, attention and kernel sizes must be the classifier's.",
+        )
+    body.load_state_dict(found)
+
+
+def refresh_anchors(model: nn.Module) -> None:
+    """Make the anchors of a detector again, which torchvision keeps outside the state dict.
+
+    A detector that was built on the meta device has none until this is called.
+    """
+    for module in model.modules():
+        if isinstance(module, AnchorGenerator):
+            module.cell_anchors = [
+                module.generate_anchors(sizes, ratios)
+                for sizes, ratios in zip(module.sizes, module.aspect_ratios, strict=True)
+            ]
+
+
+def paste_mask(mask_HW: Tensor, box: Sequence[float], height: int, width: int) -> Tensor:
+    """Put the map of one box into an image.
+
+    Args:
+        mask_HW: Probabilities (28, 28) inside the box, on the CPU.
+        box: x1, y1, x2, y2 in pixels of the image.
+        height: Of the image.
+        width: Of the image.
+
+    Returns:
+        bool (height, width).
+    """
+    pasted = paste_masks_in_image(mask_HW[None, None].float(), torch.tensor([list(box)]), (height, width))
+    inside: Tensor = pasted[0, 0] > 0.5
+    return inside
+
+
+def _anchors(config: DetectorConfig) -> AnchorGenerator:
+    scales = _OCTAVE_SCALES if config.detector == "retinanet" else (1.0,)
+    # torchvision truncates RetinaNet's intermediate sizes to whole pixels; so do we, to load its weights.
+    sizes = tuple(
+        tuple(int(size * scale) if scale > 1 else size for scale in scales) for size in config.anchor_sizes_px
+    )
+    return AnchorGenerator(sizes, (tuple(config.anchor_ratios),) * len(sizes))
+
+
+def _p6_and_p7(channels: int) -> LastLevelP6P7:
+    extra = LastLevelP6P7(channels, _PYRAMID_CHANNELS)
+    # torchvision decides by the channels, and would take P5 where a backbone ends in 256.
+    extra.use_P5 = False
+    return extra

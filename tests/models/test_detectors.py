@@ -1,0 +1,231 @@
+"""Detectors: the parameters of the paper, the answers of torchvision's own models, labels from 0, frozen stages."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from eca_hub.errors import CheckpointMismatch, InvalidConfig, UnknownName
+from eca_hub.models.build import count_parameters, create_model
+from eca_hub.models.detector_config import DETECTORS, DetectorConfig
+from eca_hub.models.detectors import (
+    build_detector,
+    create_detector,
+    load_backbone,
+    paste_mask,
+    pyramid_of,
+    refresh_anchors,
+)
+from eca_hub.models.paper import compare, prints_as, published_rows
+
+SMALL: dict[str, Any] = {"backbone": "resnet18", "num_classes": 3, "min_side_px": 64, "max_side_px": 96}
+
+
+def targets_of_two_boxes() -> list[dict[str, Tensor]]:
+    boxes_N4 = torch.tensor([[4.0, 6.0, 30.0, 40.0], [20.0, 10.0, 60.0, 50.0]])
+    masks_NHW = torch.zeros(2, 64, 80, dtype=torch.uint8)
+    for mask_HW, (x1, y1, x2, y2) in zip(masks_NHW, boxes_N4.int().tolist(), strict=True):
+        mask_HW[y1:y2, x1:x2] = 1
+    return [{"boxes": boxes_N4, "labels": torch.tensor([0, 2]), "masks": masks_NHW}]
+
+
+def test_the_parameters_of_table_5_counted_on_the_built_networks() -> None:
+    rows = published_rows("5")
+    assert len(rows) == 20
+    for row in rows:
+        config = DetectorConfig(row.detector, row.architecture, row.attention, dict(row.attention_args))  # type: ignore[arg-type]
+        with torch.device("meta"):
+            model = build_detector(config, num_classes=80)
+        total = count_parameters(model)
+        pyramid_of(model).freeze(1, norms=True)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        counted = {"trained": trained, "all": total}.get(row.parameters_counted, total)
+        assert counted == compare(row).parameters, row
+        # The paper prints one figure that its own layers do not give; its note says so.
+        if row.method != "+ GC":
+            assert prints_as(counted, row.parameters, 10**6), row
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "options"),
+    [
+        ("faster_rcnn", "fasterrcnn_resnet50_fpn", {}),
+        ("mask_rcnn", "maskrcnn_resnet50_fpn", {}),
+        ("retinanet", "retinanet_resnet50_fpn_v2", {"head_norm": "group"}),
+    ],
+)
+def test_with_the_weights_of_torchvision_the_answers_are_its_own(name: Any, theirs: str, options: Any) -> None:
+    torch.manual_seed(0)
+    is_rcnn = name != "retinanet"
+    reference = torchvision.models.get_model(
+        theirs, weights=None, weights_backbone=None, num_classes=2 + is_rcnn, min_size=96, max_size=128
+    ).eval()
+    model = create_detector(
+        name, attention="none", num_classes=2, min_side_px=96, max_side_px=128, max_detections=100, **options
+    ).eval()
+    model.load_state_dict(reference.state_dict())
+    for each in (model, reference):
+        each.get_submodule("roi_heads" if is_rcnn else "").detections_per_img = 30
+        if not is_rcnn:
+            # A fresh head gives every anchor about 0.01.
+            each.score_thresh = 0.005
+    images = [torch.rand(3, 90, 120), torch.rand(3, 100, 70)]
+    with torch.inference_mode():
+        answers, expected = model(list(images)), reference(list(images))
+    for image, answer, right in zip(images, answers, expected, strict=True):
+        assert len(right["boxes"]) > 0
+        assert torch.equal(answer["boxes"], right["boxes"])
+        assert torch.equal(answer["scores"], right["scores"])
+        assert torch.equal(answer["labels"] + is_rcnn, right["labels"])
+        if name == "mask_rcnn":
+            height, width = image.shape[1:]
+            pasted = paste_mask(answer["masks"][0, 0], answer["boxes"][0].tolist(), height, width)
+            assert torch.equal(pasted, right["masks"][0, 0] > 0.5)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_each_detector_learns_from_labels_from_0_and_from_images_without_objects(name: Any) -> None:
+    torch.manual_seed(0)
+    model = create_detector(name, rois_per_image=16, **SMALL).train()
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    empty["masks"] = torch.zeros(0, 64, 80, dtype=torch.uint8)
+    losses = model([torch.rand(3, 64, 80), torch.rand(3, 64, 80)], [*targets_of_two_boxes(), empty])
+    total = torch.stack(list(losses.values())).sum()
+    assert bool(total.isfinite())
+    torch.autograd.backward(total)
+    assert all(
+        parameter.grad is not None
+        for name, parameter in model.named_parameters()
+        if ".se." not in name or "conv" in name
+    )
+    with torch.inference_mode():
+        [answer] = model.eval()([torch.rand(3, 64, 80)])
+    assert set(answer) == {"boxes", "labels", "scores", *(["masks"] if name == "mask_rcnn" else [])}
+    assert bool((answer["labels"] >= 0).all())
+    assert bool((answer["labels"] < 3).all())
+    assert "num_batches_tracked" not in " ".join(name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "resnext50_32x4d"])
+@pytest.mark.parametrize("attention", ["none", "eca", "se"])
+def test_backbones_of_several_families_carry_a_pyramid(backbone: str, attention: str) -> None:
+    model = create_detector(
+        "retinanet", backbone=backbone, attention=attention, num_classes=2, min_side_px=64, max_side_px=64
+    ).eval()
+    with torch.inference_mode():
+        levels = pyramid_of(model)(torch.rand(1, 3, 64, 64))
+    assert [level.shape[-1] for level in levels.values()] == [8, 4, 2, 1, 1]
+    assert {level.shape[1] for level in levels.values()} == {256}
+
+
+def test_frozen_stages_and_norms_stay_as_they_are_in_training_mode() -> None:
+    model = create_detector("faster_rcnn", frozen_stages=1, frozen_norms=True, **SMALL).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.01)
+    losses = model([torch.rand(3, 64, 80)], targets_of_two_boxes())
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    body = {name.removeprefix("backbone.body.") for name in changed if name.startswith("backbone.body.")}
+    assert {name.partition(".")[0] for name in body} == {"layer2", "layer3", "layer4"}
+    assert not any("running_" in name for name in changed)
+    assert "layer2.0.bn1.weight" in body
+
+
+def test_a_classifier_gives_its_weights_to_the_backbone() -> None:
+    for backbone in ("resnet18", "mobilenet_v2"):
+        classifier = create_model(backbone, attention="eca", num_classes=7)
+        model = create_detector("retinanet", backbone=backbone, num_classes=2)
+        load_backbone(model, classifier.state_dict(), origin="acme/seven")
+        body = pyramid_of(model).body.state_dict()
+        weights = classifier.state_dict()
+        assert all(torch.equal(body[name], weights.get(name, weights.get(f"features.{name}"))) for name in body)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("classifier", "sentence"),
+    [
+        ({"architecture": "resnet18", "attention": "none"}, r"layer1\.0\.se\.conv\.weight is missing"),
+        ({"architecture": "resnet18", "attention": "eca", "kernel_sizes": 9}, r"is \(1, 1, 9\) there"),
+        ({"architecture": "resnet34", "attention": "eca"}, "is unexpected"),
+    ],
+)
+def test_a_classifier_that_does_not_fit_is_refused_with_the_first_tensors(classifier: Any, sentence: str) -> None:
+    model = create_detector("faster_rcnn", **SMALL)
+    with pytest.raises(CheckpointMismatch, match=sentence):
+        load_backbone(model, create_model(**classifier, num_classes=7).state_dict(), origin="acme/seven")
+
+
+def test_a_detector_that_was_built_on_the_meta_device_gets_its_anchors_again() -> None:
+    config = DetectorConfig("faster_rcnn", "resnet18", labels=("a", "b"))
+    with torch.device("meta"):
+        model = build_detector(config)
+    refresh_anchors(model)
+    expected = build_detector(config)
+    for ours, theirs in zip(
+        model.get_submodule("rpn.anchor_generator").cell_anchors,  # type: ignore[arg-type]
+        expected.get_submodule("rpn.anchor_generator").cell_anchors,  # type: ignore[arg-type]
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_custom_anchors_and_sizes_reach_the_network() -> None:
+    model = create_detector(
+        "retinanet", backbone="resnet18", num_classes=2, anchor_sizes_px=(8, 16, 32, 64, 128), min_side_px=128
+    )
+    [first, *_] = model.get_submodule("anchor_generator").cell_anchors  # type: ignore[misc]
+    assert first.shape == (9, 4)
+    assert (first[:, 2] - first[:, 0]).max() < 20
+    assert model.get_submodule("transform").min_size == (128,)
+    assert isinstance(model.config, DetectorConfig)
+    assert model.config.attention_args == {"kernel_sizes": [3, 5, 5, 5]}
+
+
+def test_the_body_with_its_pyramid_exports() -> None:
+    pyramid = pyramid_of(create_detector("faster_rcnn", **SMALL)).eval()
+    x_N3HW = torch.rand(1, 3, 64, 96)
+    exported = torch.export.export(pyramid, (x_N3HW,)).module()
+    for ours, theirs in zip(exported(x_N3HW).values(), pyramid(x_N3HW).values(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"detector": "faster_rcn"}, UnknownName, "Did you mean 'faster_rcnn'"),
+        ({"backbone": "resnet5"}, UnknownName, "Did you mean"),
+        ({"backbone": "resnet20"}, InvalidConfig, "a detector needs 4, 8, 16, 32"),
+        ({"attention": "aa"}, InvalidConfig, "position codes for one map size"),
+        ({"num_classes": 0}, InvalidConfig, "num_classes is 0"),
+        ({"rois_per_image": 0}, InvalidConfig, "rois_per_image is 0"),
+        ({"frozen_stages": 5}, InvalidConfig, "frozen_stages is 5"),
+        ({"min_side_px": 900, "max_side_px": 800}, InvalidConfig, "the first not above the second"),
+        ({"anchor_sizes_px": (32,)}, InvalidConfig, "give 5 sizes"),
+        ({"anchor_ratios": (0.0,)}, InvalidConfig, "numbers above 0"),
+        ({"head_norm": "group"}, InvalidConfig, "group for retinanet"),
+        ({"min_score": 1.0}, InvalidConfig, "min_score is 1.0"),
+        ({"kernel_size": 3}, InvalidConfig, "does not take 'kernel_size'"),
+        ({"std": (1.0, 0.0, 1.0)}, InvalidConfig, "three numbers above 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(
+    options: dict[str, Any], error: type[Exception], sentence: str
+) -> None:
+    given: dict[str, Any] = {"detector": "faster_rcnn", "backbone": "resnet18", "num_classes": 2} | options
+    with pytest.raises(error, match=sentence):
+        create_detector(**given)
+
+
+def test_a_label_that_stands_twice_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="stand twice: cat"):
+        dataclasses.replace(DetectorConfig(), labels=("cat", "dog", "cat"))
+
+
+def test_the_network_is_one_module_with_standard_names() -> None:
+    model = create_detector("mask_rcnn", **SMALL)
+    assert isinstance(model, nn.Module)
+    assert {"backbone", "rpn", "roi_heads", "transform"} == {name for name, _ in model.named_children()}
