@@ -1,8 +1,8 @@
-"""Attention methods, each with a name.
+"""Attention methods by name.
 
-The contract: an attention is any callable `channels -> nn.Module` whose module keeps the shape (N, C, H, W). That
-line is the plug-in system: `create_model("resnet50", attention=MyAttention)` works with no entry here; a name is
-needed only to publish. A method that does not belong into every block says where with a class attribute `place`.
+An attention is any callable `channels -> nn.Module` whose module keeps the shape (N, C, H, W), so
+`create_model("resnet50", attention=MyAttention)` works without an entry here; a name is needed only to publish. A
+method that is not inserted into every block declares where with a class attribute `insertion_point`.
 """
 
 from collections.abc import Callable
@@ -51,6 +51,6 @@ ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "simam": SimAM,
     "srm": SRM,
 }
-"""Name to factory: called with the channels and, by keyword, options. The paper's methods, then later rivals."""
+"""Name to factory, called with the channels and, by keyword, options: the paper's methods, then later ones."""
 
 __all__ = ["ATTENTIONS", "ECA"]

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from eca_hub.attention.insertion import InsteadOfConv
+from eca_hub.attention.insertion import ReplaceConv
 from eca_hub.errors import InvalidConfig
 
 
@@ -38,7 +38,7 @@ class AugmentedConv(nn.Module):
         InvalidConfig: the value channels would take all channels.
     """
 
-    place: ClassVar[InsteadOfConv] = InsteadOfConv(first_stage=2)
+    insertion_point: ClassVar[ReplaceConv] = ReplaceConv(first_stage=2)
 
     def __init__(
         self, channels: int, in_channels: int | None = None, stride: int = 1, num_heads: int = 8, map_size_px: int = 14
@@ -84,7 +84,7 @@ class AugmentedConv(nn.Module):
         return map_NCHW.reshape(num_images, self.num_heads, num_channels // self.num_heads, height * width).mT
 
     def _distances(self, query_NAHWD: Tensor) -> Tensor:
-        """What each query says of the way to each position: along the width plus along the height."""
+        """Compute the relative position logits of each query: along the width plus along the height."""
         height, width = query_NAHWD.shape[2:4]
         along_width_WWD = _by_distance(self.along_width, width)
         along_height_HHD = _by_distance(self.along_height, height)

@@ -1,28 +1,28 @@
-"""Convolutional block attention: first which channel, then which place.
+"""Convolutional block attention: channel attention, then spatial attention.
 
 Source: Woo et al., CBAM, ECCV 2018, https://arxiv.org/abs/1807.06521.
 Reference code: github.com/Jongchan/attention-module, MODELS/cbam.py (MIT).
 
-Shapes: N images, C channels, H height, W width, r reduction. Knows nothing of backbones.
+Shapes: N images, C channels, H height, W width, r reduction.
 """
 
 import torch
 from torch import Tensor, nn
 
-from eca_hub.attention.cpu_kernel.gate import rescale
+from eca_hub.attention.gate import rescale
 from eca_hub.attention.se import reduced
 from eca_hub.errors import InvalidConfig
 
 
 class CBAM(nn.Module):
-    """Rescale channels by what averages and maxima say, then positions by what the channels say.
+    """Rescale channels by a gate from their means and maxima, then positions by a gate over the channels.
 
         z = x * sigmoid(mlp(mean_HW(x)) + mlp(max_HW(x))), mlp = W2 relu(W1 .), W1: C/r x C
         y = z * sigmoid(norm(conv([max_C(z), mean_C(z)])))
 
-    2 C^2 / r parameters for the channels, 2 k^2 + 2 for the places: 2,516,544 in ResNet-50. The authors' code gives
+    2 C^2 / r parameters for the channels, 2 k^2 + 2 for the positions: 2,516,544 in ResNet-50. The authors' code gives
     both layers of the mlp a bias (28,089,624 parameters for the network); the ECA-Net paper's 26.77M is met without
-    (28,073,576), as in timm. The spatial norm starts at weight 0, so every place starts with the gate 0.5. Maps (N,
+    (28,073,576), as in timm. The spatial norm starts at weight 0, so every position starts with the gate 0.5. Maps (N,
     C, H, W) to (N, C, H, W).
 
     Args:
@@ -38,7 +38,7 @@ class CBAM(nn.Module):
     def __init__(self, channels: int, reduction: int = 16, bias: bool = False, kernel_size: int = 7) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise InvalidConfig(f"kernel_size is {kernel_size}; a kernel with a centre needs an odd size.")
+            raise InvalidConfig(f"kernel_size is {kernel_size}; a kernel with a center needs an odd size.")
         hidden = reduced(channels, reduction)
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.act = nn.ReLU()

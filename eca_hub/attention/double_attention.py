@@ -1,4 +1,4 @@
-"""Double attention: gather features of the whole map, then hand each position the mix it needs.
+"""Double attention: gather features of the whole map, then distribute them to each position.
 
 Source: Chen et al., A2-Nets: Double Attention Networks, NeurIPS 2018, https://arxiv.org/abs/1810.11579, eq. 3 to 6.
 Reference code: none was published; written from the equations.
@@ -32,7 +32,7 @@ class DoubleAttention(nn.Module):
         InvalidConfig: reduction is below 1, or leaves no channel.
     """
 
-    place: ClassVar[AfterBlock] = AfterBlock({2: 2, 3: 3})
+    insertion_point: ClassVar[AfterBlock] = AfterBlock({2: 2, 3: 3})
 
     def __init__(self, channels: int, reduction: int = 2) -> None:
         super().__init__()

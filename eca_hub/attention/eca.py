@@ -3,27 +3,28 @@
 Source: Wang et al., ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151, section 3.2, eq. 6 to 12.
 Reference code: github.com/BangguWu/ECANet, models/eca_module.py and eca_ns.py (same parameter names, same outputs).
 
-Shapes: N images, C channels, H height, W width, k neighbours. Knows nothing of backbones.
+Shapes: N images, C channels, H height, W width, k neighbors.
 """
 
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from eca_hub.attention.cpu_kernel.dispatch import can_learn, can_rescale, rescale_plain, rescale_with_graph, wants_graph
-from eca_hub.attention.cpu_kernel.gate import average, rescale
+from eca_hub.attention.cpu_kernel import dispatch
+from eca_hub.attention.gate import average, rescale
 from eca_hub.errors import InvalidConfig
 
 Mapping = Literal["exponential", "linear"]
 
 
 def kernel_size_for(channels: int, gamma: float = 2.0, b: float = 1.0, mapping: Mapping = "exponential") -> int:
-    """How many neighbouring channels should set one gate: the paper's rule (eq. 12).
+    """Compute the kernel size, the number of neighboring channels that set one gate, by the paper's rule (eq. 12).
 
         k = |log2(C) / gamma + b / gamma|_odd
 
-    The value is cut to an integer and an even one goes up, as in the paper's figure 3: 64 channels give 3, 256 give
+    The value is truncated and an even one is increased by 1, as in the paper's figure 3: 64 channels give 3, 256 give
     5, 2048 give 7. The linear mapping that the paper starts from (eq. 10) has C in the place of log2(C).
 
     Args:
@@ -48,24 +49,24 @@ def kernel_size_for(channels: int, gamma: float = 2.0, b: float = 1.0, mapping: 
 
 def _check_kernel_size(size: int) -> int:
     if size < 1 or size % 2 == 0:
-        raise InvalidConfig(f"kernel_size is {size}; a kernel with a centre needs an odd size: 1, 3, 5, 7, ...")
+        raise InvalidConfig(f"kernel_size is {size}; a kernel with a center needs an odd size: 1, 3, 5, 7, ...")
     return size
 
 
 class ECA(nn.Module):
-    """Rescale each channel by a gate computed from its neighbours in channel order.
+    """Rescale each channel by a gate computed from its neighbors in channel order.
 
     Average each channel over space, slide one small kernel along the channel axis, squash to (0, 1), multiply:
 
         gate = sigmoid(conv1d(mean_HW(x)));  y = x * gate
 
     All positions share the kernel, so the layer has `kernel_size` parameters however many channels there are.
-    Channels at both ends see zeros as neighbours, as in the paper. Maps (N, C, H, W) to (N, C, H, W), in the input's
+    Channels at both ends see zeros as neighbors, as in the paper. Maps (N, C, H, W) to (N, C, H, W), in the input's
     dtype and memory format.
 
     Args:
         channels: C. Chooses the kernel when none is given.
-        kernel_size: Odd number of neighbouring channels that set one gate. None takes `kernel_size_for(channels)`;
+        kernel_size: Odd number of neighboring channels that set one gate. None takes `kernel_size_for(channels)`;
             published weights need the sizes in their config.json, which differ from that rule.
 
     Raises:
@@ -76,23 +77,18 @@ class ECA(nn.Module):
         super().__init__()
         size = _check_kernel_size(kernel_size_for(channels) if kernel_size is None else kernel_size)
         self.conv = nn.Conv1d(1, 1, size, padding=(size - 1) // 2, bias=False)
-        self.owns_input = False
-        """Whether nobody else reads the input, so that inference may overwrite it; the network says so."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Rescale the channels of a batch of maps."""
-        weight_11k = self.conv.weight
-        if can_rescale(x_NCHW, weight_11k):
-            if not wants_graph(x_NCHW, weight_11k):
-                return rescale_plain(x_NCHW, weight_11k, in_place=self.owns_input and not self._forward_hooks)
-            if can_learn(x_NCHW):
-                return rescale_with_graph(x_NCHW, weight_11k)
+        # TorchScript compiles nothing behind this condition.
+        if not torch.jit.is_scripting() and dispatch.is_supported_layer(self.conv, x_NCHW):  # type: ignore[attr-defined]
+            return dispatch.rescale_channels(x_NCHW, self.conv.weight)
         logits_N1C = self.conv(average(x_NCHW).unsqueeze(1))
         return rescale(x_NCHW, logits_N1C.squeeze(1))
 
 
 class ECANS(nn.Module):
-    """ECA whose every channel has a kernel of its own: what sharing saves, and what it costs.
+    """ECA with a kernel of its own for each channel, the paper's variant without sharing.
 
         gate_c = sigmoid(sum_j w[c, j] * mean_HW(x)[c + j - (k - 1) / 2]);  y = x * gate
 

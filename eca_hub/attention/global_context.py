@@ -3,19 +3,19 @@
 Source: Cao et al., GCNet, ICCV workshops 2019, https://arxiv.org/abs/1904.11492, figure 4d.
 Reference code: github.com/xvjiarui/GCNet, mmdet/ops/gcb/context_block.py (Apache-2.0).
 
-Shapes: N images, C channels, H height, W width, L = H * W positions. Knows nothing of backbones.
+Shapes: N images, C channels, H height, W width, L = H * W positions.
 """
 
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from eca_hub.attention.insertion import InBlock
+from eca_hub.attention.insertion import InsideBlock
 from eca_hub.attention.se import reduced
 
 
 class GlobalContext(nn.Module):
-    """Add to every position the same summary of the whole map.
+    """Add the same summary of the whole map to every position.
 
         a = softmax_L(conv1x1(x));  c = sum_L a x;  y = x + W2 relu(norm(W1 c)), W1: C/r x C
 
@@ -31,7 +31,7 @@ class GlobalContext(nn.Module):
         InvalidConfig: reduction is below 1, or leaves no channel.
     """
 
-    place: ClassVar[InBlock] = InBlock(first_stage=2)
+    insertion_point: ClassVar[InsideBlock] = InsideBlock(first_stage=2)
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Where in a network a method belongs.
+"""Where in a network an attention method is inserted.
 
-A method says so with a class attribute `place`; a backbone offers places and refuses those it lacks. A method that
-says nothing, or any callable of yours, enters every residual block before the addition. Knows nothing of networks:
-stages are counted from 1, blocks by their number within a stage.
+A method declares its insertion point with a class attribute `insertion_point`; a backbone lists the kinds that it
+supports. A method without the attribute, or any other callable, is inserted into every residual block before the
+addition. Stages count from 1, and so do the blocks of a stage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class InBlock:
+class InsideBlock:
     """Inside residual blocks, after the last norm and before the addition."""
 
     first_stage: int = 1
@@ -18,15 +18,15 @@ class InBlock:
     only_last_block: bool = False
     """Whether only the last block of a stage gets it."""
     keeps_last_size: bool = False
-    """Whether the last stage then works at the size of the one before, without its stride."""
+    """Whether the stride of the last stage is removed, so that its maps keep the size of the stage before."""
 
 
 @dataclass(frozen=True)
 class AfterBlock:
-    """Behind whole residual blocks, after the addition and its activation."""
+    """After whole residual blocks, behind the addition and its activation."""
 
-    num_places: Mapping[int, int] = field(default_factory=dict)
-    """How many blocks of a stage are followed by one: stage, counted from 1, to number."""
+    num_blocks: Mapping[int, int] = field(default_factory=dict)
+    """Stage to the number of its blocks that are followed by one."""
     last: int = -1
     """The last block that is followed by one: -1 is the last of its stage, -2 the one before."""
 
@@ -37,20 +37,19 @@ class AfterBlock:
             depths: Number of blocks of each stage.
         """
         names = []
-        for stage, wanted in self.num_places.items():
+        for stage, wanted in self.num_blocks.items():
             usable = max(1, depths[stage - 1] + 1 + self.last) if stage <= len(depths) else 0
             number = min(wanted, usable)
-            names += [f"{stage}.{(place + 1) * usable // number}" for place in range(number)]
+            names += [f"{stage}.{(index + 1) * usable // number}" for index in range(number)]
         return names
 
 
 @dataclass(frozen=True)
-class InsteadOfConv:
-    """In place of the 3x3 convolution of a block: called with its output channels, input channels and stride."""
+class ReplaceConv:
+    """Replaces the 3x3 convolution of a block: called with its output channels, input channels and stride."""
 
     first_stage: int = 1
     """The first stage whose convolutions are replaced."""
 
 
-Place = InBlock | AfterBlock | InsteadOfConv
-"""Any of the three."""
+InsertionPoint = InsideBlock | AfterBlock | ReplaceConv

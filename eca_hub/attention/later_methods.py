@@ -1,6 +1,6 @@
-"""Later methods of ECA's cost class, which its users now compare it with.
+"""Later methods with a cost similar to ECA's.
 
-Those that timm has are timm's own modules under our contract; timm is imported when one is made. Shapes: N images, C
+Those that timm has are timm's modules; timm is imported when one is built. Shapes: N images, C
 channels, H height, W width, h hidden channels. All map (N, C, H, W) to (N, C, H, W); all but EffectiveSE and
 coordinate attention cost a few C at most. Counts in brackets are for ResNet-50.
 """
@@ -8,7 +8,7 @@ coordinate attention cost a few C at most. Counts in brackets are for ResNet-50.
 import torch
 from torch import Tensor, nn
 
-from eca_hub.attention.cpu_kernel.gate import rescale
+from eca_hub.attention.gate import rescale
 
 
 def make_effective_se(channels: int) -> nn.Module:
@@ -25,7 +25,7 @@ def make_effective_se(channels: int) -> nn.Module:
 
 
 def make_circular_eca(channels: int) -> nn.Module:
-    """Gate channels as ECA does, with the first and the last channel as neighbours.
+    """Gate channels as ECA does, with the first and the last channel as neighbors.
 
         gate_c = sigmoid(sum_j w[j] * mean_HW(x)[(c + j - (k - 1) / 2) mod C]);  y = x * gate
 
@@ -66,7 +66,7 @@ def make_local_attention(channels: int) -> nn.Module:
 
 
 def make_strip_attention(channels: int) -> nn.Module:
-    """Gate each position by the sum of what its row and its column say.
+    """Gate each position by the sum of a logit of its row and one of its column.
 
         y = x * sigmoid(conv3(mean_W(x)) + conv3(mean_H(x)))
 
@@ -79,12 +79,12 @@ def make_strip_attention(channels: int) -> nn.Module:
 
 
 class SimAM(nn.Module):
-    """Gate every single number by how far it stands out in its channel, without any parameter.
+    """Gate every element by its distance from the mean of its channel, without parameters.
 
         y = x * sigmoid((x - mean_HW)^2 / (4 (var_HW + lambda)) + 1/2), var over H W - 1
 
     Source: Yang et al., SimAM, ICML 2021, https://proceedings.mlr.press/v139/yang21o.html, eq. 5. Reference code:
-    github.com/ZjjConan/SimAM, networks/attentions/simam_module.py (no licence: written from the formula).
+    github.com/ZjjConan/SimAM, networks/attentions/simam_module.py (no license: written from the formula).
 
     Args:
         channels: C. Not needed; every method is called with it.
@@ -96,7 +96,7 @@ class SimAM(nn.Module):
         self.strength = strength
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Rescale each number of a batch of maps."""
+        """Rescale each element of a batch of maps."""
         squared_NCHW = (x_NCHW - x_NCHW.mean((2, 3), keepdim=True)).square()
         num_others = max(x_NCHW.shape[2] * x_NCHW.shape[3] - 1, 1)
         variance_NC11 = squared_NCHW.sum((2, 3), keepdim=True) / num_others
@@ -111,7 +111,7 @@ class SRM(nn.Module):
     4 C parameters with the norm (60,416). u and v start at zero, so every channel starts with the gate 0.5. Training
     needs two images or more. Source: Lee et al., SRM, ICCV 2019, https://arxiv.org/abs/1903.10829, eq. 1 to 3.
     Reference code: github.com/hyunjaelee410/style-based-recalibration-module, models/recalibration_modules.py (no
-    licence: written from the formula, whose variance divides by H W, where that code divides by H W - 1).
+    license: written from the formula, whose variance divides by H W, where that code divides by H W - 1).
 
     Args:
         channels: C.
@@ -126,6 +126,6 @@ class SRM(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Rescale the channels of a batch of maps."""
         variance_NC, mean_NC = x_NCHW.var((2, 3), correction=0), x_NCHW.mean((2, 3))
-        # The root has no finite slope at 0, which a constant map would reach.
+        # The square root has no finite gradient at 0, the variance of a constant map.
         style_NC2 = torch.stack([mean_NC, (variance_NC + 1e-5).sqrt()], 2)
         return rescale(x_NCHW, self.norm(self.conv(style_NC2)).squeeze(2))

@@ -1,9 +1,9 @@
-"""Non-local: every position looks at every other.
+"""Non-local block: every position attends to every other.
 
 Source: Wang et al., Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971, eq. 1 to 6, embedded
 Gaussian. Reference code: github.com/AlexHex7/Non-local_pytorch, lib/non_local_embedded_gaussian.py (Apache-2.0).
 
-Shapes: N images, C channels, H height, W width, L = H * W positions, D inner channels. Knows nothing of backbones.
+Shapes: N images, C channels, H height, W width, L = H * W positions, D inner channels.
 """
 
 from typing import ClassVar
@@ -15,7 +15,7 @@ from eca_hub.attention.se import reduced
 
 
 class NonLocal(nn.Module):
-    """Add to each position an average of all positions, weighted by likeness.
+    """Add to each position an average of all positions, weighted by similarity.
 
         y = x + out(softmax_j(query(x)_i . key(x)_j) value(x)_j), all four 1x1 convolutions with a bias, D = C / 2
 
@@ -26,13 +26,13 @@ class NonLocal(nn.Module):
     Args:
         channels: C.
         reduction: C / D.
-        scaled: Whether the likeness is divided by the square root of D, as transformers do.
+        scaled: Whether the similarity is divided by the square root of D, as transformers do.
 
     Raises:
         InvalidConfig: reduction is below 1, or leaves no channel.
     """
 
-    place: ClassVar[AfterBlock] = AfterBlock({3: 1}, last=-2)
+    insertion_point: ClassVar[AfterBlock] = AfterBlock({3: 1}, last=-2)
 
     def __init__(self, channels: int, reduction: int = 2, scaled: bool = False) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class NonLocal(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Mix the positions of each map."""
         query_NLD = self.query(x_NCHW).flatten(2).transpose(1, 2)
-        likeness_NLL = (query_NLD * self.scale) @ self.key(x_NCHW).flatten(2)
-        mixed_NDL = self.value(x_NCHW).flatten(2) @ likeness_NLL.softmax(2).transpose(1, 2)
+        similarity_NLL = (query_NLD * self.scale) @ self.key(x_NCHW).flatten(2)
+        mixed_NDL = self.value(x_NCHW).flatten(2) @ similarity_NLL.softmax(2).transpose(1, 2)
         y_NCHW: Tensor = x_NCHW + self.out(mixed_NDL.unflatten(2, x_NCHW.shape[2:]))
         return y_NCHW

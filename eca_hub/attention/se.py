@@ -1,4 +1,4 @@
-"""Squeeze and excitation, and the variants by which ECA-Net takes it apart.
+"""Squeeze and excitation, and the variants that the ECA-Net paper compares.
 
 Sources: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018, https://arxiv.org/abs/1709.01507; for the variants
 Wang et al., ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151, section 3.1 and table 2. Reference code:
@@ -10,12 +10,12 @@ reduction.
 
 from torch import Tensor, nn
 
-from eca_hub.attention.cpu_kernel.gate import average, rescale
+from eca_hub.attention.gate import average, rescale
 from eca_hub.errors import InvalidConfig
 
 
 def reduced(channels: int, reduction: int, min_hidden: int = 1) -> int:
-    """Divide the channels of a bottleneck, or say that nothing is left of them."""
+    """Return the width of a bottleneck; refuse a reduction that leaves no channel."""
     if reduction < 1 or channels < reduction:
         raise InvalidConfig(f"reduction is {reduction}; of {channels} channels it must leave 1 or more.")
     return max(channels // reduction, min_hidden)
@@ -33,7 +33,7 @@ class SE(nn.Module):
         channels: C.
         reduction: r.
         bias: Whether both layers add a bias, C + C/r parameters more.
-        min_hidden: The bottleneck has at least so many channels; 8 is timm's.
+        min_hidden: Least channels of the bottleneck; timm has 8.
 
     Raises:
         InvalidConfig: reduction is below 1, or leaves no channel.
@@ -69,7 +69,7 @@ class SEVar1(nn.Module):
 class SEVar3(nn.Module):
     """Rescale each channel by a gate from all channels without a bottleneck: gate = sigmoid(W mean_HW(x)), W: C x C.
 
-    C^2 parameters, 20,119,552 in ResNet-50: what SE's reduction saves, and what it costs.
+    C^2 parameters, 20,119,552 in ResNet-50: SE without its reduction.
 
     Args:
         channels: C.
@@ -114,7 +114,7 @@ class SEGC(nn.Module):
 class SEVar2(SEGC):
     """Rescale each channel by a gate from its own mean and one weight: gate = sigmoid(w * mean_HW(x)).
 
-    C parameters, 15,104 in ResNet-50: channels do not see each other.
+    C parameters, 15,104 in ResNet-50: channels do not interact.
 
     Args:
         channels: C.

@@ -1,19 +1,18 @@
-"""Second-order pooling: gate channels by how they vary together.
+"""Second-order pooling: gate channels by their covariance.
 
 Source: Gao et al., Global Second-order Pooling Convolutional Networks, CVPR 2019, https://arxiv.org/abs/1811.12006
 (GSoP-Net1). Reference code: github.com/ZilinGao/Global-Second-order-Pooling-Convolutional-Networks,
 torchvision/models/resnet.py (MIT).
 
-Shapes: N images, C channels, H height, W width, L = H * W positions, D channels of the covariance. Knows nothing of
-backbones.
+Shapes: N images, C channels, H height, W width, L = H * W positions, D channels of the covariance.
 """
 
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from eca_hub.attention.cpu_kernel.gate import rescale
-from eca_hub.attention.insertion import InBlock
+from eca_hub.attention.gate import rescale
+from eca_hub.attention.insertion import InsideBlock
 from eca_hub.errors import InvalidConfig
 
 
@@ -35,7 +34,7 @@ class SecondOrder(nn.Module):
         InvalidConfig: num_reduced or stride is below 1.
     """
 
-    place: ClassVar[InBlock] = InBlock(only_last_block=True, keeps_last_size=True)
+    insertion_point: ClassVar[InsideBlock] = InsideBlock(only_last_block=True, keeps_last_size=True)
 
     def __init__(self, channels: int, num_reduced: int = 128, stride: int = 1) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from eca_hub.errors import InvalidUsage
 if TYPE_CHECKING:
     from eca_hub.models.complexity import Complexity
     from eca_hub.models.config import ModelConfig
-    from eca_hub.models.paper import Compared, TableName
+    from eca_hub.models.paper import ComparedRow, TableName
 
 
 def main(argv: list[str]) -> int:
@@ -47,25 +47,25 @@ def main(argv: list[str]) -> int:
 def _one_network(config: "ModelConfig", num_classes: int, image_size_px: int, *, as_json: bool) -> int:
     import torch
 
-    from eca_hub.models.build import build_model, settle
+    from eca_hub.models.build import build_model, resolve_config
     from eca_hub.models.complexity import count_complexity
 
-    settled = settle(config)
+    resolved = resolve_config(config)
     with torch.device("meta"):
-        model = build_model(settled, num_classes=num_classes)
+        model = build_model(resolved, num_classes=num_classes)
     complexity = count_complexity(model, height_px=image_size_px, width_px=image_size_px)
     document = {
-        "architecture": settled.architecture,
-        "attention": settled.attention,
-        "attention_args": dict(settled.attention_args),
+        "architecture": resolved.architecture,
+        "attention": resolved.attention,
+        "attention_args": dict(resolved.attention_args),
         "num_classes": num_classes,
         **_cost(complexity),
     }
     if as_json:
         print(json.dumps(document))
         return 0
-    name = settled.architecture if settled.attention == "none" else f"{settled.attention}_{settled.architecture}"
-    options = ", ".join(f"{key} = {value}" for key, value in settled.attention_args.items())
+    name = resolved.architecture if resolved.attention == "none" else f"{resolved.attention}_{resolved.architecture}"
+    options = ", ".join(f"{key} = {value}" for key, value in resolved.attention_args.items())
     print(f"{name}{f' ({options})' if options else ''}, {num_classes} classes, {image_size_px} x {image_size_px} px")
     parameters, plain, paper = (
         complexity.num_parameters,
@@ -123,7 +123,7 @@ def _tables(chosen: "TableName | None", *, as_json: bool) -> int:
     return 0
 
 
-def _render(title: str, rows: list["Compared"], footnotes: list[str]) -> str:
+def _render(title: str, rows: list["ComparedRow"], footnotes: list[str]) -> str:
     """Align the rows in columns; notes stand below, numbered."""
     notes: list[str] = []
     for row in rows:
@@ -151,7 +151,7 @@ _LEGEND = "Plain: one for each product. By the row's rule: as the printed figure
 _DETECTORS = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "retinanet": "RetinaNet"}
 
 
-def _cells(row: "Compared", notes: list[str]) -> tuple[str, ...]:
+def _cells(row: "ComparedRow", notes: list[str]) -> tuple[str, ...]:
     from eca_hub.models.paper import in_printed_unit
 
     printed = row.published

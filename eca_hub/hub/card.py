@@ -65,7 +65,7 @@ def render_card(config: ModelConfig, complexity: Complexity, facts: CardFacts, *
     """Write README.md: metadata for the Hub, then a page for a person.
 
     Args:
-        config: The settled configuration of the network.
+        config: The resolved configuration of the network.
         complexity: What it costs at the size of its input.
         facts: What was measured, and what else there is to tell.
         is_timm: Whether stock timm loads the package as well.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
@@ -22,9 +23,8 @@ from eca_hub.hub.pretrained import save_pretrained
 from eca_hub.hub.timm_config import image_from_timm
 from eca_hub.hub.weights import load_strictly
 from eca_hub.models.backbones import BACKBONES
-from eca_hub.models.build import build_model, settle
+from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ImageConfig, ModelConfig
-from eca_hub.models.zoos import timm
 
 
 def convert_checkpoint(
@@ -65,16 +65,16 @@ def convert_checkpoint(
     if not isinstance(image, ImageConfig):
         image = _changed(_image_config(found.config.architecture, architecture), image or {})
     config = dataclasses.replace(found.config, labels=_labels(labels, found.num_classes), image=image)
-    settled = settle(config)
+    resolved = resolve_config(config)
     with torch.device("meta"):
-        model = build_model(settled)
-    name = settled.architecture if settled.attention == "none" else f"{settled.attention}_{settled.architecture}"
+        model = build_model(resolved)
+    name = resolved.architecture if resolved.attention == "none" else f"{resolved.attention}_{resolved.architecture}"
     load_strictly(model, found.weights, sentence=f"The weights in {file} do not fit {name}")
     model.eval()
     if folder is not None:
         with new_folder(folder) as draft:
-            save_pretrained(model, settled, draft, facts=_facts(name, Path(file), found))
-    return model, settled
+            save_pretrained(model, resolved, draft, facts=_facts(name, Path(file), found))
+    return model, resolved
 
 
 def _labels(given: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import timm
 import torch
 from torch import Size, Tensor, nn
 
-from eca_hub.attention.insertion import InBlock
+from eca_hub.attention.insertion import InsideBlock
 from eca_hub.errors import CheckpointMismatch, UnknownName
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import list_models, split_name
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.insertion import Insertion
-from eca_hub.models.timm_seam import find_backbone
-from eca_hub.models.zoos import timm
+from eca_hub.models.timm_seam import find_timm_backbone
 
 Shapes = Mapping[str, Size]
 
@@ -123,13 +123,13 @@ class _Marker(nn.Module):
 
 @cache
 def _skeleton(name: str) -> _Skeleton:
-    backbone = BACKBONES.get(name) or find_backbone(name)
+    backbone = BACKBONES.get(name) or find_timm_backbone(name)
     assert backbone is not None, name
     stages = range(1, len(backbone.widths) + 1)
-    insertion = Insertion(_Marker, InBlock(), stages) if InBlock in backbone.kinds else None
+    insertion = Insertion(_Marker, InsideBlock(), stages) if InsideBlock in backbone.insertion_points else None
     with torch.device("meta"):
-        model = backbone.build(insertion, num_classes=2, stem="own", features_only=False)
-        other = backbone.build(None, num_classes=3, stem="own", features_only=False)
+        model = backbone.build(insertion, num_classes=2, stem="default", features_only=False)
+        other = backbone.build(None, num_classes=3, stem="default", features_only=False)
     shapes, other_shapes = _shapes_of(model), _shapes_of(other)
     markers = {place: module for place, module in model.named_modules() if isinstance(module, _Marker)}
     return _Skeleton(

@@ -17,7 +17,7 @@ from eca_hub.atomic import atomic_folder
 from eca_hub.errors import InvalidConfig, NotAnEcaModel
 from eca_hub.hub.hashes import read_hashed
 from eca_hub.hub.timm_config import OURS, NumberedLabels, from_timm, numbers
-from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem
+from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem, current_stem
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -189,7 +189,8 @@ def _config_from_words(document: Mapping[str, Any]) -> ModelConfig:
     image = dict(document["image"])
     _expect_one_of("interpolation", image["interpolation"], get_args(Interpolation))
     _expect_one_of("crop_mode", image["crop_mode"], get_args(CropMode))
-    _expect_one_of("stem", document["stem"], get_args(Stem))
+    stem = current_stem(document["stem"])
+    _expect_one_of("stem", stem, get_args(Stem))
     for name in ("mean", "std"):
         image[name] = tuple(float(number) for number in image[name])
     for name in ("architecture", "attention"):
@@ -201,7 +202,7 @@ def _config_from_words(document: Mapping[str, Any]) -> ModelConfig:
         attention_args=dict(document["attention_args"]),
         labels=tuple(labels),
         image=ImageConfig(**image),
-        stem=document["stem"],
+        stem=stem,
     )
 
 

@@ -33,7 +33,7 @@ from eca_hub.hub.safetensors_reader import read_tensors
 from eca_hub.hub.timm_config import to_timm
 from eca_hub.hub.timm_export import record_of, to_stock_timm, without_padding
 from eca_hub.hub.weights import load_strictly
-from eca_hub.models.build import build_model, settle
+from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
 
@@ -64,18 +64,18 @@ def save_pretrained(
         raise InvalidConfig(
             "A package needs labels, the class names in the order of the outputs.", hint="ModelConfig(labels=(...))"
         )
-    settled = settle(config)
-    network, document = model, config_to_words(settled)
+    resolved = resolve_config(config)
+    network, document = model, config_to_words(resolved)
     try:
-        network, model_args = to_stock_timm(model, settled)
-        document = to_timm(settled, model_args, record_of(network))
+        network, model_args = to_stock_timm(model, resolved)
+        document = to_timm(resolved, model_args, record_of(network))
     except InvalidConfig:
         if for_timm:
             raise
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    card = render_card(settled, count_complexity(settled), facts or CardFacts(), is_timm=network is not model)
+    card = render_card(resolved, count_complexity(resolved), facts or CardFacts(), is_timm=network is not model)
     write_atomic(path / CARD_FILE, card.encode())
     write_atomic(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
     write_atomic(path / CONFIG_FILE, to_text(document).encode())

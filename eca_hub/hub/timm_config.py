@@ -27,7 +27,7 @@ def to_timm(config: ModelConfig, model_args: Mapping[str, Any], record: Mapping[
     """Write what timm reads.
 
     Args:
-        config: A settled configuration.
+        config: A resolved configuration.
         model_args: What timm's network needs besides its name.
         record: timm's own default record of the architecture. It tells of other weights, so only the names of layers
             and the size of the last map are taken from it.

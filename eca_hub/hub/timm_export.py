@@ -9,15 +9,15 @@ format: timm 1.0, models/_hub.py.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.weights import load_strictly
-from eca_hub.models.build import settle
+from eca_hub.models.build import resolve_config
 from eca_hub.models.config import ModelConfig
-from eca_hub.models.zoos import timm
 
 
 def to_stock_timm(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:
@@ -29,23 +29,23 @@ def to_stock_timm(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, dic
     Raises:
         InvalidConfig: timm cannot express it; says why.
     """
-    settled = settle(config)
-    name = settled.architecture
-    if settled.attention not in _PADDERS:
+    resolved = resolve_config(config)
+    name = resolved.architecture
+    if resolved.attention not in _PADDERS:
         kinds = ", ".join(_PADDERS)
-        raise _refused(settled, f"attention {settled.attention!r} has no equal there; those that have are {kinds}")
+        raise _refused(resolved, f"attention {resolved.attention!r} has no equal there; those that have are {kinds}")
     if not timm.is_model(name):
-        raise _refused(settled, _ABSENT.get(name, f"timm has no network {name!r}"))
-    if settled.stem != "own":
-        raise _refused(settled, "timm has no small stem for it")
-    model_args: dict[str, Any] = dict(settled.timm_args)
-    if settled.attention != "none":
-        model_args["block_args"] = {"attn_layer": settled.attention}
+        raise _refused(resolved, _ABSENT.get(name, f"timm has no network {name!r}"))
+    if resolved.stem != "default":
+        raise _refused(resolved, "timm has no small stem for it")
+    model_args: dict[str, Any] = dict(resolved.timm_args)
+    if resolved.attention != "none":
+        model_args["block_args"] = {"attn_layer": resolved.attention}
     with torch.device("meta"):
-        stock = timm.create_model(name, num_classes=settled.num_classes, **model_args)
+        stock = timm.create_model(name, num_classes=resolved.num_classes, **model_args)
     shapes = {key: tensor.shape for key, tensor in stock.state_dict().items()}
     ours = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    weights = _PADDERS[settled.attention](ours, shapes, settled)
+    weights = _PADDERS[resolved.attention](ours, shapes, resolved)
     load_strictly(stock, weights, sentence=f"The weights do not fit timm's {name}")
     return stock.eval(), model_args
 

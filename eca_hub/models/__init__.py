@@ -1,1 +1,1 @@
-"""Networks: where attention enters a backbone, and how a configuration becomes a module."""
+"""Build networks with attention from a name or a configuration."""

@@ -1,11 +1,12 @@
-"""From a name or a configuration to a network."""
+"""Build networks from a name or a configuration."""
 
 import dataclasses
 import fnmatch
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from eca_hub.attention import ATTENTIONS
 from eca_hub.errors import InvalidConfig, UnknownName
@@ -13,16 +14,16 @@ from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig, Stem
 from eca_hub.models.insertion import Insertion
 from eca_hub.models.options import (
-    can_enter,
-    check_entry,
-    fits,
-    name_others,
+    can_insert,
+    check_can_insert,
+    insertion_point_of,
+    is_applicable,
     options_at,
-    place_of,
-    settle_options,
+    resolve_options,
+    suggest_backbones,
 )
-from eca_hub.models.timm_seam import find_backbone, names_with_seam
-from eca_hub.models.zoos import timm
+from eca_hub.models.timm_args import build_timm_network
+from eca_hub.models.timm_seam import find_timm_backbone, timm_names_with_attention
 
 
 def create_model(
@@ -30,24 +31,27 @@ def create_model(
     *,
     attention: str | Callable[..., nn.Module] | None = None,
     num_classes: int = 1000,
-    stem: Stem = "own",
+    stem: Stem = "default",
     features_only: bool = False,
     **attention_args: Any,
 ) -> nn.Module:
-    """Make a network with fresh weights.
+    """Create a network with fresh weights.
+
+    `model.config` is its resolved ModelConfig, which `save_pretrained` and `push_to_hub` read. It is None for an
+    attention without a name and for `features_only`, which cannot be published.
 
     Args:
         architecture: A backbone such as `resnet50`, or attention and backbone in one name: `eca_resnet50`. Any timm
-            network works, with attention if it has a place for it.
+            network works, with attention if it has a slot for it.
         attention: Name of a method, `none`, or any callable `channels -> Module` that keeps the shape (N, C, H, W).
         num_classes: K, the number of outputs.
-        stem: `small` keeps the picture whole up to the first block, for pictures of 64 px and below.
-        features_only: Give the maps of all stages instead of K numbers, for detectors and the like.
+        stem: `small` does not downsample before the first block, for images up to 64 px.
+        features_only: Return the maps of all stages instead of K numbers, for detectors and the like.
         attention_args: Options of the method, such as `kernel_sizes=(3, 5, 5, 7)` for `eca`.
 
     Raises:
         UnknownName: no such architecture or attention; carries the closest names.
-        InvalidConfig: an option cannot work, or the backbone has no place for the method.
+        InvalidConfig: an option cannot work, or the backbone does not support the method.
     """
     backbone_name, named_attention = split_name(architecture)
     if num_classes < 1:
@@ -55,48 +59,107 @@ def create_model(
     if attention is None or isinstance(attention, str):
         chosen = attention if attention and named_attention in ("none", attention) else named_attention
         if attention not in (None, chosen):
-            raise InvalidConfig(f"{architecture} says attention {named_attention!r}, but attention is {attention!r}.")
+            raise InvalidConfig(
+                f"architecture {architecture!r} names attention {named_attention!r}, but attention is {attention!r}."
+            )
         config = ModelConfig(backbone_name, chosen, attention_args, stem=stem)
         return build_model(config, num_classes=num_classes, features_only=features_only)
     if named_attention != "none":
-        raise InvalidConfig(f"{architecture} says attention {named_attention!r}, but another one is given.")
+        raise InvalidConfig(
+            f"architecture {architecture!r} names attention {named_attention!r}, but another attention is given."
+        )
     if attention_args:
-        raise InvalidConfig(f"An attention without a name takes no options here; given: {', '.join(attention_args)}.")
+        raise InvalidConfig(
+            f"A callable attention takes no options here; given: {', '.join(attention_args)}. Use functools.partial."
+        )
     backbone = _backbone(backbone_name)
-    check_entry(getattr(attention, "__name__", "yours"), attention, backbone_name, backbone, can_enter)
+    check_can_insert(getattr(attention, "__name__", "callable"), attention, backbone_name, backbone, can_insert)
     insertion = _insertion(lambda stage, channels, **shape: attention(channels, **shape), attention, backbone, {})
-    return backbone.build(insertion, num_classes=num_classes, stem=stem, features_only=features_only)
+    model = backbone.build(insertion, num_classes=num_classes, stem=stem, features_only=features_only)
+    return _with_config(model, None)
 
 
-def build_model(config: ModelConfig, *, num_classes: int | None = None, features_only: bool = False) -> nn.Module:
-    """Make the network that a configuration describes, with as many outputs as it has labels."""
-    settled = settle(config)
+def build_model(
+    config: ModelConfig, *, num_classes: int | None = None, features_only: bool = False, **options: Any
+) -> nn.Module:
+    """Build the network of a configuration, with as many outputs as it has labels.
+
+    Args:
+        config: What to build; `model.config` of the result is its resolved form.
+        num_classes: Number of outputs, if not that of the labels.
+        features_only: Return the maps of all stages.
+        options: Further arguments of the network's constructor: `drop_rate`, `drop_path_rate`.
+
+    Raises:
+        UnknownName: no such architecture or attention; carries the closest names.
+        InvalidConfig: an option cannot work, or the backbone does not support the method.
+    """
+    resolved = resolve_config(config)
     outputs = config.num_classes if num_classes is None else num_classes
-    if settled.timm_args:
-        return _build_as_timm_does(settled, outputs, features_only)
-    backbone = _backbone(settled.architecture)
-    insertion = None
-    if settled.attention != "none":
-        method, options = ATTENTIONS[settled.attention], settled.attention_args
-
-        def make(stage: int, channels: int, **shape: int) -> nn.Module:
-            try:
-                return method(channels, **shape, **options_at(stage, options))
-            except InvalidConfig as error:
-                raise InvalidConfig(
-                    f"Attention {settled.attention!r} cannot enter {settled.architecture} at {channels} channels: "
-                    f"{error.message}",
-                    hint="" if fits(method, backbone) else name_others(method),
-                ) from None
-
-        insertion = _insertion(make, method, backbone, options)
-    return backbone.build(insertion, num_classes=outputs, stem=settled.stem, features_only=features_only)
+    if config.image.in_chans != 3:
+        options["in_chans"] = config.image.in_chans
+    if resolved.timm_args:
+        model = build_timm_network(resolved, num_classes=outputs, features_only=features_only, **options)
+    else:
+        backbone, insertion = _backbone(resolved.architecture), None
+        if resolved.attention != "none":
+            insertion = _named_insertion(resolved, backbone)
+        model = backbone.build(
+            insertion, num_classes=outputs, stem=resolved.stem, features_only=features_only, **options
+        )
+    return _with_config(model, None if features_only else resolved)
 
 
-def settle(config: ModelConfig) -> ModelConfig:
-    """Write down what weights depend on: one backbone name, one attention name, and every option of the attention.
+def build_empty_model(config: ModelConfig, *, num_classes: int | None = None) -> nn.Module:
+    """Build a network whose weights are loaded next, with `load_state_dict(..., strict=True, assign=True)`.
 
-    A package keeps the settled form, so that weights load even if a rule or a default changes later.
+    On the meta device, which allocates nothing, if the state dict contains every tensor. It does not for networks with
+    tensors that are computed in constructors, such as non-persistent buffers; these are built on the default device.
+    Call `check_materialized` after loading.
+    """
+    with torch.device("meta"):
+        model = build_model(config, num_classes=num_classes)
+    loaded = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    if all(id(tensor) in loaded for tensor in _tensors(model)):
+        return model
+    with torch.random.fork_rng(devices=[]):
+        return build_model(config, num_classes=num_classes)
+
+
+def check_materialized(model: nn.Module) -> None:
+    """Assert that no tensor of a network is left on the meta device."""
+    left = [name for name, module in model.named_modules() if any(tensor.is_meta for tensor in _own_tensors(module))]
+    assert not left, f"These modules have tensors on the meta device: {', '.join(left[:5])}."
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [tensor for module in model.modules() for tensor in _own_tensors(module)]
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters, buffers and plain tensor attributes of one module, those inside lists and dicts included."""
+    found: list[Tensor] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            for item in value.values():
+                collect(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                collect(item)
+
+    for name, value in vars(module).items():
+        if name != "_modules":
+            collect(value)
+    return found
+
+
+def resolve_config(config: ModelConfig) -> ModelConfig:
+    """Write out what the weights depend on: backbone name, attention name, and every option of the attention.
+
+    A package stores the resolved form, so its weights load even if a rule or a default changes later.
     """
     backbone_name, named_attention = split_name(config.architecture)
     attention = config.attention if backbone_name == config.architecture else named_attention
@@ -107,14 +170,14 @@ def settle(config: ModelConfig) -> ModelConfig:
             )
         args: dict[str, Any] = {}
     elif attention in ATTENTIONS:
-        args = settle_options(attention, ATTENTIONS[attention], backbone_name, _backbone(backbone_name), config)
+        args = resolve_options(attention, ATTENTIONS[attention], backbone_name, _backbone(backbone_name), config)
     else:
         raise UnknownName.among("attention", attention, ["none", *ATTENTIONS], listing="eca-hub models")
     return dataclasses.replace(config, architecture=backbone_name, attention=attention, attention_args=args)
 
 
 def split_name(architecture: str) -> tuple[str, str]:
-    """Split `eca_resnet50` into backbone and attention; a bare backbone has attention `none`."""
+    """Split `eca_resnet50` into backbone and attention; the attention of a bare backbone is `none`."""
     if architecture in BACKBONES:
         return architecture, "none"
     splits = [
@@ -126,20 +189,20 @@ def split_name(architecture: str) -> tuple[str, str]:
         if backbone_name in BACKBONES:
             return backbone_name, attention
     for backbone_name, attention in [(architecture, "none"), *splits]:
-        if find_backbone(backbone_name):
+        if find_timm_backbone(backbone_name):
             return backbone_name, attention
     raise UnknownName.among("architecture", architecture, list_models(), listing="eca-hub models")
 
 
 def list_models(pattern: str = "*", *, with_timm: bool = False) -> list[str]:
-    """Name every network that `create_model` can make, such as `eca_resnet50`.
+    """List the networks that `create_model` can build, such as `eca_resnet50`.
 
-    What a backbone has no place for, or is too narrow for with the usual options, is left out.
+    Combinations that a backbone does not support, or is too narrow for with default options, are left out.
 
     Args:
         pattern: Shell-style, such as `eca*` or `*resnet18`.
-        with_timm: Also name timm's networks of families that take attention. They are not built for the list: a
-            member that has no block for attention after all refuses when it is made.
+        with_timm: Also list timm's networks of families that take attention. They are not built for the list, so
+            `create_model` may still refuse one that has no slot for attention.
     """
     pairs = [(f"{attention}_{name}", attention, name) for attention in ATTENTIONS for name in BACKBONES]
     names = [
@@ -147,44 +210,53 @@ def list_models(pattern: str = "*", *, with_timm: bool = False) -> list[str]:
         *(
             full_name
             for full_name, attention, name in pairs
-            if fnmatch.fnmatchcase(full_name, pattern) and fits(ATTENTIONS[attention], BACKBONES[name])
+            if fnmatch.fnmatchcase(full_name, pattern) and is_applicable(ATTENTIONS[attention], BACKBONES[name])
         ),
     ]
     if with_timm:
-        others = [name for name in names_with_seam() if name not in BACKBONES]
+        others = [name for name in timm_names_with_attention() if name not in BACKBONES]
         with_attention = [f"{attention}_{name}" for attention in ATTENTIONS for name in others]
         names += fnmatch.filter([*others, *with_attention], pattern)
     return sorted(set(names))
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the numbers that a network learns, frozen ones among them."""
+    """Count the parameters of a network, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _build_as_timm_does(config: ModelConfig, num_classes: int, features_only: bool) -> nn.Module:
-    if config.attention != "none" or config.stem != "own" or not timm.is_model(config.architecture):
-        raise InvalidConfig(f"timm_args are for timm's own networks, without attention or stem of ours: {config}.")
-    try:
-        model: nn.Module = timm.create_model(
-            config.architecture, num_classes=num_classes, features_only=features_only, **config.timm_args
-        )
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidConfig(f"timm cannot make {config.architecture} of {dict(config.timm_args)}: {reason}.") from None
+def _with_config(model: nn.Module, config: ModelConfig | None) -> nn.Module:
+    if not hasattr(model, "config"):
+        model.config = config  # type: ignore[assignment]
     return model
 
 
 def _backbone(name: str) -> Backbone:
-    backbone = BACKBONES.get(name) or find_backbone(name)
+    backbone = BACKBONES.get(name) or find_timm_backbone(name)
     assert backbone is not None, name
     return backbone
+
+
+def _named_insertion(resolved: ModelConfig, backbone: Backbone) -> Insertion:
+    method, options = ATTENTIONS[resolved.attention], resolved.attention_args
+
+    def make(stage: int, channels: int, **shape: int) -> nn.Module:
+        try:
+            return method(channels, **shape, **options_at(stage, options))
+        except InvalidConfig as error:
+            raise InvalidConfig(
+                f"Attention {resolved.attention!r} cannot be inserted into {resolved.architecture} at {channels} "
+                f"channels: {error.message}",
+                hint="" if is_applicable(method, backbone) else suggest_backbones(method),
+            ) from None
+
+    return _insertion(make, method, backbone, options)
 
 
 def _insertion(
     make: Callable[..., nn.Module], method: Callable[..., nn.Module], backbone: Backbone, options: Any
 ) -> Insertion:
-    place = place_of(method)
-    every_stage = range(getattr(place, "first_stage", 1), len(backbone.widths) + 1)
-    after = place.blocks(backbone.depths) if hasattr(place, "blocks") else ()
-    return Insertion(make, place, options.get("stages", every_stage), options.get("after", after))
+    point = insertion_point_of(method)
+    every_stage = range(getattr(point, "first_stage", 1), len(backbone.widths) + 1)
+    after = point.blocks(backbone.depths) if hasattr(point, "blocks") else ()
+    return Insertion(make, point, options.get("stages", every_stage), options.get("after", after))

@@ -1,8 +1,7 @@
-"""Every network that can be built, with its parameters: backbones times attention methods.
+"""List every network that can be built, with its number of parameters: backbones times attention methods.
 
-Three hundred networks are not built for that. A backbone is built once, on the meta device; a method adds the same
-module to each block of a stage, so one module a width tells the rest. Where a method replaces layers the network is
-built after all.
+Each backbone is built once, on the meta device. A method adds the same module to each block of a stage, so one module
+a width is built and multiplied. Only where a method replaces layers is the whole network built.
 """
 
 import fnmatch
@@ -15,35 +14,35 @@ from typing import Any
 import torch
 
 from eca_hub.attention import ATTENTIONS
-from eca_hub.attention.insertion import AfterBlock, InBlock, InsteadOfConv
+from eca_hub.attention.insertion import AfterBlock, InsideBlock, ReplaceConv
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.config import ModelConfig
-from eca_hub.models.options import can_enter, options_at, place_of, settle_options
-from eca_hub.models.timm_seam import find_backbone, names_with_seam
+from eca_hub.models.options import can_insert, insertion_point_of, options_at, resolve_options
+from eca_hub.models.timm_seam import find_timm_backbone, timm_names_with_attention
 
 _NUM_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that `create_model` makes."""
+    """A network that `create_model` can build."""
 
     name: str
-    """What to call it: `resnet50`, `eca_resnet50`."""
+    """Its name: `resnet50`, `eca_resnet50`."""
     architecture: str
     """Its backbone."""
     attention: str
     """Its method, or `none`."""
     parameters: int
-    """With 1000 classes and the options that the method has by default."""
+    """Parameters with 1000 classes and default options."""
     attention_parameters: int
-    """How many of them the method brings."""
+    """Parameters of the attention modules."""
 
 
 def networks(pattern: str = "*") -> Iterator[Network]:
-    """Go through the networks of this library, backbone by backbone.
+    """Iterate over the networks of this library, backbone by backbone.
 
     Args:
         pattern: Shell-style, such as `eca*` or `*resnet18`.
@@ -58,15 +57,15 @@ def networks(pattern: str = "*") -> Iterator[Network]:
 
 
 def timm_networks(pattern: str = "*") -> Iterator[Network]:
-    """Go through timm's other networks that take attention, as timm has them.
+    """Iterate over timm's other networks that take attention, as timm defines them.
 
     Args:
         pattern: Shell-style, such as `ecaresnet*`.
     """
-    for name in fnmatch.filter(names_with_seam(), pattern):
+    for name in fnmatch.filter(timm_names_with_attention(), pattern):
         if name in BACKBONES:
             continue
-        backbone = find_backbone(name)
+        backbone = find_timm_backbone(name)
         if backbone is not None and backbone.widths:
             yield Network(name, name, "none", _count(name), 0)
 
@@ -79,27 +78,27 @@ def _count(architecture: str, attention: str = "none") -> int:
 
 
 def _added_parameters(name: str, attention: str) -> int | None:
-    """Count what a method brings to a backbone; None if it cannot enter."""
+    """Count the parameters that a method adds to a backbone; None if the backbone does not support it."""
     if attention == "none":
         return 0
     method, backbone = ATTENTIONS[attention], BACKBONES[name]
-    if not can_enter(method, backbone):
+    if not can_insert(method, backbone):
         return None
-    place = place_of(method)
+    point = insertion_point_of(method)
     try:
-        if isinstance(place, InsteadOfConv):
+        if isinstance(point, ReplaceConv):
             return _count(name, attention) - _count(name)
-        options = settle_options(attention, method, name, backbone, ModelConfig(name, attention))
+        options = resolve_options(attention, method, name, backbone, ModelConfig(name, attention))
         every_stage = range(1, len(backbone.widths) + 1)
-        if isinstance(place, AfterBlock):
-            places = Counter(int(block.partition(".")[0]) for block in options["after"])
+        if isinstance(point, AfterBlock):
+            num_modules = Counter(int(block.partition(".")[0]) for block in options["after"])
         else:
-            assert isinstance(place, InBlock)
+            assert isinstance(point, InsideBlock)
             stages = options.get("stages", every_stage)
-            places = Counter({s: 1 if place.only_last_block else backbone.depths[s - 1] for s in stages})
+            num_modules = Counter({s: 1 if point.only_last_block else backbone.depths[s - 1] for s in stages})
         return sum(
             number * _module_parameters(attention, backbone.widths[stage - 1], _frozen(options_at(stage, options)))
-            for stage, number in places.items()
+            for stage, number in num_modules.items()
         )
     except InvalidConfig:
         return None

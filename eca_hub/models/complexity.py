@@ -1,4 +1,4 @@
-"""What a network costs: exact parameters, and multiply-adds by two rules that are both named.
+"""Count the parameters of a network, and its multiply-adds by two rules.
 
 The plain rule counts one multiply-add for each product inside a convolution or matrix product, as
 torch.utils.flop_counter sees them (half its number), and nothing else.
@@ -17,11 +17,11 @@ nothing. A residual block of the official code calls one ReLU object several tim
 of the ReLUs that belong to one block, the last one counts. The figures for ResNet-18 and 34 came from a later thop, to
 which a ReLU costs nothing. The paper prints these sums in units of 2^30 and 2^20, as it does parameters.
 
-Layers are told apart by class, so a convolution, product or average that a module computes without a layer, as a gate
-does that averages by itself, is found by its operator and costs the same. The network's own last average is the
-exception: it counts as a layer or not at all, for the official MobileNetV2 averages without one.
+Layers are identified by class; a convolution, product or average that a module computes without a layer, such as the
+mean inside a gate, is identified by its operator and costs the same. The network's last average is an exception: it
+counts only if it is a layer, because the official MobileNetV2 averages without one.
 
-Runs on the meta device: no memory, no arithmetic, a tenth of a second. Knows nothing of published figures.
+Runs on the meta device: no memory, no arithmetic, a tenth of a second.
 """
 
 import copy
@@ -46,50 +46,50 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class LayerTally:
-    """What the layers of a network did, for one image: products, and elements that went in or out."""
+    """Counts over the layers of a network for one image: products, and elements of inputs and outputs."""
 
     convolution: int = 0
     """Products in convolutions."""
     biased: int = 0
-    """Elements that a convolution added a bias to."""
+    """Outputs of convolutions with a bias."""
     normalized: int = 0
-    """Elements that a batch norm took in."""
+    """Inputs of batch norms."""
     activated: int = 0
-    """Elements that a ReLU took in, every call."""
+    """Inputs of ReLUs, every call."""
     activated_once: int = 0
-    """Likewise, but of each block only its last call."""
+    """Inputs of ReLUs, only the last call of each block."""
     averaged: int = 0
-    """Elements that an average over H and W took in."""
+    """Inputs of averages over H and W."""
     averages: int = 0
-    """Elements that it gave out."""
+    """Outputs of averages over H and W."""
     averaged_in_gates: int = 0
-    """The part of both that averages do which are no layers: those of gates that average by themselves."""
+    """The part of both that comes from averages without a layer, inside gates."""
     max_pooled: int = 0
-    """Elements that a max pooling took in."""
+    """Inputs of max pooling."""
     linear: int = 0
-    """Products in linear maps."""
+    """Products in linear layers."""
     linear_out: int = 0
-    """Elements that a linear map gave out."""
+    """Outputs of linear layers."""
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a network costs, for one image."""
+    """Parameters and multiply-adds of a network, for one image."""
 
     num_parameters: int
-    """All of them, whether trained or not."""
+    """All parameters, trained or not."""
     multiply_adds: int
     """The plain rule: products in convolutions and matrix products."""
     tally: LayerTally
-    """What the other rules are made of."""
+    """The counts that the other rules combine."""
     height_px: int
-    """Height of the input that this was counted for."""
+    """Height of the input."""
     width_px: int
-    """Width of it."""
+    """Width of the input."""
 
     @property
     def paper_terms(self) -> dict[str, int]:
-        """The paper's rule, kind of layer by kind of layer."""
+        """The paper's rule, by kind of layer."""
         tally = self.tally
         return {
             "convolution": tally.convolution + tally.biased,
@@ -116,9 +116,9 @@ def count_complexity(
     """Count the parameters and multiply-adds of a network for one image.
 
     Args:
-        model: A network, which stays as it is, or a configuration; one without labels gets 1000 classes.
-        height_px: Height of the image; a configuration's own, or 224, when none is given.
-        width_px: Width of it, likewise.
+        model: A network, which is not changed, or a configuration; without labels it gets 1000 classes.
+        height_px: Height of the image; default: that of the configuration, or 224.
+        width_px: Width of the image, likewise.
 
     Raises:
         InvalidConfig: the network cannot take an image of this size.
@@ -126,16 +126,17 @@ def count_complexity(
     if isinstance(model, ModelConfig):
         height, width = height_px or model.image.height_px, width_px or model.image.width_px
         with torch.device("meta"):
-            ghost = build_model(model, num_classes=model.num_classes or 1000)
+            meta_model = build_model(model, num_classes=model.num_classes or 1000)
+        in_chans = model.image.in_chans
     else:
         height, width = height_px or 224, width_px or 224
-        ghost = _without_memory(model)
-    ghost.eval()
+        meta_model, in_chans = _without_memory(model), 3
+    meta_model.eval()
     if height < 1 or width < 1:
         raise InvalidConfig(f"The image is {height} x {width} px; each side must be 1 or more.")
-    multiply_adds, tally = run_counted(ghost, height, width)
+    multiply_adds, tally = run_counted(meta_model, height, width, in_chans)
     return Complexity(
-        num_parameters=count_parameters(ghost),
+        num_parameters=count_parameters(meta_model),
         multiply_adds=multiply_adds,
         tally=tally,
         height_px=height,
@@ -143,24 +144,24 @@ def count_complexity(
     )
 
 
-def run_counted(ghost: nn.Module, height_px: int, width_px: int) -> tuple[int, LayerTally]:
-    """Count what a network on the meta device does with one image: plain multiply-adds, and its layers.
+def run_counted(meta_model: nn.Module, height_px: int, width_px: int, in_chans: int = 3) -> tuple[int, LayerTally]:
+    """Run a network on the meta device with one image, and count plain multiply-adds and layers.
 
     Raises:
         InvalidConfig: the network cannot take an image of this size.
     """
-    x_NCHW = torch.empty(1, 3, height_px, width_px, device="meta")
-    layers = _LayerCounter(ghost)
+    x_NCHW = torch.empty(1, in_chans, height_px, width_px, device="meta")
+    layers = _LayerCounter(meta_model)
     try:
-        with torch.no_grad(), layers.watching(), layers:
-            ghost(x_NCHW)
+        with torch.no_grad(), layers.recording(), layers:
+            meta_model(x_NCHW)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InvalidConfig(f"The network does not take an image of {height_px} x {width_px} px: {error}") from None
+        raise InvalidConfig(f"The network does not accept an image of {height_px} x {width_px} px: {error}") from None
     return layers.num_flops // 2, layers.tally()
 
 
 def _without_memory(model: nn.Module) -> nn.Module:
-    """Copy the structure; every tensor of the copy is on the meta device, the original is not touched."""
+    """Copy a network with every tensor on the meta device."""
     tensors: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     for parameter in model.parameters():
         tensors[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
@@ -168,10 +169,10 @@ def _without_memory(model: nn.Module) -> nn.Module:
 
 
 class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tally the layers, and by torch's own formulas the plain count, while the network runs once."""
+    """Tally layers, and plain multiply-adds by torch's own formulas, while the network runs once."""
 
     def __init__(self, network: nn.Module) -> None:
-        # Imported here because it imports Triton, for nothing where nobody counts.
+        # Imported here because it imports Triton, which other commands do not need.
         from torch.utils.flop_counter import flop_registry
 
         super().__init__()  # type: ignore[no-untyped-call]
@@ -187,10 +188,10 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return LayerTally(**self.sums, activated_once=sum(self.last_activation_of.values()))
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Know at each moment which module runs."""
+    def recording(self) -> Iterator[None]:
+        """Record which module is running."""
 
-        def enter(module: nn.Module, args: Any) -> None:
+        def start(module: nn.Module, args: Any) -> None:
             self.running.append(module)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -198,7 +199,7 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(module, _LAYERS):
                 self._add_layer(module, args[0], output)
 
-        handles = [module.register_forward_pre_hook(enter) for module in self.network.modules()]
+        handles = [module.register_forward_pre_hook(start) for module in self.network.modules()]
         handles += [module.register_forward_hook(leave) for module in self.network.modules()]
         try:
             yield
@@ -244,7 +245,7 @@ def _convolution(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *res
 
 
 def _average(y: Tensor, x: Tensor, dims: list[int] | None, *rest: object) -> dict[str, int]:
-    """Averages over the last axes of a map are pooling; averages over channels are not."""
+    """Count an average over the spatial axes of a map as pooling, and one over channels as nothing."""
     averaged_axes = {dim % x.ndim for dim in dims or range(x.ndim)}
     return _average_of(y, x) if 1 not in averaged_axes and x.ndim > 2 else {}
 
@@ -264,4 +265,4 @@ _OPERATORS: dict[Any, Callable[..., dict[str, int]]] = {
     _ATEN.mm.default: lambda y, x, weight: _matrix_product(y, x),
     _ATEN.addmm.default: lambda y, bias, x, weight: _matrix_product(y, x),
 }
-"""Tensor operators that do a layer's work without the layer, by what they add."""
+"""Operators that count as a layer when no layer calls them, and what they add to the tally."""

@@ -1,10 +1,10 @@
-"""A classifier in words: which network, which attention, which labels, which preprocessing.
+"""Configuration of a classifier: network, attention, labels and preprocessing.
 
-One dataclass, three uses: the Python argument, the YAML node and what stands in a package's config.json. Knows nothing
-of torch.
+`ModelConfig` is the Python argument, the YAML node and the content of a package's config.json. Imports no torch.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,25 +17,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash"]
-Stem = Literal["own", "small"]
+Stem = Literal["default", "small"]
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How a picture becomes the network's input, the same in validation, `Classifier` and the service."""
+    """Preprocessing of an image, the same in validation, `Classifier` and the service."""
 
     height_px: int = 224
     """Height of the network's input."""
     width_px: int = 224
     """Width of the network's input."""
     crop: float = 0.875
-    """Share of the resized picture that the central crop keeps: 0.875 is the 224 of 256 of the paper."""
+    """Share of the resized image that the central crop keeps: 0.875 is the paper's 224 of 256."""
     crop_mode: CropMode = "center"
-    """`center` resizes the shorter side and crops; `squash` resizes both sides and keeps the whole picture."""
+    """`center` resizes the shorter side and crops; `squash` resizes both sides and keeps the whole image."""
     interpolation: Interpolation = "bicubic"
-    """How the resize looks up pixels."""
+    """Interpolation of the resize."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Mean of each channel, in units of 1 = white, subtracted first."""
+    """Mean of each channel, where white is 1; subtracted first."""
     std: tuple[float, ...] = IMAGENET_STD
     """Standard deviation of each channel, divided by afterwards."""
     in_chans: int = 3
@@ -75,24 +75,33 @@ class ModelConfig:
     """Class names in the order of the network's outputs; training takes them from the data."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Preprocessing."""
-    stem: Stem = "own"
-    """`own` is the architecture's; `small` keeps the picture whole up to the first block, for pictures up to 64 px."""
-
+    stem: Stem = "default"
+    """`default` is the architecture's own stem; `small` does not downsample before the first block, for images up to
+    64 px."""
     timm_args: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of a network that is timm's own, as its config.json gives them."""
+    """Further arguments of `timm.create_model` for a network of timm, as its config.json gives them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stem", current_stem(self.stem))
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.]{0,95}", self.architecture):
             raise InvalidConfig(
-                f"architecture is {self.architecture!r}; names are lower case letters, digits, '_' and '.'."
+                f"architecture is {self.architecture!r}; a name has lower case letters, digits, '_' and '.'."
             )
         repeated = [label for label, times in Counter(self.labels).items() if times > 1]
         if repeated:
             raise InvalidConfig(
-                f"These labels stand twice: {', '.join(sorted(repeated)[:5])}. Each class needs its own name."
+                f"These labels occur more than once: {', '.join(sorted(repeated)[:5])}. Each class needs its own name."
             )
 
     @property
     def num_classes(self) -> int:
         """K, the number of labels."""
         return len(self.labels)
+
+
+def current_stem(stem: Any) -> Any:
+    """Translate a name that earlier versions wrote: the stem `own` is now `default`. Other values stay."""
+    if stem != "own":
+        return stem
+    warnings.warn("stem 'own' is now called 'default'; please change it in your file.", FutureWarning, stacklevel=2)
+    return "default"

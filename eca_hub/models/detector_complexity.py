@@ -1,12 +1,12 @@
-"""What a detector on a ResNet costs, by the rule behind the paper's table 5.
+"""Count parameters and multiply-adds of a detector on a ResNet, by the rule behind the paper's table 5.
 
 The rule is MMDetection's of 2019, for an image of 1280 x 800: products in convolutions and linear maps, one more for
 each element that a convolution adds a bias to, 2 for each element of a batch norm, 1 for each that a ReLU layer or a
 pooling layer takes in; 1000 proposals go through the box head and 100 through the mask head. Trained parameters leave
 out the stem and the first stage, which stay frozen.
 
-The backbone is counted by running it on the meta device. What stands on it is the same in every row, a closed form over
-a dozen layers, written out here; no detector is built. Source of the layers: Lin et al., Feature Pyramid Networks, CVPR
+The backbone is counted by running it on the meta device. The layers on top of it are the same in every row and are
+counted in closed form; no detector is built. Source of the layers: Lin et al., Feature Pyramid Networks, CVPR
 2017; Ren et al., Faster R-CNN, 2015; He et al., Mask R-CNN, 2017; Lin et al., RetinaNet, 2017; all as MMDetection 1.0
 configures them (81 classes with background, RetinaNet 80).
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eca_hub.models.build import build_model, count_parameters, settle
+from eca_hub.models.build import build_model, count_parameters, resolve_config
 from eca_hub.models.complexity import run_counted
 from eca_hub.models.config import ModelConfig
 
@@ -28,22 +28,22 @@ _FROZEN = ("conv1.", "bn1.", "layer1.")
 
 
 @dataclass(frozen=True)
-class DetectorCost:
-    """What a detector costs, for one image."""
+class DetectorComplexity:
+    """Parameters and multiply-adds of a detector, for one image."""
 
     trained_parameters: int
-    """Parameters that training changes."""
+    """Parameters that are trained."""
     num_parameters: int
-    """All of them."""
+    """All parameters."""
     attention_parameters: int
-    """What the attention in the backbone brings."""
+    """Parameters of the attention in the backbone."""
     multiply_adds: int
     """By the rule of table 5."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A layer of the detector, or several: parameters and operations."""
+    """Parameters and operations of one or several layers of the detector."""
 
     parameters: int
     ops: int
@@ -52,16 +52,16 @@ class _Part:
         return _Part(self.parameters + other.parameters, self.ops + other.ops)
 
 
-def detector_cost(detector: str, backbone: ModelConfig) -> DetectorCost:
+def detector_complexity(detector: str, backbone: ModelConfig) -> DetectorComplexity:
     """Count a detector on a backbone.
 
     Args:
         detector: `faster_rcnn`, `mask_rcnn` or `retinanet`.
         backbone: A ResNet with bottlenecks, with or without attention.
     """
-    body = _backbone_cost(settle(backbone))
+    body = _count_backbone(resolve_config(backbone))
     top = _PARTS[detector]()
-    return DetectorCost(
+    return DetectorComplexity(
         trained_parameters=body.parameters - body.frozen_parameters + top.parameters,
         num_parameters=body.parameters + top.parameters,
         attention_parameters=body.attention_parameters,
@@ -70,45 +70,45 @@ def detector_cost(detector: str, backbone: ModelConfig) -> DetectorCost:
 
 
 @dataclass(frozen=True)
-class _BackboneCost:
+class _BackboneComplexity:
     parameters: int
     frozen_parameters: int
     attention_parameters: int
     ops: int
 
 
-def _backbone_cost(config: ModelConfig) -> _BackboneCost:
-    """Run the backbone once for all detectors that stand on it."""
+def _count_backbone(config: ModelConfig) -> _BackboneComplexity:
+    """Run a backbone once for all detectors that use it."""
     key = repr(config)
-    if key not in _BACKBONE_COSTS:
+    if key not in _BACKBONE_CACHE:
         with torch.device("meta"):
-            ghost = build_model(config, num_classes=1).eval()
-            bare = build_model(ModelConfig(config.architecture, "none"), num_classes=1)
-        ghost.reset_classifier(0, "")  # type: ignore[operator]
-        bare.reset_classifier(0, "")  # type: ignore[operator]
-        tally = run_counted(ghost, HEIGHT_PX, WIDTH_PX)[1]
-        sizes = {name: parameter.numel() for name, parameter in ghost.named_parameters()}
-        _BACKBONE_COSTS[key] = _BackboneCost(
+            meta_model = build_model(config, num_classes=1).eval()
+            plain_model = build_model(ModelConfig(config.architecture, "none"), num_classes=1)
+        meta_model.reset_classifier(0, "")  # type: ignore[operator]
+        plain_model.reset_classifier(0, "")  # type: ignore[operator]
+        tally = run_counted(meta_model, HEIGHT_PX, WIDTH_PX)[1]
+        sizes = {name: parameter.numel() for name, parameter in meta_model.named_parameters()}
+        _BACKBONE_CACHE[key] = _BackboneComplexity(
             parameters=sum(sizes.values()),
             frozen_parameters=sum(size for name, size in sizes.items() if name.startswith(_FROZEN)),
-            attention_parameters=sum(sizes.values()) - count_parameters(bare),
+            attention_parameters=sum(sizes.values()) - count_parameters(plain_model),
             ops=(tally.convolution + tally.biased + 2 * tally.normalized + tally.activated)
             + (tally.averaged + tally.max_pooled + tally.linear),
         )
-    return _BACKBONE_COSTS[key]
+    return _BACKBONE_CACHE[key]
 
 
-_BACKBONE_COSTS: dict[str, _BackboneCost] = {}
+_BACKBONE_CACHE: dict[str, _BackboneComplexity] = {}
 
 
 def _positions(level: int) -> int:
     """Positions of pyramid level P2 to P7; each has half the side of the one before, rounded up."""
-    step_px = int(2**level)
-    return -(-HEIGHT_PX // step_px) * -(-WIDTH_PX // step_px)
+    stride = int(2**level)
+    return -(-HEIGHT_PX // stride) * -(-WIDTH_PX // stride)
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, positions: int, *, with_relu: bool = False) -> _Part:
-    """A convolution with bias, at so many positions of all levels; an activation that is a layer costs 1 an element."""
+    """Count a convolution with bias over all positions; an activation that is a layer costs 1 an element."""
     weights = channels_in * channels_out * kernel**2
     return _Part(weights + channels_out, positions * (weights + channels_out * (2 if with_relu else 1)))
 

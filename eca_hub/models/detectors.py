@@ -27,7 +27,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
-from eca_hub.models.build import build_model, settle
+from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_config import DetectorConfig, DetectorName
 
@@ -205,24 +205,24 @@ def create_detector(
 
 def build_detector(config: DetectorConfig, *, num_classes: int | None = None, rois_per_image: int = 512) -> nn.Module:
     """Make the detector that a configuration describes, with as many classes as it has labels."""
-    settled = settle_detector(config)
-    num_classes = settled.num_classes if num_classes is None else num_classes
+    resolved = resolve_detector_config(config)
+    num_classes = resolved.num_classes if num_classes is None else num_classes
     if num_classes < 1:
         raise InvalidConfig(f"num_classes is {num_classes}; a detector needs 1 or more.")
     if rois_per_image < 1:
         raise InvalidConfig(f"rois_per_image is {rois_per_image}; it must be 1 or more.")
-    body = build_model(backbone_config(settled), num_classes=1, features_only=True)
-    first = _FIRST_STRIDE_PX[settled.detector]
+    body = build_model(backbone_config(resolved), num_classes=1, features_only=True)
+    first = _FIRST_STRIDE_PX[resolved.detector]
     strides_px = [stride for stride in (4, 8, 16, _LAST_STRIDE_PX) if stride >= first]
     shared: dict[str, Any] = {
-        "min_size": settled.min_side_px,
-        "max_size": settled.max_side_px,
-        "image_mean": list(settled.mean),
-        "image_std": list(settled.std),
+        "min_size": resolved.min_side_px,
+        "max_size": resolved.max_side_px,
+        "image_mean": list(resolved.mean),
+        "image_std": list(resolved.std),
     }
-    if settled.detector == "retinanet":
-        pyramid = PyramidBackbone(body, strides_px, _p6_and_p7, settled.backbone)
-        anchors = _anchors(settled)
+    if resolved.detector == "retinanet":
+        pyramid = PyramidBackbone(body, strides_px, _p6_and_p7, resolved.backbone)
+        anchors = _anchors(resolved)
         model: nn.Module = RetinaNet(
             pyramid,
             num_classes,
@@ -231,44 +231,44 @@ def build_detector(config: DetectorConfig, *, num_classes: int | None = None, ro
                 _PYRAMID_CHANNELS,
                 anchors.num_anchors_per_location()[0],
                 num_classes,
-                norm_layer=partial(nn.GroupNorm, 32) if settled.head_norm == "group" else None,
+                norm_layer=partial(nn.GroupNorm, 32) if resolved.head_norm == "group" else None,
             ),
-            score_thresh=settled.min_score,
-            nms_thresh=settled.nms_iou,
-            detections_per_img=settled.max_detections,
+            score_thresh=resolved.min_score,
+            nms_thresh=resolved.nms_iou,
+            detections_per_img=resolved.max_detections,
             **shared,
         )
     else:
-        made = ZeroBasedMaskRCNN if settled.has_masks else ZeroBasedFasterRCNN
+        made = ZeroBasedMaskRCNN if resolved.has_masks else ZeroBasedFasterRCNN
         model = made(
-            PyramidBackbone(body, strides_px, lambda channels: LastLevelMaxPool(), settled.backbone),
+            PyramidBackbone(body, strides_px, lambda channels: LastLevelMaxPool(), resolved.backbone),
             num_classes + 1,
-            rpn_anchor_generator=_anchors(settled),
-            box_score_thresh=settled.min_score,
-            box_nms_thresh=settled.nms_iou,
-            box_detections_per_img=settled.max_detections,
+            rpn_anchor_generator=_anchors(resolved),
+            box_score_thresh=resolved.min_score,
+            box_nms_thresh=resolved.nms_iou,
+            box_detections_per_img=resolved.max_detections,
             box_batch_size_per_image=rois_per_image,
             **shared,
         )
-    transform = InputTransform(settled.min_side_px, settled.max_side_px, list(settled.mean), list(settled.std))
+    transform = InputTransform(resolved.min_side_px, resolved.max_side_px, list(resolved.mean), list(resolved.std))
     model.transform = transform
-    model.config = settled  # type: ignore[assignment]
+    model.config = resolved  # type: ignore[assignment]
     return model
 
 
-def settle_detector(config: DetectorConfig) -> DetectorConfig:
+def resolve_detector_config(config: DetectorConfig) -> DetectorConfig:
     """Write down what weights depend on: one backbone name, one attention name and every option of the attention."""
-    settled = settle(backbone_config(config))
-    if "map_sizes_px" in settled.attention_args:
+    resolved = resolve_config(backbone_config(config))
+    if "map_sizes_px" in resolved.attention_args:
         raise InvalidConfig(
-            f"Attention {settled.attention!r} has position codes for one map size; a detector sees images of any size.",
+            f"Attention {resolved.attention!r} has position codes for one map size, but detectors take any size.",
             hint="Take eca, se, cbam or another method.",
         )
     return dataclasses.replace(
         config,
-        backbone=settled.architecture,
-        attention=settled.attention,
-        attention_args=dict(settled.attention_args),
+        backbone=resolved.architecture,
+        attention=resolved.attention,
+        attention_args=dict(resolved.attention_args),
     )
 
 

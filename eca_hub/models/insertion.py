@@ -1,8 +1,7 @@
-"""The places that blocks offer to attention, and putting it there.
+"""Insert attention into the blocks of a network.
 
-A method says which kind of place it belongs to (`eca_hub.attention.insertion`); a block here says which kinds it has.
-Networks stay the classes that timm and torchvision wrote: attention takes a slot that their blocks already have.
-Knows no names of methods.
+A method declares its kind of insertion point (`eca_hub.attention.insertion`); the block classes here know which kinds
+a block supports. Networks keep the classes of timm and torchvision: attention takes a slot that their blocks have.
 """
 
 from collections import OrderedDict
@@ -11,28 +10,28 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from eca_hub.attention.insertion import AfterBlock, InBlock, InsteadOfConv, Place
+from eca_hub.attention.insertion import AfterBlock, InsertionPoint, InsideBlock, ReplaceConv
 
-LACK_OF = {
-    InBlock: "no place inside its blocks",
-    AfterBlock: "no place after its blocks",
-    InsteadOfConv: "no 3x3 convolution that can be replaced",
+MISSING_POINT = {
+    InsideBlock: "no slot inside its blocks",
+    AfterBlock: "no slot after its blocks",
+    ReplaceConv: "no 3x3 convolution that can be replaced",
 }
-"""What to say of a backbone without a kind of place."""
+"""What an error message says of a backbone that lacks a kind of insertion point."""
 
 
 @dataclass(frozen=True)
 class Insertion:
-    """Which attention goes where in a network."""
+    """Which attention is inserted where in a network."""
 
     make: Callable[..., nn.Module]
     """Called with the stage, from 1, and the channels; for a convolution also with `in_channels` and `stride`."""
-    place: Place
-    """Where the method belongs."""
+    point: InsertionPoint
+    """The kind of insertion point of the method."""
     stages: Sequence[int]
-    """The stages that get it, unless it goes after blocks."""
+    """The stages that get it, unless it is inserted after blocks."""
     after: Sequence[str] = ()
-    """The blocks that are followed by it, such as `3.5`, if it goes after blocks."""
+    """The blocks that are followed by it, such as `3.5`, if it is inserted after blocks."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Block:
     number: int
     body: nn.Module
 
-    def keep_size(self) -> None:
-        """Take the stride out of the block."""
+    def remove_stride(self) -> None:
+        """Set every stride of the block to 1."""
         for module in self.body.modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
@@ -54,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True)
 class ResNetBlock(Block):
-    """A block of a timm ResNet: attention has the slot `se`, an activation ends it, `conv2` is a 3x3 convolution."""
+    """A block of a timm ResNet: `se` is the slot for attention, an activation ends it, `conv2` is a 3x3 convolution."""
 
     @property
     def num_convs(self) -> int:
@@ -67,13 +66,12 @@ class ResNetBlock(Block):
         weight_C = self.body.get_parameter(f"bn{self.num_convs}.weight")
         return len(weight_C)
 
-    def put_inside(self, attention: nn.Module) -> None:
-        """Act on what the block adds, which the norm before it has just made for it alone."""
+    def insert_inside(self, attention: nn.Module) -> None:
+        """Apply attention to the residual branch, between its last norm and the addition."""
         self.body.se = attention
-        _give_input(attention)
 
-    def put_after(self, attention: nn.Module) -> None:
-        """Act on what the block gives on, behind its last activation, so that no other weight changes its name."""
+    def insert_after(self, attention: nn.Module) -> None:
+        """Apply attention to the block's output, behind its last activation, so that no weight changes its name."""
         slot = f"act{self.num_convs}"
         setattr(self.body, slot, nn.Sequential(OrderedDict(act=self.body.get_submodule(slot), attention=attention)))
 
@@ -86,7 +84,7 @@ class ResNetBlock(Block):
 
 @dataclass(frozen=True)
 class InvertedBlock(Block):
-    """A block of torchvision's MobileNetV2: its convolutions are a sequence that attention ends."""
+    """A block of torchvision's MobileNetV2: attention is appended to the sequence of its convolutions."""
 
     @property
     def channels(self) -> int:
@@ -94,34 +92,27 @@ class InvertedBlock(Block):
         assert isinstance(self.body.out_channels, int)
         return self.body.out_channels
 
-    def put_inside(self, attention: nn.Module) -> None:
-        """Act on what the block gives, whether or not it adds it to its input."""
+    def insert_inside(self, attention: nn.Module) -> None:
+        """Apply attention to the block's output, before the addition if the block has one."""
         convolutions = self.body.conv
         assert isinstance(convolutions, nn.Sequential)
         convolutions.append(attention)
-        _give_input(attention)
 
 
-def _give_input(attention: nn.Module) -> None:
-    """Tell an attention that can overwrite its input that nobody else reads it."""
-    if hasattr(attention, "owns_input"):
-        attention.owns_input = True  # type: ignore[assignment]
-
-
-def enter(blocks: Sequence[ResNetBlock] | Sequence[InvertedBlock], insertion: Insertion) -> None:
-    """Put attention into the blocks of a network, given in their order."""
-    place, make = insertion.place, insertion.make
+def insert_attention(blocks: Sequence[ResNetBlock] | Sequence[InvertedBlock], insertion: Insertion) -> None:
+    """Insert attention into the blocks of a network, given in their order."""
+    point, make = insertion.point, insertion.make
     depth_of = {block.stage: block.number for block in blocks}
     for block in blocks:
-        if isinstance(place, InBlock):
+        if isinstance(point, InsideBlock):
             is_last = block.number == depth_of[block.stage]
-            if block.stage in insertion.stages and (is_last or not place.only_last_block):
-                block.put_inside(make(block.stage, block.channels))
+            if block.stage in insertion.stages and (is_last or not point.only_last_block):
+                block.insert_inside(make(block.stage, block.channels))
         else:
             assert isinstance(block, ResNetBlock)
-            if isinstance(place, InsteadOfConv) and block.stage in insertion.stages:
+            if isinstance(point, ReplaceConv) and block.stage in insertion.stages:
                 block.replace_conv(make)
             elif f"{block.stage}.{block.number}" in insertion.after:
-                block.put_after(make(block.stage, block.channels))
-    if isinstance(place, InBlock) and place.keeps_last_size:
-        next(block for block in blocks if block.stage == max(depth_of)).keep_size()
+                block.insert_after(make(block.stage, block.channels))
+    if isinstance(point, InsideBlock) and point.keeps_last_size:
+        next(block for block in blocks if block.stage == max(depth_of)).remove_stride()

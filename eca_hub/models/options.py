@@ -1,7 +1,7 @@
-"""The options of an attention method, settled for one backbone.
+"""Resolve the options of an attention method for one backbone.
 
-What weights depend on is written down in full: kernel sizes, reductions, stages, places. So a package neither follows
-a rule that may change nor a default that may. Values may come from a stranger's config.json: each is checked before
+Everything that the weights depend on is written out: kernel sizes, reductions, stages, blocks. A package therefore does
+not change with a rule or a default. Values may come from a config.json of unknown origin: each is checked before
 anything is built.
 """
 
@@ -15,42 +15,42 @@ import torch
 from torch import nn
 
 from eca_hub.attention.eca import kernel_size_for
-from eca_hub.attention.insertion import AfterBlock, InBlock, InsteadOfConv, Place
+from eca_hub.attention.insertion import AfterBlock, InsertionPoint, InsideBlock, ReplaceConv
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig
-from eca_hub.models.insertion import LACK_OF
+from eca_hub.models.insertion import MISSING_POINT
 
 ONE_A_STAGE = {"kernel_sizes": "kernel_size", "strides": "stride", "map_sizes_px": "map_size_px"}
-"""Options with one value a stage: the name for all, and the name that the method knows for its own."""
+"""Options with one value a stage: the name of the list, and the argument of the method."""
 
-USUAL_REDUCTION = 16
-"""A method with this default follows the backbone: narrow ones divide by less."""
+DEFAULT_REDUCTION = 16
+"""A method with this default takes the backbone's reduction, which is smaller for narrow backbones."""
 
 _STAGE_OPTION_OF = {"eca": "kernel_sizes", "gsop": "strides", "aa": "map_sizes_px"}
 _RULE_OPTIONS = {"gamma": 2.0, "b": 1.0, "mapping": "exponential"}
 
 
-def place_of(method: Callable[..., nn.Module]) -> Place:
-    """Say where a method belongs: into every block, unless it says otherwise."""
-    place: Place = getattr(method, "place", InBlock())
-    return place
+def insertion_point_of(method: Callable[..., nn.Module]) -> InsertionPoint:
+    """Return where a method is inserted: inside every block, unless it declares something else."""
+    point: InsertionPoint = getattr(method, "insertion_point", InsideBlock())
+    return point
 
 
-def can_enter(method: Callable[..., nn.Module], backbone: Backbone) -> bool:
-    """Whether a backbone offers the kind of place that a method belongs to."""
-    place = place_of(method)
-    chooses_blocks = isinstance(place, InBlock) and place.only_last_block
-    return type(place) in backbone.kinds and (backbone.tells_blocks_apart or not chooses_blocks)
+def can_insert(method: Callable[..., nn.Module], backbone: Backbone) -> bool:
+    """Whether a backbone supports the insertion point of a method."""
+    point = insertion_point_of(method)
+    chooses_blocks = isinstance(point, InsideBlock) and point.only_last_block
+    return type(point) in backbone.insertion_points and (backbone.can_select_blocks or not chooses_blocks)
 
 
-def fits(method: Callable[..., nn.Module], backbone: Backbone) -> bool:
-    """Whether a method can enter a backbone and, with its usual options, be made for every width there."""
-    return can_enter(method, backbone) and all(_can_be_made(method, width) for width in backbone.widths)
+def is_applicable(method: Callable[..., nn.Module], backbone: Backbone) -> bool:
+    """Whether a method can be inserted into a backbone and, with default options, be built for each of its widths."""
+    return can_insert(method, backbone) and all(_can_be_built(method, width) for width in backbone.widths)
 
 
 @cache
-def _can_be_made(method: Callable[..., nn.Module], channels: int) -> bool:
+def _can_be_built(method: Callable[..., nn.Module], channels: int) -> bool:
     try:
         with torch.device("meta"):
             method(channels)
@@ -59,89 +59,94 @@ def _can_be_made(method: Callable[..., nn.Module], channels: int) -> bool:
     return True
 
 
-def name_others(method: Callable[..., nn.Module], can: Callable[..., bool] = fits) -> str:
-    """Say which backbones a method can enter as it is."""
-    return f"It can enter {', '.join(name for name, backbone in BACKBONES.items() if can(method, backbone))}."
+def suggest_backbones(method: Callable[..., nn.Module], can: Callable[..., bool] = is_applicable) -> str:
+    """Name the backbones that support a method with default options."""
+    return (
+        f"It can be inserted into {', '.join(name for name, backbone in BACKBONES.items() if can(method, backbone))}."
+    )
 
 
-def check_entry(
+def check_can_insert(
     attention: str,
     method: Callable[..., nn.Module],
     name: str,
     backbone: Backbone,
-    can: Callable[..., bool] = fits,
+    can: Callable[..., bool] = is_applicable,
 ) -> None:
-    """Refuse a method that a backbone has no place for.
+    """Refuse a method that a backbone does not support.
 
     Args:
         attention: Name of the method.
-        method: What makes it.
+        method: What builds it.
         name: Name of the backbone.
         backbone: Its entry.
-        can: What to ask of the backbones that are offered instead; `can_enter` makes nothing to find out.
+        can: Which backbones to suggest instead; `can_insert` decides without building anything.
 
     Raises:
-        InvalidConfig: says what is missing, and which backbones have it.
+        InvalidConfig: names what is missing, and the backbones that have it.
     """
-    if not can_enter(method, backbone):
-        kind = type(place_of(method))
-        lacking = "no way to tell the last block of a stage" if kind in backbone.kinds else LACK_OF[kind]
-        if not backbone.kinds:
-            lacking = "no place for attention"
+    if not can_insert(method, backbone):
+        kind = type(insertion_point_of(method))
+        lacking = (
+            "no way to select the last block of a stage" if kind in backbone.insertion_points else MISSING_POINT[kind]
+        )
+        if not backbone.insertion_points:
+            lacking = "no slot for attention"
         raise InvalidConfig(
-            f"Attention {attention!r} cannot enter {name}, which has {lacking}.", hint=name_others(method, can)
+            f"Attention {attention!r} cannot be inserted into {name}, which has {lacking}.",
+            hint=suggest_backbones(method, can),
         )
 
 
-def settle_options(
+def resolve_options(
     attention: str, method: Callable[..., nn.Module], name: str, backbone: Backbone, config: ModelConfig
 ) -> dict[str, Any]:
-    """Write down every option of a method on a backbone, the given ones and the defaults.
+    """Write out every option of a method on a backbone, the given ones and the defaults.
 
     Args:
         attention: Name of the method.
-        method: What makes it.
+        method: What builds it.
         name: Name of the backbone.
         backbone: Its entry.
-        config: Has the options that were given, the size of the picture and the stem.
+        config: Has the given options, the image size and the stem.
 
     Raises:
-        InvalidConfig: the method cannot enter, does not take an option, or a value cannot work.
+        InvalidConfig: the backbone does not support the method, an option is unknown, or a value cannot work.
     """
-    check_entry(attention, method, name, backbone)
+    check_can_insert(attention, method, name, backbone)
     given = dict(config.attention_args)
-    settled: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     if attention in _STAGE_OPTION_OF:
         option = _STAGE_OPTION_OF[attention]
-        settled[option] = _STAGE_RULES[option](given, name, backbone, config)
-    settled |= _settle_place(place_of(method), given, backbone)
+        resolved[option] = _STAGE_RULES[option](given, name, backbone, config)
+    resolved |= _resolve_insertion_point(insertion_point_of(method), given, backbone)
     for option, default in _own_options(attention, method).items():
-        if option == "reduction" and default == USUAL_REDUCTION:
+        if option == "reduction" and default == DEFAULT_REDUCTION:
             default = backbone.reduction
-        settled[option] = _checked(option, given.pop(option, default), default)
+        resolved[option] = _checked(option, given.pop(option, default), default)
     if given:
-        allowed = [*settled, *(_RULE_OPTIONS if attention == "eca" else ())]
+        allowed = [*resolved, *(_RULE_OPTIONS if attention == "eca" else ())]
         raise InvalidConfig(
             f"Attention {attention!r} does not take {', '.join(map(repr, given))}; its options are "
             f"{', '.join(allowed) or 'none'}."
         )
-    return settled
+    return resolved
 
 
-def options_at(stage: int, settled: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick what a method is called with at one stage, counted from 1."""
-    placing = {"stages", "after"}
+def options_at(stage: int, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a method at one stage, counted from 1."""
+    location = {"stages", "after"}
     return {
         ONE_A_STAGE.get(option, option): value[stage - 1] if option in ONE_A_STAGE else value
-        for option, value in settled.items()
-        if option not in placing
+        for option, value in resolved.items()
+        if option not in location
     }
 
 
 def _own_options(attention: str, method: Callable[..., nn.Module]) -> dict[str, Any]:
-    """Read the method's signature: what has a default, less what the stage or the place decides."""
+    """Read the arguments with defaults from a method's signature, less those that its stage or block determines."""
     decided = {ONE_A_STAGE[_STAGE_OPTION_OF[attention]]} if attention in _STAGE_OPTION_OF else set()
-    if isinstance(place_of(method), InsteadOfConv):
+    if isinstance(insertion_point_of(method), ReplaceConv):
         decided |= {"in_channels", "stride"}
     return {
         name: parameter.default
@@ -162,20 +167,20 @@ def _checked(option: str, value: Any, default: Any) -> Any:
 _WORD_FOR = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
 
-def _settle_place(place: Place, given: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
-    if isinstance(place, AfterBlock):
+def _resolve_insertion_point(point: InsertionPoint, given: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    if isinstance(point, AfterBlock):
         known = [f"{stage}.{number + 1}" for stage, depth in enumerate(backbone.depths, 1) for number in range(depth)]
         after = given.pop("after", None)
-        names = place.blocks(backbone.depths) if after is None else after
+        names = point.blocks(backbone.depths) if after is None else after
         if not isinstance(names, list | tuple) or not names or not all(name in known for name in names):
             raise InvalidConfig(f"after is {names!r}; give blocks as stage.number from {known[0]} to {known[-1]}.")
         return {"after": list(names)}
     num_stages = len(backbone.widths)
     stages = given.pop("stages", None)
     if stages is None:
-        if place.first_stage == 1:
+        if point.first_stage == 1:
             return {}
-        stages = range(place.first_stage, num_stages + 1)
+        stages = range(point.first_stage, num_stages + 1)
     elif (
         not isinstance(stages, list | tuple) or not stages or not all(_is_stage(stage, num_stages) for stage in stages)
     ):
@@ -188,7 +193,7 @@ def _is_stage(value: Any, num_stages: int) -> bool:
 
 
 def _one_a_stage(option: str, value: Any, backbone: Backbone, also: str = "") -> list[int]:
-    """Accept one number for all stages, or one for each."""
+    """Accept one number for all stages, or a list with one for each."""
     num_stages = len(backbone.widths)
     sizes = [value] * num_stages if type(value) is int else value
     if not isinstance(sizes, list | tuple) or len(sizes) != num_stages or any(type(size) is not int for size in sizes):
@@ -204,9 +209,7 @@ def _kernel_sizes(given: dict[str, Any], name: str, backbone: Backbone, config: 
         if option in given
     }
     if rule and sizes not in ("rule", "linear"):
-        raise InvalidConfig(
-            f"kernel_sizes is {sizes!r}, which leaves no rule for {', '.join(rule)}; give one or the other."
-        )
+        raise InvalidConfig(f"kernel_sizes is {sizes!r}, so {', '.join(rule)} has no effect; give one or the other.")
     if sizes in ("rule", "linear"):
         if sizes == "linear":
             rule["mapping"] = "linear"
@@ -222,7 +225,7 @@ def _kernel_sizes(given: dict[str, Any], name: str, backbone: Backbone, config: 
     sizes = _one_a_stage("kernel_sizes", sizes, backbone, also="'rule', 'linear', 'released', ")
     even = [size for size in sizes if size < 1 or size % 2 == 0]
     if even:
-        raise InvalidConfig(f"kernel_sizes has {even[0]}; a kernel with a centre needs an odd size: 1, 3, 5, 7, ...")
+        raise InvalidConfig(f"kernel_sizes has {even[0]}; a kernel with a center needs an odd size: 1, 3, 5, 7, ...")
     return sizes
 
 
@@ -232,9 +235,9 @@ def _strides(given: dict[str, Any], name: str, backbone: Backbone, config: Model
 
 def _map_sizes_px(given: dict[str, Any], name: str, backbone: Backbone, config: ModelConfig) -> list[int]:
     shrink = 4 if config.stem == "small" else 1
-    steps_px = [max(1, step // shrink) for step in backbone.steps_px]
+    strides = [max(1, step // shrink) for step in backbone.strides]
     side_px = max(config.image.height_px, config.image.width_px)
-    return _one_a_stage("map_sizes_px", given.pop("map_sizes_px", [-(-side_px // step) for step in steps_px]), backbone)
+    return _one_a_stage("map_sizes_px", given.pop("map_sizes_px", [-(-side_px // step) for step in strides]), backbone)
 
 
 _STAGE_RULES: Mapping[str, Callable[[dict[str, Any], str, Backbone, ModelConfig], list[int]]] = {

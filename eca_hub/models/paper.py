@@ -1,7 +1,7 @@
-"""The published figures of the ECA-Net paper beside ours, compared at the digits that were printed.
+"""Compare the published figures of the ECA-Net paper with ours, at the digits that were printed.
 
-Figures are data with a source, in paper_tables.json next to this file. A row that cannot be met says which documented
-choice differs; no number is bent to fit. Knows nothing of how anything is counted.
+The figures and their sources are in paper_tables.json. A row that does not match has a note with the documented choice
+that differs.
 """
 
 import json
@@ -14,56 +14,56 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import torch
+import torchvision
 
 from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.complexity import Complexity, count_complexity
 from eca_hub.models.config import ModelConfig
-from eca_hub.models.detector_complexity import detector_cost
-from eca_hub.models.zoos import torchvision
+from eca_hub.models.detector_complexity import detector_complexity
 
 TableName = Literal["2", "3", "4", "5"]
 Rule = Literal["paper", "poster", "plain", "detection"]
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRow:
     """One row of a table, as printed."""
 
     table: TableName
     method: str
-    """What the row is called in print."""
+    """Name of the method in print."""
     backbone: str
-    """Which network, in print."""
+    """Name of the network in print."""
     architecture: str
-    """Our name of that network."""
+    """Name of the network in this library."""
     attention: str
-    """Our name of the method."""
+    """Name of the method in this library."""
     sources: tuple[str, ...]
-    """Where it was printed; keys of `sources()`."""
+    """Where it was printed: keys of `sources()`."""
     attention_args: Mapping[str, Any] = field(default_factory=dict)
-    """Options that make ours the printed one."""
+    """Options with which this library builds the printed network."""
     parameters: str = ""
     """As printed, such as 24.37M."""
     parameter_unit: str = "2^20"
-    """What M stands for."""
+    """Meaning of M."""
     parameters_counted: Literal["all", "trained"] = "all"
     """Which parameters the figure counts."""
     multiply_adds: str = ""
     """As printed, such as 3.86G."""
     rule: Rule = "paper"
-    """How these were counted: `paper` and `poster` in powers of two, `plain` and `detection` in powers of ten."""
+    """Rule of the count: `paper` and `poster` print powers of two, `plain` and `detection` powers of ten."""
     gates_average_by: Literal["layer", "function"] = "layer"
-    """How the counted code averages inside its gates; the count saw layers only."""
+    """How the counted code averaged inside its gates; the printed count includes layers only."""
     torchvision: Mapping[str, Any] = field(default_factory=dict)
-    """Options with which torchvision's network of this name was counted; ours when empty."""
+    """Options of torchvision's network, if that was counted; this library's network when empty."""
     module_parameters: str = ""
     """Table 2: parameters of one module, as printed."""
     module_coefficients: tuple[str, str, str] | None = None
     """Table 2: the same as a, b, c of a C^2 + b C + c."""
     detector: str = ""
-    """Table 5: which detector stands on the backbone."""
+    """Table 5: the detector on the backbone."""
     image_size_px: int = 224
-    """Side of the square image that was counted for."""
+    """Side of the square input."""
     top1: float | None = None
     """Accuracy on ImageNet, percent."""
     top5: float | None = None
@@ -71,36 +71,36 @@ class Published:
     AP: float | None = None
     """Average precision of boxes on COCO, percent."""
     note: str = ""
-    """What differs, or what to know."""
+    """What differs, or a remark."""
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One printed row, and what we count."""
+class ComparedRow:
+    """One printed row, and our counts."""
 
-    published: Published
+    published: PublishedRow
     parameters: int
-    """Ours, exact; all of them or those that are trained, as the row counts."""
+    """Our exact count: all parameters, or the trained ones, as the row counts."""
     attention_parameters: int
-    """Ours, exact: what the method adds to the same network without it."""
+    """Our exact count of what the method adds to the same network without it."""
     multiply_adds: int | None
-    """Ours, by the plain rule; None where the table is of detectors."""
+    """Ours by the plain rule; None for detectors."""
     paper_multiply_adds: int | None
-    """Ours, by the paper's rule; likewise."""
+    """Ours by the paper's rule; None for detectors."""
     ruled_multiply_adds: int
-    """Ours, by the rule of the row."""
+    """Ours by the rule of the row."""
     parameters_match: bool | None
-    """Whether ours prints as the published figure; None where nothing was printed."""
+    """Whether ours rounds to the published figure; None where nothing was printed."""
     multiply_adds_match: bool | None
     """Likewise."""
 
     @property
     def matches(self) -> bool:
-        """Whether every published figure of the row is met."""
+        """Whether ours rounds to every published figure of the row."""
         return self.parameters_match is not False and self.multiply_adds_match is not False
 
     def as_json(self) -> dict[str, Any]:
-        """Give the row as plain values, for scripts."""
+        """Convert the row to JSON values."""
         row = self.published
         return {
             "table": row.table,
@@ -135,33 +135,33 @@ class Compared:
 
 
 def tables() -> list[TableName]:
-    """Name the tables that print what networks cost."""
+    """List the tables that print parameters and multiply-adds."""
     return list(_document()["captions"])
 
 
 def caption(table: TableName) -> str:
-    """Say what a table compares."""
+    """Return what a table compares."""
     return str(_document()["captions"][table])
 
 
 def footnotes(table: TableName) -> list[str]:
-    """Say what to know of a table, its errors among it."""
+    """Return remarks on a table, its errors included."""
     return list(_document()["footnotes"].get(table, []))
 
 
 def sources() -> dict[str, str]:
-    """Give the works that the figures were printed in."""
+    """Return the publications of the figures."""
     return dict(_document()["sources"])
 
 
-def published_rows(table: TableName) -> list[Published]:
-    """Give the rows of a table, in its order."""
+def published_rows(table: TableName) -> list[PublishedRow]:
+    """Return the rows of a table, in its order."""
     rows = [row for row in _document()["rows"] if row["table"] == table]
-    return [Published(**{**row, "sources": tuple(row["sources"])}) for row in rows]
+    return [PublishedRow(**{**row, "sources": tuple(row["sources"])}) for row in rows]
 
 
-def compare(row: Published) -> Compared:
-    """Count the network of a row and hold it against what was printed."""
+def compare(row: PublishedRow) -> ComparedRow:
+    """Count the network of a row and compare with what was printed."""
     if row.detector:
         return _compare_detector(row)
     complexity = _count(row)
@@ -179,7 +179,7 @@ def compare(row: Published) -> Compared:
         parameters_match: bool | None = added == _table_2_parameters(row)
     else:
         parameters_match = prints_as(complexity.num_parameters, row.parameters, _UNITS[row.parameter_unit])
-    return Compared(
+    return ComparedRow(
         published=row,
         parameters=complexity.num_parameters,
         attention_parameters=added,
@@ -192,12 +192,12 @@ def compare(row: Published) -> Compared:
 
 
 def prints_as(value: int, printed: str, unit: int) -> bool | None:
-    """Tell whether a count, in a unit and rounded to as many digits, is what was printed; None if nothing was.
+    """Whether a count, in a unit and rounded to as many digits, equals the printed figure; None if nothing was printed.
 
     Args:
         value: The count.
         printed: Number and letter, such as 24.37M.
-        unit: What the letter stands for.
+        unit: What one of the letter is.
     """
     if not printed:
         return None
@@ -205,16 +205,16 @@ def prints_as(value: int, printed: str, unit: int) -> bool | None:
     return (Decimal(value) / unit).quantize(figure, ROUND_HALF_UP) == figure
 
 
-def multiply_adds_unit(row: Published) -> str:
-    """Name what the letter behind the printed multiply-adds stands for; 2^30 where nothing was printed."""
+def multiply_adds_unit(row: PublishedRow) -> str:
+    """Return the unit of the printed multiply-adds; 2^30 where nothing was printed."""
     if not row.multiply_adds:
         return "2^30"
     in_powers_of_two = row.rule in ("paper", "poster")
     return {"M": ("10^6", "2^20"), "G": ("10^9", "2^30")}[row.multiply_adds[-1]][in_powers_of_two]
 
 
-def in_printed_unit(row: Compared) -> float:
-    """Give our multiply-adds by the row's rule in the unit of its figure; in 2^30 where none was printed."""
+def in_printed_unit(row: ComparedRow) -> float:
+    """Convert our multiply-adds by the row's rule to the unit of its figure; to 2^30 where none was printed."""
     return row.ruled_multiply_adds / _UNITS[multiply_adds_unit(row.published)]
 
 
@@ -228,7 +228,7 @@ def _document() -> dict[str, Any]:
     return document
 
 
-def _count(row: Published) -> Complexity:
+def _count(row: PublishedRow) -> Complexity:
     size = {"height_px": row.image_size_px, "width_px": row.image_size_px}
     if row.torchvision:
         with torch.device("meta"):
@@ -247,23 +247,25 @@ _TABLE_2_BLOCKS = {256: 3, 512: 4, 1024: 6, 2048: 3}
 """ResNet-50: output channels of a block to the number of such blocks."""
 
 
-def _table_2_parameters(row: Published) -> Fraction:
+def _table_2_parameters(row: PublishedRow) -> Fraction:
     """Sum the printed formula over the blocks of ResNet-50."""
     assert row.module_coefficients is not None
     a, b, c = (Fraction(coefficient) for coefficient in row.module_coefficients)
     return sum((blocks * (a * C * C + b * C + c) for C, blocks in _TABLE_2_BLOCKS.items()), Fraction())
 
 
-def _compare_detector(row: Published) -> Compared:
-    cost = detector_cost(row.detector, ModelConfig(row.architecture, row.attention, dict(row.attention_args)))
-    parameters = cost.trained_parameters if row.parameters_counted == "trained" else cost.num_parameters
-    return Compared(
+def _compare_detector(row: PublishedRow) -> ComparedRow:
+    complexity = detector_complexity(
+        row.detector, ModelConfig(row.architecture, row.attention, dict(row.attention_args))
+    )
+    parameters = complexity.trained_parameters if row.parameters_counted == "trained" else complexity.num_parameters
+    return ComparedRow(
         published=row,
         parameters=parameters,
-        attention_parameters=cost.attention_parameters,
+        attention_parameters=complexity.attention_parameters,
         multiply_adds=None,
         paper_multiply_adds=None,
-        ruled_multiply_adds=cost.multiply_adds,
+        ruled_multiply_adds=complexity.multiply_adds,
         parameters_match=prints_as(parameters, row.parameters, _UNITS[row.parameter_unit]),
-        multiply_adds_match=prints_as(cost.multiply_adds, row.multiply_adds, _UNITS[multiply_adds_unit(row)]),
+        multiply_adds_match=prints_as(complexity.multiply_adds, row.multiply_adds, _UNITS[multiply_adds_unit(row)]),
     )

@@ -1,8 +1,8 @@
-"""Every other network of timm that takes attention, found by asking timm.
+"""Insert attention into networks of timm that are not in `BACKBONES`.
 
-A ResNet of any kind has the blocks that `places` knows. Other families take an attention class by keyword; which
-keyword, and whether the class is then called for maps (N, C, H, W), is tried on the meta device, where a network
-costs no memory.
+Every kind of ResNet has the blocks that `models.insertion` supports. Other families take an attention class by
+keyword; which keyword, and whether the class is then called with maps (N, C, H, W), is tried on the meta device, where
+a network costs no memory.
 """
 
 import copy
@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
+import timm
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from eca_hub.attention.insertion import AfterBlock, InBlock, InsteadOfConv
+from eca_hub.attention.insertion import AfterBlock, InsideBlock, ReplaceConv
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import Backbone, residual_blocks
 from eca_hub.models.config import Stem
-from eca_hub.models.insertion import Insertion, ResNetBlock, enter
-from eca_hub.models.zoos import timm
+from eca_hub.models.insertion import Insertion, ResNetBlock, insert_attention
 
 Factory = Callable[..., nn.Module]
 
@@ -30,37 +30,37 @@ _KEYWORDS: Mapping[str, Callable[[Factory], dict[str, Any]]] = {
     "attn_layer": lambda factory: {"attn_layer": factory},
     "se_layer": lambda factory: {"se_layer": factory},
 }
-"""How timm's families take an attention class."""
+"""Keyword arguments by which timm's families take an attention class."""
 
 
 @lru_cache
-def names_with_seam() -> tuple[str, ...]:
-    """Name the networks of families that take attention: those of which one of two small members does.
+def timm_names_with_attention() -> tuple[str, ...]:
+    """List the networks of the families in which one of two small members supports attention.
 
-    Building all would take minutes; so a member of a family that takes attention may still have no block for it.
+    Building every member would take minutes, so a listed network may still have no slot for attention.
     """
     names: list[str] = []
     for family in timm.list_modules():
         module = sys.modules[f"timm.models.{family}"]
         own_classes = [
-            made for _, made in inspect.getmembers(module, inspect.isclass) if made.__module__ == module.__name__
+            cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__
         ]
-        if any(_takes_attention(made) for made in own_classes):
+        if any(_takes_attention(cls) for cls in own_classes):
             members = sorted(timm.list_models(module=family), key=len)
-            found = [find_backbone(member) for member in members[:2]]
-            names += members if any(backbone and backbone.kinds for backbone in found) else []
+            found = [find_timm_backbone(member) for member in members[:2]]
+            names += members if any(backbone and backbone.insertion_points for backbone in found) else []
     return tuple(sorted(names))
 
 
-def _takes_attention(made: type) -> bool:
-    """Whether a block or its configuration has a field for an attention of maps; one with heads is of tokens."""
-    fields = inspect.signature(made).parameters
+def _takes_attention(cls: type) -> bool:
+    """Whether a block or its configuration has a field for attention over maps; with heads it is over tokens."""
+    fields = inspect.signature(cls).parameters
     return bool({"attn_layer", "se_layer"} & set(fields)) and "num_heads" not in fields
 
 
 @lru_cache
-def find_backbone(name: str) -> Backbone | None:
-    """Make the entry of a timm network: None if timm does not have it; without widths if no attention can enter."""
+def find_timm_backbone(name: str) -> Backbone | None:
+    """Describe a network of timm: None if timm does not have it; without widths if it supports no attention."""
     if not timm.is_model(name):
         return None
     with torch.device("meta"):
@@ -79,59 +79,57 @@ def _resnet_like(name: str, blocks: list[ResNetBlock]) -> Backbone:
         partial(_build_resnet_like, name),
         widths=tuple(next(block.channels for block in blocks if block.stage == stage) for stage in stages),
         depths=tuple(sum(block.stage == stage for block in blocks) for stage in stages),
-        steps_px=tuple(4 * 2**place for place in range(len(stages))),
-        kinds=(InBlock, *([AfterBlock] if has_act else []), *([InsteadOfConv] if has_conv else [])),
+        strides=tuple(4 * 2**index for index in range(len(stages))),
+        insertion_points=(InsideBlock, *([AfterBlock] if has_act else []), *([ReplaceConv] if has_conv else [])),
     )
 
 
 def _build_resnet_like(
-    name: str, insertion: Insertion | None, *, num_classes: int, stem: Stem, features_only: bool
+    name: str, insertion: Insertion | None, *, num_classes: int, stem: Stem, features_only: bool, **options: Any
 ) -> nn.Module:
-    model = _create(name, num_classes, stem, features_only)
+    model = _create(name, num_classes, stem, features_only, **options)
     if insertion:
-        enter(residual_blocks(model), insertion)
+        insert_attention(residual_blocks(model), insertion)
     return model
 
 
-class _Witness(nn.Module):
-    """Stands in for an attention and notes what it is called with."""
+class _ProbeAttention(nn.Module):
+    """Identity that records the channels of its inputs, 0 for an input that is no map of its channels."""
 
-    def __init__(self, channels: int, seen: list[int]) -> None:
+    def __init__(self, channels: int, recorded: list[int]) -> None:
         super().__init__()
-        self.channels, self.seen = channels, seen
+        self.channels, self.recorded = channels, recorded
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Note the channels of a map; anything else is no map."""
-        if x_NCHW.ndim == 4 and x_NCHW.shape[1] == self.channels:
-            self.seen.append(self.channels)
-        else:
-            self.seen.append(0)
+        """Record the channels."""
+        is_map = x_NCHW.ndim == 4 and x_NCHW.shape[1] == self.channels
+        self.recorded.append(self.channels if is_map else 0)
         return x_NCHW
 
 
 def _by_keyword(name: str, model: nn.Module) -> Backbone | None:
     for keyword, options in _KEYWORDS.items():
-        seen: list[int] = []
+        recorded: list[int] = []
 
-        def stand_in(channels: int, *_: object, seen: list[int] = seen, **__: object) -> nn.Module:
-            return _Witness(channels, seen)
+        def probe(channels: int, *_: object, recorded: list[int] = recorded, **__: object) -> nn.Module:
+            return _ProbeAttention(channels, recorded)
 
         try:
             with torch.device("meta"):
-                witnessed = timm.create_model(name, **options(stand_in)).eval()
-                witnessed(torch.empty(2, *model.default_cfg["input_size"]))  # type: ignore[index]
+                probed = timm.create_model(name, **options(probe)).eval()
+                probed(torch.empty(2, *model.default_cfg["input_size"]))  # type: ignore[index]
         except Exception:  # noqa: S112
-            # A family says in many ways that it does not have a keyword; the next one is tried.
+            # Families raise different errors for a keyword that they do not have; the next one is tried.
             continue
-        if seen and 0 not in seen:
-            widths = tuple(dict.fromkeys(seen))
+        if recorded and 0 not in recorded:
+            widths = tuple(dict.fromkeys(recorded))
             return Backbone(
                 partial(_build_by_keyword, name, keyword),
                 widths=widths,
-                depths=tuple(seen.count(width) for width in widths),
-                steps_px=(1,) * len(widths),
-                kinds=(InBlock,),
-                tells_blocks_apart=False,
+                depths=tuple(recorded.count(width) for width in widths),
+                strides=(1,) * len(widths),
+                insertion_points=(InsideBlock,),
+                can_select_blocks=False,
             )
     return None
 
@@ -144,31 +142,32 @@ def _build_by_keyword(
     num_classes: int,
     stem: Stem,
     features_only: bool,
+    **options: Any,
 ) -> nn.Module:
     if insertion is None or keyword is None:
-        return _create(name, num_classes, stem, features_only)
-    backbone = find_backbone(name)
+        return _create(name, num_classes, stem, features_only, **options)
+    backbone = find_timm_backbone(name)
     assert backbone is not None
 
-    made: list[tuple[nn.Module, dict[str, Tensor]]] = []
+    initial_states: list[tuple[nn.Module, dict[str, Tensor]]] = []
 
     def factory(channels: int, *_: object, **__: object) -> nn.Module:
         if channels not in backbone.widths:
-            return nn.Identity()  # a family may try the class once, before it builds blocks
+            return nn.Identity()  # some families call the class once before they build blocks
         stage = backbone.widths.index(channels) + 1
         attention = insertion.make(stage, channels) if stage in insertion.stages else nn.Identity()
-        made.append((attention, copy.deepcopy(attention.state_dict())))
+        initial_states.append((attention, copy.deepcopy(attention.state_dict())))
         return attention
 
-    model = _create(name, num_classes, stem, features_only, **_KEYWORDS[keyword](factory))
-    # timm initialises every convolution at the end, also those that a method starts at zero.
-    for attention, own_start in made:
-        attention.load_state_dict(own_start)
+    model = _create(name, num_classes, stem, features_only, **_KEYWORDS[keyword](factory), **options)
+    # timm initializes every convolution at the end, also those that a method has set to zero.
+    for attention, initial_state in initial_states:
+        attention.load_state_dict(initial_state)
     return model
 
 
 def _create(name: str, num_classes: int, stem: Stem, features_only: bool, **options: Any) -> nn.Module:
     if stem == "small":
-        raise InvalidConfig(f"{name} has no small stem; its stem is its own.")
+        raise InvalidConfig(f"{name} has no small stem.")
     model: nn.Module = timm.create_model(name, num_classes=num_classes, features_only=features_only, **options)
     return model

@@ -27,7 +27,7 @@ OPTIONS = (
     Option("save.every_minutes", "10.0", "Minutes between checkpoints inside an epoch"),
     Option("model.architecture", "resnet50", "Backbone, see `eca-hub models`"),
     Option("model.attention", "eca", "Attention inside each block, or none"),
-    Option("model.stem", "own", "`small` for pictures up to 64 px"),
+    Option("model.stem", "default", "`small` for pictures up to 64 px"),
     Option("model.from_pretrained", "", "Package to start from, OWNER/NAME or a folder"),
     Option("model.freeze", "none", "What is not trained: none, norms or backbone (a linear probe)"),
     Option("model.optim.name", "sgd", "sgd, adamw or lamb"),

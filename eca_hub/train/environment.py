@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eca_hub.attention.cpu_kernel import fused as fused_eca
+from eca_hub.attention.cpu_kernel import fused
 
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "pillow", "eca-hub")
 
@@ -32,7 +32,7 @@ def describe_environment(num_devices: int, device: torch.device) -> dict[str, An
         "platform": platform.platform(),
         "packages": versions,
         # Its sums end in other last bits than those of torch's own operations.
-        "eca_kernel": fused_eca.is_built,
+        "eca_kernel": fused.is_built,
         "command": ["eca-hub", *sys.argv[1:]],
         "git": git_state(Path(__file__).parent),
     }

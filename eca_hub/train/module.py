@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pull import is_folder
 from eca_hub.images.transform import EvalTransform
-from eca_hub.models.build import build_model, settle
+from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ImageConfig, ModelConfig, Stem
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.rng import derive_seed, seed_rng
@@ -65,7 +65,7 @@ class ImageClassifier(LightningModule):
         architecture: str = "resnet50",
         attention: str = "eca",
         attention_args: Mapping[str, Any] | None = None,
-        stem: Stem = "own",
+        stem: Stem = "default",
         from_pretrained: str | None = None,
         revision: str | None = None,
         freeze: Freeze = "none",
@@ -97,7 +97,7 @@ class ImageClassifier(LightningModule):
         if from_pretrained:
             self.model, self.config = load_pretrained_backbone(from_pretrained, revision, config)
         else:
-            self.config = settle(config)
+            self.config = resolve_config(config)
             self.model = build_model(self.config)
         set_dropout(self.model, drop_rate)
         freeze_parameters(self.model, self.config, freeze)

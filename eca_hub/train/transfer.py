@@ -8,7 +8,7 @@ from torch import nn
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import load_pretrained
-from eca_hub.models.build import build_model, settle
+from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ModelConfig
 
 Freeze = Literal["none", "norms", "backbone"]
@@ -57,7 +57,7 @@ def freeze_parameters(model: nn.Module, config: ModelConfig, freeze: Freeze) -> 
         config: Its configuration.
         freeze: `none`, `norms`, or `backbone`: all but the head.
     """
-    head = head_names(settle(config))
+    head = head_names(resolve_config(config))
     for name, parameter in model.named_parameters():
         parameter.requires_grad = freeze != "backbone" or name in head
     if freeze == "norms":

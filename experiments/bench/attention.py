@@ -1,4 +1,4 @@
-"""How fast is a gate? ECA, its rivals and timm's layers on the maps of ResNet-50, and whole networks with and without.
+"""Time ECA, other attention methods and timm's layers on the maps of ResNet-50, and whole networks with and without.
 
     python -m experiments.bench.attention --methods eca          gates and networks, with the aims: under 4 minutes
     python -m experiments.bench.attention --quick                half a minute, to see that it runs
@@ -6,15 +6,14 @@
     python -m experiments.bench.attention --only networks        ECA-ResNet-50 against ResNet-50
     python -m experiments.bench.attention --only gates --compiled --device cuda --json rows.json
 
-Rivals run in turns (A, B, C, A, B, C, ...). Of a gate the fastest of many turns counts, so that a busy machine slows
-all alike; of a network the median over the turns of the ratio to the network without. Each run is given a map that was
-just written, as the norm before it does in a network, outside the measured time. The floor is one copy and one sum of
-the map, measured in the same turns: what reading it twice and writing it once costs at least in a buffer of one's own.
-`EcaModule / floor` is therefore about the best ratio to timm's layer that any layer could reach where memory is what
-limits; a gate that writes into the map itself can pass it.
+The layers run in turns (A, B, C, A, B, C, ...). For a gate the fastest of many turns counts, so that other load on the
+machine affects all alike; for a network the median over the turns of the ratio to the network without attention. Each
+run gets a map that was just written, as the norm before it does in a network, outside the measured time. The floor is
+one copy and one sum of the map, measured in the same turns: the cost of reading it twice and writing it once to a new
+buffer. `EcaModule / floor` is therefore about the best ratio to timm's layer where memory bandwidth is the limit.
 
-The gates run with the allocator as Python finds it. The networks run with freed memory kept, as `eca-hub fit` and the
-service run them: else what the system takes to hand out the same pages again and again is counted as attention's.
+The gates run with the default allocator. The networks run with freed memory kept, as in `eca-hub fit` and the service;
+otherwise the time in which the system hands out the same pages again would be counted as attention's.
 """
 
 import argparse
@@ -36,12 +35,12 @@ from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 
 import eca_hub
-from eca_hub.attention.cpu_kernel import fused as fused_eca
+from eca_hub.attention.cpu_kernel import fused as fused
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
 """Channels and side of the maps that attention rescales in ResNet-50, for a picture of 224 px."""
-OWN, TIMM = "eca in a network", "timm EcaModule"
+OURS, TIMM = "eca", "timm EcaModule"
 OPEN_WEIGHT = 20.0
 """Gives gates close to 1: a map overwritten by ever smaller numbers would end in denormals."""
 
@@ -66,7 +65,7 @@ class Shape(NamedTuple):
 
 
 class Official(nn.Module):
-    """An equal of the layer in the authors' repository: adaptive pooling, two transpositions, expanded product."""
+    """The layer of the authors' repository: adaptive pooling, two transpositions, expanded product."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -80,40 +79,32 @@ class Official(nn.Module):
         return y_NCHW
 
 
-def owned_eca(channels: int) -> nn.Module:
-    """ECA as it stands in a network, where nobody else reads its input."""
-    layer = eca_hub.ECA(channels)
-    layer.owns_input = True
-    return layer
-
-
 def layers_for(channels: int, methods: list[str], compiled: bool) -> dict[str, nn.Module]:
-    """Make the rivals for maps of so many channels."""
+    """Create the layers for maps of so many channels."""
     layers = {
-        OWN: owned_eca(channels),
-        "eca": eca_hub.ECA(channels),
+        OURS: eca_hub.ECA(channels),
         TIMM: EcaModule(channels),
         "official ECA": Official(channels),
         "timm SEModule": SEModule(channels),
         **{name: eca_hub.ATTENTIONS[name](channels) for name in methods if name != "eca"},
     }
-    for name in (OWN, "eca", TIMM, "official ECA"):
+    for name in (OURS, TIMM, "official ECA"):
         nn.init.constant_(next(layers[name].parameters()), OPEN_WEIGHT)
     return {name: torch.compile(layer) if compiled else layer for name, layer in layers.items()}  # type: ignore[misc]
 
 
 def in_turns(
-    rivals: dict[str, Callable[[], object]], num_turns: int, device: str, prepare: Callable[[], object] | None = None
+    runs: dict[str, Callable[[], object]], num_turns: int, device: str, prepare: Callable[[], object] | None = None
 ) -> dict[str, list[float]]:
-    """Run the rivals in turns, two of them to warm up; give the seconds of each."""
+    """Run functions in turns, two of them to warm up; return the seconds of each."""
 
     def wait() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    times_s: dict[str, list[float]] = {name: [] for name in rivals}
+    times_s: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(num_turns + 2):
-        for name, run in rivals.items():
+        for name, run in runs.items():
             if prepare:
                 prepare()
             wait()
@@ -126,7 +117,7 @@ def in_turns(
 
 
 def gate_rows(shapes: Iterable[Shape], args: argparse.Namespace) -> Iterator[Row]:
-    """Time every rival on every map, forward without gradients and forward with backward."""
+    """Time every layer on every map, forward without gradients and forward with backward."""
     for shape in shapes:
         written_NCHW = torch.rand(shape.batch, shape.channels, shape.side_px, shape.side_px, device=args.device) + 0.5
         written_NCHW = written_NCHW.contiguous(memory_format=FORMATS[shape.memory_format])
@@ -135,8 +126,8 @@ def gate_rows(shapes: Iterable[Shape], args: argparse.Namespace) -> Iterator[Row
         num_turns = max(4, min(60, args.budget // (shape.num_elements * len(layers))))
         for mode in ("inference", "training"):
             x_NCHW = written_NCHW.clone().requires_grad_(mode == "training")
-            rivals = _rivals(layers, x_NCHW, mode)
-            times_s = in_turns(rivals, num_turns, args.device, partial(_write, x_NCHW, written_NCHW))
+            runs = _runs(layers, x_NCHW, mode)
+            times_s = in_turns(runs, num_turns, args.device, partial(_write, x_NCHW, written_NCHW))
             best_s = {name: min(values) for name, values in times_s.items()}
             floor_s = best_s.pop("floor")
             for name, took_s in best_s.items():
@@ -157,8 +148,8 @@ def _write(x_NCHW: Tensor, written_NCHW: Tensor) -> None:
     x_NCHW.grad = None
 
 
-def _rivals(layers: dict[str, nn.Module], x_NCHW: Tensor, mode: str) -> dict[str, Callable[[], object]]:
-    """Set up what runs in turns; the floor is the same in training, where the way back has its own."""
+def _runs(layers: dict[str, nn.Module], x_NCHW: Tensor, mode: str) -> dict[str, Callable[[], object]]:
+    """Set up what runs in turns; the floor in training is that of inference."""
     buffer_NCHW, dy_NCHW = torch.empty_like(x_NCHW).detach(), torch.ones_like(x_NCHW).detach()
 
     def floor() -> None:
@@ -209,7 +200,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def print_shapes(rows: list[Row]) -> None:
-    """One line a map: what timm's layer costs, what ours costs in a network, and what the floor would allow."""
+    """Print one line a map: the times of timm's layer and of ours, by the floor."""
     found = {(row["layer"], row["mode"], _shape_of(row)): row for row in rows}
     print(f"{'':<30} {'inference':>31}   {'training':>31}")
     heads = f"{'EcaModule':>10}{'ours':>8}{'EcaModule':>13}\n"
@@ -218,7 +209,7 @@ def print_shapes(rows: list[Row]) -> None:
     for shape in dict.fromkeys(_shape_of(row) for row in rows):
         line = f"{shape.memory_format[:10]:<10} {shape.batch:>2} x {shape.channels:<5} {shape.mib:>8.1f}"
         for mode in ("inference", "training"):
-            ours, timms = found[OWN, mode, shape], found[TIMM, mode, shape]
+            ours, timms = found[OURS, mode, shape], found[TIMM, mode, shape]
             line += f" {timms['floors']:>10.2f}{ours['floors']:>8.2f}{ours['timm_eca_times']:>13.2f}  "
         print(line)
 
@@ -228,7 +219,7 @@ def _shape_of(row: Row) -> Shape:
 
 
 def print_layers(rows: list[Row]) -> None:
-    """One line a layer and mode, over all shapes."""
+    """Print one line a layer and mode, over all shapes."""
     print(f"\n{'layer':<18} {'mode':<10} {'EcaModule / it':>14} {'floors':>7} {'floors, maps above 1 MiB':>25}")
     for name, mode in dict.fromkeys((row["layer"], row["mode"]) for row in rows):
         mine = _of(rows, name, mode)
@@ -243,7 +234,7 @@ def _of(rows: list[Row], layer: str, mode: str) -> list[Row]:
 
 
 def print_networks(rows: list[Row]) -> None:
-    """One line a network, mode and batch."""
+    """Print one line a network, mode and batch."""
     print(f"\n{'network':<18} {'mode':<10} {'batch':>5} {'fastest':>12} {'over resnet50':>14}")
     for row in rows:
         timing = f"{row['time_ms']:>9.1f} ms {row['overhead']:>+14.1%}"
@@ -251,7 +242,7 @@ def print_networks(rows: list[Row]) -> None:
 
 
 def aims(gates: list[Row], networks: list[Row]) -> list[Row]:
-    """Set what was aimed at beside what was measured."""
+    """Compare the measured figures with the aims."""
     reached: list[Row] = []
 
     def note(what: str, measured: float, least: float | None = None, most: float | None = None) -> None:
@@ -260,8 +251,10 @@ def aims(gates: list[Row], networks: list[Row]) -> list[Row]:
 
     if gates:
         for mode, least in (("inference", 1.8), ("training", 1.1)):
-            note(f"{mode}, EcaModule / ours", geometric_mean(r["timm_eca_times"] for r in _of(gates, OWN, mode)), least)
-        large = [row["floors"] for row in _of(gates, OWN, "inference") if row["map_mib"] > 1]
+            note(
+                f"{mode}, EcaModule / ours", geometric_mean(r["timm_eca_times"] for r in _of(gates, OURS, mode)), least
+            )
+        large = [row["floors"] for row in _of(gates, OURS, "inference") if row["map_mib"] > 1]
         if large:
             note("inference, floors on maps above 1 MiB", geometric_mean(large), most=1.3)
     for row in networks:
@@ -299,7 +292,7 @@ def main() -> None:
     args.budget = 20_000_000 if args.quick else 400_000_000  # elements that all turns on one map may touch
     torch.set_num_threads(args.threads)
     console = Console(stderr=True)
-    how = "one compiled kernel" if fused_eca.is_built else "operations of torch: no kernel was compiled"
+    how = "one compiled kernel" if fused.is_built else "operations of torch: no kernel was compiled"
     print(f"On the CPU, ECA runs as {how}.")
     gates: list[Row] = []
     networks: list[Row] = []

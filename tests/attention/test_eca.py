@@ -133,7 +133,7 @@ def test_an_even_or_negative_kernel_is_refused(layer: type[ECA] | type[ECANS], s
         layer(64, kernel_size=size)
 
 
-def test_the_input_stays_as_it_is() -> None:
+def test_the_input_is_not_changed() -> None:
     x_NCHW = torch.randn(2, 8, 4, 4)
     before_NCHW = x_NCHW.clone()
     layer = ECA(8)

@@ -1,4 +1,4 @@
-"""What holds for every method: shapes, dtypes, gradients, and which changes of the input change the output alike."""
+"""Properties of every method: shape, dtype, memory format, gradients, and equivariances."""
 
 import copy
 
@@ -12,14 +12,14 @@ from eca_hub.attention import ATTENTIONS
 
 NAMES = list(ATTENTIONS)
 GATES = [name for name in ATTENTIONS if name not in ("aa", "a2", "gc", "nl")]
-BLIND_TO_PLACE = [name for name in NAMES if name not in ("cbam", "aa", "coord", "ela", "strip")]
+POSITION_EQUIVARIANT = [name for name in NAMES if name not in ("cbam", "aa", "coord", "ela", "strip")]
 C = 32
 
 
 def make(name: str) -> nn.Module:
     torch.manual_seed(7)
     layer = ATTENTIONS[name](C)
-    # Layers that start at zero would make every property hold for free.
+    # Layers that start at zero would fulfill every property trivially.
     for parameter in layer.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return layer
@@ -27,7 +27,7 @@ def make(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(1, C, 1, 1), (1, C, 5, 3), (3, C, 1, 7), (2, C, 8, 8)])
-def test_the_shape_stays(name: str, shape: tuple[int, ...]) -> None:
+def test_the_shape_is_preserved(name: str, shape: tuple[int, ...]) -> None:
     layer = make(name).eval()
     y_NCHW = layer(torch.randn(shape))
     assert y_NCHW.shape == shape
@@ -36,7 +36,7 @@ def test_the_shape_stays(name: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_dtype_stays(name: str, dtype: torch.dtype) -> None:
+def test_the_dtype_is_preserved(name: str, dtype: torch.dtype) -> None:
     layer, x_NCHW = make(name).eval(), torch.randn(2, C, 6, 6)
     expected_NCHW = layer(x_NCHW)
     y_NCHW = layer.to(dtype)(x_NCHW.to(dtype))
@@ -46,7 +46,7 @@ def test_the_dtype_stays(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_memory_format_stays(name: str) -> None:
+def test_the_memory_format_is_preserved(name: str) -> None:
     layer, x_NCHW = make(name).eval(), torch.randn(2, C, 6, 5)
     expected_NCHW = layer(x_NCHW)
     assert expected_NCHW.is_contiguous()
@@ -56,7 +56,7 @@ def test_the_memory_format_stays(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_the_slopes(name: str) -> None:
+def test_gradients_are_correct(name: str) -> None:
     layer = make(name).double().eval()
     x_NCHW = torch.randn(2, C, 2, 3, dtype=torch.float64, requires_grad=True)
     layer.requires_grad_(False)
@@ -64,15 +64,15 @@ def test_gradients_are_the_slopes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_learns(name: str) -> None:
+def test_every_parameter_gets_a_gradient(name: str) -> None:
     layer = make(name)
     x_NCHW = torch.randn(4, C, 5, 5, requires_grad=True)
     (layer(x_NCHW) * torch.randn(4, C, 5, 5)).sum().backward()
     assert x_NCHW.grad is not None
-    # A bias in front of a softmax shifts all positions alike, so it cannot learn; the authors' codes have it.
-    without_slope = {"nl": {"key.bias"}, "gc": {"attend.bias"}, "gsop": {"reduce.bias"}}.get(name, set())
+    # A bias before a softmax shifts all positions alike, so its gradient is zero; the authors' code has it.
+    without_gradient = {"nl": {"key.bias"}, "gc": {"attend.bias"}, "gsop": {"reduce.bias"}}.get(name, set())
     stuck = {key for key, parameter in layer.named_parameters() if parameter.grad is None or not parameter.grad.any()}
-    assert stuck <= without_slope
+    assert stuck <= without_gradient
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,14 +87,14 @@ def test_a_copy_computes_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_computed_on_construction(name: str) -> None:
     with torch.device("meta"):
-        ghost = ATTENTIONS[name](C)
+        meta_model = ATTENTIONS[name](C)
     layer, x_NCHW = make(name).eval(), torch.randn(2, C, 4, 4)
-    ghost.load_state_dict(layer.state_dict(), assign=True)
-    assert torch.equal(ghost.eval()(x_NCHW), layer(x_NCHW))
+    meta_model.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(meta_model.eval()(x_NCHW), layer(x_NCHW))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_input_stays_as_it_is(name: str) -> None:
+def test_the_input_is_not_changed(name: str) -> None:
     layer, x_NCHW = make(name).eval(), torch.randn(2, C, 4, 4)
     before_NCHW = x_NCHW.clone()
     with torch.inference_mode():
@@ -106,7 +106,7 @@ def test_the_input_stays_as_it_is(name: str) -> None:
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999))
 @pytest.mark.parametrize("name", NAMES)
-def test_images_do_not_see_each_other(name: str, seed: int) -> None:
+def test_images_do_not_affect_each_other(name: str, seed: int) -> None:
     layer = make(name).eval()
     torch.manual_seed(seed)
     x_NCHW, order = torch.randn(4, C, 4, 3), torch.randperm(4)
@@ -115,8 +115,8 @@ def test_images_do_not_see_each_other(name: str, seed: int) -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999))
-@pytest.mark.parametrize("name", BLIND_TO_PLACE)
-def test_moved_positions_move_the_output_alike(name: str, seed: int) -> None:
+@pytest.mark.parametrize("name", POSITION_EQUIVARIANT)
+def test_permuted_positions_permute_the_output(name: str, seed: int) -> None:
     layer = make(name).eval()
     torch.manual_seed(seed)
     x_NCHW, order = torch.randn(2, C, 4, 3), torch.randperm(12)
@@ -130,7 +130,7 @@ def test_moved_positions_move_the_output_alike(name: str, seed: int) -> None:
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999))
 @pytest.mark.parametrize("name", ["se_var1", "simam"])
-def test_without_parameters_the_order_of_channels_means_nothing(name: str, seed: int) -> None:
+def test_methods_without_parameters_are_equivariant_to_channel_order(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     layer, x_NCHW, order = make(name), torch.randn(2, C, 4, 3), torch.randperm(C)
     torch.testing.assert_close(layer(x_NCHW[:, order]), layer(x_NCHW)[:, order])

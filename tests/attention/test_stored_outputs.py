@@ -1,7 +1,7 @@
-"""Each method gives today what it gave when it was checked against its formula.
+"""Each method still gives the output that was stored when it was checked against its formula.
 
-Input and weights are sines of their positions, so a fixture holds outputs only and depends on nobody's random numbers.
-To add a method: `python -m tests.attention.test_stored_outputs` writes the file anew; look at what changed first.
+Input and weights are sines of their positions, so the fixture holds outputs only and does not depend on a random number
+generator. To add a method: `python -m tests.attention.test_stored_outputs` writes the file anew.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eca_hub.attention import ATTENTIONS
-from eca_hub.attention.insertion import InsteadOfConv
+from eca_hub.attention.insertion import ReplaceConv
 
 FIXTURE = Path(__file__).parent / "fixtures" / "outputs.json"
 CHANNELS = 32
@@ -26,7 +26,9 @@ def sines(shape: torch.Size, speed: float) -> Tensor:
 def output_of(name: str) -> Tensor:
     method = ATTENTIONS[name]
     options = (
-        {"in_channels": CHANNELS, "stride": 1} if isinstance(getattr(method, "place", None), InsteadOfConv) else {}
+        {"in_channels": CHANNELS, "stride": 1}
+        if isinstance(getattr(method, "insertion_point", None), ReplaceConv)
+        else {}
     )
     layer: nn.Module = method(CHANNELS, **options).double().eval()
     with torch.no_grad():

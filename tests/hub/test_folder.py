@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,10 @@ def test_a_missing_file_is_named(package: Path) -> None:
         ({"num_classes": -1}, "num_classes is -1"),
         ({"num_classes": ...}, "lacks 'num_classes'"),
         ({"label_names": [1, 2, 3]}, "label_names is not a list of strings"),
-        ({"label_names": ["a", "a", "b"]}, "stand twice: a"),
+        ({"label_names": ["a", "a", "b"]}, "more than once: a"),
         ({"architecture": 5}, "architecture is not a string"),
         ({"architecture": "../resnet50"}, "architecture is '../resnet50'"),
-        ({"stem": "huge"}, "stem is 'huge'; it must be one of own, small"),
+        ({"stem": "huge"}, "stem is 'huge'; it must be one of default, small"),
         ({"image": {"height_px": 224}}, "lacks 'interpolation'"),
     ],
 )
@@ -163,7 +164,11 @@ def test_packages_of_every_format_ever_written_keep_loading(fixture: Path, tmp_p
     (tmp_path / "config.json").write_text(json.dumps(stored["config.json"]))
     (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save(weights))
     (tmp_path / "README.md").touch()
-    model, config = load_pretrained(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, config = load_pretrained(tmp_path)
+    renamed = stored["config.json"].get("stem") == "own"
+    assert [str(one.message).split(";")[0] for one in caught] == ["stem 'own' is now called 'default'"] * renamed
     assert config.labels == LABELS
     assert config.attention == "eca"
     assert model(torch.randn(1, 3, config.image.height_px, config.image.width_px)).shape == (1, 3)

@@ -1,4 +1,4 @@
-"""Networks to the digit: every count that was derived for the paper's tables, and where attention stands in each."""
+"""The exact parameters of every network of the paper's tables, and where attention is inserted in each."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ PARAMETERS = {
     "cbam_resnet50": 28_073_576, "cbam_resnet101": 49_295_628, "gc_resnet50": 25_557_032 + 2_521_741,
     "gsop_resnet50": 28_285_224, "nl_resnet50": 25_557_032 + 2_099_712, "a2_resnet50": 25_557_032 + 7_340_032,
     "aa_resnet50": 25_781_872,
-    # Later rivals, as timm counts them.
+    # Later methods, as timm counts them.
     "ceca_resnet50": 25_557_118, "ese_resnet50": 45_691_688, "coord_resnet50": 28_083_464,
     "ela_resnet50": 25_828_904, "strip_resnet50": 25_647_656,
     "simam_resnet50": 25_557_032, "srm_resnet50": 25_557_032 + 4 * 15_104,
@@ -75,25 +75,25 @@ def test_options_count_as_derived(name: str, options: dict[str, object], paramet
     assert parameters_of(name, **options) == parameters
 
 
-def places_of(model: nn.Module, attention: type[nn.Module]) -> list[str]:
+def names_of(model: nn.Module, attention: type[nn.Module]) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, attention)]
 
 
 @pytest.mark.parametrize(
-    ("name", "places"),
+    ("name", "modules"),
     [
         ("nl_resnet50", ["layer3.4.act3.attention"]),
-        ("a2_resnet50", [f"layer{place}.act3.attention" for place in ("2.1", "2.3", "3.1", "3.3", "3.5")]),
+        ("a2_resnet50", [f"layer{block}.act3.attention" for block in ("2.1", "2.3", "3.1", "3.3", "3.5")]),
         ("gsop_resnet50", ["layer1.2.se", "layer2.3.se", "layer3.5.se", "layer4.2.se"]),
         ("nl_resnet18", ["layer3.0.act2.attention"]),
         ("aa_resnet18", [f"layer{stage}.{block}.conv2" for stage in (2, 3, 4) for block in (0, 1)]),
     ],
 )
-def test_each_method_stands_where_it_belongs(name: str, places: list[str]) -> None:
+def test_each_method_is_inserted_at_its_insertion_point(name: str, modules: list[str]) -> None:
     method = ATTENTIONS[name.split("_")[0]]
     assert isinstance(method, type)
     with torch.device("meta"):
-        assert places_of(create_model(name), method) == places
+        assert names_of(create_model(name), method) == modules
 
 
 @pytest.mark.parametrize("name", [name for name, backbone in BACKBONES.items() if backbone.widths])
@@ -108,7 +108,7 @@ def test_every_block_gets_eca_of_its_width(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, attention=note)
     assert widths == [w for w, depth in zip(backbone.widths, backbone.depths, strict=True) for _ in range(depth)]
-    assert len(places_of(model, ECA)) == sum(backbone.depths)
+    assert len(names_of(model, ECA)) == sum(backbone.depths)
 
 
 def test_a_network_keeps_the_class_and_the_names_that_timm_gave_it() -> None:
@@ -127,24 +127,24 @@ def test_second_order_pooling_keeps_the_last_map_at_the_size_of_the_third() -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "stem", "channels", "steps_px"),
+    ("name", "stem", "channels", "strides"),
     [
-        ("eca_resnet18", "own", [64, 64, 128, 256, 512], [2, 4, 8, 16, 32]),
+        ("eca_resnet18", "default", [64, 64, 128, 256, 512], [2, 4, 8, 16, 32]),
         ("a2_resnet18", "small", [64, 64, 128, 256, 512], [1, 1, 2, 4, 8]),
-        ("se_resnet20", "own", [16, 16, 32, 64], [1, 1, 2, 4]),
-        ("eca_mobilenet_v2", "own", [16, 24, 32, 96, 320], [2, 4, 8, 16, 32]),
+        ("se_resnet20", "default", [16, 16, 32, 64], [1, 1, 2, 4]),
+        ("eca_mobilenet_v2", "default", [16, 24, 32, 96, 320], [2, 4, 8, 16, 32]),
         ("eca_mobilenet_v2", "small", [16, 24, 32, 96, 320], [1, 1, 2, 4, 8]),
     ],
 )
-def test_features_only_gives_the_maps_of_the_stages(
-    name: str, stem: str, channels: list[int], steps_px: list[int]
+def test_features_only_returns_the_maps_of_the_stages(
+    name: str, stem: str, channels: list[int], strides: list[int]
 ) -> None:
     model = create_model(name, stem=stem, features_only=True).eval()  # type: ignore[arg-type]
     maps: list[Tensor] = model(torch.zeros(1, 3, 64, 64))
     assert [y_NCHW.shape[1] for y_NCHW in maps] == channels
-    assert [64 // y_NCHW.shape[2] for y_NCHW in maps] == steps_px
+    assert [64 // y_NCHW.shape[2] for y_NCHW in maps] == strides
     assert model.feature_info.channels() == channels  # type: ignore[union-attr, operator]
-    assert model.feature_info.reduction() == steps_px  # type: ignore[union-attr, operator]
+    assert model.feature_info.reduction() == strides  # type: ignore[union-attr, operator]
 
 
 def test_features_are_those_of_the_whole_network() -> None:
@@ -168,7 +168,7 @@ def test_the_last_norm_of_a_block_starts_at_one_as_in_the_paper() -> None:
     assert all((block.body.bn2.weight == 1).all() for block in blocks)  # type: ignore[union-attr]
 
 
-def test_places_after_blocks_spread_over_a_stage() -> None:
+def test_insertion_after_blocks_is_spread_over_a_stage() -> None:
     assert AfterBlock({2: 2, 3: 3}).blocks((3, 4, 6, 3)) == ["2.2", "2.4", "3.2", "3.4", "3.6"]
     assert AfterBlock({3: 1}, last=-2).blocks((3, 4, 23, 3)) == ["3.22"]
     assert AfterBlock({3: 1}, last=-2).blocks((1, 1, 1)) == ["3.1"]
@@ -177,7 +177,7 @@ def test_places_after_blocks_spread_over_a_stage() -> None:
 
 
 @pytest.mark.parametrize("name", ["eca_resnet20", "se_mobilenet_v2", "aa_resnet20", "gsop_resnet20", "nl_resnet20"])
-def test_a_small_picture_goes_forward_and_back(name: str) -> None:
+def test_small_images_work_forward_and_backward(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name, num_classes=3, stem="small")
     logits_NK = model(torch.randn(2, 3, 32, 32))

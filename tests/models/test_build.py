@@ -1,6 +1,7 @@
-"""From names and configurations to networks: what is settled, what is refused, and what a package keeps."""
+"""From names and configurations to networks: resolved options, refused options, and what a package stores."""
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,24 @@ import eca_hub
 from eca_hub.attention import ATTENTIONS
 from eca_hub.errors import EcaHubError, InvalidConfig, UnknownName
 from eca_hub.models.backbones import BACKBONES
-from eca_hub.models.build import build_model, count_parameters, create_model, list_models, settle, split_name
+from eca_hub.models.build import (
+    build_empty_model,
+    build_model,
+    check_materialized,
+    count_parameters,
+    create_model,
+    list_models,
+    resolve_config,
+    split_name,
+)
+from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ImageConfig, ModelConfig
 
 TINY = ImageConfig(height_px=16, width_px=16, crop=1.0)
 
 
 class Halve(nn.Module):
-    """An attention of one's own."""
+    """A user's attention."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,7 +42,7 @@ class Halve(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "settled"),
+    ("name", "args", "resolved"),
     [
         ("eca_resnet50", {}, {"kernel_sizes": [5, 5, 5, 7]}),
         ("eca_resnet50", {"kernel_sizes": "released"}, {"kernel_sizes": [3, 5, 5, 7]}),
@@ -54,15 +65,15 @@ class Halve(nn.Module):
         ("aa_resnet50", {}, {"map_sizes_px": [56, 28, 14, 7], "stages": [2, 3, 4], "num_heads": 8}),
     ],
 )
-def test_what_weights_depend_on_is_written_down(name: str, args: dict[str, Any], settled: dict[str, Any]) -> None:
-    once = settle(ModelConfig(name, attention_args=args))
-    assert once.attention_args == settled
-    assert settle(once) == once
+def test_every_option_is_resolved(name: str, args: dict[str, Any], resolved: dict[str, Any]) -> None:
+    once = resolve_config(ModelConfig(name, attention_args=args))
+    assert once.attention_args == resolved
+    assert resolve_config(once) == once
 
 
 def test_augmented_convolutions_plan_for_the_picture() -> None:
     config = ModelConfig("resnet18", "aa", image=TINY, stem="small")
-    assert settle(config).attention_args["map_sizes_px"] == [16, 8, 4, 2]
+    assert resolve_config(config).attention_args["map_sizes_px"] == [16, 8, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,7 @@ def test_a_package_gives_back_the_same_network(name: str, tmp_path: Path) -> Non
         again, _ = eca_hub.load_pretrained(tmp_path)
         assert torch.equal(again(x_NCHW), first_NK)
         assert torch.equal(copy.deepcopy(loaded)(x_NCHW), expected_NK)
-    assert its_config == settle(its_config)
+    assert its_config == resolve_config(its_config)
 
 
 @pytest.mark.parametrize("attention", [Halve, lambda channels: Halve(channels)])
@@ -100,10 +111,16 @@ def test_any_callable_is_an_attention(attention: Any) -> None:
     [
         ({"architecture": "eca_resnet5"}, ["no architecture 'eca_resnet5'", "eca_resnet50", "eca-hub models"]),
         ({"architecture": "resnet20", "attention": "ecaa"}, ["no attention 'ecaa'", "'eca'"]),
-        ({"architecture": "mobilenet_v2", "attention": "nl"}, ["'nl' cannot enter mobilenet_v2", "resnet50", "after"]),
-        ({"architecture": "aa_mobilenet_v2"}, ["'aa' cannot enter mobilenet_v2", "resnet50", "no 3x3 convolution"]),
-        ({"architecture": "eca_densenet161"}, ["'eca' cannot enter densenet161", "mobilenet_v2"]),
-        ({"architecture": "densenet161", "attention": Halve}, ["'Halve' cannot enter densenet161"]),
+        (
+            {"architecture": "mobilenet_v2", "attention": "nl"},
+            ["'nl' cannot be inserted into mobilenet_v2", "resnet50", "after"],
+        ),
+        (
+            {"architecture": "aa_mobilenet_v2"},
+            ["'aa' cannot be inserted into mobilenet_v2", "resnet50", "no 3x3 convolution"],
+        ),
+        ({"architecture": "eca_densenet161"}, ["'eca' cannot be inserted into densenet161", "mobilenet_v2"]),
+        ({"architecture": "densenet161", "attention": Halve}, ["'Halve' cannot be inserted into densenet161"]),
         ({"architecture": "densenet161", "stem": "small"}, ["densenet161 has no small stem"]),
         ({"architecture": "eca_resnet20", "kernel_sizes": 4}, ["kernel_sizes has 4", "odd"]),
         ({"architecture": "eca_resnet20", "kernel_sizes": -3}, ["kernel_sizes has -3", "odd"]),
@@ -122,12 +139,12 @@ def test_any_callable_is_an_attention(attention: Any) -> None:
         ({"architecture": "se_gc2_mobilenet_v2"}, ["mobilenet_v2 at 24 channels", "groups of 16"]),
         ({"architecture": "resnet20", "attention": "none", "k": 3}, ["none, which takes no options", "k"]),
         ({"architecture": "resnet20", "attention": Halve, "k": 3}, ["takes no options here", "k"]),
-        ({"architecture": "eca_resnet20", "attention": "se"}, ["eca_resnet20 says attention 'eca'"]),
-        ({"architecture": "eca_resnet20", "attention": Halve}, ["eca_resnet20 says attention 'eca'"]),
+        ({"architecture": "eca_resnet20", "attention": "se"}, ["'eca_resnet20' names attention 'eca'"]),
+        ({"architecture": "eca_resnet20", "attention": Halve}, ["'eca_resnet20' names attention 'eca'"]),
         ({"architecture": "resnet20", "num_classes": 0}, ["num_classes is 0"]),
     ],
 )
-def test_a_wrong_wish_gets_one_clear_sentence(arguments: dict[str, Any], words: list[str]) -> None:
+def test_a_wrong_argument_gets_one_clear_sentence(arguments: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(EcaHubError) as caught:
         create_model(**arguments)
     assert isinstance(caught.value, InvalidConfig | UnknownName)
@@ -146,7 +163,7 @@ def test_every_listed_name_is_a_network_and_can_be_made() -> None:
             create_model(name)
         for name in ("se_gc1_mobilenet_v2", "se_gc2_mobilenet_v2"):
             assert name not in names
-            with pytest.raises(InvalidConfig, match=r"at 24 channels: 24 channels cannot .* It can enter resnet18, "):
+            with pytest.raises(InvalidConfig, match=r"at 24 channels: 24 channels cannot .* inserted into resnet18, "):
                 create_model(name)
 
 
@@ -155,40 +172,40 @@ def test_listing_follows_a_pattern() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_places"),
+    ("name", "num_slots"),
     [("resnet26d", 8), ("skresnet18", 8), ("nf_resnet26", 8), ("resnext26ts", 8), ("mixnet_s", 13)],
 )
-def test_other_networks_of_timm_take_attention_if_they_have_a_place(name: str, num_places: int) -> None:
+def test_other_networks_of_timm_take_attention_if_they_have_a_slot(name: str, num_slots: int) -> None:
     with torch.device("meta"):
         model = create_model(name, attention="eca", num_classes=5)
-        places = [module for module in model.modules() if isinstance(module, eca_hub.ECA)]
+        inserted = [module for module in model.modules() if isinstance(module, eca_hub.ECA)]
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 5)
-    assert len(places) == num_places
+    assert len(inserted) == num_slots
 
 
-def test_a_timm_network_with_its_own_attention_gives_the_place_to_ours() -> None:
+def test_attention_of_this_library_replaces_that_of_a_timm_network() -> None:
     with torch.device("meta"):
         model = create_model("eca_seresnet50")
     assert count_parameters(model) == 25_557_118
 
 
-def test_a_timm_network_without_a_place_is_a_network_and_refuses_attention() -> None:
+def test_a_timm_network_without_a_slot_is_built_and_refuses_attention() -> None:
     with torch.device("meta"):
         create_model("mobilenetv3_small_050")
-    with pytest.raises(InvalidConfig, match="'nl' cannot enter resnext26ts, which has no place after its blocks"):
+    with pytest.raises(InvalidConfig, match=r"'nl' .* resnext26ts, which has no slot after its blocks"):
         create_model("nl_resnext26ts")
-    with pytest.raises(InvalidConfig, match="'eca' cannot enter vit_tiny_patch16_224, which has no place"):
+    with pytest.raises(InvalidConfig, match="'eca' cannot be inserted into vit_tiny_patch16_224, which has no slot"):
         create_model("eca_vit_tiny_patch16_224")
 
 
-def test_zero_starts_survive_timms_initialisation() -> None:
+def test_zero_initialized_layers_survive_timms_initialization() -> None:
     x_NCHW = torch.randn(2, 256, 4, 4)
     model = create_model("gc_nf_resnet26", stages=[1, 2, 3, 4])
     first = next(module for module in model.modules() if isinstance(module, ATTENTIONS["gc"]))  # type: ignore[arg-type]
     assert torch.equal(first(x_NCHW), x_NCHW)
 
 
-def test_timm_families_are_found_by_asking() -> None:
+def test_timm_families_that_take_attention_are_listed() -> None:
     names = list_models("*", with_timm=True)
     assert {"eca_resnet26d", "se_nf_resnet26", "gc_skresnet18", "eca_res2net50_26w_4s"} <= set(names)
     assert not any(name.startswith(("eca_vit_", "eca_maxvit_")) for name in names)
@@ -212,3 +229,77 @@ def test_every_member_of_a_timm_resnet_family_takes_eca() -> None:
     with torch.device("meta"):
         for name in timm.list_models(module="resnet"):
             create_model(f"eca_{name}")
+
+
+@pytest.mark.parametrize("name", ["eca_resnet18", "eca_resnet20", "mobilenet_v2", "resnet26d"])
+def test_a_configuration_with_one_input_channel_builds_a_gray_network(name: str) -> None:
+    image = ImageConfig(64, 64, in_chans=1)
+    config = ModelConfig(name, split_name(name)[1], labels=("a", "b"), image=image)
+    assert build_model(config).eval()(torch.zeros(1, 1, 64, 64)).shape == (1, 2)
+    assert count_complexity(config).num_parameters == count_parameters(build_model(config))
+
+
+def test_a_network_knows_its_configuration() -> None:
+    model = create_model("eca_resnet20", num_classes=2, kernel_sizes=5)
+    assert model.config == resolve_config(ModelConfig("eca_resnet20", attention_args={"kernel_sizes": 5}))
+    assert copy.deepcopy(model).config == model.config
+    assert pickle.loads(pickle.dumps(model)).config == model.config
+    assert "config" not in "".join(model.state_dict())
+    assert create_model("resnet20", attention=Halve).config is None
+    assert create_model("eca_resnet20", features_only=True).config is None
+
+
+def test_the_old_name_of_the_default_stem_is_accepted_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="'own' is now called 'default'"):
+        config = ModelConfig("resnet20", "none", stem="own")  # type: ignore[arg-type]
+    assert config.stem == "default"
+
+
+@pytest.mark.parametrize("name", ["eca_resnet20", "resnetblur18", "levit_128s", "vit_tiny_patch16_224"])
+def test_an_empty_network_has_no_tensor_on_meta_after_loading(name: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(name, split_name(name)[1], labels=("a", "b"), image=ImageConfig(224, 224))
+    model, empty = build_model(config).eval(), build_empty_model(config).eval()
+    random_state = torch.random.get_rng_state()
+    build_empty_model(config)
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    empty.load_state_dict(model.state_dict(), strict=True, assign=True)
+    check_materialized(empty)
+    x_NCHW = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(empty(x_NCHW), model(x_NCHW), atol=1e-6, rtol=1e-6)
+
+
+def test_tensors_left_on_meta_are_named() -> None:
+    with torch.device("meta"):
+        model = build_model(ModelConfig("resnetblur18", "none", labels=("a", "b")))
+    weights = {name: torch.zeros(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    with pytest.raises(AssertionError, match=r"meta device: .*aa"):
+        check_materialized(model)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "timm_args", "reason"),
+    [
+        ("resnet18", {"act_layer": "nope"}, "timm cannot build resnet18"),
+        ("resnet18", {"block": 1}, "timm cannot build resnet18"),
+        ("resnet18", {"nothing": 1}, "timm cannot build resnet18"),
+        ("resnet18", {"layers": [6000, 1, 1, 1]}, "layers adds up to 6003 blocks; 512 are allowed"),
+        ("resnet18", {"channels": [64, 128, 256, 99999999]}, "channels has 99999999"),
+        ("vit_tiny_patch16_224", {"depth": 6000}, "depth adds up to 6000 blocks"),
+    ],
+)
+def test_arguments_of_a_package_that_timm_cannot_use_are_refused(
+    architecture: str, timm_args: dict[str, Any], reason: str
+) -> None:
+    config = ModelConfig(architecture, "none", labels=("a", "b"), timm_args=timm_args)
+    with torch.device("meta"), pytest.raises(InvalidConfig, match=reason):
+        build_model(config)
+
+
+def test_the_number_of_modules_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eca_hub.models.timm_args.MAX_MODULES", 50)
+    config = ModelConfig("resnet18", "none", labels=("a", "b"), timm_args={"stem_width": 32})
+    with torch.device("meta"), pytest.raises(InvalidConfig, match="more than 50 modules"):
+        build_model(config)

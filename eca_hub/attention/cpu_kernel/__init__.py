@@ -1,1 +1,1 @@
-"""ECA on the CPU: one fused C kernel, and the same in torch operations where it was not compiled."""
+"""ECA on the CPU: a fused C kernel, and the same in torch operations where it was not compiled."""

@@ -1,35 +1,67 @@
-"""ECA in fewer passes over the map: what `ECA` runs when nothing but speed tells the difference.
+"""Choose how ECA is computed: by the compiled kernel, by few torch operations, or by its layers.
 
-A channel gate is bound by memory: it should read the map once for the mean, and read and write it once for the
-product. In inference the product may go into the map itself if its owner allows, which saves the allocation that
-costs most. In training one function has both derivatives of the map, so its gradient is written once, where autograd
-would write three maps and add them. On the processor inference runs one compiled kernel, which visits each map twice
-(fused_eca.py); training, other devices, and machines where the kernel is not built run operations of torch. Measured
-by experiments/bench/attention.py. Knows nothing of modules.
+A channel gate is bound by memory: it has to read the map once for the mean, and read and write it once for the
+product. The compiled kernel (fused.py) visits each map twice while it is in the cache. Without it, one autograd
+function writes the gradient of the map once, where autograd alone writes three maps and adds them. Tensors that are
+traced, cast or observed go through the layers. Measured by experiments/bench/attention.py.
 
-Shapes: N images, C channels, H height, W width, k neighbours.
+Shapes: N images, C channels, H height, W width, k kernel size.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from eca_hub.attention.cpu_kernel import fused as fused_eca
+from eca_hub.attention.cpu_kernel import fused
 
 _DTYPES = (torch.float32, torch.float64)
-"""What all of torch's operations here compute; the compiled kernel has a list of its own."""
+"""What the torch operations here compute; fused.py has a list of its own."""
 
 
-def is_plain(x_NCHW: Tensor) -> bool:
-    """Whether a tensor holds numbers that nobody traces, maps, casts or counts: else the layers themselves must run."""
+def is_plain_conv(conv: nn.Module) -> bool:
+    """Whether a module is exactly the Conv1d that ECA creates, so that its weight alone determines the result.
+
+    False for a subclass, a bias, hooks, pruning, weight norm, any parametrization, or other hyperparameters.
+    """
+    if type(conv) is not nn.Conv1d:
+        return False
+    weight, members = conv._parameters.get("weight"), conv.__dict__
+    return (
+        weight is not None
+        and conv.bias is None
+        and weight.shape[0] == weight.shape[1] == 1
+        and conv.groups == 1
+        and conv.stride == conv.dilation == (1,)
+        and conv.padding == (weight.shape[2] // 2,)
+        and weight.shape[2] % 2 == 1
+        and conv.padding_mode == "zeros"
+        and "forward" not in members
+        and not has_hooks(conv)
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook is registered on a module, or on all modules."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
+
+
+def is_eager(x_NCHW: Tensor) -> bool:
+    """Whether a tensor is computed now: not traced, transformed, cast or observed."""
     return (
         type(x_NCHW) is Tensor
         and not torch.compiler.is_compiling()
-        # Asking is_cpu takes a tenth of what asking for the device's name does.
+        # Reading is_cpu takes a tenth of the time of reading device.type.
         and (x_NCHW.is_cpu or x_NCHW.is_cuda)
         and not torch.is_autocast_enabled("cpu" if x_NCHW.is_cpu else "cuda")
         and not is_in_torch_dispatch_mode()
@@ -39,16 +71,37 @@ def is_plain(x_NCHW: Tensor) -> bool:
     )
 
 
-def can_rescale(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
-    """Whether the functions below may take the place of the layers."""
-    return is_plain(x_NCHW) and (
-        (x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype) or fused_eca.takes(x_NCHW, weight_11k)
-    )
+def is_supported_layer(conv: nn.Module, x_NCHW: Tensor) -> bool:
+    """Whether `rescale_channels` computes what mean, this convolution, sigmoid and product would."""
+    # First, because a traced tensor cannot be asked for more.
+    return is_eager(x_NCHW) and is_plain_conv(conv) and is_supported(x_NCHW, conv.weight)  # type: ignore[arg-type]
 
 
-def wants_graph(*tensors: Tensor) -> bool:
-    """Whether autograd must know what becomes of the tensors."""
+def is_supported(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
+    """Whether `rescale_channels` supports these tensors."""
+    if not is_eager(x_NCHW):
+        return False
+    needs_backward = requires_grad(x_NCHW, weight_11k)
+    if fused.is_supported(x_NCHW, weight_11k) and (fused.supports_backward or not needs_backward):
+        return True
+    # With a single image an autograd function costs more than it saves.
+    return x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype and (len(x_NCHW) > 1 or not needs_backward)
+
+
+def requires_grad(*tensors: Tensor) -> bool:
+    """Whether autograd records what is computed from the tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def rescale_channels(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
+    """Compute x * sigmoid(conv1d(mean_HW(x))) for what `is_supported` accepts."""
+    if requires_grad(x_NCHW, weight_11k):
+        y_NCHW: Tensor = _RescaleChannels.apply(x_NCHW, weight_11k)
+        return y_NCHW
+    if fused.is_supported(x_NCHW, weight_11k):
+        return fused.forward(x_NCHW, weight_11k, torch.empty_like(x_NCHW))
+    mean_NC = sum_space(x_NCHW).div_(x_NCHW.shape[2] * x_NCHW.shape[3])
+    return x_NCHW * correlate(mean_NC, weight_11k).sigmoid_()[:, :, None, None]
 
 
 def sum_space(x_NCHW: Tensor) -> Tensor:
@@ -68,7 +121,7 @@ def correlate(values_NC: Tensor, weight_11k: Tensor) -> Tensor:
     if num_images == 1 or values_NC.is_cuda:
         values_N1C = values_NC.view(num_images, 1, num_channels)
         return torch.conv1d(values_N1C, weight_11k, padding=size // 2).view(num_images, num_channels)
-    # For more images than one conv1d chooses oneDNN, which takes up to six times as long for so little work.
+    # For more images conv1d chooses oneDNN, which takes up to six times as long for so little work.
     y_N11C: Tensor = torch.ops.aten.thnn_conv2d(
         values_NC.view(num_images, 1, 1, num_channels),
         weight_11k.unsqueeze(2),
@@ -78,74 +131,49 @@ def correlate(values_NC: Tensor, weight_11k: Tensor) -> Tensor:
     return y_N11C.view(num_images, num_channels)
 
 
-def gate(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
-    """Compute the gates (N, C, 1, 1) where no gradient is wanted."""
-    mean_NC = sum_space(x_NCHW).div_(x_NCHW.shape[2] * x_NCHW.shape[3])
-    return correlate(mean_NC, weight_11k).sigmoid_()[:, :, None, None]
-
-
-def rescale_plain(x_NCHW: Tensor, weight_11k: Tensor, *, in_place: bool) -> Tensor:
-    """Rescale the channels where no gradient is wanted; in place if nobody else reads the map."""
-    if fused_eca.takes(x_NCHW, weight_11k):
-        return fused_eca.rescale(x_NCHW, weight_11k, x_NCHW if in_place else torch.empty_like(x_NCHW))
-    gate_NC11 = gate(x_NCHW, weight_11k)
-    return x_NCHW.mul_(gate_NC11) if in_place else x_NCHW * gate_NC11
-
-
-def can_learn(x_NCHW: Tensor) -> bool:
-    """Whether `rescale_with_graph` gains: with one image a function's own cost is more than it saves."""
-    return fused_eca.learns or (x_NCHW.dtype in _DTYPES and len(x_NCHW) > 1)
-
-
-def rescale_with_graph(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
-    """Rescale the channels, and write the gradient of the map in one pass."""
-    y_NCHW: Tensor = _WithGraph.apply(x_NCHW, weight_11k)
-    return y_NCHW
-
-
-class _WithGraph(torch.autograd.Function):
+class _RescaleChannels(torch.autograd.Function):
     # Without setup_context, because torch would look up a signature in every call.
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
-        if fused_eca.learns and fused_eca.takes(x_NCHW, weight_11k):
-            y_NCHW, facts_2NC = fused_eca.rescale_and_remember(x_NCHW, weight_11k)
+        if fused.supports_backward and fused.is_supported(x_NCHW, weight_11k):
+            y_NCHW, saved_2NC = fused.forward_with_saved(x_NCHW, weight_11k)
         else:
             mean_NC = sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
             gate_NC = correlate(mean_NC, weight_11k).sigmoid()
-            y_NCHW, facts_2NC = x_NCHW * gate_NC[:, :, None, None], torch.stack([mean_NC, gate_NC])
-        ctx.save_for_backward(x_NCHW, weight_11k, facts_2NC)
+            y_NCHW, saved_2NC = x_NCHW * gate_NC[:, :, None, None], torch.stack([mean_NC, gate_NC])
+        ctx.save_for_backward(x_NCHW, weight_11k, saved_2NC)
         return y_NCHW
 
     @staticmethod
     def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        x_NCHW, weight_11k, facts_2NC = ctx.saved_tensors
-        is_last = not torch.is_grad_enabled()
-        if fused_eca.learns and is_last and is_plain(dy_NCHW) and fused_eca.takes(x_NCHW, weight_11k):
-            return fused_eca.slopes(dy_NCHW, x_NCHW, weight_11k, facts_2NC)
-        return _slopes(dy_NCHW, x_NCHW, weight_11k, *facts_2NC.to(x_NCHW.dtype))
+        x_NCHW, weight_11k, saved_2NC = ctx.saved_tensors
+        is_first_order = not torch.is_grad_enabled()
+        if fused.supports_backward and is_first_order and is_eager(dy_NCHW) and fused.is_supported(x_NCHW, weight_11k):
+            return fused.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
+        return _backward(dy_NCHW, x_NCHW, weight_11k, *saved_2NC.to(x_NCHW.dtype))
 
 
-def _slopes(
+def _backward(
     dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, mean_NC: Tensor, gate_NC: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Turn the slope of the result into those of the map and the kernel.
+    """Compute the gradients of the map and the kernel from the gradient of the result.
 
-    With u = sum_HW(dy * x) * gate * (1 - gate), the slope of the logits, and the kernel in reverse order:
+    With u = sum_HW(dy * x) * gate * (1 - gate), the gradient of the logits:
 
-        dx = dy * gate + correlate(u, reversed) / (H W);  dkernel_j = sum_NC(u * mean shifted by j)
+        dx = dy * gate + correlate(u, reversed kernel) / (H W);  dkernel_j = sum_NC(u * mean shifted by j)
     """
     num_positions, half = x_NCHW.shape[2] * x_NCHW.shape[3], weight_11k.shape[2] // 2
-    again = torch.is_grad_enabled()
-    if again:
-        # A second derivative is wanted: let autograd follow each step, gates and means included.
+    is_second_order = torch.is_grad_enabled()
+    if is_second_order:
+        # Autograd has to record each step, gates and means included.
         mean_NC = sum_space(x_NCHW) / num_positions
         gate_NC = correlate(mean_NC, weight_11k).sigmoid()
     product_NCHW = dy_NCHW * x_NCHW
-    slope_NC = sum_space(product_NCHW) * gate_NC * (1 - gate_NC)
-    near_NCk = functional.pad(mean_NC, (half, half)).unfold(1, weight_11k.shape[2], 1)
-    weight_slope_11k = (slope_NC.unsqueeze(2) * near_NCk).sum((0, 1)).view(1, 1, -1)
-    through_mean_NC = correlate(slope_NC, weight_11k.flip(2) / num_positions)
-    # The product is needed no more, so the gradient takes its memory.
-    memory_NCHW = None if again else product_NCHW
-    dx_NCHW = torch.addcmul(through_mean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
-    return dx_NCHW, weight_slope_11k
+    dlogits_NC = sum_space(product_NCHW) * gate_NC * (1 - gate_NC)
+    neighbors_NCk = functional.pad(mean_NC, (half, half)).unfold(1, weight_11k.shape[2], 1)
+    dweight_11k = (dlogits_NC.unsqueeze(2) * neighbors_NCk).sum((0, 1)).view(1, 1, -1)
+    dmean_NC = correlate(dlogits_NC, weight_11k.flip(2) / num_positions)
+    # The product is not needed any more, so the gradient is written into its memory.
+    memory_NCHW = None if is_second_order else product_NCHW
+    dx_NCHW = torch.addcmul(dmean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
+    return dx_NCHW, dweight_11k

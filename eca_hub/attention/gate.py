@@ -1,6 +1,6 @@
-"""The two moves that channel attention shares: average each channel, rescale each channel.
+"""Average channels and rescale channels, in torch operations.
 
-Shapes: N images, C channels, H height, W width. Knows nothing of how a gate is computed in between.
+Shapes: N images, C channels, H height, W width.
 """
 
 from torch import Tensor
@@ -12,5 +12,5 @@ def average(x_NCHW: Tensor) -> Tensor:
 
 
 def rescale(x_NCHW: Tensor, logits_NC: Tensor) -> Tensor:
-    """Multiply each channel by a number between 0 and 1: x * sigmoid(logits)."""
+    """Multiply each channel by a gate between 0 and 1: x * sigmoid(logits)."""
     return x_NCHW * logits_NC.sigmoid()[:, :, None, None]

@@ -1,4 +1,4 @@
-"""Each method against its formula, written here a second time, or against timm's module with the same weights."""
+"""Each method against an independent implementation of its formula, or timm's module with the same weights."""
 
 import math
 
@@ -25,7 +25,7 @@ def random_map() -> Tensor:
     return torch.randn(2, 32, 5, 4)
 
 
-def randomised(layer: nn.Module) -> nn.Module:
+def randomized(layer: nn.Module) -> nn.Module:
     """Fresh weights everywhere, so that nothing starts at zero or as the identity."""
     for number, parameter in enumerate(layer.parameters()):
         torch.manual_seed(number)
@@ -44,7 +44,7 @@ def test_se_is_timms_se(x_NCHW: Tensor, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("layer", [SEVar1(32), SEVar2(32), SEVar3(32), SEGC1(32), SEGC2(32), SEGC3(32), SEGC(32, 4)])
-def test_the_variants_of_se_are_one_matrix(x_NCHW: Tensor, layer: nn.Module) -> None:
+def test_the_variants_of_se_multiply_the_means_by_a_matrix(x_NCHW: Tensor, layer: nn.Module) -> None:
     weights = [parameter.detach() for parameter in layer.parameters()]
     matrix_CC = torch.eye(32)
     if weights:
@@ -60,7 +60,7 @@ def test_the_variants_of_se_are_one_matrix(x_NCHW: Tensor, layer: nn.Module) -> 
 def test_cbam_is_timms_cbam(x_NCHW: Tensor) -> None:
     from timm.layers.cbam import CbamModule
 
-    theirs, ours = randomised(CbamModule(32)), randomised(CBAM(32))
+    theirs, ours = randomized(CbamModule(32)), randomized(CBAM(32))
     weights = theirs.state_dict()
     ours.load_state_dict(
         {
@@ -78,7 +78,7 @@ def test_cbam_is_timms_cbam(x_NCHW: Tensor) -> None:
 
 
 def test_cbam_with_bias_is_the_authors_formula(x_NCHW: Tensor) -> None:
-    layer = randomised(CBAM(32, bias=True))
+    layer = randomized(CBAM(32, bias=True))
     weights = layer.state_dict()
 
     def mlp(pooled_NC: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def test_global_context_is_timms_with_addition(x_NCHW: Tensor) -> None:
     from timm.layers.global_context import GlobalContext as Theirs
 
     theirs, ours = (
-        randomised(Theirs(32, fuse_add=True, fuse_scale=False, rd_ratio=1 / 16)),
-        randomised(GlobalContext(32)),
+        randomized(Theirs(32, fuse_add=True, fuse_scale=False, rd_ratio=1 / 16)),
+        randomized(GlobalContext(32)),
     )
     weights = theirs.state_dict()
     ours.load_state_dict(
@@ -113,7 +113,7 @@ def test_global_context_is_timms_with_addition(x_NCHW: Tensor) -> None:
             "conv2.bias": weights["mlp_add.fc2.bias"],
         }
     )
-    # timm's norm has another epsilon, and a norm over two channels feels it.
+    # timm's norm has another epsilon, and a norm over two channels is sensitive to it.
     ours.norm.eps = theirs.mlp_add.norm.eps  # type: ignore[union-attr]
     torch.testing.assert_close(ours(x_NCHW), theirs(x_NCHW))
 
@@ -126,33 +126,33 @@ def matrix(layer: nn.Module, name: str) -> Tensor:
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_non_local_mixes_all_positions(x_NCHW: Tensor, scaled: bool) -> None:
-    layer = randomised(NonLocal(32, scaled=scaled))
+    layer = randomized(NonLocal(32, scaled=scaled))
     weights = layer.state_dict()
     for image_CHW, result_CHW in zip(x_NCHW, layer(x_NCHW), strict=True):
         x_CL = image_CHW.flatten(1)
         query, key, value = (matrix(layer, n) @ x_CL + weights[f"{n}.bias"][:, None] for n in ("query", "key", "value"))
         y_CL = x_CL.clone()
         for i in range(x_CL.shape[1]):
-            likeness_L = query[:, i] @ key / (math.sqrt(16) if scaled else 1)
-            mixed_D = (value * likeness_L.softmax(0)).sum(1)
+            similarity_L = query[:, i] @ key / (math.sqrt(16) if scaled else 1)
+            mixed_D = (value * similarity_L.softmax(0)).sum(1)
             y_CL[:, i] += matrix(layer, "out") @ mixed_D + weights["out.bias"]
         torch.testing.assert_close(result_CHW.flatten(1), y_CL)
 
 
 def test_double_attention_gathers_and_distributes(x_NCHW: Tensor) -> None:
-    layer = randomised(DoubleAttention(32))
+    layer = randomized(DoubleAttention(32))
     for image_CHW, result_CHW in zip(x_NCHW, layer(x_NCHW), strict=True):
         x_CL = image_CHW.flatten(1)
         gather_BL = (matrix(layer, "gather") @ x_CL).exp()
         gather_BL /= gather_BL.sum(1, keepdim=True)
-        share_BL = (matrix(layer, "distribute") @ x_CL).exp()
-        share_BL /= share_BL.sum(0, keepdim=True)
-        mixed_ML = matrix(layer, "feature") @ x_CL @ gather_BL.T @ share_BL
+        weights_BL = (matrix(layer, "distribute") @ x_CL).exp()
+        weights_BL /= weights_BL.sum(0, keepdim=True)
+        mixed_ML = matrix(layer, "feature") @ x_CL @ gather_BL.T @ weights_BL
         torch.testing.assert_close(result_CHW.flatten(1), x_CL + matrix(layer, "out") @ mixed_ML)
 
 
 def test_second_order_gates_by_the_covariance(x_NCHW: Tensor) -> None:
-    layer = randomised(SecondOrder(32, num_reduced=6))
+    layer = randomized(SecondOrder(32, num_reduced=6))
     weights = layer.state_dict()
     for image_CHW, result_CHW in zip(x_NCHW, layer(x_NCHW), strict=True):
         z_DL = matrix(layer, "reduce") @ image_CHW.relu().flatten(1) + weights["reduce.bias"][:, None]
@@ -190,7 +190,7 @@ def test_augmented_conv_halves_the_map_as_the_convolution_does() -> None:
         assert layer(torch.randn(1, 16, size, size)).shape == (1, 32, 4, 4)
 
 
-def test_a_map_larger_than_planned_shares_the_farthest_distance() -> None:
+def test_a_larger_map_shares_the_farthest_distance() -> None:
     assert AugmentedConv(32, map_size_px=3)(torch.randn(1, 32, 9, 6)).shape == (1, 32, 9, 6)
 
 
@@ -221,7 +221,7 @@ def test_fewer_channels_than_the_reduction_are_refused(name: str) -> None:
         ATTENTIONS[name](8)
 
 
-def test_other_options_that_cannot_work_are_refused() -> None:
+def test_other_invalid_options_are_refused() -> None:
     for make in (
         lambda: CBAM(32, kernel_size=4),
         lambda: AugmentedConv(8),

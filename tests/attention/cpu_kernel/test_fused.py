@@ -1,4 +1,4 @@
-"""The compiled kernel computes what the equations say, for whoever may use it, and leaves all others to torch."""
+"""The compiled kernel computes the equations and their gradients, and declines tensors that it cannot read."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from eca_hub.attention.cpu_kernel import dispatch as fast_eca
-from eca_hub.attention.cpu_kernel import fused as fused_eca
+from eca_hub.attention.cpu_kernel import dispatch as dispatch
+from eca_hub.attention.cpu_kernel import fused as fused
 from eca_hub.attention.eca import ECA
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SHAPES = [(1, 3, 1, 1), (1, 40, 5, 4), (2, 16, 1, 1), (3, 70, 9, 11), (5, 16, 41, 51), (1, 600, 14, 14)]
 
-needs_kernel = pytest.mark.skipif(not fused_eca.is_built, reason="eca-hub was installed without a C compiler")
+needs_kernel = pytest.mark.skipif(not fused.is_built, reason="eca-hub was installed without a C compiler")
 
 
 @pytest.fixture(autouse=True)
-def learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_eca, "learns", True)
+def enable_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "supports_backward", True)
 
 
 def map_of(shape: tuple[int, ...], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -34,7 +34,7 @@ def by_equations(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
     return x_NCHW * gate_N1C.squeeze(1)[:, :, None, None]
 
 
-def with_slopes(compute: Any, x_NCHW: Tensor, weight_11k: Tensor, dy_NCHW: Tensor) -> list[Tensor]:
+def with_gradients(compute: Any, x_NCHW: Tensor, weight_11k: Tensor, dy_NCHW: Tensor) -> list[Tensor]:
     leaves = [x_NCHW.clone().requires_grad_(), weight_11k.clone().requires_grad_()]
     y_NCHW = compute(*leaves)
     return [y_NCHW, *torch.autograd.grad(y_NCHW, leaves, dy_NCHW)]
@@ -42,8 +42,8 @@ def with_slopes(compute: Any, x_NCHW: Tensor, weight_11k: Tensor, dy_NCHW: Tenso
 
 @pytest.fixture(params=[1, 2, 3])
 def num_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Threads that work even on the smallest map."""
-    monkeypatch.setattr(fused_eca, "_ELEMENTS_A_THREAD", 1)
+    """Number of threads, used even for the smallest map."""
+    monkeypatch.setattr(fused, "_ELEMENTS_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
     count: int = request.param
     return count
@@ -52,39 +52,39 @@ def num_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @needs_kernel
 @pytest.mark.parametrize(("shape", "size"), list(product(SHAPES, [1, 5, 9])))
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_it_is_the_equations_and_their_slopes_with_any_number_of_threads(
+def test_the_kernel_computes_the_equations_and_their_gradients_with_any_number_of_threads(
     shape: tuple[int, ...], size: int, memory_format: torch.memory_format, num_threads: int
 ) -> None:
     torch.manual_seed(0)
     x_NCHW, weight_11k = map_of(shape, memory_format), torch.randn(1, 1, size)
     dy_NCHW = torch.randn_like(x_NCHW)
-    assert fused_eca.takes(x_NCHW, weight_11k)
-    found = with_slopes(fast_eca.rescale_with_graph, x_NCHW, weight_11k, dy_NCHW)
-    expected = with_slopes(by_equations, x_NCHW.double(), weight_11k.double(), dy_NCHW.double())
+    assert fused.is_supported(x_NCHW, weight_11k)
+    found = with_gradients(dispatch.rescale_channels, x_NCHW, weight_11k, dy_NCHW)
+    expected = with_gradients(by_equations, x_NCHW.double(), weight_11k.double(), dy_NCHW.double())
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, atol=2e-6, rtol=2e-5)
     assert found[0].stride() == found[1].stride() == x_NCHW.stride()
-    y_NCHW = fast_eca.rescale_plain(x_NCHW, weight_11k, in_place=False)
+    y_NCHW = dispatch.rescale_channels(x_NCHW, weight_11k)
     assert torch.equal(y_NCHW, found[0])
-    assert fast_eca.rescale_plain(x_NCHW, weight_11k, in_place=True) is x_NCHW
+    assert fused.forward(x_NCHW, weight_11k, x_NCHW) is x_NCHW
     assert torch.equal(x_NCHW, y_NCHW)
 
 
 @needs_kernel
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_in_bfloat16_only_what_is_written_is_rounded(
+def test_in_bfloat16_only_the_results_are_rounded(
     shape: tuple[int, ...], memory_format: torch.memory_format, num_threads: int
 ) -> None:
     torch.manual_seed(0)
     x_NCHW, weight_11k = map_of(shape, memory_format).bfloat16(), torch.randn(1, 1, 3).bfloat16()
     dy_NCHW = torch.randn_like(x_NCHW)
-    found = with_slopes(fast_eca.rescale_with_graph, x_NCHW, weight_11k, dy_NCHW)
-    expected = with_slopes(by_equations, x_NCHW.double(), weight_11k.double(), dy_NCHW.double())
+    found = with_gradients(dispatch.rescale_channels, x_NCHW, weight_11k, dy_NCHW)
+    expected = with_gradients(by_equations, x_NCHW.double(), weight_11k.double(), dy_NCHW.double())
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.bfloat16
         torch.testing.assert_close(one, other.bfloat16(), atol=1e-6, rtol=2**-7)
-    y_NCHW = fast_eca.rescale_plain(x_NCHW, weight_11k, in_place=True)
+    y_NCHW = fused.forward(x_NCHW, weight_11k, x_NCHW)
     assert torch.equal(y_NCHW, found[0])
 
 
@@ -93,62 +93,62 @@ def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
     # A gate of one half: what is written is half of what was read, denormals, infinities and NaN included.
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     x_NCHW = bits.view(torch.bfloat16).view(2**16, 1, 1, 1)
-    y_NCHW = fused_eca.rescale(x_NCHW, torch.zeros(1, 1, 1).bfloat16(), torch.empty_like(x_NCHW))
+    y_NCHW = fused.forward(x_NCHW, torch.zeros(1, 1, 1).bfloat16(), torch.empty_like(x_NCHW))
     logits_N = x_NCHW.flatten().float() * 0
     expected_N = (x_NCHW.flatten().float() * logits_N.sigmoid()).bfloat16()
     torch.testing.assert_close(y_NCHW.flatten(), expected_N, equal_nan=True, atol=0, rtol=0)
 
 
 @needs_kernel
-def test_gates_are_right_at_both_ends_and_nothing_is_hidden() -> None:
+def test_gates_are_right_for_extreme_logits_infinity_and_nan() -> None:
     logits_NC = torch.tensor([[-1e30, -200.0, -88.0, -20.0, 0.0, 20.0, 200.0, float("inf"), float("nan")]])
     ones_NCHW = logits_NC[:, :, None, None]
-    _, (_, gate_NC) = fused_eca.rescale_and_remember(ones_NCHW, torch.ones(1, 1, 1))
+    _, (_, gate_NC) = fused.forward_with_saved(ones_NCHW, torch.ones(1, 1, 1))
     torch.testing.assert_close(gate_NC, logits_NC.sigmoid(), equal_nan=True, atol=1e-37, rtol=1e-6)
 
 
 @needs_kernel
-def test_the_same_is_computed_each_time_and_in_several_threads_at_once() -> None:
+def test_results_are_deterministic_and_the_kernel_is_thread_safe() -> None:
     x_NCHW, weight_11k = map_of((2, 64, 30, 30)), torch.randn(1, 1, 3)
-    once_NCHW = fused_eca.rescale(x_NCHW, weight_11k, torch.empty_like(x_NCHW))
+    once_NCHW = fused.forward(x_NCHW, weight_11k, torch.empty_like(x_NCHW))
     with ThreadPoolExecutor(4) as pool:
-        again = pool.map(lambda _: fused_eca.rescale(x_NCHW, weight_11k, torch.empty_like(x_NCHW)), range(32))
+        again = pool.map(lambda _: fused.forward(x_NCHW, weight_11k, torch.empty_like(x_NCHW)), range(32))
         assert all(torch.equal(one_NCHW, once_NCHW) for one_NCHW in again)
 
 
 @needs_kernel
-def test_a_slope_in_another_order_is_put_in_order() -> None:
+def test_a_gradient_in_another_memory_format_is_converted() -> None:
     x_NCHW, weight_11k = map_of((2, 8, 5, 5)), torch.randn(1, 1, 3)
     for dy_NCHW in (torch.ones(()).expand(2, 8, 5, 5), map_of((2, 8, 5, 5), torch.channels_last)):
-        found = with_slopes(fast_eca.rescale_with_graph, x_NCHW, weight_11k, dy_NCHW)
-        torch.testing.assert_close(found, with_slopes(by_equations, x_NCHW, weight_11k, dy_NCHW))
+        found = with_gradients(dispatch.rescale_channels, x_NCHW, weight_11k, dy_NCHW)
+        torch.testing.assert_close(found, with_gradients(by_equations, x_NCHW, weight_11k, dy_NCHW))
 
 
 @needs_kernel
-def test_a_slope_of_the_slope_goes_through_torch() -> None:
+def test_second_derivatives_are_computed_by_torch() -> None:
     x_NCHW, weight_11k = map_of((2, 8, 5, 5)), torch.randn(1, 1, 3)
 
-    def slope_of_slope(compute: Any) -> Tensor:
+    def second_derivative(compute: Any) -> Tensor:
         leaf_NCHW = x_NCHW.clone().requires_grad_()
         (dx_NCHW,) = torch.autograd.grad(compute(leaf_NCHW, weight_11k).square().sum(), leaf_NCHW, create_graph=True)
         (again_NCHW,) = torch.autograd.grad(dx_NCHW.square().sum(), leaf_NCHW)
         return again_NCHW
 
-    torch.testing.assert_close(slope_of_slope(fast_eca.rescale_with_graph), slope_of_slope(by_equations))
+    torch.testing.assert_close(second_derivative(dispatch.rescale_channels), second_derivative(by_equations))
 
 
-def test_what_it_cannot_read_is_left_to_torch() -> None:
+def test_unsupported_tensors_are_declined() -> None:
     x_NCHW, weight_11k = map_of((2, 8, 6, 6)), torch.randn(1, 1, 3)
-    assert fused_eca.takes(x_NCHW, weight_11k) == fused_eca.is_built
-    assert not fused_eca.takes(x_NCHW.double(), weight_11k.double())
-    assert not fused_eca.takes(x_NCHW, weight_11k.double())
-    assert not fused_eca.takes(x_NCHW[:, :, ::2], weight_11k)
-    assert not fused_eca.takes(x_NCHW.permute(0, 1, 3, 2), weight_11k)
-    assert not fused_eca.takes(x_NCHW[:0], weight_11k)
-    assert not fused_eca.takes(x_NCHW, weight_11k.to("meta"))
+    assert fused.is_supported(x_NCHW, weight_11k) == fused.is_built
+    assert not fused.is_supported(x_NCHW.double(), weight_11k.double())
+    assert not fused.is_supported(x_NCHW, weight_11k.double())
+    assert not fused.is_supported(x_NCHW[:, :, ::2], weight_11k)
+    assert not fused.is_supported(x_NCHW.permute(0, 1, 3, 2), weight_11k)
+    assert not fused.is_supported(x_NCHW[:0], weight_11k)
+    assert not fused.is_supported(x_NCHW, weight_11k.to("meta"))
 
 
-def test_who_follows_the_numbers_finds_operations_of_torch() -> None:
+def test_traced_and_transformed_tensors_go_through_torch_operations() -> None:
     layer, x_NCHW = ECA(8), map_of((2, 8, 4, 4))
     by_torch_NCHW = by_equations(x_NCHW, layer.conv.weight)
     with torch.no_grad():
@@ -160,6 +160,6 @@ def test_who_follows_the_numbers_finds_operations_of_torch() -> None:
             tangent_NCHW = torch.func.jvp(layer, (x_NCHW,), (torch.ones_like(x_NCHW),))[1]
         assert "sigmoid" in str(traced.graph)
         assert tangent_NCHW.abs().min() > 0
-    slopes_NCHW = torch.func.grad(lambda z_NCHW: layer(z_NCHW).sum())(x_NCHW)
-    expected = with_slopes(by_equations, x_NCHW, layer.conv.weight.detach(), torch.ones_like(x_NCHW))
-    torch.testing.assert_close(slopes_NCHW, expected[1])
+    gradient_NCHW = torch.func.grad(lambda z_NCHW: layer(z_NCHW).sum())(x_NCHW)
+    expected = with_gradients(by_equations, x_NCHW, layer.conv.weight.detach(), torch.ones_like(x_NCHW))
+    torch.testing.assert_close(gradient_NCHW, expected[1])
