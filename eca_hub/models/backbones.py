@@ -147,7 +147,7 @@ def _build_mobilenet(
         blocks += [InvertedBlock(stage, number + 1, layers[first + number]) for number in range(depth)]
         first += depth
     if in_chans != 3:
-        layers[0][0] = nn.Conv2d(in_chans, 32, 3, stride=2, padding=1, bias=False)
+        layers[0][0] = nn.Conv2d(in_chans, 32, 3, stride=2, padding=1, bias=False)  # type: ignore[operator]
         nn.init.kaiming_normal_(layers[0][0].weight, mode="fan_out")  # type: ignore[index]
     if stem == "small":
         convolution = layers.get_submodule("0.0")
