@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": ("Measure a run on its validation split", "eca_hub.train.cli:validate"),
     "test": ("Measure a run on its test split", "eca_hub.train.cli:test"),
     "predict": ("Write a run's answers for its test split", "eca_hub.train.cli:predict"),
+    "sweep": ("Train every combination of a grid, resumable", "eca_hub.commands.sweep:main"),
     "classify": ("Name what is in pictures", "eca_hub.commands.classify:main"),
     "models": ("List the networks that can be built", "eca_hub.commands.models:main"),
     "push": ("Publish a run or a package to a hub", "eca_hub.commands.push:main"),

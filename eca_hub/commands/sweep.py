@@ -1,0 +1,105 @@
+"""`eca-hub sweep`: train every combination of a grid, some at a time, and collect the results."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from eca_hub.commandline import CommandParser
+from eca_hub.commands.progress import show_progress
+from eca_hub.errors import InvalidUsage
+
+
+def main(argv: list[str]) -> int:
+    """Run or continue a sweep; exit 0 only if every run has finished."""
+    parser = CommandParser(
+        "sweep",
+        "Train every combination of a grid and collect the results in one file. The same command continues a sweep "
+        "that was stopped or killed; finished runs are never repeated.",
+    )
+    parser.add_argument("-c", "--sweep", required=True, help="The sweep file: configs, options, grid, exclude.")
+    parser.add_argument("--out", default="runs/sweep", help="Folder that holds one run folder a run.")
+    parser.add_argument("--jobs", type=int, default=1, help="Runs at a time; they share the cores.")
+    parser.add_argument("--results", help="Results, *.csv or *.parquet; results.csv in --out by default.")
+    parser.add_argument("--ray", help="Address of a Ray cluster that shares --out, such as auto; runs go there.")
+    parser.add_argument("--dry_run", action="store_true", help="List the runs and their state, and start none.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object at the end, or for --dry_run.")
+    args = parser.read(argv)
+    from eca_hub.sweep.grid import read_sweep
+    from eca_hub.sweep.queue import Launcher, LocalLauncher, run_sweep
+    from eca_hub.sweep.worker import is_finished
+
+    if args.jobs < 1:
+        raise InvalidUsage(f"--jobs is {args.jobs}; it must be 1 or more.")
+    out_dir = Path(args.out)
+    results_file = Path(args.results) if args.results else out_dir / "results.csv"
+    if results_file.suffix not in (".csv", ".parquet"):
+        raise InvalidUsage(f"--results is {str(results_file)!r}; its name must end in .csv or .parquet.")
+    runs = read_sweep(Path(args.sweep))
+    if args.dry_run:
+        states = {run.name: is_finished(out_dir / run.name) for run in runs}
+        if args.json:
+            print(json.dumps({"runs": [{"run": name, "finished": done} for name, done in states.items()]}))
+        else:
+            print("\n".join(f"{'finished' if done else 'to do':<9} {name}" for name, done in states.items()))
+        return 0
+    out_dir.mkdir(parents=True, exist_ok=True)
+    results_file.parent.mkdir(parents=True, exist_ok=True)
+    for name in sorted({path.parent.name for path in out_dir.glob("*/result.json")} - {run.name for run in runs}):
+        print(f"{out_dir / name} belongs to no run of {args.sweep} and is left out of the results.", file=sys.stderr)
+    launcher: Launcher
+    if args.ray:
+        from eca_hub.sweep.ray_launcher import RayLauncher
+
+        launcher = RayLauncher(args.ray)
+    else:
+        launcher = LocalLauncher(args.jobs)
+    printer = _Printer(launcher.num_jobs)
+    try:
+        state = run_sweep(runs, out_dir, results_file, launcher=launcher, report=printer.show)
+    except KeyboardInterrupt:
+        print("Stopped. Runs in progress saved a checkpoint; the same command continues.", file=sys.stderr)
+        raise
+    finally:
+        show_progress("")
+    for name, reason in state.failed.items():
+        print(f"{name} failed: {reason} Its log: {out_dir / name}.log", file=sys.stderr)
+    num_left = state.num_runs - state.num_done - len(state.failed)
+    if num_left:
+        print(f"{num_left} runs were not started, because the first one failed.", file=sys.stderr)
+    summary: dict[str, Any] = {
+        "runs": state.num_runs,
+        "finished": state.num_done,
+        "failed": state.failed,
+        "results": str(results_file),
+    }
+    print(json.dumps(summary) if args.json else f"{state.num_done} of {state.num_runs} runs finished: {results_file}")
+    return 0 if state.num_done == state.num_runs else 1
+
+
+class _Printer:
+    """Prints a line when a run ends; between them, a progress line on a terminal."""
+
+    def __init__(self, num_jobs: int) -> None:
+        self._num_jobs = num_jobs
+        self._num_ended = -1
+
+    def show(self, state: Any) -> None:
+        left_s = state.left_s(self._num_jobs)
+        left = f", {_format_s(left_s)} left" if left_s is not None else ""
+        line = (
+            f"{state.num_done} of {state.num_runs} runs finished, {len(state.running)} running, "
+            f"{len(state.failed)} failed{left}"
+        )
+        num_ended = state.num_done + len(state.failed)
+        if num_ended != self._num_ended:
+            self._num_ended = num_ended
+            show_progress("")
+            print(line, file=sys.stderr, flush=True)
+        show_progress(f"{line}: {', '.join(state.running)}"[:200])
+
+
+def _format_s(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

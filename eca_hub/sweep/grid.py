@@ -1,0 +1,161 @@
+"""From a sweep file to the list of its runs.
+
+    configs: [experiments/configs/digits/eca.yaml]     # of every run, as `eca-hub fit --config`; later ones win
+    options: {trainer.max_epochs: 5}                   # of every run
+    grid:                                              # every combination is a run
+      model.attention: [none, se, eca]
+      seed_everything: [0, 1, 2]
+    exclude:                                           # combinations to leave out
+      - {model.attention: se, seed_everything: 2}
+
+A run is identified by the SHA-256 of its options and of the bytes of its configuration files, so a changed recipe is
+another run and a finished run is never repeated.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eca_hub.errors import InvalidConfig, UnknownName
+
+_KEYS = ("configs", "options", "grid", "exclude")
+_MAX_NAME_CHARS = 80
+_MAX_RUNS = 100_000
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep."""
+
+    name: str
+    """Its folder: the values of the grid, and the start of its hash."""
+    config_hash: str
+    """SHA-256 over its options and configuration files, in hexadecimal digits."""
+    point: Mapping[str, Any]
+    """Its values of the grid, by option."""
+    arguments: tuple[str, ...]
+    """What follows `eca-hub fit`, without the run folder."""
+
+
+def read_sweep(path: Path) -> list[SweepRun]:
+    """Read a sweep file and list its runs, in the order of the grid.
+
+    Args:
+        path: The YAML file. Paths of `configs` are relative to the working directory, as they are for `eca-hub fit`.
+
+    Raises:
+        InvalidConfig: the file or a configuration cannot be read, or the grid has no runs.
+        UnknownName: a key that a sweep file does not have.
+    """
+    document = _load(path)
+    for key in document:
+        if key not in _KEYS:
+            raise UnknownName.among("key of a sweep file", str(key), _KEYS, listing=", ".join(_KEYS))
+    configs = [Path(str(each)) for each in _list(document, "configs", path)]
+    options = _mapping(document, "options", path)
+    grid = {key: _values(key, values, path) for key, values in _mapping(document, "grid", path).items()}
+    excluded = [_exclusion(each, grid, path) for each in _list(document, "exclude", path)]
+    if twice := sorted(options.keys() & grid.keys()):
+        raise InvalidConfig(f"{path}: {twice[0]} stands under options and under grid.", hint="Keep one of both.")
+    hashes = [_hash_of_file(config) for config in configs]
+    size = 1
+    for values in grid.values():
+        size *= len(values)
+    if size > _MAX_RUNS:
+        raise InvalidConfig(f"{path} describes {size:,} runs; at most {_MAX_RUNS:,} are allowed.")
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    kept = [point for point in points if not any(each.items() <= point.items() for each in excluded)]
+    if not kept:
+        raise InvalidConfig(f"{path} describes no runs: every combination is excluded.")
+    return [_run(point, configs, hashes, options) for point in kept]
+
+
+def column_names(keys: Sequence[str]) -> dict[str, str]:
+    """Name the column of each option: its last word where that is unique, such as attention for model.attention."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)}
+
+
+def _run(point: Mapping[str, Any], configs: list[Path], hashes: list[str], options: Mapping[str, Any]) -> SweepRun:
+    merged = {**options, **point}
+    canonical = json.dumps({"configs": hashes, "options": merged}, sort_keys=True, ensure_ascii=False)
+    config_hash = hashlib.sha256(canonical.encode()).hexdigest()
+    columns = column_names(list(point))
+    words = "_".join(f"{columns[key]}={_as_text(value)}" for key, value in point.items())
+    name = re.sub(r"[^\w.=,+-]+", "-", words)[:_MAX_NAME_CHARS]
+    arguments = [word for config in configs for word in ("--config", str(config))]
+    for key, value in merged.items():
+        arguments += [f"--{key}", _as_text(value)]
+    return SweepRun(f"{name}_{config_hash[:8]}".lstrip("_"), config_hash, point, tuple(arguments))
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InvalidConfig(f"The sweep file {path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidConfig(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
+    if not isinstance(document, dict):
+        raise InvalidConfig(f"{path} must be a mapping with the keys {', '.join(_KEYS)}.")
+    return document
+
+
+def _list(document: Mapping[Any, Any], key: str, path: Path) -> list[Any]:
+    value = document.get(key) or []
+    if not isinstance(value, list):
+        raise InvalidConfig(f"{path}: {key} must be a list, not {value!r}.")
+    return value
+
+
+def _mapping(document: Mapping[Any, Any], key: str, path: Path) -> dict[str, Any]:
+    value = document.get(key) or {}
+    if not isinstance(value, dict):
+        raise InvalidConfig(f"{path}: {key} must be a mapping from options to values, not {value!r}.")
+    return {str(option).removeprefix("--"): each for option, each in value.items()}
+
+
+def _values(key: str, values: Any, path: Path) -> list[Any]:
+    if not isinstance(values, list) or not values:
+        raise InvalidConfig(
+            f"{path}: grid.{key} must be a list of values, not {values!r}.", hint=f"Write {key}: [{values}]."
+        )
+    texts = [_as_text(value) for value in values]
+    for text in texts:
+        if texts.count(text) > 1:
+            raise InvalidConfig(f"{path}: grid.{key} has {text!r} more than once.")
+    return values
+
+
+def _exclusion(each: Any, grid: Mapping[str, list[Any]], path: Path) -> dict[str, Any]:
+    if not isinstance(each, dict) or not each or not set(each) <= set(grid):
+        raise InvalidConfig(
+            f"{path}: exclude has {each!r}; each entry must name options of the grid: {', '.join(grid)}."
+        )
+    for key, value in each.items():
+        if value not in grid[key]:
+            raise InvalidConfig(f"{path}: exclude names {key}: {value!r}, which the grid does not have.")
+    return each
+
+
+def _hash_of_file(config: Path) -> str:
+    try:
+        return hashlib.sha256(config.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InvalidConfig(
+            f"The configuration {config} cannot be read: {error.strerror}.",
+            hint="Paths are relative to the folder where eca-hub is started.",
+        ) from None

@@ -1,0 +1,98 @@
+"""From a sweep file to its runs."""
+
+from pathlib import Path
+
+import pytest
+
+from eca_hub.errors import InvalidConfig, UnknownName
+from eca_hub.sweep.grid import column_names, read_sweep
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text("model: {architecture: resnet20}\n")
+    return tmp_path
+
+
+def write(text: str) -> Path:
+    path = Path("sweep.yaml")
+    path.write_text(text)
+    return path
+
+
+SWEEP = """
+configs: [base.yaml]
+options: {trainer.max_epochs: 3}
+grid:
+  model.attention: [none, eca]
+  seed_everything: [0, 1]
+exclude: [{model.attention: none, seed_everything: 1}]
+"""
+
+
+def test_every_combination_that_is_not_excluded_is_a_run(folder: Path) -> None:
+    runs = read_sweep(write(SWEEP))
+    assert [tuple(run.point.values()) for run in runs] == [("none", 0), ("eca", 0), ("eca", 1)]
+    assert runs[1].arguments == (
+        *("--config", "base.yaml", "--trainer.max_epochs", "3"),
+        *("--model.attention", "eca", "--seed_everything", "0"),
+    )
+    assert runs[1].name.startswith("attention=eca_seed_everything=0_")
+
+
+def test_a_changed_recipe_is_another_run_and_the_same_recipe_is_the_same_run(folder: Path) -> None:
+    before = read_sweep(write(SWEEP))
+    assert [run.name for run in read_sweep(write(SWEEP + "\n# a comment\n"))] == [run.name for run in before]
+    Path("base.yaml").write_text("model: {architecture: resnet32}\n")
+    after = read_sweep(write(SWEEP))
+    assert not {run.name for run in before} & {run.name for run in after}
+
+
+def test_a_value_may_be_a_list_or_a_mapping(folder: Path) -> None:
+    [run] = read_sweep(write("configs: [base.yaml]\ngrid: {model.attention_args: [{kernel_size: 5}]}"))
+    assert run.arguments[-2:] == ("--model.attention_args", '{"kernel_size": 5}')
+    assert "/" not in run.name
+    assert " " not in run.name
+
+
+def test_columns_are_named_by_the_last_word_where_it_is_unique() -> None:
+    assert column_names(["model.attention", "a.lr", "b.lr"]) == {
+        "model.attention": "attention",
+        "a.lr": "a.lr",
+        "b.lr": "b.lr",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("grids: {}", UnknownName, "There is no key of a sweep file 'grids'. Did you mean 'grid'?"),
+        ("- 1", InvalidConfig, "must be a mapping"),
+        (
+            "grid: {model.attention: eca}",
+            InvalidConfig,
+            r"must be a list of values, not 'eca'. Write model.attention: \[",
+        ),
+        ("grid: {model.attention: []}", InvalidConfig, "must be a list of values"),
+        ("grid: {a: [1, 1]}", InvalidConfig, "has '1' more than once"),
+        ("grid: {a: [1]}\noptions: {a: 2}", InvalidConfig, "a stands under options and under grid"),
+        ("grid: {a: [1]}\nexclude: [{b: 1}]", InvalidConfig, "must name options of the grid: a"),
+        ("grid: {a: [1]}\nexclude: [{a: 2}]", InvalidConfig, "exclude names a: 2, which the grid does not have"),
+        ("grid: {a: [1]}\nexclude: [{a: 1}]", InvalidConfig, "every combination is excluded"),
+        ("configs: [absent.yaml]", InvalidConfig, "absent.yaml cannot be read: No such file"),
+        ("configs: base.yaml", InvalidConfig, "configs must be a list"),
+        ("grid: [", InvalidConfig, "is not a YAML file"),
+        (f"grid: {{a: {list(range(400))}, b: {list(range(400))}}}", InvalidConfig, "describes 160,000 runs"),
+    ],
+)
+def test_a_mistake_in_the_sweep_file_is_one_sentence(
+    folder: Path, text: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        read_sweep(write(text))
+
+
+def test_a_missing_sweep_file_is_one_sentence(folder: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"absent.yaml cannot be read: No such file"):
+        read_sweep(Path("absent.yaml"))

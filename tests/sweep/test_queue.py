@@ -1,0 +1,128 @@
+"""The queue of a sweep, with runs that end when the test says so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eca_hub.sweep.grid import SweepRun
+from eca_hub.sweep.queue import SweepState, costs_file, run_sweep
+from eca_hub.sweep.results import read_table
+
+
+def finish(run_dir: Path, top1: float) -> None:
+    (run_dir / "model").mkdir(parents=True)
+    (run_dir / "model" / "config.json").write_text("{}")
+    (run_dir / "environment.json").write_text(json.dumps({"device": "CPU", "git": {"commit": "abc"}}))
+    (run_dir / "result.json").write_text(json.dumps({"test_top1": top1, "fit_s": 1.5}))
+
+
+def runs_of(num: int) -> list[SweepRun]:
+    return [SweepRun(f"run{i}", f"hash{i}", {"model.attention": f"a{i}"}, ()) for i in range(num)]
+
+
+class FakeJob:
+    def __init__(self, launcher: "FakeLauncher", run: SweepRun, run_dir: Path) -> None:
+        self.launcher, self.run, self.run_dir, self.stopped = launcher, run, run_dir, False
+
+    def poll(self) -> int | None:
+        if self.stopped:
+            return 143
+        code = self.launcher.codes.get(self.run.name)
+        if code == 0 and not self.run_dir.exists():
+            finish(self.run_dir, 0.5)
+        return code
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class FakeLauncher:
+    """Each wait of the queue ends one run, in the order of their start."""
+
+    def __init__(self, codes: dict[str, int] | None = None, num_jobs: int = 2) -> None:
+        self.num_jobs = num_jobs
+        self.outcome = codes or {}
+        self.codes: dict[str, int] = {}
+        self.started: list[str] = []
+        self.jobs: list[FakeJob] = []
+
+    def start(self, run: SweepRun, run_dir: Path) -> FakeJob:
+        self.started.append(run.name)
+        (run_dir.parent / f"{run.name}.log").write_text(f"the last words of {run.name}\n\n")
+        self.jobs.append(FakeJob(self, run, run_dir))
+        return self.jobs[-1]
+
+    def wait(self, seconds: float) -> None:
+        name = next(name for name in self.started if name not in self.codes)
+        self.codes[name] = self.outcome.get(name, 0)
+
+
+def sweep(launcher: FakeLauncher, out: Path, num_runs: int = 4, **options: Any) -> SweepState:
+    return run_sweep(
+        runs_of(num_runs),
+        out,
+        out / "results.csv",
+        launcher=launcher,
+        report=options.pop("report", lambda state: None),
+        wait=options.pop("wait", launcher.wait),
+    )
+
+
+def test_all_runs_finish_and_stand_in_the_results_in_the_order_of_the_grid(tmp_path: Path) -> None:
+    seen: list[int] = []
+    launcher = FakeLauncher()
+    state = sweep(launcher, tmp_path, report=lambda state: seen.append(len(state.running)))
+    assert (state.num_done, state.failed) == (4, {})
+    assert max(seen) == 2
+    rows = read_table(tmp_path / "results.csv")
+    assert [row["run"] for row in rows] == ["run0", "run1", "run2", "run3"]
+    expected = {"attention": "a0", "config_hash": "hash0", "test_top1": 0.5, "hardware": "CPU", "commit": "abc"}
+    assert rows[0] == {"run": "run0", **expected}
+    assert read_table(costs_file(tmp_path / "results.csv"))[0]["fit_s"] == 1.5
+
+
+def test_a_finished_run_is_never_repeated(tmp_path: Path) -> None:
+    finish(tmp_path / "run1", 0.25)
+    launcher = FakeLauncher()
+    assert sweep(launcher, tmp_path).num_done == 4
+    assert launcher.started == ["run0", "run2", "run3"]
+    assert [row["test_top1"] for row in read_table(tmp_path / "results.csv")] == [0.5, 0.25, 0.5, 0.5]
+
+
+def test_a_failed_run_is_named_with_its_last_line_and_the_others_go_on(tmp_path: Path) -> None:
+    state = sweep(FakeLauncher({"run2": 1}), tmp_path)
+    assert state.failed == {"run2": "the last words of run2"}
+    assert state.num_done == 3
+    assert [row["run"] for row in read_table(tmp_path / "results.csv")] == ["run0", "run1", "run3"]
+
+
+def test_when_the_first_run_fails_no_other_is_started(tmp_path: Path) -> None:
+    launcher = FakeLauncher({"run0": 2}, num_jobs=1)
+    state = sweep(launcher, tmp_path)
+    assert launcher.started == ["run0"]
+    assert list(state.failed) == ["run0"]
+
+
+def test_an_interrupted_sweep_stops_its_runs_and_keeps_the_results(tmp_path: Path) -> None:
+    launcher = FakeLauncher()
+    num_waits = 0
+
+    def wait(seconds: float) -> None:
+        nonlocal num_waits
+        num_waits += 1
+        if num_waits == 2:
+            raise KeyboardInterrupt
+        launcher.wait(seconds)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(launcher, tmp_path, wait=wait)
+    assert [job.stopped for job in launcher.jobs] == [False, True, True]
+    assert [row["run"] for row in read_table(tmp_path / "results.csv")] == ["run0"]
+
+
+def test_the_time_left_is_the_mean_duration_of_what_is_left(tmp_path: Path) -> None:
+    state = SweepState(num_runs=10, num_done=4, failed={"x": ""}, run_seconds=[10.0, 20.0])
+    assert state.left_s(2) == 5 * 15 / 2
+    assert SweepState(num_runs=3).left_s(1) is None

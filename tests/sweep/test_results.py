@@ -1,0 +1,38 @@
+"""The table of results, written and read."""
+
+from pathlib import Path
+
+import pytest
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.sweep.results import read_table, write_table
+
+ROWS = [
+    {"run": "a", "attention": "none", "test_top1": 0.5, "seed": 0},
+    {"run": "b", "attention": "eca", "test_top1": 0.75},
+]
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
+def test_what_was_written_is_read(tmp_path: Path, name: str) -> None:
+    write_table(ROWS, tmp_path / name)
+    first, second = read_table(tmp_path / name)
+    assert first == ROWS[0]
+    assert second["attention"] == "eca"
+    assert second["seed"] in ("", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("absent.csv", None, "No such file"),
+        ("results.txt", b"", r"must be a file named \*.csv or \*.parquet"),
+        ("results.parquet", b"no parquet", "cannot be read"),
+        ("results.csv", b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_an_unreadable_file_is_one_sentence(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidConfig, match=words):
+        read_table(tmp_path / name)

@@ -1,0 +1,72 @@
+"""`eca-hub sweep` as a person types it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eca_hub.__main__ import main
+
+CONFIG = Path(__file__).parents[2] / "experiments" / "configs" / "digits" / "eca.yaml"
+SWEEP = f"""
+configs: [{CONFIG}]
+options: {{trainer.max_epochs: 2}}
+grid: {{model.attention: [none, eca], seed_everything: [0, 1]}}
+"""
+
+
+def test_a_dry_run_lists_the_runs_and_starts_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    assert (
+        main(["sweep", "-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
+    )
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["finished"] for run in runs] == [False] * 4
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--jobs", "0"], "--jobs is 0; it must be 1 or more"), (["--results", "x.txt"], "must end in .csv or .parquet")],
+)
+def test_a_wrong_option_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    assert main(["sweep", "-c", str(tmp_path / "sweep.yaml"), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_that_is_killed_twice_ends_with_the_results_of_one_that_was_not(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "eca_hub", "sweep", "-c", str(tmp_path / "sweep.yaml"), "--jobs", "2"]
+        return subprocess.Popen([*command, "--out", str(tmp_path / out)], env=environment, stderr=subprocess.DEVNULL)
+
+    assert start("whole").wait(timeout=300) == 0
+    for num_finished in (0, 1):
+        sweep = start("killed")
+        # Killed as soon as a run is in progress and the next has begun to train.
+        deadline_s = time.monotonic() + 120
+        while time.monotonic() < deadline_s and sweep.poll() is None:
+            logs = [path.read_text() for path in (tmp_path / "killed").glob("*.log")]
+            if sum("epoch 1/2" in text for text in logs) > num_finished:
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                sweep.wait(timeout=0.1)
+        assert sweep.poll() is None
+        sweep.send_signal(signal.SIGKILL)
+        sweep.wait()
+    assert start("killed").wait(timeout=300) == 0
+    assert (tmp_path / "killed" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
+    assert len((tmp_path / "whole" / "results.csv").read_text().splitlines()) == 5
