@@ -35,7 +35,7 @@ class RayLauncher:
             raise InvalidUsage(
                 f"No Ray cluster answers at {address!r}: {reason}", hint="Start one: ray start --head"
             ) from None
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         num_gpus = 1 if resources.get("GPU") else 0
         self.num_jobs = max(1, int(resources["GPU"] if num_gpus else resources.get("CPU", 1) // num_cpus))
         self._num_cpus = num_cpus

@@ -28,7 +28,7 @@ def test_the_runs_of_a_sweep_are_trained_on_the_nodes_of_a_cluster(tmp_path: Pat
         assert code == 0, [path.read_text() for path in out.glob("*.log")]
         assert [row["attention"] for row in read_table(out / "results.csv")] == ["none", "eca"]
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
         cluster.shutdown()
 
 
