@@ -1,11 +1,9 @@
-"""`eca-hub fit`, `validate`, `test` and `predict`: the short help, and the way to Lightning when it is needed.
+"""`eca-hub fit`, `validate`, `test` and `predict`: the short help, and everything else through `lightning_cli`.
 
-Importing Lightning takes seconds, so the help is a table of its own; a test holds it against the real options.
+Importing Lightning takes seconds, so the help is a table here; a test compares it with the real options.
 """
 
 from typing import NamedTuple
-
-from eca_hub.train.say import say
 
 
 class Option(NamedTuple):
@@ -17,17 +15,17 @@ class Option(NamedTuple):
 
 
 OPTIONS = (
-    Option("config", "", "YAML file; give it again to add another, later ones win, options win over all. Also -c"),
-    Option("run_dir", "a new one in runs/", "Folder of the run; everything it makes lies there"),
-    Option("resume", "false", "Go on from the newest checkpoint in run_dir, to the same weights to the bit"),
+    Option("config", "", "YAML file, repeatable; later files override earlier ones, options override files. Also -c"),
+    Option("run_dir", "a new one in runs/", "Folder of the run; all of its files are written there"),
+    Option("resume", "false", "Continue from the newest checkpoint in run_dir, to bit-identical weights"),
     Option("overwrite", "false", "Replace a run that is in run_dir"),
     Option("allow_changes", "false", "Resume even if settings or data have changed"),
     Option("push_to", "", "Publish the package at the end, as OWNER/NAME"),
-    Option("seed_everything", "0", "Decides all that is random"),
+    Option("seed_everything", "0", "Seed of everything random"),
     Option("save.every_minutes", "10.0", "Minutes between checkpoints inside an epoch"),
     Option("model.architecture", "resnet50", "Backbone, see `eca-hub models`"),
     Option("model.attention", "eca", "Attention inside each block, or none"),
-    Option("model.stem", "default", "`small` for pictures up to 64 px"),
+    Option("model.stem", "default", "`small` for images up to 64 px"),
     Option("model.from_pretrained", "", "Package to start from, OWNER/NAME or a folder"),
     Option("model.freeze", "none", "What is not trained: none, norms or backbone (a linear probe)"),
     Option("model.optim.name", "sgd", "sgd, adamw or lamb"),
@@ -39,26 +37,28 @@ OPTIONS = (
     Option("model.distill_from", "", "Package to distill from, OWNER/NAME or a folder"),
     Option("data", "", "ImageFolderData, ParquetData, SyntheticData or DigitsData"),
     Option("data.root", "", "Where ImageFolderData and ParquetData find their files"),
-    Option("data.batch_size", "64", "Pictures in a batch of one process"),
+    Option("data.batch_size", "64", "Images in a batch of one process"),
     Option("data.num_workers", "0", "Processes that prepare batches"),
-    Option("data.max_bad_samples", "0", "Broken pictures to leave out before stopping"),
-    Option("trainer.max_epochs", "100", "Times that the training split is seen"),
+    Option("data.max_bad_samples", "0", "Broken images to skip before stopping"),
+    Option("trainer.max_epochs", "100", "Passes over the training split"),
     Option("trainer.devices", "auto", "GPUs, or processes with --trainer.accelerator cpu"),
     Option(
-        "trainer.strategy", "auto", "ddp, or fsdp to cut weights and optimizer up; experiments/cluster has many nodes"
+        "trainer.strategy",
+        "auto",
+        "ddp, or fsdp to shard weights and optimizer; experiments/configs/cluster for many nodes",
     ),
     Option("trainer.precision", "", "bf16-mixed or 16-mixed for half precision"),
-    Option("trainer.accumulate_grad_batches", "1", "Batches that make a step"),
+    Option("trainer.accumulate_grad_batches", "1", "Batches per optimizer step"),
     Option("trainer.gradient_clip_val", "", "Largest norm of a gradient"),
-    Option("trainer.logger", "", "true for TensorBoard in run_dir; experiments/log has W&B and MLflow"),
+    Option("trainer.logger", "", "true for TensorBoard in run_dir; experiments/configs/log for W&B and MLflow"),
 )
-"""What most runs need; `--help_all` prints the rest."""
+"""The options that most runs need; `--help_all` prints the rest."""
 
 _SUMMARIES = {
-    "fit": "Train a classifier, measure it and leave a package in run_dir/model.",
-    "validate": "Measure the package of a run on the validation split.",
-    "test": "Measure the package of a run on the test split.",
-    "predict": "Write the answer to every picture of the test split to run_dir/predictions.csv.",
+    "fit": "Train a classifier, test it and write a package to run_dir/model.",
+    "validate": "Evaluate the package of a run on the validation split.",
+    "test": "Evaluate the package of a run on the test split.",
+    "predict": "Write the prediction for every image of the test split to run_dir/predictions.csv.",
 }
 
 
@@ -83,7 +83,7 @@ def predict(argv: list[str]) -> None:
 
 
 def short_help(command: str) -> str:
-    """Write the help of a command: what most runs need."""
+    """Return the short help of a command."""
     width = max(len(option.name) for option in OPTIONS)
     rows = [
         f"  --{option.name:<{width}}  {option.meaning}" + (f" ({option.default})" if option.default else "")
@@ -106,7 +106,7 @@ def short_help(command: str) -> str:
 
 def _run(command: str, argv: list[str]) -> None:
     if any(word in ("-h", "--help") for word in argv):
-        say(short_help(command))
+        print(short_help(command))
         return
     from eca_hub.allocator import keep_freed_memory
     from eca_hub.train.lightning_cli import run

@@ -1,71 +1,90 @@
-"""A running average of the weights, which is often better than the last ones. Knows nothing of training loops."""
+"""An exponential moving average of the weights, which often classifies better than the last weights."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from eca_hub.train.distributed.fsdp import cut_like, is_cut, share_of, whole
+from eca_hub.train.distributed.fsdp import full_tensor, local_shard, shard_like
 
 
-class WeightAverage:
-    """The exponential moving average of a network's weights and of its norms' statistics.
+class EMA:
+    """The exponential moving average of a network's weights and of the statistics of its norms.
+
+    It is kept in float32 at least, whatever the precision of the network: with a decay of 0.9999 an update is lost in
+    bfloat16. `swap_in` puts it into the network for a validation, `swap_out` restores the network.
 
     Args:
         model: The network; the average starts as its weights.
-        decay: Share of the old average that stays at every step, 0 to 1.
+        decay: Share of the old average that an update keeps, 0 to 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.weights: dict[str, Tensor] = {}
+        self._own_weights: dict[str, Tensor] | None = None
+        self.reset(model)
+
+    def reset(self, model: nn.Module) -> None:
+        """Start again from the weights of a network."""
+        self.weights = {name: _widened(tensor.detach()).clone() for name, tensor in model.state_dict().items()}
+        self._own_weights = None
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the weights after a step.
+        """Move the average towards the weights, after an optimizer step.
 
         Args:
             model: The network.
-            step: How many steps were made; the first ones weigh more, so that random weights are soon forgotten.
+            step: Number of steps made. The first ones weigh more, so that the initial weights are soon forgotten.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
-        now = model.state_dict()
-        floats = [name for name, tensor in now.items() if tensor.is_floating_point()]
-        self.weights = {name: self.weights[name].to(tensor.device) for name, tensor in now.items()}
-        average, target = ([share_of(of[name]) for name in floats] for of in (self.weights, now))
+        current = model.state_dict()
+        names = [name for name, tensor in current.items() if tensor.is_floating_point()]
+        self.weights = {
+            name: self.weights[name].to(tensor.device, _at_least(self.weights[name].dtype, tensor.dtype))
+            for name, tensor in current.items()
+        }
+        average = [local_shard(self.weights[name]) for name in names]
+        target = [local_shard(current[name]).to(own.dtype) for name, own in zip(names, average, strict=True)]
         torch._foreach_lerp_(average, target, 1 - decay)
-        for name in now.keys() - set(floats):
-            self.weights[name].copy_(now[name])
+        for name in current.keys() - set(names):
+            self.weights[name].copy_(current[name])
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Go on from a saved average, which is whole."""
+        """Continue from a saved average of full tensors."""
         for name, tensor in weights.items():
-            # Into the layout in memory that the average had: another one rounds differently.
-            self.weights[name].copy_(cut_like(tensor, self.weights[name]))
+            # In place, to keep the memory layout of the average: another one would round differently.
+            self.weights[name].copy_(shard_like(tensor, self.weights[name]))
 
-    def whole(self) -> dict[str, Tensor]:
-        """Return the average; where it is cut up, all processes must ask for it."""
-        return {name: whole(tensor) for name, tensor in self.weights.items()}
-
-    def forward(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Run a network with the average instead of its own weights."""
-        weights = {name: tensor.to(x.device) for name, tensor in self.weights.items()}
-        if any(is_cut(tensor) for tensor in weights.values()):
-            return self._forward_cut(model, weights, x)
-        output: Tensor = functional_call(model, weights, (x,), strict=True)
-        return output
+    def full_weights(self) -> dict[str, Tensor]:
+        """Return the average; where it is sharded, all processes must call this."""
+        return {name: full_tensor(tensor) for name, tensor in self.weights.items()}
 
     @torch.no_grad()
-    def _forward_cut(self, model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Lend the network the average: what is cut up is put together from the network's own memory only."""
-        own = {name: share_of(tensor) for name, tensor in model.state_dict().items()}
-        kept = {name: tensor.clone() for name, tensor in own.items()}
-        try:
-            for name, tensor in own.items():
-                tensor.copy_(share_of(weights[name]))
-            output: Tensor = model(x)
-        finally:
-            for name, tensor in own.items():
-                tensor.copy_(kept[name])
-        return output
+    def swap_in(self, model: nn.Module) -> None:
+        """Put the average into the network, until `swap_out`."""
+        if self._own_weights is not None:
+            return
+        current = {name: local_shard(tensor) for name, tensor in model.state_dict().items()}
+        self._own_weights = {name: tensor.clone() for name, tensor in current.items()}
+        for name, tensor in current.items():
+            tensor.copy_(local_shard(self.weights[name]))
+
+    @torch.no_grad()
+    def swap_out(self, model: nn.Module) -> None:
+        """Give the network its own weights back, if the average is in it."""
+        if self._own_weights is None:
+            return
+        for name, tensor in model.state_dict().items():
+            local_shard(tensor).copy_(self._own_weights[name])
+        self._own_weights = None
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(_at_least(torch.float32, tensor.dtype))
+
+
+def _at_least(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """Return the wider of two floating-point types; types of whole numbers stay as they are."""
+    return torch.promote_types(dtype, other) if other.is_floating_point else other

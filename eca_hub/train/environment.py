@@ -1,9 +1,8 @@
-"""On what a run was made: machine, packages and the state of the source. Knows nothing of training."""
+"""The environment of a run: machine, packages and state of the source."""
 
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy
 
 
 def describe_environment(num_devices: int, device: torch.device) -> dict[str, Any]:
-    """Tell machine, packages and source as a JSON object."""
+    """Return machine, packages and source as a JSON object."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -31,7 +30,7 @@ def describe_environment(num_devices: int, device: torch.device) -> dict[str, An
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        # Its sums end in other last bits than those of torch's own operations.
+        # The last bits of its sums differ from those of torch's own operations.
         "eca_kernel": fused.is_built,
         "command": ["eca-hub", *sys.argv[1:]],
         "git": git_state(Path(__file__).parent),
@@ -39,7 +38,7 @@ def describe_environment(num_devices: int, device: torch.device) -> dict[str, An
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Tell commit and changed files of a source tree; None where there is no git or no repository."""
+    """Return commit and changed files of a source tree; None without git or outside a repository."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return None
@@ -48,16 +47,20 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Name the device for people."""
+    """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({os.cpu_count()} cores, {platform.machine()})"
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """The most memory that the device, or on a CPU this process, has held, in MiB."""
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Return the peak memory of the device, or on a CPU of this process, in MiB; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:
+        return None
     # Linux counts in KiB, macOS in bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

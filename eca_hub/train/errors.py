@@ -1,22 +1,71 @@
-"""What can stop a training run, beside a configuration that cannot work. Knows nothing of Lightning or torch."""
+"""Errors of training, and the translation of other libraries' exceptions into one sentence for the user."""
 
-from eca_hub.errors import EcaHubError
+import re
+from typing import TypeVar
+
+import torch
+
+from eca_hub.errors import EcaHubError, InvalidConfig
+
+Kind = TypeVar("Kind", bound=BaseException)
+
+RESUME_HINT = "The last checkpoint is intact; add --resume to continue from it."
+_OUT_OF_MEMORY = r"can't allocate memory|Cannot allocate memory"
 
 
 class TrainingStopped(EcaHubError):
-    """A run that cannot go on: the loss is no number, the disk is full, too many pictures are broken."""
+    """Training cannot continue: the loss is not finite, the disk is full, too many images are broken."""
 
     code = "training_stopped"
 
 
 class ProcessLost(TrainingStopped):
-    """A process that the run needs has died, which is nobody's mistake; --resume goes on."""
+    """A data worker or another training process has died. Not the user's mistake; --resume continues."""
 
     code = "process_lost"
     exit_code = 1
 
 
 class CheckpointCorrupt(EcaHubError):
-    """A checkpoint whose bytes are not those that were written."""
+    """The bytes of a checkpoint differ from those that were written."""
 
     code = "checkpoint_corrupt"
+
+
+def user_message_for(error: BaseException) -> EcaHubError | None:
+    """Return the error to show to the user; None for an unexpected exception, which keeps its traceback."""
+    if own := _own_error(error):
+        return own
+    text = " ".join(str(error).split())
+    if (missing := _in_chain(error, ModuleNotFoundError)) and missing is not error:
+        # A logger or plugin named in the configuration is not installed; Lightning's message says how to install it.
+        return InvalidConfig(" ".join(str(missing).split())[:300])
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(_OUT_OF_MEMORY, text):
+        return TrainingStopped(
+            f"Out of memory: {text[:200] or 'an allocation failed'}.",
+            hint="Lower --data.batch_size and raise --trainer.accumulate_grad_batches; --resume --allow_changes "
+            "continues.",
+        )
+    if worker := re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\) (.*)", text):
+        return ProcessLost(
+            f"A data worker died: process {worker[1].strip()} {worker[2].rstrip('. ')[:160]}.", hint=RESUME_HINT
+        )
+    if re.search(r"gloo|nccl|Connection (closed|reset)|ProcessGroup|Broken pipe", text, re.IGNORECASE):
+        return ProcessLost(f"Another process of this run has ended: {text[:160]}", hint=RESUME_HINT)
+    return None
+
+
+def _own_error(error: BaseException) -> EcaHubError | None:
+    """Find an EcaHubError in the chain: jsonargparse wraps it, and a data worker sends it inside a traceback text."""
+    own = _in_chain(error, EcaHubError)
+    if own and (sent := re.search(r"Original Traceback.*\n[\w.]+: (.*)$", str(own), re.DOTALL)):
+        return type(own)(sent[1].strip())
+    return own
+
+
+def _in_chain(error: BaseException, kind: type[Kind]) -> Kind | None:
+    """Find an error of a class among the causes of this one."""
+    each: BaseException | None = error
+    while each is not None and not isinstance(each, kind):
+        each = each.__cause__ or each.__context__
+    return each

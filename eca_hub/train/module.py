@@ -1,7 +1,6 @@
-"""The LightningModule: a network, its loss, its counts and its optimizer.
+"""The LightningModule: a network, its loss, its metrics and its optimizer.
 
-Batches arrive as uint8 pixels and are normalised here by the same code that serves, on whatever device trains. Knows
-nothing of files or of how runs are resumed.
+Batches arrive as uint8 pixels and are normalized on the training device, by the code that also serves.
 
 Shapes: N images, H height, W width, K classes.
 """
@@ -12,9 +11,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
-from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pull import is_folder
@@ -23,8 +23,8 @@ from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ImageConfig, ModelConfig, Stem
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.rng import derive_seed, seed_rng
-from eca_hub.train.distributed.fsdp import shard, share_buffers, whole
-from eca_hub.train.ema import WeightAverage
+from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor, shard_model
+from eca_hub.train.ema import EMA
 from eca_hub.train.metrics import ClassificationMetrics
 from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
 from eca_hub.train.optim import OptimConfig, lr_factor, make_optimizer
@@ -32,13 +32,13 @@ from eca_hub.train.transfer import Distillation, Freeze, batch_norms, freeze_par
 
 
 class ImageClassifier(LightningModule):
-    """Train a network to name pictures.
+    """Train a network to classify images.
 
     Args:
         architecture: Name of the backbone, see `eca-hub models`.
         attention: Name of the attention inside each block, or `none`.
         attention_args: Options of the attention, such as `kernel_sizes: [3, 5, 5, 7]`.
-        stem: `small` keeps the picture whole up to the first block, for pictures up to 64 px.
+        stem: `small` does not downsample before the first block, for images up to 64 px.
         from_pretrained: Package to start from, `owner/name` or a folder; architecture and attention are then its own,
             and the head is new if the labels are.
         revision: Branch, tag or commit of `from_pretrained`.
@@ -47,15 +47,15 @@ class ImageClassifier(LightningModule):
         optim: Optimizer and learning rate.
         label_smoothing: Share of each target that is spread over all classes.
         mix: MixUp and CutMix.
-        ema_decay: Share of a running average of the weights that stays at every step; the average is then what is
-            measured and published. 0 for none.
-        distill_from: Package whose answers are learnt as well, `owner/name` or a folder.
+        ema_decay: Decay of an exponential moving average of the weights, such as 0.9999; the average is then validated
+            and published. 0 for none.
+        distill_from: Package whose logits are learned as well, `owner/name` or a folder.
         distill_alpha: Share of the loss that the teacher sets.
-        distill_temperature: By how much the answers of teacher and student are softened.
+        distill_temperature: Temperature of the softmax of teacher and student.
         drop_rate: Share of the features before the head that are dropped.
-        channels_last: Whether channels stand innermost in memory: on a CPU a step of ResNet-18 at 128 px is then 1.1
-            times as fast, one of ResNet-20 at 32 px 1.3 times; the last bits then depend on the number of threads.
-        compile: Whether torch.compile is used.
+        channels_last: Use the channels_last memory format. On a CPU a step of ResNet-18 at 128 px is then 1.1 times as
+            fast, one of ResNet-20 at 32 px 1.3 times; the last bits then depend on the number of threads.
+        compile: Use torch.compile.
         labels: Class names; comes from the data.
         image: Preprocessing; comes from the data.
     """
@@ -93,7 +93,7 @@ class ImageClassifier(LightningModule):
             )
         config = ModelConfig(architecture, attention, attention_args or {}, tuple(labels), image, stem)
         self.base_model = from_pretrained if from_pretrained and not is_folder(from_pretrained) else ""
-        """Id of the model of a hub that training starts from; empty if there is none, or it has no id."""
+        """Id of the hub's model from which training starts; empty for a folder or random weights."""
         if from_pretrained:
             self.model, self.config = load_pretrained_backbone(from_pretrained, revision, config)
         else:
@@ -104,14 +104,16 @@ class ImageClassifier(LightningModule):
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.seed = 0
-        """Decides dropout and mixing, with the place in training."""
+        """Seed of dropout, MixUp and CutMix, together with epoch, batch and rank."""
         self.optim_config = optim
+        self.last_lr = optim.lr
+        """Learning rate of the last step, of the first parameter group."""
+        self._schedule: Callable[[int], float] = lambda step: 1.0
         self.transform = EvalTransform(image)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         num_classes = self.config.num_classes
         self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes) for split in ("fit", "val", "test")})
-        self._average_decay = ema_decay
-        self.average = WeightAverage(self.model, ema_decay) if ema_decay else None
+        self.ema = EMA(self.model, ema_decay) if ema_decay else None
         self._freeze = freeze
         self._mix = MixUpCutMix(mix, num_classes)
         self._teacher = Distillation(distill_from, self.config) if distill_from else None
@@ -120,7 +122,7 @@ class ImageClassifier(LightningModule):
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # In a tuple, so that the weights are not registered a second time under the name of the compiled network.
         self._run_model = (torch.compile(self.model) if compile else self.model,)
-        # Lightning trains modules in the mode that they come in.
+        # Lightning trains a module in the mode in which it is given.
         self.train()
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
@@ -130,14 +132,16 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
-        place = (self.trainer.current_epoch, batch_index, self.global_rank)
-        seed_rng(derive_seed("step", self.seed, *place), self.device)
+        position = (self.trainer.current_epoch, batch_index, self.global_rank)
+        seed_rng(derive_seed("step", self.seed, *position), self.device)
         x_N3HW, target = self._mix(self._normalized(batch.pixels), batch.targets)
         logits_NK = self._run_model[0](x_N3HW)
         loss: Tensor = self.loss(logits_NK, target)
         if self._teacher is not None:
-            soft_NK, taught_NK = logits_NK / self._temperature, self._teacher(x_N3HW) / self._temperature
-            distance = kl_div(soft_NK.log_softmax(1), taught_NK.log_softmax(1), reduction="batchmean", log_target=True)
+            student_NK, teacher_NK = logits_NK / self._temperature, self._teacher(x_N3HW) / self._temperature
+            distance = kl_div(
+                student_NK.log_softmax(1), teacher_NK.log_softmax(1), reduction="batchmean", log_target=True
+            )
             loss = (1 - self._teacher_weight) * loss + self._teacher_weight * self._temperature**2 * distance
         self.metrics_for("fit").update(logits_NK.detach(), batch.targets, loss)
         return loss
@@ -151,57 +155,58 @@ class ImageClassifier(LightningModule):
         self._measure(batch, "test")
 
     def predict_step(self, batch: Batch, batch_index: int) -> tuple[Tensor, Tensor]:
-        """Return the numbers of the pictures (N,) and the probabilities of the classes (N, K)."""
-        return batch.indices.cpu(), self._answer(batch).softmax(1).cpu()
+        """Return the indices of the images (N,) and the probabilities of the classes (N, K)."""
+        return batch.indices.cpu(), self(batch.pixels).softmax(1).cpu()
 
     def configure_model(self) -> None:
-        """Cut up the weights, if the strategy has a row of processes to share them."""
+        """Shard the weights, if the strategy has a mesh of processes."""
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
-            if self.average is not None:
-                self.average = WeightAverage(self.model, self._average_decay)
+            shard_model(self.model, self.device_mesh["data_parallel"])
+            if self.ema is not None:
+                self.ema.reset(self.model)
 
     def on_train_start(self) -> None:
-        """Fix what the rate depends on; counts of an epoch that is resumed are those of all processes."""
-        if not self.trainer.is_global_zero:
-            self.metrics_for("fit").forget()
+        """Set the schedule of the learning rate, which needs the number of steps."""
         num_steps = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        self._rate_factor = lr_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
-
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Set the rate of the step that begins."""
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.optim_config.lr * self._rate_factor(self.global_step)
+        self._schedule = lr_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+        [config] = self.trainer.lr_scheduler_configs
+        for group, base_lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.base_lrs, strict=True):
+            group["lr"] = base_lr * self._schedule(self.global_step)
+        # The metrics of an epoch that is resumed are those of all processes, so one of them keeps them.
+        if not self.trainer.is_global_zero:
+            self.metrics_for("fit").forget()
 
     def on_train_epoch_start(self) -> None:
-        """Count anew."""
+        """Reset the metrics."""
         self.metrics_for("fit").reset()
 
     def on_validation_epoch_start(self) -> None:
-        """Count anew."""
+        """Reset the metrics, and put the average of the weights into the network."""
         self.metrics_for("val").reset()
+        if self.ema is not None and self.trainer.state.fn == "fit":
+            self.ema.swap_in(self.model)
 
     def on_test_epoch_start(self) -> None:
-        """Count anew."""
+        """Reset the metrics."""
         self.metrics_for("test").reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Tell the loggers what validation found."""
+        """Log the metrics, and give the network its own weights back."""
         self._log("val", "val")
+        self.restore_weights()
 
     def on_test_epoch_end(self) -> None:
-        """Tell the loggers what the test found."""
+        """Log the metrics."""
         self._log("test", "test")
 
     def on_train_epoch_end(self) -> None:
-        """Tell the loggers what the epoch reached."""
+        """Log the metrics and the learning rate."""
         self._log("fit", "train")
-        rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log("lr", torch.tensor(rate, device=self.device), sync_dist=True, batch_size=1)
+        self.log("lr", torch.tensor(self.last_lr, device=self.device), sync_dist=True, batch_size=1)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
-        """Switch between training and evaluation; frozen norms keep their statistics in both."""
+        """Switch between training and evaluation mode; frozen norms stay in evaluation mode."""
         super().train(mode)
         if mode and self._freeze == "norms":
             for norm in batch_norms(self.model):
@@ -213,68 +218,74 @@ class ImageClassifier(LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Make a step, and let the average follow; norms go on with the statistics of the first process.
+        """Make a step, update the average, and use the norms' statistics of rank 0 everywhere.
 
-        DDP does so too, but only before the next step: what is saved or measured until then would be several networks.
+        DDP broadcasts them only before the next step; until then the processes would save and validate different ones.
         """
+        self.last_lr = float(optimizer.param_groups[0]["lr"])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.trainer.world_size > 1:
-            share_buffers(self.model)
-        if self.average is not None:
-            self.average.update(self.model, self.global_step)
+            broadcast_buffers(self.model)
+        if self.ema is not None:
+            self.ema.update(self.model, self.global_step)
 
-    def configure_optimizers(self) -> Optimizer:
-        """Make the optimizer; its rate is set at every step."""
-        return make_optimizer(self.optim_config, self.model)
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Make the optimizer, and the schedule of its learning rates by steps."""
+        optimizer = make_optimizer(self.optim_config, self.model)
+        # The number of steps is not known yet: asking for it would start the data loader before the position in
+        # training is restored. A lambda, because LambdaLR saves the attributes of anything else.
+        scheduler = LambdaLR(optimizer, lambda step: self._schedule(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the average beside the weights, and the counts of all processes instead of this one's."""
+        """Save the average beside the weights, and the metrics of all processes instead of those of this one."""
         checkpoint["state_dict"] |= self.metrics_for("fit").summed("metrics.fit.")
-        if self.average is not None:
-            checkpoint["average"] = dict(self.average.weights)
+        checkpoint["last_lr"] = self.last_lr
+        if self.ema is not None:
+            checkpoint["ema"] = dict(self.ema.weights)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the saved average and the counts of the epoch."""
-        # Else the counts that come with the weights would be taken for none.
+        """Continue with the saved average and the metrics of the epoch."""
+        # Otherwise torchmetrics takes the loaded counts for an empty state.
         self.metrics_for("fit")._update_count = 1
-        if self.average is not None:
-            self.average.load(checkpoint["average"])
+        self.last_lr = checkpoint["last_lr"]
+        if self.ema is not None:
+            self.ema.load(checkpoint["ema"])
 
     def best_weights(self) -> dict[str, Tensor]:
-        """Return the weights that are measured: the average, if there is one. All processes must ask for them."""
-        if self.average is not None:
-            return self.average.whole()
-        return {name: whole(tensor.detach()) for name, tensor in self.model.state_dict().items()}
+        """Return the weights that are validated: the average, if there is one. All processes must call this."""
+        if self.ema is not None:
+            return self.ema.full_weights()
+        return {name: full_tensor(tensor.detach()) for name, tensor in self.model.state_dict().items()}
+
+    def restore_weights(self) -> None:
+        """Give the network its own weights back, if a validation with the average was interrupted."""
+        if self.ema is not None:
+            self.ema.swap_out(self.model)
 
     def metrics_for(self, split: str) -> ClassificationMetrics:
-        """Return the counts of `fit`, `val` or `test`."""
+        """Return the metrics of `fit`, `val` or `test`."""
         metrics = self.metrics[split]
         assert isinstance(metrics, ClassificationMetrics)
         return metrics
 
     def _measure(self, batch: Batch, split: str) -> None:
-        logits_NK = self._answer(batch)
+        logits_NK = self(batch.pixels)
         self.metrics_for(split).update(logits_NK, batch.targets, self.loss(logits_NK, batch.targets))
-
-    def _answer(self, batch: Batch) -> Tensor:
-        if self.average is None:
-            logits_NK: Tensor = self(batch.pixels)
-            return logits_NK
-        return self.average.forward(self.model, self._normalized(batch.pixels))
 
     def _normalized(self, pixels_N3HW: Tensor) -> Tensor:
         x_N3HW = self.transform.normalize(pixels_N3HW).contiguous(memory_format=self._memory_format)
-        # Under autocast weights stay float32 and so does this; only `64-true` and `bf16-true` make it another.
+        # float32 under autocast; `64-true` and `bf16-true` change the weights' type.
         return x_N3HW.to(next(self.model.parameters()).dtype)
 
     def _log(self, counted: str, name: str) -> None:
-        # compute() has added up over all processes already; the same number of each is averaged to itself.
+        # compute() has summed over all processes already, so averaging over them changes nothing.
         values = {f"{name}_{metric}": value for metric, value in self.metrics_for(counted).compute().items()}
         self.log_dict(values, prog_bar=False, sync_dist=True, batch_size=1)
 
 
 def set_dropout(model: nn.Module, share: float) -> None:
-    """Drop features before the head of a network of timm or torchvision."""
+    """Set the dropout before the head of a network of timm or torchvision."""
     if hasattr(model, "drop_rate"):
         model.drop_rate = share  # type: ignore[assignment]
         head_drop = getattr(model, "head_drop", None)

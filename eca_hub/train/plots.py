@@ -1,6 +1,6 @@
-"""Pictures and tables of a run: curves over the epochs, who was taken for whom. Knows nothing of training.
+"""Plots and tables of a run: learning curves, confusion matrix, metrics per class.
 
-Shapes: K classes; confusion rows are true classes, columns are answers.
+Shapes: K classes; confusion rows are true classes, columns are predicted ones.
 """
 
 import csv
@@ -12,15 +12,15 @@ from torch import Tensor
 from eca_hub.train.callbacks.epoch_log import read_rows
 
 _MAX_NAMED = 40
-"""Classes whose names have room beside the matrix."""
+"""The largest number of classes whose names fit beside the matrix."""
 _MAX_WRITTEN = 12
-"""Classes whose shares have room in all cells; with more, only the large mistakes are written."""
+"""The largest number of classes whose shares are written in all cells; with more, only the large mistakes are."""
 _LARGE_MISTAKE = 0.2
-_COLOURS = {"train": "#8fa3b8", "val": "#d1495b"}
+_COLORS = {"train": "#8fa3b8", "val": "#d1495b"}
 _NAMES = {"train": "training", "val": "validation"}
 
 
-def draw_curves(metrics_csv: Path, picture: Path) -> None:
+def draw_curves(metrics_csv: Path, image: Path) -> None:
     """Draw the loss and top-1 columns of a metrics file, training beside validation, and mark the best epoch."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -28,15 +28,15 @@ def draw_curves(metrics_csv: Path, picture: Path) -> None:
     rows = read_rows(metrics_csv)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
-        for split, colour in _COLOURS.items():
+        for split, color in _COLORS.items():
             points = [(int(row["epoch"]) + 1, float(row[key])) for row in rows if row.get(key := f"{split}_{metric}")]
             if not points:
                 continue
             marker = "o" if len(points) < _MAX_NAMED else None
-            axes.plot(*zip(*points, strict=True), label=_NAMES[split], color=colour, lw=1.8, marker=marker, ms=3)
+            axes.plot(*zip(*points, strict=True), label=_NAMES[split], color=color, lw=1.8, marker=marker, ms=3)
             if metric == "top1" and split == "val":
                 epoch, best = max(points, key=lambda point: (point[1], point[0]))
-                axes.plot(epoch, best, "o", ms=9, mfc="none", mec=colour, mew=1.5)
+                axes.plot(epoch, best, "o", ms=9, mfc="none", mec=color, mew=1.5)
                 axes.set_title(f"top-1, best {best:.1%} in epoch {epoch}", loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -48,11 +48,11 @@ def draw_curves(metrics_csv: Path, picture: Path) -> None:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         if axes.lines:
             axes.legend(frameon=False)
-    figure.savefig(picture, dpi=120)
+    figure.savefig(image, dpi=120)
 
 
-def draw_confusion(confusion_KK: Tensor, labels: Sequence[str], picture: Path) -> None:
-    """Draw how often each class was taken for each, as shares of the true class."""
+def draw_confusion(confusion_KK: Tensor, labels: Sequence[str], image: Path) -> None:
+    """Draw the confusion matrix, as shares of the true class."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -61,7 +61,7 @@ def draw_confusion(confusion_KK: Tensor, labels: Sequence[str], picture: Path) -
     side = min(max(4.5, 0.3 * num_classes + 2), 14.0)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    # The square root of the share: a mistake in twenty is as good as invisible else.
+    # The square root of the share, because a mistake in twenty would be invisible.
     axes.imshow(share_KK.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     if num_classes <= _MAX_NAMED:
         axes.set_xticks(range(num_classes), [_plain(label) for label in labels], rotation=90)
@@ -70,36 +70,36 @@ def draw_confusion(confusion_KK: Tensor, labels: Sequence[str], picture: Path) -
         for row, column in (share_KK > 0).nonzero().tolist():
             share = float(share_KK[row, column])
             if num_classes <= _MAX_WRITTEN or row == column or share >= _LARGE_MISTAKE:
-                colour = "white" if share > 0.35 else "black"
-                axes.text(column, row, f"{share:.0%}"[:-1], ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if share > 0.35 else "black"
+                axes.text(column, row, f"{share:.0%}"[:-1], ha="center", va="center", color=color, fontsize=8)
     axes.spines[:].set_visible(False)
-    axes.set(xlabel="answer", ylabel="truth")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(
-        f"{int(confusion_KK.trace()) / max(num_images, 1):.1%} of {num_images} pictures right; "
+        f"{int(confusion_KK.trace()) / max(num_images, 1):.1%} of {num_images} images correct; "
         "percent of each true class",
         loc="left",
         fontsize=10,
     )
-    figure.savefig(picture, dpi=100)
+    figure.savefig(image, dpi=100)
 
 
 def write_classes(confusion_KK: Tensor, labels: Sequence[str], table: Path) -> None:
-    """Write a row a class: pictures, recall, precision, and the class it is most often taken for."""
+    """Write a row per class: images, recall, precision, and the class it is most often mistaken for."""
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["label", "num_images", "recall", "precision", "most_often_taken_for", "times"])
+        writer.writerow(["label", "num_images", "recall", "precision", "most_often_mistaken_for", "times"])
         for index, label in enumerate(labels):
-            right, seen = int(confusion_KK[index, index]), int(confusion_KK[index].sum())
-            answered = int(confusion_KK[:, index].sum())
+            num_correct, num_seen = int(confusion_KK[index, index]), int(confusion_KK[index].sum())
+            num_predicted = int(confusion_KK[:, index].sum())
             others_K = confusion_KK[index].clone()
             others_K[index] = 0
             times, rival = int(others_K.max()), int(others_K.argmax())
             writer.writerow(
                 [
                     label,
-                    seen,
-                    f"{right / seen:.4f}" if seen else "",
-                    f"{right / answered:.4f}" if answered else "",
+                    num_seen,
+                    f"{num_correct / num_seen:.4f}" if num_seen else "",
+                    f"{num_correct / num_predicted:.4f}" if num_predicted else "",
                     labels[rival] if times else "",
                     times,
                 ]
@@ -107,5 +107,5 @@ def write_classes(confusion_KK: Tensor, labels: Sequence[str], table: Path) -> N
 
 
 def _plain(label: str) -> str:
-    """A name with dollar signs would be read as a formula, and a font need not have every character."""
+    """Escape dollar signs, which matplotlib reads as a formula, and replace characters that the font may lack."""
     return label.replace("$", r"\$").encode("ascii", "replace").decode()[:24]

@@ -1,8 +1,6 @@
-"""What a run leaves: the best weights, measured, as a package in model/, and the numbers in result.json.
+"""Results of a run: the best weights, tested, as a package in model/; result.json; predictions.csv."""
 
-Knows nothing of training.
-"""
-
+import csv
 import datetime
 import json
 from pathlib import Path
@@ -13,51 +11,51 @@ import torch
 from lightning.pytorch import Trainer
 
 from eca_hub import __version__
+from eca_hub.atomic import write_atomic
 from eca_hub.hub.card import CardFacts, Result
 from eca_hub.hub.pretrained import save_pretrained
 from eca_hub.models.build import build_model
-from eca_hub.train.callbacks.checkpointing import Keeper
+from eca_hub.train.callbacks.checkpointing import ResumableCheckpoint
 from eca_hub.train.callbacks.epoch_log import format_s
-from eca_hub.train.checkpoint.store import CheckpointFolder
+from eca_hub.train.checkpoint.store import CheckpointStore
 from eca_hub.train.data.datamodule import ImageDataModule
-from eca_hub.train.distributed.fsdp import load_whole
+from eca_hub.train.distributed.fsdp import load_full_weights
 from eca_hub.train.environment import describe_environment, device_name, peak_memory_mib
 from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.plots import draw_confusion, draw_curves, write_classes
-from eca_hub.train.say import say
 
-_FLATTERED = "The epoch was chosen on the pictures that it is measured on, for there is one split for both."
+_SAME_SPLIT = "The epoch was chosen on the images that it is tested on, because one split serves for both."
 
 
-def finish_run(
+def finalize_run(
     trainer: Trainer,
     module: ImageClassifier,
     data: ImageDataModule,
     run_dir: Path,
-    folder: CheckpointFolder,
-    keeper: Keeper,
+    store: CheckpointStore,
+    checkpoint: ResumableCheckpoint,
 ) -> None:
-    """Measure the best weights on the test split, write them as a package, and say what to type next.
+    """Test the best weights, write them as a package, and print the results and the next command.
 
     Args:
-        trainer: Which trained.
-        module: What it trained.
-        data: What it trained on.
+        trainer: The trainer, after training.
+        module: The trained module.
+        data: The data it was trained on.
         run_dir: The run folder.
-        folder: The checkpoints, with the best weights among them.
-        keeper: Which knows the best.
+        store: The checkpoints, with the best weights among them.
+        checkpoint: Knows which weights are the best.
 
     Raises:
-        TrainingStopped: no epoch ended with a loss that is a number.
+        TrainingStopped: no validation had a finite loss.
     """
-    if keeper.best is None:
-        raise TrainingStopped("No epoch was validated, so no weights are the best.", hint="Train longer.")
-    fit_s = keeper.fit_s
+    if checkpoint.best is None:
+        raise TrainingStopped("No validation had a finite loss, so there are no best weights.", hint="Train longer.")
+    fit_s = checkpoint.fit_s
     memory_mib = peak_memory_mib(trainer.strategy.root_device)
-    best = folder.load_best(keeper.best)
-    load_whole(module.model, best)
-    module.average = None
+    best = store.load_best(checkpoint.best)
+    load_full_weights(module.model, best)
+    module.ema = None
     [measured] = trainer.test(module, datamodule=data, verbose=False)
     confusion_KK = module.metrics_for("test").whole_confusion().cpu()
     if not trainer.is_global_zero:
@@ -66,53 +64,90 @@ def finish_run(
     epochs, steps = int(trainer.current_epoch), int(trainer.global_step)
     num_batches = int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
     batch_size = min(data.batch_size * trainer.world_size, num_train)
-    # The metric is a float32; the share of right answers that it stands for is exact.
+    # The metric is a float32; the share of correct answers that it stands for is exact.
     result = {
         "test_top1": int(confusion_KK.trace()) / num_test,
         "test_top5": round(float(measured["test_top5"]) * num_test) / num_test,
         "test_macro": round(float(measured["test_macro"]), 6),
         "test_loss": measured["test_loss"],
-        "val_top1": round(keeper.best_top1, 6),
-        "val_top5": round(keeper.best_top5, 6),
-        "best_epoch": keeper.best_epoch,
+        "val_top1": round(checkpoint.best_top1, 6),
+        "val_top5": round(checkpoint.best_top5, 6),
+        "best_epoch": checkpoint.best_epoch,
         "num_test_images": num_test,
         "epochs": epochs,
         "steps": steps,
         "fit_s": round(fit_s, 3),
         "images_per_s": round(num_batches * batch_size / fit_s, 1),
-        "peak_memory_mib": round(memory_mib, 1),
+        "peak_memory_mib": memory_mib and round(memory_mib, 1),
     }
     draw_confusion(confusion_KK, data.labels, run_dir / "confusion.png")
     write_classes(confusion_KK, data.labels, run_dir / "classes.csv")
     if (run_dir / "metrics.csv").is_file():
         draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
-    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_atomic(run_dir / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     facts = _card_facts(trainer, module, data, result)
-    # Not the network that was trained: that one may be cut up, or have norms that only training needs.
+    # A new network: the trained one may be sharded, or have norms for training only.
     network = build_model(module.config)
     network.load_state_dict(best)
     save_pretrained(network, module.config, run_dir / "model", facts=facts)
-    _tell(result, run_dir, _FLATTERED if data.has_single_eval_split else "")
+    _print_result(result, run_dir, _SAME_SPLIT if data.has_single_eval_split else "")
 
 
 def write_environment(trainer: Trainer, run_dir: Path) -> None:
-    """Write on what the run is made."""
+    """Write environment.json: machine, packages and state of the source."""
     if trainer.is_global_zero:
         environment = describe_environment(trainer.num_devices * trainer.num_nodes, trainer.strategy.root_device)
-        (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+        write_atomic(run_dir / "environment.json", (json.dumps(environment, indent=2) + "\n").encode())
 
 
-def _tell(result: dict[str, Any], run_dir: Path, remark: str) -> None:
-    say(
-        f"test top-1 {result['test_top1']:.4f}, top-5 {result['test_top5']:.4f}, mean of the classes "
+def print_metrics(trainer: Trainer, module: ImageClassifier, split: str) -> None:
+    """Print the metrics of a split."""
+    metrics = module.metrics_for(split).compute()
+    num_images = int(module.metrics_for(split).whole_confusion().sum())
+    if trainer.is_global_zero:
+        numbers = "  ".join(f"{split}_{name} {float(value):.4f}" for name, value in metrics.items())
+        print(f"{numbers}  on {num_images} images", flush=True)
+
+
+def write_predictions(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, table: Path) -> None:
+    """Write a row per image of the test split, in its order: file, true class, predicted class, probability."""
+    source = data.source("test")
+    predictions = [
+        prediction
+        for index_N, score_NK in trainer.predict(module, datamodule=data) or []
+        for prediction in zip(index_N.tolist(), score_NK.argmax(1).tolist(), score_NK.amax(1).tolist(), strict=True)
+    ]
+    if trainer.world_size > 1:
+        gathered: list[list[tuple[int, int, float]]] = [[] for _ in range(trainer.world_size)]
+        torch.distributed.all_gather_object(gathered, predictions)
+        predictions = [prediction for each in gathered for prediction in each]
+    if not trainer.is_global_zero:
+        return
+    table.parent.mkdir(parents=True, exist_ok=True)
+    num_correct = 0
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "answer", "score"])
+        for index, best, score in sorted(predictions):
+            target = int(source.targets[index])
+            num_correct += target == best
+            writer.writerow([source.name(index), data.labels[target], data.labels[best], f"{score:.6f}"])
+    print(f"{num_correct} of {len(predictions)} correct; predictions: {table}", flush=True)
+
+
+def _print_result(result: dict[str, Any], run_dir: Path, remark: str) -> None:
+    memory_mib = result["peak_memory_mib"]
+    print(
+        f"test top-1 {result['test_top1']:.4f}, top-5 {result['test_top5']:.4f}, mean over classes "
         f"{result['test_macro']:.4f} on {result['num_test_images']} images\n"
         f"best validation top-1 {result['val_top1']:.4f}, top-5 {result['val_top5']:.4f} in epoch "
         f"{result['best_epoch']} of {result['epochs']}\n"
-        f"{result['steps']} steps in {format_s(result['fit_s'])}, {result['images_per_s']:.0f} images/s, "
-        f"peak memory {result['peak_memory_mib']:.0f} MiB\n"
+        f"{result['steps']} steps in {format_s(result['fit_s'])}, {result['images_per_s']:.0f} images/s"
+        + (f", peak memory {memory_mib:.0f} MiB\n" if memory_mib else "\n")
         + (f"{remark}\n" if remark else "")
         + f"run: {run_dir}   package: {run_dir / 'model'}\n"
-        f"Next: eca-hub push {run_dir} OWNER/NAME"
+        f"Next: eca-hub push {run_dir} OWNER/NAME",
+        flush=True,
     )
 
 
@@ -120,7 +155,7 @@ def _card_facts(trainer: Trainer, module: ImageClassifier, data: ImageDataModule
     optim = module.optim_config
     num_test = int(result["num_test_images"])
     return CardFacts(
-        summary=f"Names the {len(data.labels)} classes of {data.title}.",
+        summary=f"Classifies images into the {len(data.labels)} classes of {data.title}.",
         results=(Result(data.title, "test", "accuracy", result["test_top1"], num_test),),
         recipe={
             "data": f"{data.title}, {data.num_images('train')} training images",
@@ -135,6 +170,6 @@ def _card_facts(trainer: Trainer, module: ImageClassifier, data: ImageDataModule
             f"{datetime.date.today():%Y-%m-%d} on {trainer.num_devices} x {device_name(trainer.strategy.root_device)}, "
             f"eca-hub {__version__}, torch {torch.__version__}, lightning {lightning.__version__}"
         ),
-        limits=f"Knows nothing but the classes of {data.title}: every picture gets one of them, whatever it shows."
-        + (f" {_FLATTERED}" if data.has_single_eval_split else ""),
+        limits=f"Every image gets one of the classes of {data.title}, whatever it shows."
+        + (f" {_SAME_SPLIT}" if data.has_single_eval_split else ""),
     )

@@ -1,7 +1,4 @@
-"""The folder of a run: which one it is, what it holds already, and whether that may be written over.
-
-Knows nothing of training.
-"""
+"""The folder of a run: choose it, and check what it holds before anything is written."""
 
 import datetime
 import os
@@ -11,12 +8,11 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.checkpoint.store import CheckpointFolder, Saved
-from eca_hub.train.say import say
+from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
 
-_VARIABLE = "ECA_RUN_DIR"
-_STARTED_FROM_OUTSIDE = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
-_OF_A_RUN_BEFORE = ("metrics.csv", "bad_samples.csv", "result.json")
+_RUN_DIR_VARIABLE = "ECA_RUN_DIR"
+_EXTERNAL_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
+_FILES_OF_A_RUN = ("metrics.csv", "bad_samples.csv", "result.json")
 
 
 @dataclass(frozen=True)
@@ -24,22 +20,22 @@ class RunFolder:
     """A folder that may be trained into."""
 
     path: Path
-    checkpoints: CheckpointFolder
-    resumed: Saved | None
-    """The checkpoint that the run goes on from, if it does."""
+    checkpoints: CheckpointStore
+    resumed: SavedCheckpoint | None
+    """The checkpoint from which the run is resumed."""
 
 
-def open_to_train(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
-    """Look at what is in the folder: nothing, a run to go on with, or one that must not be lost.
+def open_run_folder(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Open the folder of a new run or of one to resume.
 
     Raises:
-        InvalidConfig: it cannot be used, or holds a run and nobody said what is to become of it.
+        InvalidConfig: it cannot be written, or holds a run and neither `resume` nor `overwrite` is given.
     """
     if (path / "model" / "config.json").exists() and not overwrite:
         raise InvalidConfig(
             f"{path} holds a finished run.", hint="Give another --run_dir, or --overwrite to replace it."
         )
-    checkpoints = CheckpointFolder(path / "checkpoints")
+    checkpoints = CheckpointStore(path / "checkpoints")
     try:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,43 +44,44 @@ def open_to_train(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
         ) from None
     resumed = None
     if resume:
-        resumed = checkpoints.newest_whole(_say)
-        _say(f"Going on from {resumed.path.name}." if resumed else "No whole checkpoint: starting anew.")
-    elif checkpoints.has_progress() and _is_first() and not overwrite:
-        raise InvalidConfig(
-            f"{path} holds an unfinished run.", hint="Add --resume to go on, or --overwrite to start anew."
+        resumed = checkpoints.latest_valid(_print)
+        _print(
+            f"Resuming from {resumed.path.name}." if resumed else "No valid checkpoint: starting from the beginning."
         )
-    if resumed is None and _is_first():
+    elif checkpoints.has_progress() and _is_rank_zero() and not overwrite:
+        raise InvalidConfig(
+            f"{path} holds an unfinished run.", hint="Add --resume to continue it, or --overwrite to replace it."
+        )
+    if resumed is None and _is_rank_zero():
         checkpoints.clear()
-        for name in _OF_A_RUN_BEFORE:
+        for name in _FILES_OF_A_RUN:
             (path / name).unlink(missing_ok=True)
     return RunFolder(path, checkpoints, resumed)
 
 
-def chosen_path(given: str | None, model: str) -> Path:
-    """Take the folder that was given, or name one; processes that Lightning starts take their starter's.
+def choose_run_dir(given: str | None, model: str) -> Path:
+    """Return the given folder, or a new one in `runs/`; the processes that Lightning starts inherit its name.
 
     Args:
-        given: What was typed.
-        model: What the name of a new one ends with.
+        given: --run_dir.
+        model: Last part of the name of a new folder.
 
     Raises:
-        InvalidConfig: processes that do not know each other were given none.
+        InvalidConfig: an external launcher started this process, and no folder is given.
     """
-    if not given and any(name in os.environ for name in _STARTED_FROM_OUTSIDE):
-        raise InvalidConfig("Processes that a launcher starts cannot agree on a new folder.", hint="Give --run_dir.")
+    if not given and any(name in os.environ for name in _EXTERNAL_LAUNCHERS):
+        raise InvalidConfig("Processes of torchrun or srun cannot agree on a new run folder.", hint="Give --run_dir.")
     now = datetime.datetime.now().astimezone()
-    chosen = given or os.environ.get(_VARIABLE) or f"runs/{now:%Y-%m-%d_%H%M%S}_{model}"
+    chosen = given or os.environ.get(_RUN_DIR_VARIABLE) or f"runs/{now:%Y-%m-%d_%H%M%S}_{model}"
     if not given and "LOCAL_RANK" not in os.environ:
-        os.environ[_VARIABLE] = chosen
+        os.environ[_RUN_DIR_VARIABLE] = chosen
     return Path(chosen)
 
 
-def _is_first() -> bool:
-    """Whether this is the process that writes."""
+def _is_rank_zero() -> bool:
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
-def _say(sentence: str) -> None:
-    if _is_first():
-        say(sentence)
+def _print(sentence: str) -> None:
+    if _is_rank_zero():
+        print(sentence, flush=True)

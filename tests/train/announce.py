@@ -1,10 +1,8 @@
-"""A callback that says when a step is done, so that a test can do something to the process just then."""
+"""A callback that prints each completed step, so that a test can act on the process at that moment."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-
-from eca_hub.train.say import say
 
 
 class Announce(Callback):
@@ -13,4 +11,4 @@ class Announce(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        say(f"step {trainer.global_step} is done")
+        print(f"step {trainer.global_step} is done", flush=True)

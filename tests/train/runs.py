@@ -52,20 +52,20 @@ def checkpoints(run_dir: Path) -> Sequence[Path]:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, hook: str, number: int) -> None:
-    """Let SIGTERM arrive just before a hook of the keeper is called for the n-th time, from 1."""
+    """Let SIGTERM arrive just before a hook of ResumableCheckpoint is called for the n-th time, from 1."""
     import os
     import signal
 
-    from eca_hub.train.callbacks.checkpointing import Keeper
+    from eca_hub.train.callbacks.checkpointing import ResumableCheckpoint
 
-    real = getattr(Keeper, hook)
+    real = getattr(ResumableCheckpoint, hook)
     calls = 0
 
-    def counting(self: Keeper, *args: object, **kwargs: object) -> object:
+    def counting(self: ResumableCheckpoint, *args: object, **kwargs: object) -> object:
         nonlocal calls
         calls += 1
         if calls == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(Keeper, hook, counting)
+    monkeypatch.setattr(ResumableCheckpoint, hook, counting)

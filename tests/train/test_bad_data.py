@@ -57,7 +57,7 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
     (take_measured_splits, "has neither a folder val nor a folder test to measure on."),
     (add_class_to_test, "The test split of set has 'dusk', which the train split has not."),
     (_break_every_file, "Every picture of a batch is broken"),
-    (_break_one_file, "Broken pictures: 1, and --data.max_bad_samples allows 0."),
+    (_break_one_file, "Broken images: 1, and --data.max_bad_samples allows 0."),
     (_write_parquet_without_train, "has no train*.parquet; it holds test.parquet."),
     (_write_parquet_with_a_new_class, "The test split of set has 'dusk', which the train split has not."),
 ]

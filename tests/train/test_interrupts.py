@@ -1,4 +1,4 @@
-"""Real processes of `eca-hub fit` that are stopped or killed: what they say, and that the same weights come of it."""
+"""Processes of `eca-hub fit` that are stopped or killed: their messages, and the same weights after --resume."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from random import Random
 import pytest
 import torch
 
-from eca_hub.train.checkpoint.store import CheckpointFolder
+from eca_hub.train.checkpoint.store import CheckpointStore
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, weights_hash
 
 SLOW = pytest.mark.slow
@@ -21,14 +21,14 @@ ENDLESS = ("--trainer.max_epochs", "3000")
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody interrupted."""
+    """An uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     assert fit(run_dir) == 0
     return run_dir
 
 
 def start(run_dir: Path, *options: str) -> subprocess.Popen[str]:
-    """Train in another process, which says when a step is done."""
+    """Train in another process, which prints each completed step."""
     run_dir.with_suffix(".yaml").write_text(CONFIG)
     words = ["fit", "-c", f"{run_dir}.yaml", "--run_dir", str(run_dir), *options]
     return subprocess.Popen(
@@ -74,19 +74,19 @@ def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(
         ),
     ],
 )
-def test_a_run_that_is_stopped_saves_and_goes_on_to_the_same_weights(
+def test_a_run_that_is_stopped_saves_and_resumes_to_the_same_weights(
     number: signal.Signals, who: str, num_workers: int, whole_run: Path, tmp_path: Path
 ) -> None:
     run_dir, options = tmp_path / "run", ("--data.num_workers", str(num_workers))
     with start(run_dir, *options) as process:
         wait_for("step 5 is done", process)
         (process.send_signal if who == "main process" else partial(os.killpg, process.pid))(number)
-        # Both outputs end when nobody is left who could write to them, workers included.
+        # Both outputs end when all processes have ended, workers included.
         said, complaints = process.communicate(timeout=10)
     assert process.returncode == 128 + number
     [sentence] = [line for line in said.splitlines() if "is done" not in line and not line.startswith("epoch ")]
     assert sentence.startswith("Stopped at step ")
-    assert sentence.endswith(", which is saved. To go on: the same command with --resume")
+    assert sentence.endswith("; a checkpoint was saved. To continue, give the same command with --resume.")
     assert complaints == ""
     assert fit(run_dir, "--resume", *options) == 0
     assert weights_hash(run_dir) == weights_hash(whole_run)
@@ -96,7 +96,7 @@ def test_a_run_that_is_stopped_saves_and_goes_on_to_the_same_weights(
 def test_ctrl_c_before_the_first_step_ends_at_once_and_quietly(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with start(tmp_path / "run", "--resume") as process:
-        wait_for("No whole checkpoint: starting anew.", process)
+        wait_for("No valid checkpoint: starting from the beginning.", process)
         os.killpg(process.pid, signal.SIGINT)
         said, complaints = process.communicate(timeout=10)
     assert process.returncode == 130
@@ -104,7 +104,9 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_quietly(tmp_path: Path) -
 
 
 @SLOW
-def test_a_killed_data_worker_ends_the_run_with_a_sentence_and_the_run_goes_on(whole_run: Path, tmp_path: Path) -> None:
+def test_a_killed_data_worker_ends_the_run_with_a_sentence_and_the_run_can_be_resumed(
+    whole_run: Path, tmp_path: Path
+) -> None:
     run_dir, options = tmp_path / "run", ("--data.num_workers", "1")
     with start(run_dir, *options, *ENDLESS) as process:
         wait_for(f"step {NUM_BATCHES + 1} is done", process)
@@ -114,13 +116,13 @@ def test_a_killed_data_worker_ends_the_run_with_a_sentence_and_the_run_goes_on(w
         os.kill(int(worker), signal.SIGKILL)
         _, complaints = process.communicate(timeout=30)
     assert process.returncode == 1
-    # Torch hears it from the system, or finds it out itself, whichever is first.
+    # Torch gets SIGCHLD, or finds the dead worker itself, whichever is first.
     assert re.fullmatch(
         rf"eca-hub fit: A data worker died: process {worker} (is killed by signal: Killed|exited unexpectedly)\. "
-        r"What was saved before is whole; add --resume to go on\.\n",
+        r"The last checkpoint is intact; add --resume to continue from it\.\n",
         complaints,
     )
-    saved = CheckpointFolder(run_dir / "checkpoints").newest_whole()
+    saved = CheckpointStore(run_dir / "checkpoints").latest_valid()
     assert saved is not None
     assert saved.path == checkpoints(run_dir)[-1]
     assert fit(run_dir, "--resume", "--allow_changes", *options) == 0

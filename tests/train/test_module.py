@@ -12,7 +12,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import eca_hub
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.dataset import Batch
-from eca_hub.train.ema import WeightAverage
 from eca_hub.train.metrics import ClassificationMetrics
 from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
 from eca_hub.train.module import ImageClassifier
@@ -90,20 +89,6 @@ def test_distillation_is_the_cross_entropy_and_the_softened_divergence_from_the_
     torch.testing.assert_close(loss, expected)
 
 
-def test_the_average_follows_its_formula_from_the_first_step_on() -> None:
-    """The decay rises from 2/11 as (1 + n) / (10 + n), as in TensorFlow's, until it is the one that was asked for."""
-    model = nn.Linear(1, 1)
-    average = WeightAverage(model, 0.5)
-    expected = model.weight.detach().clone()
-    for step in range(1, 20):
-        with torch.no_grad():
-            model.weight.fill_(step)
-        average.update(model, step)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * step
-        torch.testing.assert_close(average.weights["weight"], expected)
-
-
 def test_totals_are_those_of_torchmetrics_for_any_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(101, 7, generator=generator), torch.randint(7, (101,), generator=generator)
@@ -119,22 +104,6 @@ def test_totals_are_those_of_torchmetrics_for_any_batches() -> None:
         "loss": nn.functional.cross_entropy(logits, targets),
     }
     torch.testing.assert_close(found, expected)
-
-
-def test_the_average_follows_the_weights_and_is_what_is_run() -> None:
-    linear = nn.Linear(2, 2)
-    model = nn.Sequential(linear, nn.BatchNorm1d(2)).eval()
-    average = WeightAverage(model, 0.5)
-    before = linear.weight.detach().clone()
-    with torch.no_grad():
-        linear.weight.add_(1)
-    average.update(model, step=1000)
-    torch.testing.assert_close(average.weights["0.weight"], before + 0.5)
-    x = torch.ones(1, 2)
-    with torch.no_grad():
-        plain = model(x)
-        assert not torch.equal(average.forward(model, x), plain)
-        assert torch.equal(model(x), plain)
 
 
 def test_mixed_targets_add_up_to_one_and_chance_is_that_of_the_seed() -> None:

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged goes on to the same weights to the bit, or says why it cannot."""
+"""A run that was stopped, killed or damaged resumes to bit-identical weights, or is refused with the reason."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eca_hub.train.checkpoint.store import CheckpointFolder
+from eca_hub.train.checkpoint.store import CheckpointStore
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
 
 STOPS = {
@@ -27,7 +27,7 @@ MORE_STOPS = {
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody interrupted."""
+    """An uninterrupted run."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     assert fit(run_dir) == 0
     return run_dir
@@ -40,7 +40,7 @@ def test_a_run_stopped_by_sigterm_ends_in_the_same_weights(
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, *(STOPS | MORE_STOPS)[moment])
         assert fit(tmp_path / "run") == 143
-    assert "To go on: the same command with --resume" in capsys.readouterr().out
+    assert "To continue, give the same command with --resume." in capsys.readouterr().out
     assert not (tmp_path / "run" / "model").exists()
     assert fit(tmp_path / "run", "--resume") == 0
     assert weights_hash(tmp_path / "run") == weights_hash(whole_run)
@@ -81,7 +81,7 @@ SLOW = pytest.mark.slow
     "damage",
     ["cut", *(pytest.param(damage, marks=SLOW) for damage in ("flipped", "empty", "without its hash"))],
 )
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_skipped(
     damage: str, stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older, newest = checkpoints(stopped_run)
@@ -94,33 +94,33 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert fit(stopped_run, "--resume") == 0
     said = capsys.readouterr().out
     assert f"{newest}" in said
-    assert "Looking for an older one." in said
-    assert f"Going on from {older.name}" in said
+    assert "Trying the checkpoint before it." in said
+    assert f"Resuming from {older.name}" in said
     assert weights_hash(stopped_run) == weights_hash(whole_run)
 
 
 @SLOW
-def test_with_every_checkpoint_damaged_training_starts_anew(
+def test_with_every_checkpoint_damaged_training_starts_from_the_beginning(
     stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in checkpoints(stopped_run):
         path.write_bytes(b"")
     assert fit(stopped_run, "--resume") == 0
-    assert "No whole checkpoint: starting anew." in capsys.readouterr().out
+    assert "No valid checkpoint: starting from the beginning." in capsys.readouterr().out
     assert weights_hash(stopped_run) == weights_hash(whole_run)
 
 
-def test_leftovers_of_a_crash_are_never_used_and_cleaned(stopped_run: Path) -> None:
-    folder = CheckpointFolder(stopped_run / "checkpoints")
+def test_leftovers_of_a_crash_are_never_used_and_are_removed(stopped_run: Path) -> None:
+    folder = CheckpointStore(stopped_run / "checkpoints")
     newest = checkpoints(stopped_run)[-1]
-    part = newest.with_name("step-000000099-epoch-00009-batch-0000001.ckpt.part")
+    part = newest.with_name(".step-000000099-epoch-00009-batch-0000001.ckpt.0123456789ab.tmp")
     part.write_bytes(newest.read_bytes())
     lonely = newest.with_name("step-000000099-epoch-00009-batch-0000001.ckpt.sha256.json")
     lonely.write_text("{}")
-    found = folder.newest_whole()
+    found = folder.latest_valid()
     assert found is not None
     assert found.path == newest
-    folder.tidy(None)
+    folder.prune(None)
     assert not part.exists()
     assert not lonely.exists()
 
@@ -129,7 +129,7 @@ def test_the_order_is_by_step_and_not_by_time(stopped_run: Path) -> None:
     older, newest = checkpoints(stopped_run)
     os.utime(newest, (0, 0))
     os.utime(older, (4e9, 4e9))
-    found = CheckpointFolder(stopped_run / "checkpoints").newest_whole()
+    found = CheckpointStore(stopped_run / "checkpoints").latest_valid()
     assert found is not None
     assert found.path == newest
 
@@ -155,7 +155,7 @@ def test_a_run_with_other_settings_or_data_is_not_resumed(
     assert [path.read_bytes() for path in checkpoints(stopped_run)] == before
 
 
-def test_changes_that_are_allowed_go_on_from_the_start_of_the_epoch(stopped_run: Path) -> None:
+def test_allowed_changes_resume_from_the_start_of_the_epoch(stopped_run: Path) -> None:
     options = ("--resume", "--allow_changes", "--data.batch_size", "4", "--trainer.max_epochs", "2")
     assert fit(stopped_run, *options) == 0
     # Seven steps of the first run, and one epoch of nine batches.
@@ -165,7 +165,7 @@ def test_changes_that_are_allowed_go_on_from_the_start_of_the_epoch(stopped_run:
 def test_an_unfinished_run_is_not_replaced_by_mistake(stopped_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = checkpoints(stopped_run)
     assert fit(stopped_run) == 2
-    assert "holds an unfinished run. Add --resume to go on" in capsys.readouterr().err
+    assert "holds an unfinished run. Add --resume to continue it" in capsys.readouterr().err
     assert checkpoints(stopped_run) == before
     assert fit(stopped_run, "--overwrite", "--trainer.max_epochs", "1") == 0
     assert [row["epoch"] for row in numbers_of(stopped_run / "metrics.csv")] == ["0"]
@@ -184,7 +184,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(whole_run: Path) -> None:
 
 
 @SLOW
-def test_two_workers_give_the_weights_that_none_gives(whole_run: Path, tmp_path: Path) -> None:
+def test_two_workers_train_to_the_weights_of_none(whole_run: Path, tmp_path: Path) -> None:
     assert fit(tmp_path / "run", "--data.num_workers", "2") == 0
     assert weights_hash(tmp_path / "run") == weights_hash(whole_run)
 
@@ -215,7 +215,7 @@ SO_MANY_STEPS = ("--trainer.max_steps", str(NUM_BATCHES + 2))
         ),
     ],
 )
-def test_a_run_stopped_when_its_steps_are_made_still_measures_them(
+def test_a_run_stopped_after_its_last_step_still_validates_it(
     hook: str, number: int, run_of_so_many_steps: Path, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:

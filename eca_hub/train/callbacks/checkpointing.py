@@ -1,6 +1,6 @@
-"""When a run is saved: every few minutes, after every epoch, when it is asked to stop; and which weights were best.
+"""Save checkpoints that a run can be resumed from to the bit, and remember the best weights.
 
-Knows nothing of how files are written or how signals arrive.
+A run is saved every few minutes, after every epoch, and when a signal asks it to stop.
 """
 
 import time
@@ -11,127 +11,136 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.checkpoint.resume import LastValidation, Place, begin_plainly, loops_at, place_after_batch
-from eca_hub.train.checkpoint.store import CheckpointFolder, Saved
-from eca_hub.train.distributed.consensus import Agreement
-from eca_hub.train.distributed.fsdp import share_of
-from eca_hub.train.distributed.signals import StopWish
+from eca_hub.train.checkpoint.resume import (
+    PendingValidation,
+    TrainingPosition,
+    loop_state_at,
+    position_after_batch,
+    restart_epoch,
+)
+from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
+from eca_hub.train.distributed.consensus import StopConsensus
+from eca_hub.train.distributed.fsdp import local_shard
+from eca_hub.train.distributed.signals import StopRequest
 from eca_hub.train.errors import TrainingStopped
+from eca_hub.train.lightning_internals import is_accumulating
 from eca_hub.train.module import ImageClassifier
-from eca_hub.train.say import say
 
 
 @dataclass(frozen=True)
-class SaveConfig:
-    """When checkpoints are written, besides the end of every epoch."""
+class CheckpointConfig:
+    """When checkpoints are written, in addition to the end of every epoch."""
 
     every_minutes: float = 10.0
     """Minutes between two checkpoints inside an epoch."""
     every_steps: int = 0
-    """Optimizer steps between two checkpoints inside an epoch; 0 leaves it to the minutes."""
+    """Optimizer steps between two checkpoints inside an epoch; 0 to use the minutes only."""
 
     def __post_init__(self) -> None:
         if self.every_minutes <= 0 or self.every_steps < 0:
             raise InvalidConfig(
-                f"save has every_minutes {self.every_minutes} and every_steps {self.every_steps}; the first must be "
-                "above 0, the second 0 or more."
+                f"save.every_minutes is {self.every_minutes} and save.every_steps {self.every_steps}; the first must "
+                "be above 0, the second 0 or more."
             )
 
 
-class Keeper(Callback):
-    """Save the run, and remember the weights with the best validation top-1; of equals the later.
+class ResumableCheckpoint(Callback):
+    """Save the run, and the weights with the best validation top-1; of equal ones the later.
 
     Args:
-        folder: Where checkpoints go.
-        config: How often.
-        wish: Tells whether somebody wants the run to stop.
-        identity: What must be the same when the run is resumed: name of a setting to its value.
-        resumed: The checkpoint that the run goes on from, if it does.
-        may_change: Whether a resumed run may differ from what it was.
+        store: The checkpoints of the run.
+        config: How often to save.
+        request: The stop request of this process.
+        fingerprint: What must be the same when the run is resumed: name of a setting to its value.
+        resumed: The checkpoint from which the run is resumed.
+        allow_changes: Whether a resumed run may differ from the fingerprint of its checkpoint.
+
+    Raises:
+        InvalidConfig: the settings or the data differ from those of the checkpoint.
     """
 
     def __init__(
         self,
-        folder: CheckpointFolder,
-        config: SaveConfig,
-        wish: StopWish,
-        identity: dict[str, Any],
-        resumed: Saved | None,
+        store: CheckpointStore,
+        config: CheckpointConfig,
+        request: StopRequest,
+        fingerprint: dict[str, Any],
+        resumed: SavedCheckpoint | None,
         *,
-        may_change: bool,
+        allow_changes: bool,
     ) -> None:
-        self._folder = folder
+        self._store = store
         self._config = config
-        self._wish = wish
-        self._identity = identity
-        self._may_change = may_change
+        self._request = request
+        self._fingerprint = fingerprint
+        self._allow_changes = allow_changes
         self._resumed = resumed
-        facts = resumed.facts if resumed else {}
-        self._place = Place(**facts.get("place", {"epoch": 0, "batch": 0}))
-        self.best: str | None = facts.get("best")
-        """File with the best weights."""
-        self.best_top1 = float(facts.get("best_top1", -1.0))
-        self.best_top5 = float(facts.get("best_top5", -1.0))
+        metadata = resumed.metadata if resumed else {}
+        self._position = TrainingPosition(**metadata.get("position", {"epoch": 0, "batch": 0}))
+        self.best: str | None = metadata.get("best")
+        """File name of the best weights."""
+        self.best_top1 = float(metadata.get("best_top1", -1.0))
+        self.best_top5 = float(metadata.get("best_top5", -1.0))
         """Top-5 of the same weights, which need not be the highest."""
-        self.best_epoch = int(facts.get("best_epoch", 0))
-        """Number of the epoch that ended with them, from 1."""
-        self._earlier_s = float(facts.get("fit_s", 0.0))
+        self.best_epoch = int(metadata.get("best_epoch", 0))
+        """The epoch that ended with them, from 1."""
+        self._earlier_s = float(metadata.get("fit_s", 0.0))
         self._started_s = self._saved_s = time.monotonic()
-        self._agreement = Agreement(world_size=1)
-        self._last_validation: LastValidation | None = None
+        self._consensus = StopConsensus(world_size=1)
+        self._pending_validation: PendingValidation | None = None
         if resumed:
-            self._compare(facts["identity"])
+            self._compare(metadata.get("fingerprint"))
 
     @property
     def fit_s(self) -> float:
-        """Seconds of training, those before a resume included."""
+        """Seconds of training, including those before the run was resumed."""
         return self._earlier_s + time.monotonic() - self._started_s
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save once before anything is done: what cannot be written is to be known now."""
-        # Lightning has put its own handlers in place, which end with exit code 0 and without a checkpoint.
-        self._wish.listen(patiently=True)
-        self._agreement = Agreement(trainer.world_size)
+        """Save once before the first step, so that an unwritable disk is reported now."""
+        # Lightning has installed its own handlers, which exit with code 0 and without a checkpoint.
+        self._request.defer()
+        self._consensus = StopConsensus(trainer.world_size)
         self._started_s = time.monotonic()
         if self._resumed is None:
-            self._save(trainer, self._place)
+            self._save(trainer, self._position)
         else:
-            begin_plainly(trainer, self._place)
-        if self._last_validation is not None:
-            self._last_validation.on_train_start()
+            restart_epoch(trainer, self._position)
+        if self._pending_validation is not None:
+            self._pending_validation.on_train_start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, or if the run shall stop."""
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        """Save if it is due or if the run is asked to stop."""
+        if is_accumulating(trainer):
             return
         if 0 < trainer.max_steps <= trainer.global_step:
-            # Else Lightning ends a run inside an epoch without measuring what it has learnt.
+            # Otherwise Lightning ends a run inside an epoch without a validation.
             trainer.should_stop = True
-        self._place = place_after_batch(trainer, batch_idx)
-        shall_stop, is_time = self._agreement.hear(*self._flags())
-        if shall_stop:
+        self._position = position_after_batch(trainer, batch_idx)
+        must_stop, is_save_due = self._consensus.poll(*self._flags())
+        if must_stop:
             self._stop(trainer)
         every = self._config.every_steps
-        if is_time or (every and trainer.global_step % every == 0):
-            self._save(trainer, self._place)
-        self._agreement.say(*self._flags())
+        if is_save_due or (every and trainer.global_step % every == 0):
+            self._save(trainer, self._position)
+        self._consensus.post(*self._flags())
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that what may have been due is being done."""
-        if self._last_validation is not None:
-            self._last_validation.on_validation_start()
+        """End a pending validation."""
+        if self._pending_validation is not None:
+            self._pending_validation.on_validation_start()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
     ) -> None:
-        """Stop in the middle of a validation, which will be run anew; several processes finish it first."""
-        if trainer.state.fn == "fit" and self._wish.number is not None and trainer.world_size == 1:
+        """Stop inside a validation, which is repeated later; several processes complete it first."""
+        if trainer.state.fn == "fit" and self._request.is_requested and trainer.world_size == 1:
             self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights if they are the best."""
+        """Save the weights if they are the best so far."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         assert isinstance(pl_module, ImageClassifier)
@@ -140,85 +149,96 @@ class Keeper(Callback):
         if found["loss"].isfinite() and top1 >= self.best_top1:
             weights = pl_module.best_weights()
             if trainer.is_global_zero:
-                self.best = self._folder.save_best(weights, trainer.global_step)
+                self.best = self._store.save_best(weights, trainer.global_step)
             self.best = trainer.strategy.broadcast(self.best)
             self.best_top1, self.best_top5 = top1, float(found["top5"])
             self.best_epoch = trainer.current_epoch + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after every epoch."""
-        self._place = Place(trainer.current_epoch + 1, 0)
-        if self._agreement.settle(self._wish.number is not None) == [True]:
+        self._position = TrainingPosition(trainer.current_epoch + 1, 0)
+        if self._consensus.decide(self._request.is_requested) == [True]:
             self._stop(trainer)
-        self._save(trainer, self._place)
+        self._save(trainer, self._position)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on nothing is saved that --resume would not make again."""
-        self._wish.listen(patiently=False)
+        """From now on a signal ends the process at once: --resume repeats what follows."""
+        self._request.raise_if_requested()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know, and make its own counters mean the place.
+        """Add the state of this callback, and set Lightning's counters to the position.
 
         Raises:
-            TrainingStopped: a weight is no number.
+            TrainingStopped: a weight is NaN or infinite.
         """
         weights = checkpoint["state_dict"]
-        broken = [name for name, tensor in weights.items() if not _is_finite(share_of(tensor))]
-        if self._agreement.settle(bool(broken)) == [True]:
+        broken = [name for name, tensor in weights.items() if not _is_finite(local_shard(tensor))]
+        if self._consensus.decide(bool(broken)) == [True]:
             name = broken[0] if broken else "a weight of another process"
             raise TrainingStopped(
                 f"After step {trainer.global_step} {name} holds NaN or infinity; nothing was saved.",
                 hint="Lower --model.optim.lr, then --resume --allow_changes from the checkpoint before.",
             )
-        checkpoint["loops"] = loops_at(self._place, checkpoint["loops"])
+        checkpoint["loops"] = loop_state_at(self._position, checkpoint["loops"])
         checkpoint["eca_hub"] = {
-            "place": asdict(self._place),
+            "position": asdict(self._position),
             "step": trainer.global_step,
             "best": self.best,
             "best_top1": self.best_top1,
             "best_top5": self.best_top5,
             "best_epoch": self.best_epoch,
             "fit_s": round(self.fit_s, 3),
-            "identity": self._identity,
+            "fingerprint": self._fingerprint,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on from the place, which is the start of its epoch if the batches are not what they were."""
-        checkpoint["loops"] = loops_at(self._place, checkpoint["loops"])
-        self._last_validation = LastValidation(trainer, self._place, checkpoint["global_step"])
+        """Continue from the position, which is the start of its epoch if the batches have changed."""
+        checkpoint["loops"] = loop_state_at(self._position, checkpoint["loops"])
+        self._pending_validation = PendingValidation(trainer, self._position, checkpoint["global_step"])
 
-    def _compare(self, earlier: dict[str, Any]) -> None:
+    def _compare(self, earlier: dict[str, Any] | None) -> None:
+        if earlier is None:
+            raise InvalidConfig(
+                "The checkpoint was written by an earlier version of eca-hub and cannot be resumed.",
+                hint="Start again with --overwrite, or start from its weights with --model.from_pretrained.",
+            )
         changed = [
-            f"{name} was {earlier.get(name)!r} and is {self._identity.get(name)!r}"
-            for name in sorted(earlier.keys() | self._identity.keys())
-            if earlier.get(name) != self._identity.get(name)
+            f"{name} was {earlier.get(name)!r} and is {self._fingerprint.get(name)!r}"
+            for name in sorted(earlier.keys() | self._fingerprint.keys())
+            if earlier.get(name) != self._fingerprint.get(name)
         ]
         if not changed:
             return
-        if not self._may_change:
+        if not self._allow_changes:
             raise InvalidConfig(
-                f"The run cannot be resumed as it was: {'; '.join(changed[:5])}.",
-                hint="Give the same settings and data, or --allow_changes to go on with these.",
+                f"The run cannot be resumed unchanged: {'; '.join(changed[:5])}.",
+                hint="Give the same settings and data, or --allow_changes to continue with these.",
             )
-        # The epoch's batches may be cut differently now, so its batch numbers mean nothing.
-        self._place = Place(self._place.epoch, 0)
+        # Batch numbers of the epoch mean nothing with another batch size or other data.
+        self._position = TrainingPosition(self._position.epoch, 0)
 
     def _flags(self) -> tuple[bool, bool]:
-        """Whether to stop, and whether it is time to save."""
-        return self._wish.number is not None, time.monotonic() - self._saved_s > self._config.every_minutes * 60
+        """Whether this process is asked to stop, and whether a checkpoint is due."""
+        return self._request.is_requested, time.monotonic() - self._saved_s > self._config.every_minutes * 60
 
-    def _save(self, trainer: Trainer, place: Place) -> None:
-        trainer.save_checkpoint(self._folder.path_at(trainer.global_step, place.epoch, place.batch))
+    def _save(self, trainer: Trainer, position: TrainingPosition) -> None:
+        trainer.save_checkpoint(self._store.path_at(trainer.global_step, position.epoch, position.batch))
         if trainer.is_global_zero:
-            self._folder.tidy(self.best)
+            self._store.prune(self.best)
         self._saved_s = time.monotonic()
 
     def _stop(self, trainer: Trainer) -> NoReturn:
-        self._wish.calm()
-        self._save(trainer, self._place)
+        self._request.cancel_timeout()
+        assert isinstance(trainer.lightning_module, ImageClassifier)
+        trainer.lightning_module.restore_weights()
+        self._save(trainer, self._position)
         if trainer.is_global_zero:
-            say(f"Stopped at step {trainer.global_step}, which is saved. To go on: the same command with --resume")
-        self._wish.obey()
+            print(
+                f"Stopped at step {trainer.global_step}; a checkpoint was saved. "
+                "To continue, give the same command with --resume.",
+                flush=True,
+            )
+        self._request.exit()
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

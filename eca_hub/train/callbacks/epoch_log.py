@@ -1,9 +1,7 @@
-"""What a run tells of its epochs: a line each for whoever reads, and a row each in a file.
-
-Knows nothing of checkpoints.
-"""
+"""Print a line and write a row of metrics.csv for every epoch."""
 
 import csv
+import io
 import math
 import time
 from pathlib import Path
@@ -11,29 +9,29 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from eca_hub.atomic import write_atomic
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.module import ImageClassifier
-from eca_hub.train.say import say
 
 
-class Speed(Callback):
-    """Count images and time them, without the time that validation takes."""
+class ThroughputMonitor(Callback):
+    """Measure training images per second, without the time of validations."""
 
     def __init__(self) -> None:
         self.images_per_s = 0.0
         """Of the epoch so far, over all processes."""
         self.epoch_s = 0.0
-        """Seconds that the epoch has been trained for."""
+        """Seconds of training in this epoch."""
         self._num_images = 0
         self._started_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, also in the middle of an epoch."""
-        self._begin()
+        """Start to measure, perhaps inside an epoch that is resumed."""
+        self._start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin an epoch."""
-        self._begin()
+        """Start to measure an epoch."""
+        self._start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -43,80 +41,86 @@ class Speed(Callback):
         self.epoch_s = time.monotonic() - self._started_s
         self.images_per_s = self._num_images / max(self.epoch_s, 1e-9)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._num_images, self._started_s = 0, time.monotonic()
 
 
-class EpochRows(Callback):
-    """Write a row an epoch to `metrics.csv`, and print it as a line.
+class EpochLog(Callback):
+    """Write a row per epoch to `metrics.csv`, and print it as a line.
 
     Args:
         run_dir: The run folder.
-        speed: Which counts.
+        throughput: Measures the speed.
     """
 
-    def __init__(self, run_dir: Path, speed: Speed) -> None:
+    def __init__(self, run_dir: Path, throughput: ThroughputMonitor) -> None:
         self._path = run_dir / "metrics.csv"
-        self._speed = speed
-        self._left = TimeLeft()
+        self._throughput = throughput
+        self._estimate = TimeEstimate()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where this run, or its resumption, begins."""
-        self._left.begin(trainer)
+        """Start the estimate of the remaining time."""
+        self._estimate.start(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write down what the epoch reached."""
+        """Record the metrics of the epoch."""
         assert isinstance(pl_module, ImageClassifier)
         epoch = trainer.current_epoch
         row: dict[str, Any] = {
             "epoch": epoch,
             "step": trainer.global_step,
-            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.8g}",
+            "lr": f"{pl_module.last_lr:.8g}",
         }
         for split, name in (("fit", "train"), ("val", "val")):
-            found = pl_module.metrics_for(split).compute() if pl_module.metrics_for(split).update_called else {}
-            row |= {f"{name}_{metric}": f"{float(value):.6f}" for metric, value in found.items()}
-        row |= {"images_per_s": f"{self._speed.images_per_s:.1f}", "epoch_s": f"{self._speed.epoch_s:.2f}"}
+            metrics = pl_module.metrics_for(split)
+            computed = metrics.compute() if metrics.update_called else {}
+            row |= {f"{name}_{metric}": f"{float(value):.6f}" for metric, value in computed.items()}
+        row |= {"images_per_s": f"{self._throughput.images_per_s:.1f}", "epoch_s": f"{self._throughput.epoch_s:.2f}"}
         if not trainer.is_global_zero:
             return
-        # A resumed run may come to an epoch a second time.
+        # A resumed run may complete an epoch a second time.
         rows = [each for each in read_rows(self._path) if int(each["epoch"]) < epoch]
         names = list(dict.fromkeys(name for each in [*rows, row] for name in each))
-        part = self._path.with_suffix(".csv.part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows([*rows, row])
-        part.replace(self._path)
-        say(f"{epoch_of(trainer)}  {self._line(row)}{self._left.words(trainer)}")
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names)
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        write_atomic(self._path, text.getvalue().encode())
+        print(f"{format_epoch(trainer)}  {self._line(row)}{self._estimate.format(trainer)}", flush=True)
 
     def _line(self, row: dict[str, Any]) -> str:
         names = [name for name in ("train_loss", "train_top1", "val_loss", "val_top1") if name in row]
         shown = [f"{name} {float(row[name]):.4f}" for name in names]
-        return f"{'  '.join(shown)}  {self._speed.images_per_s:.0f} images/s  {self._speed.epoch_s:.1f} s"
+        speed = f"{self._throughput.images_per_s:.0f} images/s  {self._throughput.epoch_s:.1f} s"
+        return f"{'  '.join(shown)}  {speed}"
 
 
-class TimeLeft:
-    """Guess when training will be done, from its pace so far."""
+class TimeEstimate:
+    """The remaining time of training, estimated from its pace."""
 
     def __init__(self) -> None:
         self._started_s = time.monotonic()
         self._first_step = 0
 
-    def begin(self, trainer: Trainer) -> None:
-        """Note where this run, or its resumption, begins: the pace is measured from here."""
+    def start(self, trainer: Trainer) -> None:
+        """Measure the pace from here: the start of the run, or of its resumption."""
         self._started_s, self._first_step = time.monotonic(), trainer.global_step
 
-    def words(self, trainer: Trainer) -> str:
-        """Write what is left, as in `  2 min 10 s left`; nothing where that is nothing or unknown."""
+    def remaining_s(self, trainer: Trainer) -> float | None:
+        """Return the remaining seconds; None where they are unknown or none."""
         num_done, num_left = trainer.global_step - self._first_step, _num_steps(trainer) - trainer.global_step
         if trainer.should_stop or num_done < 1 or not 0 < num_left < math.inf:
-            return ""
-        return f"  {format_s((time.monotonic() - self._started_s) / num_done * num_left)} left"
+            return None
+        return (time.monotonic() - self._started_s) / num_done * num_left
+
+    def format(self, trainer: Trainer) -> str:
+        """Return the remaining time, as in `  2 min 10 s left`; an empty string where it is unknown or none."""
+        remaining_s = self.remaining_s(trainer)
+        return "" if remaining_s is None else f"  {format_s(remaining_s)} left"
 
 
-def epoch_of(trainer: Trainer) -> str:
-    """Name the epoch, from 1, and how many there will be."""
+def format_epoch(trainer: Trainer) -> str:
+    """Return the number of the epoch, from 1, and the number of epochs if it is known."""
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     num_epochs = _num_steps(trainer) / steps_per_epoch
     return f"epoch {trainer.current_epoch + 1}" + (f"/{math.ceil(num_epochs)}" if num_epochs < math.inf else "")
@@ -127,7 +131,7 @@ def _num_steps(trainer: Trainer) -> float:
 
 
 def read_rows(metrics_csv: Path) -> list[dict[str, str]]:
-    """Read the rows of a metrics file; none if there is no file."""
+    """Read the rows of a metrics file; an empty list if the file is missing."""
     if not metrics_csv.is_file():
         return []
     with metrics_csv.open(newline="") as file:
@@ -135,7 +139,7 @@ def read_rows(metrics_csv: Path) -> list[dict[str, str]]:
 
 
 def format_s(seconds: float) -> str:
-    """Write a duration for people."""
+    """Format a duration in hours, minutes and seconds."""
     minutes, rest_s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest_s:02} s" if minutes else f"{rest_s} s"

@@ -1,4 +1,4 @@
-"""What must be the same for a resumed run to end in the same weights. Knows nothing of training."""
+"""The settings that must be the same for a resumed run to end in the same weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,24 +18,24 @@ _TRAINER = (
     "strategy",
     "sync_batchnorm",
 )
-# Where files lie, how many processes read them, and how much is kept in memory do not change what is learnt.
-_INDIFFERENT = ("num_workers", "cache_mib", "root", "max_bad_samples")
+# The location of the files, the number of workers and the size of the cache do not change the weights.
+_IGNORED = ("num_workers", "cache_mib", "root", "max_bad_samples")
 
 
-def identity_of(config_yaml: str, data_fingerprint: str, world_size: int) -> dict[str, Any]:
-    """Flatten what matters of a configuration: name of a setting to its value.
+def run_fingerprint(config_yaml: str, data_fingerprint: str, world_size: int) -> dict[str, Any]:
+    """Return the settings that decide the weights, flattened: name of a setting to its value.
 
     Args:
         config_yaml: The configuration of `eca-hub fit`, as YAML.
-        data_fingerprint: Hash of the data.
-        world_size: Processes.
+        data_fingerprint: Hash of the data set.
+        world_size: Number of processes.
     """
     config = yaml.safe_load(config_yaml)
     config = config.get("fit", config)
     flat = {"data set": data_fingerprint, "processes": world_size, "seed_everything": config["seed_everything"]}
     flat |= _flat("model", config["model"])
     flat |= {
-        name: value for name, value in _flat("data", config["data"]).items() if name.split(".")[-1] not in _INDIFFERENT
+        name: value for name, value in _flat("data", config["data"]).items() if name.split(".")[-1] not in _IGNORED
     }
     return flat | {f"trainer.{name}": config["trainer"].get(name) for name in _TRAINER}
 

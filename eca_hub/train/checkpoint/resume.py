@@ -1,9 +1,8 @@
-"""A place in training, and the state of Lightning's loops that means just that place.
+"""The position in training, and the state of Lightning's loops that stands for it.
 
-A checkpoint is taken in the middle of Lightning's own bookkeeping, where half of its counters have moved; what it would
-do from there depends on the hook. So its counters are rewritten to one of three plain places: inside an epoch, after
-the last batch with validation still to come, or at the start of an epoch. Written for lightning 2.6; knows nothing of
-files.
+A checkpoint is taken inside a hook, when some of Lightning's counters have already moved and others have not. Its
+counters are therefore rewritten to one of three well-defined positions: inside an epoch, after a batch whose validation
+is pending, or at the start of an epoch.
 """
 
 import copy
@@ -12,85 +11,84 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from eca_hub.train.lightning_internals import clear_restarting, is_validation_due, set_max_steps
+
 
 @dataclass(frozen=True)
-class Place:
-    """How far training is."""
+class TrainingPosition:
+    """How far training has come."""
 
     epoch: int
-    """Epochs that are over."""
+    """Completed epochs."""
     batch: int
-    """Batches of the next one that are over."""
+    """Completed batches of the current epoch."""
     is_validation_due: bool = False
-    """Whether the batches so far are still to be validated."""
+    """Whether a validation after the last batch is pending."""
 
 
-def place_after_batch(trainer: Trainer, batch_index: int) -> Place:
-    """Tell the place when a batch has been learnt, before a validation that it may set off."""
-    loop = trainer.fit_loop.epoch_loop
-    assert trainer.fit_loop._data_fetcher is not None
-    return Place(trainer.current_epoch, batch_index + 1, loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
+def position_after_batch(trainer: Trainer, batch_index: int) -> TrainingPosition:
+    """Return the position after a training batch, before the validation that may follow it."""
+    return TrainingPosition(trainer.current_epoch, batch_index + 1, is_validation_due(trainer))
 
 
-def loops_at(place: Place, loops: dict[str, Any]) -> dict[str, Any]:
-    """Rewrite the saved state of Lightning's loops to mean a place.
+def loop_state_at(position: TrainingPosition, loops: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved state of Lightning's loops, with its counters set to a position.
 
     Args:
-        place: Where.
-        loops: As `Trainer.save_checkpoint` writes them.
+        position: The position.
+        loops: As `Trainer.save_checkpoint` writes it.
     """
     changed = copy.deepcopy(loops)
     fit = changed["fit_loop"]
-    is_inside = place.batch > 0
+    is_inside = position.batch > 0
     epochs = fit["epoch_progress"]
     for counts in (epochs["total"], epochs["current"]):
-        begun = place.epoch + is_inside
-        counts.update(ready=begun, started=begun, processed=place.epoch, completed=place.epoch)
+        num_started = position.epoch + is_inside
+        counts.update(ready=num_started, started=num_started, processed=position.epoch, completed=position.epoch)
     batches = fit["epoch_loop.batch_progress"]
     num_total = batches["total"]["ready"]
     batches["total"].update(dict.fromkeys(("ready", "started", "processed", "completed"), num_total))
-    batches["current"].update(dict.fromkeys(("ready", "started", "processed", "completed"), place.batch))
-    batches["is_last_batch"] = place.is_validation_due
+    batches["current"].update(dict.fromkeys(("ready", "started", "processed", "completed"), position.batch))
+    batches["is_last_batch"] = position.is_validation_due
     validation = fit["epoch_loop.val_loop.batch_progress"]
-    due = int(place.is_validation_due)
-    # One batch begun and none done is what Lightning takes for a validation that was cut short: it runs it anew.
-    validation["total"].update(ready=due, started=due, processed=0, completed=0)
+    # Lightning repeats a validation of which one batch was started and none was completed.
+    num_started = int(position.is_validation_due)
+    validation["total"].update(ready=num_started, started=num_started, processed=0, completed=0)
     validation["current"].update(ready=0, started=0, processed=0, completed=0)
     validation["is_last_batch"] = False
     return changed
 
 
-def begin_plainly(trainer: Trainer, place: Place) -> None:
-    """At the start of an epoch, let the batch loop begin as if nothing had been resumed."""
-    if place.batch == 0:
-        trainer.fit_loop.epoch_loop.restarting = False
+def restart_epoch(trainer: Trainer, position: TrainingPosition) -> None:
+    """At the start of an epoch, let the batch loop begin as if no checkpoint had been loaded."""
+    if position.batch == 0:
+        clear_restarting(trainer)
 
 
-class LastValidation:
-    """Lets a run be resumed whose steps were all made, but not validated, when it was saved.
+class PendingValidation:
+    """Resumes a run that was saved after its last step, before the validation of that step.
 
-    Lightning does not even begin a run that has no step left. So it is told that there is one more, and that now is the
-    time to validate; as soon as it does, it is told the truth, and ends the run.
+    Lightning does not start a run without a step left, so `max_steps` is one higher until that validation starts.
 
     Args:
-        trainer: Which resumes; it has not begun.
-        place: Where it goes on.
-        step: Steps that are made.
+        trainer: The trainer, before training starts.
+        position: Where it resumes.
+        step: Number of completed optimizer steps.
     """
 
-    def __init__(self, trainer: Trainer, place: Place, step: int) -> None:
+    def __init__(self, trainer: Trainer, position: TrainingPosition, step: int) -> None:
         self._trainer = trainer
-        self._batch = place.batch
+        self._batch = position.batch
         self._max_steps = trainer.max_steps
-        self._is_due = place.is_validation_due and 0 < trainer.max_steps <= step
+        self._is_due = position.is_validation_due and 0 < trainer.max_steps <= step
         if self._is_due:
-            trainer.fit_loop.epoch_loop.max_steps = step + 1
+            set_max_steps(trainer, step + 1)
 
     def on_train_start(self) -> None:
-        """Have the batches so far validated."""
+        """Let Lightning validate after the batches so far."""
         if self._is_due:
             self._trainer.val_check_batch = self._batch
 
     def on_validation_start(self) -> None:
-        """Let the run end after this."""
-        self._trainer.fit_loop.epoch_loop.max_steps = self._max_steps
+        """Let the run end after this validation."""
+        set_max_steps(self._trainer, self._max_steps)

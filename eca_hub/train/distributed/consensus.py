@@ -1,7 +1,4 @@
-"""What several processes must do together or not at all, such as saving or stopping: agreed on without waiting.
-
-Knows nothing of checkpoints or signals.
-"""
+"""Decide with all ranks whether to stop or to save, without waiting for the devices."""
 
 from typing import Any
 
@@ -9,46 +6,46 @@ import torch
 from torch import Tensor, distributed
 
 
-class Agreement:
-    """Whether any process says so, known to all of them; alone, a process agrees with itself at once.
+class StopConsensus:
+    """An asynchronous "any rank says yes" over flags; a single process sees its own flags at once.
 
-    Asking the device after every step would make it wait for the next one. So words travel between the processors, on
-    a connection of their own, while the device computes: what is said after one step is heard after the next one. A
-    flag has to be said until it is heard, for words that nobody waited for are dropped by `settle`.
+    A reduction on the device after every step would make it idle. So the flags are reduced between the CPUs, on a gloo
+    group of their own, while the device computes: flags posted after one step are polled after the next one. A flag
+    must be posted until it is polled, because `decide` discards an unfinished post.
 
     Args:
-        world_size: How many processes there are; all must make it at the same time, and call it in the same order.
+        world_size: Number of ranks. All of them must construct the object and call its methods in the same order.
     """
 
     def __init__(self, world_size: int) -> None:
         self._group: Any = distributed.new_group(backend="gloo") if world_size > 1 else None
-        self._said: tuple[distributed.Work, Tensor] | None = None
+        self._posted: tuple[distributed.Work, Tensor] | None = None
 
-    def say(self, *flags: bool) -> None:
-        """Send flags on their way to the others."""
+    def post(self, *flags: bool) -> None:
+        """Start to reduce the flags of all ranks."""
         if self._group is not None:
             flag_F = torch.tensor(flags, dtype=torch.uint8)
             work = distributed.all_reduce(flag_F, distributed.ReduceOp.MAX, self._group, async_op=True)
             assert work is not None
-            self._said = work, flag_F
+            self._posted = work, flag_F
 
-    def hear(self, *flags: bool) -> list[bool]:
-        """Return what any process has said the time before; of a process that is alone, what it says now.
+    def poll(self, *flags: bool) -> list[bool]:
+        """Return the flags that any rank posted last; in a single process, `flags` themselves.
 
         Args:
-            flags: What this process would say now.
+            flags: The current flags of this rank.
         """
         if self._group is None:
             return list(flags)
-        if self._said is None:
+        if self._posted is None:
             return [False] * len(flags)
-        work, flag_F = self._said
+        work, flag_F = self._posted
         work.wait()
-        self._said = None
+        self._posted = None
         return [bool(flag) for flag in flag_F.tolist()]
 
-    def settle(self, *flags: bool) -> list[bool]:
-        """Return what any process says now, which all wait for."""
-        self.hear()
-        self.say(*flags)
-        return self.hear(*flags)
+    def decide(self, *flags: bool) -> list[bool]:
+        """Return the current flags of any rank; all ranks wait for each other."""
+        self.poll()
+        self.post(*flags)
+        return self.poll(*flags)

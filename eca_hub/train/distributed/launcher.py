@@ -1,7 +1,7 @@
-"""The other processes of a run on this machine, which the first one starts: they end together, and in order.
+"""The other processes of a run on this machine, started by the first one: if one fails, all end, in order.
 
-Lightning kills all of them when one has ended with any code but 0: within five seconds, whether the first one is just
-being stopped or not, and without a word. Written for lightning 2.6; knows nothing of training.
+Lightning's launcher kills all of them within five seconds when one has ended with a code other than 0, without a
+message, even while the first one is saving a checkpoint because of a signal.
 """
 
 import atexit
@@ -11,65 +11,72 @@ import threading
 import time
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from eca_hub.train.distributed.signals import PATIENCE_S, STANDARD_ERROR, STOPPED_CODES, StopWish
-from eca_hub.train.errors import ProcessLost
-from eca_hub.train.failures import TO_GO_ON
+from eca_hub.train.distributed.signals import GRACE_S, STANDARD_ERROR, STOPPED_EXIT_CODES, StopRequest
+from eca_hub.train.errors import RESUME_HINT, ProcessLost
+from eca_hub.train.lightning_internals import SubprocessLauncher, set_launcher
 
-_LOOK_S = 0.2
-_HEARING_S = 1.0
-"""How long a signal may take to be heard. A process that waits for another one to begin is deaf to all of them."""
-_LEAVING_S = 5.0
-"""How long the others may take to end after the first."""
+_POLL_S = 0.2
+_SIGNAL_DELAY_S = 1.0
+"""Time in which a signal to the process group reaches Python. A process that waits for a peer in C++ gets it later."""
+_EXIT_S = 5.0
+"""Time in which the other processes must end after the first one."""
 
 
-def end_together(trainer: Trainer, wish: StopWish) -> None:
-    """Attend to the processes that this one will start, if it is the one that starts them.
+def terminate_together(trainer: Trainer, request: StopRequest) -> None:
+    """Use `GroupLauncher` if this process starts the others.
 
     Args:
-        trainer: Which has started none yet.
-        wish: Tells whether this process was asked to stop.
+        trainer: A trainer that has started none yet.
+        request: The stop request of this process.
     """
     launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        trainer.strategy._launcher = _Launcher(launcher, wish)
+    if isinstance(launcher, SubprocessLauncher):
+        set_launcher(trainer.strategy, GroupLauncher(launcher, request))
 
 
-class _Launcher(_SubprocessScriptLauncher):
-    def __init__(self, usual: _SubprocessScriptLauncher, wish: StopWish) -> None:
+class GroupLauncher(SubprocessLauncher):
+    """Starts the other processes as Lightning does, and ends all of them in order when one fails.
+
+    Args:
+        usual: Lightning's own launcher.
+        request: The stop request of this process.
+    """
+
+    def __init__(self, usual: SubprocessLauncher, request: StopRequest) -> None:
         super().__init__(usual.cluster_environment, usual.num_processes, usual.num_nodes)
-        self._wish = wish
-        self._siblings: list[subprocess.Popen[bytes]] = []
+        self._request = request
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def _call_children_scripts(self) -> None:
         super()._call_children_scripts()
-        # What Lightning does not know of it does not kill.
-        self._siblings, self.procs = self.procs, []
-        atexit.register(self._leave_nobody)
+        # Lightning's observer kills the processes in `procs`.
+        self._processes, self.procs = self.procs, []
+        atexit.register(self._kill_remaining)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        """End this process as well when another one has failed, and it does not notice by itself."""
-        while not (codes := [each.returncode for each in self._siblings if each.poll()]):
-            time.sleep(_LOOK_S)
+        """End this process too when another one has failed and this one hangs in a collective operation."""
+        while not (codes := [each.returncode for each in self._processes if each.poll()]):
+            time.sleep(_POLL_S)
         [code, *_] = codes
-        was_asked = code in STOPPED_CODES
-        time.sleep(_HEARING_S)
-        is_deaf = was_asked and self._wish.number is None
-        if not is_deaf:
-            time.sleep(PATIENCE_S)
-        for each in self._siblings:
+        was_requested = code in STOPPED_EXIT_CODES
+        time.sleep(_SIGNAL_DELAY_S)
+        is_blocked = was_requested and not self._request.is_requested
+        if not is_blocked:
+            time.sleep(GRACE_S)
+        for each in self._processes:
             each.kill()
-        if not was_asked:
-            sentence = f"eca-hub: Another process of this run is gone, with code {code}. {TO_GO_ON}\n"
+        if not was_requested:
+            sentence = f"eca-hub: Another process of this run ended with code {code}. {RESUME_HINT}\n"
             os.write(STANDARD_ERROR, sentence.encode())
-        os._exit(code if was_asked else ProcessLost.exit_code)
+        # The main thread is blocked in C++ in a collective operation that no exception reaches.
+        os._exit(code if was_requested else ProcessLost.exit_code)
 
-    def _leave_nobody(self) -> None:
-        give_up_s = time.monotonic() + _LEAVING_S
-        for each in self._siblings:
+    def _kill_remaining(self) -> None:
+        deadline_s = time.monotonic() + _EXIT_S
+        for each in self._processes:
             try:
-                each.wait(max(give_up_s - time.monotonic(), 0))
+                each.wait(max(deadline_s - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 each.kill()

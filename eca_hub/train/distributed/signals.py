@@ -1,7 +1,7 @@
-"""A wish to stop, from outside: noted at once, acted on at the next place where a checkpoint makes sense.
+"""Graceful shutdown: record SIGTERM or SIGINT, save a checkpoint at the next opportunity, exit.
 
-SIGTERM ends with exit code 143 and Ctrl-C with 130. Where there is nothing to save both end the process at once. A
-second Ctrl-C does not wait; neither does the alarm, when the next place is too far off. Knows nothing of training.
+SIGTERM ends with exit code 143 and Ctrl-C with 130. Where there is nothing to save, the process exits at once. It also
+exits at once after a second Ctrl-C, and when no opportunity has come after `GRACE_S`.
 """
 
 import contextlib
@@ -13,91 +13,108 @@ from types import FrameType
 from typing import NoReturn
 
 STANDARD_ERROR = 2
-STOPPED_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""What a process ends with that was asked to."""
+STOPPED_EXIT_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
-PATIENCE_S = 8.0
-"""How long a place may take to come, within the ten seconds that most schedulers give."""
+GRACE_S = 8.0
+"""Time to reach the next opportunity to save; most schedulers kill after ten seconds."""
 
 
 class Stopped(SystemExit):
-    """The process ends because it was asked to."""
+    """The process exits because of a signal."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(128 + signal_number)
 
 
-def end_workers() -> None:
-    """End the data workers that are left, at once.
+def kill_workers() -> None:
+    """Kill the remaining data workers.
 
-    They leave SIGTERM to the trainer, but that is how torch and Python ask them to end: each would be waited for
-    seconds, the last one forever.
+    They block SIGTERM, with which torch and Python would end them: each would be waited for several seconds, the last
+    one forever.
     """
-    # Torch would take their end for an accident, and say so.
+    # Torch would report their end as an accident.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
 
 
-class StopWish:
-    """Ends the process when a signal comes, or remembers it."""
+class StopRequest:
+    """Signal handlers that exit at once, or that record the signal while a checkpoint can be saved."""
 
     def __init__(self) -> None:
-        self.number: int | None = None
-        """The first signal that came."""
-        self._is_patient = False
+        self.signal_number: int | None = None
+        """The first signal that arrived."""
+        self._is_deferred = False
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.signal_number is not None
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen inside the block, which must be run by the main thread."""
+    def installed(self) -> Iterator[None]:
+        """Install the handlers inside the block, which must run in the main thread."""
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
-        before = {number: signal.getsignal(number) for number in numbers}
+        previous = {number: signal.getsignal(number) for number in numbers}
         try:
-            self.listen(patiently=False)
+            self._install()
             yield
         finally:
-            self.calm()
-            for number, handler in before.items():
+            self.cancel_timeout()
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def listen(self, *, patiently: bool) -> None:
-        """Take the signals over, again if somebody else has taken them meanwhile.
+    def defer(self) -> None:
+        """From now on record a signal only; the caller checks `is_requested` and calls `exit` after saving.
 
-        Args:
-            patiently: Whether they wait for a good place, for whose coming the caller answers.
+        Installs the handlers again, in case another library has replaced them.
         """
-        self._is_patient = patiently
-        if self.number is not None and not patiently:
-            self.obey()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-        signal.signal(signal.SIGALRM, self._give_up)
+        self._is_deferred = True
+        self._install()
 
-    def calm(self) -> None:
-        """Let what has begun take its time."""
+    def raise_if_requested(self) -> None:
+        """Exit if a signal has arrived; from now on a signal exits at once again.
+
+        Raises:
+            Stopped: a signal has arrived.
+        """
+        self._is_deferred = False
+        if self.is_requested:
+            self.exit()
+        self._install()
+
+    def cancel_timeout(self) -> None:
+        """Let a save that has begun take longer than `GRACE_S`."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def obey(self) -> NoReturn:
+    def exit(self) -> NoReturn:
         """End the process.
 
         Raises:
             Stopped: always.
         """
-        end_workers()
-        raise Stopped(self.number or signal.SIGTERM)
+        kill_workers()
+        raise Stopped(self.signal_number or signal.SIGTERM)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
+    def _install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGALRM, self._exit_now)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.is_requested:
             if number == signal.SIGINT:
-                self._give_up(number, frame)
-            # A launcher passes on what the whole group has got already.
+                self._exit_now(number, frame)
+            # A launcher forwards a signal that the whole process group has received already.
             return
-        self.number = number
-        if not self._is_patient:
-            self.obey()
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+        self.signal_number = number
+        if not self._is_deferred:
+            self.exit()
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
-    def _give_up(self, number: int, frame: FrameType | None) -> None:
-        # Not by print: the signal may have come while something is being printed.
-        os.write(STANDARD_ERROR, b"Stopped at once; what was saved before is whole, and --resume goes on from it.\n")
-        self.obey()
+    def _exit_now(self, number: int, frame: FrameType | None) -> None:
+        # Not print(): the signal may have interrupted one.
+        os.write(
+            STANDARD_ERROR, b"Stopped without saving. The last checkpoint is intact; --resume continues from it.\n"
+        )
+        self.exit()

@@ -1,4 +1,4 @@
-"""What a person sees of `eca-hub fit` on a real pseudo-terminal, and what a log file gets instead."""
+"""The output of `eca-hub fit` on a pseudo-terminal: the bar, and the lines that a log file gets as well."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from tests.train.runs import CONFIG
 
 ROWS, COLUMNS = 30, 100
 BAR = re.compile(
-    r"epoch 1/3 [━╸╺ ]+ \d/4 +loss \d\.\d{3} +top-1 [01]\.\d{3} +\d+ images/s +(\d+ min )?\d+ s left",
+    r"epoch 1/3 +[━╸╺ ]+ \d/4 +loss: \d\.\d{3} +top1: [01]\.\d{3} +images/s: \d+ +left: (\d+ min )?\d+ s",
 )
 
 
@@ -70,13 +70,13 @@ def screen(written: str) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
-def test_the_bar_tells_loss_accuracy_speed_and_what_is_left(written: str) -> None:
+def test_the_bar_shows_loss_accuracy_speed_and_the_remaining_time(written: str) -> None:
     drawn = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", written)
     assert BAR.search(drawn), drawn
     assert re.search(r"validation [━╸╺ ]+ \d/3", drawn), drawn
 
 
-def test_the_bar_leaves_nothing_behind_but_the_lines_that_a_log_gets(written: str) -> None:
+def test_after_the_run_the_screen_shows_the_lines_of_a_log_file_and_no_bar(written: str) -> None:
     epochs, rest = screen(written)[:3], screen(written)[3:]
     for number, line in enumerate(epochs, 1):
         assert re.fullmatch(
@@ -84,7 +84,7 @@ def test_the_bar_leaves_nothing_behind_but_the_lines_that_a_log_gets(written: st
             r"\d+ images/s  [\d.]+ s(  \d+ s left)?",
             line,
         )
-    assert re.match(r"test top-1 [\d.]+, top-5 [\d.]+, mean of the classes [\d.]+ on 20 images$", rest[0])
+    assert re.match(r"test top-1 [\d.]+, top-5 [\d.]+, mean over classes [\d.]+ on 20 images$", rest[0])
     assert re.match(r"best validation top-1 [\d.]+, top-5 [\d.]+ in epoch [123] of 3$", rest[1])
     assert re.match(r"12 steps in \d+ s, \d+ images/s, peak memory \d+ MiB$", rest[2])
     assert rest[-1].startswith("Next: eca-hub push ")

@@ -1,4 +1,4 @@
-"""Cut-up weights: what is written of them, what is read back, and what stays the same for the user."""
+"""Sharded weights, optimizers, averages and checkpoints equal the full ones; strategies and synchronized norms."""
 
 import copy
 import socket
@@ -10,19 +10,26 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from eca_hub.atomic import metadata_of, shared_temporary, verify
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.checkpoint.store import WholeCheckpointIO, write_share
-from eca_hub.train.checkpoint.whole_files import check_whole, facts_of, part_of, seal
-from eca_hub.train.distributed.fsdp import is_cut, joined, load_whole, load_whole_state, own_share, shard, whole
-from eca_hub.train.distributed.strategies import FullySharded, SyncNorms, own_strategy
-from eca_hub.train.ema import WeightAverage
+from eca_hub.train.checkpoint.store import LOCAL_ROWS, VerifiedCheckpointIO, complete_shards, unshard, write_shard
+from eca_hub.train.distributed.fsdp import (
+    full_tensor,
+    is_sharded,
+    load_full_optimizer_state,
+    load_full_weights,
+    local_state,
+    shard_model,
+)
+from eca_hub.train.distributed.strategies import FSDP2Strategy, SyncBatchNormPlugin, make_strategy
+from eca_hub.train.ema import EMA
 from eca_hub.train.errors import CheckpointCorrupt
 from tests.train.runs import fit
 
 
 @pytest.fixture
 def alone() -> Iterator[None]:
-    """A group of one process, in which weights can be cut into one share."""
+    """A group of one process, in which weights can be sharded."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,57 +52,60 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_cut_up_network_with_its_optimizer_learns_on_where_a_whole_one_stopped() -> None:
+def test_a_sharded_network_with_its_optimizer_continues_where_a_full_one_stopped() -> None:
     models = network(), network()
-    shard(models[0], init_device_mesh("cpu", (1,)))
+    shard_model(models[0], init_device_mesh("cpu", (1,)))
     optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for model in models]
     step(models[1], optimizers[1])
-    load_whole(models[0], models[1].state_dict())
-    load_whole_state(optimizers[0], copy.deepcopy(optimizers[1].state_dict()))
+    load_full_weights(models[0], models[1].state_dict())
+    load_full_optimizer_state(optimizers[0], copy.deepcopy(optimizers[1].state_dict()))
     for model, optimizer in zip(models, optimizers, strict=True):
         step(model, optimizer)
-    assert all(is_cut(parameter) for parameter in models[0].parameters())
+    assert all(is_sharded(parameter) for parameter in models[0].parameters())
     for name, tensor in models[0].state_dict().items():
-        torch.testing.assert_close(whole(tensor), models[1].state_dict()[name])
+        torch.testing.assert_close(full_tensor(tensor), models[1].state_dict()[name])
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_average_of_a_cut_up_network_is_that_of_a_whole_one() -> None:
+def test_the_average_of_a_sharded_network_is_that_of_a_full_one() -> None:
     models = network(), network()
-    shard(models[0], init_device_mesh("cpu", (1,)))
-    averages = [WeightAverage(model, 0.5) for model in models]
+    shard_model(models[0], init_device_mesh("cpu", (1,)))
+    averages = [EMA(model, 0.5) for model in models]
     answers = []
     x = torch.ones(1, 3, 8, 8)
     for model, average in zip(models, averages, strict=True):
         step(model, torch.optim.SGD(model.parameters(), lr=0.1))
         average.update(model, step=1000)
-        own = [whole(tensor).clone() for tensor in model.state_dict().values()]
+        own = [full_tensor(tensor).clone() for tensor in model.state_dict().values()]
+        average.swap_in(model)
         with torch.no_grad():
-            answers.append(average.forward(model.eval(), x))
+            answers.append(model.eval()(x))
+        average.swap_out(model)
         for tensor, before in zip(model.state_dict().values(), own, strict=True):
-            assert torch.equal(whole(tensor), before)
+            assert torch.equal(full_tensor(tensor), before)
     torch.testing.assert_close(*answers)
-    torch.testing.assert_close(averages[0].whole(), averages[1].whole())
+    torch.testing.assert_close(averages[0].full_weights(), averages[1].full_weights())
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_is_written_of_cut_up_weights_is_plain_tensors(tmp_path: Path) -> None:
+def test_a_checkpoint_of_sharded_weights_holds_plain_tensors(tmp_path: Path) -> None:
     model = network()
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    shard(model, init_device_mesh("cpu", (1,)))
+    shard_model(model, init_device_mesh("cpu", (1,)))
     path = tmp_path / "a.ckpt"
-    write_share(path, own_share({"state_dict": model.state_dict(), "steps": [1, (2, 3)]}), 0, 1)
-    seal(path, {"step": 7})
-    read = WholeCheckpointIO().load_checkpoint(path)
+    write_shard(path, local_state({"state_dict": model.state_dict(), "steps": [1, (2, 3)]}), 0, 1)
+    complete_shards(path, {"step": 7})
+    read = VerifiedCheckpointIO().load_checkpoint(path)
     torch.testing.assert_close(read["state_dict"], expected)
-    assert not any(is_cut(tensor) for tensor in read["state_dict"].values())
+    assert not any(is_sharded(tensor) for tensor in read["state_dict"].values())
     assert read["steps"] == [1, [2, 3]]
 
 
-def test_the_rows_of_all_processes_are_joined_in_order_and_the_rest_is_the_first_ones() -> None:
-    marker = "rows of this process"
-    shares = [{"weight": {marker: torch.full((2 - rank, 3), rank)}, "epoch": rank, "list": [rank]} for rank in (0, 1)]
-    read = joined(shares)
+def test_the_rows_of_all_processes_are_merged_in_order_and_the_rest_is_that_of_rank_0() -> None:
+    shares = [
+        {"weight": {LOCAL_ROWS: torch.full((2 - rank, 3), rank)}, "epoch": rank, "list": [rank]} for rank in (0, 1)
+    ]
+    read = unshard(shares)
     assert read["weight"].tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]
     assert (read["epoch"], read["list"]) == (0, [0])
 
@@ -104,15 +114,15 @@ def test_the_rows_of_all_processes_are_joined_in_order_and_the_rest_is_the_first
 def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "step.ckpt"
     for rank in (0, 1):
-        write_share(path, {"rank": rank}, rank, 2)
-    seal(path, {"step": 7})
+        write_shard(path, {"rank": rank}, rank, 2)
+    complete_shards(path, {"step": 7})
     return path
 
 
-def test_a_folder_of_shares_is_whole_or_not_there(checkpoint: Path) -> None:
-    check_whole(checkpoint)
-    assert facts_of(checkpoint)["step"] == 7
-    assert not part_of(checkpoint).exists()
+def test_a_folder_of_shards_has_a_checksum_and_no_temporary_folder(checkpoint: Path) -> None:
+    verify(checkpoint)
+    assert metadata_of(checkpoint)["step"] == 7
+    assert not shared_temporary(checkpoint).exists()
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "another"])
@@ -124,45 +134,43 @@ def test_a_folder_that_was_changed_is_refused(damage: str, checkpoint: Path) -> 
         first.write_bytes(first.read_bytes()[:-1])
     else:
         (checkpoint / "00002-of-00002.pt").touch()
-    with pytest.raises(CheckpointCorrupt, match="its sha256 is another"):
-        WholeCheckpointIO().load_checkpoint(checkpoint)
+    with pytest.raises(CheckpointCorrupt, match="another SHA-256"):
+        VerifiedCheckpointIO().load_checkpoint(checkpoint)
 
 
 def test_a_folder_is_replaced_by_a_new_one_of_its_name(checkpoint: Path) -> None:
-    write_share(checkpoint, {"rank": 5}, 0, 1)
-    seal(checkpoint, {"step": 8})
-    assert WholeCheckpointIO().load_checkpoint(checkpoint) == {"rank": 5}
-    assert facts_of(checkpoint)["step"] == 8
+    write_shard(checkpoint, {"rank": 5}, 0, 1)
+    complete_shards(checkpoint, {"step": 8})
+    assert VerifiedCheckpointIO().load_checkpoint(checkpoint) == {"rank": 5}
+    assert metadata_of(checkpoint)["step"] == 8
 
 
 # names of strategies, and norms
 
 
-def test_fsdp_is_the_sharding_of_this_project() -> None:
-    assert isinstance(own_strategy({"strategy": "fsdp"})["strategy"], FullySharded)
-    assert own_strategy({"strategy": "ddp"}) == own_strategy({"strategy": "auto"}) == {}
-    with pytest.raises(InvalidConfig, match=r"fsdp_cpu_offload is not offered\. Give --trainer.strategy fsdp"):
-        own_strategy({"strategy": "fsdp_cpu_offload"})
+def test_fsdp_is_the_strategy_of_this_project() -> None:
+    assert isinstance(make_strategy({"strategy": "fsdp"})["strategy"], FSDP2Strategy)
+    assert make_strategy({"strategy": "ddp"}) == make_strategy({"strategy": "auto"}) == {}
+    with pytest.raises(InvalidConfig, match=r"fsdp_cpu_offload is not supported\. Give --trainer.strategy fsdp"):
+        make_strategy({"strategy": "fsdp_cpu_offload"})
 
 
 @pytest.mark.parametrize("name", ["resnet20", "densenet161"])
-def test_norms_that_synchronise_answer_as_those_before(name: str) -> None:
+def test_synchronized_norms_compute_what_the_norms_before_computed(name: str) -> None:
     import eca_hub
 
     model = eca_hub.create_model(name, attention="none" if "dense" in name else "eca", num_classes=3).eval()
     x = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
     with torch.no_grad():
         before = model(x)
-        changed = SyncNorms().apply(model)
+        changed = SyncBatchNormPlugin().apply(model)
         torch.testing.assert_close(changed(x), before)
     norms = [module for module in changed.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
 
 
-def test_norms_of_processes_without_gpus_are_not_synchronised(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_synchronized_norms_are_refused_without_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--trainer.sync_batchnorm", "true", "--trainer.devices", "2", "--trainer.strategy", "ddp")
     assert fit(tmp_path / "run", *options) == 2
     assert "--trainer.sync_batchnorm works between GPUs only" in capsys.readouterr().err

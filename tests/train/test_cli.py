@@ -1,4 +1,4 @@
-"""The short help comes without Lightning, and says what is true of the real options."""
+"""The short help needs no Lightning and agrees with the real options."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from eca_hub.train import cli
-from eca_hub.train.callbacks.checkpointing import SaveConfig
+from eca_hub.train.callbacks.checkpointing import CheckpointConfig
 from eca_hub.train.data import ImageFolderData
 from eca_hub.train.module import ImageClassifier
 
@@ -21,7 +21,7 @@ def parser() -> LightningArgumentParser:
     parser.add_lightning_class_args(ImageClassifier, "model")
     parser.add_class_arguments(ImageFolderData, "data")
     parser.add_class_arguments(Trainer, "trainer")
-    parser.add_class_arguments(SaveConfig, "save")
+    parser.add_class_arguments(CheckpointConfig, "save")
     return parser
 
 

@@ -1,0 +1,63 @@
+"""The private names of Lightning that this project uses, all in one place; pyproject.toml pins the tested range.
+
+`REQUIRED` lists them for a test, which fails with a sentence when a release of Lightning drops one.
+"""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+SubprocessLauncher = _SubprocessScriptLauncher
+"""Starts the other processes of this machine, as copies of the command line."""
+
+REQUIRED: tuple[tuple[type, str], ...] = (
+    (_SubprocessScriptLauncher, "_call_children_scripts"),
+    (_TrainingEpochLoop, "_should_accumulate"),
+    (_TrainingEpochLoop, "_should_check_val_fx"),
+    (_TrainingEpochLoop, "restarting"),
+    (LightningCLI, "_get"),
+    (LightningCLI, "_parser"),
+    (LightningCLI, "_prepare_subcommand_kwargs"),
+    (LightningCLI, "_run_subcommand"),
+    (ModelParallelStrategy, "setup_environment"),
+    (RichProgressBar, "_get_train_description"),
+)
+"""Class and attribute."""
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Whether the batch that was just trained on is followed by another one before the optimizer step."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def is_validation_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that was just trained on."""
+    loop: _FitLoop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def clear_restarting(trainer: Trainer) -> None:
+    """Run the next epoch from its first batch, as if no checkpoint had been loaded."""
+    trainer.fit_loop.epoch_loop.restarting = False
+
+
+def set_max_steps(trainer: Trainer, max_steps: int) -> None:
+    """Change the number of optimizer steps after which the trainer stops."""
+    trainer.fit_loop.epoch_loop.max_steps = max_steps
+
+
+def set_launcher(strategy: Strategy, launcher: Any) -> None:
+    """Replace the object that starts the other processes."""
+    strategy._launcher = launcher
+
+
+def set_data_parallel_size(strategy: ModelParallelStrategy, size: int) -> None:
+    """Use all processes for data parallelism and none for tensor parallelism."""
+    strategy._data_parallel_size, strategy._tensor_parallel_size = size, 1

@@ -1,0 +1,36 @@
+"""Images that cannot be decoded are named, counted once, and limited."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.train.datasets import png
+from tests.train.runs import fit
+
+
+def test_broken_images_are_named_once_and_one_too_many_stops_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        for number, label in enumerate(("cat", "dog")):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for picture in range(8):
+                (tmp_path / "set" / split / label / f"{picture}.png").write_bytes(png(number * 90 + picture))
+    (tmp_path / "set" / "train" / "cat" / "3.png").write_bytes(b"not an image")
+    config = "\n".join(
+        [
+            "model: {architecture: resnet20}",
+            "data:",
+            "  class_path: ImageFolderData",
+            f"  init_args: {{root: {tmp_path / 'set'}, batch_size: 8, image: {{height_px: 8, width_px: 8}}}}",
+            "trainer: {max_epochs: 2, accelerator: cpu, devices: 1}",
+        ]
+    )
+    assert fit(tmp_path / "strict", config=config) == 2
+    assert "Broken images: 1, and --data.max_bad_samples allows 0." in capsys.readouterr().err
+    assert fit(tmp_path / "lenient", "--data.max_bad_samples", "1", config=config) == 0
+    assert capsys.readouterr().out.count("Skipped ") == 1
+    with (tmp_path / "lenient" / "bad_samples.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert row["file"].endswith("train/cat/3.png")
