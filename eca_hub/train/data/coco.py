@@ -1,0 +1,235 @@
+"""Objects from a COCO annotation file (`images`, `annotations`, `categories`).
+
+Shapes: N objects of an image.
+"""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.images.rle import read_counts
+from eca_hub.train.data.objects import MIN_SIDE_PX, ImageObjects, Report, Split, check_files, count_objects
+
+_MANY_OUTSIDE = 0.5
+"""With more boxes than this share far outside their image, they are x1, y1, x2, y2 where COCO has width and height."""
+
+
+def read_coco(
+    annotations: Path, images_dir: Path, *, with_masks: bool, classes: Sequence[tuple[int, str]] | None = None
+) -> Split:
+    """Read and check a COCO annotation file.
+
+    Args:
+        annotations: The JSON file.
+        images_dir: Folder that `file_name` is relative to.
+        with_masks: Whether each object must have a mask.
+        classes: Id and name of each category of the training split, which other splits must share.
+
+    Raises:
+        InvalidConfig: it is not a COCO file, or has what cannot be trained on; every kind of fault is counted and the
+            first few are named.
+    """
+    document = _read_document(annotations)
+    report = Report(str(annotations))
+    categories = _read_categories(document["categories"], report)
+    if classes is not None:
+        for category_id, name in categories:
+            if (category_id, name) not in classes:
+                report.refuse("categories that the training split does not have", f"{category_id}: {name}")
+        categories = list(classes)
+    index_of = {category_id: index for index, (category_id, _) in enumerate(categories)}
+    images = _check_images(document["images"], images_dir, report)
+    objects = _check_annotations(document["annotations"], images, index_of, report, with_masks=with_masks)
+    report.raise_if_refused()
+    found = [_image_objects(images[image_id], objects[image_id], images_dir, with_masks) for image_id in images]
+    found = check_files(found, report)
+    report.raise_if_refused()
+    count_objects(report, found, len(categories))
+    truth = {
+        "images": [{"id": each["id"], "width": each["width"], "height": each["height"]} for each in images.values()],
+        # Numbered again: files that were filtered or merged repeat ids, and evaluation would drop the repeated.
+        "annotations": [
+            {"area": each["bbox"][2] * each["bbox"][3], "iscrowd": 0, **each, "id": number}
+            for number, each in enumerate(document["annotations"], start=1)
+        ],
+        "categories": [{"id": category_id, "name": name} for category_id, name in categories],
+    }
+    return Split(
+        report.title,
+        found,
+        [name for _, name in categories],
+        [category_id for category_id, _ in categories],
+        truth,
+        report,
+    )
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InvalidConfig(f"The annotation file {path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidConfig(f"The annotation file {path} is not JSON: {error}.") from None
+    missing = [
+        name
+        for name in ("images", "annotations", "categories")
+        if not isinstance(document, dict) or not isinstance(document.get(name), list)
+    ]
+    if missing:
+        raise InvalidConfig(
+            f"{path} is not a COCO annotation file: it has no list of {' and '.join(missing)}.",
+            hint="For a results file or another format, convert it first; YoloData reads YOLO text folders.",
+        )
+    if not all(isinstance(each, dict) for name in ("images", "annotations", "categories") for each in document[name]):
+        raise InvalidConfig(f"{path} is not a COCO annotation file: an entry is not an object.")
+    checked: dict[str, Any] = document
+    return checked
+
+
+def _read_categories(entries: Sequence[Mapping[str, Any]], report: Report) -> list[tuple[int, str]]:
+    categories: list[tuple[int, str]] = []
+    for entry in entries:
+        category_id, name = entry.get("id"), entry.get("name")
+        if type(category_id) is not int or not isinstance(name, str) or not name:
+            report.refuse("categories without a whole number as id and a name", entry)
+        else:
+            categories.append((category_id, name))
+    for position, kind in ((0, "categories with the id of another"), (1, "categories with the name of another")):
+        for value, times in Counter(category[position] for category in categories).items():
+            if times > 1:
+                report.refuse(kind, value)
+    if not categories:
+        report.refuse("categories, where one is the least", "none")
+    return sorted(categories)
+
+
+def _check_images(
+    entries: Sequence[Mapping[str, Any]], images_dir: Path, report: Report
+) -> dict[int | str, Mapping[str, Any]]:
+    images: dict[int | str, Mapping[str, Any]] = {}
+    files: dict[Path, set[str]] = {}
+    for entry in entries:
+        image_id, name = entry.get("id"), entry.get("file_name")
+        sides = (entry.get("width"), entry.get("height"))
+        if not isinstance(image_id, int | str) or not isinstance(name, str):
+            report.refuse("images without id and file_name", str(entry)[:80])
+        elif image_id in images:
+            report.refuse("images with the id of another", image_id)
+        elif any(type(side) is not int or not 1 <= side <= 65535 for side in sides):
+            report.refuse("images without width and height in pixels", name)
+        else:
+            images[image_id] = entry
+            path = images_dir / name
+            if path.parent not in files:
+                # One listing a folder: asking for each of 118,000 files takes minutes on a network disk.
+                files[path.parent] = {each.name for each in path.parent.iterdir()} if path.parent.is_dir() else set()
+            if path.name not in files[path.parent]:
+                report.refuse(f"images missing in {images_dir}", name)
+    if not entries:
+        report.refuse("images, where one is the least", "none")
+    return images
+
+
+def _check_annotations(
+    entries: Sequence[Mapping[str, Any]],
+    images: Mapping[int | str, Mapping[str, Any]],
+    index_of: Mapping[int, int],
+    report: Report,
+    *,
+    with_masks: bool,
+) -> Mapping[int | str, list[tuple[list[float], int, Any]]]:
+    """Return box, class and mask of the objects of each image that can be learned from."""
+    objects: dict[int | str, list[tuple[list[float], int, Any]]] = defaultdict(list)
+    num_boxes = num_far_outside = 0
+    seen: set[Any] = set()
+    for place, entry in enumerate(entries, start=1):
+        annotation_id = entry.get("id", f"number {place}")
+        name = f"annotation {annotation_id}"
+        if annotation_id in seen:
+            report.leave_out("repeated annotation ids, numbered anew", annotation_id)
+        seen.add(annotation_id)
+        image = images.get(entry.get("image_id"))  # type: ignore[arg-type]
+        if image is None:
+            report.refuse("annotations of images that are not listed", f"{name}: image {entry.get('image_id')}")
+            continue
+        if entry.get("category_id") not in index_of:
+            report.refuse("annotations of unknown categories", f"{name}: category {entry.get('category_id')}")
+            continue
+        box = entry.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(number) for number in box):
+            report.refuse("boxes that are not four finite numbers", f"{name}: {box}")
+            continue
+        if entry.get("iscrowd"):
+            report.num_crowd += 1
+            continue
+        x, y, width, height = map(float, box)
+        image_width, image_height = image["width"], image["height"]
+        num_boxes += 1
+        slack_px = 2 + 0.02 * max(image_width, image_height)
+        num_far_outside += x + width > image_width + slack_px or y + height > image_height + slack_px
+        corners = [max(x, 0.0), max(y, 0.0), min(x + width, image_width), min(y + height, image_height)]
+        if min(corners[2] - corners[0], corners[3] - corners[1]) < MIN_SIDE_PX:
+            where = "without an area" if min(width, height) < MIN_SIDE_PX else "outside their image"
+            report.leave_out(f"boxes {where}", f"{name}: {box}")
+            continue
+        mask = entry.get("segmentation")
+        if with_masks and (fault := find_mask_fault(mask, image_height, image_width)):
+            report.refuse(f"masks that {fault}", name)
+            continue
+        objects[image["id"]].append((corners, index_of[entry["category_id"]], mask if with_masks else None))
+    if num_boxes and num_far_outside > _MANY_OUTSIDE * num_boxes:
+        report.refuse(
+            "boxes reaching far outside their image, as x1, y1, x2, y2 do where COCO has x, y, width, height",
+            f"{num_far_outside} of {num_boxes}",
+        )
+    elif num_boxes and not objects and not report.refused:
+        report.refuse("boxes, none of them with an area inside its image", f"{num_boxes} of {num_boxes}")
+    return objects
+
+
+def find_mask_fault(mask: Any, height: int, width: int) -> str:
+    """Say what is wrong with a COCO segmentation; an empty string if it decodes."""
+    if mask is None or mask == []:
+        return "are absent"
+    if isinstance(mask, list):
+        if all(
+            isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(_is_number(each) for each in ring)
+            for ring in mask
+        ):
+            return ""
+        return "are no polygons of three points or more"
+    if not isinstance(mask, dict):
+        return "are neither polygons nor run-length code"
+    if mask.get("size") != [height, width]:
+        return "have another size than their image"
+    counts = mask.get("counts")
+    try:
+        runs = read_counts(counts) if isinstance(counts, str) else [int(run) for run in counts or ()]
+    except (ValueError, TypeError):
+        return "do not decode"
+    return "" if sum(runs) == height * width and all(run >= 0 for run in runs) else "do not decode"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _image_objects(
+    image: Mapping[str, Any], objects: list[tuple[list[float], int, Any]], images_dir: Path, with_masks: bool
+) -> ImageObjects:
+    return ImageObjects(
+        image["id"],
+        str(images_dir / image["file_name"]),
+        image["width"],
+        image["height"],
+        np.array([corners for corners, _, _ in objects], dtype=np.float32).reshape(-1, 4),
+        np.array([label for _, label, _ in objects], dtype=np.int64),
+        tuple(mask for _, _, mask in objects) if with_masks else None,
+    )

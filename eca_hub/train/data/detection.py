@@ -1,0 +1,181 @@
+"""What all data of detectors have in common: class names, checks with a report before training, a loader a split."""
+
+import functools
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.train.data.detection_dataset import (
+    AspectRatioBatchSampler,
+    DetectionAugmentConfig,
+    DetectionBatch,
+    DetectionDataset,
+)
+from eca_hub.train.data.objects import Split, keep_smallest
+from eca_hub.train.data.sampler import EvalBatchSampler, RankShard, TrainBatchSampler
+from eca_hub.train.data.source import SPLITS, fingerprint_of
+from eca_hub.train.data.source import Split as SplitName
+from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
+
+
+class DetectionDataModule(LightningDataModule):
+    """Base of all data of detectors.
+
+    Args:
+        augment: How training images are changed at random.
+        batch_size: Images in a batch of one process.
+        num_workers: Processes that prepare batches; 0 prepares them in the training process.
+        max_bad_samples: Files that may be broken; they are named and left out, one more stops the run.
+        max_objects: Most objects of a training image to learn from, which bounds memory; of more, so many are drawn at
+            random in every epoch.
+        group_by_aspect: Whether a training batch has either upright or sideways images.
+        smallest_images: Take only so many images of each split, those with the fewest objects, to see whether a network
+            can learn them by heart. 0 takes all.
+        with_masks: Whether objects come with masks; set by the detector.
+    """
+
+    title: str
+    """What to call the data set on a model card."""
+    has_single_eval_split = False
+    """Whether one split stands for both `val` and `test`, so that the best epoch is chosen on what is reported."""
+
+    def __init__(
+        self,
+        augment: DetectionAugmentConfig = DetectionAugmentConfig(),
+        batch_size: int = 2,
+        num_workers: int = 0,
+        max_bad_samples: int = 0,
+        max_objects: int = 300,
+        group_by_aspect: bool = True,
+        smallest_images: int = 0,
+        with_masks: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("max_bad_samples", max_bad_samples, 0),
+            ("max_objects", max_objects, 1),
+            ("smallest_images", smallest_images, 0),
+        ):
+            if value < least:
+                raise InvalidConfig(f"data.{name} is {value}; it must be {least} or more.")
+        self.augment = augment
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.max_bad_samples = max_bad_samples
+        self.max_objects = max_objects
+        self.group_by_aspect = group_by_aspect
+        self.smallest_images = smallest_images
+        self.with_masks = with_masks
+        self.seed = 0
+
+    @abstractmethod
+    def read_split(self, name: SplitName) -> Split:
+        """Read and check the annotations of a split.
+
+        Raises:
+            InvalidConfig: they cannot be trained on; every kind of fault is counted and named.
+        """
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of their indices."""
+        return self.split("train").labels
+
+    @functools.cache  # noqa: B019  a run has one data module
+    def split(self, name: SplitName) -> Split:
+        """Return the images of a split, read once."""
+        split = self.read_split(name)
+        return keep_smallest(split, self.smallest_images) if self.smallest_images else split
+
+    def dataset(self, name: SplitName) -> DetectionDataset:
+        """Return the batches of a split; those to train on come augmented."""
+        is_train = name == "train"
+        return DetectionDataset(
+            self.split(name).images,
+            with_masks=self.with_masks and is_train,
+            augment=self.augment if is_train else None,
+            max_objects=self.max_objects if is_train else None,
+            seed=self.seed,
+        )
+
+    def num_images(self, name: SplitName) -> int:
+        """Count the images of a split."""
+        return len(self.split(name).images)
+
+    def fingerprint(self) -> str:
+        """Hash images, boxes and classes, so that a resumed run notices other data."""
+        return fingerprint_of([*self.labels, *(part for name in SPLITS for part in self._fingerprint_parts(name))])
+
+    def check(self) -> None:
+        """Read all splits, and print what is in them.
+
+        Raises:
+            InvalidConfig: a split cannot be used, or has no object.
+        """
+        reports = []
+        for name in SPLITS:
+            split = self.split(name)
+            if not split.report.num_objects:
+                raise InvalidConfig(f"The {name} split, {split.title}, has no object in any image.")
+            reports.append(split.report.summary())
+        if self.trainer is None or self.trainer.is_global_zero:
+            print("\n".join(dict.fromkeys(reports)), flush=True)
+
+    def train_dataloader(self) -> DataLoader[DetectionBatch]:
+        """Load the training split in a new order every epoch, from wherever training stands."""
+        images = self.split("train").images
+        common: tuple[Any, ...] = (self.batch_size, self.seed, self._share(), self._position)
+        if self.group_by_aspect:
+            is_upright = [image.height > image.width for image in images]
+            return self._loader("train", AspectRatioBatchSampler(is_upright, *common))
+        return self._loader("train", TrainBatchSampler(len(images), *common))
+
+    def val_dataloader(self) -> DataLoader[DetectionBatch]:
+        """Load the validation split."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[DetectionBatch]:
+        """Load the test split."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[DetectionBatch]:
+        """Load the test split, to write the detections of each image."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, name: SplitName) -> DataLoader[DetectionBatch]:
+        return self._loader(name, EvalBatchSampler(self.num_images(name), self.batch_size, self._share()))
+
+    def _loader(self, name: SplitName, batches: TrainBatchSampler | EvalBatchSampler) -> DataLoader[DetectionBatch]:
+        return SignalIgnoringDataLoader(
+            self.dataset(name),
+            # One index is one batch: the data set makes whole batches.
+            batch_size=None,
+            sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=identity_collate,
+            worker_init_fn=use_one_thread if self.num_workers else None,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Forking a process that has run torch can hang in its first matrix product.
+            multiprocessing_context="spawn" if self.num_workers else None,
+        )
+
+    def _fingerprint_parts(self, name: SplitName) -> Iterator[object]:
+        for image in self.split(name).images:
+            yield image.image_id, image.width, image.height
+            yield image.boxes.tobytes().hex(), image.labels.tolist(), image.masks
+
+    def _share(self) -> RankShard:
+        return RankShard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else RankShard()
+
+    def _position(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -1,0 +1,257 @@
+"""From the images and objects of a split to batches: pixels, boxes, classes and masks, flipped and combined at random.
+
+Everything random is a function of seed, epoch and index, so that a run resumes anywhere.
+
+Shapes: N objects of an image, H height, W width.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from eca_hub.errors import BadImage, InvalidConfig
+from eca_hub.images.decode import decode_image
+from eca_hub.images.rle import decode_mask
+from eca_hub.train.data.dataset import BadSample
+from eca_hub.train.data.objects import ImageObjects
+from eca_hub.train.data.rng import derive_seed, epoch_permutation
+from eca_hub.train.data.sampler import BatchIndex, RankShard, TrainBatchSampler
+
+_EXIF_ORIENTATION = 0x0112
+_UNDO_TURN = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+_NUM_IN_MOSAIC = 4
+_MOSAIC_GRAY = 114
+_MOSAIC_MIN_SIDE_PX = 2.0
+"""An object that a mosaic makes smaller than this is dropped."""
+
+
+class DetectionBatch(NamedTuple):
+    """What a detector learns from at once."""
+
+    images: list[Tensor]
+    """uint8 (3, H, W), each of its own size."""
+    targets: list[dict[str, Tensor]]
+    """`boxes` float32 (N, 4) as x1, y1, x2, y2 in pixels, `labels` int64 (N,) from 0, `masks` uint8 (N, H, W)."""
+    indices: Tensor
+    """Index of each image in its split."""
+    bad_samples: tuple[BadSample, ...] = ()
+    """Images that should have been in the batch and could not be decoded."""
+
+
+@dataclass(frozen=True)
+class DetectionAugmentConfig:
+    """How training images are changed at random."""
+
+    flip_prob: float = 0.5
+    """Share of the images that are mirrored."""
+    mosaic_prob: float = 0.0
+    """Share of the images that are replaced by a mosaic of four."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip_prob <= 1 or not 0 <= self.mosaic_prob <= 1:
+            raise InvalidConfig(
+                f"augment has flip_prob {self.flip_prob} and mosaic_prob {self.mosaic_prob}; each must be 0 to 1."
+            )
+
+
+class DetectionDataset(Dataset[DetectionBatch]):
+    """Batches of a split, by index.
+
+    Args:
+        images: The images of the split.
+        with_masks: Whether targets have masks.
+        augment: How images are changed at random; None for evaluation.
+        max_objects: Most objects of an image to learn from; of more, so many are drawn at random.
+        seed: Decides all that is random.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[ImageObjects],
+        *,
+        with_masks: bool,
+        augment: DetectionAugmentConfig | None = None,
+        max_objects: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images = images
+        self._with_masks = with_masks
+        self._augment = augment
+        self._max_objects = max_objects
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: BatchIndex) -> DetectionBatch:
+        pixels: list[Tensor] = []
+        targets: list[dict[str, Tensor]] = []
+        good: list[int] = []
+        bad: list[BadSample] = []
+        for each in index.indices:
+            try:
+                image, target = self._sample(index.epoch, each)
+            except (BadImage, OSError) as error:
+                bad.append(BadSample(each, self.images[each].path, str(error)))
+                continue
+            pixels.append(image)
+            targets.append(target)
+            good.append(each)
+        return DetectionBatch(pixels, targets, torch.tensor(good, dtype=torch.int64), tuple(bad))
+
+    def _sample(self, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._augment is None:
+            return self._load(index)
+        rng = np.random.default_rng(derive_seed("augment objects", self._seed, epoch, index))
+        flips, combines = rng.random() < self._augment.flip_prob, rng.random() < self._augment.mosaic_prob
+        if combines:
+            others = rng.integers(len(self.images), size=_NUM_IN_MOSAIC - 1).tolist()
+            image, target = mosaic([self._load(each) for each in (index, *others)], *rng.uniform(0.3, 0.7, size=2))
+        else:
+            image, target = self._load(index)
+        num_objects = len(target["boxes"])
+        if self._max_objects is not None and num_objects > self._max_objects:
+            drawn = torch.from_numpy(np.sort(rng.choice(num_objects, self._max_objects, replace=False)))
+            target = {name: tensor[drawn] for name, tensor in target.items()}
+        return flip(image, target) if flips else (image, target)
+
+    def _load(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        each = self.images[index]
+        image = load_pixels(each)
+        target = {"boxes": torch.from_numpy(each.boxes.copy()), "labels": torch.from_numpy(each.labels.copy())}
+        if self._with_masks:
+            masks = [rasterize(mask, each.height, each.width) for mask in each.masks or ()]
+            empty = np.zeros((0, each.height, each.width), np.uint8)
+            target["masks"] = torch.from_numpy(np.stack(masks) if masks else empty)
+        return image, target
+
+
+def load_pixels(image: ImageObjects) -> Tensor:
+    """Decode an image to uint8 (3, H, W), in the orientation that its boxes are for.
+
+    Raises:
+        BadImage: it does not decode, or has another size than its annotations are for.
+        OSError: the file cannot be read.
+    """
+    data = Path(image.path).read_bytes()
+    decoded = decode_image(data)
+    if image.is_unrotated:
+        orientation = Image.open(io.BytesIO(data)).getexif().get(_EXIF_ORIENTATION, 1)
+        if orientation in _UNDO_TURN:
+            decoded = decoded.transpose(_UNDO_TURN[orientation])
+    if decoded.size != (image.width, image.height):
+        raise BadImage(
+            f"The file has {decoded.width} x {decoded.height} px, its annotations are for "
+            f"{image.width} x {image.height}; its boxes would be wrong."
+        )
+    return torch.from_numpy(np.array(decoded)).permute(2, 0, 1).contiguous()
+
+
+def rasterize(mask: Any, height: int, width: int) -> np.ndarray:
+    """Draw COCO polygons or run-length code as uint8 (H, W)."""
+    if isinstance(mask, list):
+        from faster_coco_eval.core import mask as coco_mask
+
+        drawn: np.ndarray = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(mask, height, width)))
+        return drawn.astype(np.uint8)
+    return decode_mask(mask).astype(np.uint8)
+
+
+def flip(image_3HW: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mirror an image and its objects, left to right."""
+    width = image_3HW.shape[2]
+    x1, y1, x2, y2 = target["boxes"].unbind(1)
+    flipped = {**target, "boxes": torch.stack((width - x2, y1, width - x1, y2), dim=1)}
+    if "masks" in target:
+        flipped["masks"] = target["masks"].flip(2)
+    return image_3HW.flip(2), flipped
+
+
+def mosaic(
+    samples: Sequence[tuple[Tensor, dict[str, Tensor]]], center_x: float, center_y: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Put four images into the quarters of one that has the size of the first; each is resized to fit its quarter.
+
+    Args:
+        samples: Images and targets, top left first, then top right, bottom left, bottom right.
+        center_x: Where the quarters meet, as a share of the width.
+        center_y: And of the height.
+    """
+    _, height, width = samples[0][0].shape
+    middle_x, middle_y = round(center_x * width), round(center_y * height)
+    canvas = torch.full((3, height, width), _MOSAIC_GRAY, dtype=torch.uint8)
+    parts: list[dict[str, Tensor]] = []
+    quarters = [(0, 0, middle_x, middle_y), (middle_x, 0, width, middle_y)]
+    quarters += [(0, middle_y, middle_x, height), (middle_x, middle_y, width, height)]
+    for (image, target), (left, top, right, bottom) in zip(samples, quarters, strict=True):
+        scale = min((right - left) / image.shape[2], (bottom - top) / image.shape[1])
+        size = [max(1, int(image.shape[1] * scale)), max(1, int(image.shape[2] * scale))]
+        resized = torch.nn.functional.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)
+        canvas[:, top : top + size[0], left : left + size[1]] = resized[0].round().clamp(0, 255).to(torch.uint8)
+        scale_4 = torch.tensor([size[1] / image.shape[2], size[0] / image.shape[1]]).repeat(2)
+        boxes = target["boxes"] * scale_4 + torch.tensor([left, top, left, top])
+        part = {**target, "boxes": boxes}
+        if "masks" in target:
+            masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+            if len(boxes):
+                small = torch.nn.functional.interpolate(target["masks"][:, None].float(), size=size)[:, 0]
+                masks[:, top : top + size[0], left : left + size[1]] = small.to(torch.uint8)
+            part["masks"] = masks
+        large = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= _MOSAIC_MIN_SIDE_PX
+        parts.append({name: tensor[large] for name, tensor in part.items()})
+    return canvas, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class AspectRatioBatchSampler(TrainBatchSampler):
+    """Batches of images that are all upright or all sideways, so that padding wastes little.
+
+    What fills no whole batch of its kind is put together at the end of the epoch, so that an epoch has as many batches
+    as without grouping.
+
+    Args:
+        is_upright: Of each image, whether it is higher than wide.
+        batch_size: Images in a batch of one process.
+        seed: Decides the order.
+        share: This process.
+        position: Tells the epoch and how many of its batches are done.
+    """
+
+    def __init__(
+        self,
+        is_upright: Sequence[bool],
+        batch_size: int,
+        seed: int,
+        share: RankShard,
+        position: Callable[[], tuple[int, int]],
+    ) -> None:
+        super().__init__(len(is_upright), batch_size, seed, share, position)
+        self._is_upright = is_upright
+
+    def _from(self, epoch: int, num_done: int) -> Iterator[BatchIndex]:
+        order = epoch_permutation(self._num_images, self._seed, epoch).tolist()
+        batches: list[list[int]] = []
+        open_batches: dict[bool, list[int]] = {False: [], True: []}
+        for index in order:
+            batch = open_batches[self._is_upright[index]]
+            batch.append(index)
+            if len(batch) == self._all_size:
+                batches.append(list(batch))
+                batch.clear()
+        rest = open_batches[False] + open_batches[True]
+        batches += [rest[start : start + self._all_size] for start in range(0, len(rest), self._all_size)]
+        rank, world_size = self._share
+        for batch in batches[num_done : len(self)]:
+            yield BatchIndex(epoch, batch[rank * len(batch) // world_size : (rank + 1) * len(batch) // world_size])
