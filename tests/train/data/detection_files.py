@@ -13,7 +13,8 @@ CATEGORIES = [{"id": 7, "name": "disk"}, {"id": 3, "name": "bar"}, {"id": 90, "n
 
 def coco_document(num_images: int = 6) -> dict[str, Any]:
     """Two objects an image but the last, which has none; one crowd region in the first."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(num_images):
         width, height = SIZES[number % len(SIZES)]
         # Ids out of order, as merged files have them.
