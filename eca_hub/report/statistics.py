@@ -1,0 +1,183 @@
+"""Statistics of a comparison between methods, each trained with several seeds.
+
+Seeds are not paired: a seed that two different networks share decides little that is common to both, so the tests treat
+the two groups as independent samples.
+
+Sources: exact permutation test: Fisher, The Design of Experiments, 1935; step-down correction: Holm, Scandinavian
+Journal of Statistics 6, 1979; power of the t test by the noncentral t distribution: Cohen, 1988.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from eca_hub.errors import InvalidConfig
+
+ALPHA = 0.05
+POWER = 0.8
+MAX_SPLITS = 5_000_000
+
+Kind = Literal["difference", "non_inferiority"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One group of results."""
+
+    num_seeds: int
+    mean: float
+    std: float
+    """Standard deviation over the seeds, with n - 1; NaN for one seed."""
+    low: float
+    """Lower end of the 95 % confidence interval of the mean, by Student's t; NaN for one seed."""
+    high: float
+    """Its upper end."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two groups compared."""
+
+    a: str
+    b: str
+    kind: Kind
+    margin: float
+    """How much worse than `b` the method `a` may be; 0 for a difference."""
+    difference: float
+    """Mean of `a` less mean of `b`."""
+    p: float
+    """Exact p-value: two-sided for a difference, one-sided for non-inferiority."""
+    p_holm: float
+    """The same, corrected for all comparisons of the family."""
+    smallest_difference: float
+    """The true difference that this study would have found with a power of 0.8 at a level of 0.05, uncorrected."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the corrected p-value is at most 0.05."""
+        return self.p_holm <= ALPHA
+
+    @property
+    def conclusion(self) -> str:
+        """What the data show, in words."""
+        if self.kind == "non_inferiority":
+            if self.is_shown:
+                return f"{self.a} is not worse than {self.b} by {self.margin:g} or more"
+            return f"not shown that {self.a} is within {self.margin:g} of {self.b}"
+        if not self.is_shown:
+            return f"no difference shown (one of {self.smallest_difference:.2f} would have been)"
+        return f"{self.a} is {'higher' if self.difference > 0 else 'lower'} than {self.b}"
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean and 95 % confidence interval of the mean."""
+    n = len(values)
+    mean = float(np.mean(values))
+    if n < 2:
+        return Summary(n, mean, math.nan, math.nan, math.nan)
+    std = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * std / math.sqrt(n)
+    return Summary(n, mean, std, mean - half, mean + half)
+
+
+def permutation_p(a: Sequence[float], b: Sequence[float], *, alternative: Literal["two-sided", "greater"]) -> float:
+    """Exact permutation test of the difference of two means.
+
+    p is the share of all (n + m)! / (n! m!) ways to split the pooled values into groups of n and m whose difference of
+    means is at least as extreme as the observed one, which is one of them.
+
+    Args:
+        a: n values.
+        b: m values.
+        alternative: `greater` counts differences a - b of at least the observed one, `two-sided` absolute differences.
+
+    Raises:
+        InvalidConfig: a group is empty, or there are too many splits to visit.
+    """
+    n, m = len(a), len(b)
+    if not n or not m:
+        raise InvalidConfig("A permutation test needs at least one value in each group.")
+    num_splits = math.comb(n + m, n)
+    if num_splits > MAX_SPLITS:
+        raise InvalidConfig(f"{n} and {m} values have {num_splits:,} splits; at most {MAX_SPLITS:,} can be visited.")
+    pooled = np.asarray([*a, *b], dtype=np.float64)
+    total = float(pooled.sum())
+    sums = np.fromiter(
+        (sum(chosen) for chosen in itertools.combinations(pooled.tolist(), n)), dtype=np.float64, count=num_splits
+    )
+    differences = sums / n - (total - sums) / m
+    observed = float(np.mean(a) - np.mean(b))
+    # Sums in another order differ in the last bits: a tie must count as a tie.
+    tolerance = 1e-9 * max(1.0, float(np.abs(pooled).max()))
+    if alternative == "greater":
+        return float(np.mean(differences >= observed - tolerance))
+    return float(np.mean(np.abs(differences) >= abs(observed) - tolerance))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number: the k-th smallest of m times m - k + 1, made monotone, at most 1."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = highest
+    return corrected
+
+
+def smallest_detectable_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    """The difference of means that a two-sided t test at 0.05 finds with a power of 0.8, given the pooled deviation.
+
+    Returns:
+        The difference in the unit of the values; NaN where a group has fewer than two.
+    """
+    n, m = len(a), len(b)
+    if n < 2 or m < 2:
+        return math.nan
+    degrees = n + m - 2
+    pooled_std = math.sqrt((np.var(a, ddof=1) * (n - 1) + np.var(b, ddof=1) * (m - 1)) / degrees)
+    critical = float(stats.t.ppf(1 - ALPHA / 2, degrees))
+
+    def missing_power(noncentrality: float) -> float:
+        found = 1 - special.nctdtr(degrees, noncentrality, critical) + special.nctdtr(degrees, noncentrality, -critical)
+        return float(found) - POWER
+
+    highest = 1.0
+    while missing_power(highest) < 0:
+        highest *= 2
+    noncentrality = optimize.brentq(missing_power, 0.0, highest)
+    return float(noncentrality * pooled_std * math.sqrt(1 / n + 1 / m))
+
+
+def compare(groups: dict[str, list[float]], planned: Sequence[tuple[str, str, Kind, float]]) -> list[Comparison]:
+    """Run the planned comparisons as one family.
+
+    Args:
+        groups: Results by method.
+        planned: Method a, method b, kind, margin. Comparisons of methods without results are left out.
+    """
+    possible = [each for each in planned if groups.get(each[0]) and groups.get(each[1])]
+    p_values = []
+    for a, b, kind, margin in possible:
+        if kind == "non_inferiority":
+            shifted = [value + margin for value in groups[a]]
+            p_values.append(permutation_p(shifted, groups[b], alternative="greater"))
+        else:
+            p_values.append(permutation_p(groups[a], groups[b], alternative="two-sided"))
+    return [
+        Comparison(
+            a,
+            b,
+            kind,
+            margin,
+            float(np.mean(groups[a]) - np.mean(groups[b])),
+            p,
+            p_holm,
+            smallest_detectable_difference(groups[a], groups[b]),
+        )
+        for (a, b, kind, margin), p, p_holm in zip(possible, p_values, holm(p_values), strict=True)
+    ]

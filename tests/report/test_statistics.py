@@ -1,0 +1,88 @@
+"""Statistics of comparisons, against scipy and against values worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.report.statistics import compare, holm, permutation_p, smallest_detectable_difference, summarize
+
+A, B = [3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 2.5, 3.5, 0.5]
+
+
+def difference(
+    a: "np.ndarray[tuple[int], np.dtype[np.float64]]", b: "np.ndarray[tuple[int], np.dtype[np.float64]]"
+) -> float:
+    return float(np.mean(a) - np.mean(b))
+
+
+def test_the_p_value_is_that_of_scipys_exact_permutation_test() -> None:
+    greater = stats.permutation_test((A, B), difference, n_resamples=np.inf, alternative="greater", vectorized=False)
+    assert permutation_p(A, B, alternative="greater") == pytest.approx(greater.pvalue)
+    # Of absolute differences; scipy's own two-sided p-value is twice that of the smaller tail.
+    both = stats.permutation_test(
+        (A, B), lambda a, b: abs(difference(a, b)), n_resamples=np.inf, alternative="greater", vectorized=False
+    )
+    assert permutation_p(A, B, alternative="two-sided") == pytest.approx(both.pvalue)
+
+
+def test_two_groups_that_do_not_overlap_get_the_smallest_p_value_there_is() -> None:
+    assert permutation_p([4, 5, 6], [1, 2, 3], alternative="two-sided") == 2 / math.comb(6, 3)
+    assert permutation_p([4, 5, 6], [1, 2, 3], alternative="greater") == 1 / math.comb(6, 3)
+    assert permutation_p([1, 2, 3], [4, 5, 6], alternative="greater") == 1.0
+
+
+def test_equal_groups_have_a_p_value_of_one_and_ties_count() -> None:
+    assert permutation_p([0.1, 0.2, 0.3], [0.3, 0.1, 0.2], alternative="two-sided") == 1.0
+
+
+def test_holms_correction_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_interval_is_students() -> None:
+    summary = summarize([1.0, 2.0, 3.0, 4.0])
+    low, high = stats.t.interval(0.95, 3, loc=2.5, scale=stats.sem([1.0, 2.0, 3.0, 4.0]))
+    assert (summary.low, summary.high) == pytest.approx((low, high))
+    assert math.isnan(summarize([1.0]).low)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(3, 0.77), (5, 0.51), (8, 0.38), (10, 0.33)])
+def test_the_smallest_detectable_difference_at_a_deviation_of_a_quarter(n: int, expected: float) -> None:
+    # Values with a standard deviation of exactly 0.25.
+    values = np.linspace(-1, 1, n)
+    values *= 0.25 / values.std(ddof=1)
+    assert smallest_detectable_difference(list(values), list(values)) == pytest.approx(expected, abs=0.006)
+
+
+def test_comparisons_are_corrected_as_one_family_and_say_what_they_show() -> None:
+    groups = {"eca": [90.0, 90.1, 90.2, 90.3], "none": [88.0, 88.1, 88.2, 88.3], "se": [90.05, 90.1, 90.2, 90.25]}
+    planned = [
+        ("eca", "none", "difference", 0.0),
+        ("eca", "se", "difference", 0.0),
+        ("eca", "se", "non_inferiority", 0.5),
+        ("eca", "cbam", "difference", 0.0),
+    ]
+    against_none, against_se, not_inferior = compare(groups, planned)  # type: ignore[arg-type]
+    assert against_none.p == pytest.approx(2 / math.comb(8, 4))
+    assert against_none.p_holm == pytest.approx(2 * 2 / math.comb(8, 4))
+    assert not against_none.is_shown
+    [alone] = compare(groups, planned[:1])  # type: ignore[arg-type]
+    assert alone.is_shown
+    assert alone.conclusion == "eca is higher than none"
+    assert against_se.conclusion.startswith("no difference shown (one of 0.")
+    assert not_inferior.p == pytest.approx(1 / math.comb(8, 4))
+    assert not_inferior.p_holm == pytest.approx(3 / math.comb(8, 4))
+    assert not_inferior.is_shown
+    assert not_inferior.conclusion == "eca is not worse than se by 0.5 or more"
+
+
+def test_too_many_splits_and_empty_groups_are_refused() -> None:
+    with pytest.raises(InvalidConfig, match="at most 5,000,000 can be visited"):
+        permutation_p([0.0] * 20, [1.0] * 20, alternative="greater")
+    with pytest.raises(InvalidConfig, match="at least one value"):
+        permutation_p([], [1.0], alternative="greater")
