@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from eca_hub.sweep.grid import SweepRun
-from eca_hub.sweep.results import collect, write_table
+from eca_hub.sweep.results import collect
 from eca_hub.sweep.worker import is_finished
 
 _POLL_S = 0.2
@@ -117,7 +117,7 @@ def run_sweep(
     Args:
         runs: All runs of the sweep.
         out_dir: Holds one folder a run.
-        results_file: Written anew after each run, with `costs` beside it.
+        results_file: Written anew after each run, with the other tables beside it.
         launcher: Starts them.
         report: Called whenever something has changed.
         wait: Waits for some seconds.
@@ -164,21 +164,13 @@ def run_sweep(
     return state
 
 
-def costs_file(results_file: Path) -> Path:
-    """Return the file of costs that belongs to a file of results."""
-    return results_file.with_name(f"{results_file.stem}_costs{results_file.suffix}")
-
-
 def _first_was_refused(state: SweepState) -> bool:
     """Whether nothing has succeeded and a run has failed: the others would most likely fail as well."""
     return bool(state.failed) and not state.num_done
 
 
 def _write(runs: Sequence[SweepRun], out_dir: Path, results_file: Path) -> None:
-    results, costs = collect(runs, out_dir)
-    if results:
-        write_table(results, results_file)
-        write_table(costs, costs_file(results_file))
+    collect(runs, out_dir).write(results_file)
 
 
 def _last_line(log: Path) -> str:

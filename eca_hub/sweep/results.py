@@ -1,13 +1,15 @@
-"""Collect the runs of a sweep into one table, and what they cost into another.
+"""Collect the runs of a sweep into tables: results, curves, classes and costs.
 
-The results hold only what is reproducible, so a sweep that was interrupted and continued writes the same file as one
-that was not. Times and memory, which differ from run to run, are in the file of costs beside it.
+All but the costs hold only what is reproducible, so a sweep that was interrupted and continued writes the same files as
+one that was not. Times and memory, which differ from run to run, are in the table of costs alone.
 """
 
 import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,40 @@ COST_COLUMNS = ("fit_s", "images_per_s", "peak_memory_mib")
 """Columns of result.json that depend on the machine's load."""
 
 
-def collect(runs: Sequence[SweepRun], out_dir: Path) -> tuple[list[Row], list[Row]]:
-    """Read the finished runs, in the order of the grid.
+_TEXT_COLUMNS = ("run", "label", "config_hash", "commit", "hardware", "attention", "architecture")
+"""Columns that stay text: a label of 007 is no number, nor is a hash that happens to consist of digits."""
 
-    Returns:
-        The rows of results, and the rows of costs.
-    """
-    results, costs = [], []
+_CURVE_COLUMNS = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1")
+
+
+@dataclass
+class Tables:
+    """The tables of a sweep, each a list of rows in the order of the grid."""
+
+    results: list[Row] = field(default_factory=list)
+    """A row a run: its point of the grid, what was measured, what the network costs, on which commit and hardware."""
+    curves: list[Row] = field(default_factory=list)
+    """A row a run and epoch: loss and accuracy."""
+    classes: list[Row] = field(default_factory=list)
+    """A row a run and class: recall on the test split."""
+    costs: list[Row] = field(default_factory=list)
+    """A row a run: seconds, images a second, memory."""
+
+    def write(self, results_file: Path) -> None:
+        """Write each table that has rows; the names of the others derive from that of the results."""
+        for name, rows in vars(self).items():
+            if rows:
+                write_table(rows, results_file if name == "results" else table_beside(results_file, name))
+
+
+def table_beside(results_file: Path, name: str) -> Path:
+    """Return the file of another table of the same sweep, such as results_costs.csv beside results.csv."""
+    return results_file.with_name(f"{results_file.stem}_{name}{results_file.suffix}")
+
+
+def collect(runs: Sequence[SweepRun], out_dir: Path) -> Tables:
+    """Read the finished runs, in the order of the grid."""
+    tables = Tables()
     for run in runs:
         run_dir = out_dir / run.name
         if not is_finished(run_dir):
@@ -46,9 +75,30 @@ def collect(runs: Sequence[SweepRun], out_dir: Path) -> tuple[list[Row], list[Ro
             "hardware": environment.get("device", ""),
             "commit": (environment.get("git") or {}).get("commit", ""),
         }
-        results.append({**known, **measured, **machine})
-        costs.append({**known, **{key: result.get(key, "") for key in COST_COLUMNS}})
-    return results, costs
+        config = json.loads((run_dir / "model" / "config.json").read_text())
+        tables.results.append({**known, **measured, **_network_cost(json.dumps(config)), **machine})
+        tables.costs.append({**known, **{key: result.get(key, "") for key in COST_COLUMNS}})
+        epochs = read_table(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else []
+        tables.curves += [{"run": run.name, **{key: row.get(key, "") for key in _CURVE_COLUMNS}} for row in epochs]
+        classes = read_table(run_dir / "classes.csv") if (run_dir / "classes.csv").is_file() else []
+        tables.classes += [{"run": run.name, "label": row["label"], "recall": row["recall"]} for row in classes]
+    return tables
+
+
+@cache
+def _network_cost(config_json: str) -> Row:
+    """Count a network's parameters and multiply-adds at the size of its images, from its config.json."""
+    import torch
+
+    from eca_hub.hub.package import config_from_json
+    from eca_hub.models.build import build_model, count_parameters
+    from eca_hub.models.complexity import count_complexity
+
+    config = config_from_json(config_json.encode(), origin="config.json")
+    with torch.device("meta"):
+        model = build_model(config)
+    complexity = count_complexity(model, height_px=config.image.height_px, width_px=config.image.width_px)
+    return {"parameters": count_parameters(model), "multiply_adds": complexity.multiply_adds}
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -70,7 +120,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Read what `write_table` wrote; numbers of a CSV file become numbers.
+    """Read what `write_table` wrote; what looks like a number in a CSV file becomes one.
 
     Raises:
         InvalidConfig: the file cannot be read, or is neither CSV nor Parquet.
@@ -83,7 +133,7 @@ def read_table(path: Path) -> list[Row]:
         if path.suffix != ".csv":
             raise InvalidConfig(f"{path} must be a file named *.csv or *.parquet.")
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InvalidConfig(f"The results {path} cannot be read: {reason}.") from None
@@ -99,7 +149,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) else json.dumps(value)
 
 
-def _number(text: str | None) -> Any:
+def _value(column: str, text: str | None) -> Any:
+    if column in _TEXT_COLUMNS:
+        return text or ""
     for kind in (int, float):
         try:
             return kind(text or "")

@@ -7,13 +7,35 @@ from typing import Any
 import pytest
 
 from eca_hub.sweep.grid import SweepRun
-from eca_hub.sweep.queue import SweepState, costs_file, run_sweep
-from eca_hub.sweep.results import read_table
+from eca_hub.sweep.queue import SweepState, run_sweep
+from eca_hub.sweep.results import read_table, table_beside
+
+CONFIG = {
+    "format": 1,
+    "library_name": "eca-hub",
+    "architecture": "resnet20",
+    "attention": "eca",
+    "attention_args": {"kernel_sizes": [3, 3, 3]},
+    "stem": "default",
+    "image": {
+        "height_px": 16,
+        "width_px": 16,
+        "crop": 1.0,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    },
+    "num_classes": 2,
+    "label_names": ["cat", "dog"],
+}
 
 
 def finish(run_dir: Path, top1: float) -> None:
     (run_dir / "model").mkdir(parents=True)
-    (run_dir / "model" / "config.json").write_text("{}")
+    (run_dir / "model" / "config.json").write_text(json.dumps(CONFIG))
+    (run_dir / "metrics.csv").write_text("epoch,val_top1\n0,0.25\n1,0.5\n")
+    (run_dir / "classes.csv").write_text("label,num_images,recall\n007,4,0.5\n")
     (run_dir / "environment.json").write_text(json.dumps({"device": "CPU", "git": {"commit": "abc"}}))
     (run_dir / "result.json").write_text(json.dumps({"test_top1": top1, "fit_s": 1.5}))
 
@@ -78,9 +100,15 @@ def test_all_runs_finish_and_stand_in_the_results_in_the_order_of_the_grid(tmp_p
     assert max(seen) == 2
     rows = read_table(tmp_path / "results.csv")
     assert [row["run"] for row in rows] == ["run0", "run1", "run2", "run3"]
-    expected = {"attention": "a0", "config_hash": "hash0", "test_top1": 0.5, "hardware": "CPU", "commit": "abc"}
+    measured = {"test_top1": 0.5, "parameters": rows[0]["parameters"], "multiply_adds": rows[0]["multiply_adds"]}
+    expected = {"attention": "a0", "config_hash": "hash0", **measured, "hardware": "CPU", "commit": "abc"}
     assert rows[0] == {"run": "run0", **expected}
-    assert read_table(costs_file(tmp_path / "results.csv"))[0]["fit_s"] == 1.5
+    assert rows[0]["parameters"] > 270_000
+    curves = read_table(table_beside(tmp_path / "results.csv", "curves"))
+    assert [row["val_top1"] for row in curves[:2]] == [0.25, 0.5]
+    classes = read_table(table_beside(tmp_path / "results.csv", "classes"))
+    assert (len(classes), classes[0]["label"], classes[0]["recall"]) == (4, "007", 0.5)
+    assert read_table(table_beside(tmp_path / "results.csv", "costs"))[0]["fit_s"] == 1.5
 
 
 def test_a_finished_run_is_never_repeated(tmp_path: Path) -> None:
