@@ -1,17 +1,17 @@
-"""From single items to batches: a seat or `Overloaded` at once, first come first served, one reply for each.
+"""From single items to batches: admitted or `Overloaded` at once, first in first out, one result for each item.
 
-A runner that is free takes what waits at once. It waits for more only while items that already have a seat are still
-on their way (being decoded), and then for `max_wait_ms` at most: a single caller never waits for a timer. An item
-whose caller has gone gives its seat up and is never run. A batch that raises is run again item by item, so that only
-the culprit fails.
+A free runner takes the waiting items at once. It waits for more only while admitted items are still being decoded, and
+then for `max_wait_ms` at most, so that a single client never waits for a timer. An item whose client has disconnected
+releases its reservation and is not run. A batch that raises is run again item by item, so that only the faulty item
+fails.
 
-The house is bounded in items, and in the time that the runners need for those that are in it already:
+Admission is bounded in items, and in the time that the runners need for the items in flight:
 
-    expected wait = (items in the house - half of those being run) * seconds that a runner takes for one / runners
+    expected wait = (items in flight - half of those being run) * seconds of a runner for one item / runners
 
-so that a fast machine and a slow one answer whoever they let in about equally soon, however many more come.
+so that admitted items are answered about equally soon on a fast machine and on a slow one.
 
-Knows only asyncio: nothing of torch, pictures or HTTP.
+Uses asyncio only: no torch, no images, no HTTP.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ from typing import Generic, Self, TypeVar
 from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
-Runner = Callable[[list[Item]], Awaitable[Sequence[Answer]]]
-"""Maps n items to n answers. Called by one task at a time."""
+Output = TypeVar("Output")
+Runner = Callable[[list[Item]], Awaitable[Sequence[Output]]]
+"""Maps n items to n outputs. Called by one task at a time."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ItemResult(Generic[Answer]):
-    """What came of one item, and how long it took."""
+class ItemResult(Generic[Output]):
+    """The output for one item, with its timings."""
 
-    value: Answer
-    """The runner's answer."""
+    value: Output
+    """The runner's output."""
     queue_ms: float
     """From its arrival to the start of its batch."""
     engine_ms: float
@@ -47,57 +47,57 @@ class ItemResult(Generic[Answer]):
     """Items that were run together."""
 
 
-class _Entry(Generic[Item, Answer]):
-    """An item that waits for its answer; the reply channel travels with it."""
+class _QueuedItem(Generic[Item, Output]):
+    """An item that waits for its result, with the future that receives it."""
 
-    __slots__ = ("arrived_s", "item", "reply")
+    __slots__ = ("future", "item", "queued_at_s")
 
-    def __init__(self, item: Item, arrived_s: float, reply: "asyncio.Future[ItemResult[Answer]]") -> None:
+    def __init__(self, item: Item, queued_at_s: float, future: "asyncio.Future[ItemResult[Output]]") -> None:
         self.item = item
-        self.arrived_s = arrived_s
-        self.reply = reply
+        self.queued_at_s = queued_at_s
+        self.future = future
 
 
-class Reservation(Generic[Item, Answer]):
-    """The right of one item to be run."""
+class Reservation(Generic[Item, Output]):
+    """The admission of one item."""
 
-    def __init__(self, batcher: "Batcher[Item, Answer]") -> None:
+    def __init__(self, batcher: "Batcher[Item, Output]") -> None:
         self._batcher = batcher
-        self._is_coming = True
-        self._is_taken = True
+        self._is_pending = True
+        self._is_held = True
 
-    async def answer(self, item: Item) -> ItemResult[Answer]:
-        """Send the item to a runner and wait for what comes of it.
+    async def run(self, item: Item) -> ItemResult[Output]:
+        """Queue the item and wait for its result.
 
         Raises:
-            EngineFailed: the runner raised for this very item.
-            WorkerLost: the runner hung on this item or on one beside it.
+            EngineFailed: the runner raised for this item.
+            WorkerLost: the runner hung on this item or on another one of its batch.
         """
-        assert self._is_coming, "a seat is good for one item"
-        self._arrive()
+        assert self._is_pending, "a reservation is for one item"
+        self._end_pending()
         return await self._batcher._enqueue(item)
 
-    def leave(self) -> None:
-        """Give the seat back; doing so twice is harmless."""
-        if self._is_coming:
-            self._arrive()
-        if self._is_taken:
-            self._is_taken = False
-            self._batcher._give_back()
+    def release(self) -> None:
+        """Give the reservation back; a second call does nothing."""
+        if self._is_pending:
+            self._end_pending()
+        if self._is_held:
+            self._is_held = False
+            self._batcher._release()
 
-    def _arrive(self) -> None:
-        self._is_coming = False
-        self._batcher._arrive()
+    def _end_pending(self) -> None:
+        self._is_pending = False
+        self._batcher._end_pending()
 
 
-class Reservations(Generic[Item, Answer]):
-    """The seats of one request; leaving the `with` block gives them all back."""
+class Reservations(Generic[Item, Output]):
+    """The reservations of one request; leaving the `with` block releases all of them."""
 
-    def __init__(self, seats: Sequence[Reservation[Item, Answer]]) -> None:
-        self._seats = seats
+    def __init__(self, reservations: Sequence[Reservation[Item, Output]]) -> None:
+        self._reservations = reservations
 
-    def __iter__(self) -> Iterator[Reservation[Item, Answer]]:
-        return iter(self._seats)
+    def __iter__(self) -> Iterator[Reservation[Item, Output]]:
+        return iter(self._reservations)
 
     def __enter__(self) -> Self:
         return self
@@ -105,26 +105,26 @@ class Reservations(Generic[Item, Answer]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for seat in self._seats:
-            seat.leave()
+        for reservation in self._reservations:
+            reservation.release()
 
 
-class Batcher(Generic[Item, Answer]):
-    """Collect items from many callers into batches for a few runners; is made in a running event loop.
+class Batcher(Generic[Item, Output]):
+    """Collect items from many clients into batches for a few runners; create it in a running event loop.
 
     Args:
         runners: What runs a batch, one for each engine.
-        max_batch: Items that a runner gets at most.
-        max_wait_ms: How long a free runner waits for items that are still on their way.
-        max_items: Items that may be in the house at once: on their way, waiting or being run.
-        max_queue_delay_s: Expected wait from which on nobody is let in.
-        min_items: Items that are let in however long they take; two batches for each runner always are.
-        s_per_item: How long a runner takes for an item, until batches have shown it.
+        max_batch: Items in a batch at most.
+        max_wait_ms: How long a free runner waits for items that are still being decoded.
+        max_items: Items in flight at most: pending, waiting or being run.
+        max_queue_delay_s: Expected wait above which requests are refused.
+        min_items: Items that are admitted whatever the expected wait; two batches for each runner always are.
+        s_per_item: Seconds of a runner for one item, until batches have shown it.
     """
 
     def __init__(
         self,
-        runners: Sequence[Runner[Item, Answer]],
+        runners: Sequence[Runner[Item, Output]],
         *,
         max_batch: int,
         max_wait_ms: float,
@@ -138,7 +138,7 @@ class Batcher(Generic[Item, Answer]):
         self.max_queue_delay_s = max_queue_delay_s
         self._max_wait_s = max_wait_ms / 1000
         self._runners = runners
-        self._waiting: deque[_Entry[Item, Answer]] = deque()
+        self._waiting: deque[_QueuedItem[Item, Output]] = deque()
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._num_items = 0
@@ -146,27 +146,27 @@ class Batcher(Generic[Item, Answer]):
         self._num_idle = 0
         self._num_running = 0
         self._is_closing = False
-        self._num_always_let_in = max(min_items, 2 * max_batch * len(runners))
+        self._num_always_admitted = max(min_items, 2 * max_batch * len(runners))
         self._s_per_item = s_per_item
         self._last_batch_s = asyncio.get_running_loop().time()
         self.num_cancelled = 0
-        """Items that were not run because nobody waited for them."""
+        """Items that were not run because their client had disconnected or their deadline had passed."""
 
     @property
     def num_items(self) -> int:
-        """Items in the house: on their way, waiting or being run."""
+        """Items in flight: pending, waiting or being run."""
         return self._num_items
 
     @property
     def expected_wait_s(self) -> float:
-        """When the runners will be done with what is in the house, as their last batches tell."""
+        """Time until the runners are done with the items in flight, judging by their last batches."""
         # Batches that are being run are half done, on average.
         return (self._num_items - self._num_running / 2) * self._s_per_item / len(self._runners)
 
     @property
     def queue_depth(self) -> int:
         """Items that wait for a runner."""
-        return sum(not entry.reply.done() for entry in self._waiting)
+        return sum(not queued.future.done() for queued in self._waiting)
 
     @property
     def last_batch_age_s(self) -> float:
@@ -175,102 +175,102 @@ class Batcher(Generic[Item, Answer]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether every runner is being served."""
+        """Whether every runner has its task."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     def start(self) -> None:
-        """Begin to serve; needs a running event loop."""
+        """Start one task for each runner; needs a running event loop."""
         self._tasks = [asyncio.create_task(self._serve(runner)) for runner in self._runners]
 
-    def reserve(self, num_items: int) -> Reservations[Item, Answer]:
-        """Take seats for all items of a request, or for none.
+    def reserve(self, num_items: int) -> Reservations[Item, Output]:
+        """Admit all items of a request, or none.
 
         Raises:
-            Overloaded: fewer seats are free, or the wait is too long.
+            Overloaded: there is no capacity, or the wait is too long.
             NotReady: the batcher is closing.
         """
         if self._is_closing:
-            raise NotReady("The model is being shut down.")
+            raise NotReady("The model is being unloaded.")
         self.check_capacity(num_items)
         self._num_items += num_items
         self._num_pending += num_items
         return Reservations([Reservation(self) for _ in range(num_items)])
 
     def check_capacity(self, num_items: int = 1) -> None:
-        """Tell at once a caller who would get no seats anyway.
+        """Raise what `reserve` would raise.
 
         Raises:
-            Overloaded: fewer seats are free, or the wait is too long.
+            Overloaded: there is no capacity, or the wait is too long.
         """
-        # Only what is ahead counts, so that a request of many items is not kept out for ever by those of one.
+        # Only the items ahead count, so that a request of many items has the same chance as one of a single item.
         wait_s = self.expected_wait_s
         if self._num_items + num_items > self.max_items:
-            bound = f"{self.max_items} may be"
-        elif wait_s > self.max_queue_delay_s and self._num_items >= self._num_always_let_in:
-            bound = f"they take {wait_s:.1f} s and {self.max_queue_delay_s:g} s is the limit"
+            limit = f"{self.max_items} is the limit"
+        elif wait_s > self.max_queue_delay_s and self._num_items >= self._num_always_admitted:
+            limit = f"they take {wait_s:.1f} s and {self.max_queue_delay_s:g} s is the limit"
         else:
             return
         raise Overloaded(
-            f"{self._num_items} pictures are in work; {bound}.", retry_after_s=min(max(math.ceil(wait_s), 1), 60)
+            f"{self._num_items} images are in flight; {limit}.", retry_after_s=min(max(math.ceil(wait_s), 1), 60)
         )
 
     async def close(self) -> None:
-        """Refuse new items, answer those in the house, then stop."""
+        """Refuse new items, finish those in flight, then stop."""
         self._is_closing = True
         self._changed.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _arrive(self) -> None:
+    def _end_pending(self) -> None:
         self._num_pending -= 1
         self._changed.set()
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self._num_items -= 1
         self._changed.set()
 
-    async def _enqueue(self, item: Item) -> ItemResult[Answer]:
+    async def _enqueue(self, item: Item) -> ItemResult[Output]:
         loop = asyncio.get_running_loop()
-        reply: asyncio.Future[ItemResult[Answer]] = loop.create_future()
-        self._waiting.append(_Entry(item, loop.time(), reply))
+        future: asyncio.Future[ItemResult[Output]] = loop.create_future()
+        self._waiting.append(_QueuedItem(item, loop.time(), future))
         self._changed.set()
-        return await reply
+        return await future
 
-    async def _serve(self, runner: Runner[Item, Answer]) -> None:
+    async def _serve(self, runner: Runner[Item, Output]) -> None:
         while batch := await self._next_batch():
             self._num_running += len(batch)
             await self._run(runner, batch)
             self._num_running -= len(batch)
 
-    async def _next_batch(self) -> list[_Entry[Item, Answer]]:
-        """Wait for something to run; an empty batch says that there will be nothing more."""
+    async def _next_batch(self) -> list[_QueuedItem[Item, Output]]:
+        """Wait for items to run; an empty batch means that the batcher is closed."""
         self._num_idle += 1
         try:
             while True:
-                self._drop_the_gone()
+                self._drop_cancelled()
                 if not self._waiting:
                     if self._is_closing and not self._num_items:
                         return []
                     await self._next_change()
-                elif (patience_s := self._patience_s()) > 0:
-                    await self._next_change(patience_s)
+                elif (remaining_s := self._remaining_wait_s()) > 0:
+                    await self._next_change(remaining_s)
                 else:
-                    # Free runners share what waits, so that none is idle while another has a full batch.
+                    # Free runners share the waiting items, so that none is idle while another has a full batch.
                     share = math.ceil(len(self._waiting) / self._num_idle)
                     return [self._waiting.popleft() for _ in range(min(share, self.max_batch))]
         finally:
             self._num_idle -= 1
 
-    def _drop_the_gone(self) -> None:
-        staying = [entry for entry in self._waiting if not entry.reply.done()]
-        if len(staying) < len(self._waiting):
-            self.num_cancelled += len(self._waiting) - len(staying)
-            self._waiting = deque(staying)
+    def _drop_cancelled(self) -> None:
+        remaining = [queued for queued in self._waiting if not queued.future.done()]
+        if len(remaining) < len(self._waiting):
+            self.num_cancelled += len(self._waiting) - len(remaining)
+            self._waiting = deque(remaining)
 
-    def _patience_s(self) -> float:
-        """How much longer the batch is worth waiting for."""
+    def _remaining_wait_s(self) -> float:
+        """How much longer to wait for a fuller batch."""
         if not self._num_pending or len(self._waiting) >= self.max_batch * self._num_idle:
             return 0.0
-        return self._waiting[0].arrived_s + self._max_wait_s - asyncio.get_running_loop().time()
+        return self._waiting[0].queued_at_s + self._max_wait_s - asyncio.get_running_loop().time()
 
     async def _next_change(self, timeout_s: float | None = None) -> None:
         self._changed.clear()
@@ -280,39 +280,39 @@ class Batcher(Generic[Item, Answer]):
         except TimeoutError:
             pass
 
-    async def _run(self, runner: Runner[Item, Answer], batch: list[_Entry[Item, Answer]]) -> None:
+    async def _run(self, runner: Runner[Item, Output], batch: list[_QueuedItem[Item, Output]]) -> None:
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         try:
-            answers = await runner([entry.item for entry in batch])
-            assert len(answers) == len(batch), "a runner gives one answer for each item"
+            outputs = await runner([queued.item for queued in batch])
+            assert len(outputs) == len(batch), "a runner returns one output for each item"
         except WorkerLost as error:
-            # Nobody knows which item made the runner hang, and trying each would make it hang again.
-            for entry in batch:
-                if not entry.reply.done():
-                    entry.reply.set_exception(error)
+            # Which item made the runner hang is unknown, and running each alone would make it hang again.
+            for queued in batch:
+                if not queued.future.done():
+                    queued.future.set_exception(error)
             return
         except Exception as error:
-            await self._run_alone(runner, batch, error)
+            await self._run_one_by_one(runner, batch, error)
             return
         self._last_batch_s = loop.time()
         took_s = self._last_batch_s - started_s
         self._s_per_item += 0.1 * (took_s / len(batch) - self._s_per_item)
-        for entry, answer in zip(batch, answers, strict=True):
-            if not entry.reply.done():
-                queue_ms = (started_s - entry.arrived_s) * 1000
-                entry.reply.set_result(ItemResult(answer, queue_ms, took_s * 1000, len(batch)))
+        for queued, output in zip(batch, outputs, strict=True):
+            if not queued.future.done():
+                queue_ms = (started_s - queued.queued_at_s) * 1000
+                queued.future.set_result(ItemResult(output, queue_ms, took_s * 1000, len(batch)))
 
-    async def _run_alone(
-        self, runner: Runner[Item, Answer], batch: list[_Entry[Item, Answer]], error: Exception
+    async def _run_one_by_one(
+        self, runner: Runner[Item, Output], batch: list[_QueuedItem[Item, Output]], error: Exception
     ) -> None:
-        """Find the culprit of a batch that raised."""
+        """Find the faulty item of a batch that raised."""
         if len(batch) > 1:
-            _logger.warning("a batch of %d raised %s; running it again one by one", len(batch), type(error).__name__)
-            for entry in batch:
-                if not entry.reply.done():
-                    await self._run(runner, [entry])
+            _logger.warning("a batch of %d raised %s; running its items alone", len(batch), type(error).__name__)
+            for queued in batch:
+                if not queued.future.done():
+                    await self._run(runner, [queued])
             return
-        _logger.error("the engine failed for one picture", exc_info=error)
-        if not batch[0].reply.done():
-            batch[0].reply.set_exception(EngineFailed("The network cannot answer for this picture."))
+        _logger.error("the engine failed for one image", exc_info=error)
+        if not batch[0].future.done():
+            batch[0].future.set_exception(EngineFailed("The network cannot answer for this image."))

@@ -1,38 +1,107 @@
-"""From the bytes of a picture to the network's pixels, in a few threads beside the event loop.
+"""From the bytes of an image to the network's pixels, in threads beside the event loop, with admission by cost.
 
-The threads are few because each decode may need a hundred megabytes: 8 bytes a pixel, for at most 16 megapixels (8 in
-WebP). Larger pictures go one after the other through a thread of their own, which gets what others leave of the
-processor: each may need 400 MB and half a second, for which nobody else shall wait. Limits are checked before pixels
-are made; a bad picture fails here, alone, before it meets a batch. Never sees HTTP, and knows of the network only what
-it wants as input.
+Three lanes share the processor. Small images have threads of normal priority. Images that cost more than a few
+megapixels of PNG go through threads of low priority, so that they delay no small one; those above 16 megapixels go one
+after the other, because each may need 400 MB (8 bytes a pixel). Each lane knows how much work it has accepted and how
+fast its last images were decoded, and admits an image only if the wait is within the bound. Limits are checked before
+pixels are made; a bad image fails here, alone, before it reaches a batch.
 
-Shapes: H height, W width; 3 colours, red first.
+Shapes: H height, W width; 3 colors, red first.
 """
 
 import asyncio
+import math
+import os
+import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eca_hub import EcaHubError, EvalTransform, GpuJpegDecoder, ImageLimits
-from eca_service.inference.model import RawPixels
+from eca_service.errors import Overloaded
+from eca_service.inference.image_cost import FIXED_WORK, image_cost
+from eca_service.inference.model import Decode
+from eca_service.inference.tasks import Task
+from eca_service.inference.types import RawPixels
 
+_SMALL_WORK = 4.0
+"""Up to this much work an image is small: 4 megapixels of PNG, 16 of JPEG."""
 _LARGE_MPX = 16.0
+"""Above this size images are decoded one at a time."""
+_NICENESS = 10
+"""Of the threads for costly images: they get a tenth of a core where others want all of it."""
+_INITIAL_S_PER_MPX = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture as the network wants it."""
+    """A decoded image."""
 
     pixels: Tensor
     """uint8 (3, H, W)."""
     wait_ms: float
-    """How long it waited for a thread."""
+    """Time until a thread was free."""
     decode_ms: float
-    """How long the thread worked on it."""
+    """Time in the thread."""
+
+
+class Lane:
+    """Decoder threads and the work that waits for them; used in the event loop's thread only.
+
+    Args:
+        name: Name of the threads.
+        num_threads: How many of them.
+        is_nice: Whether they yield to all other threads.
+    """
+
+    def __init__(self, name: str, num_threads: int, *, is_nice: bool = False) -> None:
+        self.threads = ThreadPoolExecutor(num_threads, name, initializer=_yield_to_others if is_nice else None)
+        self._num_threads = num_threads
+        self._pending_work = 0.0
+        self._s_per_mpx = _INITIAL_S_PER_MPX
+
+    @property
+    def expected_wait_s(self) -> float:
+        """Time until the threads have done the accepted work, judging by the last images."""
+        return self._pending_work * self._s_per_mpx / self._num_threads
+
+    def accept(self, work: float) -> None:
+        """Add work."""
+        self._pending_work += work
+
+    def release(self, work: float) -> None:
+        """Remove work that is done or cancelled."""
+        self._pending_work = max(0.0, self._pending_work - work)
+
+    def record(self, work: float, took_s: float) -> None:
+        """Learn from one decoded image how long work takes."""
+        self._s_per_mpx += 0.1 * (took_s / work - self._s_per_mpx)
+
+
+class DecoderThreads:
+    """The lanes of the process, which all models share.
+
+    Args:
+        num_threads: Threads for small images, and as many for costly ones.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self.small = Lane("decoder", num_threads)
+        self.costly = Lane("costly decoder", num_threads, is_nice=True)
+        self.large = Lane("large decoder", 1, is_nice=True)
+
+    def close(self) -> None:
+        """Let the threads end; work that has not begun is cancelled."""
+        for lane in (self.small, self.costly, self.large):
+            lane.threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Decoder:
@@ -40,51 +109,132 @@ class Decoder:
 
     Args:
         transform: The model's preprocessing.
-        limits: What a picture may cost.
-        threads: Where the work is done; models share it.
-        large_thread: Where it is done for pictures of more than 16 megapixels; models share it, too.
-        gpu_jpegs: What decodes ordinary JPEGs, if not the processor.
+        limits: What an image may cost.
+        threads: Where the work is done.
+        gpu_jpegs: Decodes ordinary JPEGs on a GPU, if given.
+        max_wait_s: Expected wait above which a request is refused.
     """
 
     def __init__(
         self,
         transform: EvalTransform,
         limits: ImageLimits,
-        threads: ThreadPoolExecutor,
-        large_thread: ThreadPoolExecutor,
+        threads: DecoderThreads,
         *,
         gpu_jpegs: GpuJpegDecoder | None = None,
+        max_wait_s: float = math.inf,
     ) -> None:
         self._transform = transform
         self._limits = limits
         self._ordinary_limits = replace(limits, max_mpx=min(limits.max_mpx, _LARGE_MPX))
         self._threads = threads
-        self._large_thread = large_thread
         self._gpu_jpegs = gpu_jpegs
+        self._max_wait_s = max_wait_s
 
-    async def decode(self, data: bytes | RawPixels) -> Decoded:
-        """Decode, resize and crop one picture. Cancelling takes it out of the queue for a thread.
+    @contextmanager
+    def reserve(self, images: Sequence[bytes | RawPixels]) -> Iterator[list[Decode[Tensor]]]:
+        """Admit all images of a request, or none; yield for each a function that decodes it.
 
         Raises:
-            BadImage: a picture that is broken, too large, or none.
+            Overloaded: a lane has more work than it can do within the bound. Only work that was accepted before counts,
+                so that a request of many images is admitted while the service is idle.
         """
-        asked_s = time.perf_counter()
-        if isinstance(data, RawPixels):
-            config = self._transform.config
-            flat = torch.frombuffer(bytearray(data.data), dtype=torch.uint8)
-            return Decoded(flat.view(config.in_chans, config.height_px, config.width_px), 0.0, 0.0)
-        loop = asyncio.get_running_loop()
+        admissions = [self._admission_for(image) for image in images if isinstance(image, bytes)]
+        for lane in {admission.lane for admission in admissions}:
+            self._check_capacity(lane)
+        for admission in admissions:
+            admission.lane.accept(admission.work)
+        remaining = iter(admissions)
         try:
-            return await loop.run_in_executor(self._threads, self._decode, data, asked_s, self._ordinary_limits)
-        except EcaHubError as error:
-            if error.code != "too_many_pixels" or self._ordinary_limits == self._limits:
-                raise
-            return await loop.run_in_executor(self._large_thread, self._decode, data, asked_s, self._limits)
+            yield [
+                partial(self._decode_in_lane, next(remaining), image)
+                if isinstance(image, bytes)
+                else partial(self._view, image)
+                for image in images
+            ]
+        finally:
+            for admission in admissions:
+                admission.release()
 
-    def _decode(self, data: bytes, asked_s: float, limits: ImageLimits) -> Decoded:
-        started_s = time.perf_counter()
-        pixels = self._gpu_jpegs.decode(data) if self._gpu_jpegs else None
-        if pixels is None:
-            pixels = self._transform.resize_and_crop(self._transform.decode(data, limits=limits))
-        ended_s = time.perf_counter()
-        return Decoded(pixels, (started_s - asked_s) * 1000, (ended_s - started_s) * 1000)
+    def _admission_for(self, data: bytes) -> "_Admission":
+        cost = image_cost(data)
+        if cost.mpx > self._limits.max_mpx:
+            # It is refused as soon as a thread reads its header.
+            return _Admission(self._threads.small, FIXED_WORK)
+        if cost.mpx > _LARGE_MPX:
+            return _Admission(self._threads.large, cost.work)
+        return _Admission(self._threads.small if cost.work <= _SMALL_WORK else self._threads.costly, cost.work)
+
+    def _check_capacity(self, lane: Lane) -> None:
+        if (wait_s := lane.expected_wait_s) > self._max_wait_s:
+            raise Overloaded(
+                f"The images in flight take {wait_s:.1f} s to decode and {self._max_wait_s:g} s is the limit.",
+                retry_after_s=min(max(math.ceil(wait_s), 1), 60),
+            )
+
+    async def _view(self, image: RawPixels, task: Task[Any]) -> Decoded:
+        config = self._transform.config
+        flat = torch.frombuffer(bytearray(image.data), dtype=torch.uint8)
+        return Decoded(flat.view(3, config.height_px, config.width_px), 0.0, 0.0)
+
+    async def _decode_in_lane(self, admission: "_Admission", data: bytes, task: Task[Any]) -> Decoded:
+        """Decode in a thread. Cancelling takes the image out of the queue for one."""
+        asked_s = time.perf_counter()
+        try:
+            try:
+                decoded = await self._decode_in_thread(admission.lane, data, task, asked_s)
+            except EcaHubError as error:
+                # Pixels of some formats take more memory than others, which only the decoder knows.
+                if error.code != "too_many_pixels" or admission.lane is self._threads.large:
+                    raise
+                self._check_capacity(self._threads.large)
+                admission.move_to(self._threads.large)
+                decoded = await self._decode_in_thread(admission.lane, data, task, asked_s)
+            admission.lane.record(admission.work, decoded.decode_ms / 1000)
+            return decoded
+        finally:
+            admission.release()
+
+    async def _decode_in_thread(self, lane: Lane, data: bytes, task: Task[Any], asked_s: float) -> Decoded:
+        limits = self._limits if lane is self._threads.large else self._ordinary_limits
+
+        def to_input(data: bytes) -> Tensor:
+            pixels = self._gpu_jpegs.decode(data) if self._gpu_jpegs else None
+            if pixels is None:
+                pixels = self._transform.resize_and_crop(self._transform.decode(data, limits=limits))
+            return pixels
+
+        def decode() -> Decoded:
+            started_s = time.perf_counter()
+            pixels = task.decode(data, to_input)
+            ended_s = time.perf_counter()
+            return Decoded(pixels, (started_s - asked_s) * 1000, (ended_s - started_s) * 1000)
+
+        return await asyncio.get_running_loop().run_in_executor(lane.threads, decode)
+
+
+class _Admission:
+    """Accepted work of one image, released once."""
+
+    def __init__(self, lane: Lane, work: float) -> None:
+        self.lane = lane
+        self.work = work
+        self._is_released = False
+
+    def move_to(self, lane: Lane) -> None:
+        self.lane.release(self.work)
+        lane.accept(self.work)
+        self.lane = lane
+
+    def release(self) -> None:
+        if not self._is_released:
+            self._is_released = True
+            self.lane.release(self.work)
+
+
+def _yield_to_others() -> None:
+    """Lower the priority of the calling thread."""
+    if sys.platform == "linux":
+        # There a thread has a niceness of its own; elsewhere the whole process would get it.
+        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, 19)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

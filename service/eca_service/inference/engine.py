@@ -1,8 +1,6 @@
-"""One thread that runs a network: stack, forward, back.
+"""One thread that runs a network on batches, and its replacement when it hangs or dies.
 
-Knows neither HTTP nor queues: the pixels of a batch come in, its logits go out.
-
-Shapes: N images, H height, W width, K classes; 3 colours, red first.
+Shapes: N images, H height, W width; 3 colors, red first.
 """
 
 import asyncio
@@ -18,32 +16,34 @@ import torch
 from torch import Tensor
 
 from eca_service.errors import WorkerLost
-from eca_service.inference.model import Activation
+from eca_service.inference.tasks import WorkItem
 
 Forward = Callable[[Tensor], Tensor]
-"""Maps uint8 pixels (N, 3, H, W) to logits, float32 (N, K), on the CPU."""
+"""Maps a collated batch, such as uint8 pixels (N, 3, H, W), to one row for each item, float32 on the CPU."""
+RunBatch = Callable[[list[WorkItem]], Sequence[Tensor]]
+"""Maps the items of a batch to their outputs, float32 on the CPU."""
 
-_Job = tuple[list[Tensor], "Future[Sequence[Tensor]]"]
+_Job = tuple[list[WorkItem], "Future[Sequence[Tensor]]"]
 
 _WARM_UP_TIMEOUT_S = 600.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 
 _MAX_DEVICE_LOSSES = 3
-"""A device that failed so often in a row fails for as long as this process lives, as CUDA does after some errors."""
+"""A device that fails this often in a row stays lost in this process, as after some CUDA errors."""
 
-_NUM_LOOKS = 4
-"""How often a thread is looked at before it counts as hung."""
-_LEAST_WORK_S = 0.0002
-"""A thread that used less of a processor between two looks did nothing."""
+_NUM_CHECKS = 4
+"""How often a thread is checked before it counts as hung."""
+_MIN_WORK_S = 0.0002
+"""A thread that used less processor time than this between two checks did nothing."""
 
 _logger = logging.getLogger(__name__)
 
 
 class _Worker:
-    """A thread and the jobs that wait for it. It may hang or die: whoever waits for it has to look."""
+    """A thread with a queue of jobs. It may hang or die, so that its owner has to check it."""
 
-    def __init__(self, work: Callable[[list[Tensor]], Sequence[Tensor]]) -> None:
-        self._run = work
+    def __init__(self, run: RunBatch) -> None:
+        self._run = run
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._clock: int | None = None
         # A daemon, so that a thread that hangs cannot keep the process from ending.
@@ -52,42 +52,42 @@ class _Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether somebody will take a job."""
+        """Whether the thread takes jobs."""
         return self._thread.is_alive()
 
     @property
     def cpu_s(self) -> float:
-        """Processor time that the thread has used; infinite where that cannot be known."""
+        """Processor time that the thread has used; infinite where that cannot be measured."""
         try:
             return math.inf if self._clock is None else time.clock_gettime(self._clock)
         except OSError:
             return math.inf
 
-    def put(self, pixels: list[Tensor]) -> "Future[Sequence[Tensor]]":
+    def submit(self, items: list[WorkItem]) -> "Future[Sequence[Tensor]]":
         """Queue a batch."""
         future: Future[Sequence[Tensor]] = Future()
-        self._jobs.put((pixels, future))
+        self._jobs.put((items, future))
         return future
 
     def end(self) -> None:
-        """Let the thread end after the batch that it works on."""
+        """Let the thread end after its current batch."""
         self._jobs.put(None)
 
     def _work(self) -> None:
         if hasattr(time, "pthread_getcpuclockid"):
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
-        # A batch has one core, see eca_service.optimize.intra_op_threads.
+        # A batch runs on one core, see eca_service.optimize.intra_op_threads.
         torch.set_num_threads(1)
         while (job := self._jobs.get()) is not None:
-            pixels, future = job
+            items, future = job
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(self._run(pixels))
+                future.set_result(self._run(items))
             except Exception as error:
                 future.set_exception(error)
             except BaseException:
-                # Whatever ends the thread must not end the event loop, which waits for this future.
+                # An exception that ends the thread must not end the event loop, which waits for this future.
                 future.set_exception(_lost("died"))
                 return
 
@@ -96,161 +96,161 @@ class Engine:
     """A running copy of a network, in a thread of its own.
 
     The event loop stays free while the network works. Several engines may share one network: its weights are only read.
-    A thread that does not come back is given up and replaced, because a thread cannot be stopped; the engine is not
-    well again until the new one has answered, for which it is asked again and again.
+    A thread cannot be stopped, so one that hangs is abandoned and replaced; the engine is not healthy again until the
+    new thread has answered, for which a blank image is run again and again.
 
     Args:
-        forward: The network with its preprocessing.
-        rebuild: Makes the same anew, when the device has failed under the old one.
-        on_fatal_error: Called once when the device is beyond help in this process.
-        hang_timeout_s: When a batch counts as hung if its thread does nothing, as on a lock that nobody opens. One
-            that works, or waits for a GPU, gets ten times what the warm-up needed for as many pictures.
-        waits_for_device: Whether a thread that does nothing may be waiting for a device that works.
+        run_batch: The network with its preprocessing.
+        rebuild: Makes the same function anew after the device has failed under the old one.
+        on_fatal_error: Called once when the device stays lost in this process.
+        hang_timeout_s: When a batch counts as hung if its thread does nothing, as in a deadlock. A thread that works,
+            or waits for a GPU, gets ten times the measured time for as many images.
+        waits_for_device: Whether an idle thread may be waiting for a device that works.
     """
 
     def __init__(
         self,
-        forward: Forward,
+        run_batch: RunBatch,
         *,
-        rebuild: Callable[[], Forward] | None = None,
+        rebuild: Callable[[], RunBatch] | None = None,
         on_fatal_error: Callable[[], None] = lambda: None,
         hang_timeout_s: float = 60.0,
         waits_for_device: bool = False,
     ) -> None:
-        self._forward = forward
+        self._run_batch = run_batch
         self._rebuild = rebuild
         self._num_device_losses = 0
         self._on_fatal_error = on_fatal_error
         self._hang_timeout_s = hang_timeout_s
         self._waits_for_device = waits_for_device
-        self._s_per_picture = 0.0
-        self._probe_input: list[Tensor] = []
+        self._s_per_image = 0.0
+        self._probe_input: list[WorkItem] = []
         self._probing: asyncio.Task[None] | None = None
-        self._suspicious_s = math.inf
+        self._suspicious_at_s = math.inf
         self._is_verified = True
         self._is_closed = False
         self._worker = _Worker(self._run)
 
     @property
     def is_healthy(self) -> bool:
-        """Whether a picture would be answered: the thread lives, is not overdue, and has shown that it can."""
-        return self._is_verified and self._worker.is_alive and time.monotonic() < self._suspicious_s
+        """Whether an image would be answered: the thread lives, is not overdue, and has answered since it started."""
+        return self._is_verified and self._worker.is_alive and time.monotonic() < self._suspicious_at_s
 
-    async def run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
-        """Map the pixels of each picture, uint8 (3, H, W), to its logits, float32 (K,).
+    @property
+    def s_per_image(self) -> float:
+        """Time of one image in the last batch of the warm-up."""
+        return self._s_per_image
+
+    async def run(self, items: list[WorkItem]) -> Sequence[Tensor]:
+        """Map each image to its output.
 
         Raises:
-            ArithmeticError: a logit is not a number, so the network or one of the pictures is at fault.
-            WorkerLost: the thread did not come back; the next batch gets a new one.
+            ArithmeticError: an output is not finite, because of the network or of one of the images.
+            WorkerLost: the thread hung or died; the next batch gets a new one.
         """
         try:
-            return await self._try(pixels, self.patience_s(len(pixels)))
+            return await self._try(items, self.max_batch_s(len(items)))
         except WorkerLost:
             if self._probing is None and self._probe_input:
                 self._probing = asyncio.create_task(self._probe())
             raise
 
-    @property
-    def s_per_image(self) -> float:
-        """What a picture took in the warm-up."""
-        return self._s_per_picture
+    def max_batch_s(self, num_images: int) -> float:
+        """How long a batch may take before it counts as hung."""
+        return max(self._hang_timeout_s, 10 * self._s_per_image * num_images)
 
-    def patience_s(self, num_pictures: int) -> float:
-        """How long a batch may take at most before it counts as hung."""
-        return max(self._hang_timeout_s, 10 * self._s_per_picture * num_pictures)
+    async def warm_up(self, item: WorkItem, batch_sizes: Sequence[int]) -> None:
+        """Run a batch of each size twice.
 
-    async def warm_up(self, pixels: Tensor, batch_sizes: Sequence[int]) -> None:
-        """Run batches of these sizes, because the first of each size is several times slower than the next."""
+        The first run of a size is several times slower than the next, and where the network is compiled its thread
+        waits idle for the compiler for half a minute: it has no hang timeout, and only the second run is timed.
+        """
         for size in batch_sizes:
+            await self._try([item] * size, _WARM_UP_TIMEOUT_S, may_idle=True)
             started_s = time.monotonic()
-            await self._try([pixels] * size, _WARM_UP_TIMEOUT_S)
-            self._s_per_picture = (time.monotonic() - started_s) / size
-        self._probe_input = [pixels]
+            await self._try([item] * size, _WARM_UP_TIMEOUT_S, may_idle=True)
+            self._s_per_image = (time.monotonic() - started_s) / size
+        self._probe_input = [item]
 
     def close(self) -> None:
-        """Let the thread end after the batch that it works on."""
+        """Let the thread end after its current batch."""
         self._is_closed = True
         self._worker.end()
 
-    async def _try(self, pixels: list[Tensor], patience_s: float) -> Sequence[Tensor]:
+    async def _try(self, items: list[WorkItem], timeout_s: float, *, may_idle: bool = False) -> Sequence[Tensor]:
         if not self._worker.is_alive:
             self._worker = _Worker(self._run)
         worker = self._worker
-        self._suspicious_s = time.monotonic() + self._hang_timeout_s / 2
-        working = asyncio.wrap_future(worker.put(pixels))
+        self._suspicious_at_s = time.monotonic() + self._hang_timeout_s / 2
+        future = asyncio.wrap_future(worker.submit(items))
         try:
-            if not await self._is_done(working, worker, patience_s):
+            if not await self._is_done(future, worker, timeout_s, may_idle=may_idle or self._waits_for_device):
                 raise _lost("hung" if worker.is_alive else "died")
-            answers = working.result()
+            outputs = future.result()
             self._is_verified = True
-            return answers
+            return outputs
         except WorkerLost as error:
             self._is_verified = False
             if worker is self._worker and not self._is_closed:
-                _logger.error("an engine was lost with a batch of %d: %s", len(pixels), error.message)
+                _logger.error("an engine was lost with a batch of %d: %s", len(items), error.message)
                 worker.end()
                 self._worker = _Worker(self._run)
             raise
         finally:
-            working.cancel()
-            self._suspicious_s = math.inf
+            future.cancel()
+            self._suspicious_at_s = math.inf
 
-    async def _is_done(self, working: "asyncio.Future[Sequence[Tensor]]", worker: _Worker, patience_s: float) -> bool:
-        """Wait for a batch for as long as its thread does something, within bounds."""
-        # Short waits instead of a long one: a process that was stopped for a while finds one of them over when it goes
-        # on, not all, and takes no engine for hung.
-        pause_s = self._hang_timeout_s / _NUM_LOOKS
+    async def _is_done(
+        self, future: "asyncio.Future[Sequence[Tensor]]", worker: _Worker, timeout_s: float, *, may_idle: bool
+    ) -> bool:
+        """Wait for a batch, up to `timeout_s`, or less when its thread is idle and must not be."""
+        # Short waits instead of a long one: after a process was stopped for a while, one of them is over when it
+        # continues, not all, so that no engine counts as hung.
+        pause_s = self._hang_timeout_s / _NUM_CHECKS
         num_idle, cpu_s = 0, worker.cpu_s
-        for _ in range(math.ceil(patience_s / pause_s)):
-            await asyncio.wait({working}, timeout=pause_s)
-            if working.done() or not worker.is_alive:
+        for _ in range(math.ceil(timeout_s / pause_s)):
+            await asyncio.wait({future}, timeout=pause_s)
+            if future.done() or not worker.is_alive:
                 break
             before_s, cpu_s = cpu_s, worker.cpu_s
-            is_idle = cpu_s - before_s < _LEAST_WORK_S and not self._waits_for_device
+            is_idle = cpu_s - before_s < _MIN_WORK_S and not may_idle
             num_idle = num_idle + 1 if is_idle else 0
-            if num_idle == _NUM_LOOKS:
+            if num_idle == _NUM_CHECKS:
                 break
             if not is_idle:
-                self._suspicious_s = max(self._suspicious_s, time.monotonic() + self._hang_timeout_s / 2)
-        return working.done()
+                self._suspicious_at_s = max(self._suspicious_at_s, time.monotonic() + self._hang_timeout_s / 2)
+        return future.done()
 
     async def _probe(self) -> None:
-        """Run a blank picture until one comes back: nobody else may ask an engine that is not well."""
+        """Run a blank image until one succeeds: no client's image goes to an engine that is not healthy."""
         pause_s = _FIRST_PAUSE_S
         while not (self._is_verified or self._is_closed):
             try:
-                await self._try(self._probe_input, self.patience_s(1))
+                await self._try(self._probe_input, self.max_batch_s(1))
             except Exception as error:
-                _logger.warning("the engine is still not well: %s", error)
+                _logger.warning("the engine is still not healthy: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         self._probing = None
 
-    def _run(self, pixels: list[Tensor]) -> Sequence[Tensor]:
+    def _run(self, items: list[WorkItem]) -> Sequence[Tensor]:
         try:
             with torch.inference_mode():
                 if self._num_device_losses and self._rebuild is not None:
-                    self._forward = self._rebuild()
-                logits_NK = self._forward(torch.stack(pixels))
+                    self._run_batch = self._rebuild()
+                outputs = self._run_batch(items)
                 self._num_device_losses = 0
         except torch.AcceleratorError as error:
-            # Whatever was on the device may be gone or wrong, and trying the pictures one by one would fail for each.
+            # The memory of the device may be gone or wrong, and running the images one by one would fail for each.
             self._num_device_losses += 1
             _logger.exception("the device failed")
             if self._num_device_losses == _MAX_DEVICE_LOSSES:
                 self._on_fatal_error()
             raise _lost("lost its device") from error
-        if not bool(torch.isfinite(logits_NK).all()):
-            raise ArithmeticError("a logit is not a number")
-        return logits_NK.unbind(0)
+        if not all(bool(torch.isfinite(output).all()) for output in outputs):
+            raise ArithmeticError("an output is not finite")
+        return outputs
 
 
 def _lost(how: str) -> WorkerLost:
-    return WorkerLost(f"The engine {how} while it worked on this picture; it was replaced.")
-
-
-def scores_of(logits_K: Tensor, activation: Activation) -> Tensor:
-    """Turn logits into scores: shares that sum to 1, a probability for each class, or the logits themselves."""
-    if activation == "softmax":
-        return logits_K.softmax(0)
-    return logits_K.sigmoid() if activation == "sigmoid" else logits_K
+    return WorkerLost(f"The engine {how} while it worked on this image; it was replaced.")

@@ -1,27 +1,28 @@
-"""What a network looked at, asked for one picture at a time, in a thread of its own.
+"""Explanations, one image at a time, in a thread of their own.
 
-Works on a copy of the network that engines do not use, because explaining listens to its modules. Few may wait: an
-explanation costs several classifications. Knows neither HTTP nor queues of pictures.
+Works on a copy of the network that the engines do not use, because an explanation registers hooks on its modules. Few
+may be in flight: one explanation costs several classifications.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from eca_hub import Classifier, Explanation, explain_picture
 from eca_service.errors import Overloaded
 
-_MAX_WAITING = 4
+_MAX_IN_FLIGHT = 4
 
 
 class Explainer:
-    """Explains the answers of one model.
+    """Explains the results of one model.
 
     Args:
-        classifier: The network as it was loaded; nobody else may use it.
-        explain: Does the work.
+        classifier: The network as it was loaded; the explainer must be its only user.
+        explain: Computes one explanation.
     """
 
     def __init__(
@@ -33,25 +34,35 @@ class Explainer:
     ) -> None:
         self._classifier = classifier
         self._explain = explain
-        self._num_waiting = 0
+        self._num_in_flight = 0
         self._thread = ThreadPoolExecutor(1, "explainer")
 
-    async def explain(self, pixels: Tensor, class_index: int | None) -> Explanation:
-        """Explain a class of a picture, the likeliest one unless told. Pixels are uint8 (3, H, W).
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Admit one explanation, for the length of the block: before its image is decoded.
 
         Raises:
-            Overloaded: several wait already.
-            InvalidConfig: there is no such class, or the network has no map to look at.
+            Overloaded: several are in flight already.
         """
-        if self._num_waiting >= _MAX_WAITING:
-            raise Overloaded(f"{self._num_waiting} explanations are in work; no more may be.", retry_after_s=2)
-        self._num_waiting += 1
+        if self._num_in_flight >= _MAX_IN_FLIGHT:
+            raise Overloaded(
+                f"{self._num_in_flight} explanations are in flight; that is the limit.", retry_after_s=2
+            )
+        self._num_in_flight += 1
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._explain, self._classifier, pixels, class_index)
+            yield
         finally:
-            self._num_waiting -= 1
+            self._num_in_flight -= 1
+
+    async def explain(self, pixels: Tensor, class_index: int | None) -> Explanation:
+        """Explain a class of an image, or the most likely one. Pixels are uint8 (3, H, W).
+
+        Raises:
+            InvalidConfig: there is no such class, or the network has no map to explain.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._explain, self._classifier, pixels, class_index)
 
     def close(self) -> None:
-        """Let the thread end after what it works on."""
+        """Let the thread end after the explanation that it works on."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,268 +1,186 @@
-"""A running model: from pictures to named scores, each picture with its own fate.
+"""A served model: admission, decoding, batching and the task's result, separately for each image.
 
-Joins a decoder, a batcher and the labels. Knows nothing of HTTP, and of tensors only that they pass through.
+Imports no torch and no HTTP: tensors pass through unseen.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from eca_hub import EcaHubError
 from eca_service.errors import DeadlineExceeded, InvalidRequest, NotEnabled
 from eca_service.inference.batcher import Batcher, Reservation
+from eca_service.inference.tasks import Task, WorkItem
+from eca_service.inference.types import DecodedImage, ImageResult, ModelInfo, RawPixels
 
 if TYPE_CHECKING:
-    from eca_hub import Explanation, Prediction
-
-Activation = Literal["softmax", "sigmoid", "none"]
-"""How logits become scores."""
+    from eca_hub import Explanation
+    from eca_service.inference.explainer import Explainer
 
 Pixels = TypeVar("Pixels")
-Scores = TypeVar("Scores")
-PixelsOut = TypeVar("PixelsOut", covariant=True)
+Output = TypeVar("Output")
+Value = TypeVar("Value")
+
+Decode = Callable[[Task[Any]], Awaitable[DecodedImage[Pixels]]]
+"""Decodes one admitted image to an item of a batch."""
+ReserveDecoding = Callable[[Sequence[bytes | RawPixels]], AbstractContextManager[Sequence[Decode[Pixels]]]]
+"""Admits the decoding of all images of a request, or raises `Overloaded`."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawPixels:
-    """A picture that needs no decoding: it has the network's size already."""
-
-    data: bytes
-    """Height x width numbers for each colour, red first."""
-
-
-class DecodedImage(Protocol[PixelsOut]):
-    """What a decoder gives: pixels, and what they cost."""
-
-    @property
-    def pixels(self) -> PixelsOut:
-        """The network's input."""
-
-    @property
-    def wait_ms(self) -> float:
-        """Time before the decoder began."""
-
-    @property
-    def decode_ms(self) -> float:
-        """Time that the decoder took."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageResult:
-    """The answer for one picture."""
-
-    predictions: "list[Prediction]"
-    """The likeliest classes, the likeliest first."""
-    decode_ms: float
-    """Time in the decoder."""
-    queue_ms: float
-    """Time spent waiting, for the decoder and for a batch."""
-    engine_ms: float
-    """Time of the batch in the engine."""
-    total_ms: float
-    """From the request to this answer."""
-    batch_size: int
-    """Pictures that went through the engine together."""
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """How the network that runs compares with the network that was loaded, on pictures made at the start."""
-
-    precision: str
-    """Number format that it computes in."""
-    same_top1: float
-    """Share of the pictures with the same likeliest class."""
-    max_difference: float
-    """How far the probability of a class moved, at most."""
-    num_pictures: int
-    """How many pictures were compared."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a caller may know of a running model."""
-
-    model_id: str
-    """Hub `owner/name`, or the path of a folder."""
-    revision: str
-    """40 hexadecimal digits."""
-    architecture: str
-    """Name of the network."""
-    attention: str
-    """Name of the attention inside it."""
-    labels: tuple[str, ...]
-    """Names of the classes."""
-    height_px: int
-    """Height of the network's input."""
-    width_px: int
-    """Width of the network's input."""
-    num_parameters: int
-    """Numbers that were learned."""
-    device: str
-    """Where the network runs."""
-    parity: ParityReport
-    """Proof that the network answers as it did before it was made faster."""
-    weights_bytes: int = 0
-    """Size of the weights in memory."""
-
-
-class ServedModel(Generic[Pixels, Scores]):
-    """A model that answers.
+class ServedModel(Generic[Pixels, Output]):
+    """A model that answers requests.
 
     Args:
-        facts: What it is.
-        decode: Bytes, or pixels as somebody else made them, to pixels.
-        batcher: Pixels to scores.
-        postprocess: Scores, a number of classes and an activation to their names, the likeliest first.
-        deadline_s: When a caller gets an error instead of an answer.
-        close: Frees what the model holds, after the last answer.
-        is_healthy: Whether the engines answer.
-        explain: Pixels and the index of a class, or None for the likeliest, to what the network looked at; None where
-            explaining is not switched on.
+        info: What clients may read about it.
+        reserve_decoding: Admits the decoding of a request's images.
+        batcher: Runs batches of decoded images.
+        deadline_s: Time from admission to `DeadlineExceeded`.
+        close: Frees what the model holds, after the last result.
+        is_healthy: Whether the engines can answer.
+        explainer: Explains single images; None where that is not switched on.
     """
 
     def __init__(
         self,
-        facts: ModelInfo,
+        info: ModelInfo,
         *,
-        decode: Callable[[bytes | RawPixels], Awaitable[DecodedImage[Pixels]]],
-        batcher: Batcher[Pixels, Scores],
-        postprocess: "Callable[[Scores, int, Activation], list[Prediction]]",
+        reserve_decoding: ReserveDecoding[Pixels],
+        batcher: Batcher[WorkItem, Output],
         deadline_s: float,
         close: Callable[[], None] = lambda: None,
         is_healthy: Callable[[], bool] = lambda: True,
-        explain: "Callable[[Pixels, int | None], Awaitable[Explanation]] | None" = None,
+        explainer: "Explainer | None" = None,
     ) -> None:
-        self.info = facts
+        self.info = info
         self.batcher = batcher
-        self._decode = decode
-        self._postprocess = postprocess
         self._deadline_s = deadline_s
+        self._reserve_decoding = reserve_decoding
         self._close = close
         self._engines_are_healthy = is_healthy
-        self._explain = explain
-        self._num_users = 0
-        self._no_user = asyncio.Event()
-        self._no_user.set()
+        self._explainer = explainer
+        self._num_holders = 0
+        self._is_released = asyncio.Event()
+        self._is_released.set()
 
     @property
     def is_healthy(self) -> bool:
-        """Whether pictures would be answered now."""
+        """Whether an image would be answered now."""
         return self.batcher.is_alive and self._engines_are_healthy()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep `close` from beginning until the block ends."""
-        self._num_users += 1
-        self._no_user.clear()
+        """Delay `close` until the block ends."""
+        self._num_holders += 1
+        self._is_released.clear()
         try:
             yield
         finally:
-            self._num_users -= 1
-            if not self._num_users:
-                self._no_user.set()
+            self._num_holders -= 1
+            if not self._num_holders:
+                self._is_released.set()
 
-    async def classify(
+    async def run(
         self,
-        pictures: Sequence[bytes | RawPixels | EcaHubError],
-        top_k: int | None = None,
+        task: Task[Value],
+        images: Sequence[bytes | RawPixels | EcaHubError],
         *,
-        activation: Activation = "softmax",
         received_at_s: float | None = None,
-    ) -> list[ImageResult | EcaHubError]:
-        """Answer for each picture, in order: its classes, or what is wrong with it.
+    ) -> list[ImageResult[Value] | EcaHubError]:
+        """Run a task on each image; return the results in order, an error for each image that has one.
 
         Args:
-            pictures: Their bytes; an error stands for a picture that was refused before, and comes back as it is.
-            top_k: How many classes to name; None means five, or all where there are fewer.
-            activation: How the network's outputs become scores.
-            received_at_s: When the request came, on `time.perf_counter`; None means now.
+            task: What is asked for, with the options of the request.
+            images: Their bytes; an error stands for an image that was refused before, and is returned as it is.
+            received_at_s: When the request arrived, on `time.perf_counter`; None is now.
 
         Raises:
-            InvalidRequest: top_k is more than there are classes, or below 1.
-            Overloaded: there are not enough seats for all pictures.
-            DeadlineExceeded: the answer is late.
+            InvalidRequest: the task or one of its options does not suit the model.
+            Overloaded: decoding or inference has no capacity for all images.
+            DeadlineExceeded: the result is late.
         """
-        num_classes = len(self.info.labels)
-        if top_k is None:
-            top_k = min(5, num_classes)
-        if not 1 <= top_k <= num_classes:
-            raise InvalidRequest(f"top_k must be 1 to {num_classes}, the number of classes of this model.")
+        if task.name not in self.info.tasks:
+            raise InvalidRequest(f"This model cannot {task.name}.", hint=f"It can {', '.join(self.info.tasks)}.")
+        task.check(self.info)
         started_s = time.perf_counter() if received_at_s is None else received_at_s
-        with self.batcher.reserve(len(pictures)) as seats:
+        valid = [image for image in images if not isinstance(image, EcaHubError)]
+        with self.batcher.reserve(len(images)) as reservations, self._reserve_decoding(valid) as decodes:
+            decode_next = iter(decodes)
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    answers = [
-                        self._answer(seat, picture, top_k, activation, started_s)
-                        for seat, picture in zip(seats, pictures, strict=True)
+                    results = [
+                        self._run_one(
+                            task, image if isinstance(image, EcaHubError) else next(decode_next), reservation, started_s
+                        )
+                        for reservation, image in zip(reservations, images, strict=True)
                     ]
-                    # One picture needs no task of its own.
-                    return [await answers[0]] if len(answers) == 1 else await asyncio.gather(*answers)
+                    # One image needs no task of its own.
+                    return [await results[0]] if len(results) == 1 else await asyncio.gather(*results)
             except TimeoutError:
                 raise self._late() from None
 
-    async def explain(self, picture: bytes, class_index: int | None) -> "Explanation":
-        """Say what the network looked at.
+    async def explain(self, image: bytes, class_index: int | None) -> "Explanation":
+        """Show where in an image the evidence for a class lies.
 
         Args:
-            picture: Its bytes.
-            class_index: Which class to explain; None means the likeliest.
+            image: Its bytes.
+            class_index: Class to explain; None is the most likely one.
 
         Raises:
             NotEnabled: explaining is not switched on.
             InvalidRequest: there is no class of that index.
-            BadImage: the picture is broken, too large, or none.
-            Overloaded: several explanations wait already.
-            DeadlineExceeded: the answer is late.
+            BadImage: the image is broken, too large, or none.
+            Overloaded: several explanations are in flight, or decoding has no capacity.
+            DeadlineExceeded: the result is late.
         """
-        if self._explain is None:
+        if self._explainer is None:
             raise NotEnabled("Explaining is not switched on.", hint="Start the service with --explain.")
         num_classes = len(self.info.labels)
         if class_index is not None and not 0 <= class_index < num_classes:
             raise InvalidRequest(f"class_index must be 0 to {num_classes - 1}.")
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                decoded = await self._decode(picture)
-                return await self._explain(decoded.pixels, class_index)
-        except TimeoutError:
-            raise self._late() from None
+        with self._explainer.reserve(), self._reserve_decoding([image]) as (decode,):
+            try:
+                async with asyncio.timeout(self._deadline_s):
+                    decoded: Any = await decode(Task())
+                    return await self._explainer.explain(decoded.pixels, class_index)
+            except TimeoutError:
+                raise self._late() from None
 
     async def close(self) -> None:
-        """Answer whoever uses the model and what is in the house, then free the network."""
-        await self._no_user.wait()
+        """Finish the requests that hold the model, then free it."""
+        await self._is_released.wait()
         await self.batcher.close()
         self._close()
 
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
-            f"There was no answer within {self._deadline_s * 1000:g} ms.", hint="Ask again, or raise ECA_DEADLINE_MS."
+            f"There was no result within {self._deadline_s * 1000:g} ms.",
+            hint="Send the request again, or raise ECA_DEADLINE_MS.",
         )
 
-    async def _answer(
+    async def _run_one(
         self,
-        seat: Reservation[Pixels, Scores],
-        picture: bytes | RawPixels | EcaHubError,
-        top_k: int,
-        activation: Activation,
+        task: Task[Value],
+        decode: Decode[Pixels] | EcaHubError,
+        reservation: Reservation[WorkItem, Output],
         started_s: float,
-    ) -> ImageResult | EcaHubError:
+    ) -> ImageResult[Value] | EcaHubError:
         try:
-            if isinstance(picture, EcaHubError):
-                return picture
-            decoded = await self._decode(picture)
-            answered = await seat.answer(decoded.pixels)
+            if isinstance(decode, EcaHubError):
+                return decode
+            decoded = await decode(task)
+            item = await reservation.run(WorkItem(type(task), decoded.pixels))
+            output: Any = item.value
             return ImageResult(
-                predictions=self._postprocess(answered.value, top_k, activation),
+                value=task.postprocess(output, self.info.labels),
                 decode_ms=decoded.decode_ms,
-                queue_ms=decoded.wait_ms + answered.queue_ms,
-                engine_ms=answered.engine_ms,
+                queue_ms=decoded.wait_ms + item.queue_ms,
+                engine_ms=item.engine_ms,
                 total_ms=(time.perf_counter() - started_s) * 1000,
-                batch_size=answered.batch_size,
+                batch_size=item.batch_size,
             )
         except EcaHubError as error:
             return error
         finally:
-            seat.leave()
+            reservation.release()

@@ -1,7 +1,6 @@
-"""From the name of a model to a running model: pull, check, start engines, warm up.
+"""From the name of a model to a served model: pull, verify, optimize, start engines, warm up.
 
-torch is imported here, in a thread, after the port is open: `/healthz` answers while the weights come. Knows nothing
-of HTTP.
+torch is imported here, in a thread, after the port is open: `/healthz` answers while the weights are fetched.
 """
 
 import asyncio
@@ -9,18 +8,20 @@ import copy
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from eca_hub import give_memory_back
-from eca_service.errors import BadSetting
+from eca_hub import EcaHubError
+from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.batcher import Batcher
-from eca_service.inference.model import ModelInfo, ServedModel
+from eca_service.inference.model import ServedModel
+from eca_service.inference.tasks import TASKS, WorkItem, run_batch
+from eca_service.inference.types import ModelInfo
 from eca_service.models.registry import ModelSource
 from eca_service.settings import Settings
 
@@ -29,27 +30,20 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from eca_hub import Classifier
+    from eca_service.inference.decoder import DecoderThreads
+    from eca_service.inference.engine import RunBatch
     from eca_service.optimize.optimize import OptimizedModel
 
 Result = TypeVar("Result")
 
 _MIN_ITEMS = 64
-"""Refusing so few costs more than it saves: callers who ask again at once take the time that engines need."""
-
-_NICENESS = 10
-"""Of the thread for large pictures: it gets a tenth of a core where others want all of it."""
+"""Refusing fewer costs more than it saves: clients that retry at once take the time that the engines need."""
 
 _logger = logging.getLogger(__name__)
 
 
-def end_process() -> None:
-    """End in good order, so that whoever started this process starts another, with a device that works."""
-    _logger.critical("a device is beyond help in this process, which ends")
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 class ModelLoader:
-    """Opens models that share one pool of decoder threads.
+    """Opens models, which share one set of decoder threads.
 
     Args:
         settings: How to run them.
@@ -59,42 +53,61 @@ class ModelLoader:
         self._settings = settings
         self._num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if settings.compile:
-            # The compiler looks when it is imported. What it makes is good for the next start; its default is /tmp.
+            # The compiler reads this when it is imported. Its output is kept for the next start; its default is /tmp.
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "eca-hub" / "compiled"))
-        self._threads = ThreadPoolExecutor(settings.num_decoders or self._num_cores, "decoder")
-        self._large_thread = ThreadPoolExecutor(1, "large pictures", initializer=_yield_to_others)
+        self._decoder_threads: DecoderThreads | None = None
+        self._is_ending = threading.Lock()
+        self.is_draining: Callable[[], bool] = lambda: False
+        """Tells whether the process is ending already, so that a lost device does not cut its drain short."""
 
     async def open(self, source: ModelSource) -> ServedModel["Tensor", "Tensor"]:
         """Load a model, warm it up and start to serve it.
 
         Raises:
-            HubError: the package is not to be had, or its bytes are not what the hub announced.
+            HubError: the package cannot be fetched, or its bytes are not what the hub announced.
             CheckpointMismatch: the weights do not fit the network.
+            UnfitModel: the network does not run.
         """
-        return await self._start(await _in_thread(lambda: _load(source, self._settings, self._num_cores)))
+        return await self._start(await _in_daemon_thread(lambda: _load(source, self._settings, self._num_cores)))
+
+    def end_process(self) -> None:
+        """Shut down gracefully because a device is lost for good, so that a supervisor starts another process.
+
+        Each engine of the device calls this; a second signal would end the process at once.
+        """
+        if self._is_ending.acquire(blocking=False) and not self.is_draining():
+            _logger.critical("a device is lost in this process, which shuts down")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     async def _start(self, loaded: "_Loaded") -> ServedModel["Tensor", "Tensor"]:
         import torch
 
         from eca_hub import GpuJpegDecoder, ImageLimits
-        from eca_service.inference.decoder import Decoder
-        from eca_service.inference.engine import Engine, scores_of
+        from eca_service.inference.decoder import Decoder, DecoderThreads
+        from eca_service.inference.engine import Engine
         from eca_service.inference.explainer import Explainer
-        from eca_service.optimize.optimize import empty
+        from eca_service.optimize.optimize import release_memory, trim_heap
 
         classifier = loaded.classifier
         settings, image = self._settings, classifier.config.image
+        if self._decoder_threads is None:
+            self._decoder_threads = DecoderThreads(settings.num_decoders or self._num_cores)
         limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
         on_gpu = settings.decode_on == "gpu"
         gpu_jpegs = GpuJpegDecoder(classifier.transform, limits, str(loaded.networks[0].device)) if on_gpu else None
-        decoder = Decoder(classifier.transform, limits, self._threads, self._large_thread, gpu_jpegs=gpu_jpegs)
-        facts = _facts_of(loaded)
+        decoder = Decoder(
+            classifier.transform,
+            limits,
+            self._decoder_threads,
+            gpu_jpegs=gpu_jpegs,
+            max_wait_s=settings.max_queue_s,
+        )
         engines = [
             Engine(
-                network.new_forward(),
-                rebuild=network.new_forward,
-                on_fatal_error=end_process,
+                _run_batch_of(network),
+                rebuild=partial(_run_batch_of, network),
+                on_fatal_error=self.end_process,
                 hang_timeout_s=settings.hang_timeout_s,
                 waits_for_device=network.device.type != "cpu",
             )
@@ -109,18 +122,18 @@ class ModelLoader:
             if explainer is not None:
                 explainer.close()
             for module in loaded.modules:
-                empty(module)
-            threading.Thread(target=give_memory_back, name="give back", daemon=True).start()
+                release_memory(module)
+            threading.Thread(target=trim_heap, name="trim heap", daemon=True).start()
 
         max_batch = settings.max_batch or (4 if all(one.device.type == "cpu" for one in loaded.networks) else 32)
         sizes = _batch_sizes(max_batch) if any(one.has_fixed_sizes for one in loaded.networks) else [1]
         blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
         try:
-            await asyncio.gather(*(engine.warm_up(blank, sizes) for engine in engines))
+            await asyncio.gather(*(engine.warm_up(WorkItem(TASKS[0], blank), sizes) for engine in engines))
         except BaseException:
             free()
             raise
-        batcher: Batcher[Tensor, Tensor] = Batcher(
+        batcher: Batcher[WorkItem, Tensor] = Batcher(
             [engine.run for engine in engines],
             max_batch=max_batch,
             max_wait_ms=settings.max_wait_ms,
@@ -130,22 +143,20 @@ class ModelLoader:
             s_per_item=max(engine.s_per_image for engine in engines),
         )
         batcher.start()
-
         return ServedModel(
-            facts,
-            decode=decoder.decode,
+            _info_of(loaded),
+            reserve_decoding=decoder.reserve,
             batcher=batcher,
-            postprocess=lambda logits, top_k, activation: classifier.rank(scores_of(logits, activation), top_k),
             deadline_s=settings.deadline_ms / 1000,
             close=free,
             is_healthy=lambda: all(engine.is_healthy for engine in engines),
-            explain=explainer.explain if explainer else None,
+            explainer=explainer,
         )
 
     def close(self) -> None:
         """Let the decoder threads end."""
-        for threads in (self._threads, self._large_thread):
-            threads.shutdown(wait=False, cancel_futures=True)
+        if self._decoder_threads is not None:
+            self._decoder_threads.close()
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ class _Loaded:
     networks: "list[OptimizedModel]"
     """The network of the engines, once for each device."""
     explained: "Classifier | None"
-    """The network as it was loaded: engines and explanations must not meet in one."""
+    """The network as it was loaded: explanations register hooks, which the engines must not run."""
 
     @property
     def modules(self) -> list["Module"]:
@@ -166,7 +177,7 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     import torch
 
     from eca_hub import Classifier
-    from eca_service.optimize.optimize import optimize_model
+    from eca_service.optimize.optimize import optimize_model, trim_heap
 
     if settings.device == "auto":
         settings = settings.on("cuda" if torch.cuda.is_available() else "cpu")
@@ -176,28 +187,32 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError):
             raise BadSetting(f"There is no {device} on this machine.", hint="Set --device to one that is.") from None
-    # This thread's work is done before the engines', each of which has one core.
+    # This thread's work is done before the engines start, each of which has one core.
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])
     copies = [classifier, *(_copied_to(device, classifier) for device in devices[1:])]
-    networks = [
-        optimize_model(one, settings.precision, compiled=settings.compile, num_cores=num_cores) for one in copies
-    ]
-    explained = None
-    if settings.explain:
-        explained = _copied_to(devices[0], classifier)
+    try:
+        networks = [
+            optimize_model(one, settings.precision, compiled=settings.compile, num_cores=num_cores) for one in copies
+        ]
+    except EcaHubError:
+        raise
+    except Exception as error:
+        # The package is well-formed, and yet its network fails on ordinary images.
+        _logger.exception("running %s failed", source.id_or_folder)
+        raise UnfitModel(
+            f"The network of {source.id_or_folder} does not run: {type(error).__name__}.", hint="The log has the details."
+        ) from error
+    explained = _copied_to(devices[0], classifier) if settings.explain else None
     classifier.model = networks[0].module
-    # The network as it was loaded, and what the self-test needed.
-    give_memory_back()
+    # The network as it was loaded, and what the parity check needed.
+    trim_heap()
     return _Loaded(classifier, networks, explained)
 
 
-def _yield_to_others() -> None:
-    """Make the calling thread take what others leave of the processor."""
-    if sys.platform == "linux":
-        # There a thread has a niceness of its own; elsewhere the whole process would get it.
-        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, 19)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+def _run_batch_of(network: "OptimizedModel") -> "RunBatch":
+    forwards = network.new_forwards()
+    return lambda items: run_batch(forwards, items)
 
 
 def _copied_to(device: str, classifier: "Classifier") -> "Classifier":
@@ -207,8 +222,8 @@ def _copied_to(device: str, classifier: "Classifier") -> "Classifier":
     return copied
 
 
-def _facts_of(loaded: _Loaded) -> ModelInfo:
-    from eca_service.optimize.optimize import bytes_of
+def _info_of(loaded: _Loaded) -> ModelInfo:
+    from eca_service.optimize.optimize import num_bytes
 
     classifier, networks, config = loaded.classifier, loaded.networks, loaded.classifier.config
     return ModelInfo(
@@ -221,20 +236,21 @@ def _facts_of(loaded: _Loaded) -> ModelInfo:
         width_px=config.image.width_px,
         num_parameters=networks[0].num_parameters,
         device=",".join(str(network.device) for network in networks),
-        # The one that moved furthest speaks for all.
-        parity=max((network.parity for network in networks), key=lambda test: test.max_difference),
-        weights_bytes=sum(map(bytes_of, loaded.modules)),
+        # Of several devices, the one whose probabilities moved furthest.
+        parity=max((network.parity for network in networks), key=lambda report: report.max_difference),
+        weights_bytes=sum(map(num_bytes, loaded.modules)),
+        tasks=networks[0].tasks,
     )
 
 
 def _batch_sizes(max_batch: int) -> list[int]:
-    """Sizes to make ready, where each takes long: the powers of two and the largest."""
+    """Batch sizes to warm up, where each takes long: the powers of two and the largest."""
     sizes = {2**power for power in range(max_batch.bit_length())} | {max_batch}
     return sorted(size for size in sizes if size <= max_batch)
 
 
-async def _in_thread(work: Callable[[], Result]) -> Result:
-    """Do `work` in a daemon thread, so that a download that hangs cannot hold up the end of the process."""
+async def _in_daemon_thread(work: Callable[[], Result]) -> Result:
+    """Run `work` in a daemon thread, so that a download that hangs cannot delay the end of the process."""
     future: Future[Any] = Future()
 
     def run() -> None:

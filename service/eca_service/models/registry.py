@@ -1,8 +1,8 @@
-"""Model id -> running model: what is asked for, what is loading, what answers, what makes room.
+"""Model id to served model: which are loading, which answer, which are evicted.
 
-A entry is `loading`, then `ready` or `failed`; a ready one is `updating` while another commit is loaded beside it. The
-old model answers until the new one can, and is freed when the last request that uses it has its answer: no request is
-lost to a swap. Knows how to find, start and replace models, not how one is made: `open_model` does that.
+An entry is `loading`, then `ready` or `failed`; a ready one is `updating` while another commit is loaded beside it. The
+old model answers until the new one can, and is freed when the last request that holds it is finished: no request is
+lost to a swap.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class ModelSource:
 
     @classmethod
     def parse(cls, text: str) -> "ModelSource":
-        """Read what stands after `--model`."""
+        """Read the value of `--model`."""
         if Path(text).is_dir():
             return cls(text)
         name, _, revision = text.partition("@")
@@ -42,22 +42,22 @@ class ModelSource:
 
 @dataclass
 class ModelEntry:
-    """One model that was asked for."""
+    """One model of the registry."""
 
     source: ModelSource
     """Where it comes from."""
     state: State = "loading"
     """Whether it answers."""
     model: ServedModel[Any, Any] | None = None
-    """It, once it is ready."""
+    """The model, once it is ready."""
     error: Exception | None = field(default=None, repr=False)
-    """Why it is not, when it failed."""
+    """Why it failed to load."""
     last_used: int = 0
     """When it was used last, counted in uses of any model."""
 
     @property
     def model_id(self) -> str:
-        """What callers call it."""
+        """The id that clients use; several revisions of a repository share it."""
         return self.model.info.model_id if self.model else self.source.id_or_folder
 
     @property
@@ -65,24 +65,32 @@ class ModelEntry:
         """Whether something is being loaded for it."""
         return self.state in ("loading", "updating")
 
+    def has_id(self, text: str) -> bool:
+        """Whether `owner/name` or `owner/name@revision` means this entry."""
+        if text == self.model_id:
+            return True
+        name, separator, revision = text.rpartition("@")
+        revisions = {self.source.revision or "main", self.model.info.revision if self.model else ""}
+        return bool(separator) and name == self.model_id and revision in revisions
 
-# What passes when the hub comes up, or when somebody publishes the model.
+
+# They pass when the hub comes up, or when the model is published.
 _TRANSIENT_ERRORS = frozenset(["offline", "hub_error", "repo_not_found", "revision_not_found", "not_an_eca_model"])
 _RETRY_S = 2.0
 
 OpenModel = Callable[[ModelSource], Awaitable[ServedModel[Any, Any]]]
-"""Loads, checks and warms one; returns when it can answer."""
+"""Loads, checks and warms up one; returns when it can answer."""
 
 
 class Registry:
     """All models of this process.
 
     Args:
-        sources: What to load at the start.
+        sources: The models to load at the start.
         open_model: Makes one.
-        max_weights_bytes: Bound on the weights of all models together; 0 means none. Whoever was used least recently
-            makes room for a model that is loaded later.
-        patience_s: How long a model of the start that the hub does not have yet is asked for again.
+        max_weights_bytes: Limit on the weights of all models together; 0 is no limit. The models that were used least
+            recently are evicted for a model that is loaded later.
+        patience_s: How long to retry a model of the start that the hub does not have yet.
     """
 
     def __init__(
@@ -99,32 +107,33 @@ class Registry:
         self.is_draining = False
         """Set when the process is about to end."""
         self.max_weights_bytes = max_weights_bytes
+        # Requests without a model id go to the only model of the start, whatever is loaded beside it later.
+        self._default = self.entries[0] if len(self.entries) == 1 else None
         self._open_model = open_model
         self._patience_s = patience_s
         self._one_at_a_time = asyncio.Lock()
         self._num_uses = 0
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def is_ready(self) -> bool:
-        """Whether there are models, and every one of the start and all their engines answer."""
-        started = [
-            entry for entry in self.entries if entry.model is not None or entry.error or not self.loaded.is_set()
-        ]
-        return bool(started) and all(entry.model is not None and entry.model.is_healthy for entry in started)
+        """Whether there are models, and every model of the start and all their engines answer."""
+        is_starting = not self.loaded.is_set()
+        required = [entry for entry in self.entries if entry.model is not None or entry.error or is_starting]
+        return bool(required) and all(entry.model is not None and entry.model.is_healthy for entry in required)
 
     @property
     def failure(self) -> Exception | None:
-        """Why a model of the start did not load, the first one."""
+        """Why the first model of the start that failed did not load."""
         return next((entry.error for entry in self.entries if entry.error), None)
 
     @property
     def weights_bytes(self) -> int:
-        """Size of the weights that are held for answering."""
+        """Size of the weights of all models that can be found."""
         return sum(entry.model.info.weights_bytes for entry in self.entries if entry.model)
 
     def pending(self) -> list[str]:
-        """Ids of the models that do not answer, each with why."""
+        """Ids of the models that do not answer, each with the reason."""
         return [
             f"{entry.model_id}: {entry.state if entry.model is None else 'an engine does not answer'}"
             for entry in self.entries
@@ -132,39 +141,42 @@ class Registry:
         ]
 
     def find(self, model_id: str | None) -> ServedModel[Any, Any]:
-        """Return the model of that id; None means the only one. Whoever awaits before using it needs `acquire`.
+        """Return a model; code that awaits before using it needs `acquire`.
+
+        Args:
+            model_id: `owner/name`, or `owner/name@revision` where several revisions are served; None is the only model
+                of the start, or the only model.
 
         Raises:
-            ModelNotLoaded: no such model runs.
+            ModelNotLoaded: there is no such model.
             NotReady: it is still loading.
-            InvalidRequest: no id was given and there are several models.
+            InvalidRequest: the id is missing and there are several models, or it means several revisions.
         """
-        return self._model_in(self._entry_of(model_id))
+        return self._model_of(self._entry_of(model_id))
 
     @contextmanager
     def acquire(self, model_id: str | None) -> Iterator[ServedModel[Any, Any]]:
-        """Find a model and keep it from being freed until the block ends, whatever takes its place meanwhile.
+        """Find a model and hold it until the block ends, even when another one replaces it meanwhile.
 
         Raises:
-            ModelNotLoaded: no such model runs.
+            ModelNotLoaded: there is no such model.
             NotReady: it is still loading.
-            InvalidRequest: no id was given and there are several models.
+            InvalidRequest: the id is missing and there are several models, or it means several revisions.
         """
         entry = self._entry_of(model_id)
-        model = self._model_in(entry)
-        self._num_uses += 1
-        entry.last_used = self._num_uses
+        model = self._model_of(entry)
+        self._touch(entry)
         with model.hold():
             yield model
 
     async def load_all(self) -> None:
-        """Load one model of the start after the other; a failure is kept in its entry."""
+        """Load the models of the start one after the other; a failure is kept in its entry."""
         until_s = asyncio.get_running_loop().time() + self._patience_s
         for entry in list(self.entries):
             async with self._one_at_a_time:
                 try:
-                    model = await self._open_patiently(entry.source, until_s)
-                    self._check_room(model, self.weights_bytes)
+                    model = await self._open_with_retries(entry.source, until_s)
+                    self._check_memory(model, self.weights_bytes)
                     entry.model, entry.state = model, "ready"
                     _logger.info("%s at %s is ready", entry.model_id, model.info.revision)
                 except Exception as error:
@@ -174,21 +186,22 @@ class Registry:
         self.loaded.set()
 
     async def load(self, source: ModelSource, *, revision: str | None = None) -> ModelEntry:
-        """Load a model, or another revision of one that runs; who runs goes on until the new one answers.
+        """Load a model, or another revision of one that is served, which answers until the new one can.
 
         Args:
-            source: Which one, and what it follows from now on.
-            revision: The commit to load, when the source's revision is a name that was looked up already.
+            source: What to load, and what the entry follows from now on.
+            revision: The commit to load, when the source's revision is a name that was resolved already.
 
         Raises:
             Busy: it is being loaded already.
             NotReady: the process is about to end.
-            InsufficientMemory: it is larger than the bound on all models together.
-            EcaHubError: it cannot be had, or is not what it should be; what ran before runs on.
+            InvalidRequest: several revisions of it are served, and the source names none of them.
+            InsufficientMemory: it is larger than the limit on all models together.
+            EcaHubError: it cannot be loaded; the model that was served before stays.
         """
         if self.is_draining:
             raise NotReady("The service is shutting down.", retry_after_s=5)
-        entry = next((entry for entry in self.entries if entry.model_id == source.id_or_folder), None)
+        entry = self._entry_to_replace(source)
         if entry is None:
             entry = ModelEntry(source)
             self.entries.append(entry)
@@ -199,10 +212,11 @@ class Registry:
         return await self._load_into(entry, source, revision)
 
     async def unload(self, model_id: str) -> None:
-        """Stop to answer for a model; what has been accepted is still answered.
+        """Remove a model; the requests that hold it are finished.
 
         Raises:
-            ModelNotLoaded: no such model runs.
+            ModelNotLoaded: there is no such model.
+            InvalidRequest: the id means several revisions.
             Busy: it is being loaded.
         """
         entry = self._entry_of(model_id)
@@ -211,11 +225,11 @@ class Registry:
         self._remove(entry)
 
     async def close(self) -> None:
-        """Answer what is in the house, then free every model."""
+        """Finish the requests in flight, then free every model."""
         for entry in self.entries:
             if entry.model is not None:
                 await entry.model.close()
-        await asyncio.gather(*self._leaving)
+        await asyncio.gather(*self._closing)
 
     async def _load_into(self, entry: ModelEntry, source: ModelSource, revision: str | None) -> ModelEntry:
         old = entry.model
@@ -230,15 +244,14 @@ class Registry:
                 entry.state = "ready"
             raise
         entry.source, entry.model, entry.state, entry.error = source, new, "ready", None
-        self._num_uses += 1
-        entry.last_used = self._num_uses
+        self._touch(entry)
         _logger.info("%s at %s is ready", entry.model_id, new.info.revision)
         if old is not None:
             self._close_later(old)
         return entry
 
-    async def _open_patiently(self, source: ModelSource, until_s: float) -> ServedModel[Any, Any]:
-        """Open a model, again and again while the hub may still get it."""
+    async def _open_with_retries(self, source: ModelSource, until_s: float) -> ServedModel[Any, Any]:
+        """Open a model; retry while the hub may still get it."""
         reason = ""
         while True:
             try:
@@ -248,57 +261,85 @@ class Registry:
                     raise
                 if error.message != reason:
                     reason = error.message
-                    _logger.info("%s is not there yet: %s", source.id_or_folder, reason)
+                    _logger.info("%s is not available yet: %s", source.id_or_folder, reason)
             await asyncio.sleep(_RETRY_S)
 
     def _evict_lru(self, entry: ModelEntry, new: ServedModel[Any, Any]) -> None:
-        """Unload who was used least recently, until the new model fits."""
+        """Remove the models that were used least recently, until the new one fits."""
         others = [other for other in self.entries if other is not entry and other.model]
         size = sum(other.model.info.weights_bytes for other in others if other.model)
-        leavers = []
+        evicted = []
         for other in sorted(others, key=lambda other: other.last_used):
-            if self._is_too_much(new, size) and other.model and not other.is_changing:
+            if self._exceeds_limit(new, size) and other.model and not other.is_changing:
                 size -= other.model.info.weights_bytes
-                leavers.append(other)
-        self._check_room(new, size)
-        for other in leavers:
-            _logger.info("%s makes room for %s", other.model_id, new.info.model_id)
+                evicted.append(other)
+        self._check_memory(new, size)
+        for other in evicted:
+            _logger.info("%s is evicted for %s", other.model_id, new.info.model_id)
             self._remove(other)
 
-    def _check_room(self, new: ServedModel[Any, Any], others_bytes: int) -> None:
-        if self._is_too_much(new, others_bytes):
+    def _check_memory(self, new: ServedModel[Any, Any], others_bytes: int) -> None:
+        if self._exceeds_limit(new, others_bytes):
             self._close_later(new)
             raise InsufficientMemory(
-                f"The model has {new.info.weights_bytes / 2**20:.1f} MiB of weights; beside what cannot leave it may "
-                f"have {max(self.max_weights_bytes - others_bytes, 0) / 2**20:.1f} MiB.",
+                f"The model has {new.info.weights_bytes / 2**20:.1f} MiB of weights; beside the models that cannot be "
+                f"evicted it may have {max(self.max_weights_bytes - others_bytes, 0) / 2**20:.1f} MiB.",
                 hint="Raise --max_weights_mib.",
             )
 
-    def _is_too_much(self, new: ServedModel[Any, Any], others_bytes: int) -> bool:
+    def _exceeds_limit(self, new: ServedModel[Any, Any], others_bytes: int) -> bool:
         return 0 < self.max_weights_bytes < new.info.weights_bytes + others_bytes
 
     def _remove(self, entry: ModelEntry) -> None:
         self.entries.remove(entry)
+        if entry is self._default:
+            self._default = None
         if entry.model is not None:
             self._close_later(entry.model)
 
     def _close_later(self, model: ServedModel[Any, Any]) -> None:
-        """Close a model that nobody will find any more, after its last answer."""
-        leaving = asyncio.create_task(model.close())
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
+        """Close a model that can no longer be found, after its last request."""
+        closing = asyncio.create_task(model.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def _touch(self, entry: ModelEntry) -> None:
+        self._num_uses += 1
+        entry.last_used = self._num_uses
 
     def _entry_of(self, model_id: str | None) -> ModelEntry:
-        entries = [entry for entry in self.entries if model_id in (None, entry.model_id)]
+        if model_id is None:
+            # A model that is being loaded beside others takes no requests away from them.
+            is_starting = not self.loaded.is_set()
+            return self._default or self._only([entry for entry in self.entries if is_starting or entry.state != "loading"])
+        return self._only([entry for entry in self.entries if entry.has_id(model_id)])
+
+    def _entry_to_replace(self, source: ModelSource) -> ModelEntry | None:
+        entries = [entry for entry in self.entries if entry.model_id == source.id_or_folder]
+        same = [entry for entry in entries if entry.source.revision == source.revision]
+        if same or len(entries) == 1:
+            return (same or entries)[0]
+        return self._only(entries) if entries else None
+
+    def _only(self, entries: Sequence[ModelEntry]) -> ModelEntry:
         if not entries:
-            raise ModelNotLoaded(entry.model_id for entry in self.entries)
+            raise ModelNotLoaded(_names(self.entries))
         if len(entries) > 1:
-            ids = ", ".join(entry.model_id for entry in entries)
-            raise InvalidRequest("Several models run here; say which.", hint=f"Add ?model= with one of: {ids}.")
+            names = ", ".join(_names(entries))
+            raise InvalidRequest("Several models are served; name one.", hint=f"Add ?model= with one of: {names}.")
         return entries[0]
 
     @staticmethod
-    def _model_in(entry: ModelEntry) -> ServedModel[Any, Any]:
+    def _model_of(entry: ModelEntry) -> ServedModel[Any, Any]:
         if entry.model is None:
             raise NotReady("The model is still loading.", retry_after_s=2)
         return entry.model
+
+
+def _names(entries: Sequence[ModelEntry]) -> list[str]:
+    """Ids, with the revision where an id alone means several."""
+    ids = [entry.model_id for entry in entries]
+    return [
+        f"{name}@{entry.source.revision or 'main'}" if ids.count(name) > 1 else name
+        for name, entry in zip(ids, entries, strict=True)
+    ]

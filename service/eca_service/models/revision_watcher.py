@@ -1,7 +1,6 @@
-"""Follow branches: when one moves, load its new commit beside the old and swap.
+"""Follow branches: when one moves, load its new commit beside the old one and swap.
 
-A commit that turns out to be bad is not tried again; one that could not be fetched is. Knows branches and commits;
-nothing of weights, and of HTTP only that the hub's client speaks it.
+A commit that turns out to be bad is not tried again; one that could not be fetched is.
 """
 
 import asyncio
@@ -14,7 +13,7 @@ from eca_service.errors import Busy
 from eca_service.models.registry import ModelEntry, ModelSource, Registry
 
 FindCommit = Callable[[ModelSource], Awaitable[str]]
-"""Says which commit a source's revision stands for at this moment, 40 hexadecimal digits."""
+"""Resolves a source's revision to the commit that it names now, 40 hexadecimal digits."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TRANSIENT_ERRORS = {"offline", "hub_error", "access_denied", "not_ready"}
@@ -23,11 +22,11 @@ _HUB_TIMEOUT_S = 10.0
 _logger = logging.getLogger(__name__)
 
 
-async def commit_on_hub(source: ModelSource) -> str:
-    """Ask the hub which commit a branch or tag stands for.
+async def find_commit_on_hub(source: ModelSource) -> str:
+    """Ask the hub which commit a branch or tag names.
 
     Raises:
-        Exception: whatever the hub's client raises.
+        Exception: anything that the hub's client raises.
     """
 
     def ask() -> str:
@@ -40,40 +39,40 @@ async def commit_on_hub(source: ModelSource) -> str:
 
 
 class RevisionWatcher:
-    """Looks after the running models whose source may move.
+    """Keeps the served models at the commits of their branches.
 
     Args:
         registry: The models.
-        find_commit: Says where a source stands.
-        period_s: How long to wait between two looks.
+        find_commit: Resolves the revision of a source.
+        period_s: Time between two polls.
     """
 
     def __init__(self, registry: Registry, find_commit: FindCommit, *, period_s: float) -> None:
         self._registry = registry
         self._find_commit = find_commit
         self._period_s = period_s
-        self._bad: set[tuple[str, str]] = set()
+        self._bad_commits: set[tuple[str, str]] = set()
 
     async def watch(self) -> None:
-        """Look again and again, for ever."""
+        """Poll until cancelled."""
         await self._registry.loaded.wait()
         while True:
             await asyncio.sleep(self._period_s)
-            await self.look()
+            await self.poll()
 
-    async def look(self) -> None:
-        """Bring every model that follows a branch to the branch's commit; what fails is logged and changes nothing."""
+    async def poll(self) -> None:
+        """Bring every model that follows a branch to the branch's commit; a failure is logged and changes nothing."""
         for entry in list(self._registry.entries):
             if entry.state == "ready" and follows_a_branch(entry.source):
                 try:
                     await self._follow(entry)
                 except Exception as error:
-                    _logger.warning("%s stays as it is: %s", entry.model_id, error)
+                    _logger.warning("%s stays at its revision: %s", entry.model_id, error)
 
     async def _follow(self, entry: ModelEntry) -> None:
         commit = await self._find_commit(entry.source)
-        place = (entry.model_id, commit)
-        if entry.model is None or commit == entry.model.info.revision or place in self._bad:
+        key = (entry.model_id, commit)
+        if entry.model is None or commit == entry.model.info.revision or key in self._bad_commits:
             return
         try:
             await self._registry.load(entry.source, revision=commit)
@@ -81,11 +80,11 @@ class RevisionWatcher:
             return
         except Exception as error:
             if not isinstance(error, EcaHubError) or error.code not in _TRANSIENT_ERRORS:
-                self._bad.add(place)
+                self._bad_commits.add(key)
             raise
 
 
 def follows_a_branch(source: ModelSource) -> bool:
-    """Whether a source may stand for another commit tomorrow: neither a folder nor a commit."""
+    """Whether the source may name another commit later: it is neither a folder nor a commit."""
     is_commit = source.revision is not None and _COMMIT.fullmatch(source.revision)
     return not is_commit and re.fullmatch(r"[^/@]+/[^/@]+", source.id_or_folder) is not None

@@ -1,12 +1,10 @@
-"""`--compile`: torch.compile for a few fixed batch sizes; loading.py says where what it makes is kept.
+"""`--compile`: torch.compile for a few fixed batch sizes; models/loader.py says where its output is kept.
 
-A size takes half a minute or more to compile, so a batch is filled up to the next power of two; the blank pictures
-behind it are answered and thrown away. On a processor a packed network (optimize/packing.py) is about as fast and needs
-no compiler, so compiling is meant for GPUs.
+A size takes half a minute or more to compile, so that a batch is padded to the next power of two with blank images,
+whose outputs are dropped. On a processor a packed network (fuse.py) is about as fast and needs no compiler, so that
+compiling is meant for GPUs.
 
-Knows torch's compiler; nothing of engines or HTTP.
-
-Shapes: N images, M images with the blank ones behind them, H height, W width, K classes; 3 colours, red first.
+Shapes: N images, M images with the padding, H height, W width, K classes; 3 colors, red first.
 """
 
 import os
@@ -19,23 +17,23 @@ from eca_service.errors import BadSetting
 
 
 def check_compiler(device_type: str) -> None:
-    """See that code for this kind of device can be made.
+    """Check that code for this kind of device can be made.
 
     Raises:
-        BadSetting: a compiler is missing.
+        BadSetting: there is no compiler.
     """
     if device_type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise BadSetting(
             "--compile needs a C++ compiler for a processor, and there is none.",
-            hint="Install g++, set CXX, or leave --compile out: the network is laid out for the processor without it.",
+            hint="Install g++, set CXX, or leave --compile out: the network is optimized for the processor without it.",
         )
 
 
 class CompiledNetwork(nn.Module):
-    """A network that is compiled for each power of two of pictures.
+    """A network that is compiled for each power of two of images.
 
     Args:
-        network: Maps (N, 3, H, W) to (N, K); it stays as it is.
+        network: Maps (N, 3, H, W) to (N, K); it is not changed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -46,7 +44,7 @@ class CompiledNetwork(nn.Module):
         self._run = torch.compile(network, dynamic=False)
 
     def forward(self, x_N3HW: Tensor) -> Tensor:
-        """Fill the batch up, run it and leave out what was filled in."""
+        """Pad the batch, run it and drop the padding."""
         num_images = len(x_N3HW)
         x_M3HW = x_N3HW.new_zeros((next_size(num_images), *x_N3HW.shape[1:]))
         x_M3HW = x_M3HW.contiguous(memory_format=torch.channels_last)
@@ -56,5 +54,5 @@ class CompiledNetwork(nn.Module):
 
 
 def next_size(num_images: int) -> int:
-    """The power of two that holds so many."""
+    """The smallest power of two that is large enough."""
     return int(1 << (num_images - 1).bit_length())

@@ -1,12 +1,12 @@
-"""A network on a GPU for one engine: a stream of its own, pinned memory, a recorded graph for each batch size.
+"""A network on a GPU for one engine: a CUDA stream of its own, pinned memory, one CUDA graph for each batch size.
 
-Two engines share a GPU: while one's pictures are copied and its answers read, the other's batch is computed. A graph
-starts all kernels of a network at once, where single starts from Python would leave a fast GPU idle. Batches are filled
-up to the next power of two, so that few graphs are recorded.
+Two engines share a GPU: while one copies images and reads outputs, the other's batch is computed. A graph launches all
+kernels of a network at once, where single launches from Python would leave a fast GPU idle. Batches are padded to the
+next power of two, so that few graphs are captured.
 
-Not run on a GPU so far: `pytest -m gpu` holds it against the plain network.
+`pytest -m gpu` compares it with the plain network.
 
-Shapes: N images, H height, W width, K classes; 3 colours, red first.
+Shapes: N images, H height, W width, F features or classes; 3 colors, red first.
 """
 
 import threading
@@ -18,32 +18,32 @@ from torch import Tensor
 
 from eca_service.optimize.compile import next_size
 
-_NUM_TRIAL_RUNS = 3
+_NUM_WARM_UP_RUNS = 3
 
-# While one thread records, no other may.
-_recording = threading.Lock()
+# Only one thread may capture at a time.
+_capturing = threading.Lock()
 
 
 @dataclass(frozen=True)
-class _Recorded:
+class _CapturedGraph:
     """A graph with the memory that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    staged: Tensor
-    """Pixels (N, 3, H, W), pinned, on the processor's side."""
-    pixels: Tensor
+    host_input: Tensor
+    """Pixels (N, 3, H, W) in pinned memory of the host."""
+    device_input: Tensor
     """The same on the device."""
-    logits: Tensor
-    """(N, K), on the device."""
-    answers: Tensor
-    """The same, pinned, on the processor's side."""
+    device_output: Tensor
+    """(N, F) on the device."""
+    host_output: Tensor
+    """The same in pinned memory of the host."""
 
 
 class CUDAGraphRunner:
-    """Maps uint8 pixels (N, 3, H, W) to logits, float32 (N, K), both on the processor's side; for one thread at a time.
+    """Maps uint8 pixels (N, 3, H, W) to float32 (N, F), both on the host; for one thread at a time.
 
     Args:
-        run: The same on the device: pixels to logits in any number format.
+        run: The same on the device, with outputs in any number format.
         device: Which GPU.
     """
 
@@ -51,35 +51,34 @@ class CUDAGraphRunner:
         self._run = run
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._recorded: dict[int, _Recorded] = {}
+        self._captured: dict[int, _CapturedGraph] = {}
 
     def __call__(self, pixels_N3HW: Tensor) -> Tensor:
-        """Run one batch; the thread waits without holding Python's lock."""
+        """Run one batch; the thread waits without holding the GIL."""
         num_images = len(pixels_N3HW)
         size = next_size(num_images)
-        if size not in self._recorded:
-            self._recorded[size] = self._record(size, pixels_N3HW.shape[1:])
-        one = self._recorded[size]
-        one.staged[:num_images] = pixels_N3HW
+        if size not in self._captured:
+            self._captured[size] = self._capture(size, pixels_N3HW.shape[1:])
+        captured = self._captured[size]
+        captured.host_input[:num_images] = pixels_N3HW
         with torch.cuda.stream(self._stream):
-            one.pixels.copy_(one.staged, non_blocking=True)
-            one.graph.replay()
-            one.answers.copy_(one.logits, non_blocking=True)
+            captured.device_input.copy_(captured.host_input, non_blocking=True)
+            captured.graph.replay()
+            captured.host_output.copy_(captured.device_output, non_blocking=True)
         self._stream.synchronize()
-        return one.answers[:num_images].clone()
+        return captured.host_output[:num_images].clone()
 
-    def _record(self, size: int, shape: torch.Size) -> _Recorded:
-        staged_N3HW = torch.zeros((size, *shape), dtype=torch.uint8, pin_memory=True)
-        with _recording, torch.cuda.device(self._device):
+    def _capture(self, size: int, shape: torch.Size) -> _CapturedGraph:
+        host_N3HW = torch.zeros((size, *shape), dtype=torch.uint8, pin_memory=True)
+        with _capturing, torch.cuda.device(self._device):
             with torch.cuda.stream(self._stream):
-                pixels_N3HW = staged_N3HW.to(self._device, non_blocking=True)
-                for _ in range(_NUM_TRIAL_RUNS):
-                    self._run(pixels_N3HW)
+                device_N3HW = host_N3HW.to(self._device, non_blocking=True)
+                for _ in range(_NUM_WARM_UP_RUNS):
+                    self._run(device_N3HW)
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            # The other engine goes on meanwhile: only this thread must do nothing else.
+            # Other engines keep running: only this thread must do nothing else.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                logits_NK = self._run(pixels_N3HW).float()
-        return _Recorded(
-            graph, staged_N3HW, pixels_N3HW, logits_NK, torch.empty_like(logits_NK, device="cpu").pin_memory()
-        )
+                output_NF = self._run(device_N3HW).float()
+        host_output_NF = torch.empty_like(output_NF, device="cpu").pin_memory()
+        return _CapturedGraph(graph, host_N3HW, device_N3HW, output_NF, host_output_NF)

@@ -1,9 +1,7 @@
-"""One picture that has the machine to itself gets all cores; as soon as others come, each batch has one.
+"""One image that is alone in the process runs on all cores; otherwise each batch runs on one core.
 
-A batch on one core wastes nothing, so that is how most pictures are answered soonest when there are many. A lone caller
-would see the other cores idle: on two of them a picture takes 24 ms instead of 32 in bf16.
-
-Knows threads; nothing of networks.
+A batch on one core wastes nothing, so that many images are answered soonest in this way. A single client would leave
+the other cores idle: on two cores an image takes 24 ms instead of 32 in bf16.
 """
 
 import threading
@@ -17,40 +15,40 @@ from eca_service.inference.engine import Forward
 
 
 class IntraOpThreads:
-    """Counts who works on the cores that engines share. Who hangs counts for good: then nobody is alone any more."""
+    """Counts the batches that run on the cores which the engines share. A batch that hangs counts for good."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._num_busy = 0
+        self._num_running = 0
 
     @contextmanager
-    def work(self) -> Iterator[bool]:
-        """Work for the length of a `with` block; tells whether nobody else does."""
+    def running(self) -> Iterator[bool]:
+        """Count a batch for the length of the block; yield whether it is the only one."""
         with self._lock:
-            is_alone = self._num_busy == 0
-            self._num_busy += 1
+            is_alone = self._num_running == 0
+            self._num_running += 1
         try:
             yield is_alone
         finally:
             with self._lock:
-                self._num_busy -= 1
+                self._num_running -= 1
 
 
-CORES = IntraOpThreads()
-"""Of this process, whatever models it runs."""
+INTRA_OP_THREADS = IntraOpThreads()
+"""Of this process, for all its models."""
 
 
-def share_cores(forward: Forward, num_cores: int, cores: IntraOpThreads = CORES) -> Forward:
-    """Run on the one core of the calling thread, or for one picture on all of them while nobody else works.
+def share_cores(forward: Forward, num_cores: int, threads: IntraOpThreads = INTRA_OP_THREADS) -> Forward:
+    """Run on one core, or a single image on all cores while no other batch runs.
 
     Args:
-        forward: Answers for a batch.
-        num_cores: How many there are.
-        cores: Who else works.
+        forward: Runs a batch.
+        num_cores: Number of cores.
+        threads: Counts the batches that run.
     """
 
     def run(pixels_N3HW: Tensor) -> Tensor:
-        with cores.work() as is_alone:
+        with threads.running() as is_alone:
             if not is_alone or len(pixels_N3HW) > 1:
                 return forward(pixels_N3HW)
             torch.set_num_threads(num_cores)

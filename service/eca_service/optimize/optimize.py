@@ -1,14 +1,16 @@
-"""A `Classifier` as engines want it: pixels in, logits out, laid out for the processor and held against the original.
+"""A `Classifier` as engines run it: pixels in, outputs out, optimized for the device and compared with the original.
 
-Whatever is done for speed is accepted only after a self-test: the faster network answers the same pictures as the one
-that was loaded, and where it differs by more than is allowed, it is not used. Knows networks and processors; nothing of
-threads, queues or HTTP.
+An optimization is used only after a parity check: the optimized network must name the same class for every stored
+image, and no probability may move by more than the bound of its number format. Otherwise the next format is tried, and
+at last the network as it was loaded.
 
-Shapes: N images, H height, W width, K classes; 3 colours, red first.
+Shapes: N images, H height, W width, K classes; 3 colors, red first.
 """
 
+import ctypes
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,36 +21,41 @@ from torch import Tensor, nn
 from eca_hub import Classifier
 from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.engine import Forward
-from eca_service.inference.model import ParityReport
+from eca_service.inference.tasks import TASKS, Task
+from eca_service.inference.types import ParityReport
 from eca_service.optimize.compile import CompiledNetwork, check_compiler
 from eca_service.optimize.cuda_graphs import CUDAGraphRunner
-from eca_service.optimize.fuse import fold_norms
+from eca_service.optimize.fuse import can_pack, fold_norms, pack_convolutions
 from eca_service.optimize.intra_op_threads import share_cores
-from eca_service.optimize.packing import can_pack, pack_convolutions
 from eca_service.optimize.parity import compare, is_passed, parity_images
 from eca_service.settings import Precision
 
-_USUAL_BATCH = 4
+_TYPICAL_BATCH = 4
 
 _logger = logging.getLogger(__name__)
+
+Forwards = Mapping[str, Forward]
+"""Task name to its forward."""
 
 
 @dataclass(frozen=True)
 class OptimizedModel:
     """A network that is ready for engines."""
 
-    new_forward: Callable[[], Forward]
-    """Makes pixels to logits, for one engine."""
+    new_forwards: Callable[[], Forwards]
+    """Makes the forward of each task, for one engine."""
     device: torch.device
     """Where it runs."""
     module: nn.Module
     """The network itself."""
     num_parameters: int
-    """Numbers that the network that was loaded had learned; folding makes some of them one."""
+    """Learned parameters of the network as it was loaded; fusing merges some of them."""
     parity: ParityReport
-    """How it compares with the network that was loaded."""
+    """Comparison with the network as it was loaded."""
+    tasks: tuple[str, ...]
+    """Names of the tasks that the network supports."""
     has_fixed_sizes: bool = False
-    """Whether each size of a batch is made ready when it first comes, which takes long; else it takes milliseconds."""
+    """Whether the first batch of each size takes long, because something is compiled or captured for it."""
 
 
 @torch.no_grad()
@@ -57,66 +64,102 @@ def optimize_model(
 ) -> OptimizedModel:
     """Make the fastest form of a network that gives the same answers.
 
-    Convolutions on processors and GPUs like the channels of a pixel side by side, a norm after a convolution can be
-    part of it, and weights can be laid out once: on two cores that made 15 images/s 64, and half the numbers' width
+    Convolutions prefer channels_last on processors and GPUs, a norm can be merged into the convolution before it, and
+    weights can be laid out once: on two cores that made 64 images/s of 15, and a number format of half the width
     doubles it.
 
     Args:
         classifier: The network as it was loaded.
-        precision: A number format; or `auto`, which takes the narrowest that the device computes fast and that passes.
-        compiled: Whether torch.compile shall have a go at it.
-        num_cores: IntraOpThreads that a picture may have while no other is answered, on a processor.
+        precision: A number format; `auto` takes the first that the device computes fast and that passes.
+        compiled: Whether to use torch.compile.
+        num_cores: Cores that an image may use while no other is being run, on a processor.
 
     Raises:
-        BadSetting: the device cannot compute in that format, or nothing can be compiled here.
-        UnfitModel: the network that was loaded gives answers that are no numbers.
+        BadSetting: the device cannot compute in that format, or there is no compiler.
+        UnfitModel: the outputs of the network as it was loaded are not finite.
     """
     parameters = list(classifier.model.parameters())
     device, num_parameters = parameters[0].device, sum(parameter.numel() for parameter in parameters)
     formats = list(_formats(precision, device))
+    tasks = tuple(task.name for task in TASKS if task.is_supported_by(classifier.model))
     if compiled:
         check_compiler(device.type)
     pixels_N3HW = parity_images(classifier.transform)
-    # The network as it was loaded takes about as long for its answers as all the rest, so they go side by side.
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as beside:
-        expecting = beside.submit(classifier.probabilities, pixels_N3HW)
+    # The network as it was loaded takes about as long for its answers as all the rest, so both run at once.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+        expecting = thread.submit(classifier.probabilities, pixels_N3HW)
         if compiled:
-            # The compiler changes how modules are called, in all threads, while it traces.
+            # While the compiler traces, it patches module calls in all threads.
             expecting.result()
         for dtype in formats:
             module = apply_layout(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
-            new_forward = _forwards_of(module, classifier, device, dtype)
-            with torch.inference_mode():
-                found_NK = new_forward()(pixels_N3HW).softmax(1)
+            new_forwards = _forwards_for(module, classifier, device, dtype)
+            found_NK = _probabilities(new_forwards()[TASKS[0].name], pixels_N3HW)
             expected_NK = expecting.result()
             if not bool(expected_NK.isfinite().all()):
-                raise UnfitModel(f"{classifier.model_id} gives answers that are no numbers.", hint="Train it again.")
-            test = compare(expected_NK, found_NK, dtype)
-            _logger.info("self-test of %s in %s: %s", classifier.model_id, test.precision, test)
-            if is_passed(test, dtype):
+                raise UnfitModel(f"The outputs of {classifier.model_id} are not finite.", hint="Train it again.")
+            report = compare(expected_NK, found_NK, dtype)
+            if is_passed(report):
+                _logger.info("%s runs in %s: %s", classifier.model_id, report.precision, describe(report))
                 is_fixed = compiled or device.type == "cuda"
-                # In float32 a second core gains nothing: its threads are waited for as long as they help.
+                # In float32 a second core gains nothing: its threads cost as much as they help.
                 if dtype != torch.float32 and num_cores > 1 and not is_fixed:
-                    new_forward = _shared(new_forward(), num_cores)
-                return OptimizedModel(new_forward, device, module, num_parameters, test, is_fixed)
-            _logger.warning("%s is not run in %s: its answers move too far", classifier.model_id, test.precision)
-    module, test = classifier.model, ParityReport("float32", 1.0, 0.0, len(pixels_N3HW))
-    new_forward = _forwards_of(module, classifier, device, torch.float32)
-    return OptimizedModel(new_forward, device, module, num_parameters, test, device.type == "cuda")
+                    new_forwards = _sharing_cores(new_forwards(), num_cores)
+                return OptimizedModel(new_forwards, device, module, num_parameters, report, tasks, is_fixed)
+            _logger.warning("%s does not run in %s: %s", classifier.model_id, report.precision, describe(report))
+    report = ParityReport("float32", 1.0, 0.0, len(pixels_N3HW))
+    new_forwards = _forwards_for(classifier.model, classifier, device, torch.float32)
+    is_fixed = device.type == "cuda"
+    return OptimizedModel(new_forwards, device, classifier.model, num_parameters, report, tasks, is_fixed)
 
 
-def bytes_of(module: nn.Module) -> int:
+def describe(report: ParityReport) -> str:
+    """A sentence for the log."""
+    return (
+        f"the same class for {report.same_top1:.0%} of {report.num_images} stored images, probabilities moved by at "
+        f"most {report.max_difference:.2g} ({report.allowed_difference:g} is allowed)"
+    )
+
+
+def num_bytes(module: nn.Module) -> int:
     """Size of a network in memory."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def empty(module: nn.Module) -> None:
-    """Give the memory of a network back, without waiting for whoever still refers to it. It cannot be used again."""
+def release_memory(module: nn.Module) -> None:
+    """Free the memory of a network while references to it remain. It cannot be used again."""
     for each in module.modules():
         for name, buffer in list(each.named_buffers(recurse=False)):
             setattr(each, name, torch.empty(0, dtype=buffer.dtype))
         for parameter in each.parameters(recurse=False):
             parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+
+def trim_heap() -> None:
+    """Return freed memory to the system, where there is a glibc: it keeps what the commands tell it to keep."""
+    if sys.platform.startswith("linux"):
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):
+            return
+
+
+def apply_layout(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor, *, compiled: bool) -> nn.Module:
+    """Copy the network in the memory layout that its device prefers."""
+    x_13HW = classifier.transform.normalize(pixels_13HW)
+    module = fold_norms(classifier.model, x_13HW).to(dtype).to(memory_format=torch.channels_last)
+    if compiled:
+        return CompiledNetwork(module)
+    is_fast = dtype == torch.float32 or _supports("bf16" if dtype == torch.bfloat16 else "fp16")
+    if x_13HW.device.type == "cpu" and can_pack() and is_fast:
+        pack_convolutions(module, x_13HW.to(dtype).contiguous(memory_format=torch.channels_last), _TYPICAL_BATCH)
+    return module
+
+
+def _probabilities(forward: Forward, pixels_N3HW: Tensor) -> Tensor:
+    # In the batches that are served, so that nothing is compiled for this size alone.
+    with torch.inference_mode():
+        return torch.cat([forward(chunk_N3HW).softmax(1) for chunk_N3HW in pixels_N3HW.split(_TYPICAL_BATCH)])
 
 
 def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype]:
@@ -130,7 +173,7 @@ def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype
         fast = {"fp16": _supports("fp16"), "bf16": _supports("bf16")}
     else:
         fast = {"fp16": True, "bf16": bool(torch.cuda.is_bf16_supported())}
-    # fp16 goes first: it has three bits more than bf16, and the self-test sees when its range is too small.
+    # fp16 goes first: it has three bits more than bf16, and the parity check finds out when its range is too small.
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         if precision == name or (precision == "auto" and fast[name]):
             yield dtype
@@ -138,7 +181,7 @@ def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype
 
 
 def _supports(name: str) -> bool:
-    """Whether the processor has instructions for a format, and oneDNN is there to use them."""
+    """Whether the processor has instructions for a format, and oneDNN uses them."""
     check: Any = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
     return bool(check and check()) and (name != "bf16" or _has_bf16_instructions())
 
@@ -148,34 +191,25 @@ def _has_bf16_instructions() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
-def apply_layout(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor, *, compiled: bool) -> nn.Module:
-    """Copy the network in the layout that its device likes best."""
-    x_13HW = classifier.transform.normalize(pixels_13HW)
-    module = fold_norms(classifier.model, x_13HW).to(dtype).to(memory_format=torch.channels_last)
-    if compiled:
-        return CompiledNetwork(module)
-    is_on_cpu = x_13HW.device.type == "cpu"
-    if (
-        is_on_cpu
-        and can_pack()
-        and (dtype == torch.float32 or _supports("bf16" if dtype == torch.bfloat16 else "fp16"))
-    ):
-        pack_convolutions(module, x_13HW.to(dtype).contiguous(memory_format=torch.channels_last), _USUAL_BATCH)
-    return module
-
-
-def _shared(forward: Forward, num_cores: int) -> Callable[[], Forward]:
-    shared = share_cores(forward, num_cores)
+def _sharing_cores(forwards: Forwards, num_cores: int) -> Callable[[], Forwards]:
+    shared = {name: share_cores(forward, num_cores) for name, forward in forwards.items()}
     return lambda: shared
 
 
-def _forwards_of(
+def _forwards_for(
     module: nn.Module, classifier: Classifier, device: torch.device, dtype: torch.dtype
-) -> Callable[[], Forward]:
-    def run(pixels_N3HW: Tensor) -> Tensor:
-        x_N3HW = classifier.transform.normalize(pixels_N3HW).to(dtype)
-        logits_NK: Tensor = module(x_N3HW.contiguous(memory_format=torch.channels_last))
-        return logits_NK.float()
+) -> Callable[[], Forwards]:
+    # Only the first task is compiled: each takes minutes.
+    eager = module.network if isinstance(module, CompiledNetwork) else module
 
-    # On a processor all engines run the same function; on a GPU each has memory and a stream of its own.
-    return lambda: CUDAGraphRunner(run, device) if device.type == "cuda" else run
+    def forward_of(task: type[Task[Any]]) -> Forward:
+        network = module if task is TASKS[0] else eager
+
+        def run(pixels_N3HW: Tensor) -> Tensor:
+            x_N3HW = classifier.transform.normalize(pixels_N3HW).to(dtype)
+            return task.forward(network, x_N3HW.contiguous(memory_format=torch.channels_last)).float()
+
+        # On a processor all engines run the same function; on a GPU each has memory and a stream of its own.
+        return CUDAGraphRunner(run, device) if device.type == "cuda" else run
+
+    return lambda: {task.name: forward_of(task) for task in TASKS if task.is_supported_by(eager)}
