@@ -11,7 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eca_hub.allocator import give_memory_back, keep_freed_memory
     from eca_hub.attention import ATTENTIONS
     from eca_hub.attention.eca import ECA, kernel_size_for
     from eca_hub.classifier import Classifier, Prediction
@@ -52,8 +51,6 @@ __all__ = [
     "decode_image",
     "explain_picture",
     "export_to_timm",
-    "give_memory_back",
-    "keep_freed_memory",
     "kernel_size_for",
     "list_models",
     "load_pretrained",
@@ -83,8 +80,6 @@ _HOME_OF = {
     "decode_image": "eca_hub.images.decode",
     "explain_picture": "eca_hub.explain",
     "export_to_timm": "eca_hub.hub.pretrained",
-    "give_memory_back": "eca_hub.allocator",
-    "keep_freed_memory": "eca_hub.allocator",
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",
     "load_pretrained": "eca_hub.hub.pretrained",

@@ -31,6 +31,9 @@ COMMANDS = {
 }
 """Command to its one-line help and the function that runs it, which takes the arguments after the command."""
 
+_RUNS_NETWORKS = frozenset(["fit", "validate", "test", "predict", "serve"])
+"""Long runs, for which the allocator keeps freed memory."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -65,6 +68,10 @@ def _run(command: str, args: list[str]) -> int:
     from eca_hub.errors import EcaHubError
 
     module_name, function_name = COMMANDS[command][1].split(":")
+    if command in _RUNS_NETWORKS:
+        from eca_hub.allocator import keep_freed_memory
+
+        keep_freed_memory()
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         code = int(function(args) or 0)

@@ -1,6 +1,6 @@
-"""Keep freed memory instead of giving it back to the system after every layer, which costs up to a third of the speed.
+"""Keep freed memory instead of returning it to the system after every layer, which costs up to a third of the speed.
 
-It is the process' memory, so that only commands and launchers ask for it. Knows the C library; nothing of networks.
+It concerns the whole process, so that only commands and launchers call it. Elsewhere than with glibc it does nothing.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _TUNING = {_M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_P
 
 
 def keep_freed_memory() -> bool:
-    """Tune glibc's allocator; elsewhere do nothing and say False. Costs some resident memory."""
+    """Tune glibc's allocator; return whether that worked. Costs some resident memory."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -23,11 +23,3 @@ def keep_freed_memory() -> bool:
     is_tuned = all(mallopt(parameter, value) for parameter, value in _TUNING.items())
     logging.getLogger(__name__).debug("allocator tuned: %s", is_tuned)
     return is_tuned
-
-
-def give_memory_back() -> None:
-    """After much was freed at once: return to the system what `keep_freed_memory` keeps, where there is a glibc."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):
-        return

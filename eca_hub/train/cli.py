@@ -108,8 +108,6 @@ def _run(command: str, argv: list[str]) -> None:
     if any(word in ("-h", "--help") for word in argv):
         print(short_help(command))
         return
-    from eca_hub.allocator import keep_freed_memory
     from eca_hub.train.lightning_cli import run
 
-    keep_freed_memory()
     run(command, ["--help" if word in ("--help_all", "--help-all") else word for word in argv])

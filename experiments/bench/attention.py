@@ -35,7 +35,8 @@ from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 
 import eca_hub
-from eca_hub.attention.cpu_kernel import fused as fused
+from eca_hub.allocator import keep_freed_memory
+from eca_hub.attention.cpu_kernel import fused
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -169,7 +170,7 @@ def _runs(layers: dict[str, nn.Module], x_NCHW: Tensor, mode: str) -> dict[str, 
 
 def network_rows(cases: Iterable[tuple[str, int]], args: argparse.Namespace) -> Iterator[Row]:
     """Time networks with attention against ResNet-50 without: inference, and a training step without the optimizer."""
-    eca_hub.keep_freed_memory()
+    keep_freed_memory()
     names = ["resnet50", *(f"{method}_resnet50" for method in args.methods)]
     nets = {name: eca_hub.create_model(name).to(args.device) for name in names}
     for mode, batch in cases:

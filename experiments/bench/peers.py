@@ -48,11 +48,12 @@ class Network:
         self.classifier = eca_hub.Classifier.from_pretrained(folder)
         self._forward: Any = None
         if form != "naive":
+            from eca_hub.allocator import keep_freed_memory
             from eca_service.optimize.optimize import optimize_model
 
-            eca_hub.keep_freed_memory()
+            keep_freed_memory()
             torch.set_num_threads(1)
-            self._forward = optimize_model(self.classifier, form).new_forward()  # type: ignore[arg-type]
+            self._forward = optimize_model(self.classifier, form).new_forwards()["classify"]  # type: ignore[arg-type]
 
     def decode(self, picture: bytes) -> Any:
         """One picture as the network wants it."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.bare import rate_of
+from experiments.bench.engine import rate_of
 
 _SIZES = (1, 4, 8)
 _Run = Callable[[Any], Any]
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     """Measure and print."""
     import torch
 
-    from eca_hub import keep_freed_memory
+    from eca_hub.allocator import keep_freed_memory
 
     folder, seconds = argv[0], float(argv[1])
     keep_freed_memory()

@@ -44,7 +44,7 @@ from experiments.bench.server_process import Row, Served, ServerEnded, figures_o
 from experiments.bench.service_report import draw, print_report
 
 PARTS = ("engine", "ours", "noop", "fastapi", "litserve", "mosec", "start", "runtimes")
-_PEER, _BARE = "experiments.bench.peers", "experiments.bench.bare"
+_PEER, _ENGINE = "experiments.bench.peers", "experiments.bench.engine"
 _OVERLOAD = 3.0
 
 
@@ -119,13 +119,15 @@ class Bench:
 
     def _limit(self, precision: str) -> dict[str, Any]:
         seconds = str(min(self._args.seconds, 2.0))
-        words = (_BARE, "engine", self._folder, precision, self._args.device, seconds)
+        words = (_ENGINE, self._folder, precision, self._args.device, seconds)
         return figures_of(*words, body=self._picture)
 
     def _servers(self, part: str) -> Iterator[Served]:
         """The servers of a part, each in all its forms."""
         if part == "noop":
-            yield Served("ours, no network", ["-m", _BARE, "noop"], "/v1/classify", self._picture, {}, "none")
+            yield Served(
+                "ours, no network", ["-m", "experiments.bench.noop_service"], "/v1/classify", self._picture, {}, "none"
+            )
         elif part == "ours":
             serve = ["-m", "eca_hub", "serve", "--model", self._folder, "--port", "0", "--device", self._args.device]
             for precision in ("fp32", "auto"):
@@ -166,8 +168,8 @@ class Bench:
         """To the first answer, beside importing torch and loading the weights: as anybody does it, and as we do."""
         plain, floors, ours = [], [], []
         for _ in range(3):
-            plain.append(figures_of("experiments.bench.import_baseline", self._folder)["start_s"])
-            floors.append(figures_of(_BARE, "start", self._folder)["start_s"])
+            plain.append(figures_of("experiments.bench.import_baseline", "timm", self._folder)["start_s"])
+            floors.append(figures_of("experiments.bench.import_baseline", "eca_hub", self._folder)["start_s"])
             served = next(one for one in self._servers("ours"))
             with started(served) as server:
                 ours.append(server.start_s)

@@ -16,7 +16,7 @@ from typing import Any
 
 from docstring_parser import parse_from_object
 
-from eca_hub import CommandParser, keep_freed_memory, open_hub
+from eca_hub import CommandParser, open_hub
 from eca_service.http.auth import Keys
 from eca_service.http.security import check_exposure, check_hub_exposure
 from eca_service.settings import Settings
@@ -108,7 +108,6 @@ def _serve(settings: Settings) -> None:
     check_exposure(settings.host, keys, insecure=settings.insecure)
     check_hub_exposure(settings.host, settings.hub_root, settings.hub_users)
     with open_port(settings.host, settings.port) as listener, contextlib.ExitStack() as stack:
-        keep_freed_memory()
         # What is imported and loaded stays: looking through it for garbage takes a tenth of the start. `serve` goes on.
         gc.disable()
         # Engines have one thread each: more threads than cores would wait for each other.
@@ -127,6 +126,7 @@ def _serve(settings: Settings) -> None:
         registry = Registry(
             sources, loader.open, max_weights_bytes=max_weights_bytes, patience_s=settings.wait_for_models_s
         )
+        loader.is_draining = lambda: registry.is_draining
         hub = stack.enter_context(open_hub(settings.hub_root, settings.hub_users)) if settings.hub_root else None
         asyncio.run(serve(create_app(settings, registry, keys, admin_keys, hub=hub), settings, listener))
     let_go_of_streams()

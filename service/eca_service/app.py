@@ -23,7 +23,7 @@ from eca_service.http.shortcut import Shortcut
 from eca_service.http.uploads import UploadLimits
 from eca_service.metrics import Metrics
 from eca_service.models.registry import ModelSource, Registry
-from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, commit_on_hub
+from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, find_commit_on_hub
 from eca_service.settings import Settings
 
 
@@ -33,7 +33,7 @@ def create_app(
     keys: Keys,
     admin_keys: Keys = Keys(),
     *,
-    find_commit: FindCommit = commit_on_hub,
+    find_commit: FindCommit = find_commit_on_hub,
     hub: ASGIApp | None = None,
 ) -> FastAPI:
     """Build the app. It starts to load the models when it starts, and answers meanwhile.

@@ -4,16 +4,19 @@ import asyncio
 import functools
 import io
 import selectors
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from PIL import Image
 
-from eca_hub import Prediction
 from eca_hub.errors import NotAnImage
 from eca_service.inference.batcher import Batcher, ItemResult
-from eca_service.inference.model import ModelInfo, ParityReport, RawPixels, ServedModel
+from eca_service.inference.model import Decode, ServedModel
+from eca_service.inference.tasks import Task, WorkItem
+from eca_service.inference.types import ModelInfo, ParityReport, RawPixels
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -89,8 +92,8 @@ class FakeDecoded:
     decode_ms: float = 1.0
 
 
-async def decode_digits(data: bytes | RawPixels) -> FakeDecoded:
-    """A picture is a decimal number here, and pixels are their sum."""
+async def decode_digits(data: bytes | RawPixels, task: Task[Any]) -> FakeDecoded:
+    """An image is a decimal number here, and pixels are their sum."""
     if isinstance(data, RawPixels):
         return FakeDecoded(sum(data.data))
     if not data.isdigit():
@@ -98,8 +101,25 @@ async def decode_digits(data: bytes | RawPixels) -> FakeDecoded:
     return FakeDecoded(int(data))
 
 
-def postprocess_nothing(scores: int, top_k: int, activation: str) -> list[Prediction]:
-    return [Prediction(f"class {index}", index, 1 / (index + 1)) for index in range(top_k)]
+@contextmanager
+def reserve_digits(images: Sequence[bytes | RawPixels]) -> Iterator[list[Decode[int]]]:
+    """Admit every image."""
+    yield [functools.partial(decode_digits, image) for image in images]
+
+
+class FakeOutput:
+    """The output of a network that gives class 0 the score 1, class 1 the score 1/2 and so on, for every image."""
+
+    scores = 1 / torch.arange(1.0, 11.0)
+
+    def softmax(self, dim: int) -> torch.Tensor:
+        return self.scores
+
+    def sigmoid(self) -> torch.Tensor:
+        return self.scores
+
+    def topk(self, k: int) -> Any:
+        return self.scores.topk(k)
 
 
 def model_info(model_id: str = "acme/digits", revision: str = REVISION, weights_bytes: int = 0) -> ModelInfo:
@@ -108,7 +128,7 @@ def model_info(model_id: str = "acme/digits", revision: str = REVISION, weights_
         revision,
         "resnet18",
         "eca",
-        tuple("0123456789"),
+        tuple(f"class {index}" for index in range(10)),
         32,
         32,
         11_689_512,
@@ -131,14 +151,16 @@ def fake_model(
     deadline_s: float = 10.0,
     close: Callable[[], None] = lambda: None,
     is_healthy: Callable[[], bool] = lambda: True,
-) -> ServedModel[int, int]:
-    """A model that answers numbers, without torch; needs a running loop."""
+) -> ServedModel[int, FakeOutput]:
+    """A model of decimal numbers, whose runner gets the numbers; needs a running loop."""
 
-    async def double(items: list[int]) -> list[int]:
-        return [2 * item for item in items]
+    async def run_numbers(items: list[WorkItem]) -> list[FakeOutput]:
+        if runner is not None:
+            await runner([item.value for item in items])
+        return [FakeOutput() for _ in items]
 
-    batcher: Batcher[int, int] = Batcher(
-        [runner or double],
+    batcher: Batcher[WorkItem, FakeOutput] = Batcher(
+        [run_numbers],
         max_batch=max_batch,
         max_wait_ms=5,
         max_items=max_items,
@@ -148,9 +170,8 @@ def fake_model(
     batcher.start()
     return ServedModel(
         model_info(model_id, revision, weights_bytes),
-        decode=decode_digits,
+        reserve_decoding=reserve_digits,
         batcher=batcher,
-        postprocess=postprocess_nothing,
         deadline_s=deadline_s,
         close=close,
         is_healthy=is_healthy,
@@ -172,7 +193,6 @@ def make(*runners: GatedRunner, max_batch: int = 4, max_wait_ms: float = 5, max_
 
 
 async def ask(batcher: Batcher[int, int], item: int) -> ItemResult[int]:
-    """Be one caller."""
-    with batcher.reserve(1) as seats:
-        (seat,) = seats
-        return await seat.answer(item)
+    """Run one item."""
+    with batcher.reserve(1) as (reservation,):
+        return await reservation.run(item)

@@ -173,7 +173,7 @@ def test_the_models_are_listed(client: TestClient) -> None:
     assert model["id"] == "acme/digits"
     assert model["state"] == "ready"
     assert model["revision"] == REVISION
-    assert model["labels"] == list("0123456789")
+    assert model["labels"] == [f"class {index}" for index in range(10)]
     assert model["input_px"] == [32, 32]
 
 

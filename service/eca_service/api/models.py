@@ -105,6 +105,7 @@ def describe(entry: ModelEntry) -> dict[str, Any]:
         "parity": {
             "same_top1": info.parity.same_top1,
             "max_difference": info.parity.max_difference,
-            "num_pictures": info.parity.num_pictures,
+            "num_images": info.parity.num_images,
+            "allowed_difference": info.parity.allowed_difference,
         },
     }

@@ -27,7 +27,9 @@ from eca_service.http.body import unless_gone
 from eca_service.http.dependencies import House, TheHouse, check_key
 from eca_service.http.responses import json_answer
 from eca_service.http.uploads import checked
-from eca_service.inference.model import ImageResult, ServedModel
+from eca_service.inference.model import ServedModel
+from eca_service.inference.tasks import Classification
+from eca_service.inference.types import ImageResult
 
 _LENGTH_HEADER = "inference-header-content-length"
 
@@ -118,7 +120,7 @@ async def infer(request: Request, house: TheHouse, model_id: str, version: str |
         with house.registry.acquire(model_id) as model:
             _check_version(model, version)
             asked = await unpack(_asked_in, body, header_length, model, house)
-            work = model.classify(asked.pictures, len(model.info.labels), received_at_s=received_at_s)
+            work = model.run(Classification(len(model.info.labels)), asked.pictures, received_at_s=received_at_s)
             outcomes = await unless_gone(request.receive, work)
     house.measure(model, outcomes)
     return _answer(model, asked, outcomes)
@@ -140,12 +142,14 @@ def _asked_in(body: bytes, header_length: str | None, model: ServedModel[Any, An
     return asked
 
 
-def _answer(model: ServedModel[Any, Any], asked: Inference, outcomes: Sequence[ImageResult | EcaHubError]) -> Response:
+def _answer(
+    model: ServedModel[Any, Any], asked: Inference, outcomes: Sequence[ImageResult[Any] | EcaHubError]
+) -> Response:
     ranked = []
     for outcome in outcomes:
         if isinstance(outcome, EcaHubError):
             raise outcome
-        ranked.append(outcome.predictions)
+        ranked.append(outcome.value)
     if asked.num_classes:
         words = [[f"{one.score:.6f}:{one.index}:{one.label}" for one in row[: asked.num_classes]] for row in ranked]
         output, raw = classes_output(words, binary=asked.wants_binary)

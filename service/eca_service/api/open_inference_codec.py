@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from eca_hub import EcaHubError
 from eca_service.errors import InvalidRequest
 from eca_service.http.strict_json import read_json, unpack_base64
-from eca_service.inference.model import RawPixels
+from eca_service.inference.types import RawPixels
 
 _MAX_NUMBERS = 1_000_000
 

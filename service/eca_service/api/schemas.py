@@ -133,7 +133,8 @@ class SelfTestShape(_Shape):
         float, Field(description="Share of test pictures with the same likeliest class.", examples=[1.0])
     ]
     max_difference: Annotated[float, Field(description="How far a probability moved, at most.", examples=[4e-7])]
-    num_pictures: Annotated[int, Field(description="How many pictures were compared.", examples=[8])]
+    num_images: Annotated[int, Field(description="Number of images that were compared.", examples=[8])]
+    allowed_difference: Annotated[float, Field(description="Largest change that is accepted.", examples=[0.02])]
 
 
 class ModelShape(_Shape):

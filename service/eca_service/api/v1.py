@@ -27,7 +27,9 @@ from eca_service.http.body import unless_gone
 from eca_service.http.dependencies import TheHouse, check_key
 from eca_service.http.responses import error_entry, json_answer, request_id_of
 from eca_service.http.uploads import pictures_in, task_in
-from eca_service.inference.model import ImageResult, ServedModel
+from eca_service.inference import tasks
+from eca_service.inference.model import ServedModel
+from eca_service.inference.types import ImageResult
 
 Found = TypeVar("Found")
 Rest = TypeVarTuple("Rest")
@@ -61,7 +63,7 @@ async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQ
         # Found anew, because another commit may have taken its place while the body came.
         with house.registry.acquire(query.model) as model:
             outcomes = await unless_gone(
-                request.receive, model.classify(pictures, query.top_k, received_at_s=received_at_s)
+                request.receive, model.run(tasks.Classification(query.top_k), pictures, received_at_s=received_at_s)
             )
     house.measure(model, outcomes)
     return _answer(model, outcomes, request_id_of(request))
@@ -74,7 +76,9 @@ async def unpack(find: Callable[[bytes, *Rest], Found], body: bytes, *args: *Res
     return find(body, *args)
 
 
-def _answer(model: ServedModel[Any, Any], outcomes: Sequence[ImageResult | EcaHubError], request_id: str) -> Response:
+def _answer(
+    model: ServedModel[Any, Any], outcomes: Sequence[ImageResult[Any] | EcaHubError], request_id: str
+) -> Response:
     answered = [outcome for outcome in outcomes if isinstance(outcome, ImageResult)]
     if not answered:
         raise _first_error(outcomes)
@@ -89,19 +93,19 @@ def _answer(model: ServedModel[Any, Any], outcomes: Sequence[ImageResult | EcaHu
     return json_answer(head | {"results": results}, headers={"server-timing": _server_timing(slowest)})
 
 
-def _first_error(outcomes: Sequence[ImageResult | EcaHubError]) -> EcaHubError:
+def _first_error(outcomes: Sequence[ImageResult[Any] | EcaHubError]) -> EcaHubError:
     return next(outcome for outcome in outcomes if isinstance(outcome, EcaHubError))
 
 
-def _picture_answer(outcome: ImageResult) -> dict[str, Any]:
+def _picture_answer(outcome: ImageResult[Any]) -> dict[str, Any]:
     return {
-        "predictions": [{"label": one.label, "index": one.index, "score": one.score} for one in outcome.predictions],
+        "predictions": [{"label": one.label, "index": one.index, "score": one.score} for one in outcome.value],
         "timing_ms": {name: round(value, 3) for name, value in _timings(outcome).items()},
         "batch_size": outcome.batch_size,
     }
 
 
-def _timings(outcome: ImageResult) -> dict[str, float]:
+def _timings(outcome: ImageResult[Any]) -> dict[str, float]:
     return {
         "decode": outcome.decode_ms,
         "queue": outcome.queue_ms,
@@ -110,7 +114,7 @@ def _timings(outcome: ImageResult) -> dict[str, float]:
     }
 
 
-def _server_timing(outcome: ImageResult) -> str:
+def _server_timing(outcome: ImageResult[Any]) -> str:
     return ", ".join(f"{name};dur={value:.1f}" for name, value in _timings(outcome).items())
 
 
@@ -131,12 +135,12 @@ async def classify_as_task(request: Request, house: TheHouse, owner: str, name: 
         with house.registry.acquire(model_id) as model:
             # More classes than there are means all of them, as in Hugging Face's pipelines.
             top_k = None if task.top_k is None else min(task.top_k, len(model.info.labels))
-            work = model.classify([task.picture], top_k, activation=task.activation, received_at_s=received_at_s)
+            work = model.run(tasks.Classification(top_k, task.activation), [task.picture], received_at_s=received_at_s)
             (outcome,) = await unless_gone(request.receive, work)
     house.measure(model, [outcome])
     if isinstance(outcome, EcaHubError):
         raise outcome
-    answer = [{"label": one.label, "score": one.score} for one in outcome.predictions]
+    answer = [{"label": one.label, "score": one.score} for one in outcome.value]
     return json_answer(answer, headers={"server-timing": _server_timing(outcome)})
 
 

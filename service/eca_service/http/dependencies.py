@@ -12,7 +12,8 @@ from eca_service.http.auth import Keys
 from eca_service.http.body import BodyReader
 from eca_service.http.security import check_admin
 from eca_service.http.uploads import UploadLimits
-from eca_service.inference.model import ImageResult, ServedModel
+from eca_service.inference.model import ServedModel
+from eca_service.inference.types import ImageResult
 from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
 
@@ -51,7 +52,7 @@ class House:
         async with self.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
             yield body
 
-    def measure(self, model: ServedModel[Any, Any], outcomes: Sequence[ImageResult | EcaHubError]) -> None:
+    def measure(self, model: ServedModel[Any, Any], outcomes: Sequence[ImageResult[Any] | EcaHubError]) -> None:
         """Count where the time of these pictures went."""
         for outcome in outcomes:
             if isinstance(outcome, ImageResult):

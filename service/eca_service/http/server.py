@@ -32,7 +32,7 @@ _START_S = 30.0
 _LET_IN_S = 0.1
 """How long it takes at most until who waits at the port is a connection, and who asks again has been told to leave."""
 
-OUR_DAEMONS = frozenset(["engine", "give back", "loader", "preload"])
+OUR_DAEMONS = frozenset(["engine", "loader", "trim heap"])
 """Names of the threads of this program that Python does not wait for."""
 
 _logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from eca_hub import EcaHubError
 from eca_service.errors import BadJson, InvalidRequest
-from eca_service.inference.model import Activation
+from eca_service.inference.tasks import Activation
 
 _MAX_MARKS = 20_000
 

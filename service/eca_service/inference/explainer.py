@@ -45,9 +45,7 @@ class Explainer:
             Overloaded: several are in flight already.
         """
         if self._num_in_flight >= _MAX_IN_FLIGHT:
-            raise Overloaded(
-                f"{self._num_in_flight} explanations are in flight; that is the limit.", retry_after_s=2
-            )
+            raise Overloaded(f"{self._num_in_flight} explanations are in flight; that is the limit.", retry_after_s=2)
         self._num_in_flight += 1
         try:
             yield

@@ -93,5 +93,3 @@ class ModelInfo:
     """Size of the weights in memory."""
     tasks: tuple[str, ...] = ("classify",)
     """Names of the tasks that the network supports."""
-
-

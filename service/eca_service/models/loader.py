@@ -201,7 +201,8 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
         # The package is well-formed, and yet its network fails on ordinary images.
         _logger.exception("running %s failed", source.id_or_folder)
         raise UnfitModel(
-            f"The network of {source.id_or_folder} does not run: {type(error).__name__}.", hint="The log has the details."
+            f"The network of {source.id_or_folder} does not run: {type(error).__name__}.",
+            hint="See the log.",
         ) from error
     explained = _copied_to(devices[0], classifier) if settings.explain else None
     classifier.model = networks[0].module

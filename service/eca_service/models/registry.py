@@ -311,7 +311,9 @@ class Registry:
         if model_id is None:
             # A model that is being loaded beside others takes no requests away from them.
             is_starting = not self.loaded.is_set()
-            return self._default or self._only([entry for entry in self.entries if is_starting or entry.state != "loading"])
+            return self._default or self._only(
+                [entry for entry in self.entries if is_starting or entry.state != "loading"]
+            )
         return self._only([entry for entry in self.entries if entry.has_id(model_id)])
 
     def _entry_to_replace(self, source: ModelSource) -> ModelEntry | None:

@@ -159,7 +159,7 @@ def apply_layout(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor
 def _probabilities(forward: Forward, pixels_N3HW: Tensor) -> Tensor:
     # In the batches that are served, so that nothing is compiled for this size alone.
     with torch.inference_mode():
-        return torch.cat([forward(chunk_N3HW).softmax(1) for chunk_N3HW in pixels_N3HW.split(_TYPICAL_BATCH)])
+        return torch.cat([forward(chunk_N3HW).softmax(1) for chunk_N3HW in torch.split(pixels_N3HW, _TYPICAL_BATCH)])
 
 
 def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype]:

@@ -42,9 +42,9 @@ async def test_a_free_runner_waits_for_what_is_on_its_way_but_not_longer_than_to
     runner.gate.set()
     batcher = make(runner, max_wait_ms=5)
     with batcher.reserve(2) as (first, second):
-        early = asyncio.create_task(first.answer(1))
+        early = asyncio.create_task(first.run(1))
         assert (await early).queue_ms == pytest.approx(5)
-        assert (await second.answer(2)).queue_ms == 0
+        assert (await second.run(2)).queue_ms == 0
     assert runner.batches == [[1], [2]]
     await batcher.close()
 
@@ -55,9 +55,9 @@ async def test_a_free_runner_stops_waiting_when_the_last_has_come() -> None:
     runner.gate.set()
     batcher = make(runner, max_wait_ms=5)
     with batcher.reserve(2) as (first, second):
-        early = asyncio.create_task(first.answer(1))
+        early = asyncio.create_task(first.run(1))
         await asyncio.sleep(0.002)
-        late = asyncio.create_task(second.answer(2))
+        late = asyncio.create_task(second.run(2))
         assert (await early).queue_ms == pytest.approx(2)
         assert (await late).batch_size == 2
     await batcher.close()
@@ -69,9 +69,9 @@ async def test_a_free_runner_stops_waiting_when_what_was_on_its_way_turns_back()
     runner.gate.set()
     batcher = make(runner, max_wait_ms=5)
     with batcher.reserve(2) as (first, second):
-        early = asyncio.create_task(first.answer(1))
+        early = asyncio.create_task(first.run(1))
         await asyncio.sleep(0.002)
-        second.leave()
+        second.release()
         assert (await early).queue_ms == pytest.approx(2)
     await batcher.close()
 
@@ -202,12 +202,12 @@ def test_every_request_gets_exactly_one_reply(
         async def request(number: int, at_ms: int, num_items: int, decode_ms: int) -> str:
             await asyncio.sleep(at_ms / 1000)
             try:
-                with batcher.reserve(num_items) as seats:
+                with batcher.reserve(num_items) as reservations:
                     await asyncio.sleep(decode_ms / 1000)
                     items = [(number, place) for place in range(num_items)]
                     started.extend(items)
                     answers = await asyncio.gather(
-                        *(seat.answer(item) for seat, item in zip(seats, items, strict=True))
+                        *(reservation.run(item) for reservation, item in zip(reservations, items, strict=True))
                     )
                     assert [answered.value for answered in answers] == items
                     return "answered"

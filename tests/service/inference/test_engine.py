@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from eca_service.errors import WorkerLost
-from eca_service.inference.engine import Engine, scores_of
+from eca_service.inference.engine import Engine, RunBatch
+from eca_service.inference.tasks import Classification, WorkItem, run_batch
 
 
 def count_up(pixels_N3HW: Tensor) -> Tensor:
@@ -22,8 +23,12 @@ def is_healthy(engine: Engine) -> bool:
     return engine.is_healthy
 
 
-def picture(value: int) -> Tensor:
-    return torch.full((3, 2, 2), value, dtype=torch.uint8)
+def image(value: int) -> WorkItem:
+    return WorkItem(Classification, torch.full((3, 2, 2), value, dtype=torch.uint8))
+
+
+def batched(forward: Callable[[Tensor], Tensor]) -> RunBatch:
+    return lambda items: run_batch({"classify": forward}, items)
 
 
 def test_each_picture_gets_its_own_logits_from_the_engines_thread() -> None:
@@ -34,8 +39,8 @@ def test_each_picture_gets_its_own_logits_from_the_engines_thread() -> None:
         assert torch.is_inference_mode_enabled()
         return count_up(pixels_N3HW)
 
-    engine = Engine(forward)
-    first, second = asyncio.run(engine.run([picture(5), picture(9)]))
+    engine = Engine(batched(forward))
+    first, second = asyncio.run(engine.run([image(5), image(9)]))
     engine.close()
     assert first.tolist() == [5, 6, 7]
     assert second.tolist() == [9, 10, 11]
@@ -44,9 +49,9 @@ def test_each_picture_gets_its_own_logits_from_the_engines_thread() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_logit_that_is_not_a_number_is_never_an_answer(value: float) -> None:
-    engine = Engine(lambda pixels_N3HW: torch.full((len(pixels_N3HW), 3), value))
+    engine = Engine(batched(lambda pixels_N3HW: torch.full((len(pixels_N3HW), 3), value)))
     with pytest.raises(ArithmeticError):
-        asyncio.run(engine.run([picture(1)]))
+        asyncio.run(engine.run([image(1)]))
     engine.close()
 
 
@@ -57,10 +62,10 @@ def test_every_batch_size_is_warmed_up() -> None:
         sizes.append(len(pixels_N3HW))
         return count_up(pixels_N3HW)
 
-    engine = Engine(forward)
-    asyncio.run(engine.warm_up(picture(0), [1, 2, 4]))
+    engine = Engine(batched(forward))
+    asyncio.run(engine.warm_up(image(0), [1, 2, 4]))
     engine.close()
-    assert sizes == [1, 2, 4]
+    assert sizes == [1, 1, 2, 2, 4, 4]
 
 
 def test_the_event_loop_goes_on_while_the_network_works() -> None:
@@ -71,8 +76,8 @@ def test_the_event_loop_goes_on_while_the_network_works() -> None:
         return count_up(pixels_N3HW)
 
     async def scene() -> None:
-        engine = Engine(forward)
-        running = asyncio.create_task(engine.run([picture(1)]))
+        engine = Engine(batched(forward))
+        running = asyncio.create_task(engine.run([image(1)]))
         await asyncio.sleep(0)
         assert not running.done()
         gate.set()
@@ -92,10 +97,10 @@ def test_a_thread_that_hangs_is_given_up_and_replaced() -> None:
         return count_up(pixels_N3HW)
 
     async def scene() -> None:
-        engine = Engine(forward, hang_timeout_s=0.05)
+        engine = Engine(batched(forward), hang_timeout_s=0.05)
         with pytest.raises(WorkerLost):
-            await engine.run([picture(1)])
-        (logits,) = await engine.run([picture(4)])
+            await engine.run([image(1)])
+        (logits,) = await engine.run([image(4)])
         assert logits.tolist() == [4, 5, 6]
         engine.close()
         gate.set()
@@ -104,22 +109,22 @@ def test_a_thread_that_hangs_is_given_up_and_replaced() -> None:
 
 
 def test_while_a_thread_hangs_the_engine_is_not_well_and_heals_without_being_asked() -> None:
-    gate, hangs, proofs = threading.Event(), threading.Event(), []
+    gate, hangs, probes = threading.Event(), threading.Event(), []
 
     def forward(pixels_N3HW: Tensor) -> Tensor:
         if hangs.is_set():
             hangs.clear()
             gate.wait(10)
         elif not gate.is_set():
-            proofs.append(len(pixels_N3HW))
+            probes.append(len(pixels_N3HW))
         return count_up(pixels_N3HW)
 
     async def scene() -> None:
-        engine = Engine(forward, hang_timeout_s=0.4)
-        await engine.warm_up(picture(0), [1])
+        engine = Engine(batched(forward), hang_timeout_s=0.4)
+        await engine.warm_up(image(0), [1])
         assert is_healthy(engine)
         hangs.set()
-        running = asyncio.create_task(engine.run([picture(1)]))
+        running = asyncio.create_task(engine.run([image(1)]))
         while is_healthy(engine):
             await asyncio.sleep(0.01)
         assert not running.done(), "it is seen before it is given up"
@@ -128,7 +133,7 @@ def test_while_a_thread_hangs_the_engine_is_not_well_and_heals_without_being_ask
         assert not is_healthy(engine), "the new thread has shown nothing yet"
         while not is_healthy(engine):
             await asyncio.sleep(0.01)
-        assert proofs == [1, 1], "once to warm up, once to prove itself"
+        assert probes == [1, 1, 1], "two runs of the warm-up, one probe"
         engine.close()
         gate.set()
 
@@ -144,10 +149,10 @@ def test_a_thread_that_dies_is_replaced_and_does_not_take_the_process_with_it() 
         return count_up(pixels_N3HW)
 
     async def scene() -> None:
-        engine = Engine(forward, hang_timeout_s=10)
+        engine = Engine(batched(forward), hang_timeout_s=10)
         with pytest.raises(WorkerLost, match="died"):
-            await engine.run([picture(1)])
-        assert (await engine.run([picture(4)]))[0].tolist() == [4, 5, 6]
+            await engine.run([image(1)])
+        assert (await engine.run([image(4)]))[0].tolist() == [4, 5, 6]
         assert is_healthy(engine)
         engine.close()
 
@@ -159,11 +164,11 @@ def test_a_device_that_failed_is_given_up_with_its_batch_and_a_new_one_answers_t
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     async def scene() -> None:
-        engine = Engine(broken, rebuild=lambda: count_up)
+        engine = Engine(batched(broken), rebuild=lambda: batched(count_up))
         with pytest.raises(WorkerLost, match="lost its device"):
-            await engine.run([picture(1), picture(2)])
+            await engine.run([image(1), image(2)])
         assert not is_healthy(engine)
-        assert (await engine.run([picture(4)]))[0].tolist() == [4, 5, 6]
+        assert (await engine.run([image(4)]))[0].tolist() == [4, 5, 6]
         assert is_healthy(engine)
         engine.close()
 
@@ -186,11 +191,11 @@ def test_a_device_that_fails_again_and_again_is_given_up(monkeypatch: pytest.Mon
         def on_fatal_error() -> None:
             loop.call_soon_threadsafe(given_up.set)
 
-        engine = Engine(forward, rebuild=lambda: forward, on_fatal_error=on_fatal_error)
-        await engine.warm_up(picture(0), [1])
+        engine = Engine(batched(forward), rebuild=lambda: batched(forward), on_fatal_error=on_fatal_error)
+        await engine.warm_up(image(0), [1])
         works.clear()
         with pytest.raises(WorkerLost):
-            await engine.run([picture(1)])
+            await engine.run([image(1)])
         assert not given_up.is_set(), "once may be an accident"
         await asyncio.wait_for(given_up.wait(), 10)
         assert not is_healthy(engine)
@@ -207,10 +212,10 @@ def test_a_thread_that_does_nothing_is_given_up_early_however_long_its_batch_may
         return count_up(pixels_N3HW)
 
     async def scene() -> None:
-        engine = Engine(forward, hang_timeout_s=0.05)
-        engine._s_per_picture = 60.0
+        engine = Engine(batched(forward), hang_timeout_s=0.05)
+        engine._s_per_image = 60.0
         with pytest.raises(WorkerLost, match="hung"):
-            await asyncio.wait_for(engine.run([picture(1)]), 9)
+            await asyncio.wait_for(engine.run([image(1)]), 9)
         engine.close()
         gate.set()
 
@@ -230,9 +235,9 @@ def test_a_thread_that_works_or_waits_for_a_device_is_left_alone_for_as_long_as_
         async def scene(
             waits: bool = waits, gate: threading.Event = gate, forward: Callable[[Tensor], Tensor] = forward
         ) -> None:
-            engine = Engine(forward, hang_timeout_s=0.02, waits_for_device=waits)
-            engine._s_per_picture = 60.0
-            running = asyncio.create_task(engine.run([picture(4)]))
+            engine = Engine(batched(forward), hang_timeout_s=0.02, waits_for_device=waits)
+            engine._s_per_image = 60.0
+            running = asyncio.create_task(engine.run([image(4)]))
             assert not (await asyncio.wait({running}, timeout=0.3))[0], "fifteen times the timeout"
             gate.set()
             assert (await running)[0].tolist() == [4, 5, 6]
@@ -242,15 +247,8 @@ def test_a_thread_that_works_or_waits_for_a_device_is_left_alone_for_as_long_as_
 
 
 def test_a_batch_that_should_take_long_may_take_long() -> None:
-    engine = Engine(count_up, hang_timeout_s=1.5)
-    assert engine.patience_s(8) == 1.5
-    engine._s_per_picture = 0.1
-    assert engine.patience_s(8) == pytest.approx(8.0)
+    engine = Engine(batched(count_up), hang_timeout_s=1.5)
+    assert engine.max_batch_s(8) == 1.5
+    engine._s_per_image = 0.1
+    assert engine.max_batch_s(8) == pytest.approx(8.0)
     engine.close()
-
-
-def test_logits_become_scores_in_three_ways() -> None:
-    logits = torch.tensor([0.0, 1.0, -1.0])
-    assert scores_of(logits, "softmax").sum().item() == pytest.approx(1)
-    assert scores_of(logits, "sigmoid")[0].item() == pytest.approx(0.5)
-    assert scores_of(logits, "none").tolist() == [0, 1, -1]

@@ -2,7 +2,9 @@
 
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,10 +15,12 @@ from eca_service.app import create_app
 from eca_service.http.auth import Keys
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.engine import Engine
-from eca_service.inference.model import RawPixels, ServedModel
+from eca_service.inference.model import ServedModel
+from eca_service.inference.tasks import Classification, Task, WorkItem, run_batch
+from eca_service.inference.types import RawPixels
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
-from tests.service.house import FakeDecoded, model_info, postprocess_nothing
+from tests.service.house import FakeDecoded, model_info
 from tests.service.test_routes import refusal
 
 
@@ -29,19 +33,27 @@ def test_its_callers_are_answered_within_two_seconds_and_readiness_turns_red_and
             gate.wait(10)
         return torch.zeros(len(pixels_N3HW), 10)
 
-    async def decode(data: bytes | RawPixels) -> Any:
-        return FakeDecoded(torch.zeros(3, 2, 2, dtype=torch.uint8))  # type: ignore[arg-type]
+    blank = torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+    async def decode(task: Task[Any]) -> Any:
+        return FakeDecoded(blank)  # type: ignore[arg-type]
+
+    @contextmanager
+    def reserve_decoding(images: Sequence[bytes | RawPixels]) -> Iterator[list[Any]]:
+        yield [decode for _ in images]
+
+    def run(items: list[WorkItem]) -> Sequence[Tensor]:
+        return run_batch({"classify": forward}, items)
 
     async def open_model(source: ModelSource) -> ServedModel[Any, Any]:
-        engine = Engine(forward, hang_timeout_s=settings.hang_timeout_s)
-        await engine.warm_up(torch.zeros(3, 2, 2, dtype=torch.uint8), [1, 2])
+        engine = Engine(run, hang_timeout_s=settings.hang_timeout_s)
+        await engine.warm_up(WorkItem(Classification, blank), [1, 2])
         batcher: Batcher[Any, Any] = Batcher([engine.run], max_batch=8, max_wait_ms=5, max_items=8)
         batcher.start()
         return ServedModel(
             model_info(),
-            decode=decode,
+            reserve_decoding=reserve_decoding,
             batcher=batcher,
-            postprocess=postprocess_nothing,
             deadline_s=10,
             close=engine.close,
             is_healthy=lambda: engine.is_healthy,

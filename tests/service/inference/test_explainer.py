@@ -87,7 +87,7 @@ def test_it_is_off_unless_switched_on() -> None:
         refusal(client.post("/v1/explain", content=b"7"), 404, "not_found")
 
 
-def test_few_may_wait() -> None:
+def test_few_may_be_in_flight() -> None:
     gate = threading.Event()
 
     def slow(classifier: Any, pixels: Tensor, index: int | None) -> Explanation:
@@ -96,10 +96,15 @@ def test_few_may_wait() -> None:
 
     async def scene() -> None:
         explainer = Explainer(None, slow)  # type: ignore[arg-type]
-        asked = [asyncio.create_task(explainer.explain(torch.zeros(1), None)) for _ in range(4)]
+
+        async def ask() -> Explanation:
+            with explainer.reserve():
+                return await explainer.explain(torch.zeros(1), None)
+
+        asked = [asyncio.create_task(ask()) for _ in range(4)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await explainer.explain(torch.zeros(1), None)
+            await ask()
         gate.set()
         assert len(await asyncio.gather(*asked)) == 4
         explainer.close()

@@ -6,18 +6,19 @@ import pytest
 
 from eca_hub.errors import NotAnImage
 from eca_service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
-from eca_service.inference.model import ImageResult
+from eca_service.inference.tasks import Classification
+from eca_service.inference.types import ImageResult
 from tests.service.house import GatedRunner, fake_model, run, settle
 
 
 def test_a_bad_picture_fails_alone() -> None:
     async def scene() -> None:
         model = fake_model()
-        first, bad, last = await model.classify([b"1", b"x", b"3"], 2)
+        first, bad, last = await model.run(Classification(2), [b"1", b"x", b"3"])
         assert isinstance(first, ImageResult)
         assert isinstance(bad, NotAnImage)
         assert isinstance(last, ImageResult)
-        assert [one.label for one in last.predictions] == ["class 0", "class 1"]
+        assert [one.label for one in last.value] == ["class 0", "class 1"]
         assert model.batcher.num_items == 0
         await model.close()
 
@@ -29,7 +30,7 @@ def test_a_picture_that_breaks_the_engine_fails_alone() -> None:
         runner = GatedRunner(poison=frozenset({2}))
         runner.gate.set()
         model = fake_model(runner)
-        outcomes = await model.classify([b"1", b"2", b"3"])
+        outcomes = await model.run(Classification(), [b"1", b"2", b"3"])
         assert [type(outcome) for outcome in outcomes] == [ImageResult, EngineFailed, ImageResult]
         await model.close()
 
@@ -41,13 +42,13 @@ def test_a_late_answer_is_an_error_and_its_seat_is_free() -> None:
         runner = GatedRunner()
         model = fake_model(runner, deadline_s=2.0, max_batch=1)
         with pytest.raises(DeadlineExceeded, match="2000 ms"):
-            await model.classify([b"1"])
+            await model.run(Classification(), [b"1"])
         assert asyncio.get_running_loop().time() == pytest.approx(2.0)
         assert model.batcher.num_items == 0
         with pytest.raises(DeadlineExceeded):
-            await model.classify([b"2"])
+            await model.run(Classification(), [b"2"])
         runner.gate.set()
-        await model.classify([b"3"])
+        await model.run(Classification(), [b"3"])
         assert runner.batches == [[1], [3]], "what was late is not run"
         await model.close()
 
@@ -57,7 +58,7 @@ def test_a_late_answer_is_an_error_and_its_seat_is_free() -> None:
 def test_a_caller_who_goes_frees_all_seats() -> None:
     async def scene() -> None:
         model = fake_model(GatedRunner())
-        asked = asyncio.create_task(model.classify([b"1", b"2", b"3"]))
+        asked = asyncio.create_task(model.run(Classification(), [b"1", b"2", b"3"]))
         await settle()
         assert model.batcher.num_items == 3
         asked.cancel()
@@ -72,7 +73,7 @@ def test_top_k_must_fit_the_labels(top_k: int) -> None:
     async def scene() -> None:
         model = fake_model()
         with pytest.raises(InvalidRequest, match="1 to 10"):
-            await model.classify([b"1"], top_k)
+            await model.run(Classification(top_k), [b"1"])
         await model.close()
 
     run(scene())
@@ -81,9 +82,9 @@ def test_top_k_must_fit_the_labels(top_k: int) -> None:
 def test_five_classes_are_named_unless_told() -> None:
     async def scene() -> None:
         model = fake_model()
-        (outcome,) = await model.classify([b"1"])
+        (outcome,) = await model.run(Classification(), [b"1"])
         assert isinstance(outcome, ImageResult)
-        assert len(outcome.predictions) == 5
+        assert len(outcome.value) == 5
         await model.close()
 
     run(scene())
@@ -93,8 +94,8 @@ def test_more_pictures_than_seats_are_refused_whole() -> None:
     async def scene() -> None:
         model = fake_model(max_items=2)
         with pytest.raises(Overloaded):
-            await model.classify([b"1", b"2", b"3"])
-        assert len(await model.classify([b"1", b"2"])) == 2
+            await model.run(Classification(), [b"1", b"2", b"3"])
+        assert len(await model.run(Classification(), [b"1", b"2"])) == 2
         await model.close()
 
     run(scene())

@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-import sys
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 
 import eca_hub
 from eca_service.errors import BadSetting
-from eca_service.inference.model import ImageResult, ServedModel
+from eca_service.inference.model import ServedModel
+from eca_service.inference.tasks import Classification, Embedding, WorkItem
+from eca_service.inference.types import ImageResult
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import ModelSource
 from eca_service.settings import Settings
@@ -48,34 +50,65 @@ def test_each_device_has_a_copy_and_engines_of_its_own_and_all_of_them_are_used(
     from eca_service.inference import engine
 
     class Noted(engine.Engine):
-        async def run(self, pixels: list[torch.Tensor]) -> object:  # type: ignore[override]
+        async def run(self, items: list[WorkItem]) -> Sequence[torch.Tensor]:
             used.append(self)
-            return await super().run(pixels)
+            return await super().run(items)
 
     monkeypatch.setattr(engine, "Engine", Noted)
 
     async def scene() -> None:
         async with opened(folder, device="cpu,cpu", num_engines=1, max_batch=2) as model:
             assert model.info.device == "cpu,cpu"
-            outcomes = await model.classify([PICTURE] * 4, 3)
+            outcomes = await model.run(Classification(3), [PICTURE] * 4)
         assert len(set(used)) == 2, "four pictures are shared between the two"
         expected = eca_hub.Classifier.from_pretrained(folder).predict(PICTURE, top_k=3)
         for outcome in outcomes:
             assert isinstance(outcome, ImageResult)
-            assert [one.label for one in outcome.predictions] == [one.label for one in expected]
-            assert outcome.predictions[0].score == pytest.approx(expected[0].score, abs=1e-5)
+            assert [one.label for one in outcome.value] == [one.label for one in expected]
+            assert outcome.value[0].score == pytest.approx(expected[0].score, abs=1e-5)
 
     asyncio.run(scene())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads share the niceness of their process")
-def test_large_pictures_are_decoded_by_a_thread_that_yields_to_others(folder: str) -> None:
-    loader = ModelLoader(Settings(model=(folder,)))
-    try:
-        nice = loader._large_thread.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
-        assert nice > os.getpriority(os.PRIO_PROCESS, 0)
-    finally:
-        loader.close()
+def test_an_embedding_is_what_the_last_layer_reads_and_has_norm_1_on_request(folder: str) -> None:
+    async def scene() -> tuple[list[float], list[float], str]:
+        async with opened(folder, num_engines=1) as model:
+            assert model.info.tasks == ("classify", "embed")
+            # In one batch: each image has its own task.
+            [plain], [scaled], [named] = await asyncio.gather(
+                model.run(Embedding(), [PICTURE]),
+                model.run(Embedding(normalize=True), [PICTURE]),
+                model.run(Classification(1), [PICTURE]),
+            )
+        assert isinstance(plain, ImageResult)
+        assert isinstance(scaled, ImageResult)
+        assert isinstance(named, ImageResult)
+        return plain.value, scaled.value, named.value[0].label
+
+    plain, scaled, label = asyncio.run(scene())
+    original = eca_hub.Classifier.from_pretrained(folder)
+    network: Any = original.model
+    pixels = original.transform.resize_and_crop(original.transform.decode(PICTURE))
+    with torch.inference_mode():
+        features = network.forward_head(network.forward_features(original.transform.normalize(pixels[None])), True)[0]
+    assert plain == pytest.approx(features.tolist(), abs=1e-4)
+    assert scaled == pytest.approx((features / features.norm()).tolist(), abs=1e-4)
+    assert network.get_classifier()(torch.tensor(plain)).argmax().item() == int(label.removeprefix("class "))
+
+
+def test_each_engine_of_a_lost_device_asks_for_the_end_and_the_process_is_signalled_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signals: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
+    loader = ModelLoader(Settings(model=("acme/a",)))
+    loader.end_process()
+    loader.end_process()
+    assert signals == [signal.SIGTERM], "a second signal would cut the drain short"
+    draining = ModelLoader(Settings(model=("acme/a",)))
+    draining.is_draining = lambda: True
+    draining.end_process()
+    assert signals == [signal.SIGTERM]
 
 
 def test_a_device_that_is_not_there_is_named(folder: str) -> None:

@@ -7,7 +7,9 @@ import pytest
 
 from eca_hub.errors import ChecksumMismatch, Offline
 from eca_service.errors import Busy, InsufficientMemory, ModelNotLoaded, NotReady
-from eca_service.inference.model import ImageResult, ServedModel
+from eca_service.inference.model import ServedModel
+from eca_service.inference.tasks import Classification
+from eca_service.inference.types import ImageResult
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.models.revision_watcher import RevisionWatcher, follows_a_branch
 from tests.service.house import GatedRunner, fake_model, run, settle
@@ -61,7 +63,7 @@ def test_the_old_answers_until_the_new_one_can_and_is_freed_after_its_last_answe
 
         async def ask() -> str:
             with registry.acquire(None) as model:
-                (outcome,) = await model.classify([b"1"])
+                (outcome,) = await model.run(Classification(), [b"1"])
                 assert isinstance(outcome, ImageResult)
                 return model.info.revision
 
@@ -196,10 +198,10 @@ class Branch:
 
     def __init__(self) -> None:
         self.commit: str | Exception = A
-        self.num_looks = 0
+        self.num_polls = 0
 
     async def find(self, source: ModelSource) -> str:
-        self.num_looks += 1
+        self.num_polls += 1
         if isinstance(self.commit, Exception):
             raise self.commit
         return self.commit
@@ -211,7 +213,7 @@ def test_a_branch_is_followed_every_period() -> None:
         registry = await started(workshop, "acme/a")
         watching = asyncio.create_task(RevisionWatcher(registry, branch.find, period_s=30).watch())
         await asyncio.sleep(95)
-        assert branch.num_looks == 3
+        assert branch.num_polls == 3
         assert workshop.opened == [A], "a branch that stands still costs a question, no more"
         branch.commit = B
         await asyncio.sleep(30)
@@ -232,12 +234,12 @@ def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() ->
         for commit, num_tries in ((B, 1), (C, 3)):
             branch.commit = commit
             for _ in range(3):
-                await watcher.look()
+                await watcher.poll()
             assert workshop.opened.count(commit) == num_tries
             assert revision_of(registry) == A
             assert registry.is_ready
         del workshop.errors[C]
-        await watcher.look()
+        await watcher.poll()
         assert revision_of(registry) == C
         await registry.close()
 
@@ -249,7 +251,7 @@ def test_a_hub_that_does_not_answer_changes_nothing() -> None:
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")
         branch.commit = OSError("unplugged")
-        await RevisionWatcher(registry, branch.find, period_s=30).look()
+        await RevisionWatcher(registry, branch.find, period_s=30).poll()
         assert revision_of(registry) == A
         await registry.close()
 

@@ -20,7 +20,7 @@ def test_every_batch_size_answers_as_the_library_does(precision: Precision) -> N
     on_cpu, on_gpu = classifier(), classifier()
     on_gpu.model.cuda()
     prepared = optimize_model(on_gpu, precision)
-    forward = prepared.new_forward()
+    forward = prepared.new_forwards()["classify"]
     for number in (1, 3, 8, 3):
         expected = on_cpu.probabilities(pictures(number))
         with torch.inference_mode():
@@ -37,7 +37,7 @@ def test_two_engines_record_and_run_beside_each_other() -> None:
     found: list[torch.Tensor] = []
 
     def work() -> None:
-        forward = prepared.new_forward()
+        forward = prepared.new_forwards()["classify"]
         with torch.inference_mode():
             found.extend(forward(pictures(8)).softmax(1) for _ in range(20))
 
@@ -55,5 +55,5 @@ def test_compiled_on_a_gpu_it_answers_the_same() -> None:
     on_gpu.model.cuda()
     prepared = optimize_model(on_gpu, "fp32", compiled=True)
     with torch.inference_mode():
-        found = prepared.new_forward()(pictures(3)).softmax(1)
+        found = prepared.new_forwards()["classify"](pictures(3)).softmax(1)
     assert torch.allclose(found, classifier().probabilities(pictures(3)), atol=1e-3)
