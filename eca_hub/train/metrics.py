@@ -1,17 +1,26 @@
-"""What a split was answered, counted: exact for any number of processes, batches and pictures in a batch.
+"""Classification metrics, summed over processes, so uneven shares of the images weigh what they hold.
 
-Shapes: N images, K classes; confusion rows are true classes, columns are answers.
+A table of pairs of classes takes K x K numbers, so only the test split has one; the other splits keep a few numbers a
+class. (torchmetrics' own macro accuracy builds a K x K table for every batch: 3.8 GB at 21,843 classes.)
+
+Shapes: N images, K classes; confusion rows are targets, columns are predictions.
 """
 
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
+from torchmetrics import Metric, SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+
+_LOCAL: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}
 
 
-class ClassificationMetrics(Metric):
-    """Count answers, and derive loss, top-1, top-5 and the accuracy of each class.
-
-    Sums, not means, are kept and added up over processes, so uneven shares weigh what they hold.
+class PerClassCounts(Metric):
+    """Targets, predictions and correct predictions of each class.
 
     Args:
         num_classes: K.
@@ -19,65 +28,160 @@ class ClassificationMetrics(Metric):
 
     full_state_update = False
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.num_targets_K: Tensor
+        self.num_predicted_K: Tensor
+        self.num_correct_K: Tensor
+        for name in ("num_targets_K", "num_predicted_K", "num_correct_K"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), "sum")
+
+    def update(self, logits_NK: Tensor, target_N: Tensor) -> None:
+        """Count one batch."""
+        predicted_N = logits_NK.argmax(1)
+        correct_N = (predicted_N == target_N).long()
+        # index_add_ of integers gives the same sums in any order.
+        self.num_targets_K.index_add_(0, target_N, torch.ones_like(target_N))
+        self.num_predicted_K.index_add_(0, predicted_N, torch.ones_like(target_N))
+        self.num_correct_K.index_add_(0, target_N, correct_N)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return precision, recall and F1 of each class, (K,); recall is NaN where there is no target."""
+        targets_K, predicted_K = self.num_targets_K.double(), self.num_predicted_K.double()
+        correct_K = self.num_correct_K.double()
+        return {
+            "precision": (correct_K / predicted_K.clamp(min=1)).float(),
+            "recall": (correct_K / targets_K).float(),
+            "f1": (2 * correct_K / (targets_K + predicted_K).clamp(min=1)).float(),
+        }
+
+
+class ClassificationMetrics(nn.Module):
+    """Loss, top-1 and top-5 accuracy, and the mean of the classes' accuracies (`macro`).
+
+    Args:
+        num_classes: K.
+        is_persistent: Whether checkpoints hold the counts, so that an epoch can be resumed.
+        is_detailed: Whether to measure macro F1, calibration error and the confusion table as well.
+    """
+
+    def __init__(self, num_classes: int, *, is_persistent: bool = False, is_detailed: bool = False) -> None:
         super().__init__()
-        self.loss_sum: Tensor
-        self.num_top5: Tensor
-        self.confusion_KK: Tensor
-        self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), "sum", persistent=True)
-        self.add_state("num_top5", torch.zeros((), dtype=torch.int64), "sum", persistent=True)
-        self.add_state("confusion_KK", torch.zeros(num_classes, num_classes, dtype=torch.int64), "sum", persistent=True)
+        # MPS has no float64.
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        # A sum, because MeanMetric ignores the weights of the batches unless it looks for NaN in each of them, which
+        # synchronizes the GPU; and a NaN must show.
+        self.loss_sum = SumMetric(nan_strategy="disable", **_LOCAL).set_dtype(dtype)
+        options: dict[str, Any] = {"average": "micro", "validate_args": False} | _LOCAL
+        self.top1 = MulticlassAccuracy(num_classes, **options)
+        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), **options)
+        self.per_class = PerClassCounts(num_classes, **_LOCAL)
+        self.calibration_error: MulticlassCalibrationError | None = None
+        self.confusion: MulticlassConfusionMatrix | None = None
+        if is_detailed:
+            self.calibration_error = MulticlassCalibrationError(num_classes, validate_args=False, **_LOCAL)
+            self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False, **_LOCAL)
+        for metric in self._metrics():
+            metric.persistent(is_persistent)
+        self.update_called = False
+        """Whether there is something to compute: a batch was counted, here or before the run was resumed."""
+        self.register_load_state_dict_post_hook(lambda metrics, _: setattr(metrics, "update_called", is_persistent))
 
     def update(self, logits_NK: Tensor, target_N: Tensor, loss: Tensor) -> None:
         """Count one batch.
 
         Args:
-            logits_NK: What the network said.
-            target_N: The truth.
+            logits_NK: Of the network.
+            target_N: True classes.
             loss: Mean of the batch.
         """
-        num_classes = len(self.confusion_KK)
-        self.loss_sum += loss.detach().double() * len(target_N)
-        best_N5 = logits_NK.topk(min(5, num_classes), dim=1).indices
-        self.num_top5 += (best_N5 == target_N[:, None]).sum()
-        cell_N = target_N * num_classes + best_N5[:, 0]
-        # index_add_ of integers gives the same sums in any order.
-        self.confusion_KK.view(-1).index_add_(0, cell_N, torch.ones_like(cell_N))
+        self.update_called = True
+        self.loss_sum.update(loss.detach() * len(target_N))
+        for metric in self._metrics():
+            if metric is not self.loss_sum:
+                metric.update(logits_NK, target_N)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return loss, top1, top5 and macro (the mean of the accuracies of the classes that occur)."""
-        right_K, seen_K = self.confusion_KK.diagonal().double(), self.confusion_KK.sum(1).double()
-        num_images = seen_K.sum().clamp(min=1)
-        return {
-            "loss": (self.loss_sum / num_images).float(),
-            "top1": (right_K.sum() / num_images).float(),
-            "top5": (self.num_top5 / num_images).float(),
-            "macro": (right_K / seen_K)[seen_K > 0].mean().float(),
-        }
+        """Return the metrics of all processes together, which must all call it."""
+        with self._synchronized():
+            return self._values()
 
     def local_means(self) -> dict[str, float]:
-        """Return loss and top1 of this process so far, for a glance in between."""
-        num_images = max(int(self.confusion_KK.sum()), 1)
-        return {"loss": float(self.loss_sum) / num_images, "top1": float(self.confusion_KK.trace()) / num_images}
+        """Return loss and top1 of this process so far, for the progress bar."""
+        with _without_warning():
+            return {"loss": float(self._loss()), "top1": float(self.top1.compute())}
 
-    def whole_confusion(self) -> Tensor:
-        """Return the confusion of all processes together."""
-        return self.summed()["confusion_KK"]
+    def compute_per_class(self) -> dict[str, Tensor]:
+        """Return num_images, precision, recall and f1 of each class, (K,); all processes must call it."""
+        with self._synchronized():
+            return {"num_images": self.per_class.num_targets_K.clone(), **self.per_class.compute()}
 
-    def summed(self, prefix: str = "") -> dict[str, Tensor]:
-        """Return the counts of all processes together, which must all ask for them.
+    def compute_confusion(self) -> Tensor:
+        """Return the confusion table (K, K); all processes must call it."""
+        assert self.confusion is not None
+        with self._synchronized():
+            confusion_KK: Tensor = self.confusion.compute()
+            return confusion_KK.clone()
+
+    def num_images(self) -> int:
+        """Return the number of images that all processes have counted; all must call it."""
+        with self._synchronized():
+            return int(self.per_class.num_targets_K.sum())
+
+    def summed(self, prefix: str) -> dict[str, Tensor]:
+        """Return the persistent counts of all processes together, which must all call it.
 
         Args:
-            prefix: What stands before each name.
+            prefix: Put before each name.
         """
-        self.sync(should_sync=self._to_sync and torch.distributed.is_initialized())
-        counts = {prefix + name: getattr(self, name).clone() for name in self._defaults}
-        if self._is_synced:
-            self.unsync()
-        return counts
+        with self._synchronized():
+            return {name: tensor.clone() for name, tensor in self.state_dict(prefix=prefix).items()}
 
-    def forget(self) -> None:
-        """Leave the counts so far to another process."""
-        self.reset()
-        # Nothing to add is not the same as nothing counted, which torchmetrics warns of.
-        self._update_count = 1
+    def reset(self) -> None:
+        """Count anew."""
+        self.clear()
+        self.update_called = False
+
+    def clear(self) -> None:
+        """Set the counts to zero, because another process holds those before the run was resumed."""
+        for metric in self._metrics():
+            metric.reset()
+
+    def _values(self) -> dict[str, Tensor]:
+        per_class = self.per_class.compute()
+        recall_K = per_class["recall"]
+        has_target_K = ~recall_K.isnan()
+        values = {
+            "loss": self._loss(),
+            "top1": self.top1.compute(),
+            "top5": self.top5.compute(),
+            "macro": recall_K[has_target_K].mean(),
+        }
+        if self.calibration_error is not None:
+            values["macro_f1"] = per_class["f1"][has_target_K].mean()
+            values["calibration_error"] = self.calibration_error.compute()
+        return values
+
+    def _loss(self) -> Tensor:
+        loss: Tensor = self.loss_sum.compute() / self.per_class.num_targets_K.sum()
+        return loss.float()
+
+    def _metrics(self) -> list[Metric]:
+        return [metric for metric in self.children() if isinstance(metric, Metric)]
+
+    @contextlib.contextmanager
+    def _synchronized(self) -> Iterator[None]:
+        """Let the metrics hold the sums of all processes."""
+        with contextlib.ExitStack() as stack:
+            for metric in self._metrics():
+                stack.enter_context(metric.sync_context())
+            stack.enter_context(_without_warning())
+            yield
+
+
+@contextlib.contextmanager
+def _without_warning() -> Iterator[None]:
+    """Silence torchmetrics' warning of counts that come from a checkpoint instead of a batch."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+        yield

@@ -112,7 +112,13 @@ class ImageClassifier(LightningModule):
         self.transform = EvalTransform(image)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         num_classes = self.config.num_classes
-        self.metrics = nn.ModuleDict({split: ClassificationMetrics(num_classes) for split in ("fit", "val", "test")})
+        self.metrics = nn.ModuleDict(
+            {
+                "fit": ClassificationMetrics(num_classes, is_persistent=True),
+                "val": ClassificationMetrics(num_classes),
+                "test": ClassificationMetrics(num_classes, is_detailed=True),
+            }
+        )
         self.ema = EMA(self.model, ema_decay) if ema_decay else None
         self._freeze = freeze
         self._mix = MixUpCutMix(mix, num_classes)
@@ -175,7 +181,7 @@ class ImageClassifier(LightningModule):
             group["lr"] = base_lr * self._schedule(self.global_step)
         # The metrics of an epoch that is resumed are those of all processes, so one of them keeps them.
         if not self.trainer.is_global_zero:
-            self.metrics_for("fit").forget()
+            self.metrics_for("fit").clear()
 
     def on_train_epoch_start(self) -> None:
         """Reset the metrics."""
@@ -246,8 +252,6 @@ class ImageClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the saved average and the metrics of the epoch."""
-        # Otherwise torchmetrics takes the loaded counts for an empty state.
-        self.metrics_for("fit")._update_count = 1
         self.last_lr = checkpoint["last_lr"]
         if self.ema is not None:
             self.ema.load(checkpoint["ema"])

@@ -57,7 +57,7 @@ def finalize_run(
     load_full_weights(module.model, best)
     module.ema = None
     [measured] = trainer.test(module, datamodule=data, verbose=False)
-    confusion_KK = module.metrics_for("test").whole_confusion().cpu()
+    confusion_KK = module.metrics_for("test").compute_confusion().cpu()
     if not trainer.is_global_zero:
         return
     num_train, num_test = data.num_images("train"), int(confusion_KK.sum())
@@ -103,7 +103,7 @@ def write_environment(trainer: Trainer, run_dir: Path) -> None:
 def print_metrics(trainer: Trainer, module: ImageClassifier, split: str) -> None:
     """Print the metrics of a split."""
     metrics = module.metrics_for(split).compute()
-    num_images = int(module.metrics_for(split).whole_confusion().sum())
+    num_images = module.metrics_for(split).num_images()
     if trainer.is_global_zero:
         numbers = "  ".join(f"{split}_{name} {float(value):.4f}" for name, value in metrics.items())
         print(f"{numbers}  on {num_images} images", flush=True)

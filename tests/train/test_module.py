@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import eca_hub
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.dataset import Batch
-from eca_hub.train.metrics import ClassificationMetrics
-from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.optim import OptimConfig, make_optimizer
 from eca_hub.train.transfer import batch_norms, head_names
@@ -87,36 +84,6 @@ def test_distillation_is_the_cross_entropy_and_the_softened_divergence_from_the_
     divergence = (wanted * (wanted.log() - soft.log())).sum(1).mean()
     expected = 0.3 * nn.functional.cross_entropy(student, targets) + 0.7 * 9 * divergence
     torch.testing.assert_close(loss, expected)
-
-
-def test_totals_are_those_of_torchmetrics_for_any_batches() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, targets = torch.randn(101, 7, generator=generator), torch.randint(7, (101,), generator=generator)
-    totals = ClassificationMetrics(7)
-    for part in torch.split(torch.arange(101), [64, 1, 36]):
-        totals.update(logits[part], targets[part], nn.functional.cross_entropy(logits[part], targets[part]))
-    found = totals.compute()
-    assert torch.equal(totals.whole_confusion(), MulticlassConfusionMatrix(7)(logits, targets))
-    expected = {
-        "top1": MulticlassAccuracy(7, average="micro")(logits, targets),
-        "top5": MulticlassAccuracy(7, average="micro", top_k=5)(logits, targets),
-        "macro": MulticlassAccuracy(7, average="macro")(logits, targets),
-        "loss": nn.functional.cross_entropy(logits, targets),
-    }
-    torch.testing.assert_close(found, expected)
-
-
-def test_mixed_targets_add_up_to_one_and_chance_is_that_of_the_seed() -> None:
-    mix = MixUpCutMix(MixUpConfig(mixup_alpha=0.2, cutmix_alpha=1.0), 3)
-    x, targets = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
-    results = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        results.append([mix(x, targets) for _ in range(4)])
-    for (x_first, target_first), (x_again, target_again) in zip(*results, strict=True):
-        assert torch.equal(x_first, x_again)
-        assert torch.equal(target_first, target_again)
-        torch.testing.assert_close(target_first.sum(1), torch.ones(6))
 
 
 @pytest.mark.parametrize(
