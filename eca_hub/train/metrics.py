@@ -85,7 +85,9 @@ class ClassificationMetrics(nn.Module):
             metric.persistent(is_persistent)
         self.update_called = False
         """Whether there is something to compute: a batch was counted, here or before the run was resumed."""
-        self.register_load_state_dict_post_hook(lambda metrics, _: setattr(metrics, "update_called", is_persistent))
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            lambda metrics, _: setattr(metrics, "update_called", is_persistent)
+        )
 
     def update(self, logits_NK: Tensor, target_N: Tensor, loss: Tensor) -> None:
         """Count one batch.

@@ -80,8 +80,7 @@ def test_counts_of_an_epoch_are_resumed_without_a_warning(logits: Tensor, target
     after.update(logits[64:], targets[64:], nn.functional.cross_entropy(logits[64:], targets[64:]))
     torch.testing.assert_close(after.compute(), count(ClassificationMetrics(7), logits, targets).compute())
     after.reset()
-    assert not after.update_called
-    assert after.num_images() == 0
+    assert (after.update_called, after.num_images()) == (False, 0)
 
 
 def test_only_the_counts_of_training_are_saved_and_none_takes_the_square_of_the_classes() -> None:

@@ -40,8 +40,9 @@ def test_weights_whose_validation_loss_is_not_finite_are_not_the_best(
     def spoilt(self: ImageClassifier, batch: Batch, split: str) -> None:
         real(self, batch, split)
         if split == "val" and self.current_epoch == 2:
-            self.metrics_for("val").loss_sum.sum_value.fill_(float("nan"))
-            self.metrics_for("val").top1.tp.fill_(1000)
+            metrics = self.metrics_for("val")
+            metrics.loss_sum.update(torch.tensor(float("nan")))
+            metrics.top1.update(torch.eye(4).repeat(250, 1), torch.arange(4).repeat(250))
 
     monkeypatch.setattr(ImageClassifier, "_measure", spoilt)
     assert fit(tmp_path / "run") == 0
