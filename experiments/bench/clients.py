@@ -108,7 +108,7 @@ class Crowd:
             caller = self.caller(healthz)
             while True:
                 watch.health_s.append((await _timed(caller, time.perf_counter())).took_s)
-                watch.num_pictures.append(sum(samples_in(await self.figures(), "eca_images")))
+                watch.num_pictures.append(sum(samples_in(await self.figures(), "eca_images_in_flight")))
                 await asyncio.sleep(_PROBE_S)
 
         looking = asyncio.create_task(look())

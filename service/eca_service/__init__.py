@@ -1,5 +1,5 @@
-"""The service: ask a running model about a picture over HTTP.
+"""The HTTP service: image classification by models that are loaded once and batched.
 
-routes > registry > running > decoding > batching > engine: each knows the next one only by one method. Of the library
-it uses only the names in `eca_hub.__all__`.
+Imports point down: __main__ > app > api > http > models > optimize > inference > settings > errors, metrics. Of the
+library it uses only the names in `eca_hub.__all__`.
 """

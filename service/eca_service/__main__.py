@@ -1,119 +1,145 @@
-"""The command: `eca-hub serve --model OWNER/NAME`.
-
-Arguments are read, and mistakes answered, before anything slow is imported.
-"""
+"""`eca-hub serve`: read the settings, bind the port, then import what is slow and serve."""
 
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import gc
-import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
-from docstring_parser import parse_from_object
-
 from eca_hub import CommandParser, open_hub
-from eca_service.http.auth import Keys
-from eca_service.http.security import check_exposure, check_hub_exposure
-from eca_service.settings import Settings
+from eca_service.http.auth import ApiKeys, check_bind_address, check_hub_bind_address
+from eca_service.logging import log_to_stderr
+from eca_service.settings import RENAMED, Settings, split
 
-_ABOUT = """Serve models over HTTP: POST a picture to /v1/classify and get its classes.
+_ABOUT = """Serve models over HTTP: POST an image to /v1/classify and get its classes.
 
   eca-hub serve --model acme/eca_resnet50 --port 8000
   curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify
 """
 
-
-class _Collect(argparse.Action):
-    """Gather an option that is given several times; the command line replaces what the environment says."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Add one value."""
-        gathered = getattr(namespace, self.dest, None) if getattr(self, "_has_begun", False) else None
-        self._has_begun = True
-        setattr(namespace, self.dest, [*(gathered or []), values])
+_GROUPS = {"model": "Model", "network": "Network", "limits": "Limits", "speed": "Speed", "keys": "Keys"}
 
 
-def _truth(word: str | bool) -> bool:
-    """Read yes or no, as people write them in environments."""
-    if str(word).lower() in ("1", "true", "yes", "on"):
-        return True
-    if str(word).lower() in ("", "0", "false", "no", "off"):
-        return False
-    raise ValueError("say true or false")
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One line an option, with its default."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=27, width=116)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        """Show no list of all options: they follow."""
+        super().add_usage(f"{self._prog.removesuffix(' [options]')} --model ID [options]", [], [], prefix)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "" if action.nargs == "?" else super()._format_args(action, default_metavar)
 
 
-def read_settings(argv: list[str]) -> Settings:
-    """Settings from the command line, then from `ECA_*`, then the defaults.
+class _HelpAll(argparse.Action):
+    """Print every option with its whole description."""
+
+    def __init__(self, option_strings: Any, dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Print and exit, as --help does."""
+        _parser(is_full=True).print_help()
+        parser.exit()
+
+
+def _parser(*, is_full: bool = False) -> Any:
+    parser = CommandParser("serve", _ABOUT)
+    parser.formatter_class = _HelpFormatter
+    parser.add_argument(
+        "--help_all", action=_HelpAll, help="show every option; each is also an environment variable, ECA_NAME"
+    )
+    groups = {group: parser.add_argument_group(title) for group, title in _GROUPS.items()}
+    for name, field in Settings.model_fields.items():
+        assert isinstance(field.json_schema_extra, dict)
+        about = str(field.description).replace("%", "%%")
+        if not is_full:
+            about = about.partition(". ")[0].rstrip(".")
+            if field.json_schema_extra["is_rare"]:
+                about = argparse.SUPPRESS
+        options: dict[str, Any] = {"action": "append"} if name == "model" else {}
+        if field.annotation is bool:
+            options = {"nargs": "?", "const": "true"}
+        elif field.default not in ("", ()) and about is not argparse.SUPPRESS:
+            about = f"{about} ({field.default:g})" if isinstance(field.default, float) else f"{about} ({field.default})"
+        group = groups[str(field.json_schema_extra["group"])]
+        group.add_argument(f"--{name}", help=about, metavar=_metavar(name, field.annotation), **options)
+    for name in RENAMED:
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    return parser
+
+
+def _metavar(name: str, kind: Any) -> str | None:
+    if name == "model":
+        return "ID"
+    return {bool: "", int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def read_settings(argv: list[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings: options first, then `ECA_*` variables, then defaults.
 
     Raises:
-        BadSetting: a value that cannot work.
-        EcaHubError: an option that there is not, or a value of the wrong kind.
+        BadSetting: a value that is not allowed.
+        EcaHubError: an unknown option.
     """
-    parser = CommandParser("serve", _ABOUT, env_prefix="ECA")
-    about = {entry.arg_name: entry.description for entry in parse_from_object(Settings).params}
-    for entry in dataclasses.fields(Settings):
-        option = f"--{entry.name}"
-        if entry.name == "model":
-            parser.add_argument(option, action=_Collect, metavar="ID", default=[], help=about[entry.name])
-        elif entry.type is bool:
-            parser.add_argument(
-                option, type=_truth, nargs="?", const=True, default=entry.default, help=about[entry.name]
-            )
-        else:
-            parser.add_argument(option, type=entry.type, default=entry.default, help=about[entry.name])
-    values = parser.read(argv).as_dict()
-    model = values.pop("model")
-    models = [name.strip() for name in model.split(",") if name.strip()] if isinstance(model, str) else model
-    return Settings(model=tuple(models), **values)
+    names = [*Settings.model_fields, *RENAMED]
+    # An empty variable, as a compose file has it, sets nothing.
+    variables = {name: value for name in names if (value := environment.get(f"ECA_{name.upper()}"))}
+    options = {name: value for name, value in _parser().read(argv).as_dict().items() if value is not None}
+    values = _with_current_names(variables) | _with_current_names(options)
+    if isinstance(values.get("model"), str):
+        values["model"] = split(values["model"])
+    return Settings(**values)
+
+
+def _with_current_names(given: dict[str, Any]) -> dict[str, Any]:
+    for old in given.keys() & RENAMED.keys():
+        print(f"eca-hub serve: {old} is now called {RENAMED[old]}.", file=sys.stderr)  # noqa: T201
+    return {RENAMED.get(name, name): value for name, value in given.items()}
 
 
 def main(argv: list[str]) -> int:
     """Run the service until a signal ends it.
 
     Args:
-        argv: What stands after `eca-hub serve`.
+        argv: The arguments after `eca-hub serve`.
 
     Returns:
-        0 after an orderly end.
+        0 after a graceful shutdown.
 
     Raises:
-        EcaHubError: the user's mistake, which the command line prints before it ends with 2.
+        EcaHubError: the user's mistake, which the command line prints before it exits with 2.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for talkative in ("uvicorn", "httpx2"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-    # Pillow would write a line into the log for each picture that is refused a moment later.
+    settings = read_settings(argv)
+    # Pillow would log a line for each image that is refused a moment later.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-    _serve(read_settings(argv))
+    with log_to_stderr(settings.log_format, settings.access_log):
+        _serve(settings)
     return 0
 
 
 def _serve(settings: Settings) -> None:
-    from eca_service.http.port import open_port
-    from eca_service.http.server import end_threads, let_go_of_streams, serve
+    from eca_service.http.server import bind_listener, flush_stdio, join_daemon_threads, serve
 
-    keys = Keys.gather(os.environ, settings.api_keys_file)
-    admin_keys = Keys.gather(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
-    check_exposure(settings.host, keys, insecure=settings.insecure)
-    check_hub_exposure(settings.host, settings.hub_root, settings.hub_users)
-    with open_port(settings.host, settings.port) as listener, contextlib.ExitStack() as stack:
-        # What is imported and loaded stays: looking through it for garbage takes a tenth of the start. `serve` goes on.
+    keys = ApiKeys.from_env(os.environ, settings.api_keys_file)
+    admin_keys = ApiKeys.from_env(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
+    check_bind_address(settings.host, keys, insecure=settings.insecure)
+    check_hub_bind_address(settings.host, settings.hub_root, settings.hub_users)
+    with bind_listener(settings.host, settings.port) as listener, contextlib.ExitStack() as stack:
+        # Imports and weights live until exit: collecting garbage meanwhile takes a tenth of the startup. `serve` turns
+        # the collector on again.
         gc.disable()
-        # Engines have one thread each: more threads than cores would wait for each other.
+        # Each engine has one thread: more threads than cores would wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        # Pillow's own pieces of 16 MiB are kept as well: each thread that ever met a large picture would hold all of
-        # its memory for good. Pieces beyond 32 MiB go back to the system.
+        # Pillow keeps blocks of 16 MiB: each thread that has ever decoded a large image would hold all of its memory.
+        # Blocks beyond 32 MiB are returned to the system.
         os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
         from eca_service.app import create_app
         from eca_service.models.loader import ModelLoader
@@ -129,5 +155,5 @@ def _serve(settings: Settings) -> None:
         loader.is_draining = lambda: registry.is_draining
         hub = stack.enter_context(open_hub(settings.hub_root, settings.hub_users)) if settings.hub_root else None
         asyncio.run(serve(create_app(settings, registry, keys, admin_keys, hub=hub), settings, listener))
-    let_go_of_streams()
-    end_threads()
+    flush_stdio()
+    join_daemon_threads()

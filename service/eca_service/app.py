@@ -1,61 +1,56 @@
-"""The application: settings and models in, an ASGI app out.
-
-Knows how the parts fit together; nothing of sockets, signals or command lines.
-"""
+"""Build the ASGI app: settings and models in, FastAPI app out."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from eca_service.api import health as probes
-from eca_service.api import models as model_routes
-from eca_service.api import open_inference as v2_routes
-from eca_service.api import v1 as routes
-from eca_service.http.auth import Keys
+from eca_service.api import health, models, open_inference, v1
+from eca_service.http.auth import ApiKeys
 from eca_service.http.body import BodyReader
-from eca_service.http.dependencies import House
-from eca_service.http.middleware import Envelope
+from eca_service.http.dependencies import AppState
+from eca_service.http.middleware import HostCheckMiddleware, RequestMiddleware
 from eca_service.http.responses import add_error_handlers
-from eca_service.http.shortcut import Shortcut
 from eca_service.http.uploads import UploadLimits
 from eca_service.metrics import Metrics
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, find_commit_on_hub
-from eca_service.settings import Settings
+from eca_service.settings import Settings, split
 
 
 def create_app(
     settings: Settings,
     registry: Registry,
-    keys: Keys,
-    admin_keys: Keys = Keys(),
+    keys: ApiKeys,
+    admin_keys: ApiKeys = ApiKeys(),
     *,
     find_commit: FindCommit = find_commit_on_hub,
     hub: ASGIApp | None = None,
 ) -> FastAPI:
-    """Build the app. It starts to load the models when it starts, and answers meanwhile.
+    """Build the app. It loads the models when it starts, and answers requests meanwhile.
 
     Args:
         settings: How the service runs.
         registry: The models, none of them loaded.
-        keys: What callers must send; none lets everybody in.
-        admin_keys: What callers must send to change models; none lets nobody.
-        find_commit: Where a branch stands, for `watch`.
-        hub: What answers under /hub; nothing does when none is given.
+        keys: Keys for inference; without any, every request is accepted.
+        admin_keys: Keys for changing models; without any, models cannot be changed.
+        find_commit: Resolves a branch to a commit, for `revision_poll_s`.
+        hub: App to mount at /hub.
     """
     app = FastAPI(
         title="eca-hub", summary="Name what is in a picture.", lifespan=_lifespan, docs_url=None, redoc_url=None
     )
-    metrics = Metrics()
-    app.state.house = House(
+    bodies = BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s)
+    metrics = Metrics(lambda: health.measure(registry, bodies))
+    app.state.service = AppState(
         registry,
-        BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s),
+        bodies,
         UploadLimits(
             max_image_bytes=_bytes(settings.max_image_mib),
-            max_images=min(settings.max_request_images, settings.max_queue_images),
+            max_images=min(settings.max_request_images, settings.max_inflight_images),
             max_request_bytes=_bytes(settings.max_request_mib),
         ),
         keys,
@@ -63,23 +58,36 @@ def create_app(
         admin_keys,
         (*(ModelSource.parse(text).id_or_folder for text in settings.model), *settings.repos_to_allow),
     )
-    app.state.watcher = RevisionWatcher(registry, find_commit, period_s=settings.watch) if settings.watch else None
-    app.include_router(routes.router)
-    app.include_router(model_routes.router)
-    app.include_router(v2_routes.open_router)
-    app.include_router(v2_routes.router)
-    app.include_router(probes.router)
+    poll_s = settings.revision_poll_s
+    app.state.watcher = RevisionWatcher(registry, find_commit, period_s=poll_s) if poll_s else None
+    # First: FastAPI resolves dependencies and parameters anew for each request.
+    app.router.routes.insert(0, v1.plain_classify_route)
+    app.include_router(v1.router)
+    app.include_router(models.router)
+    app.include_router(open_inference.open_router)
+    app.include_router(open_inference.router)
+    app.include_router(health.router)
     if hub is not None:
         app.mount("/hub", hub)
-    app.add_middleware(Shortcut)
-    app.add_middleware(Envelope, metrics=metrics, registry=registry)
+    # The last one added is the outermost.
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=split(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
+        )
+    if (hosts := _allowed_hosts(settings, keys)) != ("*",):
+        app.add_middleware(HostCheckMiddleware, allowed_hosts=hosts)
+    app.add_middleware(RequestMiddleware, metrics=metrics, registry=registry, keeps_alive=settings.keep_alive_s > 0)
     add_error_handlers(app)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    registry = app.state.house.registry
+    registry = app.state.service.registry
     tasks = [asyncio.create_task(registry.load_all())]
     if app.state.watcher is not None:
         tasks.append(asyncio.create_task(app.state.watcher.watch()))
@@ -90,6 +98,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await registry.close()
+
+
+def _allowed_hosts(settings: Settings, keys: ApiKeys) -> tuple[str, ...]:
+    """Return the host names that clients may use; any where a key or --insecure protects the service otherwise."""
+    if settings.allowed_hosts:
+        return split(settings.allowed_hosts)
+    if keys or settings.insecure:
+        return ("*",)
+    return ("localhost", "127.0.0.1", "[::1]", "::1", settings.host)
 
 
 def _bytes(mib: float) -> int:

@@ -1,28 +1,30 @@
-"""Every refusal of the service as a class with a code, and the HTTP status of every code, the library's included.
+"""Every error of the service as a class with a code, and the HTTP status of every code, the library's included.
 
-    EcaHubError
-     |- BadSetting           a setting that cannot work; stops the start
-     |- InvalidRequest       a field, parameter or part that does not fit
-     |- BadJson              a body that is not JSON
-     |- BadMultipart         a form that is not whole or not well-formed
-     |- BodyTooLarge         more bytes than allowed
-     |- BodyTimeout          the body did not arrive in time
-     |- UnsupportedType      neither picture, form nor JSON
-     |- Unauthorized         no key, or an unknown one
-     |- Forbidden            a key that may not do this
-     |- NotEnabled           a part of the service that the operator has not switched on
-     |- RepoNotAllowed       a repository that may not be loaded here
-     |- ModelNotLoaded       no running model of that name
-     |- Busy                 the model is being loaded already
-     |- InsufficientMemory               the model is larger than all models together may be
-     |- UnfitModel           the model gives answers that are no numbers
-     |- Overloaded           the house is full: come back in `retry_after_s`
-     |- NotReady             starting or draining: come back in `retry_after_s`
-     |- WorkerLost           the engine died or hung under this picture
-     |- DeadlineExceeded     no answer within the deadline
-     `- EngineFailed         the network cannot answer for this picture: our fault
-
-Knows nothing of requests and responses: `answers` builds those.
+EcaHubError
+|- BadSetting          a setting that is not allowed; stops the startup
+|- InvalidRequest      a field, parameter or part that is not allowed
+|- BadHost             a Host header that is not allowed
+|- HeadersTooLarge     request line and headers beyond the limit
+|- BadJson             a body that is not JSON
+|- BadMultipart        a malformed or incomplete form
+|- BodyTooLarge        more bytes than allowed
+|- BodyTimeout         the body did not arrive in time
+|- UnsupportedType     neither an image, a form nor JSON
+|- Unauthorized        no key, or an unknown one
+|- Forbidden           a key without this permission
+|- NotEnabled          a feature that the operator has not enabled
+|- RepoNotAllowed      a repository that may not be loaded here
+|- ModelNotLoaded      no loaded model has this id
+|- Busy                the model is being loaded already
+|- InsufficientMemory  the model is larger than the limit on all models
+|- UnfitModel          the model's outputs are not finite
+|- RetryLater          temporary: retry after `retry_after_s`
+|   |- Overloaded      too much is in flight
+|   |- NotReady        starting or draining
+|   `- WorkerLost      the engine died or hung on this batch
+|- DeadlineExceeded    no response within the deadline
+|- EngineFailed        the network raised for this image: our fault
+`- InternalError       an unexpected exception: our fault
 """
 
 from collections.abc import Iterable
@@ -30,8 +32,9 @@ from collections.abc import Iterable
 from eca_hub import EcaHubError
 
 STATUS_OF = {
-    # A request that cannot be answered.
+    # The request cannot be answered.
     "bad_http": 400,
+    "bad_host": 400,
     "bad_json": 400,
     "bad_multipart": 400,
     "unauthorized": 401,
@@ -60,16 +63,16 @@ STATUS_OF = {
     "not_an_eca_model": 422,
     "checkpoint_mismatch": 422,
     "unfit_model": 422,
-    # A request that could be answered at another time.
+    # The request can be answered at another time.
     "overloaded": 429,
     "not_ready": 503,
     "worker_lost": 503,
     "deadline_exceeded": 504,
-    # The hub behind us.
+    # The hub behind the service failed.
     "hub_error": 502,
     "checksum_mismatch": 502,
     "offline": 502,
-    # Ours: nothing that a client sends leads here.
+    # Our fault: no request leads here.
     "error": 500,
     "bad_setting": 500,
     "missing_extra": 500,
@@ -80,15 +83,27 @@ STATUS_OF = {
 
 
 class BadSetting(EcaHubError):
-    """A setting that cannot work; stops the start."""
+    """A setting that is not allowed; stops the startup."""
 
     code = "bad_setting"
 
 
 class InvalidRequest(EcaHubError):
-    """A field, parameter or part that does not fit."""
+    """A field, parameter or part that is not allowed."""
 
     code = "invalid_request"
+
+
+class BadHost(EcaHubError):
+    """A Host header that is not allowed."""
+
+    code = "bad_host"
+
+
+class HeadersTooLarge(EcaHubError):
+    """Request line and headers beyond the limit."""
+
+    code = "head_too_large"
 
 
 class BadJson(EcaHubError):
@@ -98,7 +113,7 @@ class BadJson(EcaHubError):
 
 
 class BadMultipart(EcaHubError):
-    """A form that is not whole or not well-formed."""
+    """A malformed or incomplete form."""
 
     code = "bad_multipart"
 
@@ -116,25 +131,25 @@ class BodyTimeout(EcaHubError):
 
 
 class UnsupportedType(EcaHubError):
-    """A body that is neither picture, form nor JSON."""
+    """A body that is neither an image, a form nor JSON."""
 
     code = "unsupported_type"
 
 
 class Unauthorized(EcaHubError):
-    """No key, or one that nobody knows."""
+    """No key, or an unknown one."""
 
     code = "unauthorized"
 
 
 class Forbidden(EcaHubError):
-    """A key that may not do this."""
+    """A key without this permission."""
 
     code = "forbidden"
 
 
 class NotEnabled(EcaHubError):
-    """A part of the service that the operator has not switched on."""
+    """A feature that the operator has not enabled."""
 
     code = "not_found"
 
@@ -152,70 +167,76 @@ class Busy(EcaHubError):
 
 
 class InsufficientMemory(EcaHubError):
-    """The model is larger than all models together may be."""
+    """The model is larger than the limit on all models together."""
 
     code = "no_room"
 
 
 class UnfitModel(EcaHubError):
-    """The model gives answers that are no numbers."""
+    """The model's outputs are not finite, or it cannot run here."""
 
     code = "unfit_model"
 
 
 class ModelNotLoaded(EcaHubError):
-    """No running model has the name that was asked for.
+    """No loaded model has this id.
 
     Args:
-        running: Ids of the models that do run.
+        loaded: Ids of the models that are loaded.
     """
 
     code = "model_not_loaded"
 
-    def __init__(self, running: Iterable[str]) -> None:
-        super().__init__("No running model has this id.", hint=f"Running: {', '.join(sorted(running)) or 'none'}.")
+    def __init__(self, loaded: Iterable[str]) -> None:
+        super().__init__("No loaded model has this id.", hint=f"Loaded: {', '.join(sorted(loaded)) or 'none'}.")
 
 
-class TryLater(EcaHubError):
-    """A refusal that passes.
+class RetryLater(EcaHubError):
+    """A temporary error.
 
     Args:
-        message: Why.
-        retry_after_s: When it is worth asking again.
+        message: What is wrong.
+        retry_after_s: When to retry.
     """
 
     code = "not_ready"
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
-        super().__init__(message, hint=f"Ask again in {retry_after_s} s.")
+        super().__init__(message, hint=f"Retry after {retry_after_s} s.")
         self.retry_after_s = retry_after_s
 
 
-class Overloaded(TryLater):
-    """The house is full."""
+class Overloaded(RetryLater):
+    """Too much is in flight."""
 
     code = "overloaded"
 
 
-class NotReady(TryLater):
+class NotReady(RetryLater):
     """Starting, loading or draining."""
 
     code = "not_ready"
 
 
-class WorkerLost(TryLater):
-    """The engine died or hung while it worked on this picture."""
+class WorkerLost(RetryLater):
+    """The engine died or hung while it ran the batch of this image."""
 
     code = "worker_lost"
 
 
 class DeadlineExceeded(EcaHubError):
-    """No answer within the deadline."""
+    """No response within the deadline."""
 
     code = "deadline_exceeded"
 
 
 class EngineFailed(EcaHubError):
-    """The network cannot answer for this picture, though it was decoded: a fault of the model or of this program."""
+    """The network raised for this image, though it was decoded: a fault of the model or of this program."""
 
     code = "engine_failed"
+
+
+class InternalError(EcaHubError):
+    """An unexpected exception."""
+
+    code = "internal"

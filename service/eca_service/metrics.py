@@ -1,127 +1,115 @@
-"""What the service counts and measures, in the text format that Prometheus reads.
+"""Metrics for Prometheus. Labels are model ids, route templates and status codes, never anything that a client sent.
 
-Every number that is bounded stands beside its bound. Labels are model ids, addresses of routes and status codes, never
-anything that a caller made up. Knows numbers; nothing of requests, pictures or models.
+Every bounded number stands beside its limit. Each app has its own registry, so that two apps in one process (tests) do
+not add up.
 """
 
-import bisect
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-Labels = tuple[str, ...]
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-SIZES = (1, 2, 4, 8, 16, 32, 64)
+# One `_created` sample for each series would double the text.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_PLAIN_0_0_4
 
-class Counter:
-    """A number for each combination of labels that only grows.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
-    Args:
-        name: With `eca_` in front and `_total` at the end.
-        about: One sentence for the reader of the metrics.
-        labels: Names of the labels.
-    """
-
-    kind = "counter"
-
-    def __init__(self, name: str, about: str, labels: Sequence[str] = ()) -> None:
-        self.name = name
-        self.about = about
-        self.labels = labels
-        self._counts: dict[Labels, int] = {}
-        self._lock = threading.Lock()
-
-    def add(self, *labels: str) -> None:
-        """Count one more."""
-        with self._lock:
-            self._counts[labels] = self._counts.get(labels, 0) + 1
-
-    def lines(self) -> Iterator[str]:
-        """The samples, one a line."""
-        with self._lock:
-            counts = sorted(self._counts.items())
-        for labels, count in counts:
-            yield f"{self.name}{_braces(self.labels, labels)} {count}"
-
-
-class Histogram:
-    """How often a value was how large, for each combination of labels.
-
-    Args:
-        name: With `eca_` in front and the unit at the end.
-        about: One sentence for the reader of the metrics.
-        labels: Names of the labels.
-        bounds: Upper ends of the classes that are counted.
-    """
-
-    kind = "histogram"
-
-    def __init__(self, name: str, about: str, labels: Sequence[str], bounds: Sequence[float] = SECONDS) -> None:
-        self.name = name
-        self.about = about
-        self.labels = labels
-        self._bounds = bounds
-        self._counts: dict[Labels, list[int]] = {}
-        self._sums: dict[Labels, float] = {}
-        self._lock = threading.Lock()
-
-    def observe(self, value: float, *labels: str) -> None:
-        """Count one value."""
-        with self._lock:
-            counts = self._counts.setdefault(labels, [0] * (len(self._bounds) + 1))
-            counts[bisect.bisect_left(self._bounds, value)] += 1
-            self._sums[labels] = self._sums.get(labels, 0.0) + value
-
-    def lines(self) -> Iterator[str]:
-        """The samples, one a line."""
-        with self._lock:
-            state = sorted((labels, list(counts), self._sums[labels]) for labels, counts in self._counts.items())
-        for labels, counts, total in state:
-            so_far = 0
-            for bound, count in zip([*(f"{bound:g}" for bound in self._bounds), "+Inf"], counts, strict=True):
-                so_far += count
-                yield f"{self.name}_bucket{_braces([*self.labels, 'le'], (*labels, bound))} {so_far}"
-            yield f"{self.name}_sum{_braces(self.labels, labels)} {total:.6f}"
-            yield f"{self.name}_count{_braces(self.labels, labels)} {so_far}"
+RequestEnded = Callable[[str, int | None, float], None]
+"""Called with route template, status (None: the client disconnected) and seconds."""
 
 
 class Metrics:
-    """All that one app counts: each has its own, so that tests and neighbours do not add up."""
+    """The metrics of one app.
 
-    def __init__(self) -> None:
-        self.received = Counter("eca_requests_received_total", "Requests whose head arrived.")
-        self.requests = Counter(
-            "eca_requests_total", "Requests that ended, by status; gone where the caller hung up.", ("route", "code")
+    Args:
+        collector: Yields what is measured when /metrics is read.
+    """
+
+    def __init__(self, collector: Callable[[], Iterator[Metric]]) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._received = Counter("eca_requests_received", "Requests whose headers arrived.", registry=registry)
+        self._requests = Counter(
+            "eca_requests",
+            "Requests that ended, by route template and status; disconnected where the client hung up.",
+            ["route", "code"],
+            registry=registry,
         )
-        self.request_seconds = Histogram("eca_request_seconds", "From the head of a request to its answer.", ("route",))
-        self.decode_seconds = Histogram("eca_decode_seconds", "Decoding of one picture.", ("model",))
-        self.queue_seconds = Histogram("eca_queue_seconds", "Waiting of one picture.", ("model",))
-        self.engine_seconds = Histogram("eca_engine_seconds", "Batch of one picture in the engine.", ("model",))
-        self.batch_size = Histogram("eca_batch_size", "Pictures in the batch of one picture.", ("model",), SIZES)
+        self._in_flight = Gauge("eca_requests_in_flight", "Requests that are being handled.", registry=registry)
+        self._duration = Histogram(
+            "eca_request_duration_seconds",
+            "From the headers of a request to the end of its response.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "eca_requests_rejected",
+            "Requests that were refused for a while, by error code (overloaded, not_ready).",
+            ["code"],
+            registry=registry,
+        )
 
-    def render(self, gauges: Iterable[tuple[str, str, Mapping[str, str], float]]) -> str:
-        """Write everything down.
+        def per_model(name: str, about: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(name, about, ["model"], buckets=buckets, registry=registry)
 
-        Args:
-            gauges: What is measured at this moment: name, sentence, labels and value; those of one name in a row.
-        """
-        lines = []
-        for one in vars(self).values():
-            lines += [f"# HELP {one.name} {one.about}", f"# TYPE {one.name} {one.kind}", *one.lines()]
-        last = ""
-        for name, about, labels, value in gauges:
-            if name != last:
-                lines += [f"# HELP {name} {about}", f"# TYPE {name} gauge"]
-                last = name
-            lines.append(f"{name}{_braces(list(labels), tuple(labels.values()))} {value:g}")
-        return "\n".join(lines) + "\n"
+        self.decode_seconds = per_model("eca_decode_seconds", "Decoding of one image.")
+        self.queue_seconds = per_model("eca_queue_seconds", "Wait of one image, for a decoder and for a batch.")
+        self.engine_seconds = per_model("eca_engine_seconds", "Batch of one image in the engine.")
+        self.batch_size = per_model("eca_batch_size", "Images in the batch of one image.", _SIZES)
+        registry.register(_Callback(collector))
+        registry.register(_Callback(_gpu_memory))
+        prometheus_client.ProcessCollector(registry=registry)
+        prometheus_client.PlatformCollector(registry=registry)
+        prometheus_client.GCCollector(registry=registry)
+
+    @contextmanager
+    def count_request(self) -> Iterator[RequestEnded]:
+        """Count a request as in flight until the block ends; call what it yields when the request has ended."""
+
+        def ended(route: str, status: int | None, duration_s: float) -> None:
+            self._requests.labels(route, "disconnected" if status is None else str(status)).inc()
+            self._duration.labels(route).observe(duration_s)
+
+        self._received.inc()
+        with self._in_flight.track_inprogress():
+            yield ended
+
+    def render(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return prometheus_client.generate_latest(self._registry)
 
 
-def _braces(names: Sequence[str], values: Labels) -> str:
-    pairs = ",".join(f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True))
-    return f"{{{pairs}}}" if pairs else ""
+class _Callback(Collector):
+    def __init__(self, measure: Callable[[], Iterator[Metric]]) -> None:
+        self._measure = measure
+
+    def collect(self) -> Iterator[Metric]:
+        """Measure."""
+        return self._measure()
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: the registry would otherwise collect once when this is registered."""
+        return []
 
 
-def _escape(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+def _gpu_memory() -> Iterator[Metric]:
+    """Measure the memory of each GPU that torch has used, without importing torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return
+    used = prometheus_client.core.GaugeMetricFamily(
+        "eca_gpu_memory_bytes", "Memory of a GPU: allocated by torch, free or in total.", labels=["device", "kind"]
+    )
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        amounts = {"allocated": torch.cuda.memory_allocated(index), "free": free, "total": total}
+        for kind, amount in amounts.items():
+            used.add_metric([f"cuda:{index}", kind], amount)
+    yield used

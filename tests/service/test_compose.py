@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from eca_service import healthcheck
-from tests.service.house import png
+from tests.service.fakes import png
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "service" / "Dockerfile").read_text()

@@ -11,7 +11,7 @@ from tests.images.hostile_images import Hostile, hostile_images
 from tests.images.hostile_jpegs import hostile_jpegs
 from tests.images.hostile_variants import hostile_variants
 from tests.images.image_files import encode, scene
-from tests.service.process import Served, save_tiny_package, served
+from tests.service.server_process import Served, save_tiny_package, served
 
 MAX_CPU_S = 2.0
 MAX_GROWTH_MIB = 440

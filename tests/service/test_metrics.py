@@ -1,81 +1,67 @@
-"""What is counted, and how it is written down."""
+"""What /metrics shows."""
 
 import re
 
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from eca_service.metrics import Counter, Histogram, Metrics
-from tests.service.test_routes import app_with
+from eca_service.metrics import Metrics
+from tests.service.app_fixtures import app_with
 
 
-def test_a_counter_has_a_line_for_each_combination_of_labels() -> None:
-    counter = Counter("eca_x_total", "X.", ("model",))
-    for model in ("b", "a", "b", 'q"\n\\'):
-        counter.add(model)
-    assert list(counter.lines()) == [
-        'eca_x_total{model="a"} 1',
-        'eca_x_total{model="b"} 2',
-        'eca_x_total{model="q\\"\\n\\\\"} 1',
-    ]
-
-
-def test_a_histogram_counts_up() -> None:
-    histogram = Histogram("eca_y", "Y.", (), (1, 2))
-    for value in (0.5, 1.0, 1.5, 9.0):
-        histogram.observe(value)
-    assert list(histogram.lines()) == [
-        'eca_y_bucket{le="1"} 2',
-        'eca_y_bucket{le="2"} 3',
-        'eca_y_bucket{le="+Inf"} 4',
-        "eca_y_sum 12.000000",
-        "eca_y_count 4",
-    ]
+def samples_of(text: str) -> dict[str, float]:
+    """Name and labels of each sample -> its value."""
+    return {
+        sample.name + "".join(f" {label}={value}" for label, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def test_two_apps_do_not_add_up() -> None:
-    first, second = Metrics(), Metrics()
-    first.received.add()
-    assert "eca_requests_received_total 1" in first.render([])
-    assert "eca_requests_received_total 1" not in second.render([])
+    first, second = Metrics(lambda: iter(())), Metrics(lambda: iter(()))
+    with first.count_request():
+        pass
+    assert samples_of(first.render().decode())["eca_requests_received_total"] == 1
+    assert samples_of(second.render().decode())["eca_requests_received_total"] == 0
 
 
-def test_every_request_is_counted_once_when_it_comes_and_once_when_it_ends() -> None:
+def test_every_request_is_counted_once_when_it_arrives_and_once_when_it_ends() -> None:
     with TestClient(app_with("acme/digits"), raise_server_exceptions=False) as client:
         for content in (b"1", b"2", b"broken", b"7" * 20_000):
             client.post("/v1/classify", content=content)
         client.get("/SENTINEL/a")
         client.get("/SENTINEL/b")
         text = client.get("/metrics").text
-    assert "eca_requests_received_total 7" in text
-    ended = {
-        (route, code): int(count)
-        for route, code, count in re.findall(r'eca_requests_total{route="(.*?)",code="(.*?)"} (\d+)', text)
-    }
+    samples = samples_of(text)
+    assert samples["eca_requests_received_total"] == 7
+    assert samples["eca_requests_in_flight"] == 1, "the one that reads the metrics"
+    ended = {name.partition(" ")[2]: value for name, value in samples.items() if name.startswith("eca_requests_total")}
     assert ended == {
-        ("/v1/classify", "200"): 2,
-        ("/v1/classify", "422"): 1,
-        ("/v1/classify", "413"): 1,
-        ("none", "404"): 2,
+        "code=200 route=/v1/classify": 2,
+        "code=422 route=/v1/classify": 1,
+        "code=413 route=/v1/classify": 1,
+        "code=404 route=none": 2,
     }
     assert "SENTINEL" not in text
-    assert 'eca_batch_size_count{model="acme/digits"} 2' in text
-    assert 'eca_images{model="acme/digits"} 0' in text
-    assert 'eca_images_bound{model="acme/digits"} 8' in text
-    assert 'eca_wait_seconds{model="acme/digits"} 0' in text
-    assert 'eca_wait_seconds_bound{model="acme/digits"} 60' in text
-    assert "eca_models_ready 1" in text
+    assert samples["eca_batch_size_count model=acme/digits"] == 2
+    assert samples["eca_request_duration_seconds_count route=/v1/classify"] == 4
+    assert samples["eca_images_in_flight model=acme/digits"] == 0
+    assert samples["eca_images_in_flight_limit model=acme/digits"] == 8
+    assert samples["eca_wait_seconds model=acme/digits"] == 0
+    assert samples["eca_wait_seconds_limit model=acme/digits"] == 60
+    assert samples["eca_models_ready"] == 1
 
 
 def test_the_text_is_what_prometheus_reads() -> None:
-    with TestClient(app_with("acme/digits")) as client:
+    with TestClient(app_with("acme/digits", max_bodies_mib=256)) as client:
         client.post("/v1/classify", content=b"1")
-        answer = client.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    sample = re.compile(r'eca_\w+(\{(\w+="([^"\\]|\\.)*",?)+\})? [-+0-9.e]+')
-    typed = set()
-    for line in answer.text.splitlines():
-        if line.startswith("# TYPE "):
-            assert line.split()[2] not in typed, "the samples of one name stand together"
-            typed.add(line.split()[2])
-        elif not line.startswith("# HELP "):
-            assert sample.fullmatch(line), line
+        response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    assert families["eca_images_cancelled"].type == "counter"
+    assert families["process_resident_memory_bytes"].samples[0].value > 0
+    assert families["eca_body_bytes_limit"].samples[0].value == 256 * 2**20, "every digit of a large number"
+    for name, family in families.items():
+        assert not (family.type == "gauge" and re.search("_(total|created)$", name)), name
+        assert family.documentation, name

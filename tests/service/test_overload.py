@@ -10,11 +10,11 @@ from typing import Any
 from fastapi import FastAPI
 
 from eca_service.app import create_app
-from eca_service.http.auth import Keys
+from eca_service.http.auth import ApiKeys
 from eca_service.inference.model import ServedModel
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
-from tests.service.house import GatedRunner, fake_model, run, settle
+from tests.service.fakes import GatedRunner, fake_model, run, settle
 
 
 async def app_behind(gate: GatedRunner, **model: Any) -> FastAPI:
@@ -22,7 +22,7 @@ async def app_behind(gate: GatedRunner, **model: Any) -> FastAPI:
         return fake_model(gate, model_id=source.id_or_folder, **model)
 
     registry = Registry([ModelSource("acme/digits")], open_fake)
-    app = create_app(Settings(model=("acme/digits",)), registry, Keys())
+    app = create_app(Settings(model=("acme/digits",), allowed_hosts="*"), registry, ApiKeys())
     await registry.load_all()
     return app
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import pytest
 
 from tests.images.image_files import encode, scene
-from tests.service.process import Served, save_tiny_package, served
+from tests.service.server_process import Served, save_tiny_package, served
 
 PICTURE = encode(scene(), "JPEG")
-HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PICTURE)
+HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(PICTURE)
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -66,7 +66,7 @@ def vitals_of(service: Served) -> Vitals:
         len(list((process / "fd").iterdir())),
         len(list((process / "task").iterdir())),
         total("eca_body_bytes"),
-        total("eca_images"),
+        total("eca_images_in_flight"),
         total("eca_requests_received_total") - total("eca_requests_total"),
     )
 
@@ -74,8 +74,8 @@ def vitals_of(service: Served) -> Vitals:
 def ended(service: Served) -> Counter[int]:
     """How many classifications ended with which status."""
     text = service.client.get("/metrics").text
-    counts = re.findall(r'eca_requests_total\{route="/v1/classify",code="(\d+)"\} (\d+)', text)
-    return Counter({int(status): int(count) for status, count in counts})
+    counts = re.findall(r'eca_requests_total\{route="/v1/classify",code="(\d+)"\} ([\d.]+)', text)
+    return Counter({int(status): int(float(count)) for status, count in counts})
 
 
 async def calm_again(service: Served, before: Vitals) -> None:
@@ -151,7 +151,7 @@ def test_callers_who_stall_keep_nobody_from_being_answered(service: Served) -> N
 
 def test_of_far_too_many_at_once_each_is_answered_or_told_to_come_back(package: Path) -> None:
     bounds = (
-        "--max_queue_images",
+        "--max_inflight_images",
         "8",
         "--max_image_mib",
         "0.1",

@@ -1,7 +1,4 @@
-"""The page at /docs: what /openapi.json says, for people, with nothing fetched from elsewhere.
-
-Knows the OpenAPI description; nothing of how the routes work.
-"""
+"""The page at /docs: /openapi.json as HTML, without scripts and without anything from another server."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -18,29 +15,29 @@ code { padding: 0.1em 0.3em } pre { padding: 0.8rem; overflow-x: auto }
 table { border-collapse: collapse } td { padding: 0.2rem 1rem 0.2rem 0; vertical-align: top }
 """
 
-_EXAMPLE = """curl --data-binary @cat.jpg "{origin}/v1/classify?top_k=3"
-curl -F file=@cat.jpg -F file=@dog.jpg {origin}/v1/classify"""
+_EXAMPLE = """curl --data-binary @cat.jpg "{base_url}/v1/classify?top_k=3"
+curl -F file=@cat.jpg -F file=@dog.jpg {base_url}/v1/classify"""
 
 
-def render_docs(description: Mapping[str, Any], origin: str) -> str:
-    """Write the page.
+def render_docs(description: Mapping[str, Any], base_url: str) -> str:
+    """Return the page.
 
     Args:
         description: The OpenAPI description.
-        origin: Where callers find the service, such as http://127.0.0.1:8000.
+        base_url: URL of the service for clients, such as http://127.0.0.1:8000 or https://example.com/vision.
     """
     title = escape(description["info"]["title"])
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{title}</title><style>{_STYLE}</style>",
         f"<h1>{title}</h1><p>{escape(description['info'].get('summary', ''))} "
-        f"The same for programs: <a href=/openapi.json>openapi.json</a>.",
-        f"<pre>{escape(_EXAMPLE.format(origin=origin))}</pre>",
+        f"For programs: <a href='{escape(base_url)}/openapi.json'>openapi.json</a>.",
+        f"<pre>{escape(_EXAMPLE.format(base_url=base_url))}</pre>",
     ]
     for path, operations in description["paths"].items():
         for method, operation in operations.items():
             parts += _operation(path, method, operation)
-    parts.append("<h2>Shapes</h2>")
+    parts.append("<h2>Schemas</h2>")
     for name, schema in description["components"]["schemas"].items():
         parts += _schema(name, schema)
     return "\n".join(parts)
@@ -52,11 +49,12 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator
     yield "<table>"
     for parameter in operation.get("parameters", ()):
         about = parameter.get("description", "")
-        yield f"<tr><td><code>?{escape(parameter['name'])}=</code><td>{escape(about)}"
+        name = f"{{{parameter['name']}}}" if parameter["in"] == "path" else f"?{parameter['name']}="
+        yield f"<tr><td><code>{escape(name)}</code><td>{escape(about)}"
     for content_type in operation.get("requestBody", {}).get("content", ()):
-        yield f"<tr><td>reads<td><code>{escape(content_type)}</code>"
-    for status, answer in operation.get("responses", {}).items():
-        content = answer.get("content", {})
+        yield f"<tr><td>body<td><code>{escape(content_type)}</code>"
+    for status, response in operation.get("responses", {}).items():
+        content = response.get("content", {})
         names = ", ".join(_name_of(body.get("schema", {})) or kind for kind, body in content.items())
         yield f"<tr><td>{escape(str(status))}<td>{escape(names)}"
     yield "</table>"
@@ -72,7 +70,7 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _name_of(schema: Mapping[str, Any]) -> str:
-    """Say in a word what a schema is: the name that it refers to, or its type."""
+    """Name a schema: by the schema that it refers to, or by its type."""
     if "$ref" in schema:
         return str(schema["$ref"]).rsplit("/", 1)[-1]
     if "anyOf" in schema:

@@ -1,86 +1,102 @@
-"""Whether the service lives, whether it is ready, what it counts, and how it is used. Never sees a picture."""
+"""Liveness, readiness, metrics and the documentation page."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from eca_service.api.docs import render_docs
-from eca_service.api.schemas import Health, refusals
+from eca_service.api.schemas import HealthResponse, error_responses
 from eca_service.errors import NotReady
-from eca_service.http.dependencies import House, TheHouse, check_key
-from eca_service.http.responses import json_answer
+from eca_service.http.body import BodyReader
+from eca_service.http.dependencies import StateDep, require_api_key
+from eca_service.http.responses import json_response
+from eca_service.inference.model import ServedModel
+from eca_service.metrics import CONTENT_TYPE
+from eca_service.models.registry import Registry
 
 router = APIRouter()
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
-    """This API for people."""
+    """Show this API as a page."""
     return HTMLResponse(render_docs(request.app.openapi(), str(request.base_url).rstrip("/")))
 
 
-# Some load balancers ask for the head alone.
+# Some load balancers send HEAD.
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": Health}})
+@router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": HealthResponse}})
 async def healthz() -> Response:
-    """Answers as long as the process does, whatever the models do."""
-    return json_answer({"status": "ok"})
+    """Returns 200 as long as the process responds, whatever the state of its models."""
+    return json_response({"status": "ok"})
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
-    summary="Can pictures be classified",
+    summary="Is the service ready",
     response_model=None,
-    responses={200: {"model": Health}, **refusals(503)},
+    responses={200: {"model": HealthResponse}, **error_responses(503)},
 )
-async def readyz(house: TheHouse) -> Response:
-    """Green when every model is loaded and warm and the process is not about to end."""
-    if house.registry.is_draining:
+async def readyz(state: StateDep) -> Response:
+    """Returns 200 when every model is loaded and warm and the process is not draining."""
+    if state.registry.is_draining:
         raise NotReady("The service is shutting down.", retry_after_s=5)
-    if not house.registry.is_ready:
-        raise NotReady(f"Waiting for {', '.join(house.registry.pending()) or 'an engine'}.", retry_after_s=2)
-    return json_answer({"status": "ready"})
+    if not state.registry.is_ready:
+        raise NotReady(f"Waiting for {', '.join(state.registry.pending()) or 'an engine'}.", retry_after_s=2)
+    return json_response({"status": "ready"})
 
 
 @router.get(
     "/metrics",
-    summary="What the service counts",
-    dependencies=[Depends(check_key)],
+    summary="Metrics for Prometheus",
+    dependencies=[Depends(require_api_key)],
     response_class=PlainTextResponse,
-    responses=refusals(401),
+    responses=error_responses(401),
 )
-async def metrics(house: TheHouse) -> PlainTextResponse:
-    """For Prometheus; needs a key when there are keys."""
-    return PlainTextResponse(house.metrics.render(_gauges(house)), media_type="text/plain; version=0.0.4")
+async def metrics(state: StateDep) -> PlainTextResponse:
+    """Needs a key where keys are required."""
+    return PlainTextResponse(state.metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _gauges(house: House) -> Iterator[tuple[str, str, Mapping[str, str], float]]:
-    entries = house.registry.entries
-    models = [(entry.model.info.model_id, entry.model.batcher) for entry in entries if entry.model]
-    yield "eca_models", "Models that were asked for.", {}, len(entries)
-    yield "eca_models_ready", "Models that answer.", {}, sum(entry.model.is_healthy for entry in entries if entry.model)
-    yield "eca_weights_bytes", "Size of the weights of all models.", {}, house.registry.weights_bytes
-    yield "eca_weights_bytes_bound", "Size that they may have; 0 is no bound.", {}, house.registry.max_weights_bytes
-    yield "eca_body_bytes", "Bytes of requests in memory.", {}, house.bodies.total_bytes
-    yield "eca_body_bytes_bound", "Bytes of requests that may be.", {}, house.bodies.max_total_bytes
-    for name, batcher in models:
-        yield (
-            "eca_images",
-            "Pictures in the house: decoding, waiting or in an engine.",
-            {"model": name},
-            batcher.num_items,
-        )
-    for name, batcher in models:
-        yield "eca_images_bound", "Pictures that may be.", {"model": name}, batcher.max_items
-    for name, batcher in models:
-        yield "eca_wait_seconds", "What the engines need for them.", {"model": name}, batcher.expected_wait_s
-    for name, batcher in models:
-        yield "eca_wait_seconds_bound", "What they may need.", {"model": name}, batcher.max_queue_delay_s
-    for name, batcher in models:
-        yield "eca_queue_depth", "Decoded pictures that wait for an engine.", {"model": name}, batcher.queue_depth
-    for name, batcher in models:
-        yield "eca_gone_images", "Pictures that were not run, as nobody waited.", {"model": name}, batcher.num_cancelled
-    for name, batcher in models:
-        yield "eca_last_batch_age_seconds", "Since the last batch ended.", {"model": name}, batcher.last_batch_age_s
+def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
+    """Measure what /metrics shows beside counters and histograms."""
+    models = [entry.model for entry in registry.entries if entry.model]
+    yield GaugeMetricFamily("eca_models", "Models that are loaded or loading.", len(registry.entries))
+    yield GaugeMetricFamily("eca_models_ready", "Models that are ready.", sum(model.is_healthy for model in models))
+    yield GaugeMetricFamily("eca_weights_bytes", "Weights of all models.", registry.weights_bytes)
+    yield GaugeMetricFamily(
+        "eca_weights_bytes_limit", "Limit of eca_weights_bytes; 0: none.", registry.max_weights_bytes
+    )
+    yield GaugeMetricFamily("eca_body_bytes", "Memory of request bodies.", bodies.total_bytes)
+    yield GaugeMetricFamily("eca_body_bytes_limit", "Limit of eca_body_bytes.", bodies.max_total_bytes)
+    info = GaugeMetricFamily("eca_model_info", "1 for each model that is loaded.", labels=["model", "revision"])
+    for model in models:
+        info.add_metric([model.info.model_id, model.info.revision], 1)
+    yield info
+
+    def gauge(name: str, about: str, value: Callable[[ServedModel[Any, Any]], float]) -> Metric:
+        family = GaugeMetricFamily(name, about, labels=["model"])
+        for model in models:
+            family.add_metric([model.info.model_id], value(model))
+        return family
+
+    yield gauge(
+        "eca_images_in_flight", "Images being decoded, queued or in an engine.", lambda model: model.batcher.num_items
+    )
+    yield gauge("eca_images_in_flight_limit", "Limit of eca_images_in_flight.", lambda model: model.batcher.max_items)
+    yield gauge("eca_wait_seconds", "Expected wait of a new image.", lambda model: model.batcher.expected_wait_s)
+    yield gauge("eca_wait_seconds_limit", "Limit of eca_wait_seconds.", lambda model: model.batcher.max_queue_delay_s)
+    yield gauge("eca_queue_depth", "Decoded images that wait for an engine.", lambda model: model.batcher.queue_depth)
+    yield gauge(
+        "eca_last_batch_age_seconds", "Time since the last batch ended.", lambda model: model.batcher.last_batch_age_s
+    )
+    cancelled = CounterMetricFamily(
+        "eca_images_cancelled", "Images that were not run because their client had disconnected.", labels=["model"]
+    )
+    for model in models:
+        cancelled.add_metric([model.info.model_id], model.batcher.num_cancelled)
+    yield cancelled

@@ -1,7 +1,4 @@
-"""The addresses under /v1/models: which models run, and for whoever has an admin key, which shall.
-
-Never sees weights.
-"""
+"""/v1/models: list, load and unload models. Loading and unloading need an admin key."""
 
 import fnmatch
 import logging
@@ -10,83 +7,83 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from eca_hub import EcaHubError
-from eca_service.api.schemas import LOAD_BODY, ModelsAnswer, ModelShape, refusals
+from eca_service.api.schemas import LOAD_BODY, ModelResponse, ModelsResponse, error_responses
 from eca_service.errors import ModelNotLoaded, RepoNotAllowed, UnfitModel
-from eca_service.http.dependencies import House, TheHouse, check_admin_key, check_key
-from eca_service.http.responses import json_answer
-from eca_service.http.strict_json import LoadBody, load_in_json
+from eca_service.http.dependencies import AppState, StateDep, require_admin_key, require_api_key
+from eca_service.http.responses import json_response
+from eca_service.http.strict_json import LoadModelRequest, parse_load_request
 from eca_service.models.registry import ModelEntry, ModelSource
 
 _MAX_BODY_BYTES = 65_536
 
 _logger = logging.getLogger(__name__)
 
-router = APIRouter(responses=refusals(401))
+router = APIRouter(responses=error_responses(401))
 
 
 @router.get(
     "/v1/models",
-    summary="List the models of this process",
+    summary="List the models",
     response_model=None,
-    dependencies=[Depends(check_key)],
-    responses={200: {"model": ModelsAnswer}},
+    dependencies=[Depends(require_api_key)],
+    responses={200: {"model": ModelsResponse}},
 )
-async def list_models(house: TheHouse) -> Response:
+async def list_models(state: StateDep) -> Response:
     """Each with its id, commit, labels, input size, number of parameters and state."""
-    return json_answer({"models": [describe(entry) for entry in house.registry.entries]})
+    return json_response({"models": [describe(entry) for entry in state.registry.entries]})
 
 
 @router.post(
     "/v1/models",
-    summary="Load a model, or another revision of one that runs",
+    summary="Load a model, or another revision of a loaded one",
     response_model=None,
-    dependencies=[Depends(check_admin_key)],
-    responses={200: {"model": ModelShape}, **refusals(400, 403, 404, 408, 409, 413, 415, 422, 429, 502, 503)},
+    dependencies=[Depends(require_admin_key)],
+    responses={200: {"model": ModelResponse}, **error_responses(400, 403, 404, 408, 409, 413, 415, 422, 429, 502, 503)},
     openapi_extra={"requestBody": LOAD_BODY},
 )
-async def load_model(request: Request, house: TheHouse) -> Response:
-    """Needs an admin key. Answers when the model does: it has been fetched, checked against its hashes and warmed up.
+async def load_model(request: Request, state: StateDep) -> Response:
+    """Needs an admin key. Returns when the model is ready: fetched, checked against its hashes and warmed up.
 
-    A model that runs under this id goes on answering until then, and for good if the new revision turns out to be
-    bad. Who was used least recently leaves when the bound on memory asks for it.
+    A loaded model of this id serves until then, and stays if the new revision is bad. The least recently used models
+    are unloaded when --max_weights_mib requires it.
     """
-    async with house.bodies.read(request.headers, request.receive, max_bytes=_MAX_BODY_BYTES) as body:
-        wanted = load_in_json(body)
-    _check_allowed(house, wanted)
+    async with state.bodies.read(request.headers, request.receive, max_bytes=_MAX_BODY_BYTES) as body:
+        load_request = parse_load_request(body)
+    _check_allowed(state, load_request)
     try:
-        entry = await house.registry.load(ModelSource(wanted.model, wanted.revision))
+        entry = await state.registry.load(ModelSource(load_request.model, load_request.revision))
     except EcaHubError:
         raise
     except Exception as error:
-        _logger.exception("loading %s failed", wanted.model)
-        raise UnfitModel(f"The model does not run here: {type(error).__name__}.", hint="The log tells more.") from error
-    return json_answer(describe(entry))
+        _logger.exception("loading %s failed", load_request.model)
+        raise UnfitModel(f"The model cannot run here: {type(error).__name__}.", hint="See the log.") from error
+    return json_response(describe(entry))
 
 
 @router.delete(
     "/v1/models/{model_id:path}",
     summary="Unload a model",
     response_model=None,
-    dependencies=[Depends(check_admin_key)],
-    responses={200: {"model": ModelsAnswer}, **refusals(403, 404, 409, 422)},
+    dependencies=[Depends(require_admin_key)],
+    responses={200: {"model": ModelsResponse}, **error_responses(403, 404, 409, 422)},
 )
-async def unload_model(house: TheHouse, model_id: str) -> Response:
-    """Needs an admin key. What has been accepted is still answered. Lists the models that are left."""
+async def unload_model(state: StateDep, model_id: str) -> Response:
+    """Needs an admin key. Requests in flight are still answered. Returns the remaining models."""
     if not model_id:
-        raise ModelNotLoaded(entry.model_id for entry in house.registry.entries)
-    await house.registry.unload(model_id)
-    return await list_models(house)
+        raise ModelNotLoaded(entry.model_id for entry in state.registry.entries)
+    await state.registry.unload(model_id)
+    return await list_models(state)
 
 
-def _check_allowed(house: House, wanted: LoadBody) -> None:
-    if not any(fnmatch.fnmatchcase(wanted.model, pattern) for pattern in house.allowed_repos):
+def _check_allowed(state: AppState, load_request: LoadModelRequest) -> None:
+    if not any(fnmatch.fnmatchcase(load_request.model, pattern) for pattern in state.allowed_repos):
         raise RepoNotAllowed(
-            "This repository may not be loaded here.", hint="The operator lists what may be in --allow_repos."
+            "This repository may not be loaded here.", hint="The operator lists allowed repositories in --allow_repos."
         )
 
 
 def describe(entry: ModelEntry) -> dict[str, Any]:
-    """What a caller may know of a model."""
+    """Return what clients may know about a model."""
     if entry.model is None:
         return {"id": entry.model_id, "state": entry.state}
     info = entry.model.info

@@ -1,7 +1,7 @@
-"""The addresses of the Open Inference Protocol, version 2, as clients of KServe and Triton ask: /v2/...
+"""The Open Inference Protocol, version 2, which clients of KServe and Triton speak: /v2/...
 
-Its errors are `{"error": "<sentence>"}`, as the protocol wants, with our code, hint and request id beside it. Never
-sees a tensor; `tensors` reads and writes their bytes.
+Its errors are `{"error": "<sentence>"}`, as the protocol defines, with code, hint and request id beside it.
+`open_inference_codec` parses and writes the tensors.
 """
 
 import json
@@ -12,21 +12,21 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 
 from eca_hub import EcaHubError, __version__
-from eca_service.api.open_inference_codec import Inference, classes_output, inference_in, scores_output
+from eca_service.api.open_inference_codec import InferRequest, classes_output, parse_infer_request, scores_output
 from eca_service.api.schemas import (
     INFER_BODY,
-    InferAnswer,
-    ProtocolModel,
-    ProtocolServer,
-    ProtocolState,
-    protocol_refusals,
+    InferResponse,
+    V2Model,
+    V2Server,
+    V2State,
+    v2_error_responses,
 )
-from eca_service.api.v1 import unpack
+from eca_service.api.v1 import parse_body
 from eca_service.errors import ModelNotLoaded, NotReady
-from eca_service.http.body import unless_gone
-from eca_service.http.dependencies import House, TheHouse, check_key
-from eca_service.http.responses import json_answer
-from eca_service.http.uploads import checked
+from eca_service.http.body import cancel_on_disconnect
+from eca_service.http.dependencies import AppState, StateDep, require_api_key
+from eca_service.http.responses import json_response
+from eca_service.http.uploads import check_image_size
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
 from eca_service.inference.types import ImageResult
@@ -34,53 +34,53 @@ from eca_service.inference.types import ImageResult
 _LENGTH_HEADER = "inference-header-content-length"
 
 open_router = APIRouter(prefix="/v2")
-"""What needs no key."""
+"""Routes without a key."""
 
-router = APIRouter(prefix="/v2", dependencies=[Depends(check_key)], responses=protocol_refusals(401))
-"""What needs a key, when there are keys."""
+router = APIRouter(prefix="/v2", dependencies=[Depends(require_api_key)], responses=v2_error_responses(401))
+"""Routes with a key."""
 
 
-@open_router.get("", summary="What this server speaks", response_model=None, responses={200: {"model": ProtocolServer}})
+@open_router.get("", summary="Describe this server", response_model=None, responses={200: {"model": V2Server}})
 async def describe_server() -> Response:
     """Name, version and extensions."""
-    return json_answer(
+    return json_response(
         {"name": "eca-hub", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
     )
 
 
 @open_router.get(
-    "/health/live", summary="Is the process alive", response_model=None, responses={200: {"model": ProtocolState}}
+    "/health/live", summary="Is the process alive", response_model=None, responses={200: {"model": V2State}}
 )
 async def is_live() -> Response:
     """As /healthz."""
-    return json_answer({"live": True})
+    return json_response({"live": True})
 
 
 @open_router.get(
     "/health/ready",
-    summary="Can pictures be classified",
+    summary="Is the service ready",
     response_model=None,
-    responses={200: {"model": ProtocolState}, **protocol_refusals(503)},
+    responses={200: {"model": V2State}, **v2_error_responses(503)},
 )
-async def is_ready(house: TheHouse) -> Response:
+async def is_ready(state: StateDep) -> Response:
     """As /readyz."""
-    if house.registry.is_draining or not house.registry.is_ready:
+    if state.registry.is_draining or not state.registry.is_ready:
         raise NotReady("The service is not ready.", retry_after_s=2)
-    return json_answer({"ready": True})
+    return json_response({"ready": True})
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _below_a_model(method: str, ending: str, summary: str, **options: Any) -> Callable[[Function], Function]:
-    """Give a function an address below a model, and one below a commit of a model.
+def _model_route(method: str, ending: str, summary: str, **options: Any) -> Callable[[Function], Function]:
+    """Add a function as a route below a model, and as one below a commit of a model.
 
-    A model id may have any number of parts, so the longer of two addresses must be looked at first.
+    A model id may have any number of parts, so the longer of two paths must be matched first.
     """
 
     def add(function: Function) -> Function:
-        for place, name in (("/versions/{version}", "this commit of a model"), ("", "this model")):
-            path = f"/models/{{model_id:path}}{place}{ending}"
+        for version, name in (("/versions/{version}", "this commit of a model"), ("", "this model")):
+            path = f"/models/{{model_id:path}}{version}{ending}"
             router.add_api_route(
                 path, function, methods=[method], summary=summary.format(name), response_model=None, **options
             )
@@ -89,67 +89,65 @@ def _below_a_model(method: str, ending: str, summary: str, **options: Any) -> Ca
     return add
 
 
-@_below_a_model(
-    "GET", "/ready", "Can {} answer", responses={200: {"model": ProtocolState}, **protocol_refusals(404, 422, 503)}
-)
-async def is_model_ready(house: TheHouse, model_id: str, version: str | None = None) -> Response:
+@_model_route("GET", "/ready", "Is {} ready", responses={200: {"model": V2State}, **v2_error_responses(404, 422, 503)})
+async def is_model_ready(state: StateDep, model_id: str, version: str | None = None) -> Response:
     """Whether the model is loaded and its engines answer."""
-    model = house.registry.find(model_id)
+    model = state.registry.find(model_id)
     _check_version(model, version)
     if not model.is_healthy:
         raise NotReady("An engine of the model does not answer.", retry_after_s=2)
-    return json_answer({"name": model.info.model_id, "ready": True})
+    return json_response({"name": model.info.model_id, "ready": True})
 
 
-@_below_a_model(
+@_model_route(
     "POST",
     "/infer",
-    "Scores of pictures, by {}",
-    responses={200: {"model": InferAnswer}, **protocol_refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    "Classify images by {}",
+    responses={200: {"model": InferResponse}, **v2_error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
     openapi_extra={"requestBody": INFER_BODY},
 )
-async def infer(request: Request, house: TheHouse, model_id: str, version: str | None = None) -> Response:
-    """Send encoded pictures as the input `image`, in base64 in the JSON or as bytes behind it, or `pixels`.
+async def infer(request: Request, state: StateDep, model_id: str, version: str | None = None) -> Response:
+    """Send encoded images as the input `image`, in base64 in the JSON or as bytes behind it, or `pixels`.
 
-    The output `scores` has a probability for each class. One bad picture fails the request, as the protocol knows no
-    answer in part.
+    The output `scores` has a probability for each class. One bad image fails the request, because the protocol has no
+    partial responses.
     """
     received_at_s = time.perf_counter()
     header_length = request.headers.get(_LENGTH_HEADER)
-    async with house.read(request, model_id, max_bytes=house.limits.max_request_bytes) as body:
-        with house.registry.acquire(model_id) as model:
+    # Its bodies are as large as JSON may be, whatever their type says.
+    async with state.read_body(request, model_id, "application/json") as body:
+        with state.registry.acquire(model_id) as model:
             _check_version(model, version)
-            asked = await unpack(_asked_in, body, header_length, model, house)
-            work = model.run(Classification(len(model.info.labels)), asked.pictures, received_at_s=received_at_s)
-            outcomes = await unless_gone(request.receive, work)
-    house.measure(model, outcomes)
-    return _answer(model, asked, outcomes)
+            infer_request = await parse_body(_parse, body, header_length, model, state)
+            task = Classification(len(model.info.labels))
+            work = model.run(task, infer_request.images, received_at_s=received_at_s)
+            results = await cancel_on_disconnect(request.receive, work)
+    state.record_metrics(model, results)
+    return _infer_response(model, infer_request, results)
 
 
-def _asked_in(body: bytes, header_length: str | None, model: ServedModel[Any, Any], house: House) -> Inference:
-    asked = inference_in(
+def _parse(body: bytes, header_length: str | None, model: ServedModel[Any, Any], state: AppState) -> InferRequest:
+    infer_request = parse_infer_request(
         body,
         header_length,
         height_px=model.info.height_px,
         width_px=model.info.width_px,
-        max_images=house.limits.max_images,
+        max_images=state.limits.max_images,
     )
-    for picture in asked.pictures:
-        if isinstance(picture, EcaHubError):
-            raise picture
-        if isinstance(picture, bytes) and isinstance(refused := checked(picture, house.limits), EcaHubError):
-            raise refused
-    return asked
+    for image in infer_request.images:
+        if isinstance(image, bytes) and isinstance(refusal := check_image_size(image, state.limits), EcaHubError):
+            raise refusal
+    return infer_request
 
 
-def _answer(
-    model: ServedModel[Any, Any], asked: Inference, outcomes: Sequence[ImageResult[Any] | EcaHubError]
+def _infer_response(
+    model: ServedModel[Any, Any], asked: InferRequest, results: Sequence[ImageResult[Any] | EcaHubError]
 ) -> Response:
     ranked = []
-    for outcome in outcomes:
-        if isinstance(outcome, EcaHubError):
-            raise outcome
-        ranked.append(outcome.value)
+    for result in results:
+        if isinstance(result, EcaHubError):
+            raise result
+        ranked.append(result.value)
     if asked.num_classes:
         words = [[f"{one.score:.6f}:{one.index}:{one.label}" for one in row[: asked.num_classes]] for row in ranked]
         output, raw = classes_output(words, binary=asked.wants_binary)
@@ -161,24 +159,24 @@ def _answer(
         document["id"] = asked.request_id
     document["outputs"] = [output]
     if not asked.wants_binary:
-        return json_answer(document)
+        return json_response(document)
     head = json.dumps(document, separators=(",", ":")).encode()
     return Response(head + raw, headers={_LENGTH_HEADER: str(len(head))}, media_type="application/octet-stream")
 
 
-# After the other addresses below a model, because they are longer.
-@_below_a_model(
+# After the other routes below a model, because their paths are longer.
+@_model_route(
     "GET",
     "",
-    "What {} reads and writes",
-    responses={200: {"model": ProtocolModel}, **protocol_refusals(404, 422, 503)},
+    "Describe {}",
+    responses={200: {"model": V2Model}, **v2_error_responses(404, 422, 503)},
 )
-async def describe_model(house: TheHouse, model_id: str, version: str | None = None) -> Response:
-    """Inputs and outputs. In the place of `image`, `pixels` may be sent: UINT8, N x 3 x height x width, red first."""
-    model = house.registry.find(model_id)
+async def describe_model(state: StateDep, model_id: str, version: str | None = None) -> Response:
+    """Inputs and outputs. Instead of `image`, `pixels` may be sent: UINT8, N x 3 x height x width, red first."""
+    model = state.registry.find(model_id)
     _check_version(model, version)
     info = model.info
-    return json_answer(
+    return json_response(
         {
             "name": info.model_id,
             "versions": [info.revision],

@@ -1,23 +1,22 @@
-"""Tensors in the bodies of the Open Inference Protocol, version 2: JSON, or JSON with raw bytes behind it.
+"""Tensors in the bodies of the Open Inference Protocol, version 2: JSON, or JSON followed by raw bytes.
 
-A request names one input: `image`, encoded pictures (BYTES), or `pixels`, pictures of the network's own size (UINT8,
-N x 3 x H x W, red first). An answer has the output `scores` (FP32, N x K), or for an output that asks for
-`classification` the likeliest classes as "score:index:label" (BYTES). Knows bytes and words; nothing of requests,
-pictures or models.
+A request has one input: `image`, encoded images (BYTES), or `pixels`, images of the network's input size (UINT8,
+N x 3 x H x W, red first). A response has the output `scores` (FP32, N x K), or where the output asks for
+`classification` the top classes as "score:index:label" (BYTES).
 """
 
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from eca_hub import EcaHubError
 from eca_service.errors import InvalidRequest
-from eca_service.http.strict_json import read_json, unpack_base64
+from eca_service.http.strict_json import decode_base64, parse_json
 from eca_service.inference.types import RawPixels
 
 _MAX_NUMBERS = 1_000_000
@@ -28,13 +27,13 @@ class _Part(BaseModel):
 
 
 class TensorParameters(_Part):
-    """What a caller says of one tensor."""
+    """Parameters of one tensor."""
 
-    binary_data_size: Annotated[int | None, Field(ge=0, description="Bytes of this tensor behind the JSON.")] = None
+    binary_data_size: Annotated[int | None, Field(ge=0, description="Bytes of this tensor after the JSON.")] = None
 
 
 class InputTensor(_Part):
-    """Pictures."""
+    """Images."""
 
     name: Annotated[Literal["image", "pixels"], Field(examples=["image"])]
     datatype: Annotated[Literal["BYTES", "UINT8"], Field(examples=["BYTES"])]
@@ -42,96 +41,97 @@ class InputTensor(_Part):
     parameters: TensorParameters = TensorParameters()
     data: Annotated[
         list[Any] | None,
-        Field(description="Pictures in base64, or pixels; left out where the bytes follow.", examples=[["iVBORw0..."]]),
+        Field(description="Images in base64, or pixels; omitted where the bytes follow.", examples=[["iVBORw0..."]]),
     ] = None
 
 
 class OutputParameters(_Part):
-    """How a caller wants one output."""
+    """Parameters of one output."""
 
     binary_data: bool | None = None
-    classification: Annotated[int, Field(ge=0, le=100_000, description="How many classes to name; 0: scores.")] = 0
+    classification: Annotated[int, Field(ge=0, le=100_000, description="Number of classes to name; 0: scores.")] = 0
 
 
 class OutputTensor(_Part):
-    """What a caller wants to have."""
+    """A requested output."""
 
     name: Annotated[Literal["scores"], Field(examples=["scores"])]
     parameters: OutputParameters = OutputParameters()
 
 
 class RequestParameters(_Part):
-    """What a caller says of the request."""
+    """Parameters of the request."""
 
     binary_data_output: bool = False
 
 
-class InferBody(_Part):
-    """A request for scores."""
+class InferRequestBody(_Part):
+    """The body of an inference request."""
 
-    id: Annotated[str, Field(pattern=r"^[0-9A-Za-z._\-]{0,64}$", description="Comes back as it is.")] = ""
+    id: Annotated[str, Field(pattern=r"^[0-9A-Za-z._\-]{0,64}$", description="Repeated in the response.")] = ""
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
     outputs: Annotated[list[OutputTensor], Field(max_length=1)] = []
     parameters: RequestParameters = RequestParameters()
 
 
 @dataclass(frozen=True)
-class Inference:
-    """What a caller of the protocol asks."""
+class InferRequest:
+    """A parsed request."""
 
-    pictures: list[bytes | RawPixels | EcaHubError]
-    """Encoded pictures or pixels; or what is wrong with one."""
+    images: list[bytes | RawPixels]
+    """Encoded images or pixels."""
     request_id: str
-    """The caller's own, to be given back."""
+    """The client's id, which the response repeats."""
     wants_binary: bool
-    """Whether the output shall follow the JSON as bytes."""
+    """Whether the output follows the JSON as bytes."""
     num_classes: int
-    """How many of the likeliest classes to name; 0 asks for all scores as numbers."""
+    """How many of the top classes to name; 0: all scores as numbers."""
 
 
-def inference_in(
+def parse_infer_request(
     body: bytes, header_length: str | None, *, height_px: int, width_px: int, max_images: int
-) -> Inference:
-    """Find the pictures of a request.
+) -> InferRequest:
+    """Parse a request.
 
     Args:
         body: All of it.
-        header_length: Bytes of JSON at the front, as the header Inference-Header-Content-Length says; None means all.
-        height_px: What `pixels` must have.
-        width_px: What `pixels` must have.
-        max_images: Pictures in one request.
+        header_length: Bytes of JSON at the front, as the header Inference-Header-Content-Length says; None: all.
+        height_px: Of `pixels`.
+        width_px: Of `pixels`.
+        max_images: Images in one request.
 
     Raises:
-        BadJson: what should be JSON is not.
-        InvalidRequest: JSON of another shape, tensors that are not what they announce, or too many pictures.
+        BadJson: the JSON part is not JSON.
+        InvalidRequest: JSON of another shape, tensors that contradict it, or too many images.
     """
     num_json = _length(header_length, len(body))
-    read = read_json(body[:num_json], InferBody, max_marks=_MAX_NUMBERS)
+    read = parse_json(body[:num_json], InferRequestBody, max_marks=_MAX_NUMBERS)
     tensor, wanted = read.inputs[0], next(iter(read.outputs), None)
     num_images = tensor.shape[0]
     if num_images > max_images:
-        raise InvalidRequest(f"The request has more than {max_images} pictures.", hint="Send several requests.")
+        raise InvalidRequest(f"The request has more than {max_images} images.", hint="Send several requests.")
     raw = _raw_of(tensor, body[num_json:])
-    pictures: list[bytes | RawPixels | EcaHubError]
+    images: list[bytes | RawPixels]
     if tensor.name == "image":
         _expect(tensor, "BYTES", [[num_images], [num_images, 1]])
-        pictures = [*(_elements(raw) if raw is not None else _texts(tensor))]
-        if len(pictures) != num_images:
-            raise InvalidRequest("The input has not as many pictures as its shape says.")
+        # One too many is enough to refuse: a body may hold millions of empty elements.
+        images = [*islice(_elements(raw) if raw is not None else _texts(tensor), num_images + 1)]
+        if len(images) != num_images:
+            raise InvalidRequest("The number of images is not what the input's shape says.")
     else:
         _expect(tensor, "UINT8", [[num_images, 3, height_px, width_px]])
         pixels = raw if raw is not None else _numbers(tensor)
         size = 3 * height_px * width_px
         if len(pixels) != num_images * size:
-            raise InvalidRequest("The input has not as many numbers as its shape says.")
-        pictures = [RawPixels(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+            raise InvalidRequest("The number of pixels is not what the input's shape says.")
+        images = [RawPixels(pixels[start : start + size]) for start in range(0, len(pixels), size)]
     asked = wanted.parameters.binary_data if wanted else None
     wants_binary = read.parameters.binary_data_output if asked is None else asked
-    return Inference(pictures, read.id, wants_binary, wanted.parameters.classification if wanted else 0)
+    return InferRequest(images, read.id, wants_binary, wanted.parameters.classification if wanted else 0)
 
 
 def scores_output(rows: Sequence[Sequence[float]], *, binary: bool) -> tuple[dict[str, Any], bytes]:
-    """Write scores as an output: what stands in the JSON, and what follows it."""
+    """Return scores as an output: its JSON, and the bytes that follow."""
     head: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": [len(rows), len(rows[0])]}
     if not binary:
         return head | {"data": list(chain.from_iterable(rows))}, b""
@@ -142,7 +142,7 @@ def scores_output(rows: Sequence[Sequence[float]], *, binary: bool) -> tuple[dic
 
 
 def classes_output(rows: Sequence[Sequence[str]], *, binary: bool) -> tuple[dict[str, Any], bytes]:
-    """Write named classes as an output: what stands in the JSON, and what follows it."""
+    """Return named classes as an output: its JSON, and the bytes that follow."""
     head: dict[str, Any] = {"name": "scores", "datatype": "BYTES", "shape": [len(rows), len(rows[0])]}
     words = list(chain.from_iterable(rows))
     if not binary:
@@ -161,16 +161,16 @@ def _length(header_length: str | None, num_bytes: int) -> int:
     if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 20):
         raise InvalidRequest("Inference-Header-Content-Length is not a number.")
     if int(header_length) > num_bytes:
-        raise InvalidRequest("Inference-Header-Content-Length says more than the body has.")
+        raise InvalidRequest("Inference-Header-Content-Length is larger than the body.")
     return int(header_length)
 
 
 def _raw_of(tensor: InputTensor, rest: bytes) -> bytes | None:
-    """The bytes of the input that follow the JSON; None where its data stand in the JSON."""
+    """Return the bytes that follow the JSON; None where the input's data is in the JSON."""
     size = tensor.parameters.binary_data_size
     if (size is None) == (tensor.data is None) or len(rest) != (size or 0):
         raise InvalidRequest(
-            "An input has either data in the JSON or binary_data_size bytes behind it, and nothing else follows."
+            "An input has either data in the JSON or binary_data_size bytes after it, and nothing else follows."
         )
     return None if size is None else rest
 
@@ -181,32 +181,40 @@ def _expect(tensor: InputTensor, datatype: str, shapes: list[list[int]]) -> None
 
 
 def _elements(raw: bytes) -> Iterator[bytes]:
-    """Split what is four bytes of length, little end first, before each element."""
-    place = 0
-    while place < len(raw):
-        end = place + 4 + int.from_bytes(raw[place : place + 4], "little")
-        if len(raw) < place + 4 or end > len(raw):
+    """Split elements that follow their length, four bytes each, little-endian."""
+    start = 0
+    while start < len(raw):
+        end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
+        if len(raw) < start + 4 or end > len(raw):
             raise InvalidRequest("The bytes of the input end inside an element.")
-        yield raw[place + 4 : end]
-        place = end
+        yield raw[start + 4 : end]
+        start = end
 
 
-def _texts(tensor: InputTensor) -> Iterator[bytes | EcaHubError]:
+def _texts(tensor: InputTensor) -> Iterator[bytes]:
     for text in _flat(tensor.data or []):
         if not isinstance(text, str):
-            raise InvalidRequest("Pictures in JSON are in base64.")
-        yield unpack_base64(text)
+            raise InvalidRequest("Images in JSON are in base64.")
+        image = decode_base64(text)
+        # One bad image fails the request, so that the first one is enough.
+        if isinstance(image, EcaHubError):
+            raise image
+        yield image
 
 
 def _numbers(tensor: InputTensor) -> bytes:
-    try:
-        return bytes(_flat(tensor.data or []))
-    except (TypeError, ValueError):
-        raise InvalidRequest("Pixels are whole numbers, 0 to 255.") from None
+    numbers = list(_flat(tensor.data or []))
+    # true and false would be numbers to bytes().
+    if set(map(type, numbers)) <= {int}:
+        try:
+            return bytes(numbers)
+        except ValueError:
+            pass
+    raise InvalidRequest("Pixels are whole numbers, 0 to 255.")
 
 
 def _flat(data: list[Any]) -> Iterator[Any]:
-    """Walk through data that is flat or nested like its shape, four deep at most."""
+    """Iterate over data that is flat or nested like its shape, four levels at most."""
     level: Iterator[Any] = iter(data)
     for _ in range(3):
         level = chain.from_iterable(each if isinstance(each, list) else (each,) for each in level)

@@ -1,7 +1,4 @@
-"""The addresses of the service: reads requests, asks a running model, writes answers.
-
-Never sees a tensor or a pixel.
-"""
+"""POST /v1/classify, POST /v1/explain and POST /models/{owner}/{name}, the shape of Hugging Face."""
 
 import asyncio
 import time
@@ -9,164 +6,183 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar, TypeVarTuple
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from eca_hub import EcaHubError
 from eca_service.api.schemas import (
     CLASSIFY_BODY,
-    TASK_BODY,
-    Classification,
-    Classifications,
+    HF_BODY,
+    BatchResponse,
     ClassifyQuery,
-    ExplainAnswer,
+    ClassifyResponse,
     ExplainQuery,
-    TaskAnswer,
-    refusals,
+    ExplainResponse,
+    HFOutput,
+    error_responses,
 )
 from eca_service.errors import InvalidRequest
-from eca_service.http.body import unless_gone
-from eca_service.http.dependencies import TheHouse, check_key
-from eca_service.http.responses import error_entry, json_answer, request_id_of
-from eca_service.http.uploads import pictures_in, task_in
-from eca_service.inference import tasks
+from eca_service.http.body import cancel_on_disconnect
+from eca_service.http.dependencies import StateDep, get_state, require_api_key
+from eca_service.http.responses import error_body, json_response, request_id_of
+from eca_service.http.uploads import parse_hf_request, parse_images
 from eca_service.inference.model import ServedModel
+from eca_service.inference.tasks import Classification
 from eca_service.inference.types import ImageResult
 
-Found = TypeVar("Found")
+Parsed = TypeVar("Parsed")
 Rest = TypeVarTuple("Rest")
 
 _LARGE_BODY_BYTES = 2**20
 
-router = APIRouter(dependencies=[Depends(check_key)], responses=refusals(401))
-"""What needs a key, when there are keys."""
+router = APIRouter(dependencies=[Depends(require_api_key)], responses=error_responses(401))
 
 
 @router.post(
     "/v1/classify",
-    summary="Name what is in one or more pictures",
+    summary="Classify one or more images",
     response_model=None,
     responses={
-        200: {"model": Classification | Classifications},
-        **refusals(400, 404, 408, 413, 415, 422, 429, 503, 504),
+        200: {"model": ClassifyResponse | BatchResponse},
+        **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504),
     },
     openapi_extra={"requestBody": CLASSIFY_BODY},
 )
-async def classify(request: Request, house: TheHouse, query: Annotated[ClassifyQuery, Query()]) -> Response:
-    """Send the bytes of a picture as they are, files named `file` in a form, or base64 in JSON.
+async def classify(request: Request, state: StateDep, query: Annotated[ClassifyQuery, Query()]) -> Response:
+    """Send the bytes of an image, files named `file` in a form, or base64 in JSON.
 
-    One picture gives one answer. Several give `results` in their order, where a bad picture fails alone; only if all
-    are bad is the status an error.
+    One image gives one result. Several give `results` in their order, where a bad image fails alone; the status is an
+    error only if all of them are bad.
     """
     received_at_s = time.perf_counter()
     content_type = request.headers.get("content-type", "")
-    async with house.read(request, query.model, max_bytes=house.limits.max_body_bytes(content_type)) as body:
-        pictures = await unpack(pictures_in, body, content_type, house.limits)
-        # Found anew, because another commit may have taken its place while the body came.
-        with house.registry.acquire(query.model) as model:
-            outcomes = await unless_gone(
-                request.receive, model.run(tasks.Classification(query.top_k), pictures, received_at_s=received_at_s)
-            )
-    house.measure(model, outcomes)
-    return _answer(model, outcomes, request_id_of(request))
+    async with state.read_body(request, query.model, content_type) as body:
+        images = await parse_body(parse_images, body, content_type, state.limits)
+        # Looked up again: another commit may have replaced the model while the body arrived.
+        with state.registry.acquire(query.model) as model:
+            work = model.run(Classification(query.top_k), images, received_at_s=received_at_s)
+            results = await cancel_on_disconnect(request.receive, work)
+    state.record_metrics(model, results)
+    return _classify_response(model, results, request_id_of(request))
 
 
-async def unpack(find: Callable[[bytes, *Rest], Found], body: bytes, *args: *Rest) -> Found:
-    """Find what is in a body; in a large one beside the event loop, which others need meanwhile."""
+async def parse_body(parse: Callable[[bytes, *Rest], Parsed], body: bytes, *args: *Rest) -> Parsed:
+    """Parse a body; a large one in a thread, so that the event loop stays free."""
     if len(body) > _LARGE_BODY_BYTES:
-        return await asyncio.to_thread(find, body, *args)
-    return find(body, *args)
+        return await asyncio.to_thread(parse, body, *args)
+    return parse(body, *args)
 
 
-def _answer(
-    model: ServedModel[Any, Any], outcomes: Sequence[ImageResult[Any] | EcaHubError], request_id: str
+def _classify_response(
+    model: ServedModel[Any, Any], results: Sequence[ImageResult[Any] | EcaHubError], request_id: str
 ) -> Response:
-    answered = [outcome for outcome in outcomes if isinstance(outcome, ImageResult)]
-    if not answered:
-        raise _first_error(outcomes)
-    head = {"model": model.info.model_id, "revision": model.info.revision}
-    if len(outcomes) == 1:
-        return json_answer(head | _picture_answer(answered[0]), headers={"server-timing": _server_timing(answered[0])})
-    results = [
-        _picture_answer(outcome) if isinstance(outcome, ImageResult) else error_entry(outcome, request_id)
-        for outcome in outcomes
+    classified = [result for result in results if isinstance(result, ImageResult)]
+    if not classified:
+        raise next(result for result in results if isinstance(result, EcaHubError))
+    common = {"model": model.info.model_id, "revision": model.info.revision}
+    if len(results) == 1:
+        headers = {"server-timing": _server_timing(classified[0])}
+        return json_response(common | _image_result(classified[0]), headers=headers)
+    bodies = [
+        _image_result(result) if isinstance(result, ImageResult) else error_body(result, request_id)
+        for result in results
     ]
-    slowest = max(answered, key=lambda outcome: outcome.total_ms)
-    return json_answer(head | {"results": results}, headers={"server-timing": _server_timing(slowest)})
+    slowest = max(classified, key=lambda result: result.total_ms)
+    return json_response(common | {"results": bodies}, headers={"server-timing": _server_timing(slowest)})
 
 
-def _first_error(outcomes: Sequence[ImageResult[Any] | EcaHubError]) -> EcaHubError:
-    return next(outcome for outcome in outcomes if isinstance(outcome, EcaHubError))
-
-
-def _picture_answer(outcome: ImageResult[Any]) -> dict[str, Any]:
+def _image_result(result: ImageResult[Any]) -> dict[str, Any]:
     return {
-        "predictions": [{"label": one.label, "index": one.index, "score": one.score} for one in outcome.value],
-        "timing_ms": {name: round(value, 3) for name, value in _timings(outcome).items()},
-        "batch_size": outcome.batch_size,
+        "predictions": [{"label": one.label, "index": one.index, "score": one.score} for one in result.value],
+        "timing_ms": {name: round(value, 3) for name, value in _timings(result).items()},
+        "batch_size": result.batch_size,
     }
 
 
-def _timings(outcome: ImageResult[Any]) -> dict[str, float]:
+def _timings(result: ImageResult[Any]) -> dict[str, float]:
     return {
-        "decode": outcome.decode_ms,
-        "queue": outcome.queue_ms,
-        "engine": outcome.engine_ms,
-        "total": outcome.total_ms,
+        "decode": result.decode_ms,
+        "queue": result.queue_ms,
+        "engine": result.engine_ms,
+        "total": result.total_ms,
     }
 
 
-def _server_timing(outcome: ImageResult[Any]) -> str:
-    return ", ".join(f"{name};dur={value:.1f}" for name, value in _timings(outcome).items())
+def _server_timing(result: ImageResult[Any]) -> str:
+    return ", ".join(f"{name};dur={value:.1f}" for name, value in _timings(result).items())
+
+
+async def _classify_without_query(request: Request) -> Response:
+    await require_api_key(request)
+    return await classify(request, await get_state(request), ClassifyQuery())
+
+
+class _NoQueryRoute(Route):
+    """A route that matches requests without a query string."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Leave requests with a query string to FastAPI."""
+        if scope.get("query_string"):
+            return Match.NONE, {}
+        match, child_scope = super().matches(scope)
+        # Another method is FastAPI's to refuse.
+        return (match, {**child_scope, "route": self}) if match is Match.FULL else (Match.NONE, {})
+
+
+plain_classify_route = _NoQueryRoute("/v1/classify", _classify_without_query, methods=["POST"], include_in_schema=False)
+"""POST /v1/classify without FastAPI's handling of dependencies and parameters; see `create_app`."""
 
 
 @router.post(
     "/models/{owner}/{name}",
-    summary="The same in Hugging Face's shape",
+    summary="Classify one image, in Hugging Face's shape",
     response_model=None,
-    responses={200: {"model": list[TaskAnswer]}, **refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
-    openapi_extra={"requestBody": TASK_BODY},
+    responses={200: {"model": list[HFOutput]}, **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    openapi_extra={"requestBody": HF_BODY},
 )
-async def classify_as_task(request: Request, house: TheHouse, owner: str, name: str) -> Response:
-    """Send the bytes of a picture, or JSON with options, as `huggingface_hub.InferenceClient(model=<this>)` does."""
+async def classify_hf(request: Request, state: StateDep, owner: str, name: str) -> Response:
+    """Send the bytes of an image, or JSON with options, as `huggingface_hub.InferenceClient(model=URL)` does."""
     received_at_s = time.perf_counter()
     model_id = f"{owner}/{name}"
     content_type = request.headers.get("content-type", "")
-    async with house.read(request, model_id, max_bytes=house.limits.max_body_bytes(content_type)) as body:
-        task = await unpack(task_in, body, content_type, house.limits)
-        with house.registry.acquire(model_id) as model:
+    async with state.read_body(request, model_id, content_type) as body:
+        hf_request = await parse_body(parse_hf_request, body, content_type, state.limits)
+        with state.registry.acquire(model_id) as model:
             # More classes than there are means all of them, as in Hugging Face's pipelines.
-            top_k = None if task.top_k is None else min(task.top_k, len(model.info.labels))
-            work = model.run(tasks.Classification(top_k, task.activation), [task.picture], received_at_s=received_at_s)
-            (outcome,) = await unless_gone(request.receive, work)
-    house.measure(model, [outcome])
-    if isinstance(outcome, EcaHubError):
-        raise outcome
-    answer = [{"label": one.label, "score": one.score} for one in outcome.value]
-    return json_answer(answer, headers={"server-timing": _server_timing(outcome)})
+            top_k = None if hf_request.top_k is None else min(hf_request.top_k, len(model.info.labels))
+            task = Classification(top_k, hf_request.activation)
+            work = model.run(task, [hf_request.image], received_at_s=received_at_s)
+            (result,) = await cancel_on_disconnect(request.receive, work)
+    state.record_metrics(model, [result])
+    if isinstance(result, EcaHubError):
+        raise result
+    predictions = [{"label": one.label, "score": one.score} for one in result.value]
+    return json_response(predictions, headers={"server-timing": _server_timing(result)})
 
 
 @router.post(
     "/v1/explain",
     summary="Show what a network looked at",
     response_model=None,
-    responses={200: {"model": ExplainAnswer}, **refusals(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    responses={200: {"model": ExplainResponse}, **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
     openapi_extra={"requestBody": CLASSIFY_BODY},
 )
-async def explain(request: Request, house: TheHouse, query: Annotated[ExplainQuery, Query()]) -> Response:
-    """Send one picture. The answer has the gates of every attention and a map of where the evidence lies (Grad-CAM).
+async def explain(request: Request, state: StateDep, query: Annotated[ExplainQuery, Query()]) -> Response:
+    """Send one image. The response has the gates of every attention and a Grad-CAM map of the evidence.
 
-    The map covers what the network sees: the middle of the picture after resize and crop. Costs several
-    classifications; the operator switches it on with --explain.
+    The map covers what the network sees: the center of the image after resize and crop. Costs several classifications;
+    the operator enables it with --explain.
     """
     content_type = request.headers.get("content-type", "")
-    async with house.read(request, query.model, max_bytes=house.limits.max_body_bytes(content_type)) as body:
-        pictures = await unpack(pictures_in, body, content_type, house.limits)
-        if len(pictures) != 1:
-            raise InvalidRequest("One picture is explained at a time.")
-        if isinstance(pictures[0], EcaHubError):
-            raise pictures[0]
-        with house.registry.acquire(query.model) as model:
-            explanation = await unless_gone(request.receive, model.explain(pictures[0], query.class_index))
-    return json_answer(_explanation(model, explanation, with_values=query.gates))
+    async with state.read_body(request, query.model, content_type) as body:
+        images = await parse_body(parse_images, body, content_type, state.limits)
+        if len(images) != 1:
+            raise InvalidRequest("Only one image can be explained at a time.")
+        if isinstance(images[0], EcaHubError):
+            raise images[0]
+        with state.registry.acquire(query.model) as model:
+            explanation = await cancel_on_disconnect(request.receive, model.explain(images[0], query.class_index))
+    return json_response(_explanation(model, explanation, with_values=query.gates))
 
 
 def _explanation(model: ServedModel[Any, Any], explanation: Any, *, with_values: bool) -> dict[str, Any]:
@@ -183,11 +199,11 @@ def _explanation(model: ServedModel[Any, Any], explanation: Any, *, with_values:
         | ({"values": [round(value, 5) for value in one.values]} if with_values else {})
         for one in explanation.gates
     ]
-    named = explanation.prediction
+    prediction = explanation.prediction
     return {
         "model": model.info.model_id,
         "revision": model.info.revision,
-        "prediction": {"label": named.label, "index": named.index, "score": named.score},
+        "prediction": {"label": prediction.label, "index": prediction.index, "score": prediction.score},
         "gates": gates,
         "heat": [[round(value, 4) for value in row] for row in explanation.heat],
     }

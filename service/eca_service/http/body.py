@@ -1,8 +1,7 @@
-"""The body of a request into memory, within bounds: bytes of one body, bytes of all bodies, seconds.
+"""Read a request body into memory within limits: bytes of one body, bytes of all bodies, seconds.
 
-A body that is announced too large is refused before it is read. Nothing is written to disk, so a read-only machine
-without a temporary folder serves large pictures as well as small ones. Knows headers and bytes; nothing of what they
-mean.
+A body whose Content-Length is too large is refused before it is read. Nothing is written to disk, so a read-only
+machine without a temporary folder handles large images as well as small ones.
 """
 
 import asyncio
@@ -15,19 +14,19 @@ from eca_service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overlo
 Result = TypeVar("Result")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_LAST_CALL_S = 2.0
+_LAST_BODY_S = 2.0
 
 
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+class ClientDisconnected(Exception):
+    """The client has closed the connection."""
 
 
 class BodyReader:
-    """Reads bodies for all requests, which share one bound.
+    """Reads the bodies of all requests within one memory limit.
 
     Args:
-        max_total_bytes: Size of all bodies that are being received or answered.
-        timeout_s: Time that one body may take to arrive.
+        max_total_bytes: Memory for all bodies that are being received or processed.
+        timeout_s: Time within which one body must arrive.
     """
 
     def __init__(self, *, max_total_bytes: int, timeout_s: float) -> None:
@@ -37,39 +36,56 @@ class BodyReader:
         self._timeouts: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
-    async def read(self, headers: Mapping[str, str], receive: Receive, *, max_bytes: int) -> AsyncIterator[bytes]:
-        """Give the whole body; its bytes count against the shared bound until the block ends.
+    async def read(
+        self, headers: Mapping[str, str], receive: Receive, *, max_bytes: int, num_copies: int = 1
+    ) -> AsyncIterator[bytes]:
+        """Read the whole body. It counts against the memory limit until the block ends.
+
+        Args:
+            headers: Of the request.
+            receive: Of the request.
+            max_bytes: Size of the body.
+            num_copies: How often its bytes are in memory at once while it is processed: joined, split, decoded.
 
         Raises:
             BodyTooLarge: more than `max_bytes`.
             BodyTimeout: it did not arrive in time.
-            Overloaded: too many bytes are in the house.
+            Overloaded: the bodies of all requests fill their memory.
             UnsupportedType: the body is compressed.
-            ClientGone: the caller hung up.
+            ClientDisconnected: the client closed the connection.
         """
         if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise UnsupportedType("A compressed body is not read.", hint="Send it without Content-Encoding.")
+            raise UnsupportedType("Compressed bodies are not supported.", hint="Send it without Content-Encoding.")
         announced = headers.get("content-length", "0")
         if not (announced.isascii() and announced.isdigit() and len(announced) < 20):
             raise InvalidRequest("Content-Length is not a number.")
         if int(announced) > max_bytes:
             raise _too_large(max_bytes)
-        chunks: list[bytes] = []
+        # One buffer that grows: a list of chunks and their join would hold the body twice.
+        received = bytearray()
+        num_counted = 0
         try:
-            await self._fill(chunks, receive, max_bytes)
-            yield b"".join(chunks)
+            async for chunk in self._chunks(receive, max_bytes):
+                if self.total_bytes + num_copies * len(chunk) > self.max_total_bytes:
+                    raise Overloaded("The bodies of other requests fill their memory.")
+                received += chunk
+                num_counted += num_copies * len(chunk)
+                self.total_bytes += num_copies * len(chunk)
+            body = bytes(received)
+            received.clear()
+            yield body
         finally:
-            self.total_bytes -= sum(map(len, chunks))
+            self.total_bytes -= num_counted
 
-    def hurry(self) -> None:
-        """Give the bodies that are still arriving two more seconds, because the process is about to end."""
-        latest = asyncio.get_running_loop().time() + _LAST_CALL_S
+    def shorten_deadlines(self) -> None:
+        """Give the bodies that are still arriving two more seconds, because the process is about to exit."""
+        latest = asyncio.get_running_loop().time() + _LAST_BODY_S
         for timeout in self._timeouts:
             if (when := timeout.when()) is not None and when > latest:
                 timeout.reschedule(latest)
 
-    async def _fill(self, chunks: list[bytes], receive: Receive, max_bytes: int) -> None:
-        """Gather what comes. Only what has come counts: announcing much must not be enough to keep others out."""
+    async def _chunks(self, receive: Receive, max_bytes: int) -> AsyncIterator[bytes]:
+        """Yield what arrives. Only that counts: a large Content-Length must not suffice to keep others out."""
         num_bytes, more = 0, True
         try:
             async with asyncio.timeout(self._timeout_s) as timeout:
@@ -78,17 +94,12 @@ class BodyReader:
                     while more:
                         message = await receive()
                         if message["type"] == "http.disconnect":
-                            raise ClientGone
+                            raise ClientDisconnected
                         more, chunk = message.get("more_body", False), message.get("body", b"")
                         num_bytes += len(chunk)
                         if num_bytes > max_bytes:
                             raise _too_large(max_bytes)
-                        if self.total_bytes + len(chunk) > self.max_total_bytes:
-                            raise Overloaded(
-                                "The pictures of other callers fill the memory that is set aside for them."
-                            )
-                        chunks.append(chunk)
-                        self.total_bytes += len(chunk)
+                        yield chunk
                 finally:
                     self._timeouts.discard(timeout)
         except TimeoutError:
@@ -99,35 +110,33 @@ class BodyReader:
 
 def _too_large(max_bytes: int) -> BodyTooLarge:
     limit = f"{max_bytes / 2**20:g} MiB"
-    return BodyTooLarge(
-        f"The body has more than {limit}, which is the limit.", hint="Send less: a smaller picture, or fewer."
-    )
+    return BodyTooLarge(f"The body has more than {limit}.", hint="Send a smaller image, or fewer.")
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do `work` for a caller whose body has been read; stop it when the caller hangs up.
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await `work` for a client whose body has been read; cancel it when the client disconnects.
 
     Raises:
-        ClientGone: the caller hung up before the work was done.
+        ClientDisconnected: the client closed the connection before the work was done.
     """
-    worker, is_gone = asyncio.current_task(), False
+    worker, is_disconnected = asyncio.current_task(), False
     assert worker is not None
 
-    async def stop_when_gone() -> None:
-        nonlocal is_gone
+    async def cancel_worker() -> None:
+        nonlocal is_disconnected
         while (await receive())["type"] != "http.disconnect":
             pass
-        is_gone = True
+        is_disconnected = True
         worker.cancel()
 
     # The work stays in this task: a second one would cost as much as reading the request.
-    watching = asyncio.create_task(stop_when_gone())
+    monitor = asyncio.create_task(cancel_worker())
     try:
         return await work
     except asyncio.CancelledError:
-        # Somebody else may have cancelled as well, when the service ends: then that counts.
-        if is_gone and not worker.uncancel():
-            raise ClientGone from None
+        # The server may have cancelled the task as well, during shutdown: then that counts.
+        if is_disconnected and not worker.uncancel():
+            raise ClientDisconnected from None
         raise
     finally:
-        watching.cancel()
+        monitor.cancel()

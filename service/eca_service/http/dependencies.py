@@ -1,4 +1,4 @@
-"""What every route works with, and how a route gets hold of it. Knows nothing of what the routes do."""
+"""What every route works with, and the dependencies that give it to a route."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -8,10 +8,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from eca_hub import EcaHubError
-from eca_service.http.auth import Keys
+from eca_service.http.auth import ApiKeys, check_admin_key
 from eca_service.http.body import BodyReader
-from eca_service.http.security import check_admin
-from eca_service.http.uploads import UploadLimits
+from eca_service.http.uploads import UploadLimits, num_copies_of
 from eca_service.inference.model import ServedModel
 from eca_service.inference.types import ImageResult
 from eca_service.metrics import Metrics
@@ -19,68 +18,75 @@ from eca_service.models.registry import Registry
 
 
 @dataclass(frozen=True)
-class House:
+class AppState:
     """What the routes work with."""
 
     registry: Registry
     """The models."""
     bodies: BodyReader
-    """Reads what callers send."""
+    """Reads request bodies."""
     limits: UploadLimits
-    """How much they may send."""
-    keys: Keys
-    """Who may send it."""
+    """How much a request may hold."""
+    keys: ApiKeys
+    """Keys for inference."""
     metrics: Metrics
-    """What is counted."""
-    admin_keys: Keys
-    """Who may change models; they may ask as well."""
+    """Counters and histograms."""
+    admin_keys: ApiKeys
+    """Keys for changing models; they allow inference as well."""
     allowed_repos: tuple[str, ...]
-    """Which repositories may be loaded while the service runs: ids, in which `*` stands for any letters."""
+    """Repositories that may be loaded while the service runs: ids, in which `*` stands for any letters."""
 
     @asynccontextmanager
-    async def read(self, request: Request, model_id: str | None, *, max_bytes: int) -> AsyncIterator[bytes]:
-        """Give the body of a request to a model, unless it can be refused unread.
+    async def read_body(self, request: Request, model_id: str | None, content_type: str) -> AsyncIterator[bytes]:
+        """Read the body of a request for a model, unless it can be refused unread.
+
+        Args:
+            request: The request.
+            model_id: Id of the model; None means the only one.
+            content_type: How large the body may be, and how much memory it takes.
 
         Raises:
-            ModelNotLoaded: no such model runs.
-            NotReady: it is still loading.
-            InvalidRequest: no id was given and there are several models.
-            Overloaded: the model has no seat, or the bodies of others fill the memory that is set aside for them.
+            ModelNotLoaded: no loaded model has this id.
+            NotReady: the model is still loading.
+            InvalidRequest: no id was given and several models are loaded.
+            Overloaded: too much is in flight for this model, or the bodies of all requests fill their memory.
             EcaHubError: the body is too large, too slow or compressed.
         """
         self.registry.find(model_id).batcher.check_capacity()
-        async with self.bodies.read(request.headers, request.receive, max_bytes=max_bytes) as body:
+        max_bytes, num_copies = self.limits.max_body_bytes(content_type), num_copies_of(content_type)
+        bodies, headers, receive = self.bodies, request.headers, request.receive
+        async with bodies.read(headers, receive, max_bytes=max_bytes, num_copies=num_copies) as body:
             yield body
 
-    def measure(self, model: ServedModel[Any, Any], outcomes: Sequence[ImageResult[Any] | EcaHubError]) -> None:
-        """Count where the time of these pictures went."""
+    def record_metrics(self, model: ServedModel[Any, Any], outcomes: Sequence[ImageResult[Any] | EcaHubError]) -> None:
+        """Record where the time of these images went."""
+        metrics, model_id = self.metrics, model.info.model_id
         for outcome in outcomes:
             if isinstance(outcome, ImageResult):
-                model_id, metrics = model.info.model_id, self.metrics
-                metrics.decode_seconds.observe(outcome.decode_ms / 1000, model_id)
-                metrics.queue_seconds.observe(outcome.queue_ms / 1000, model_id)
-                metrics.engine_seconds.observe(outcome.engine_ms / 1000, model_id)
-                metrics.batch_size.observe(outcome.batch_size, model_id)
+                metrics.decode_seconds.labels(model_id).observe(outcome.decode_ms / 1000)
+                metrics.queue_seconds.labels(model_id).observe(outcome.queue_ms / 1000)
+                metrics.engine_seconds.labels(model_id).observe(outcome.engine_ms / 1000)
+                metrics.batch_size.labels(model_id).observe(outcome.batch_size)
 
 
-async def house_of(request: Request) -> House:
-    """The house that this request came to. Async, because FastAPI runs other dependencies in threads, which run out."""
-    house = request.app.state.house
-    assert isinstance(house, House)
-    return house
+async def get_state(request: Request) -> AppState:
+    """Return the state of the app. Async, because FastAPI runs other dependencies in a thread pool."""
+    state = request.app.state.service
+    assert isinstance(state, AppState)
+    return state
 
 
-async def check_key(request: Request) -> None:
-    """Refuse a caller without a key before anything of the request is read."""
-    house = await house_of(request)
-    if not house.admin_keys.open_for(request.scope["headers"]):
-        house.keys.check(request.scope["headers"])
+async def require_api_key(request: Request) -> None:
+    """Refuse a request without a valid key before anything else of it is read."""
+    state = await get_state(request)
+    if not state.admin_keys.authenticates(request.scope["headers"]):
+        state.keys.check(request.scope["headers"])
 
 
-async def check_admin_key(request: Request) -> None:
-    """Refuse a caller without an admin key before anything of the request is read."""
-    house = await house_of(request)
-    check_admin(request.scope["headers"], house.admin_keys, house.keys)
+async def require_admin_key(request: Request) -> None:
+    """Refuse a request without an admin key before anything else of it is read."""
+    state = await get_state(request)
+    check_admin_key(request.scope["headers"], state.admin_keys, state.keys)
 
 
-TheHouse = Annotated[House, Depends(house_of)]
+StateDep = Annotated[AppState, Depends(get_state)]

@@ -1,118 +1,153 @@
-"""What every answer carries, whatever is inside: a request id, the headers that browsers need, and no accident.
-
-An exception that nobody caught becomes a 500 in the one error shape, with its trace in the log and not in the answer.
-"""
+"""ASGI middleware around the whole app: request ids, security headers, metrics, access log, unexpected exceptions."""
 
 import asyncio
 import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eca_hub import EcaHubError
-from eca_service.errors import NotReady
-from eca_service.http.body import ClientGone
-from eca_service.http.responses import error_answer
+from eca_service.errors import BadHost, HeadersTooLarge, InternalError, NotReady
+from eca_service.http.body import ClientDisconnected
+from eca_service.http.responses import error_response
+from eca_service.logging import log_access
 from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
 
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,64}")
-_HEADERS = [
+_SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 ]
-# Who keeps the connection might ask again in the very moment in which the service closes it.
-_FAREWELL = [(b"connection", b"close")]
+# A client that believes the connection to stay open could send a request at the moment at which it is closed.
+_CLOSE_HEADERS = [(b"connection", b"close")]
 
-_MAX_HEAD_BYTES = 16384
+_MAX_HEADER_BYTES = 16384
 _MAX_HEADERS = 100
 
 _logger = logging.getLogger(__name__)
 
 
-class Internal(EcaHubError):
-    """An accident of ours."""
-
-    code = "internal"
-
-
-class HeadTooLarge(EcaHubError):
-    """An address or headers of more bytes than anybody needs."""
-
-    code = "head_too_large"
-
-    def __init__(self) -> None:
-        super().__init__(f"Address and headers have more than {_MAX_HEAD_BYTES} bytes, or than {_MAX_HEADERS} lines.")
-
-
-class Envelope:
-    """ASGI middleware around the whole app.
+class RequestMiddleware:
+    """Outermost middleware of the app.
 
     Args:
-        app: What answers.
-        metrics: Where requests are counted.
-        registry: Whether the service is about to end.
+        app: The app inside.
+        metrics: Counts requests.
+        registry: Knows whether the service drains.
+        keeps_alive: Whether a connection is used for more than one request.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, registry: Registry) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, registry: Registry, *, keeps_alive: bool = True) -> None:
         self._app = app
         self._metrics = metrics
         self._registry = registry
+        self._keeps_alive = keeps_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id_in(scope)
+        request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         started_s = time.perf_counter()
         status: int | None = None
 
-        async def send_wrapped(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                farewell = _FAREWELL if self._registry.is_draining else []
-                own = [(b"x-request-id", request_id.encode()), *_HEADERS, *farewell]
+                closing = _CLOSE_HEADERS if self._registry.is_draining or not self._keeps_alive else []
+                own = [(b"x-request-id", request_id.encode()), *_SECURITY_HEADERS, *closing]
                 message["headers"] = [*message["headers"], *own]
             await send(message)
 
-        self._metrics.received.add()
-        error = await self._try(scope, receive, send_wrapped)
-        if error is not None and status is None:
-            await error_answer(error, request_id, scope["path"])(scope, receive, send_wrapped)
-        route = getattr(scope.get("route"), "path", "none")
-        self._metrics.requests.add(route, "gone" if status is None else str(status))
-        self._metrics.request_seconds.observe(time.perf_counter() - started_s, route)
+        with self._metrics.count_request() as counted:
+            error = await self._run(scope, receive, send_with_headers)
+            if error is not None and status is None:
+                await error_response(error, scope)(scope, receive, send_with_headers)
+            duration_s = time.perf_counter() - started_s
+            route = _route_template(scope)
+            counted(route, status, duration_s)
+        log_access(request_id, scope["method"], route, status, duration_s)
 
-    async def _try(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
-        """Run the app; say what the caller should be told that it did not tell."""
-        if len(scope["headers"]) > _MAX_HEADERS or _head_bytes(scope) > _MAX_HEAD_BYTES:
-            return HeadTooLarge()
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
+        """Run the app; return the error that it did not answer with."""
+        if len(scope["headers"]) > _MAX_HEADERS or _header_bytes(scope) > _MAX_HEADER_BYTES:
+            return HeadersTooLarge(
+                f"Request line and headers have more than {_MAX_HEADER_BYTES} bytes, or more than {_MAX_HEADERS} lines."
+            )
         try:
             await self._app(scope, receive, send)
-        except ClientGone:
+        except ClientDisconnected:
             return None
+        except EcaHubError as error:
+            # Of a middleware; those of routes are handled inside.
+            return error
         except asyncio.CancelledError:
-            # The server cancels what still runs when the time to drain is over: the caller shall hear of it.
+            # The server cancels what still runs when the time to drain is over; the client gets a response first.
             return NotReady("The service is shutting down.", retry_after_s=5)
         except Exception:
             _logger.exception("request %s failed", scope["state"]["request_id"])
-            return Internal("The service made a mistake.", hint="Its log tells more under the request id.")
+            return InternalError("The service failed unexpectedly.", hint="See its log for this request id.")
         return None
 
 
-def _head_bytes(scope: Scope) -> int:
-    """Size of what came before the body. uvicorn bounds it only while it is incomplete."""
+class HostCheckMiddleware:
+    """Starlette's TrustedHostMiddleware with an error in the one shape.
+
+    Without it, a web page whose host name resolves to 127.0.0.1 (DNS rebinding) could use a service without keys.
+
+    Args:
+        app: The app inside.
+        allowed_hosts: Names; `*.example.com` is a pattern, `*` allows any.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]) -> None:
+        self._app = app
+        self._trusted = TrustedHostMiddleware(self._accept, allowed_hosts, www_redirect=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the Host header of one request.
+
+        Raises:
+            BadHost: it is missing or not allowed.
+        """
+        if scope["type"] == "http":
+            await self._trusted(scope, receive, _discard)
+            if not scope["state"].get("has_trusted_host"):
+                raise BadHost(
+                    "The Host header is not allowed.", hint="The operator lists host names in --allowed_hosts."
+                )
+        await self._app(scope, receive, send)
+
+    @staticmethod
+    async def _accept(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["has_trusted_host"] = True
+
+
+async def _discard(message: Message) -> None:
+    """Drop the plain-text response of TrustedHostMiddleware."""
+
+
+def _route_template(scope: Scope) -> str:
+    """Return the template of the matched route: a path could hold anything, and would make endless metrics."""
+    return str(getattr(scope.get("route"), "path", "none"))
+
+
+def _header_bytes(scope: Scope) -> int:
+    """Return the size of request line and headers, which uvicorn bounds only while they are incomplete."""
     fields = sum(len(name) + len(value) for name, value in scope["headers"])
     return fields + len(scope.get("raw_path", b"")) + len(scope["query_string"])
 
 
-def _request_id_in(scope: Scope) -> str:
+def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value.decode())

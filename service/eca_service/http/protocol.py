@@ -1,9 +1,11 @@
-"""One HTTP connection with deadlines, a bound on its pieces, and one meaning of where a request ends.
+"""One HTTP/1.1 connection with time limits, a connection limit and strict framing.
 
-uvicorn alone waits for ever for the rest of a head or of an unread body, takes a body in single bytes, and forgives a
-head that a proxy in front of it may read in another way, which is how one request is smuggled inside another.
+uvicorn alone waits without limit for the rest of the headers, for a body that the app does not read and for a client
+that does not read its response, reads a body byte by byte, and accepts headers that a proxy in front may frame
+differently (request smuggling).
 
-Knows the protocol; nothing of what is asked or answered.
+Every private name of uvicorn that the service uses is used in this file and in `server.GracefulServer`; pyproject.toml
+pins the versions, and tests/service/http/test_protocol.py names what is missing in another one.
 """
 
 import asyncio
@@ -16,35 +18,40 @@ from typing import Any, Literal, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_LAST_HEAD_S = 1.0
+from eca_service.settings import Settings
+
+_LAST_HEADERS_S = 1.0
 
 _LINGER_S = 5.0
 _LINGER_BYTES = 64 * 2**20
 
 _TINY_BYTES = 64
-_MAX_TINY_PIECES = 20_000
+_MAX_TINY_CHUNKS = 20_000
 
-# Every line ends with CR and LF, and none goes on in the next (RFC 9112, 2.2 and 5.2).
+_RESERVED_FILES = 64
+"""File descriptors that are not connections: libraries, logs, weights, the listener."""
+
+# Every line ends with CR LF and none is folded (RFC 9112, 2.2 and 5.2).
 _HEAD = re.compile(rb"(?:[^\r\n \t][^\r\n]*\r\n)+\r\n")
 _FRAMING = re.compile(rb"\n(?:content-length|transfer-encoding):([^\r]*)", re.IGNORECASE)
 
 
-class _Parser(h11.Connection):
-    """Refuses what h11 forgives.
+class StrictH11Connection(h11.Connection):
+    """h11 without its leniency.
 
-    That is a head whose lines end or go on in obsolete ways, a body whose end is told twice (RFC 9112, 6.3: even if
-    both tell the same), and a body in very many very small pieces: 300,000 chunks of one byte cost two seconds.
+    Refuses headers with bare LF or folded lines, a body whose length is given twice (RFC 9112, 6.3:
+    even if both agree), and a body in very many tiny chunks: 300,000 chunks of one byte take two seconds.
     """
 
     method = b""
-    """What the last request asks for."""
+    """Method of the last request."""
     _num_tiny = 0
 
     def next_event(self) -> Any:
-        """Parse one thing more.
+        """Parse the next event.
 
         Raises:
-            h11.RemoteProtocolError: it is not HTTP/1.1, or may mean two things.
+            h11.RemoteProtocolError: it is not HTTP/1.1, or is ambiguous.
         """
         received = b""
         if self.their_state is h11.IDLE:
@@ -57,66 +64,95 @@ class _Parser(h11.Connection):
             _check_head(received)
         elif isinstance(event, h11.Data) and len(event.data) < _TINY_BYTES:
             self._num_tiny += 1
-            if self._num_tiny > _MAX_TINY_PIECES:
-                raise h11.RemoteProtocolError("too many tiny pieces")
+            if self._num_tiny > _MAX_TINY_CHUNKS:
+                raise h11.RemoteProtocolError("too many tiny chunks")
         return event
 
 
 def _check_head(received: bytes) -> None:
     head = _HEAD.match(received)
     if head is None:
-        raise h11.RemoteProtocolError("a line of the head does not end with CR LF, or goes on in the next")
+        raise h11.RemoteProtocolError("a header line does not end with CR LF, or is folded")
     framing = _FRAMING.findall(head[0])
     if len(framing) > 1 or any(b"," in value for value in framing):
-        raise h11.RemoteProtocolError("the length of the body is told twice")
+        raise h11.RemoteProtocolError("the length of the body is given twice")
 
 
 class _Transport:
-    """A transport that is closed in the way of its connection.
+    """A transport that reports its writes and is closed by its connection.
 
     Args:
-        transport: The real one.
-        close: What closing means.
+        transport: The wrapped one.
+        close: Called instead of its `close`.
+        on_write: Called after each write with the number of bytes.
     """
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, close: Callable[[], None], on_write: Callable[[int], None]
+    ) -> None:
         self._transport = transport
+        self._on_write = on_write
         self.close = close
 
+    def write(self, data: bytes) -> None:
+        """Send data, and start the write deadline."""
+        self._transport.write(data)
+        self._on_write(len(data))
+
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the real one's."""
         return getattr(self._transport, name)
 
 
-class PatientConnection(H11Protocol):
-    """A connection that closes when its peer takes too long.
+class TimeoutH11Protocol(H11Protocol):
+    """A connection that is closed when its client is too slow.
 
-    A head must arrive within `header_timeout_s` of the connection or of its first byte, or within a second when the
-    service ends. When an answer was given before the body had been read (it was too large, say), the rest of the body
-    is thrown away for a while, because closing at once would make the peer lose the answer.
+    - Request line and headers must arrive within `header_timeout_s` of the connection or of their first byte, or within
+      one second during shutdown.
+    - A response must be taken within `write_timeout_s`; the timer restarts whenever the client has taken some of it.
+    - When a response is sent before the body has been read (413, for instance), the rest of the body is discarded for a
+      while, because closing at once would make the client lose the response.
+    - Beyond `max_connections`, the idle connection whose time runs out first is closed for a new one; where none is
+      idle, the new one gets 503 and is closed.
     """
 
     header_timeout_s = 10.0
+    write_timeout_s = 20.0
+    max_connections = 1000
 
-    conn: _Parser
-    _awaited: Literal["head", "rest"] | None = None
+    conn: StrictH11Connection
+    _awaited: Literal["headers", "rest"] | None = None
     _deadline: asyncio.TimerHandle | None = None
+    _write_deadline: asyncio.TimerHandle | None = None
+    _num_written = 0
+    _num_taken = 0
     _lingered_bytes = 0
     _is_over = False
     _is_last = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _Parser(h11.SERVER)
+        self.conn = StrictH11Connection(h11.SERVER)
+        self._is_last = not self.timeout_keep_alive
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection waits for its next request and has none in part."""
+        is_answered = self.cycle is None or bool(self.cycle.response_complete)
+        return is_answered and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to wait for the first head."""
+        """Start to wait for the first request."""
+        self._raw_transport = transport
         self._close_at_once = transport.close
-        super().connection_made(cast(asyncio.Transport, _Transport(transport, self._close)))
-        self._await("head")
+        wrapped = _Transport(transport, self._close, self._on_write)
+        super().connection_made(cast(asyncio.Transport, wrapped))
+        if len(self.connections) > self.max_connections and not self._make_room():
+            self._refuse(503, "overloaded", "The service has no free connection.", ("retry-after", "1"))
+            return
+        self._await("headers")
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and see what is still missing."""
+        """Parse what arrived, and see what is still missing."""
         if self._awaited == "rest":
             self._lingered_bytes += len(data)
             if self._lingered_bytes > _LINGER_BYTES:
@@ -130,86 +166,140 @@ class PatientConnection(H11Protocol):
         self._await(self._missing())
 
     def on_response_complete(self) -> None:
-        """See what the peer still owes."""
+        """See what the client still has to send."""
         super().on_response_complete()
         self._await(self._missing())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Stop the timers."""
         self._await(None)
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """End after the answer that is being given, or after that to the request that is on its way."""
+        """Close after the current response, or after the response to the request that is arriving."""
         if self._awaited == "rest":
             self._close_at_once()
-        elif self._awaited == "head":
+        elif self._awaited == "headers":
             self._is_last = True
-            self._start_deadline(min(self.header_timeout_s, _LAST_HEAD_S))
+            self._start_deadline(min(self.header_timeout_s, _LAST_HEADERS_S))
         else:
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, in the one shape of errors."""
+        """Refuse what is not HTTP, as JSON."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
+        self._refuse(400, "bad_http", "This is not HTTP/1.1.")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _refuse(self, status: int, code: str, message: str, *headers: tuple[str, str]) -> None:
+        """Send an error without the app, and close."""
         request_id = uuid.uuid4().hex
-        error = {"code": "bad_http", "message": "This is not HTTP/1.1.", "hint": "", "request_id": request_id}
+        error = {"code": code, "message": message, "hint": "", "request_id": request_id}
         body = b"" if self.conn.method == b"HEAD" else json.dumps({"error": error}).encode()
-        headers = [
+        all_headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
             ("x-request-id", request_id),
             ("connection", "close"),
+            *headers,
         ]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+        for event in (h11.Response(status_code=status, headers=all_headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
         self._linger()
 
+    def _make_room(self) -> bool:
+        """Close the idle connection whose time runs out first, if any is idle."""
+        others = (each for each in self.connections if isinstance(each, TimeoutH11Protocol) and each is not self)
+        idle = [each for each in others if each.is_idle and not each.transport.is_closing()]
+        if not idle:
+            return False
+        min(idle, key=TimeoutH11Protocol._idle_deadline_s).transport.close()
+        return True
+
+    def _idle_deadline_s(self) -> float:
+        timers = [timer for timer in (self.timeout_keep_alive_task, self._deadline) if timer is not None]
+        return min((timer.when() for timer in timers), default=0.0)
+
+    def _on_write(self, num_bytes: int) -> None:
+        self._num_written += num_bytes
+        self._watch_writes()
+
+    def _watch_writes(self) -> None:
+        """Start the write deadline where the kernel does not take everything at once."""
+        if self._write_deadline is None and (num_unsent := self._raw_transport.get_write_buffer_size()):
+            self._num_taken = self._num_written - num_unsent
+            self._write_deadline = self.loop.call_later(self.write_timeout_s, self._on_write_deadline)
+
+    def _on_write_deadline(self) -> None:
+        self._write_deadline = None
+        num_unsent = self._raw_transport.get_write_buffer_size()
+        if num_unsent and self._num_written - num_unsent == self._num_taken:
+            self._raw_transport.abort()
+        else:
+            self._watch_writes()
+
     def _close(self) -> None:
-        """Close, but let a peer whose body has not been read have its answer."""
+        """Close, but let a client whose body has not been read receive its response."""
         if self.conn.their_state is h11.SEND_BODY and not self._is_over and not self.transport.is_closing():
             self._linger()
         elif not self._is_over:
             self._close_at_once()
 
     def _linger(self) -> None:
-        """Say that there will be nothing more, and throw away what still comes."""
+        """Half-close, and discard what still arrives."""
         self._is_over = True
         self.transport.write_eof()
         self.flow.resume_reading()
         self._await("rest")
 
-    def _missing(self) -> Literal["head", "rest"] | None:
+    def _missing(self) -> Literal["headers", "rest"] | None:
         if self.transport.is_closing():
             return None
         if self._is_over:
             return "rest"
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            return "head"
+            return "headers"
         if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
             return "rest"
         return None
 
-    def _await(self, awaited: Literal["head", "rest"] | None) -> None:
+    def _await(self, awaited: Literal["headers", "rest"] | None) -> None:
         """Start a deadline when something new is awaited; bytes that trickle in do not move it."""
         if awaited == self._awaited:
             return
         self._awaited = awaited
         self._lingered_bytes = 0
-        self._start_deadline({"head": self.header_timeout_s, "rest": _LINGER_S, None: None}[awaited])
+        self._start_deadline({"headers": self.header_timeout_s, "rest": _LINGER_S, None: None}[awaited])
 
     def _start_deadline(self, seconds: float | None) -> None:
-        """Close after so many seconds; None: whenever the answer is given."""
+        """Close after so many seconds; None: no deadline."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._close_at_once)
 
 
-def connection_class(header_timeout_s: float) -> type[PatientConnection]:
-    """The class with its deadline set: uvicorn makes the instances."""
-    return type("PatientConnection", (PatientConnection,), {"header_timeout_s": header_timeout_s})
+def protocol_class(settings: Settings) -> type[TimeoutH11Protocol]:
+    """Return the protocol with its limits set, as uvicorn makes the instances."""
+    limits = {
+        "header_timeout_s": settings.header_timeout_s,
+        "write_timeout_s": settings.write_timeout_s,
+        "max_connections": min(settings.max_connections, _max_open_files() - _RESERVED_FILES),
+    }
+    return type("TimeoutH11Protocol", (TimeoutH11Protocol,), limits)
+
+
+def _max_open_files() -> int:
+    """Return how many files the process may open; a connection is one."""
+    try:
+        import resource
+    except ImportError:
+        return 2**31
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 if limit == resource.RLIM_INFINITY else max(limit, _RESERVED_FILES + 16)

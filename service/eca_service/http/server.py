@@ -1,7 +1,4 @@
-"""The life of the process: serve, drain, end.
-
-Knows sockets and signals; nothing of pictures or models, except whether they loaded.
-"""
+"""Run the app under uvicorn: bind, serve, drain, exit."""
 
 import asyncio
 import contextlib
@@ -14,74 +11,106 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from uvicorn import Config, Server
 
-from eca_service.http.port import turn_newcomers_away, url_of
-from eca_service.http.protocol import connection_class
+from eca_service.errors import BadSetting
+from eca_service.http.protocol import protocol_class
 from eca_service.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from eca_service.http.dependencies import House
+    from eca_service.http.dependencies import AppState
 
-_START_S = 30.0
+_MAX_STARTUP_S = 30.0
+_ACCEPT_PENDING_S = 0.1
+"""How long the event loop needs at most to accept the connections that the kernel has queued."""
 
-_LET_IN_S = 0.1
-"""How long it takes at most until who waits at the port is a connection, and who asks again has been told to leave."""
-
-OUR_DAEMONS = frozenset(["engine", "loader", "trim heap"])
-"""Names of the threads of this program that Python does not wait for."""
+DAEMON_THREADS = frozenset(["engine", "loader", "trim heap"])
+"""Names of this program's daemon threads, which Python does not join at exit."""
 
 _logger = logging.getLogger(__name__)
 
 
-def let_go_of_streams() -> None:
-    """Write what is left to standard output and error, or to nowhere if nobody reads there any more.
+def bind_listener(host: str, port: int) -> socket.socket:
+    """Bind and listen before anything slow is imported: clients can connect at once, and a taken port fails at once.
 
-    Python would try again as its last act, and end with 120 after all has been answered.
+    Raises:
+        BadSetting: the port is taken, or the host has no such address.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # asyncio sets TCP_NODELAY only on sockets whose protocol is TCP; without it a response takes 40 ms.
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadSetting(
+            f"Cannot listen on {host} port {port}: {reason}.", hint="Set --port to a free one, or to 0."
+        ) from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def flush_stdio() -> None:
+    """Flush standard output and error; where the reader has gone, redirect them to the null device.
+
+    Otherwise Python would flush again at exit and return 120.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
-def end_threads(within_s: float = 2.0) -> None:
-    """Wait for the threads that are about to end, and end the process with 0 if one does not.
+def join_daemon_threads(timeout_s: float = 2.0) -> None:
+    """Wait for this program's daemon threads; one that hangs is left to the interpreter's exit and logged.
 
-    Python ends beside its daemons. One that comes back from C++ at that moment takes the process down with a signal,
-    after all has been answered: an orchestrator would see a crash.
+    A daemon thread that returns from C++ while the interpreter is finalized can abort the process.
     """
-    until_s = time.monotonic() + within_s
-    daemons = [thread for thread in threading.enumerate() if thread.daemon and thread.name in OUR_DAEMONS]
-    for thread in daemons:
-        thread.join(max(0.0, until_s - time.monotonic()))
-    if any(thread.is_alive() for thread in daemons):
-        os._exit(0)
+    deadline_s = time.monotonic() + timeout_s
+    threads = [thread for thread in threading.enumerate() if thread.daemon and thread.name in DAEMON_THREADS]
+    for thread in threads:
+        thread.join(max(0.0, deadline_s - time.monotonic()))
+    for thread in threads:
+        if thread.is_alive():
+            _logger.warning("the thread %r did not end within %g s", thread.name, timeout_s)
 
 
-class DrainingServer(Server):
-    """uvicorn, ended by a signal in good order.
+class GracefulServer(Server):
+    """uvicorn with a graceful shutdown.
 
-    The first signal: `/readyz` turns red and each answer is the last of its connection, the port stays open for
-    `drain_delay_s`, then whoever it has let in is answered and the process ends with 0. The second: it ends at once.
+    First SIGTERM or SIGINT: `/readyz` answers 503 and every response closes its connection; the port stays open for
+    `drain_delay_s`; then open requests are answered and the process exits with 0. Second signal: it exits at once.
     """
 
-    def __init__(self, config: Config, house: "House", settings: Settings) -> None:
+    def __init__(self, config: Config, state: "AppState", settings: Settings) -> None:
         super().__init__(config)
-        self._house = house
+        self._state = state
         self._settings = settings
-        self._draining: asyncio.Task[None] | None = None
+        self._drain_task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals over for as long as we serve."""
+        """Handle signals in the event loop while serving."""
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT)
         for number in signals:
@@ -93,67 +122,67 @@ class DrainingServer(Server):
                 loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say where we are, once the port is served."""
+        """Print the URL once the port is served."""
         await super().startup(sockets)
         assert sockets
         print(f"serving on {url_of(sockets[0])}", flush=True)  # noqa: T201
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the port, answer whoever it has let in, and end the app."""
-        for listener in sockets or []:
-            turn_newcomers_away(listener)
-        await asyncio.sleep(_LET_IN_S)
+        """Accept what the kernel has queued, close the port, answer open requests, end the app."""
+        await asyncio.sleep(_ACCEPT_PENDING_S)
         await super().shutdown(sockets)
 
     def _on_signal(self, number: int) -> None:
-        if self._draining is not None:
+        if self._drain_task is not None:
             os._exit(128 + number)
-        _logger.info("draining; a second signal ends at once")
-        self._draining = asyncio.get_running_loop().create_task(self._drain())
+        _logger.info("draining; a second signal exits at once")
+        self._drain_task = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        self._house.registry.is_draining = True
-        self._house.bodies.hurry()
+        self._state.registry.is_draining = True
+        self._state.bodies.shorten_deadlines()
         await asyncio.sleep(self._settings.drain_delay_s)
         self.should_exit = True
 
 
 async def serve(app: "FastAPI", settings: Settings, listener: socket.socket) -> None:
-    """Serve until a signal comes or a model turns out not to load.
+    """Serve until a signal arrives or a model fails to load.
 
     Raises:
-        Exception: why the model did not load.
+        Exception: why the model failed to load.
     """
     config = Config(
         app,
-        http=connection_class(settings.header_timeout_s),
+        http=protocol_class(settings),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=max(1, round(settings.keep_alive_s)),
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        root_path=settings.root_path,
+        # Typed as int, but only ever passed to timers of asyncio.
+        timeout_keep_alive=cast(int, settings.keep_alive_s),
+        timeout_graceful_shutdown=cast(int, settings.drain_timeout_s),
     )
-    registry = app.state.house.registry
-    server = DrainingServer(config, app.state.house, settings)
+    registry = app.state.service.registry
+    server = GracefulServer(config, app.state.service, settings)
 
-    async def watch_the_start() -> None:
+    async def monitor_startup() -> None:
         with contextlib.suppress(TimeoutError):
-            # A hub may be waited for much longer, which makes garbage.
-            async with asyncio.timeout(_START_S):
+            # Waiting for a hub may take much longer, and makes garbage.
+            async with asyncio.timeout(_MAX_STARTUP_S):
                 await registry.loaded.wait()
-        # What the start has made stays, and is left out of every later search for garbage.
+        # Objects of the startup live until exit: keep the garbage collector from scanning them again and again.
         gc.freeze()
         gc.enable()
         await registry.loaded.wait()
         if registry.failure is not None:
             server.should_exit = True
 
-    watching = asyncio.create_task(watch_the_start())
+    monitor = asyncio.create_task(monitor_startup())
     try:
         await server.serve(sockets=[listener])
     finally:
-        watching.cancel()
+        monitor.cancel()
     if registry.failure is not None:
         raise registry.failure

@@ -137,9 +137,9 @@ class ModelLoader:
             [engine.run for engine in engines],
             max_batch=max_batch,
             max_wait_ms=settings.max_wait_ms,
-            max_items=settings.max_queue_images,
-            max_queue_delay_s=settings.max_queue_s,
-            min_items=min(_MIN_ITEMS, settings.max_queue_images),
+            max_items=settings.max_inflight_images,
+            max_queue_delay_s=settings.max_queue_delay_s,
+            min_items=min(_MIN_ITEMS, settings.max_inflight_images),
             s_per_item=max(engine.s_per_image for engine in engines),
         )
         batcher.start()

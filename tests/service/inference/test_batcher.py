@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
 from eca_service.inference.batcher import Batcher, ItemResult
-from tests.service.house import GatedRunner, ask, make, on_a_jumping_clock, run, settle
+from tests.service.fakes import GatedRunner, ask, make, run, settle, with_fake_clock
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_a_single_caller_waits_for_no_timer() -> None:
     runner = GatedRunner()
     runner.gate.set()
@@ -23,7 +23,7 @@ async def test_a_single_caller_waits_for_no_timer() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_items_that_come_while_the_runner_is_busy_go_together_and_in_order() -> None:
     runner = GatedRunner()
     batcher = make(runner)
@@ -36,7 +36,7 @@ async def test_items_that_come_while_the_runner_is_busy_go_together_and_in_order
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_a_free_runner_waits_for_what_is_on_its_way_but_not_longer_than_told() -> None:
     runner = GatedRunner()
     runner.gate.set()
@@ -49,7 +49,7 @@ async def test_a_free_runner_waits_for_what_is_on_its_way_but_not_longer_than_to
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_a_free_runner_stops_waiting_when_the_last_has_come() -> None:
     runner = GatedRunner()
     runner.gate.set()
@@ -63,7 +63,7 @@ async def test_a_free_runner_stops_waiting_when_the_last_has_come() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_a_free_runner_stops_waiting_when_what_was_on_its_way_turns_back() -> None:
     runner = GatedRunner()
     runner.gate.set()
@@ -76,7 +76,7 @@ async def test_a_free_runner_stops_waiting_when_what_was_on_its_way_turns_back()
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_two_free_runners_share_what_waits() -> None:
     runners = GatedRunner(), GatedRunner()
     batcher = make(*runners)
@@ -89,7 +89,7 @@ async def test_two_free_runners_share_what_waits() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_an_item_whose_caller_has_gone_never_reaches_the_runner() -> None:
     runner = GatedRunner()
     batcher = make(runner, max_batch=1)
@@ -105,7 +105,7 @@ async def test_an_item_whose_caller_has_gone_never_reaches_the_runner() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_of_a_batch_that_raises_only_the_culprit_fails() -> None:
     runner = GatedRunner(poison=frozenset({2}))
     batcher = make(runner)
@@ -118,7 +118,7 @@ async def test_of_a_batch_that_raises_only_the_culprit_fails() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_when_a_runner_hangs_its_whole_batch_is_told_and_the_next_one_runs() -> None:
     is_first = iter([True])
 
@@ -135,7 +135,7 @@ async def test_when_a_runner_hangs_its_whole_batch_is_told_and_the_next_one_runs
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_a_runner_that_gives_too_few_answers_harms_nobody_else() -> None:
     async def forgetful(items: list[int]) -> Sequence[int]:
         return items[1:]
@@ -148,7 +148,7 @@ async def test_a_runner_that_gives_too_few_answers_harms_nobody_else() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_closing_answers_what_is_in_the_house_and_refuses_what_comes() -> None:
     runner = GatedRunner()
     batcher = make(runner, max_batch=1)

@@ -7,10 +7,10 @@ import pytest
 
 from eca_service.errors import Overloaded
 from eca_service.inference.batcher import Batcher
-from tests.service.house import GatedRunner, ask, make, on_a_jumping_clock, run, settle
+from tests.service.fakes import GatedRunner, ask, make, run, settle, with_fake_clock
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_beyond_the_bound_exactly_the_surplus_is_refused_at_once() -> None:
     runner = GatedRunner()
     batcher = make(runner, max_items=6)
@@ -25,7 +25,7 @@ async def test_beyond_the_bound_exactly_the_surplus_is_refused_at_once() -> None
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_a_request_takes_all_its_seats_or_none() -> None:
     batcher = make(GatedRunner(), max_items=6)
     with batcher.reserve(4):
@@ -53,7 +53,7 @@ def make_timed(*, num_runners: int = 2, min_items: int = 0, **bounds: float) -> 
     return batcher
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_nobody_is_let_in_while_the_runners_need_longer_than_the_bound_for_those_who_are() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.1)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
@@ -68,7 +68,7 @@ async def test_nobody_is_let_in_while_the_runners_need_longer_than_the_bound_for
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_what_is_being_run_counts_half() -> None:
     runner = GatedRunner()
     batcher: Batcher[int, int] = Batcher([runner], max_batch=4, max_wait_ms=5, max_items=9, s_per_item=1.0)
@@ -83,7 +83,7 @@ async def test_what_is_being_run_counts_half() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_the_bound_follows_the_runners_when_they_turn_out_to_be_slower_than_was_thought() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.01)
     for _ in range(60):
@@ -126,7 +126,7 @@ def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_a
         assert run(worst_s(s_per_item)) < 2.0 + 2 * 4 * s_per_item
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
@@ -136,7 +136,7 @@ async def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60, min_items=15)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
@@ -146,7 +146,7 @@ async def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
     await batcher.close()
 
 
-@on_a_jumping_clock
+@with_fake_clock
 async def test_a_request_of_many_items_waits_no_longer_than_others_for_being_let_in() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.1)
     with batcher.reserve(39), batcher.reserve(500), pytest.raises(Overloaded):

@@ -19,7 +19,7 @@ from eca_service.inference.decoder import Decoded, Decoder, DecoderThreads
 from eca_service.inference.tasks import Classification
 from eca_service.inference.types import RawPixels
 from tests.images.image_files import encode
-from tests.service.house import png
+from tests.service.fakes import png
 
 TRANSFORM = eca_hub.EvalTransform(eca_hub.ImageConfig(24, 32, crop=1.0))
 CLASSIFY = Classification()

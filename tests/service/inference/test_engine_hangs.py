@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 from eca_service.app import create_app
-from eca_service.http.auth import Keys
+from eca_service.http.auth import ApiKeys
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.engine import Engine
 from eca_service.inference.model import ServedModel
@@ -19,12 +19,12 @@ from eca_service.inference.tasks import Classification, Task, WorkItem, run_batc
 from eca_service.inference.types import RawPixels
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
-from tests.service.house import FakeDecoded, model_info
-from tests.service.test_routes import refusal
+from tests.service.fakes import FakeDecoded, model_info
+from tests.service.app_fixtures import refusal
 
 
 def test_its_client_gets_an_error_and_readiness_turns_red_and_green_again() -> None:
-    settings, hangs, gate = Settings(model=("acme/digits",), hang_timeout_s=2.5), threading.Event(), threading.Event()
+    settings, hangs, gate = Settings(model=("acme/digits",), hang_timeout_s=2.5, allowed_hosts="*"), threading.Event(), threading.Event()
 
     def forward(pixels_N3HW: Tensor) -> Tensor:
         if hangs.is_set():
@@ -58,7 +58,7 @@ def test_its_client_gets_an_error_and_readiness_turns_red_and_green_again() -> N
             is_healthy=lambda: engine.is_healthy,
         )
 
-    app = create_app(settings, Registry([ModelSource("acme/digits")], open_model), Keys())
+    app = create_app(settings, Registry([ModelSource("acme/digits")], open_model), ApiKeys())
     with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(1) as caller:
         while client.get("/readyz").status_code != 200:
             pass

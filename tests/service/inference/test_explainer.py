@@ -13,17 +13,17 @@ from torch import Tensor
 
 import eca_hub
 from eca_hub import Explanation, explain_picture
-from eca_service.api.schemas import ExplainAnswer
+from eca_service.api.schemas import ExplainResponse
 from eca_service.app import create_app
 from eca_service.errors import Overloaded
-from eca_service.http.auth import Keys
+from eca_service.http.auth import ApiKeys
 from eca_service.inference.explainer import Explainer
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
-from tests.service.house import png
-from tests.service.process import save_tiny_package
-from tests.service.test_routes import app_with, refusal
+from tests.service.app_fixtures import app_with, refusal
+from tests.service.fakes import png
+from tests.service.server_process import save_tiny_package
 
 PICTURE = png(40, 30, "teal")
 
@@ -35,9 +35,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(package: Path) -> Iterator[TestClient]:
-    settings = Settings(model=(str(package),), explain=True, num_engines=1, max_batch=2)
+    settings = Settings(model=(str(package),), explain=True, num_engines=1, max_batch=2, allowed_hosts="*")
     loader = ModelLoader(settings)
-    app = create_app(settings, Registry([ModelSource(str(package))], loader.open), Keys())
+    app = create_app(settings, Registry([ModelSource(str(package))], loader.open), ApiKeys())
     with TestClient(app, raise_server_exceptions=False) as client:
         while client.get("/readyz").status_code != 200:
             pass
@@ -49,7 +49,7 @@ def test_the_answer_is_the_librarys(client: TestClient, package: Path) -> None:
     expected = explain_picture(eca_hub.Classifier.from_pretrained(package), PICTURE)
     answer = client.post("/v1/explain?gates=true", content=PICTURE)
     assert answer.status_code == 200, answer.text
-    ExplainAnswer.model_validate(answer.json())
+    ExplainResponse.model_validate(answer.json())
     body = answer.json()
     assert body["prediction"]["label"] == expected.prediction.label
     assert body["prediction"]["score"] == pytest.approx(expected.prediction.score, abs=1e-4)

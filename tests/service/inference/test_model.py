@@ -8,7 +8,7 @@ from eca_hub.errors import NotAnImage
 from eca_service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
 from eca_service.inference.tasks import Classification
 from eca_service.inference.types import ImageResult
-from tests.service.house import GatedRunner, fake_model, run, settle
+from tests.service.fakes import GatedRunner, fake_model, run, settle
 
 
 def test_a_bad_picture_fails_alone() -> None:

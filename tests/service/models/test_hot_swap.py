@@ -14,8 +14,8 @@ from huggingface_hub import HfApi
 
 import eca_hub
 from tests.localhub.hubserver import Hub, running_hub
-from tests.service.house import png
-from tests.service.process import Served, save_tiny_package, served
+from tests.service.fakes import png
+from tests.service.server_process import Served, save_tiny_package, served
 
 MODEL = "acme/digits"
 ADMIN = {"authorization": "Bearer admin"}

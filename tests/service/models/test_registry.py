@@ -10,7 +10,7 @@ from eca_hub.errors import CheckpointMismatch, RepoNotFound
 from eca_service.errors import InvalidRequest, ModelNotLoaded, NotReady
 from eca_service.inference.model import ServedModel
 from eca_service.models.registry import ModelSource, Registry
-from tests.service.house import fake_model, run, settle
+from tests.service.fakes import fake_model, run, settle
 
 
 async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:

@@ -12,7 +12,7 @@ from eca_service.inference.tasks import Classification
 from eca_service.inference.types import ImageResult
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.models.revision_watcher import RevisionWatcher, follows_a_branch
-from tests.service.house import GatedRunner, fake_model, run, settle
+from tests.service.fakes import GatedRunner, fake_model, run, settle
 
 A, B, C = ("a" * 40, "b" * 40, "c" * 40)
 

@@ -23,8 +23,8 @@ Result = TypeVar("Result")
 REVISION = "3f9c1d2" + "0" * 33
 
 
-class _JumpingSelector(selectors.DefaultSelector):
-    def __init__(self, loop: "JumpingLoop") -> None:
+class _FakeClockSelector(selectors.DefaultSelector):
+    def __init__(self, loop: "FakeClockLoop") -> None:
         super().__init__()
         self._loop = loop
 
@@ -36,12 +36,12 @@ class _JumpingSelector(selectors.DefaultSelector):
         return ready
 
 
-class JumpingLoop(asyncio.SelectorEventLoop):
+class FakeClockLoop(asyncio.SelectorEventLoop):
     """An event loop that jumps to the next timer when there is nothing else to do: hours pass in no time."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        super().__init__(_JumpingSelector(self))
+        super().__init__(_FakeClockSelector(self))
 
     def time(self) -> float:
         return self.now_s
@@ -49,11 +49,11 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run on a jumping clock."""
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+    with asyncio.Runner(loop_factory=FakeClockLoop) as runner:
         return runner.run(work)
 
 
-def on_a_jumping_clock(test: Callable[Params, Coroutine[Any, Any, None]]) -> Callable[Params, None]:
+def with_fake_clock(test: Callable[Params, Coroutine[Any, Any, None]]) -> Callable[Params, None]:
     """A test that is a coroutine."""
 
     @functools.wraps(test)

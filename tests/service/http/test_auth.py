@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eca_service.errors import BadSetting, Unauthorized
-from eca_service.http.auth import Keys, KeysFile
+from eca_service.http.auth import ApiKeys, KeyFile
 
 KEY = "SENTINEL-one"
 
@@ -21,7 +21,7 @@ def sent(*values: bytes) -> list[tuple[bytes, bytes]]:
 
 @pytest.mark.parametrize("value", [b"Bearer SENTINEL-one", b"bearer SENTINEL-one", b"BEARER two"])
 def test_each_key_opens(value: bytes) -> None:
-    Keys([KEY, "two"]).check(sent(value))
+    ApiKeys([KEY, "two"]).check(sent(value))
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_each_key_opens(value: bytes) -> None:
 )
 def test_nothing_else_does(values: list[bytes]) -> None:
     with pytest.raises(Unauthorized):
-        Keys([KEY]).check(sent(*values))
+        ApiKeys([KEY]).check(sent(*values))
 
 
 def test_only_hashes_are_kept_and_all_of_them_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = Keys([KEY, "two", "three"])
+    keys = ApiKeys([KEY, "two", "three"])
     assert KEY.encode() not in pickle.dumps(keys)
     compared: list[bytes] = []
     constant_time = hmac.compare_digest
@@ -61,22 +61,22 @@ def test_only_hashes_are_kept_and_all_of_them_are_compared(monkeypatch: pytest.M
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for value in (b"Bearer SENTINEL-one", b"Bearer wrong"):
         compared.clear()
-        keys.open_for(sent(value))
+        keys.authenticates(sent(value))
         assert compared == [hashlib.sha256(key.encode()).digest() for key in (KEY, "two", "three")]
 
 
 def test_without_keys_everybody_may_ask() -> None:
-    Keys().check(sent())
-    assert not Keys()
+    ApiKeys().check(sent())
+    assert not ApiKeys()
 
 
 def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("three\n\n  four  \n")
-    keys = Keys.gather({"ECA_API_KEYS": "one, two,,"}, str(file))
+    keys = ApiKeys.from_env({"ECA_API_KEYS": "one, two,,"}, str(file))
     for key in ("one", "two", "three", "four"):
         keys.check(sent(f"Bearer {key}".encode()))
-    assert not Keys.gather({"ECA_API_KEYS": " , "}, "")
+    assert not ApiKeys.from_env({"ECA_API_KEYS": " , "}, "")
 
 
 def test_a_file_without_keys_stops_the_start(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_file_without_keys_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff")
     for name in ("absent", "empty", "binary"):
         with pytest.raises(BadSetting):
-            Keys.gather({}, str(tmp_path / name))
+            ApiKeys.from_env({}, str(tmp_path / name))
 
 
 class Shelf:
@@ -95,7 +95,7 @@ class Shelf:
         self.now_s = 1_800_000_000.0
         self.write(text)
         self.now_s += 60
-        self.keys = Keys(["of-the-environment"], KeysFile(str(self.path), self.clock), self.clock)
+        self.keys = ApiKeys(["of-the-environment"], KeyFile(str(self.path), self.clock), self.clock)
 
     def clock(self) -> float:
         return self.now_s
@@ -108,7 +108,7 @@ class Shelf:
     def opening(self) -> list[str]:
         """Who may come in."""
         names = ("alice", "bob", "carol", "of-the-environment", "")
-        return [name for name in names if self.keys.open_for(sent(f"Bearer {name}".encode()))]
+        return [name for name in names if self.keys.authenticates(sent(f"Bearer {name}".encode()))]
 
 
 ALL = ["alice", "bob", "of-the-environment"]
@@ -153,12 +153,39 @@ def test_the_file_is_looked_at_once_a_second_at_most(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "stat", look)
     for _ in range(40):
         shelf.now_s += 0.25
-        shelf.keys.open_for(sent(b"Bearer alice"))
+        shelf.keys.authenticates(sent(b"Bearer alice"))
     assert len(looks) == 10
 
 
-@pytest.mark.parametrize("damage", ["removed", "emptied", "scrambled", "a bad line"])
-def test_a_file_that_holds_no_keys_any_more_locks_nobody_out_and_says_so_once(
+def test_an_empty_file_revokes_all_of_its_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shelf = Shelf(tmp_path, "alice\nbob\n")
+    assert shelf.opening() == ALL
+    shelf.write("\n")
+    for _ in range(5):
+        shelf.now_s += 10
+        assert shelf.opening() == ["of-the-environment"]
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.getMessage().endswith("is empty: all of its keys are revoked")
+    shelf.write("alice\n")
+    shelf.now_s += 10
+    assert shelf.opening() == ["alice", "of-the-environment"]
+
+
+def test_when_its_only_source_of_keys_is_emptied_the_service_is_closed_and_not_open(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, "alice\n")
+    keys = ApiKeys([], KeyFile(str(shelf.path), shelf.clock), shelf.clock)
+    shelf.write("")
+    shelf.now_s += 10
+    for value in (b"Bearer alice", b"Bearer ", b"Bearer"):
+        with pytest.raises(Unauthorized):
+            keys.check(sent(value))
+    with pytest.raises(Unauthorized):
+        keys.check(sent())
+
+
+@pytest.mark.parametrize("damage", ["removed", "scrambled", "a bad line"])
+def test_a_file_that_is_gone_or_malformed_leaves_its_last_keys_valid_and_an_error_every_minute(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     shelf = Shelf(tmp_path, "alice\nbob\n")
@@ -167,17 +194,29 @@ def test_a_file_that_holds_no_keys_any_more_locks_nobody_out_and_says_so_once(
     elif damage == "scrambled":
         shelf.path.write_bytes(b"\xff\xfe")
     else:
-        shelf.write("" if damage == "emptied" else "SENTINEL until tomorrow\n")
-    for _ in range(5):
+        shelf.write("SENTINEL until tomorrow\n")
+    for _ in range(14):
         shelf.now_s += 10
         assert shelf.opening() == ALL
-    [record] = caplog.records
-    assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith("the keys stay as they were: ")
-    assert "SENTINEL" not in record.getMessage()
+    assert len(caplog.records) == 3, "at once, after a minute and after two"
+    for record in caplog.records:
+        assert record.levelno == logging.ERROR
+        assert record.getMessage().startswith("The last keys that were read stay valid: ")
+        assert "SENTINEL" not in record.getMessage()
     shelf.write("alice\n")
     shelf.now_s += 10
-    assert shelf.opening() == ["alice", "of-the-environment"], "what is mended counts again"
+    assert shelf.opening() == ["alice", "of-the-environment"]
+    caplog.clear()
+    shelf.now_s += 600
+    shelf.opening()
+    assert not caplog.records
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfalice\r\nbob 2999-01-01\r\n")
+    keys = ApiKeys([], KeyFile(str(tmp_path / "keys")))
+    for key in (b"alice", b"bob"):
+        assert keys.authenticates(sent(b"Bearer " + key))
 
 
 def test_a_key_that_is_over_opens_nothing_and_the_service_is_not_open_then(tmp_path: Path) -> None:
@@ -188,7 +227,7 @@ def test_a_key_that_is_over_opens_nothing_and_the_service_is_not_open_then(tmp_p
     assert shelf.opening() == ["bob", "of-the-environment"]
     shelf.now_s += 86_400
     assert shelf.opening() == ["of-the-environment"]
-    over = Keys([], KeysFile(str(shelf.path), shelf.clock), shelf.clock)
+    over = ApiKeys([], KeyFile(str(shelf.path), shelf.clock), shelf.clock)
     with pytest.raises(Unauthorized):
         over.check(sent())
 
@@ -197,5 +236,5 @@ def test_a_key_that_is_over_opens_nothing_and_the_service_is_not_open_then(tmp_p
 def test_a_line_that_is_no_key_stops_the_start_and_is_not_repeated(tmp_path: Path, line: str) -> None:
     (tmp_path / "keys").write_text(f"alice\n{line}\n")
     with pytest.raises(BadSetting, match="Line 2 of") as refusal:
-        KeysFile(str(tmp_path / "keys"))
+        KeyFile(str(tmp_path / "keys"))
     assert "SENTINEL" not in str(refusal.value)

@@ -2,34 +2,17 @@
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from eca_hub.errors import RepoNotFound
-from eca_service.api.schemas import Classification, Classifications, ErrorAnswer, ModelsAnswer
-from eca_service.app import create_app
-from eca_service.http.auth import Keys
-from eca_service.inference.model import ServedModel
-from eca_service.models.registry import ModelSource, Registry
-from eca_service.settings import Settings
-from tests.service.house import REVISION, fake_model
+from eca_service.api.schemas import BatchResponse, ClassifyResponse, ModelsResponse
+from tests.service.app_fixtures import app_with, refusal
+from tests.service.fakes import REVISION
 
 ADMIN = {"authorization": "Bearer admin"}
-
-
-def app_with(*ids: str, keys: Sequence[str] = (), admin_keys: Sequence[str] = (), **settings: Any) -> FastAPI:
-    async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
-        if source.id_or_folder == "acme/absent":
-            raise RepoNotFound("no such repository")
-        return fake_model(model_id=source.id_or_folder)
-
-    registry = Registry([ModelSource(model_id) for model_id in ids], open_fake)
-    values = Settings(model=ids, max_image_mib=0.01, max_request_mib=0.05, max_request_images=6, **settings)
-    return create_app(values, registry, Keys(keys), Keys(admin_keys))
 
 
 @pytest.fixture
@@ -38,21 +21,10 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
-def refusal(answer: Any, status: int, code: str) -> dict[str, str]:
-    """Hold an answer against the one shape of errors."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    error = ErrorAnswer.model_validate(answer.json()).error
-    assert error.code == code
-    assert error.message
-    assert error.request_id == answer.headers["x-request-id"]
-    return answer.json()["error"]  # type: ignore[no-any-return]
-
-
 def test_the_bytes_of_one_picture_get_one_answer(client: TestClient) -> None:
     answer = client.post("/v1/classify?top_k=2", content=b"7", headers={"content-type": "image/png"})
     assert answer.status_code == 200
-    Classification.model_validate(answer.json())
+    ClassifyResponse.model_validate(answer.json())
     body = answer.json()
     assert body["model"] == "acme/digits"
     assert body["revision"] == REVISION
@@ -74,14 +46,14 @@ def test_bytes_need_no_content_type(client: TestClient, content_type: str | None
 
 def test_a_form_with_one_file_is_answered_like_bytes(client: TestClient) -> None:
     answer = client.post("/v1/classify", files=[("file", ("a.png", b"7", "image/png"))])
-    Classification.model_validate(answer.json())
+    ClassifyResponse.model_validate(answer.json())
 
 
 def test_several_files_get_results_in_order_and_a_bad_one_fails_alone(client: TestClient) -> None:
     contents = [b"1", b"broken", b"3", b"9" * 20_000]
     answer = client.post("/v1/classify", files=[("file", ("a.png", content, "image/png")) for content in contents])
     assert answer.status_code == 200
-    Classifications.model_validate(answer.json())
+    BatchResponse.model_validate(answer.json())
     good, bad, also_good, large = answer.json()["results"]
     assert good["predictions"] == also_good["predictions"]
     assert bad["error"]["code"] == "not_an_image"
@@ -168,7 +140,7 @@ def test_a_request_id_is_echoed_or_made(client: TestClient) -> None:
 
 def test_the_models_are_listed(client: TestClient) -> None:
     answer = client.get("/v1/models")
-    ModelsAnswer.model_validate(answer.json())
+    ModelsResponse.model_validate(answer.json())
     (model,) = answer.json()["models"]
     assert model["id"] == "acme/digits"
     assert model["state"] == "ready"
@@ -191,7 +163,7 @@ def test_ready_and_healthy_are_told_apart() -> None:
 def test_while_an_engine_hangs_the_service_is_healthy_but_not_ready() -> None:
     app = app_with("acme/digits")
     with TestClient(app) as client:
-        model = app.state.house.registry.find(None)
+        model = app.state.service.registry.find(None)
         model._engines_are_healthy = lambda: False
         error = refusal(client.get("/readyz"), 503, "not_ready")
         assert "acme/digits: an engine does not answer" in error["message"]
@@ -205,7 +177,7 @@ def test_draining_is_not_ready_but_still_answers_and_sends_callers_elsewhere() -
     with TestClient(app) as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.headers.get("connection")) == (200, None)
-        app.state.house.registry.is_draining = True
+        app.state.service.registry.is_draining = True
         refusal(client.get("/readyz"), 503, "not_ready")
         answer = client.post("/v1/classify", content=b"7")
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
@@ -220,7 +192,7 @@ def test_the_documentation_is_served(client: TestClient) -> None:
     described = client.get("/openapi.json").json()
     operation = described["paths"]["/v1/classify"]["post"]
     assert "multipart/form-data" in operation["requestBody"]["content"]
-    assert operation["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+    assert operation["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
     assert "HTTPValidationError" not in str(described)
     assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top_k"}
 
@@ -240,7 +212,7 @@ def test_the_documentation_says_of_every_answer_what_it_is(client: TestClient) -
 def test_an_accident_is_answered_in_the_same_shape_and_without_a_trace() -> None:
     app = app_with("acme/digits")
     with TestClient(app, raise_server_exceptions=False) as client:
-        app.state.house.registry.find = None
+        app.state.service.registry.find = None
         error = refusal(client.post("/v1/classify", content=b"7"), 500, "internal")
         assert "NoneType" not in str(error)
         assert client.get("/healthz").status_code == 200
@@ -252,9 +224,9 @@ def base64_of(content: bytes) -> str:
 
 def test_pictures_may_come_in_json(client: TestClient) -> None:
     one = client.post("/v1/classify?top_k=1", json={"images": [base64_of(b"7")]})
-    Classification.model_validate(one.json())
+    ClassifyResponse.model_validate(one.json())
     several = client.post("/v1/classify", json={"images": [base64_of(b"7"), "?", base64_of(b"broken")]})
-    Classifications.model_validate(several.json())
+    BatchResponse.model_validate(several.json())
     assert [result.get("error", {}).get("code") for result in several.json()["results"]] == [
         None,
         "invalid_request",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from eca_service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, UnsupportedType
-from eca_service.http.body import BodyReader, ClientGone, Receive, unless_gone
-from tests.service.house import run, settle
+from eca_service.http.body import BodyReader, ClientDisconnected, Receive, cancel_on_disconnect
+from tests.service.fakes import run, settle
 
 
 def caller(*chunks: bytes, then_hangs: bool = False, then_goes: bool = False) -> Receive:
@@ -117,7 +117,7 @@ def test_announcing_much_keeps_nobody_out() -> None:
 def test_a_caller_who_goes_in_the_middle_leaves_nothing_behind() -> None:
     async def scene() -> None:
         bodies = reader()
-        with pytest.raises(ClientGone):
+        with pytest.raises(ClientDisconnected):
             async with bodies.read({"content-length": "9"}, caller(b"abc", then_goes=True), max_bytes=100):
                 pass
         assert bodies.total_bytes == 0
@@ -155,7 +155,7 @@ def test_when_the_process_ends_a_stalled_body_gets_a_last_call() -> None:
 
         reading = asyncio.create_task(read())
         await settle()
-        bodies.hurry()
+        bodies.shorten_deadlines()
         with pytest.raises(BodyTimeout):
             await reading
         assert asyncio.get_running_loop().time() == pytest.approx(2)
@@ -173,8 +173,8 @@ def test_work_is_stopped_when_the_caller_goes() -> None:
             finally:
                 stopped.set()
 
-        with pytest.raises(ClientGone):
-            await unless_gone(caller(then_goes=True), work())
+        with pytest.raises(ClientDisconnected):
+            await cancel_on_disconnect(caller(then_goes=True), work())
         assert stopped.is_set()
 
     run(scene())
@@ -187,8 +187,8 @@ def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
                 raise ZeroDivisionError
             return result
 
-        assert await unless_gone(caller(then_hangs=True), work(7)) == 7
+        assert await cancel_on_disconnect(caller(then_hangs=True), work(7)) == 7
         with pytest.raises(ZeroDivisionError):
-            await unless_gone(caller(then_hangs=True), work(-1))
+            await cancel_on_disconnect(caller(then_hangs=True), work(-1))
 
     run(scene())

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from eca_hub import EcaHubError
 from eca_service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
-from eca_service.http.uploads import UploadLimits, pictures_in
+from eca_service.http.uploads import UploadLimits, parse_images
 
 LIMITS = UploadLimits(max_image_bytes=100, max_images=3, max_request_bytes=1000)
 FORM = "multipart/form-data; boundary=xyz"
@@ -25,11 +25,11 @@ def form(*contents: bytes) -> bytes:
     "content_type", ["", "image/jpeg", "IMAGE/x-anything", "application/octet-stream; charset=x", "image/svg+xml"]
 )
 def test_the_body_itself_is_a_picture(content_type: str) -> None:
-    assert pictures_in(b"bytes", content_type, LIMITS) == [b"bytes"]
+    assert parse_images(b"bytes", content_type, LIMITS) == [b"bytes"]
 
 
 def test_what_curl_sends_when_told_nothing_is_a_picture() -> None:
-    assert pictures_in(b"bytes", "application/x-www-form-urlencoded", LIMITS) == [b"bytes"]
+    assert parse_images(b"bytes", "application/x-www-form-urlencoded", LIMITS) == [b"bytes"]
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_what_curl_sends_when_told_nothing_is_a_picture() -> None:
 )
 def test_other_types_hold_no_pictures(content_type: str) -> None:
     with pytest.raises(UnsupportedType):
-        pictures_in(b"bytes", content_type, LIMITS)
+        parse_images(b"bytes", content_type, LIMITS)
 
 
 def test_a_form_holds_its_files_in_order() -> None:
-    assert pictures_in(form(b"one", b"", b"t\r\n--xy\r\n\r\nhree"), FORM, LIMITS) == [
+    assert parse_images(form(b"one", b"", b"t\r\n--xy\r\n\r\nhree"), FORM, LIMITS) == [
         b"one",
         b"",
         b"t\r\n--xy\r\n\r\nhree",
@@ -50,11 +50,11 @@ def test_a_form_holds_its_files_in_order() -> None:
 
 def test_a_form_may_have_a_preamble_an_epilogue_and_a_quoted_boundary() -> None:
     body = b"preamble\r\n" + form(b"one") + b"epilogue"
-    assert pictures_in(body, 'multipart/form-data; charset=x; boundary="xyz"', LIMITS) == [b"one"]
+    assert parse_images(body, 'multipart/form-data; charset=x; boundary="xyz"', LIMITS) == [b"one"]
 
 
 def test_a_file_that_is_too_large_spoils_no_other() -> None:
-    small, large = pictures_in(form(b"one", b"x" * 101), FORM, LIMITS)
+    small, large = parse_images(form(b"one", b"x" * 101), FORM, LIMITS)
     assert small == b"one"
     assert isinstance(large, BodyTooLarge)
 
@@ -71,25 +71,25 @@ def test_a_file_that_is_too_large_spoils_no_other() -> None:
 )
 def test_only_files_named_file_are_taken(disposition: str) -> None:
     with pytest.raises(InvalidRequest):
-        pictures_in(part(b"x", disposition) + b"--xyz--", FORM, LIMITS)
+        parse_images(part(b"x", disposition) + b"--xyz--", FORM, LIMITS)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "C:\\x", "a\\\\b", "\x00", "ü" * 300, "a;b", "", 'a\\"b'])
 def test_file_names_do_not_matter(name: str) -> None:
     body = part(b"x", f'form-data; name="file"; filename="{name}"') + b"--xyz--"
-    assert pictures_in(body, FORM, LIMITS) == [b"x"]
+    assert parse_images(body, FORM, LIMITS) == [b"x"]
 
 
 def test_too_many_files_are_refused_whole() -> None:
-    assert len(pictures_in(form(*[b"x"] * 3), FORM, LIMITS)) == 3
+    assert len(parse_images(form(*[b"x"] * 3), FORM, LIMITS)) == 3
     for surplus in (1, 2, 2000):
         with pytest.raises(InvalidRequest, match="more than 3"):
-            pictures_in(form(*[b"x"] * (3 + surplus)), FORM, LIMITS)
+            parse_images(form(*[b"x"] * (3 + surplus)), FORM, LIMITS)
 
 
 def test_a_form_without_files_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="no files"):
-        pictures_in(b"--xyz--\r\n", FORM, LIMITS)
+        parse_images(b"--xyz--\r\n", FORM, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -105,24 +105,24 @@ def test_a_form_without_files_is_refused() -> None:
 )
 def test_a_boundary_must_be_valid(content_type: str) -> None:
     with pytest.raises(BadMultipart):
-        pictures_in(form(b"x"), content_type, LIMITS)
+        parse_images(form(b"x"), content_type, LIMITS)
 
 
 @pytest.mark.parametrize("length", range(len(form(b"picture")) - 3))
 def test_a_form_that_was_cut_is_never_taken_for_whole(length: int) -> None:
     with pytest.raises(BadMultipart):
-        pictures_in(form(b"picture")[:length], FORM, LIMITS)
+        parse_images(form(b"picture")[:length], FORM, LIMITS)
 
 
 def test_a_part_with_a_huge_head_is_refused() -> None:
     with pytest.raises(BadMultipart):
-        pictures_in(part(b"x", f'form-data; name="file"; filename="{"a" * 5000}"') + b"--xyz--", FORM, LIMITS)
+        parse_images(part(b"x", f'form-data; name="file"; filename="{"a" * 5000}"') + b"--xyz--", FORM, LIMITS)
 
 
 @given(st.binary(max_size=60), st.lists(st.binary(max_size=20), max_size=4), st.binary(max_size=10))
 def test_no_body_does_more_than_be_refused(before: bytes, contents: list[bytes], after: bytes) -> None:
     try:
-        pictures = pictures_in(before + form(*contents) + after, FORM, LIMITS)
+        pictures = parse_images(before + form(*contents) + after, FORM, LIMITS)
     except EcaHubError:
         return
     assert len(pictures) <= 3

@@ -6,23 +6,23 @@ import json
 import pytest
 
 from eca_service.errors import BadJson, InvalidRequest
-from eca_service.http.strict_json import pictures_in_json, task_in_json
+from eca_service.http.strict_json import parse_hf_json, parse_images_json
 
 PACKED = base64.b64encode(b"picture").decode()
 
 
 def test_pictures_come_out_in_order() -> None:
     body = json.dumps({"images": [PACKED, base64.b64encode(b"other").decode()]}).encode()
-    assert pictures_in_json(body) == [b"picture", b"other"]
+    assert parse_images_json(body) == [b"picture", b"other"]
 
 
 def test_a_task_has_a_picture_and_options() -> None:
-    task = task_in_json(json.dumps({"inputs": PACKED}).encode())
-    assert (task.picture, task.top_k, task.activation) == (b"picture", None, "softmax")
+    request = parse_hf_json(json.dumps({"inputs": PACKED}).encode())
+    assert (request.image, request.top_k, request.activation) == (b"picture", None, "softmax")
     parameters = {"top_k": 3, "function_to_apply": "sigmoid"}
-    task = task_in_json(json.dumps({"inputs": PACKED, "parameters": parameters}).encode())
-    assert (task.top_k, task.activation) == (3, "sigmoid")
-    assert task_in_json(json.dumps({"inputs": PACKED, "parameters": None}).encode()).activation == "softmax"
+    request = parse_hf_json(json.dumps({"inputs": PACKED, "parameters": parameters}).encode())
+    assert (request.top_k, request.activation) == (3, "sigmoid")
+    assert parse_hf_json(json.dumps({"inputs": PACKED, "parameters": None}).encode()).activation == "softmax"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_task_has_a_picture_and_options() -> None:
 )
 def test_what_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(BadJson):
-        pictures_in_json(body)
+        parse_images_json(body)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_is_not_json_is_refused(body: bytes) -> None:
 )
 def test_json_of_another_shape_is_refused_without_repeating_it(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        pictures_in_json(body)
+        parse_images_json(body)
     assert "SENTINEL" not in str(refusal.value)
     str(refusal.value).encode()
 
@@ -97,7 +97,7 @@ def test_json_of_another_shape_is_refused_without_repeating_it(body: bytes) -> N
     ],
 )
 def test_a_picture_that_is_no_base64_fails_alone(text: str) -> None:
-    bad, good = pictures_in_json(json.dumps({"images": [text, PACKED]}).encode())
+    bad, good = parse_images_json(json.dumps({"images": [text, PACKED]}).encode())
     assert isinstance(bad, InvalidRequest)
     assert good == b"picture"
 
@@ -105,11 +105,11 @@ def test_a_picture_that_is_no_base64_fails_alone(text: str) -> None:
 @pytest.mark.parametrize("top_k", ["true", "3.0", '"3"', "0", "-1", "2147483648", "1e400", "[]"])
 def test_top_k_is_a_whole_number_and_nothing_that_resembles_one(top_k: str) -> None:
     with pytest.raises(InvalidRequest):
-        task_in_json(f'{{"inputs": "QQ==", "parameters": {{"top_k": {top_k}}}}}'.encode())
+        parse_hf_json(f'{{"inputs": "QQ==", "parameters": {{"top_k": {top_k}}}}}'.encode())
 
 
 def test_other_options_are_refused() -> None:
     parameters: object
     for parameters in ({"function_to_apply": "relu"}, {"topk": 1}, []):
         with pytest.raises(InvalidRequest):
-            task_in_json(json.dumps({"inputs": PACKED, "parameters": parameters}).encode())
+            parse_hf_json(json.dumps({"inputs": PACKED, "parameters": parameters}).encode())

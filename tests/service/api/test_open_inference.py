@@ -11,10 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 
 import eca_hub
-from eca_service.api.schemas import InferAnswer, ProtocolError, ProtocolModel
-from tests.service.house import REVISION, png
-from tests.service.process import Served, save_tiny_package, served
-from tests.service.test_routes import app_with
+from eca_service.api.schemas import InferResponse, V2Error, V2Model
+from tests.service.app_fixtures import app_with
+from tests.service.fakes import REVISION, png
+from tests.service.server_process import Served, save_tiny_package, served
 
 URL = "/v2/models/acme/digits"
 
@@ -27,7 +27,7 @@ def client() -> Iterator[TestClient]:
 
 def refusal(answer: Any, status: int, code: str) -> str:
     assert answer.status_code == status, answer.text
-    error = ProtocolError.model_validate(answer.json())
+    error = V2Error.model_validate(answer.json())
     assert error.code == code
     assert error.request_id == answer.headers["x-request-id"]
     return error.error
@@ -53,7 +53,7 @@ def test_server_and_model_describe_themselves(client: TestClient) -> None:
     assert client.get("/v2/health/ready").json() == {"ready": True}
     for path in (URL, f"{URL}/versions/{REVISION}"):
         described = client.get(path)
-        ProtocolModel.model_validate(described.json())
+        V2Model.model_validate(described.json())
         assert described.json()["versions"] == [REVISION]
         assert described.json()["outputs"] == [{"name": "scores", "datatype": "FP32", "shape": [-1, 10]}]
         assert client.get(f"{path}/ready").json() == {"name": "acme/digits", "ready": True}
@@ -63,7 +63,7 @@ def test_json_in_and_json_out(client: TestClient) -> None:
     for path in (f"{URL}/infer", f"{URL}/versions/{REVISION}/infer"):
         answer = client.post(path, json={"id": "mine-1"} | image(b"7", b"8"))
         assert answer.status_code == 200, answer.text
-        InferAnswer.model_validate(answer.json())
+        InferResponse.model_validate(answer.json())
         assert answer.json()["id"] == "mine-1"
         assert answer.json()["model_version"] == REVISION
         (output,) = answer.json()["outputs"]

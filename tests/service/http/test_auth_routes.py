@@ -10,9 +10,8 @@ from starlette.testclient import TestClient
 
 from eca_hub.__main__ import main
 from eca_service.errors import BadSetting
-from eca_service.http.auth import Keys
-from eca_service.http.security import check_exposure
-from tests.service.test_routes import app_with, refusal
+from eca_service.http.auth import ApiKeys, check_bind_address
+from tests.service.app_fixtures import app_with, refusal
 
 KEY = "SENTINEL-one"
 
@@ -20,16 +19,16 @@ KEY = "SENTINEL-one"
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
 def test_beyond_this_machine_a_key_is_needed(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadSetting):
-        check_exposure(host, Keys(), insecure=False)
-    check_exposure(host, Keys(["one"]), insecure=False)
-    check_exposure(host, Keys(), insecure=True)
+        check_bind_address(host, ApiKeys(), insecure=False)
+    check_bind_address(host, ApiKeys(["one"]), insecure=False)
+    check_bind_address(host, ApiKeys(), insecure=True)
     assert main(["serve", "--model", "a/b", f"--host={host}"]) == 2
     assert "ECA_API_KEYS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_on_this_machine_none_is_needed(host: str) -> None:
-    check_exposure(host, Keys(), insecure=False)
+    check_bind_address(host, ApiKeys(), insecure=False)
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_nothing_of_the_body_is_read_without_the_key() -> None:
             if message["type"] == "http.response.start":
                 statuses.append(message["status"])
 
-        app = app_with("acme/digits", keys=[KEY])
+        app = app_with("acme/digits", keys=[KEY], allowed_hosts="*")
         for path in ("/v1/classify", "/models/acme/digits", "/v1/explain", "/v2/models/acme/digits/infer"):
             scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "query_string": b""}
             await app({**scope, "headers": [(b"content-length", b"9")]}, receive, send)

@@ -11,8 +11,8 @@ import eca_hub
 from eca_hub import EcaHubError
 from eca_hub.localhub import Store
 from eca_service.__main__ import main
-from eca_service.http.security import check_hub_exposure
-from tests.service.process import save_tiny_package, served
+from eca_service.http.auth import check_hub_bind_address
+from tests.service.server_process import save_tiny_package, served
 
 
 def test_a_model_is_published_to_the_service_and_pulled_from_it(
@@ -67,6 +67,6 @@ def test_a_mistake_is_said_before_anything_is_served(
 
 def test_a_hub_that_other_machines_reach_needs_users() -> None:
     with pytest.raises(EcaHubError, match="nobody has chosen its tokens"):
-        check_hub_exposure("0.0.0.0", "hub", "")
+        check_hub_bind_address("0.0.0.0", "hub", "")
     for host, root, users in (("0.0.0.0", "hub", "users.json"), ("127.0.0.1", "hub", ""), ("0.0.0.0", "", "")):
-        check_hub_exposure(host, root, users)
+        check_hub_bind_address(host, root, users)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.process import save_tiny_package, served
+from tests.service.server_process import save_tiny_package, served
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"

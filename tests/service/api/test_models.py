@@ -8,14 +8,14 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from eca_hub.errors import ChecksumMismatch, RepoNotFound
-from eca_service.api.schemas import ModelsAnswer, ModelShape
+from eca_service.api.schemas import ModelResponse, ModelsResponse
 from eca_service.app import create_app
-from eca_service.http.auth import Keys
+from eca_service.http.auth import ApiKeys
 from eca_service.inference.model import ServedModel
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
-from tests.service.house import REVISION, fake_model
-from tests.service.test_routes import refusal
+from tests.service.app_fixtures import refusal
+from tests.service.fakes import REVISION, fake_model
 
 ADMIN = {"authorization": "Bearer SENTINEL-admin"}
 ASKER = {"authorization": "Bearer SENTINEL-asker"}
@@ -32,8 +32,8 @@ def house(*, keys: tuple[str, ...] = ("SENTINEL-asker",), admin_keys: tuple[str,
             raise ERRORS[source.id_or_folder]
         return fake_model(model_id=source.id_or_folder, revision=source.revision or REVISION)
 
-    settings = Settings(model=("acme/digits",), allow_repos="acme/*, other/one")
-    return create_app(settings, Registry([ModelSource("acme/digits")], open_fake), Keys(keys), Keys(admin_keys))
+    settings = Settings(model=("acme/digits",), allow_repos="acme/*, other/one", allowed_hosts="testserver")
+    return create_app(settings, Registry([ModelSource("acme/digits")], open_fake), ApiKeys(keys), ApiKeys(admin_keys))
 
 
 @pytest.fixture
@@ -45,12 +45,12 @@ def client() -> Iterator[TestClient]:
 def test_a_model_is_loaded_and_unloaded(client: TestClient) -> None:
     loaded = client.post("/v1/models", json={"model": "acme/new"}, headers=ADMIN)
     assert loaded.status_code == 200
-    ModelShape.model_validate(loaded.json())
+    ModelResponse.model_validate(loaded.json())
     assert loaded.json()["state"] == "ready"
     assert client.post("/v1/classify?model=acme/new", content=b"7", headers=ASKER).status_code == 200
     left = client.delete("/v1/models/acme/new", headers=ADMIN)
     assert left.status_code == 200
-    ModelsAnswer.model_validate(left.json())
+    ModelsResponse.model_validate(left.json())
     assert [model["id"] for model in left.json()["models"]] == ["acme/digits"]
     refusal(client.post("/v1/classify?model=acme/new", content=b"7", headers=ASKER), 404, "model_not_loaded")
     refusal(client.delete("/v1/models/acme/new", headers=ADMIN), 404, "model_not_loaded")

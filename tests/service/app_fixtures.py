@@ -1,0 +1,42 @@
+"""The app with fake models, over ASGI."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from eca_hub.errors import RepoNotFound
+from eca_service.api.schemas import ErrorResponse
+from eca_service.app import create_app
+from eca_service.http.auth import ApiKeys
+from eca_service.inference.model import ServedModel
+from eca_service.models.registry import ModelSource, Registry
+from eca_service.settings import Settings
+from tests.service.fakes import fake_model
+
+
+def settings_with(*ids: str, **settings: Any) -> Settings:
+    """Small limits, and the host name that starlette's TestClient sends."""
+    small = {"max_image_mib": 0.01, "max_request_mib": 0.05, "max_request_images": 6, "allowed_hosts": "testserver"}
+    return Settings.model_validate({"model": ids} | small | settings)
+
+
+def app_with(*ids: str, keys: Sequence[str] = (), admin_keys: Sequence[str] = (), **settings: Any) -> FastAPI:
+    async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
+        if source.id_or_folder == "acme/absent":
+            raise RepoNotFound("no such repository")
+        return fake_model(model_id=source.id_or_folder)
+
+    registry = Registry([ModelSource(model_id) for model_id in ids], open_fake)
+    return create_app(settings_with(*ids, **settings), registry, ApiKeys(keys), ApiKeys(admin_keys))
+
+
+def refusal(response: Any, status: int, code: str) -> dict[str, str]:
+    """Check that a response is an error in the one shape, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    error = ErrorResponse.model_validate(response.json()).error
+    assert error.code == code
+    assert error.message
+    assert error.request_id == response.headers["x-request-id"]
+    return response.json()["error"]  # type: ignore[no-any-return]

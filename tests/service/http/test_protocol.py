@@ -1,0 +1,238 @@
+"""One connection: its time limits, the connection limit, shutdown, and the private names of uvicorn that it uses."""
+
+import asyncio
+import json
+from typing import Any
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from eca_service.http.protocol import TimeoutH11Protocol, protocol_class
+from eca_service.settings import Settings
+from tests.service.fakes import run
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class Client(asyncio.Transport):
+    """The other end of a connection. It takes every byte, unless `reads` is False."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        super().__init__()
+        self.received = b""
+        self.reads = reads
+        self.num_unsent = 0
+        self.is_closed = asyncio.Event()
+        self.is_aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.received += data
+        self.num_unsent += 0 if self.reads else len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.num_unsent
+
+    def write_eof(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed.set()
+
+    def abort(self) -> None:
+        self.is_aborted = True
+        self.is_closed.set()
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.is_closed.is_set()
+
+
+def connect(
+    client: Client | None = None, *, server: ServerState | None = None, **settings: Any
+) -> tuple[TimeoutH11Protocol, Client]:
+    values = Settings.model_validate({"model": ("acme/digits",), "header_timeout_s": 60} | settings)
+    keep_alive_s: Any = values.keep_alive_s
+    http = protocol_class(values)
+    config = Config(app, http=http, ws="none", lifespan="off", log_config=None, timeout_keep_alive=keep_alive_s)
+    config.load()
+    connection, client = http(config, server or ServerState(), app_state={}), client or Client()
+    connection.connection_made(client)
+    return connection, client
+
+
+async def answered(client: Client) -> None:
+    while not client.received:
+        await asyncio.sleep(0)
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_a_connection_whose_first_request_is_on_its_way_during_shutdown_is_answered_once() -> None:
+    async def scene() -> None:
+        connection, client = connect()
+        connection.shutdown()
+        assert not client.is_closed.is_set()
+        connection.data_received(REQUEST[:9])
+        connection.data_received(REQUEST[9:])
+        await client.is_closed.wait()
+        assert client.received.startswith(b"HTTP/1.1 200 ")
+
+    run(scene())
+
+
+def test_a_second_request_that_is_on_its_way_during_shutdown_is_answered() -> None:
+    async def scene() -> None:
+        connection, client = connect()
+        connection.data_received(REQUEST + REQUEST[:9])
+        await answered(client)
+        connection.shutdown()
+        connection.data_received(REQUEST[9:])
+        await client.is_closed.wait()
+        assert client.received.count(b"HTTP/1.1 200 ") == 2
+
+    run(scene())
+
+
+def test_a_connection_without_a_request_is_closed_a_second_after_shutdown_begins() -> None:
+    async def scene() -> None:
+        connection, client = connect()
+        connection.shutdown()
+        await client.is_closed.wait()
+        assert (client.received, now_s()) == (b"", 1.0)
+
+    run(scene())
+
+
+def test_an_idle_connection_is_closed_when_shutdown_begins() -> None:
+    async def scene() -> None:
+        connection, client = connect()
+        connection.data_received(REQUEST)
+        await answered(client)
+        connection.shutdown()
+        assert client.is_closed.is_set()
+
+    run(scene())
+
+
+def test_an_idle_connection_is_closed_after_exactly_the_time_that_is_set() -> None:
+    async def scene() -> None:
+        connection, client = connect(keep_alive_s=0.25)
+        connection.data_received(REQUEST)
+        await client.is_closed.wait()
+        assert now_s() == 0.25
+
+    run(scene())
+
+
+def test_with_a_keep_alive_of_zero_each_response_closes_its_connection() -> None:
+    async def scene() -> None:
+        connection, client = connect(keep_alive_s=0)
+        connection.data_received(REQUEST)
+        await client.is_closed.wait()
+        assert client.received.startswith(b"HTTP/1.1 200 ")
+        assert now_s() == 0
+
+    run(scene())
+
+
+def test_a_client_that_does_not_read_its_response_is_disconnected() -> None:
+    async def scene() -> None:
+        connection, client = connect(Client(reads=False), write_timeout_s=7, keep_alive_s=3600)
+        connection.data_received(REQUEST)
+        await client.is_closed.wait()
+        assert client.is_aborted
+        assert now_s() == 7
+
+    run(scene())
+
+
+def test_a_client_that_reads_slowly_is_waited_for_and_one_that_stops_is_not() -> None:
+    async def scene() -> None:
+        connection, client = connect(Client(reads=False), write_timeout_s=7, keep_alive_s=3600)
+        connection.data_received(REQUEST)
+        await answered(client)
+        for _ in range(3):
+            await asyncio.sleep(6)
+            client.num_unsent -= 1
+        await asyncio.sleep(2)
+        assert not client.is_closed.is_set()
+        await client.is_closed.wait()
+        # The last byte was taken at 18 s, in the period that ended at 21 s.
+        assert now_s() == 28
+
+    run(scene())
+
+
+def test_a_client_that_sends_requests_and_reads_no_response_is_disconnected() -> None:
+    async def scene() -> None:
+        connection, client = connect(Client(reads=False), write_timeout_s=7, keep_alive_s=3600)
+        for _ in range(20):
+            if not client.is_closed.is_set():
+                connection.data_received(REQUEST)
+                await asyncio.sleep(1)
+        assert client.is_aborted
+
+    run(scene())
+
+
+def test_beyond_the_limit_an_idle_connection_makes_room() -> None:
+    async def scene() -> None:
+        server = ServerState()
+        connections = [connect(server=server, max_connections=3) for _ in range(3)]
+        connections[1][0].data_received(REQUEST)
+        await answered(connections[1][1])
+        _, late = connect(server=server, max_connections=3)
+        assert [client.is_closed.is_set() for _, client in connections] == [False, True, False]
+        assert not late.received
+
+    run(scene())
+
+
+def test_beyond_the_limit_a_connection_is_refused_when_all_others_are_busy() -> None:
+    async def scene() -> None:
+        server = ServerState()
+        for _ in range(3):
+            busy, _ = connect(server=server, max_connections=3)
+            busy.data_received(REQUEST[:-5])
+        _, late = connect(server=server, max_connections=3)
+        head, _, body = late.received.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1" in head.lower()
+        assert json.loads(body)["error"]["code"] == "overloaded"
+        await late.is_closed.wait()
+
+    run(scene())
+
+
+def test_the_installed_uvicorn_has_every_private_name_that_is_used() -> None:
+    """Named here so that an upgrade fails with a sentence instead of an AttributeError in production."""
+
+    async def scene() -> None:
+        connection, _ = connect()
+        connection.data_received(REQUEST)
+        names = {
+            connection: ("conn", "cycle", "flow", "loop", "transport", "connections", "timeout_keep_alive_task"),
+            connection.cycle: ("keep_alive", "response_complete", "disconnected", "message_event"),
+            connection.flow: ("resume_reading",),
+            H11Protocol: ("data_received", "on_response_complete", "shutdown", "send_400_response"),
+            uvicorn.Server: ("capture_signals", "startup", "shutdown"),
+        }
+        missing = [name for owner, used in names.items() for name in used if not hasattr(owner, name)]
+        assert not missing, f"uvicorn {uvicorn.__version__} has no {missing}: adapt eca_service/http/protocol.py"
+
+    run(scene())
