@@ -66,7 +66,7 @@ def test_a_mistake_is_said_before_anything_is_served(
 
 
 def test_a_hub_that_other_machines_reach_needs_users() -> None:
-    with pytest.raises(EcaHubError, match="nobody has chosen its tokens"):
+    with pytest.raises(EcaHubError, match="which has no users file"):
         check_hub_bind_address("0.0.0.0", "hub", "")
     for host, root, users in (("0.0.0.0", "hub", "users.json"), ("127.0.0.1", "hub", ""), ("0.0.0.0", "", "")):
         check_hub_bind_address(host, root, users)

@@ -122,7 +122,7 @@ def test_a_device_that_is_not_there_is_named(folder: str) -> None:
 
 @pytest.mark.parametrize("device", ["quantum", "cpu,", "cuda:x", "cpu,auto", ""])
 def test_a_device_that_cannot_be_is_refused_before_anything_is_loaded(device: str) -> None:
-    with pytest.raises(BadSetting, match="Set --device to auto, cpu, cuda"):
+    with pytest.raises(BadSetting, match="--device must be auto, cpu, cuda"):
         Settings(model=("acme/a",), device=device)
 
 
