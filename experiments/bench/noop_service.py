@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from eca_service.app import create_app
-from eca_service.http.auth import Keys
-from eca_service.http.port import open_port
-from eca_service.http.server import serve
+from eca_service.http.auth import ApiKeys
+from eca_service.http.server import bind_listener, serve
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.model import Decode, ServedModel
 from eca_service.inference.tasks import Task, WorkItem
@@ -69,8 +68,8 @@ async def _open_model(source: ModelSource) -> ServedModel[Any, Any]:
 def main() -> int:
     """Serve until a signal ends the process."""
     settings = Settings(model=(_ID,), port=0)
-    app = create_app(settings, Registry([ModelSource(_ID)], _open_model), Keys())
-    asyncio.run(serve(app, settings, open_port(settings.host, settings.port)))
+    app = create_app(settings, Registry([ModelSource(_ID)], _open_model), ApiKeys())
+    asyncio.run(serve(app, settings, bind_listener(settings.host, settings.port)))
     return 0
 
 

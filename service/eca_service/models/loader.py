@@ -101,7 +101,7 @@ class ModelLoader:
             limits,
             self._decoder_threads,
             gpu_jpegs=gpu_jpegs,
-            max_wait_s=settings.max_queue_s,
+            max_wait_s=settings.max_queue_delay_s,
         )
         engines = [
             Engine(

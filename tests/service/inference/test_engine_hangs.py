@@ -19,12 +19,16 @@ from eca_service.inference.tasks import Classification, Task, WorkItem, run_batc
 from eca_service.inference.types import RawPixels
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
-from tests.service.fakes import FakeDecoded, model_info
 from tests.service.app_fixtures import refusal
+from tests.service.fakes import FakeDecoded, model_info
 
 
 def test_its_client_gets_an_error_and_readiness_turns_red_and_green_again() -> None:
-    settings, hangs, gate = Settings(model=("acme/digits",), hang_timeout_s=2.5, allowed_hosts="*"), threading.Event(), threading.Event()
+    settings, hangs, gate = (
+        Settings(model=("acme/digits",), hang_timeout_s=2.5, allowed_hosts="*"),
+        threading.Event(),
+        threading.Event(),
+    )
 
     def forward(pixels_N3HW: Tensor) -> Tensor:
         if hangs.is_set():
