@@ -23,7 +23,7 @@ from tests.service.fakes import png
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "service" / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-ENV = {"HUB_TOKEN": "hub-token-of-the-test", "ECA_API_KEYS": "key-of-the-test", "ECA_SEED_EPOCHS": "1"}
+ENV = {"HUB_TOKEN": "hub-token-of-the-test", "ECA_API_KEYS": "key-of-the-test", "ECA_DEMO_EPOCHS": "1"}
 
 
 def free_port() -> int:
@@ -55,7 +55,7 @@ class Machine:
                 text = re.sub(rf"//({service}|127\.0\.0\.1):{inside}", f"//127.0.0.1:{self.ports[service]}", text)
                 text = re.sub(rf"^{inside}$", str(self.ports[service]), text)
         text = re.sub(r"^0\.0\.0\.0$", "127.0.0.1", text)
-        return re.sub(r"^/(data|cache|tmp)\b", lambda found: f"{self.folder}/{found[1]}", text)
+        return re.sub(r"^/(data|cache|tmp|demo)\b", lambda found: f"{self.folder}/{found[1]}", text)
 
     def command(self, words: list[str]) -> list[str]:
         programs = {"eca-hub": [sys.executable, "-m", "eca_hub"], "python": [sys.executable]}
@@ -99,8 +99,11 @@ def in_order() -> list[str]:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    for name in ("data", "cache", "tmp"):
+    for name in ("data", "cache", "tmp", "demo"):
         (tmp_path / name).mkdir()
+    [sources] = re.findall(r"(?m)^COPY (.*) /demo/$", DOCKERFILE)
+    for source in sources.split():
+        shutil.copy(ROOT / source, tmp_path / "demo")
     return Machine(tmp_path, {name: free_port() for name, spec in COMPOSE["services"].items() if "ports" in spec})
 
 
@@ -109,6 +112,7 @@ def is_job(name: str) -> bool:
     return str(COMPOSE["services"][name]["restart"]).startswith("on-failure")
 
 
+@pytest.mark.slow
 def test_the_services_come_up_in_order_answer_and_go_down(machine: Machine) -> None:
     running: dict[str, subprocess.Popen[bytes]] = {}
     dependencies = [spec.get("depends_on", {}) for spec in COMPOSE["services"].values()]
@@ -139,7 +143,7 @@ def test_the_services_come_up_in_order_answer_and_go_down(machine: Machine) -> N
             process.wait()
 
 
-def test_nothing_depends_on_what_ends() -> None:
+def test_no_service_depends_on_a_job() -> None:
     for spec in COMPOSE["services"].values():
         assert not any(map(is_job, spec.get("depends_on", {}))), "podman does not start what depends on it"
 
@@ -168,7 +172,7 @@ def ancestry(stage: str) -> str:
     return (ancestry(base) if base in STAGES else "") + STAGES[stage]
 
 
-def test_the_images_run_as_nobody_and_without_a_shell() -> None:
+def test_the_images_run_without_root_and_without_a_shell() -> None:
     assert list(STAGES)[-1] == "serve", "the last one is built unless another is named"
     for stage in ("serve", "train"):
         assert re.findall(r"(?m)^USER (\S+)", ancestry(stage))[-1] == "10001:10001"
@@ -205,14 +209,14 @@ def test_torch_is_not_fetched_again_when_only_our_code_changes() -> None:
     assert not re.search(r"COPY (?!--from=requirements)", STAGES["libraries"])
 
 
-def test_the_builder_gets_the_wheels_files_and_nothing_else() -> None:
+def test_the_builder_gets_only_the_files_that_are_copied() -> None:
     ignored, *kept = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert ignored == "*"
     wanted = re.findall(r"(?m)^COPY (?!--from)(.*) \S+$", "".join(STAGES.values()))
     assert {line[1:] for line in kept if line.startswith("!")} == set(" ".join(wanted).split())
 
 
-def test_the_healthcheck_tells_well_from_not_well() -> None:
+def test_the_healthcheck_tells_healthy_from_unhealthy() -> None:
     assert "eca_service.healthcheck" in STAGES["serve"]
     assert healthcheck.main([]) == 2
     assert healthcheck.main(["file:///etc/passwd"]) == 2
