@@ -2,8 +2,8 @@
 
     python publish_demo.py CONFIG OWNER/NAME
 
-HF_ENDPOINT and HF_TOKEN name the hub and the key; ECA_DEMO_EPOCHS is the length of the training. The image's train stage
-runs it (service/Dockerfile).
+HF_ENDPOINT and HF_TOKEN name the hub and the key; ECA_DEMO_EPOCHS is the length of the training. The train stage of the
+image runs it (service/Dockerfile).
 """
 
 import os
