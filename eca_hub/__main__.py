@@ -18,6 +18,7 @@ COMMANDS = {
     "test": ("Measure a run on its test split", "eca_hub.train.cli:test"),
     "predict": ("Write a run's answers for its test split", "eca_hub.train.cli:predict"),
     "sweep": ("Train every combination of a grid, resumable", "eca_hub.commands.sweep:main"),
+    "report": ("Tables, plots and statistics of a sweep", "eca_hub.commands.report:main"),
     "classify": ("Name what is in pictures", "eca_hub.commands.classify:main"),
     "models": ("List the networks that can be built", "eca_hub.commands.models:main"),
     "push": ("Publish a run or a package to a hub", "eca_hub.commands.push:main"),

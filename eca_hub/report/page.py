@@ -1,0 +1,169 @@
+"""Write a report: one self-contained HTML page, and the same as Markdown with its figures beside it."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eca_hub.atomic import write_atomic
+from eca_hub.models.paper import published_rows
+from eca_hub.report.statistics import Comparison, Summary
+from eca_hub.report.study import Block, Plan
+from eca_hub.sweep.results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Head and rows."""
+
+_CAPTIONS = {
+    "accuracy": "Accuracy of each seed, and the mean with its 95 % confidence interval.",
+    "bubbles": "Accuracy against parameters; the area of a bubble is its multiply-adds (figure 1 of the paper).",
+    "kernel_size": "Accuracy against the kernel size (compare figure 4 of the paper).",
+    "curves": "Validation accuracy: mean and range over the seeds.",
+    "classes": "Change of the recall of each class.",
+}
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #8886; text-align: left; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; background: white; }
+figcaption, .note { color: #777; font-size: .9rem; }
+"""
+
+
+def write_report(
+    out_dir: Path,
+    *,
+    title: str,
+    blocks: Sequence[Block],
+    plan: Plan,
+    results: Sequence[Row],
+    costs: Sequence[Row],
+    figures: Mapping[str, "Figure"],
+) -> Path:
+    """Write report.html, report.md and figures/*.png, and return the path of the page."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "figures").mkdir(exist_ok=True)
+    images = {name: _png(figure) for name, figure in figures.items()}
+    for name, content in images.items():
+        write_atomic(out_dir / "figures" / f"{name}.png", content)
+    notes = _notes(plan, results)
+    page = [f"<h1>{html.escape(title)}</h1>", *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
+    text = [f"# {title}", "", *notes, ""]
+    for number, block in enumerate(blocks, start=1):
+        page.append(f"<h2>{html.escape(block.name)}</h2>")
+        text += [f"## {block.name}", ""]
+        for heading, table in (("Methods", _methods(block, costs)), ("Comparisons", _comparisons(block.comparisons))):
+            if table[1]:
+                page += [f"<h3>{heading}</h3>", _html_table(table)]
+                text += [f"### {heading}", "", *_markdown_table(table), ""]
+        suffix = f"_{number}" if len(blocks) > 1 else ""
+        for kind, caption in _CAPTIONS.items():
+            name = f"{kind}{suffix}"
+            if name in images:
+                source = base64.b64encode(images[name]).decode()
+                page.append(
+                    f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{source}">'
+                    f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+                )
+                text += [f"![{caption}](figures/{name}.png)", ""]
+    document = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
+        + "\n".join(page)
+        + "</body></html>\n"
+    )
+    write_atomic(out_dir / "report.md", ("\n".join(text).rstrip() + "\n").encode())
+    write_atomic(out_dir / "report.html", document.encode())
+    return out_dir / "report.html"
+
+
+def _notes(plan: Plan, results: Sequence[Row]) -> list[str]:
+    hardware = sorted({str(row["hardware"]) for row in results if row.get("hardware")})
+    commits = sorted({str(row["commit"])[:12] for row in results if row.get("commit")})
+    return [
+        f"{len(results)} runs; {plan.metric} in percentage points; hardware: {', '.join(hardware) or 'not recorded'}; "
+        f"commit: {', '.join(commits) or 'not recorded'}.",
+        "Intervals: 95 %, Student's t over the seeds. p: exact permutation tests of independent groups, two-sided for "
+        f"differences and one-sided for non-inferiority, corrected by Holm for the number of "
+        f"{'planned ' if plan.comparisons else ''}comparisons of a block. Published: top-1 of ResNet-50 on ImageNet "
+        "in the ECA-Net paper, table 3; another data set, so compare the order and not the figures.",
+    ]
+
+
+def _methods(block: Block, costs: Sequence[Row]) -> Table:
+    published = {
+        row.attention: row.top1 for row in reversed(published_rows("3")) if row.architecture == "resnet50" and row.top1
+    }
+    speed: dict[str, list[float]] = {}
+    for row in costs:
+        if isinstance(row.get("images_per_s"), int | float):
+            speed.setdefault(str(row["run"]), []).append(float(row["images_per_s"]))
+    rows = []
+    for method in block.methods:
+        speeds = [each for run in method.runs for each in speed.get(run, [])]
+        known = published.get(method.name)
+        rows.append(
+            [
+                method.name,
+                str(method.summary.num_seeds),
+                _interval(method.summary),
+                f"{method.parameters:,}" if method.parameters is not None else "-",
+                f"{method.multiply_adds / 1e6:,.2f}" if method.multiply_adds is not None else "-",
+                f"{sum(speeds) / len(speeds):,.0f}" if speeds else "-",
+                f"{known:.2f}" if known else "-",
+            ]
+        )
+    head = (
+        *("method", "seeds", "accuracy, 95 % interval", "parameters", "multiply-adds (millions)"),
+        *("training images/s", "published"),
+    )
+    return head, rows
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> Table:
+    rows = [
+        [
+            f"{each.a} - {each.b}" + (f", margin {each.margin:g}" if each.kind == "non_inferiority" else ""),
+            f"{each.difference:+.2f}",
+            f"{each.p:.4g}",
+            f"{each.p_holm:.4g}",
+            "-" if math.isnan(each.smallest_difference) else f"{each.smallest_difference:.2f}",
+            each.conclusion,
+        ]
+        for each in comparisons
+    ]
+    return ("comparison", "difference", "p", "p (Holm)", "smallest detectable", "conclusion"), rows
+
+
+def _interval(summary: Summary) -> str:
+    if summary.num_seeds < 2:
+        return f"{summary.mean:.2f}"
+    return f"{summary.mean:.2f} ({summary.low:.2f} to {summary.high:.2f})"
+
+
+def _html_table(table: Table) -> str:
+    head, rows = table
+    cells = "".join(f"<th>{html.escape(each)}</th>" for each in head)
+    lines = ["".join(f"<td>{html.escape(each)}</td>" for each in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _markdown_table(table: Table) -> list[str]:
+    head, rows = table
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    # No date and version in the file, so that the same data give the same bytes.
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()

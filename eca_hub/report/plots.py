@@ -1,0 +1,151 @@
+"""The figures of a report."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eca_hub.report.study import Block
+from eca_hub.sweep.results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS = {"none": "#8c8c8c", "se": "#3b6fb6", "eca": "#d1495b"}
+_MORE_COLORS = ("#2a9d8f", "#e9a23b", "#7b5ea7", "#4f772d", "#a44a3f", "#1b7f9e", "#b0578d", "#6c757d")
+_MAX_CLASSES = 40
+
+
+def draw_all(blocks: Sequence[Block], curves: Sequence[Row], classes: Sequence[Row]) -> dict[str, "Figure"]:
+    """Draw every figure that the tables have data for, by file name."""
+    figures: dict[str, Figure] = {}
+    for number, block in enumerate(blocks, start=1):
+        suffix = f"_{number}" if len(blocks) > 1 else ""
+        figures[f"accuracy{suffix}"] = accuracy(block)
+        if any(method.parameters and method.multiply_adds for method in block.methods):
+            figures[f"bubbles{suffix}"] = bubbles(block)
+        if sum(method.kernel_size is not None for method in block.methods) > 1:
+            figures[f"kernel_size{suffix}"] = kernel_sizes(block)
+        if curves:
+            figures[f"curves{suffix}"] = training_curves(block, curves)
+        if classes and {"eca", "none"} <= {method.name for method in block.methods}:
+            figures[f"classes{suffix}"] = class_gains(block, classes)
+    return figures
+
+
+def accuracy(block: Block) -> "Figure":
+    """Each seed as a point, the mean with its 95 % interval as a bar."""
+    figure, axes = _axes(
+        block.name, "", "accuracy on the test split (%)", width=max(4.5, 0.9 * len(block.methods) + 1.5)
+    )
+    for position, method in enumerate(block.methods):
+        color = _color(method.name, position)
+        spread = np.linspace(-0.12, 0.12, len(method.values)) if len(method.values) > 1 else [0.0]
+        axes.plot([position + each for each in spread], method.values, "o", ms=4, color=color, alpha=0.5)
+        summary = method.summary
+        half = summary.high - summary.mean if summary.num_seeds > 1 else 0.0
+        axes.errorbar(position + 0.28, summary.mean, yerr=half, fmt="s", ms=6, capsize=4, color=color)
+    axes.set_xticks(range(len(block.methods)), [method.name for method in block.methods], rotation=20, ha="right")
+    return figure
+
+
+def bubbles(block: Block) -> "Figure":
+    """Accuracy against parameters; the area of a bubble is its multiply-adds (figure 1 of the paper)."""
+    figure, axes = _axes(block.name, "parameters (millions)", "accuracy on the test split (%)")
+    counted = [method for method in block.methods if method.parameters and method.multiply_adds]
+    largest = max(method.multiply_adds or 0 for method in counted)
+    for position, method in enumerate(counted):
+        area = 900 * (method.multiply_adds or 0) / largest
+        x, y = (method.parameters or 0) / 1e6, method.summary.mean
+        axes.scatter(x, y, s=area, color=_color(method.name, position), alpha=0.45)
+        axes.annotate(method.name, (x, y), ha="center", va="center", fontsize=9)
+    axes.margins(0.2)
+    axes.ticklabel_format(axis="x", useOffset=False)
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_title(f"{block.name}; area: multiply-adds, largest {largest / 1e6:,.1f} million", loc="left", fontsize=10)
+    return figure
+
+
+def kernel_sizes(block: Block) -> "Figure":
+    """Accuracy against the kernel size of ECA (figure 4 of the paper); methods without one as lines."""
+    figure, axes = _axes(block.name, "kernel size k", "accuracy on the test split (%)")
+    sized = sorted((method.kernel_size, method.summary) for method in block.methods if method.kernel_size is not None)
+    ks = [k for k, _ in sized]
+    halves = [each.high - each.mean if each.num_seeds > 1 else 0.0 for _, each in sized]
+    axes.errorbar(ks, [each.mean for _, each in sized], yerr=halves, fmt="o-", capsize=4, color=_COLORS["eca"])
+    for position, method in enumerate(method for method in block.methods if method.kernel_size is None):
+        color = _color(method.name, position)
+        axes.axhline(method.summary.mean, ls="--", lw=1.2, color=color, label=method.name)
+    axes.set_xticks(ks)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False)
+    return figure
+
+
+def training_curves(block: Block, curves: Sequence[Row]) -> "Figure":
+    """Validation accuracy by epoch: the mean over the seeds, and their range."""
+    figure, axes = _axes(block.name, "epoch", "accuracy on the validation split (%)")
+    by_run: dict[str, list[float]] = {}
+    for row in curves:
+        if isinstance(row.get("val_top1"), int | float):
+            by_run.setdefault(str(row["run"]), []).append(100 * float(row["val_top1"]))
+    for position, method in enumerate(block.methods):
+        lines = [by_run[run] for run in method.runs if run in by_run]
+        if not lines:
+            continue
+        num_epochs = min(len(line) for line in lines)
+        values = np.array([line[:num_epochs] for line in lines])
+        epochs, color = range(1, num_epochs + 1), _color(method.name, position)
+        axes.plot(epochs, values.mean(0), color=color, label=method.name)
+        axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def class_gains(block: Block, classes: Sequence[Row]) -> "Figure":
+    """Recall of each class with ECA less that without attention, the classes with the largest changes."""
+    recall = _mean_recall(block, classes)
+    gains = sorted(
+        (
+            (100 * (recall["eca"][label] - value), label)
+            for label, value in recall["none"].items()
+            if label in recall["eca"]
+        ),
+        key=lambda gain: -abs(gain[0]),
+    )[:_MAX_CLASSES]
+    gains.sort()
+    figure, axes = _axes(
+        block.name, "recall with eca less recall with none (points)", "", height=1.2 + 0.22 * len(gains)
+    )
+    colors = [_COLORS["eca"] if gain >= 0 else _COLORS["none"] for gain, _ in gains]
+    axes.barh(range(len(gains)), [gain for gain, _ in gains], color=colors)
+    axes.set_yticks(range(len(gains)), [label for _, label in gains], fontsize=8)
+    return figure
+
+
+def _mean_recall(block: Block, classes: Sequence[Row]) -> Mapping[str, dict[str, float]]:
+    method_of = {run: method.name for method in block.methods for run in method.runs}
+    values: dict[str, dict[str, list[float]]] = {"eca": {}, "none": {}}
+    for row in classes:
+        method = method_of.get(str(row["run"]), "")
+        if method in values and isinstance(row.get("recall"), int | float):
+            values[method].setdefault(str(row["label"]), []).append(float(row["recall"]))
+    return {name: {label: float(np.mean(each)) for label, each in labels.items()} for name, labels in values.items()}
+
+
+def _axes(title: str, x: str, y: str, *, width: float = 6.4, height: float = 4.0) -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _color(name: str, position: int) -> str:
+    return _COLORS.get(name, _MORE_COLORS[position % len(_MORE_COLORS)])

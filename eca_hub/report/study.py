@@ -1,0 +1,172 @@
+"""Group the results of a sweep: blocks that share everything but the method, methods with one value a seed.
+
+A column whose name starts with `attention` or `kernel_size` describes the method; `seed_everything` and `seed` are
+seeds; every other column of the grid, such as the architecture, separates blocks. Methods are compared within a block.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.report.statistics import Comparison, Kind, Summary, compare, summarize
+from eca_hub.sweep.results import Row
+
+SEEDS = ("seed_everything", "seed")
+PERCENT = 100.0
+
+Planned = tuple[str, str, Kind, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, fixed before the results are known."""
+
+    metric: str
+    """Column of the results, a share between 0 and 1; reported in percentage points."""
+    comparisons: tuple[Planned, ...]
+    """Method a, method b, kind and margin in points; empty compares each method with none and with se."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method within a block."""
+
+    name: str
+    values: tuple[float, ...]
+    """The metric of each seed, in percentage points."""
+    summary: Summary
+    runs: tuple[str, ...]
+    """Names of its runs."""
+    parameters: int | None
+    multiply_adds: int | None
+    kernel_size: int | None
+    """The kernel size that was set, where one was."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Methods that were trained alike."""
+
+    name: str
+    methods: tuple[Method, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def read_plan(path: Path | None, metric: str) -> Plan:
+    """Read a plan file: `metric` and `comparisons`, a list of {a, b, kind, margin}.
+
+    Raises:
+        InvalidConfig: the file is not such a plan.
+    """
+    if path is None:
+        return Plan(metric, ())
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        comparisons = tuple(
+            (str(each["a"]), str(each["b"]), each.get("kind", "difference"), float(each.get("margin", 0.0)))
+            for each in document["comparisons"]
+        )
+    except OSError as error:
+        raise InvalidConfig(f"The plan {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        raise InvalidConfig(
+            f"{path} is not a plan.", hint="It needs comparisons: [{a: eca, b: none, kind: difference}, ...]."
+        ) from None
+    for _, _, kind, margin in comparisons:
+        if kind not in get_args(Kind):
+            raise InvalidConfig(f"{path}: kind {kind!r} is none of {', '.join(get_args(Kind))}.")
+        if kind == "non_inferiority" and margin <= 0:
+            raise InvalidConfig(f"{path}: a comparison of kind non_inferiority needs a margin above 0 points.")
+    return Plan(str(document.get("metric", metric)), comparisons)
+
+
+def group(rows: Sequence[Row], plan: Plan) -> list[Block]:
+    """Group the rows into blocks and run the comparisons of each block as one family.
+
+    Raises:
+        InvalidConfig: the results lack the metric, or have no method or seed twice.
+    """
+    if not rows:
+        raise InvalidConfig("The results have no rows.")
+    grid = _grid_columns(rows[0])
+    if not any(_is_method(column) for column in grid):
+        raise InvalidConfig(f"No column of the grid names a method; the columns are {', '.join(grid) or 'none'}.")
+    for row in rows:
+        if not isinstance(row.get(plan.metric), int | float):
+            raise InvalidConfig(f"Run {row.get('run')} has no number in the column {plan.metric}.")
+    blocks: dict[str, list[Row]] = {}
+    for row in rows:
+        name = ", ".join(f"{key} {row[key]}" for key in grid if not _is_method(key) and key not in SEEDS)
+        blocks.setdefault(name, []).append(row)
+    return [_block(name or "all runs", members, grid, plan) for name, members in blocks.items()]
+
+
+def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan) -> Block:
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(_method_name(row, grid), []).append(row)
+    methods = tuple(_method(method, members, plan.metric, grid) for method, members in by_method.items())
+    groups = {method.name: list(method.values) for method in methods}
+    planned = plan.comparisons or _default_comparisons(list(groups))
+    return Block(name, methods, tuple(compare(groups, planned)))
+
+
+def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str]) -> Method:
+    points = [tuple(str(row[key]) for key in grid) for row in rows]
+    if len(set(points)) != len(points):
+        raise InvalidConfig(f"The results hold two runs of {name} with the same seed.", hint="Keep one of each.")
+    values = tuple(float(row[metric]) * PERCENT for row in rows)
+    first = rows[0]
+    return Method(
+        name,
+        values,
+        summarize(values),
+        tuple(str(row["run"]) for row in rows),
+        _whole(first.get("parameters")),
+        _whole(first.get("multiply_adds")),
+        _kernel_size(first),
+    )
+
+
+def _grid_columns(row: Mapping[str, Any]) -> list[str]:
+    """The columns between `run` and `config_hash`."""
+    columns = list(row)
+    if "run" not in columns or "config_hash" not in columns:
+        raise InvalidConfig("The results lack the columns run and config_hash.", hint="Make them with eca-hub sweep.")
+    return columns[columns.index("run") + 1 : columns.index("config_hash")]
+
+
+def _is_method(column: str) -> bool:
+    return column.startswith(("attention", "kernel_size"))
+
+
+def _method_name(row: Mapping[str, Any], grid: Sequence[str]) -> str:
+    words = [str(row[key]) for key in grid if _is_method(key) and row[key] not in ("", "{}")]
+    return " ".join(words)
+
+
+def _default_comparisons(methods: Sequence[str]) -> list[Planned]:
+    return [(a, b, "difference", 0.0) for b in ("none", "se") if b in methods for a in methods if a not in ("none", b)]
+
+
+def _kernel_size(row: Mapping[str, Any]) -> int | None:
+    for key, value in row.items():
+        if key.startswith("kernel_size") and isinstance(value, int):
+            return value
+        if key == "attention_args" and isinstance(value, str) and value.startswith("{"):
+            args = json.loads(value)
+            sizes = args.get("kernel_size", args.get("kernel_sizes"))
+            if isinstance(sizes, int):
+                return sizes
+            if isinstance(sizes, list) and len(set(sizes)) == 1:
+                return int(sizes[0])
+    return None
+
+
+def _whole(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) else None

@@ -1,0 +1,145 @@
+"""From a table of results to a page."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eca_hub.__main__ import main
+from eca_hub.errors import InvalidConfig
+from eca_hub.report.study import Plan, group, read_plan
+from eca_hub.sweep.results import Row, table_beside, write_table
+
+PLAIN = Plan("test_top1", ())
+
+
+def rows_of(means: dict[str, float], *, architecture: str = "resnet18", num_seeds: int = 5) -> list[Row]:
+    dice = random.Random(0)
+    return [
+        {
+            "run": f"{architecture}-{attention}-{seed}",
+            "architecture": architecture,
+            "attention": attention,
+            "seed_everything": seed,
+            "config_hash": f"{attention}{seed}",
+            "test_top1": mean + dice.uniform(-0.002, 0.002),
+            "parameters": 11_000_000 + 1000 * position,
+            "multiply_adds": 1_800_000_000,
+            "hardware": "CPU",
+            "commit": "0123456789abcdef",
+        }
+        for position, (attention, mean) in enumerate(means.items())
+        for seed in range(num_seeds)
+    ]
+
+
+MEANS = {"none": 0.90, "se": 0.905, "eca": 0.92}
+
+
+def test_methods_are_compared_within_a_block_and_seeds_are_values() -> None:
+    first, second = group(rows_of(MEANS) + rows_of(MEANS, architecture="resnet20"), PLAIN)
+    assert (first.name, second.name) == ("architecture resnet18", "architecture resnet20")
+    assert [method.name for method in first.methods] == ["none", "se", "eca"]
+    assert [method.summary.num_seeds for method in first.methods] == [5, 5, 5]
+    assert [(each.a, each.b) for each in first.comparisons] == [("se", "none"), ("eca", "none"), ("eca", "se")]
+    assert first.comparisons[1].conclusion == "eca is higher than none"
+
+
+def test_a_kernel_size_makes_another_method() -> None:
+    rows = [
+        {"run": f"k{k}", "attention": "eca", "kernel_size": k, "config_hash": str(k), "test_top1": 0.5} for k in (3, 5)
+    ]
+    [block] = group(rows, PLAIN)
+    assert [(method.name, method.kernel_size) for method in block.methods] == [("eca 3", 3), ("eca 5", 5)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "The results have no rows"),
+        ([{"run": "a", "test_top1": 0.5}], "lack the columns run and config_hash"),
+        ([{"run": "a", "lr": 1, "config_hash": "x", "test_top1": 0.5}], "No column of the grid names a method"),
+        ([{"run": "a", "attention": "eca", "config_hash": "x", "test_top1": ""}], "Run a has no number in the column"),
+        ([{"run": "a", "attention": "eca", "config_hash": "x", "test_top1": 0.5}] * 2, "two runs of eca with the same"),
+    ],
+)
+def test_results_that_cannot_be_compared_are_refused(rows: list[Row], words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        group(rows, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("comparisons: [{a: eca}]", "is not a plan. It needs comparisons"),
+        ("- x", "is not a plan"),
+        ("comparisons: [{a: eca, b: se, kind: better}]", "kind 'better' is none of difference, non_inferiority"),
+        ("comparisons: [{a: eca, b: se, kind: non_inferiority}]", "needs a margin above 0"),
+    ],
+)
+def test_a_mistake_in_a_plan_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(InvalidConfig, match=words):
+        read_plan(tmp_path / "plan.yaml", "test_top1")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    rows = rows_of(MEANS)
+    path = tmp_path / "results.csv"
+    write_table(rows, path)
+    curves = [{"run": row["run"], "epoch": epoch, "val_top1": 0.3 * epoch} for row in rows for epoch in range(3)]
+    write_table(curves, table_beside(path, "curves"))
+    classes = [{"run": row["run"], "label": label, "recall": 0.5} for row in rows for label in ("<b>cat</b>", "dog")]
+    write_table(classes, table_beside(path, "classes"))
+    write_table([{"run": row["run"], "images_per_s": 100.0} for row in rows], table_beside(path, "costs"))
+    return path
+
+
+def report(results: Path, out: Path, *options: str) -> int:
+    return main(["report", str(results), "--out", str(out), *options])
+
+
+def test_the_page_holds_tables_figures_and_conclusions_and_fetches_nothing(results: Path, tmp_path: Path) -> None:
+    assert report(results, tmp_path / "out", "--title", "A <study>") == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h1>A &lt;study&gt;</h1>" in page
+    assert "eca is higher than none" in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "http" not in page
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| eca | 5 | 92.0" in text
+    assert "77.48" in text
+    assert {path.stem for path in (tmp_path / "out" / "figures").iterdir()} == {
+        "accuracy",
+        "bubbles",
+        "classes",
+        "curves",
+    }
+
+
+def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert report(results, tmp_path / name) == 0
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_plan_decides_what_is_compared(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        "comparisons: [{a: eca, b: none}, {a: eca, b: se, kind: non_inferiority, margin: 0.5}]"
+    )
+    assert report(results, tmp_path / "out", "--plan", str(tmp_path / "plan.yaml"), "--json") == 0
+    comparisons: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["comparisons"]
+    assert [each["kind"] for each in comparisons] == ["difference", "non_inferiority"]
+    assert comparisons[1]["conclusion"] == "eca is not worse than se by 0.5 or more"
+
+
+def test_a_missing_table_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(tmp_path / "absent.csv", tmp_path / "out") == 2
+    assert "absent.csv cannot be read: No such file or directory." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
