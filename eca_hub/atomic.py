@@ -212,13 +212,18 @@ def rename_synced(source: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, so that they survive a power cut."""
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """Make a folder and its missing parents, so that they survive a power cut.
+
+    Args:
+        folder: The folder.
+        mode: Permissions of the folders that are made, less the umask.
+    """
     if folder.is_dir():
         return
-    make_folder(folder.parent)
+    make_folder(folder.parent, mode=mode)
     with contextlib.suppress(FileExistsError):
-        folder.mkdir()
+        folder.mkdir(mode)
     fsync_folder(folder.parent)
 
 

@@ -1,4 +1,4 @@
-"""`eca-hub localhub`: start a hub on this machine, check its folder, clean it up."""
+"""`eca-hub localhub`: start a hub on this machine, check its folder, collect garbage."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,9 +24,9 @@ def main(argv: list[str]) -> int:
     if action is serve:
         parser.add_argument("--public", action="store_true", help="Listen on all addresses: --host 0.0.0.0.")
     if action is gc:
-        parser.add_argument("--dry_run", action="store_true", help="Only say what would be removed.")
+        parser.add_argument("--dry_run", action="store_true", help="Only report what would be removed.")
     options = parser.read(argv[1:] if name else argv).as_dict()
-    with _mistakes_said():
+    with _translate_errors():
         return action(**options)
 
 
@@ -35,31 +35,31 @@ def open_hub(root: str | Path, users: str | Path | None = None) -> "Iterator[ASG
     """Open a local hub's folder as an ASGI application, to be mounted under a path of another one.
 
     Args:
-        root: Folder of the hub; made if it is missing.
+        root: Folder of the hub; created if it is missing.
         users: JSON file with users and their tokens; without it the one token is that of ROOT/token.
 
     Raises:
-        InvalidUsage: the folder is in use by another hub or is not a hub's, or the users file cannot be understood.
+        InvalidUsage: the folder is in use by another hub or is not a hub's, or the users file cannot be read.
     """
-    from eca_hub.localhub.asgi import opened
+    from eca_hub.localhub.asgi import open_app
 
     with contextlib.ExitStack() as stack:
-        with _mistakes_said():
-            app = stack.enter_context(opened(Path(root), Path(users) if users else None))
+        with _translate_errors():
+            app = stack.enter_context(open_app(Path(root), Path(users) if users else None))
         yield app
 
 
 @contextlib.contextmanager
-def _mistakes_said() -> Iterator[None]:
-    """Turn what the hub says of a mistake into our tree of errors, of which it knows nothing."""
+def _translate_errors() -> Iterator[None]:
+    """Turn the hub's exceptions into those of eca_hub, which the hub does not import."""
     from eca_hub.localhub.auth import BadUsersFile
-    from eca_hub.localhub.cli import Mistake
+    from eca_hub.localhub.cli import UsageError
     from eca_hub.localhub.errors import is_disk_full
     from eca_hub.localhub.store import StoreLocked, StoreUnusable
 
     try:
         yield
-    except (Mistake, StoreLocked, StoreUnusable, BadUsersFile) as error:
+    except (UsageError, StoreLocked, StoreUnusable, BadUsersFile) as error:
         raise InvalidUsage(f"{error}.") from None
     except OSError as error:
         if not is_disk_full(error):

@@ -1,10 +1,10 @@
-"""A Hugging Face Hub of your own in one folder: publish and pull models without an account or the internet.
+"""A local Hugging Face Hub in one folder: publish and pull models without an account or the internet.
 
     eca-hub localhub --root DIR --port 8001          the process
-    app = create_app(Store(Path("DIR")), users)      the ASGI application, to be mounted wherever you like
+    app = create_app(Store(Path("DIR")), users)      the ASGI application, to be served or mounted
 
-It speaks the part of the Hub's protocol that an unmodified `huggingface_hub` needs for models (datasets and spaces may
-exist), with uploads by Xet and by LFS. It knows nothing about PyTorch, images or the rest of eca_hub.
+It implements the part of the Hub's protocol that an unmodified `huggingface_hub` needs for models (datasets and spaces
+may exist), with uploads by Xet and by LFS. Of eca_hub it imports nothing but `eca_hub.atomic`.
 """
 
 from eca_hub.localhub.app import create_app

@@ -1,8 +1,6 @@
-"""Who may do what: tokens, users, roles.
+"""Users and their rights: tokens, roles, and the signed links by which the client uploads without a token.
 
-Knows nothing about HTTP or the store.
-
-A users file is JSON. The short form gives each user a token; the long form adds what `whoami` tells and a role:
+A users file is JSON. The short form gives each user a token; the long form adds what `whoami` returns, and a role:
 
     {"alice": "token-of-alice", "bob": {"token": "token-of-bob", "role": "read", "orgs": ["acme"], "fullname": "Bob"}}
 
@@ -14,15 +12,19 @@ A users file is JSON. The short form gives each user a token; the long form adds
     read    public, and private under own names      nothing
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
+import os
+import secrets
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from eca_hub.localhub.errors import HubRefusal
+from eca_hub.localhub.errors import HubHTTPError
 from eca_hub.localhub.validation import RepoId, check_name
 
 Role = Literal["admin", "write", "read"]
@@ -30,42 +32,42 @@ Role = Literal["admin", "write", "read"]
 
 @dataclass(frozen=True)
 class User:
-    """Somebody with a token."""
+    """A user with a token."""
 
     name: str
     role: Role = "write"
     orgs: Mapping[str, str] = field(default_factory=dict)
-    """Full name by name."""
+    """Full names by name."""
     fullname: str = ""
 
     def owns(self, repo_id: RepoId) -> bool:
-        """Whether a repository lies under a name of this user."""
+        """Whether the owner of a repository is this user or one of the user's organizations."""
         return self.role == "admin" or repo_id.owner.lower() in {name.lower() for name in (self.name, *self.orgs)}
 
-    def may_write(self, repo_id: RepoId) -> bool:
+    def can_write(self, repo_id: RepoId) -> bool:
         """Whether this user may create, change and delete this repository."""
         return self.role != "read" and self.owns(repo_id)
 
 
 class BadUsersFile(Exception):
-    """A users file that cannot be understood; the message says where and what to write."""
+    """A users file that cannot be read; the message says where and what to write."""
 
 
 class Users:
-    """Finds the user to whom a token belongs. Keeps only digests of tokens.
+    """Maps tokens to users. Only digests of tokens are kept.
 
     Args:
-        tokens: Each user with the token.
+        tokens: Each user with the user's token.
     """
 
     def __init__(self, tokens: Iterable[tuple[User, str]]) -> None:
         self._by_digest = {_digest(token.encode()): user for user, token in tokens}
 
     def find(self, token: bytes) -> User | None:
-        """Return the owner of a token, or None."""
+        """Return the user of a token, or None."""
         wanted = _digest(token)
         found = None
-        # Every digest is compared, in constant time, so that timing tells nothing about tokens.
+        # Every digest is compared, in constant time, so that timing reveals nothing about tokens.
         for digest, user in self._by_digest.items():
             if hmac.compare_digest(digest, wanted):
                 found = user
@@ -73,7 +75,7 @@ class Users:
 
     @classmethod
     def single(cls, token: str) -> "Users":
-        """One token, for the user `local`, who may do everything."""
+        """One token, of the admin `local`."""
         return cls([(User("local", "admin"), token)])
 
     @classmethod
@@ -81,7 +83,7 @@ class Users:
         """Read a users file.
 
         Raises:
-            BadUsersFile: It cannot be read or understood.
+            BadUsersFile: it cannot be read.
         """
         try:
             value = json.loads(path.read_bytes())
@@ -111,16 +113,16 @@ def _read_user(name: str, entry: object, path: Path) -> tuple[User, str]:
     named = {str(org): str(org) for org in orgs} if isinstance(orgs, list) else orgs
     if not isinstance(named, dict) or not all(isinstance(text, str) for text in (*named.values(), fullname)):
         raise BadUsersFile(
-            f"{path}: {name!r} needs orgs as a list of names, or full names by name, and fullname as a text"
+            f"{path}: {name!r} needs orgs as a list of names, or full names by name, and fullname as a string"
         )
     try:
         return User(check_name(name), role, {check_name(org): text for org, text in named.items()}, fullname), token
-    except HubRefusal as refusal:
-        raise BadUsersFile(f"{path}: {refusal.message}") from None
+    except HubHTTPError as error:
+        raise BadUsersFile(f"{path}: {error.message}") from None
 
 
 def is_token(text: str) -> bool:
-    """Whether a text can be sent as a bearer token."""
+    """Whether a string can be sent as a bearer token."""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
@@ -129,3 +131,39 @@ _USER_DEFAULTS: dict[str, object] = {"token": None, "role": "write", "orgs": [],
 
 def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
+
+
+def read_or_create_token(root: Path) -> str:
+    """Return the token in ROOT/token, which is created at the first start."""
+    path = root / "token"
+    with contextlib.suppress(FileNotFoundError):
+        token = path.read_text().strip()
+        if is_token(token):
+            return token
+    token = f"local_{secrets.token_hex(20)}"
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token + "\n")
+    return token
+
+
+LINK_LIFETIME_S = 12 * 3600
+
+
+def link_expiry() -> int:
+    """When a link signed now expires, in seconds since 1970."""
+    return int(time.time()) + LINK_LIFETIME_S
+
+
+def sign(key: bytes, expires_at: int, *fields: str) -> str:
+    """Return the signature of a permission, which is a list of fields."""
+    message = "\0".join((str(expires_at), *fields)).encode()
+    return hmac.new(key, message, hashlib.sha256).hexdigest()
+
+
+def is_signed(key: bytes, signature: str, expires_at: str, *fields: str) -> bool:
+    """Whether this hub signed this permission and it has not expired."""
+    if not expires_at.isascii() or not expires_at.isdigit() or len(expires_at) > 12 or int(expires_at) < time.time():
+        return False
+    return hmac.compare_digest(sign(key, int(expires_at), *fields).encode(), signature.encode())

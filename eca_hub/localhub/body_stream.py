@@ -1,4 +1,4 @@
-"""Taking in bodies of any size with a small, constant amount of memory. Knows neither blobs nor routes."""
+"""Receive bodies of any size with a small, constant amount of memory."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,12 +13,12 @@ PIECE_BYTES = 2 << 20
 
 
 async def receive(request: Request, write: Callable[[bytearray], object], limit_bytes: int) -> int:
-    """Hand a body to `write`, piece by piece, in a thread; return its size.
+    """Pass a body to `write`, piece by piece, in a thread; return its size.
 
     While one piece is written the next one is received, so hashing and the network overlap.
 
     Raises:
-        HubRefusal: 413, the body is larger than the limit.
+        HubHTTPError: 413, the body is larger than the limit.
     """
     check_length(request, limit_bytes)
     num_bytes = 0
@@ -36,7 +36,7 @@ async def receive(request: Request, write: Callable[[bytearray], object], limit_
                 writing = asyncio.ensure_future(run_in_threadpool(write, buffer))
                 buffer = bytearray()
     finally:
-        # Also on failure: nobody may close the file under the thread that writes to it.
+        # Also on failure: the caller closes the file, and the thread may still be writing to it.
         if writing:
             await asyncio.wait([writing])
     if writing:

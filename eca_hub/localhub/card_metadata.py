@@ -1,7 +1,7 @@
-"""The YAML head of a model card: what the hub reads in it, and what is wrong with it.
+"""Metadata of a model card: the YAML between the --- lines at its top.
 
-Knows nothing about the store or HTTP. The text comes from strangers: anchors are refused, since they let a few lines
-unfold into gigabytes, and so are long heads and Python objects.
+Cards are not trusted: aliases are refused, since they let a few lines expand to gigabytes, and so are long metadata and
+Python objects.
 """
 
 import math
@@ -10,18 +10,16 @@ from typing import Any
 
 import yaml
 
-from eca_hub.localhub.licenses import LICENSES
-
-MAX_HEAD_CHARS = 64_000
+MAX_METADATA_CHARS = 64_000
 MAX_TAGS = 500
 MAX_DEPTH = 30
 
-_HEAD = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_METADATA = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LISTS = ("tags", "datasets", "metrics", "language", "library_name", "license", "base_model", "pipeline_tag")
 
 
-class BadCard(Exception):
-    """The head of a card cannot be read; the message says why."""
+class InvalidCard(Exception):
+    """The metadata of a card cannot be read; the message says why."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,22 +27,22 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise BadCard("YAML aliases (*name) are not allowed in a model card")
+            raise InvalidCard("YAML aliases (*name) are not allowed in a model card")
         if self._depth >= MAX_DEPTH:
-            raise BadCard(f"the YAML of a model card may be {MAX_DEPTH} levels deep")
+            raise InvalidCard(f"the YAML of a model card may be at most {MAX_DEPTH} levels deep")
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
 
 
-def read_head(card: str) -> dict[str, Any]:
-    """Return the YAML head of a card as JSON-ready values; an empty one if there is none.
+def read_metadata(card: str) -> dict[str, Any]:
+    """Return the metadata of a card as JSON values; empty if there are none.
 
     Raises:
-        BadCard: There is a head that cannot be read.
+        InvalidCard: the metadata cannot be read.
     """
-    found = _HEAD.match(card[: MAX_HEAD_CHARS + 100])
+    found = _METADATA.match(card[: MAX_METADATA_CHARS + 100])
     if not found:
         return {}
     try:
@@ -52,55 +50,43 @@ def read_head(card: str) -> dict[str, Any]:
         value = _plain(yaml.load(found[1], _Loader))  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = getattr(error, "problem", None) or "it cannot be read"
-        raise BadCard(f"the YAML between the --- lines is broken: {problem}") from None
+        raise InvalidCard(f"the YAML between the --- lines is broken: {problem}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise BadCard("the YAML between the --- lines must be a mapping, such as `license: apache-2.0`")
+        raise InvalidCard("the YAML between the --- lines must be a mapping, such as `license: apache-2.0`")
     return value
 
 
 def body_of(card: str) -> str:
-    """Return a card without its head."""
-    return _HEAD.sub("", card, count=1)
+    """Return a card without its metadata."""
+    return _METADATA.sub("", card, count=1)
 
 
-def problems_of_card(card: str) -> tuple[list[str], list[str]]:
-    """Return the errors, which forbid a commit, and the warnings of a card."""
+def validate_card(card: str) -> tuple[list[str], list[str]]:
+    """Return errors and warnings: whether there are metadata, and whether they are valid YAML."""
     try:
-        head = read_head(card)
-    except BadCard as error:
+        metadata = read_metadata(card)
+    except InvalidCard as error:
         return [str(error)], []
-    if not head:
-        return [], ["empty or missing yaml metadata in repo card"]
-    errors = []
-    if "model-index" in head and not isinstance(head["model-index"], list):
-        errors.append('"model-index" must be an array')
-    if not set(_texts(head.get("license"))) <= LICENSES:
-        errors.append(f'"license" must be one of [{", ".join(sorted(LICENSES))}]')
-    for name in ("license", "pipeline_tag", "library_name"):
-        if not isinstance(head.get(name, ""), str | list):
-            errors.append(f'"{name}" must be a string')
-    if not isinstance(head.get("tags", []), list | str | None):
-        errors.append('"tags" must be an array')
-    return errors, []
+    return [], [] if metadata else ["empty or missing yaml metadata in repo card"]
 
 
-def tags_of(head: dict[str, Any]) -> list[str]:
-    """Return the tags by which a repository can be found, from its card's head."""
-    values = {name: _texts(head.get(name)) for name in _LISTS}
+def tags_of(metadata: dict[str, Any]) -> list[str]:
+    """Return the tags by which a repository can be found."""
+    values = {name: _texts(metadata.get(name)) for name in _LISTS}
     tags = values["tags"] + values["library_name"] + values["pipeline_tag"] + values["language"]
     tags += [f"license:{name}" for name in values["license"]]
     tags += [f"dataset:{name}" for name in values["datasets"]]
     tags += [f"base_model:{name}" for name in values["base_model"]]
-    if relation := text_of(head, "base_model_relation"):
+    if relation := text_of(metadata, "base_model_relation"):
         tags += [f"base_model:{relation}:{name}" for name in values["base_model"]]
     return list(dict.fromkeys(tags))[:MAX_TAGS]
 
 
-def text_of(head: dict[str, Any], name: str) -> str | None:
-    """Return an entry of the head if it is a text."""
-    value = head.get(name)
+def text_of(metadata: dict[str, Any], name: str) -> str | None:
+    """Return an entry if it is a string."""
+    value = metadata.get(name)
     return value if isinstance(value, str) else None
 
 
@@ -113,7 +99,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(entry) for entry in value]
-    # What JSON has no way to write: 1e400, or a hexadecimal number of a million digits.
+    # Values that JSON cannot express: 1e400, or a hexadecimal number of a million digits.
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, int) and value.bit_length() > 64:

@@ -1,17 +1,16 @@
-"""What a commit does to the files before it: the lines of the client's ndjson, read one at a time, and their effect.
-
-Knows nothing about repositories or HTTP; needs the blobs, to put small files there and to look for big ones.
-"""
+"""Operations of a commit: the lines of the client's ndjson, parsed one at a time, and their effect on the files."""
 
 import base64
 import binascii
 import json
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from eca_hub.localhub.blobs import Blobs
 from eca_hub.localhub.commits import StoredFile, git_blob_oid, parents_of
-from eca_hub.localhub.errors import HubRefusal, bad_request, entry_not_found, invalid
+from eca_hub.localhub.errors import HubHTTPError, bad_request, entry_not_found, invalid
 from eca_hub.localhub.validation import check_path, check_sha256, is_commit_id
 
 MAX_TITLE_CHARS = 1_000
@@ -20,16 +19,19 @@ MAX_OPERATIONS = 100_000
 
 
 @dataclass
-class Changes:
+class CommitOperations:
     """The content of one commit, collected line by line.
 
-    Small files go to the blobs at once; nothing of it can be seen before a commit names them.
+    Small files are stored as blobs at once; they are not visible before a commit refers to them.
 
     Args:
-        blobs: Where the bytes of small files go and those of LFS files must already be.
+        blobs: Gets small files; must hold LFS files already.
+        can_use_blob: Whether the user has uploaded these bytes or can read them in a repository: knowing the hash and
+            the size of a file must not be enough to get it.
     """
 
     blobs: Blobs
+    can_use_blob: Callable[[str], bool]
     title: str = ""
     message: str = ""
     expected_parent: str | None = None
@@ -38,10 +40,10 @@ class Changes:
     _has_header: bool = False
 
     def read_line(self, line: bytes) -> None:
-        """Take one line.
+        """Parse one line.
 
         Raises:
-            HubRefusal: The line is not what the protocol allows.
+            HubHTTPError: the line is not what the protocol allows.
         """
         try:
             item = json.loads(line)
@@ -51,7 +53,7 @@ class Changes:
         if not isinstance(value, dict):
             raise bad_request('The "value" of a line must be an object.')
         if len(self._written) + len(self._deleted) >= MAX_OPERATIONS:
-            raise bad_request(f"At most {MAX_OPERATIONS} operations fit into one commit.")
+            raise bad_request(f"A commit has at most {MAX_OPERATIONS} operations.")
         if key == "header":
             self._read_header(value)
         elif key == "file":
@@ -59,21 +61,21 @@ class Changes:
         elif key == "lfsFile":
             self._write(value, self._lfs_file(value))
         elif key in ("deletedFile", "deletedFolder"):
-            self._deleted.append((key, check_path(_text(value, "path").rstrip("/"))))
+            self._deleted.append((key, check_path(_string(value, "path").rstrip("/"))))
         else:
-            raise bad_request("Add a line with the key header, file, lfsFile, deletedFile or deletedFolder.")
+            raise bad_request("The key of a line must be header, file, lfsFile, deletedFile or deletedFolder.")
 
     def check_complete(self) -> None:
-        """Refuse a body that ended before it said what the commit is."""
+        """Refuse a body without a header line."""
         if not self._has_header:
             raise bad_request('The first line must have the key "header" and a summary.')
 
     def apply_to(self, before: dict[str, StoredFile], commit_id: str | None) -> dict[str, StoredFile]:
-        """Return the files after these changes, which all apply to the state before: deletions first, then additions.
+        """Return the files after these operations: deletions first, then additions.
 
         Args:
             before: All files of the parent.
-            commit_id: The parent, named in the answer when a file to delete is missing.
+            commit_id: The parent, for the response to a missing file.
         """
         files = dict(before)
         for key, path in self._deleted:
@@ -86,12 +88,12 @@ class Changes:
                 files.pop(name, None)
         files.update(self._written)
         _check_no_file_is_a_folder(files, self._written)
-        _check_no_twins(files, before)
+        _check_no_case_collision(files, before, self._written)
         return files
 
     def _read_header(self, value: dict[str, Any]) -> None:
-        self.title = _text(value, "summary")[:MAX_TITLE_CHARS]
-        self.message = _text({"description": "", **value}, "description")[:MAX_MESSAGE_CHARS]
+        self.title = _string(value, "summary")[:MAX_TITLE_CHARS]
+        self.message = _string({"description": "", **value}, "description")[:MAX_MESSAGE_CHARS]
         parent = value.get("parentCommit")
         if parent is not None and not (isinstance(parent, str) and is_commit_id(parent)):
             raise bad_request("parentCommit must be a commit id of 40 hexadecimal digits.")
@@ -99,7 +101,7 @@ class Changes:
         self._has_header = True
 
     def _regular_file(self, value: dict[str, Any]) -> StoredFile:
-        content = _text(value, "content")
+        content = _string(value, "content")
         if value.get("encoding", "utf-8") == "base64":
             try:
                 content_bytes = base64.b64decode(content, validate=True)
@@ -107,7 +109,7 @@ class Changes:
                 raise bad_request("The content of a file is not base64.") from None
         else:
             content_bytes = content.encode()
-        check_path(_text(value, "path"))
+        check_path(_string(value, "path"))
         return StoredFile(len(content_bytes), self.blobs.put(content_bytes), git_blob_oid(content_bytes))
 
     def _lfs_file(self, value: dict[str, Any]) -> StoredFile:
@@ -116,19 +118,20 @@ class Changes:
         sha256 = check_sha256(value.get("oid"))
         size_bytes = self.blobs.size_bytes(sha256)
         claimed_bytes = value.get("size", size_bytes)
-        if size_bytes is None or claimed_bytes != size_bytes:
+        # One response for a missing blob and for another user's: it must not tell which hashes the hub has.
+        if size_bytes is None or claimed_bytes != size_bytes or not self.can_use_blob(sha256):
             message = f"LFS pointer pointed to a file that does not exist: {sha256}. Upload its bytes, then commit."
-            raise HubRefusal(400, "lfs_object_missing", message)
+            raise HubHTTPError(400, "lfs_object_missing", message)
         return StoredFile(size_bytes, sha256)
 
     def _write(self, value: dict[str, Any], file: StoredFile) -> None:
-        self._written[check_path(_text(value, "path"))] = file
+        self._written[check_path(_string(value, "path"))] = file
 
 
-def _text(value: dict[str, Any], key: str) -> str:
+def _string(value: dict[str, Any], key: str) -> str:
     text = value.get(key)
     if not isinstance(text, str):
-        raise bad_request(f'A line lacks "{key}", a text.')
+        raise bad_request(f'A line lacks "{key}", a string.')
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -136,13 +139,19 @@ def _text(value: dict[str, Any], key: str) -> str:
     return text
 
 
-def _check_no_twins(files: dict[str, StoredFile], before: dict[str, StoredFile]) -> None:
-    """Refuse a path that differs from another only in case: on a Mac or Windows one of the two would be lost."""
-    seen: dict[str, str] = {}
+def _check_no_case_collision(
+    files: dict[str, StoredFile], before: dict[str, StoredFile], written: dict[str, StoredFile]
+) -> None:
+    """Refuse files and folders that differ from others only in case or Unicode form: macOS and Windows mix them up."""
+    if not written:
+        return
+    existing = {name for path in before for name in (*parents_of(path), path)}
+    spelled: dict[str, str] = {}
     for path in files:
-        other = seen.setdefault(path.casefold(), path)
-        if other != path and not (path in before and other in before):
-            raise invalid(f"{path} and {other} differ only in case.")
+        for name in (*parents_of(path), path):
+            other = spelled.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
+            if other != name and not (name in existing and other in existing):
+                raise invalid(f"{name} and {other} differ only in case.")
 
 
 def _check_no_file_is_a_folder(files: dict[str, StoredFile], written: dict[str, StoredFile]) -> None:

@@ -1,28 +1,26 @@
-"""A commit: the whole list of a repository's files at one moment, named by the hash of itself.
+"""A commit: the complete list of a repository's files, identified by its hash.
 
-Knows nothing about disks, branches or HTTP. Files carry the object ids that git would give them, because the stock
-client computes those ids to find out what it need not upload; commits carry an id of our own, the sha1 of their
-canonical JSON.
+Files have the object ids that git would give them, because the stock client computes those ids to find out what it need
+not upload. The id of a commit is the SHA-1 of its canonical JSON.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
-
-from eca_hub.localhub.disk import canonical_json
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a commit: which bytes, and how it counts towards the client.
+    """One file of a commit.
 
     Args:
         size_bytes: Its size.
-        sha256: Which blob holds its bytes.
-        git_oid: The git blob id of its bytes for a regular file; None for one that git would hold as an LFS pointer.
+        sha256: The blob with its content.
+        git_oid: The git blob id of a regular file; None for one that git would store as an LFS pointer.
     """
 
     size_bytes: int
@@ -31,12 +29,12 @@ class StoredFile:
 
     @property
     def is_lfs(self) -> bool:
-        """Whether git would hold a pointer in place of the bytes."""
+        """Whether git would store a pointer in place of the content."""
         return self.git_oid is None
 
     @cached_property
     def pointer(self) -> bytes:
-        """The LFS pointer that git would hold."""
+        """The LFS pointer that git would store."""
         lines = (
             "version https://git-lfs.github.com/spec/v1",
             f"oid sha256:{self.sha256}",
@@ -47,25 +45,25 @@ class StoredFile:
 
     @property
     def oid(self) -> str:
-        """The id of the git blob: of the bytes or of the pointer."""
+        """The id of the git blob: of the content or of the pointer."""
         return self.git_oid or git_blob_oid(self.pointer)
 
     @property
     def etag(self) -> str:
-        """What a download is cached under: the hash of the bytes themselves where it is known to the client."""
+        """ETag of a download: the hash of the content where the client knows it."""
         return self.git_oid or self.sha256
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A moment in the history of a repository.
+    """A commit of a repository.
 
     Args:
-        parent: Id of the commit before it, or None for the first.
+        parent: Id of the parent commit, or None for the first.
         title: First line of the message.
         message: The rest of the message.
-        author: Who made it.
-        date: When, as `2026-01-31T12:00:00.000Z`. Order comes from parents, never from this.
+        author: Name of the user.
+        date: `2026-01-31T12:00:00.000Z`. Order comes from parents, never from dates.
         files: Every file by its path.
     """
 
@@ -85,12 +83,12 @@ class Commit:
 
     @cached_property
     def id(self) -> str:
-        """The 40 hexadecimal digits that name this commit."""
+        """The commit id, 40 hexadecimal digits."""
         return hashlib.sha1(self.encoded, usedforsecurity=False).hexdigest()
 
     @cached_property
     def folders(self) -> dict[str, str]:
-        """Every folder by its path, with an id that changes when anything below it changes."""
+        """Id of every folder by its path; it changes when anything below the folder changes."""
         hashes: dict[str, Any] = {}
         for path, file in sorted(self.files.items()):
             for parent in parents_of(path):
@@ -99,11 +97,11 @@ class Commit:
         return {path: digest.hexdigest() for path, digest in hashes.items()}
 
     def has_folder(self, path: str) -> bool:
-        """Whether there is a folder of this path; the root, an empty path, always is."""
+        """Whether there is a folder of this path; the root is the empty path."""
         return not path or path in self.folders
 
     def oid_of(self, path: str) -> str | None:
-        """The id of a file or a folder, or None where there is neither."""
+        """Id of a file or a folder, or None if there is neither."""
         file = self.files.get(path)
         return file.oid if file else self.folders.get(path)
 
@@ -112,7 +110,7 @@ def decode_commit(encoded: bytes, commit_id: str) -> Commit:
     """Read a stored commit.
 
     Raises:
-        ValueError: The bytes are not those of this commit.
+        ValueError: the bytes do not have the hash of this commit.
     """
     if hashlib.sha1(encoded, usedforsecurity=False).hexdigest() != commit_id:
         raise ValueError(f"the file of commit {commit_id} is damaged")
@@ -122,12 +120,22 @@ def decode_commit(encoded: bytes, commit_id: str) -> Commit:
 
 
 def git_blob_oid(content: bytes) -> str:
-    """The id that git gives to a file of these bytes."""
+    """The id that git gives to a file of this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def parents_of(path: str) -> Iterator[str]:
-    """Go through the folders that hold a path, outermost first, without the root."""
+    """Yield the folders above a path, outermost first, without the root."""
     pieces = path.split("/")[:-1]
     for depth in range(1, len(pieces) + 1):
         yield "/".join(pieces[:depth])
+
+
+def canonical_json(value: Any) -> bytes:
+    """Encode a value as JSON that depends on nothing but the value, so that it can be hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def utc_now() -> str:
+    """The current time as the Hub writes it: `2026-01-31T12:00:00.000Z`."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,11 +1,9 @@
-"""Is everything there and whole, and what is no longer needed? For `eca-hub localhub fsck` and `gc`.
+"""Check a hub's folder and remove garbage: `eca-hub localhub fsck` and `gc`.
 
-Knows the store's folders; knows nothing about HTTP. The check reads references before what they lead to, so a hub that
-is writing meanwhile cannot look damaged.
+The check reads references before what they lead to, so a hub that is writing meanwhile cannot look damaged.
 """
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,12 +12,13 @@ from pathlib import Path
 
 from eca_hub.localhub.blobs import Blobs
 from eca_hub.localhub.commits import Commit, decode_commit
-from eca_hub.localhub.store import Store
+from eca_hub.localhub.repo import read_refs, read_settings
+from eca_hub.localhub.store import Store, StoreUnusable, read_identity, read_names
 
 
 @dataclass
 class CheckReport:
-    """What a check found."""
+    """Result of a check."""
 
     num_repos: int = 0
     num_commits: int = 0
@@ -31,8 +30,8 @@ class CheckReport:
     def summary(self) -> str:
         """The last line of a check."""
         verdict = f"{len(self.problems)} problems" if self.problems else "clean"
-        things = f"{self.num_repos} repositories, {self.num_commits} commits, {self.num_blobs} blobs"
-        return f"{verdict}: {things}, {self.num_bytes:,} bytes"
+        counts = f"{self.num_repos} repositories, {self.num_commits} commits, {self.num_blobs} blobs"
+        return f"{verdict}: {counts}, {self.num_bytes:,} bytes"
 
 
 @dataclass
@@ -45,16 +44,26 @@ class GarbageReport:
 
     @property
     def summary(self) -> str:
-        """The one line of a cleaning."""
+        """The one line of a garbage collection."""
         return f"{'would remove' if self.is_dry_run else 'removed'} {self.num_files} files, {self.num_bytes:,} bytes"
 
 
 def check(root: Path) -> CheckReport:
-    """Read everything that some reference leads to and compare each byte with its hash."""
+    """Read everything that a reference leads to and compare each byte with its hash.
+
+    Raises:
+        StoreUnusable: this is not a hub's folder.
+    """
     report = CheckReport()
+    if read_identity(root) is None:
+        raise StoreUnusable(f"{root} is not a hub's folder: it has no hub.json")
+    try:
+        names = read_names(root)
+    except StoreUnusable as error:
+        report.problems.append(str(error))
+        return report
     blobs = Blobs(root / "blobs", root / "tmp")
     verdicts: dict[str, bool] = {}
-    names = json.loads((root / "names.json").read_bytes()) if (root / "names.json").exists() else {}
     for entry in names.values():
         if "folder" in entry:
             report.num_repos += 1
@@ -62,41 +71,50 @@ def check(root: Path) -> CheckReport:
         elif entry.get("moved_to") not in names:
             report.problems.append(f"an old name leads to {entry.get('moved_to')}, which does not exist")
     for path in blobs.walk():
-        if path.name not in verdicts and not _is_whole(path.name, blobs, verdicts, report):
-            report.problems.append(f"blob {path.name} is not what it was, but no commit needs it")
+        if path.name not in verdicts and not _is_intact(path.name, blobs, verdicts, report):
+            report.problems.append(f"blob {path.name} is damaged, but no commit needs it")
     return report
 
 
 def collect_garbage(store: Store, is_dry_run: bool) -> GarbageReport:
-    """Remove folders without a name, commits and blobs that no reference leads to, and what is left of Xet uploads."""
-    report = GarbageReport(is_dry_run)
+    """Remove folders without a name, commits and blobs that no reference leads to, and data of Xet uploads.
+
+    Raises:
+        StoreUnusable: a repository is damaged, so it is unknown which blobs it needs; nothing has been removed.
+    """
     needed_blobs: set[str] = set()
     needed_folders: set[str] = set()
+    garbage: list[Path] = []
     for folder in store.folders():
         needed_folders.add(folder.name)
-        needed_commits = {path.name for path, _ in _commits_of(folder, needed_blobs)}
-        leftovers = list(folder.glob(".*.tmp"))
-        for path in [*leftovers, *(folder / "commits").iterdir()]:
-            if path.name not in needed_commits:
-                _remove(path, report)
-    for path in _entries(store.root / "repos"):
-        if path.name not in needed_folders:
-            _remove(path, report)
-    for path in list(store.blobs.walk()):
-        if path.name not in needed_blobs:
-            _remove(path, report)
+        try:
+            needed_commits = {path.name for path in _needed_commits(folder, needed_blobs)}
+        except (OSError, ValueError) as error:
+            raise StoreUnusable(
+                f"{folder.name} is damaged ({error}), so nothing was removed: run eca-hub localhub fsck, then restore "
+                "its files or delete the repository"
+            ) from None
+        garbage += folder.glob(".*.tmp")
+        garbage += [path for path in (folder / "commits").iterdir() if path.name not in needed_commits]
+    garbage += [path for path in _entries(store.root / "repos") if path.name not in needed_folders]
+    garbage += [path for path in store.blobs.walk() if path.name not in needed_blobs]
+    # Blobs that were uploaded and never committed are garbage, so it does not matter any longer who uploaded them.
+    garbage += _entries(store.root / "uploads")
     if any(True for _ in _entries(store.xorbs.folder)):
-        # Clients believe that what they sent to this address is still there, so the address has to change first.
+        # Clients skip what they have sent to this address, so the address has to change first.
         if not is_dry_run:
             store.renew_id()
-        _remove(store.xorbs.folder, report)
+        garbage += _entries(store.xorbs.folder)
+    report = GarbageReport(is_dry_run)
+    for path in garbage:
+        _remove(path, report)
     return report
 
 
 def _check_repo(folder: Path, name: str, blobs: Blobs, verdicts: dict[str, bool], report: CheckReport) -> None:
     try:
-        heads: dict[str, str] = json.loads((folder / "refs.json").read_bytes())
-        json.loads((folder / "repo.json").read_bytes())
+        heads = read_refs(folder)
+        read_settings(folder)
     except (OSError, ValueError) as error:
         report.problems.append(f"{name}: {error}")
         return
@@ -120,30 +138,30 @@ def _check_repo(folder: Path, name: str, blobs: Blobs, verdicts: dict[str, bool]
 def _check_files(name: str, commit: Commit, blobs: Blobs, verdicts: dict[str, bool], report: CheckReport) -> None:
     for path, file in commit.files.items():
         is_new = file.sha256 not in verdicts
-        if not _is_whole(file.sha256, blobs, verdicts, report) and is_new:
-            state = "is not what it was" if blobs.path(file.sha256).exists() else "is missing"
+        if not _is_intact(file.sha256, blobs, verdicts, report) and is_new:
+            state = "is damaged" if blobs.path(file.sha256).exists() else "is missing"
             report.problems.append(f"{name}: blob {file.sha256} of {path} {state}")
 
 
-def _is_whole(sha256: str, blobs: Blobs, verdicts: dict[str, bool], report: CheckReport) -> bool:
+def _is_intact(sha256: str, blobs: Blobs, verdicts: dict[str, bool], report: CheckReport) -> bool:
     if sha256 not in verdicts:
-        verdicts[sha256] = blobs.is_whole(sha256)
+        verdicts[sha256] = blobs.is_intact(sha256)
         report.num_blobs += 1
         with contextlib.suppress(FileNotFoundError):
             report.num_bytes += blobs.path(sha256).stat().st_size
     return verdicts[sha256]
 
 
-def _commits_of(folder: Path, needed_blobs: set[str]) -> Iterator[tuple[Path, Commit]]:
+def _needed_commits(folder: Path, needed_blobs: set[str]) -> Iterator[Path]:
     seen: set[str] = set()
-    for head_id in json.loads((folder / "refs.json").read_bytes()).values():
+    for head_id in read_refs(folder).values():
         commit_id: str | None = head_id
         while commit_id and commit_id not in seen:
             seen.add(commit_id)
             path = folder / "commits" / f"{commit_id}.json"
             commit = decode_commit(path.read_bytes(), commit_id)
             needed_blobs.update(file.sha256 for file in commit.files.values())
-            yield path, commit
+            yield path
             commit_id = commit.parent
 
 

@@ -1,25 +1,25 @@
-"""The patterns of .gitignore and .gitattributes: which files to leave out, and which ones are big by their name.
+"""Patterns of .gitignore and .gitattributes: which files to skip, and which files to store with LFS.
 
-Knows nothing about the store. Covers what such files hold in practice; character classes and escapes as in fnmatch.
+Covers what such files contain in practice; character classes and escapes as in fnmatch.
 """
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-_BIG_FILE_ENDINGS = """
+_LFS_ENDINGS = """
 7z arrow bin bz2 ckpt ftz gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar
 safetensors tar tar.* tflite tgz wasm xz zip zst
 """
-_BIG_FILE_PATTERNS = [*(f"*.{ending}" for ending in _BIG_FILE_ENDINGS.split()), "saved_model/**/*", "*tfevents*"]
+_LFS_PATTERNS = [*(f"*.{ending}" for ending in _LFS_ENDINGS.split()), "saved_model/**/*", "*tfevents*"]
 
-DEFAULT_GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _BIG_FILE_PATTERNS)
-"""What a new repository calls big."""
+DEFAULT_GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _LFS_PATTERNS)
+""".gitattributes of a new repository."""
 
 MAX_PATTERNS = 2_000
 
 
 def is_ignored(path: str, gitignore: str) -> bool:
-    """Whether a .gitignore leaves this file out; the last pattern that matches decides."""
+    """Whether a .gitignore excludes this file; the last matching pattern decides."""
     verdict = False
     for line in _lines(gitignore):
         pattern = line.removeprefix("!").rstrip()
@@ -28,8 +28,8 @@ def is_ignored(path: str, gitignore: str) -> bool:
     return verdict
 
 
-def is_big_by_name(path: str, gitattributes: str) -> bool:
-    """Whether a .gitattributes gives this file to LFS; the last line that says anything about its filter decides."""
+def is_lfs_by_name(path: str, gitattributes: str) -> bool:
+    """Whether a .gitattributes stores this file with LFS; the last matching line with a filter decides."""
     verdict = False
     for line in _lines(gitattributes):
         pattern, *attributes = line.split()
@@ -46,9 +46,9 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _matches(pattern: str, path: str) -> bool:
-    """Whether a pattern covers a file or a folder above it. Without a slash inside, it does so at any depth.
+    """Whether a pattern matches a file or a folder above it. A pattern without an inner slash matches at any depth.
 
-    Piece by piece and without backtracking over slashes, so that no pattern can be slow.
+    Matched part by part without backtracking over slashes, so that no pattern can be slow.
     """
     path_pieces = path.split("/")
     pieces = pattern.strip("/").split("/")

@@ -1,7 +1,4 @@
-"""HTML for people. Everything that comes from a repository is escaped, and the page's policy forbids scripts besides.
-
-Knows nothing about requests or the store.
-"""
+"""HTML pages. Everything from a repository is escaped, and the content security policy forbids scripts."""
 
 import base64
 import hashlib
@@ -26,7 +23,7 @@ td, th { padding: .3rem .8rem; border-bottom: 1px solid #d8dee6; text-align: lef
 pre { background: #f3f5f8; padding: .8rem; overflow-x: auto }
 code { font-family: ui-monospace, monospace; font-size: .9em }
 img { max-width: 100% }
-.quiet { color: #5b6777 }
+.muted { color: #5b6777 }
 .tag { background: #e8eef6; border-radius: .3rem; padding: 0 .4rem; margin-right: .3rem }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -36,12 +33,12 @@ CSP = (
 )
 
 
-def index_page(base_url: str, shown: Iterable[tuple[str, str, dict[str, Any]]]) -> str:
-    """The list of repositories: address, type and view of each."""
+def index_page(base_url: str, repos: Iterable[tuple[str, str, dict[str, Any]]]) -> str:
+    """The list of repositories: path, type and JSON of each."""
     rows = [
         f'<tr><td><a href="{escape(base_url)}/{quote(path)}">{escape(path)}</a></td><td>{escape(kind)}</td>'
-        f"<td>{_tags(view['tags'])}</td><td>{escape(str(view['lastModified'])[:10])}</td></tr>"
-        for path, kind, view in list(shown)[:MAX_ROWS]
+        f"<td>{_tags(info['tags'])}</td><td>{escape(str(info['lastModified'])[:10])}</td></tr>"
+        for path, kind, info in list(repos)[:MAX_ROWS]
     ]
     table = "<table><tr><th>name</th><th>type</th><th>tags</th><th>changed</th></tr>" + "".join(rows) + "</table>"
     nothing = (
@@ -51,7 +48,7 @@ def index_page(base_url: str, shown: Iterable[tuple[str, str, dict[str, Any]]]) 
 
 
 def repo_page(base_url: str, repo_id: RepoId, refs: dict[str, str], commit_id: str, commit: Commit, card: str) -> str:
-    """One repository at one commit: its card, its files, its branches and tags."""
+    """A repository at a commit: card, files, branches and tags."""
     home = f"{base_url}/{quote(repo_id.url_path)}"
     files_url = f"{home}/resolve/{commit_id}/"
     rows = [
@@ -64,16 +61,16 @@ def repo_page(base_url: str, repo_id: RepoId, refs: dict[str, str], commit_id: s
     return _page(
         repo_id.full_name,
         f'<p><a href="{escape(base_url)}/">Local hub</a></p>'
-        f'<h1>{escape(repo_id.full_name)}</h1><p class="quiet">{about}</p>'
+        f'<h1>{escape(repo_id.full_name)}</h1><p class="muted">{about}</p>'
         f"<p>{' '.join(links)}</p><article>{render_card(card, files_url)}</article>"
         f"<h2>Files</h2><table><tr><th>path</th><th>bytes</th></tr>{''.join(rows)}</table>",
     )
 
 
 def render_card(card: str, files_url: str) -> str:
-    """Turn Markdown by strangers into HTML.
+    """Render untrusted Markdown as HTML.
 
-    Tags in it are shown, not obeyed; relative addresses lead to the repository's files.
+    HTML tags in it are escaped; relative URLs lead to the repository's files.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(card[:MAX_CARD_CHARS])
@@ -81,13 +78,13 @@ def render_card(card: str, files_url: str) -> str:
         for name in ("href", "src"):
             address = token.attrGet(name)
             if isinstance(address, str):
-                token.attrSet(name, _address(address, files_url))
+                token.attrSet(name, _resolve_url(address, files_url))
         if token.type == "link_open":
             token.attrSet("rel", "noopener noreferrer nofollow")
     return str(parser.renderer.render(tokens, parser.options, {}))
 
 
-def _address(address: str, files_url: str) -> str:
+def _resolve_url(address: str, files_url: str) -> str:
     try:
         parts = urlsplit(address)
     except ValueError:

@@ -1,7 +1,4 @@
-"""Repositories, files and commits as the JSON that the stock client reads.
-
-Knows the store's objects; knows nothing about requests.
-"""
+"""Repositories, files and commits as the JSON that the stock client reads."""
 
 import json
 import struct
@@ -10,25 +7,27 @@ from functools import lru_cache
 from typing import Any
 
 from eca_hub.localhub.blobs import Blobs
-from eca_hub.localhub.card_metadata import BadCard, read_head, tags_of, text_of
+from eca_hub.localhub.card_metadata import InvalidCard, read_metadata, tags_of, text_of
 from eca_hub.localhub.commits import Commit, StoredFile
-from eca_hub.localhub.errors import HubRefusal
-from eca_hub.localhub.repos import Repo
+from eca_hub.localhub.errors import HubHTTPError
+from eca_hub.localhub.repo import Repo
 from eca_hub.localhub.validation import RepoId
 
 MAX_CARD_BYTES = 2 << 20
 MAX_CONFIG_BYTES = 1 << 20
-MAX_SAFETENSORS_HEAD_BYTES = 1 << 20
+MAX_SAFETENSORS_HEADER_BYTES = 1 << 20
 _CONFIG_NAMES = ("architecture", "architectures", "model_type")
 
 
-def repo_view(repo_id: RepoId, repo: Repo, blobs: Blobs, commit_id: str, with_sizes: bool = False) -> dict[str, Any]:
-    """Everything that can be told about a repository at a commit."""
+def serialize_repo(
+    repo_id: RepoId, repo: Repo, blobs: Blobs, commit_id: str, with_sizes: bool = False
+) -> dict[str, Any]:
+    """All information about a repository at a commit."""
     commit = repo.commit(commit_id)
-    head = card_head(commit.files.get("README.md"), blobs)
+    metadata = card_metadata(commit.files.get("README.md"), blobs)
     config = _small_json(commit.files.get("config.json"), blobs)
     has_safetensors = any(path.endswith(".safetensors") for path in commit.files)
-    library = text_of(head, "library_name")
+    library = text_of(metadata, "library_name")
     return {
         "_id": repo.folder.name,
         "id": repo_id.full_name,
@@ -42,14 +41,14 @@ def repo_view(repo_id: RepoId, repo: Repo, blobs: Blobs, commit_id: str, with_si
         "downloadsAllTime": 0,
         "likes": 0,
         "trendingScore": 0,
-        "tags": [*tags_of(head), *(["safetensors"] if has_safetensors else [])],
-        "pipeline_tag": text_of(head, "pipeline_tag"),
+        "tags": [*tags_of(metadata), *(["safetensors"] if has_safetensors else [])],
+        "pipeline_tag": text_of(metadata, "pipeline_tag"),
         "library_name": library,
         "createdAt": repo.settings.created_at,
         "lastModified": commit.date,
-        "cardData": head,
-        "config": {name: config[name] for name in _CONFIG_NAMES if _is_text_or_texts(config.get(name))},
-        "model-index": head.get("model-index"),
+        "cardData": metadata,
+        "config": {name: config[name] for name in _CONFIG_NAMES if _is_string_or_strings(config.get(name))},
+        "model-index": metadata.get("model-index"),
         "safetensors": _safetensors_counts(commit.files.get("model.safetensors"), blobs),
         "siblings": [_sibling(path, file, with_sizes) for path, file in sorted(commit.files.items())],
         "spaces": [],
@@ -57,8 +56,8 @@ def repo_view(repo_id: RepoId, repo: Repo, blobs: Blobs, commit_id: str, with_si
     }
 
 
-def storage_view(repo_id: RepoId, repo: Repo) -> dict[str, Any]:
-    """What a repository's owner is told of its size: that of the files at the head of its main branch."""
+def serialize_storage(repo_id: RepoId, repo: Repo) -> dict[str, Any]:
+    """Size of a repository for its owner: of the files at the head of the main branch."""
     head = repo.commit(repo.resolve("main"))
     return {
         "id": repo_id.full_name,
@@ -69,8 +68,8 @@ def storage_view(repo_id: RepoId, repo: Repo) -> dict[str, Any]:
     }
 
 
-def entry_views(commit: Commit, paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Files and folders as the tree shows them; paths that do not exist are left out."""
+def serialize_entries(commit: Commit, paths: list[str]) -> Iterator[dict[str, Any]]:
+    """Files and folders of a tree; paths that do not exist are skipped."""
     for path in paths:
         file = commit.files.get(path)
         if file:
@@ -83,7 +82,7 @@ def entry_views(commit: Commit, paths: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def last_commits(repo: Repo, commit_id: str, paths: list[str]) -> dict[str, dict[str, str]]:
-    """For each path, the commit that last touched it."""
+    """For each path, the commit that last changed it."""
     found: dict[str, dict[str, str]] = {}
     open_paths = set(paths)
     for this_id, commit in repo.history(commit_id):
@@ -97,8 +96,8 @@ def last_commits(repo: Repo, commit_id: str, paths: list[str]) -> dict[str, dict
     return found
 
 
-def commit_view(commit_id: str, commit: Commit, is_formatted: bool) -> dict[str, Any]:
-    """A line of the history."""
+def serialize_commit(commit_id: str, commit: Commit, is_formatted: bool) -> dict[str, Any]:
+    """A commit in the history."""
     view = {
         "id": commit_id,
         "title": commit.title,
@@ -110,38 +109,38 @@ def commit_view(commit_id: str, commit: Commit, is_formatted: bool) -> dict[str,
     return view | ({"formatted": {"title": commit.title, "message": commit.message}} if is_formatted else {})
 
 
-def refs_view(refs: dict[str, str], with_pulls: bool) -> dict[str, Any]:
-    """All references, by kind."""
+def serialize_refs(refs: dict[str, str], with_pull_requests: bool) -> dict[str, Any]:
+    """Branches and tags."""
 
     def of(prefix: str) -> list[dict[str, str]]:
         names = sorted((ref for ref in refs if ref.startswith(prefix)), key=lambda ref: (ref != "refs/heads/main", ref))
         return [{"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": refs[ref]} for ref in names]
 
     view = {"branches": of("refs/heads/"), "converts": [], "tags": of("refs/tags/")}
-    pulls = [{**ref, "name": ref["ref"]} for ref in of("refs/pr/")]
-    return view | ({"pullRequests": pulls} if with_pulls else {})
+    # There are none; the client expects the list if it asks for it.
+    return view | ({"pullRequests": []} if with_pull_requests else {})
 
 
 def card_text(card: StoredFile | None, blobs: Blobs) -> str:
-    """The README of a commit as text; an empty one if there is none that can be read."""
+    """The README of a commit; empty if it is missing or cannot be read."""
     try:
         return blobs.read(card.sha256, MAX_CARD_BYTES).decode("utf-8", "replace") if card else ""
-    except HubRefusal:
+    except HubHTTPError:
         return ""
 
 
-def card_head(card: StoredFile | None, blobs: Blobs) -> dict[str, Any]:
-    """The head of the README of a commit; an empty one if there is none that can be read."""
+def card_metadata(card: StoredFile | None, blobs: Blobs) -> dict[str, Any]:
+    """Metadata of the README of a commit; empty if they are missing or cannot be read."""
     if card is None or blobs.size_bytes(card.sha256) is None:
         return {}
-    return _cached_head(card.sha256, blobs)
+    return _cached_metadata(card.sha256, blobs)
 
 
 @lru_cache(maxsize=2048)
-def _cached_head(sha256: str, blobs: Blobs) -> dict[str, Any]:
+def _cached_metadata(sha256: str, blobs: Blobs) -> dict[str, Any]:
     try:
-        return read_head(card_text(StoredFile(0, sha256), blobs))
-    except BadCard:
+        return read_metadata(card_text(StoredFile(0, sha256), blobs))
+    except InvalidCard:
         return {}
 
 
@@ -152,7 +151,7 @@ def _sibling(path: str, file: StoredFile, with_sizes: bool) -> dict[str, Any]:
     return {"rfilename": path, "size": file.size_bytes, "blobId": file.oid} | ({"lfs": lfs} if file.is_lfs else {})
 
 
-def _is_text_or_texts(value: object) -> bool:
+def _is_string_or_strings(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
@@ -161,7 +160,7 @@ def _small_json(file: StoredFile | None, blobs: Blobs) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(blobs.read(file.sha256, MAX_CONFIG_BYTES), parse_constant=str)
-    except (HubRefusal, ValueError, RecursionError):
+    except (HubHTTPError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -172,14 +171,14 @@ def _safetensors_counts(file: StoredFile | None, blobs: Blobs) -> dict[str, Any]
 
 @lru_cache(maxsize=2048)
 def _cached_counts(sha256: str, blobs: Blobs) -> dict[str, Any] | None:
-    """Count the numbers in a safetensors file by its head, without reading the tensors."""
+    """Count the parameters in a safetensors file by its header, without reading the tensors."""
     counts: dict[str, int] = {}
     try:
         with blobs.path(sha256).open("rb") as stream:
-            (head_bytes,) = struct.unpack("<Q", stream.read(8))
-            if head_bytes > MAX_SAFETENSORS_HEAD_BYTES:
+            (header_bytes,) = struct.unpack("<Q", stream.read(8))
+            if header_bytes > MAX_SAFETENSORS_HEADER_BYTES:
                 return None
-            for name, tensor in json.loads(stream.read(head_bytes)).items():
+            for name, tensor in json.loads(stream.read(header_bytes)).items():
                 if name != "__metadata__":
                     num_values = 1
                     for length in tensor["shape"]:

@@ -1,4 +1,4 @@
-"""The hub as a process: socket, signals, deadlines. Knows nothing about what is served."""
+"""The hub as a process: listening socket, signals, uvicorn."""
 
 import signal
 import socket
@@ -7,30 +7,30 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
-from eca_hub.localhub.timeouts import PromptProtocol
+from eca_hub.localhub.timeouts import TimeoutH11Protocol
 
 GRACE_S = 1.0
 BACKLOG = 1024
 
 
 class PortTaken(Exception):
-    """Nobody can listen at this address; the message says why."""
+    """The address cannot be bound; the message says why."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take a port before anything else is done; port 0 takes a free one.
+    """Bind a port; port 0 takes a free one.
 
     Raises:
-        PortTaken: The address is in use or not ours.
+        PortTaken: the address is in use or not of this machine.
     """
     if not 0 <= port <= 65535:
-        # getaddrinfo would cut it down to another port.
+        # getaddrinfo would truncate it to another port.
         raise PortTaken(f"cannot listen on {host}:{port}: a port is 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, OverflowError, UnicodeError):
         raise PortTaken(f"cannot listen on {host}:{port}: there is no such address") from None
-    # asyncio gives TCP_NODELAY only to sockets that name TCP as their protocol; without it an answer may take 40 ms.
+    # asyncio gives TCP_NODELAY only to sockets that name TCP as their protocol; without it a response may take 40 ms.
     server_socket = socket.socket(family, kind, protocol)
     try:
         server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -43,7 +43,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(server_socket: socket.socket) -> str:
-    """The URL by which this machine reaches a listening socket."""
+    """URL of a listening socket on this machine."""
     host, port = server_socket.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
     return f"http://{host}:{port}"
@@ -53,7 +53,7 @@ def serve(app: ASGIApp, server_socket: socket.socket, on_ready: Callable[[], Non
     """Serve until SIGTERM or SIGINT, then stop within two seconds."""
     config = uvicorn.Config(
         app,
-        http=PromptProtocol,
+        http=TimeoutH11Protocol,
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -63,8 +63,7 @@ def serve(app: ASGIApp, server_socket: socket.socket, on_ready: Callable[[], Non
         timeout_graceful_shutdown=int(GRACE_S),
     )
     server = _Server(config, on_ready)
-    # uvicorn raises the signal again when it is done, for whoever listened before: nobody, so that the process ends
-    # with exit code 0.
+    # uvicorn raises the signal again after its shutdown; ignored, so that the process exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[server_socket])

@@ -1,94 +1,112 @@
-"""Everything that a hub keeps, in one folder, and the names under which it finds repositories.
+"""All data of a hub in one folder, and the names of its repositories.
 
-Knows nothing about HTTP, tokens or rights.
+    ROOT/hub.json            format, id of the store, key for signed links
+    ROOT/lock                held by the process that may write
+    ROOT/names.json          which folder holds which repository; replaced atomically, so that create, move and delete
+                             are atomic
+    ROOT/repos/FOLDER/       one repository (repo.py)
+    ROOT/blobs/ab/ab12..     content of files by SHA-256 (blobs.py)
+    ROOT/xorbs/              what Xet uploads consist of, or where it is in blobs (xorbs.py)
+    ROOT/uploads/USER/SHA256 empty files: which user has uploaded which blob
+    ROOT/tmp/                unfinished files, removed at start
 
-    ROOT/hub.json          format, id of the store, key for signed links (0600)
-    ROOT/lock              held by the one process that may write
-    ROOT/names.json        which folder holds which repository; replaced in one step, which makes create, move and
-                           delete atomic
-    ROOT/repos/FOLDER/     one repository (repos.py)
-    ROOT/blobs/ab/ab12..   bytes of files by sha256 (blobs.py)
-    ROOT/xorbs/            what Xet uploads consist of, or where it lies in blobs (xorbs.py)
-    ROOT/tmp/              unfinished files, emptied at start
+Files have the permissions 0600 and folders 0700.
 
-Why not git objects (dulwich, pygit2), so that `git clone` works too? Weighed and left: the weights would lie outside of
-git anyway, so a library would own the small half of the store, and a clone would bring pointers unless git-lfs and its
-download protocol came along; git has no notion of the id that the client computes for LFS files; and a second way to
-write, `git push`, would have to keep every promise again (one commit on a named parent, a full disk, kill -9). A folder
-of JSON and raw bytes can be read, checked and repaired with a text editor and sha256sum; to get all files of a
-revision, `hf download OWNER/NAME --revision REVISION` does what a clone would.
+Why not git objects (dulwich, pygit2), so that `git clone` works too? The weights would be outside of git anyway, so a
+library would own the small half of the store, and a clone would bring pointers unless git-lfs and its download protocol
+were served as well; git has no notion of the id that the client computes for LFS files; and a second way to write,
+`git push`, would have to keep every guarantee again (one commit on a given parent, a full disk, kill -9). A folder of
+JSON and raw bytes can be read, checked and repaired with a text editor and sha256sum; `hf download OWNER/NAME
+--revision REVISION` gets all files of a revision.
 """
 
-import contextlib
-import fcntl
 import json
-import os
 import re
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eca_hub.localhub.blobs import Blobs
-from eca_hub.localhub.clock import now
-from eca_hub.localhub.commits import StoredFile, git_blob_oid
-from eca_hub.localhub.disk import canonical_json, make_folder, sync_folder, write_atomically
-from eca_hub.localhub.errors import conflict, repo_not_found
-from eca_hub.localhub.faults import faultpoint
+import filelock
+
+from eca_hub.atomic import TEMPORARY_SUFFIX, make_folder, write_atomic
+from eca_hub.localhub.blobs import FILE_MODE, FOLDER_MODE, Blobs
+from eca_hub.localhub.commits import StoredFile, canonical_json, git_blob_oid, utc_now
+from eca_hub.localhub.errors import HubHTTPError, conflict, repo_not_found
 from eca_hub.localhub.gitattributes import DEFAULT_GITATTRIBUTES
-from eca_hub.localhub.repos import Repo, Settings
+from eca_hub.localhub.repo import Repo, Settings
 from eca_hub.localhub.validation import RepoId, RepoType
 from eca_hub.localhub.xorbs import Xorbs
 
+_FORMAT = 1
+_IDENTITY_FILE, _NAMES_FILE = "hub.json", "names.json"
+_SUBFOLDERS = ("repos", "blobs", "xorbs", "uploads", "tmp")
+
 
 class StoreLocked(Exception):
-    """Another process is using the folder."""
+    """Another process uses the folder."""
 
 
 class StoreUnusable(Exception):
-    """The folder is not one that a hub can keep its files in."""
+    """The folder cannot be used as a hub's folder."""
+
+
+class NameTaken(HubHTTPError):
+    """409: there is a repository of that name.
+
+    Args:
+        repo_id: Its name as its owner spells it.
+    """
+
+    def __init__(self, repo_id: RepoId) -> None:
+        super().__init__(409, "conflict", f"You already created this {repo_id.type} repo")
+        self.repo_id = repo_id
 
 
 class Store:
     """A hub's folder, opened for writing by this process alone.
 
     Args:
-        root: The folder; created if it is missing.
+        root: The folder; created if it is missing. A folder with other content is refused before anything in it is
+            changed.
 
     Raises:
-        StoreLocked: Another hub uses the folder.
-        StoreUnusable: The folder cannot be written, or holds something else.
+        StoreLocked: another hub uses the folder.
+        StoreUnusable: the folder cannot be written, or holds something else.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._lock_file = _take_lock(root)
-        self._lock = threading.RLock()
-        self._repos: dict[str, Repo] = {}
-        tmp = root / "tmp"
-        shutil.rmtree(tmp, ignore_errors=True)
-        make_folder(tmp)
-        for leftover in root.glob(".*.tmp"):
-            leftover.unlink()
-        self._read_identity()
-        self._names: dict[str, dict[str, str]] = _read_json(root / "names.json", {})
-        self.blobs = Blobs(root / "blobs", tmp)
-        self.xorbs = Xorbs(root / "xorbs", tmp)
+        if read_identity(root) is None:
+            _check_empty(root)
+        self._file_lock = _take_lock(root)
+        try:
+            self._lock = threading.RLock()
+            self._repos: dict[str, Repo] = {}
+            self._identity = read_identity(root) or self._create_identity()
+            self._names = read_names(root)
+            self._clean_up()
+            self.blobs = Blobs(root / "blobs", root / "tmp")
+            self.xorbs = Xorbs(root / "xorbs", root / "tmp")
+        except BaseException:
+            self._file_lock.release()
+            raise
 
     def close(self) -> None:
-        """Let another process use the folder."""
-        os.close(self._lock_file)
+        """Release the folder to other processes."""
+        self._file_lock.release()
 
-    def find(self, repo_id: RepoId) -> tuple[RepoId, Repo] | None:
-        """Return a repository and its name as its owner spells it, following moves, or None."""
+    def find_repo(self, repo_id: RepoId) -> tuple[RepoId, Repo] | None:
+        """Return a repository and its name as its owner spells it, following moves, or None.
+
+        Raises:
+            HubHTTPError: 500, the files of the repository are damaged.
+        """
         with self._lock:
-            entry = self._names.get(repo_id.key)
-            if entry and "moved_to" in entry:
-                entry = self._names.get(entry["moved_to"])
-            if entry is None or "folder" not in entry:
+            entry = self._entry(repo_id)
+            if entry is None:
                 return None
             folder = entry["folder"]
             if folder not in self._repos:
@@ -96,43 +114,48 @@ class Store:
             return _named(repo_id.type, entry["name"]), self._repos[folder]
 
     def all_repos(self, repo_type: RepoType) -> Iterator[tuple[RepoId, Repo]]:
-        """Go through the repositories of a type."""
+        """Yield the repositories of a type, without those whose files are damaged: one must not hide all others."""
         with self._lock:
             entries = [
                 entry for key, entry in self._names.items() if key.startswith(f"{repo_type}s/") and "name" in entry
             ]
         for entry in entries:
-            found = self.find(_named(repo_type, entry["name"]))
-            if found:
-                yield found
+            try:
+                found = self.find_repo(_named(repo_type, entry["name"]))
+                if found:
+                    _, repo = found
+                    repo.commit(repo.resolve("main"))
+                    yield found
+            except HubHTTPError:
+                continue
 
     def folders(self) -> list[Path]:
-        """The folders of all repositories that have a name."""
+        """Return the folders of all repositories that have a name."""
         return [self.root / "repos" / entry["folder"] for entry in self._names.values() if "folder" in entry]
 
     def create_repo(
         self, repo_id: RepoId, creator: str, is_private: bool, files: Mapping[str, str] | None = None
     ) -> Repo:
-        """Make a repository with its first commit.
+        """Create a repository with its first commit.
 
         Args:
             repo_id: Its name.
-            creator: Who is to be the author of the first commit.
-            is_private: Whether only its owner may see it.
-            files: Texts that the first commit holds besides `.gitattributes`, by path.
+            creator: Author of the first commit.
+            is_private: Whether only its owner can see it.
+            files: Text files of the first commit besides `.gitattributes`, by path.
 
         Raises:
-            HubRefusal: 409, the name is taken.
+            NameTaken: the name is taken.
         """
         with self._lock:
-            if "name" in self._names.get(repo_id.key, {}):
-                raise conflict(f"You already created this {repo_id.type} repo: {repo_id.full_name}")
+            taken = self._names.get(repo_id.key, {})
+            if "name" in taken:
+                raise NameTaken(_named(repo_id.type, taken["name"]))
             readable = re.sub(r"[^a-z0-9._-]", "-", repo_id.full_name.lower())
             folder = f"{repo_id.type}s--{readable.replace('/', '--')}--{secrets.token_hex(4)}"
             texts = {".gitattributes": DEFAULT_GITATTRIBUTES, **(files or {})}
             stored = {path: _regular_file(self.blobs, text.encode()) for path, text in texts.items()}
-            repo = Repo.create(self.root / "repos" / folder, Settings(creator, now(), is_private), stored)
-            faultpoint("repo.before_names")
+            repo = Repo.create(self.root / "repos" / folder, Settings(creator, utc_now(), is_private), stored)
             self._set_names({**self._names, repo_id.key: {"name": repo_id.full_name, "folder": folder}})
             self._repos[folder] = repo
             return repo
@@ -146,97 +169,153 @@ class Store:
                 raise repo_not_found(is_logged_in=True)
             entry = {"name": target.full_name, "folder": self._names[source.key]["folder"]}
             moved = {"moved_to": target.key}
-            # Older names lead straight to the new one, so that none of them can end at a stranger's repository.
+            # Older names lead straight to the new one, so that none of them can end at another user's repository.
             names = {key: moved if old == {"moved_to": source.key} else old for key, old in self._names.items()}
             self._set_names({**names, source.key: moved, target.key: entry})
 
     def delete_repo(self, repo_id: RepoId) -> None:
-        """Forget a repository; its blobs stay until `gc`."""
+        """Delete a repository; its blobs stay until `gc`."""
         with self._lock:
-            found = self.find(repo_id)
-            if found is None:
+            entry = self._entry(repo_id)
+            if entry is None:
                 raise repo_not_found(is_logged_in=True)
-            repo_id, repo = found
-            folder = repo.folder.name
-            alias = {"moved_to": repo_id.key}
-            self._set_names({key: entry for key, entry in self._names.items() if key != repo_id.key and entry != alias})
-            self._repos.pop(folder, None)
-            repo.mark_deleted()
-        # Who reads it at this moment may find a file gone, which a deleted repository answers with 404.
+            folder, key = entry["folder"], _named(repo_id.type, entry["name"]).key
+            alias = {"moved_to": key}
+            self._set_names({name: other for name, other in self._names.items() if name != key and other != alias})
+            repo = self._repos.pop(folder, None)
+            if repo:
+                repo.mark_deleted()
+        # A request that reads it now may find a file gone, which a deleted repository answers with 404.
         shutil.rmtree(self.root / "repos" / folder, ignore_errors=True)
 
-    def upload_path(self, upload: str) -> Path:
-        """Name the file in which the parts of one upload come together."""
-        return self.root / "tmp" / f"upload-{upload}"
+    def record_upload(self, user: str, sha256: str) -> None:
+        """Remember that a user has uploaded a blob.
 
-    def drop_old_uploads(self, max_age_s: float) -> None:
-        """Remove what clients began to upload in parts and never finished."""
-        for path in (self.root / "tmp").glob("upload-*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > max_age_s:
-                    path.unlink()
+        Not synced: after a power cut the client uploads the blob again.
+        """
+        folder = self.root / "uploads" / user
+        make_folder(folder, mode=FOLDER_MODE)
+        (folder / sha256).touch(FILE_MODE)
+
+    def has_uploaded(self, user: str, sha256: str) -> bool:
+        """Whether a user has uploaded a blob since the last `gc`."""
+        return (self.root / "uploads" / user / sha256).exists()
 
     def renew_id(self) -> None:
-        """Become another store in the eyes of clients that remember what they sent before."""
+        """Get a new id, so that clients forget what they have sent to this store."""
         with self._lock:
             self._write_identity({**self._identity, "store_id": secrets.token_hex(16)})
 
     @property
     def id(self) -> str:
-        """Stands in the Xet address: clients skip what they already sent to the same address."""
+        """Part of the Xet address: clients skip what they have sent to the same address."""
         return str(self._identity["store_id"])
 
     @property
     def signing_key(self) -> bytes:
-        """Signs the links by which bytes are uploaded without a token."""
+        """Signs the links by which clients upload without a token."""
         return bytes.fromhex(self._identity["signing_key"])
+
+    def _entry(self, repo_id: RepoId) -> dict[str, str] | None:
+        """Return the names.json entry of a repository, following moves."""
+        entry = self._names.get(repo_id.key)
+        if entry and "moved_to" in entry:
+            entry = self._names.get(entry["moved_to"])
+        return entry if entry and "folder" in entry else None
 
     def _set_names(self, names: dict[str, dict[str, str]]) -> None:
         try:
-            write_atomically(self.root / "names.json", canonical_json(names), "names")
+            write_atomic(self.root / _NAMES_FILE, canonical_json(names), mode=FILE_MODE)
         finally:
-            self._names = _read_json(self.root / "names.json", {})
+            self._names = read_names(self.root)
 
-    def _read_identity(self) -> None:
-        self._identity: dict[str, Any] = _read_json(self.root / "hub.json", {})
-        if not self._identity:
-            strangers = {path.name for path in self.root.iterdir()} - {"lock", "tmp", "token"}
-            if strangers:
-                raise StoreUnusable(
-                    f"{self.root} is not a hub's folder and not empty: it holds {sorted(strangers)[0]!r}"
-                )
-            identity = {"format": 1, "store_id": secrets.token_hex(16), "signing_key": secrets.token_hex(32)}
-            self._write_identity(identity)
-        elif self._identity.get("format") != 1:
-            raise StoreUnusable(
-                f"{self.root} was written by another version of the hub (format {self._identity.get('format')})"
-            )
+    def _create_identity(self) -> dict[str, Any]:
+        identity = {"format": _FORMAT, "store_id": secrets.token_hex(16), "signing_key": secrets.token_hex(32)}
+        self._write_identity(identity)
+        return identity
 
     def _write_identity(self, identity: dict[str, Any]) -> None:
-        write_atomically(self.root / "hub.json", canonical_json(identity), "identity", mode=0o600)
+        write_atomic(self.root / _IDENTITY_FILE, canonical_json(identity), mode=FILE_MODE)
         self._identity = identity
 
+    def _clean_up(self) -> None:
+        """Remove unfinished files, and close folders that older versions left open to other users of the machine."""
+        shutil.rmtree(self.root / "tmp", ignore_errors=True)
+        for name in (_IDENTITY_FILE, _NAMES_FILE):
+            for leftover in self.root.glob(f".{name}.*{TEMPORARY_SUFFIX}"):
+                leftover.unlink()
+        for name in _SUBFOLDERS:
+            make_folder(self.root / name, mode=FOLDER_MODE)
+            (self.root / name).chmod(FOLDER_MODE)
 
-def _take_lock(root: Path) -> int:
+
+def read_identity(root: Path) -> dict[str, Any] | None:
+    """Read hub.json, without changing anything; None if there is none.
+
+    Raises:
+        StoreUnusable: it is damaged, of another format, or not a hub's.
+    """
+    identity = _read_json_object(root / _IDENTITY_FILE)
+    if identity is None:
+        return None
+    if not re.fullmatch(r"[0-9a-f]{64}", str(identity.get("signing_key"))) or "store_id" not in identity:
+        raise StoreUnusable(f"{root / _IDENTITY_FILE} does not belong to a local hub")
+    if identity.get("format") != _FORMAT:
+        raise StoreUnusable(f"{root} was written by another version of the hub (format {identity.get('format')})")
+    return identity
+
+
+def read_names(root: Path) -> dict[str, dict[str, str]]:
+    """Read names.json, without changing anything; an empty one if there is none.
+
+    Raises:
+        StoreUnusable: it is damaged.
+    """
+    names = _read_json_object(root / _NAMES_FILE) or {}
+    if not all(isinstance(entry, dict) for entry in names.values()):
+        raise StoreUnusable(f"{root / _NAMES_FILE} is damaged: an entry is not an object")
+    return names
+
+
+def _check_empty(root: Path) -> None:
+    """Refuse a folder with content that is not what a hub killed at its first start leaves."""
     try:
-        make_folder(root)
-        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        entries = sorted(root.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreUnusable(f"{root} cannot be read: {error.strerror}") from None
+    for path in entries:
+        is_ours = (
+            (path.name in ("lock", "token") and path.is_file())
+            or (path.name in _SUBFOLDERS and path.is_dir() and not any(path.iterdir()))
+            or (path.name.startswith(f".{_IDENTITY_FILE}.") and path.name.endswith(TEMPORARY_SUFFIX))
+        )
+        if not is_ours:
+            raise StoreUnusable(f"{root} is not a hub's folder and not empty: it holds {path.name!r}")
+
+
+def _take_lock(root: Path) -> filelock.BaseFileLock:
+    try:
+        make_folder(root, mode=FOLDER_MODE)
+        lock = filelock.FileLock(root / "lock", timeout=0, mode=FILE_MODE, thread_local=False)
+        lock.acquire()
+    except filelock.Timeout:
+        raise StoreLocked(f"another local hub is using {root}") from None
     except OSError as error:
         raise StoreUnusable(f"{root} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise StoreLocked(f"another local hub is using {root}") from None
-    sync_folder(root)
-    return descriptor
+    return lock
 
 
-def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+def _read_json_object(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return default
+        return None
+    except NotADirectoryError:
+        raise StoreUnusable(f"{path.parent} is not a folder") from None
+    except OSError as error:
+        raise StoreUnusable(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise StoreUnusable(f"{path} is damaged: it is not JSON") from None
     if not isinstance(value, dict):

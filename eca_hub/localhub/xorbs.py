@@ -1,9 +1,8 @@
-"""Xet uploads: the chunks that a client sends ("xorbs"), and the lists ("shards") of which chunks make which file.
+"""Xet uploads: xorbs hold the chunks that a client sends, shards list which chunks make up which file.
 
-Knows nothing about HTTP or repositories. Only writing: downloads are plain files, so nothing here is ever read by a
-client. The hash that names a xorb is not checked, since the sha256 of every file that is put together from it is. Once
-files hold all chunks of a xorb, the xorb gives way to a note of where they lie: the client may refer to chunks that it
-sent before, also in files that it sends later.
+Uploads only: downloads are plain files. The hash that names a xorb is not checked, since the SHA-256 of every file
+rebuilt from it is. Once blobs hold all chunks of a xorb, the xorb is replaced by a list of where they are: later files
+of the client may refer to chunks that it has sent before.
 """
 
 import contextlib
@@ -15,25 +14,24 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Self
 
-from eca_hub.localhub.blobs import Blobs
-from eca_hub.localhub.disk import make_folder
-from eca_hub.localhub.errors import HubRefusal, bad_request
-from eca_hub.localhub.faults import faultpoint
+from eca_hub.atomic import make_folder
+from eca_hub.localhub.blobs import FOLDER_MODE, Blobs
+from eca_hub.localhub.errors import HubHTTPError, bad_request
 from eca_hub.localhub.validation import check_sha256
-from eca_hub.localhub.xetformat import ShardFile, read_chunks
+from eca_hub.localhub.xet_format import ShardFile, read_chunks
 
 CHUNKS_AT_A_TIME = 64
 
-Places = dict[str, dict[int, tuple[str, int, int]]]
-"""By xorb and number of the chunk: which blob holds the chunk, from which byte on, and its size."""
+ChunkLocations = dict[str, dict[int, tuple[str, int, int]]]
+"""By xorb and index of the chunk: blob that holds the chunk, offset in the blob, and size."""
 
 
 class Xorbs:
-    """The xorbs that clients have sent, apart for each writer, so that nobody can foist bytes on another's upload.
+    """The xorbs that clients have sent, separate for each user, so that one cannot inject bytes into another's upload.
 
     Args:
-        folder: Where they lie.
-        temporary_folder: Where they are written first; on the same file system.
+        folder: Holds the xorbs.
+        temporary_folder: Holds unfinished files; on the same file system.
     """
 
     def __init__(self, folder: Path, temporary_folder: Path) -> None:
@@ -41,37 +39,34 @@ class Xorbs:
         self.temporary_folder = temporary_folder
 
     def path(self, writer: str, xorb: str) -> Path:
-        """Say where a xorb lies, or would lie."""
+        """Return where a xorb is, or would be."""
         return self.folder / writer / check_sha256(xorb)[:2] / xorb
 
-    def adopt(self, temporary: Path, writer: str, xorb: str) -> None:
-        """Give a written file its place, if it can be read as a xorb; a newer one replaces an older one.
+    def commit_file(self, temporary: Path, writer: str, xorb: str) -> None:
+        """Move a written file to its place if it is a xorb; it replaces an older one.
 
-        Nothing is synced: a xorb that a power cut damages makes an upload fail its sha256, after which the client sends
-        all again.
+        Not synced: if a power cut damages a xorb, the file rebuilt from it fails its SHA-256 and the client sends all
+        again.
         """
         with temporary.open("rb") as file:
             read_chunks(file)
-        faultpoint("xorb.before_rename")
         path = self.path(writer, xorb)
-        make_folder(path.parent)
+        make_folder(path.parent, mode=FOLDER_MODE)
         temporary.replace(path)
 
-    def rebuild(self, shard_file: ShardFile, writer: str, blobs: Blobs, places: Places) -> None:
-        """Put a file together from its chunks and store it as a blob.
+    def rebuild(self, shard_file: ShardFile, writer: str, blobs: Blobs, locations: ChunkLocations) -> None:
+        """Rebuild a file from its chunks and store it as a blob.
 
-        A file that is there already is put together all the same, without being written: only who has sent its bytes
-        may say that they are theirs.
+        A blob that exists is rebuilt and compared without being written: only a user who has sent its bytes may use it.
 
         Args:
-            shard_file: What to put together.
-            writer: Whose xorbs it consists of.
-            blobs: Where it goes.
-            places: Gets where each chunk lies from now on.
+            shard_file: The file.
+            writer: User whose xorbs it consists of.
+            blobs: Gets the file.
+            locations: Gets the location of each chunk in the blob.
         """
-        faultpoint("shard.before_rebuild")
-        is_there = blobs.size_bytes(shard_file.sha256) is not None
-        with _Comparison(shard_file.sha256) if is_there else blobs.writer(shard_file.sha256) as blob:
+        exists = blobs.size_bytes(shard_file.sha256) is not None
+        with _Comparison(shard_file.sha256) if exists else blobs.writer(shard_file.sha256) as blob:
             offset = 0
             for term in shard_file.terms:
                 with contextlib.closing(self._open(term.xorb, writer, blobs)) as xorb:
@@ -81,17 +76,16 @@ class Xorbs:
                     for piece in _one_ahead(xorb.read(term.first_chunk, term.end_chunk), blobs.threads):
                         blob.write(piece)
                 for chunk, size in enumerate(sizes, term.first_chunk):
-                    places.setdefault(term.xorb, {})[chunk] = (shard_file.sha256, offset, size)
+                    locations.setdefault(term.xorb, {})[chunk] = (shard_file.sha256, offset, size)
                     offset += size
             blob.finish()
-        faultpoint("shard.after_rebuild")
 
-    def settle(self, writer: str, places: Places) -> None:
-        """Replace xorbs by a note of where their chunks lie in blobs, so that the disk holds every byte once.
+    def compact(self, writer: str, locations: ChunkLocations) -> None:
+        """Replace xorbs by the locations of their chunks in blobs, so that the disk holds every byte once.
 
-        A xorb of which some chunks lie in no blob stays. Like xorbs, notes are not synced.
+        A xorb with chunks that are in no blob stays. Like xorbs, the lists are not synced.
         """
-        for xorb, chunks in places.items():
+        for xorb, chunks in locations.items():
             path = self.path(writer, xorb)
             try:
                 with path.open("rb") as file:
@@ -99,25 +93,25 @@ class Xorbs:
             except FileNotFoundError:
                 continue
             if len(chunks) == num_chunks:
-                note = self.temporary_folder / secrets.token_hex(12)
-                note.write_text(json.dumps([chunks[chunk] for chunk in range(num_chunks)]))
-                note.replace(path.with_suffix(".json"))
+                listing = self.temporary_folder / secrets.token_hex(12)
+                listing.write_text(json.dumps([chunks[chunk] for chunk in range(num_chunks)]))
+                listing.replace(path.with_suffix(".json"))
                 path.unlink(missing_ok=True)
 
-    def _open(self, xorb: str, writer: str, blobs: Blobs) -> "_PackedXorb | _SettledXorb":
+    def _open(self, xorb: str, writer: str, blobs: Blobs) -> "_PackedXorb | _CompactedXorb":
         path = self.path(writer, xorb)
         with contextlib.suppress(FileNotFoundError):
             return _PackedXorb(path)
         try:
-            return _SettledXorb(json.loads(path.with_suffix(".json").read_bytes()), blobs)
+            return _CompactedXorb(json.loads(path.with_suffix(".json").read_bytes()), blobs)
         except FileNotFoundError:
             raise _missing(xorb) from None
         except ValueError:
-            raise bad_request(f"What the hub noted of the xorb {xorb} is damaged: send it again.") from None
+            raise bad_request(f"The chunk list of the xorb {xorb} is damaged: send it again.") from None
 
 
 class _PackedXorb:
-    """A xorb as it was sent."""
+    """A xorb as the client sent it."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -128,7 +122,7 @@ class _PackedXorb:
         self.sizes = [chunk.raw_bytes for chunk in self._chunks]
 
     def read(self, first: int, end: int) -> Iterator[bytes]:
-        """Unpack chunks, many at a time: hashing and writing small pieces costs more than unpacking them."""
+        """Unpack chunks, many at a time: hashing and writing small pieces takes longer than unpacking them."""
         for start in range(first, end, CHUNKS_AT_A_TIME):
             some = self._chunks[start : min(start + CHUNKS_AT_A_TIME, end)]
             origin = some[0].offset
@@ -137,21 +131,21 @@ class _PackedXorb:
             yield b"".join([chunk.unpack(packed[chunk.offset - origin :][: chunk.packed_bytes]) for chunk in some])
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
-class _SettledXorb:
-    """A xorb whose chunks lie in blobs. What is read is not checked here: the file that it makes up is."""
+class _CompactedXorb:
+    """A xorb whose chunks are in blobs. Chunks are not verified: the SHA-256 of the rebuilt file is."""
 
-    def __init__(self, places: list[tuple[str, int, int]], blobs: Blobs) -> None:
-        self._places = places
+    def __init__(self, locations: list[tuple[str, int, int]], blobs: Blobs) -> None:
+        self._locations = locations
         self._blobs = blobs
-        self.sizes = [size for _, _, size in places]
+        self.sizes = [size for _, _, size in locations]
 
     def read(self, first: int, end: int) -> Iterator[bytes]:
         """Read chunks out of the blobs."""
-        for sha256, offset, size in self._places[first:end]:
+        for sha256, offset, size in self._locations[first:end]:
             try:
                 with self._blobs.path(sha256).open("rb") as file:
                     file.seek(offset)
@@ -160,22 +154,22 @@ class _SettledXorb:
                 raise _missing(sha256) from None
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Nothing to close."""
 
 
 class _Comparison:
-    """Takes the bytes of a blob that is there already, and checks that they are its bytes."""
+    """Stands in for a BlobWriter where the blob exists: compares the hash."""
 
     def __init__(self, sha256: str) -> None:
         self._expected = sha256
         self._hash = hashlib.sha256()
 
     def write(self, piece: bytes) -> None:
-        """Take bytes."""
+        """Hash bytes."""
         self._hash.update(piece)
 
     def finish(self) -> str:
-        """Compare."""
+        """Compare the hash."""
         if self._hash.hexdigest() != self._expected:
             raise bad_request(f"The chunks do not make up the file {self._expected}.")
         return self._expected
@@ -188,12 +182,12 @@ class _Comparison:
 
 
 def _one_ahead(pieces: Iterator[bytes], threads: Executor) -> Iterator[bytes]:
-    """Make the next piece while the caller works on one."""
+    """Produce the next piece in a thread while the caller uses one."""
     coming = threads.submit(next, pieces, None)
     while (piece := coming.result()) is not None:
         coming = threads.submit(next, pieces, None)
         yield piece
 
 
-def _missing(what: str) -> HubRefusal:
-    return HubRefusal(400, "xorb_missing", f"Upload the xorb {what} before a file that needs it.")
+def _missing(what: str) -> HubHTTPError:
+    return HubHTTPError(400, "xorb_missing", f"Upload the xorb {what} before a file that needs it.")

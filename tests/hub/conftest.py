@@ -12,7 +12,7 @@ from torch import nn
 
 from eca_hub.hub.push import Published, push_to_hub
 from tests.hub import ecanet
-from tests.localhub.hubserver import Hub, running_hub
+from tests.localhub.hub_process import Hub, running_hub
 
 Save = Callable[[object], Path]
 

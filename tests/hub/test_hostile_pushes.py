@@ -20,9 +20,8 @@ from huggingface_hub.utils._http import default_client_factory
 from eca_hub.errors import AccessDenied, EcaHubError, HubError, PushConflict
 from eca_hub.hub.pull import pull
 from eca_hub.hub.push import push_to_hub
-from eca_hub.localhub.app import LFS_PART_BYTES
 from eca_hub.localhub.fsck import check
-from tests.localhub.hubserver import Hub, running_hub
+from tests.localhub.hub_process import Hub, running_hub
 
 # A pusher that dies before or after its nth request, as `kill -9` would have it.
 DYING_PUSHER = """
@@ -219,11 +218,11 @@ def test_weights_that_change_after_they_were_hashed_are_not_published(
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content")  # the client's own way of sending a file without Xet
-def test_a_large_file_goes_in_parts_where_there_is_no_xet(
+def test_a_large_file_is_uploaded_where_there_is_no_xet(
     hub: Hub, package: Path, model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    num_bytes = LFS_PART_BYTES + 1
+    num_bytes = (64 << 20) + 1
     header = json.dumps({"zeros": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
     (package / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
     push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)

@@ -20,7 +20,7 @@ from eca_hub.hub.package import FILES
 from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import Published
 from eca_hub.hub.use import name_model
-from tests.localhub.hubserver import Hub
+from tests.localhub.hub_process import Hub
 
 
 def test_a_private_repository_is_seen_with_its_token_only(

@@ -19,7 +19,7 @@ from eca_hub.errors import (
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import Published, plan_push, push_to_hub
-from tests.localhub.hubserver import Hub
+from tests.localhub.hub_process import Hub
 
 
 def change_card(package: Path, text: str = "\nAnother line.\n") -> None:

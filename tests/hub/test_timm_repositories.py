@@ -18,7 +18,7 @@ from eca_hub.errors import EcaHubError, NotAnEcaModel
 from eca_hub.hub.push import push_to_hub
 from tests.conftest import make_picture
 from tests.hub import ecanet
-from tests.localhub.hubserver import Hub
+from tests.localhub.hub_process import Hub
 
 LABELS = ["cat", "dog", "eel"]
 SMALL = {"input_size": (3, 64, 64), "crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.localhub.hubserver import Hub, running_hub
+from tests.localhub.hub_process import Hub, running_hub
 
 ALICE, BOB, READER = "token-of-alice", "token-of-bob", "token-of-reader"
 

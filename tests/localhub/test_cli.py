@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from eca_hub import __main__ as commandline
-from tests.localhub.hubserver import client_of, running_hub
-from tests.localhub.pusher import push
+from tests.localhub.hub_process import client_of, running_hub
+from tests.localhub.push_client import push
 
 
 def main(argv: list[str]) -> int:

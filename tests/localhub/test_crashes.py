@@ -1,4 +1,4 @@
-"""The hub is killed at every named moment: readers see the old state or the new one, and fsck is clean."""
+"""The hub is killed at every moment of a push: readers see the old state or the new one, and fsck is clean."""
 
 import concurrent.futures
 import contextlib
@@ -7,7 +7,6 @@ import random
 import threading
 from collections.abc import Callable
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import httpx2
@@ -15,26 +14,25 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from eca_hub.localhub import faults
-from eca_hub.localhub.faults import FAULTPOINTS
 from eca_hub.localhub.fsck import check
-from tests.localhub.hubserver import client_of, opened_hub, running_hub
-from tests.localhub.pusher import REPO, push
-from tests.localhub.xetclient import push_by_xet
+from tests.localhub.faults import FAULT_POINTS, Fault, inject
+from tests.localhub.hub_process import client_of, opened_hub, running_hub
+from tests.localhub.push_client import REPO, push
+from tests.localhub.xet_client import push_by_xet
 
 OLD = ({"config.json": b"{}", "README.md": b"# old"}, {"model.safetensors": b"old" * 1000})
 NEW = ({"config.json": b"{}", "README.md": b"# new"}, {"model.safetensors": os.urandom(5 << 20)})
-# The start of a hub passes "identity."; "part." lies on the way of multipart uploads alone.
-ON_THE_WAY = [name for name in FAULTPOINTS if not name.startswith(("part.", "identity."))]
+# A hub passes "identity." when it starts.
+PUSH_POINTS = [name for name in FAULT_POINTS if not name.startswith("identity.")]
 
 
 def state_of(client: httpx2.Client) -> tuple[list[str], list[bytes]]:
     """The titles of the history and the content of every file."""
-    answer = client.get(f"/api/models/{REPO}")
-    if answer.status_code == 404:
+    response = client.get(f"/api/models/{REPO}")
+    if response.status_code == 404:
         return [], []
     commits = client.get(f"/api/models/{REPO}/commits/main").raise_for_status().json()
-    names = [item["rfilename"] for item in answer.json()["siblings"] if item["rfilename"] != ".gitattributes"]
+    names = [item["rfilename"] for item in response.json()["siblings"] if item["rfilename"] != ".gitattributes"]
     contents = [client.get(f"/{REPO}/resolve/main/{name}").raise_for_status().content for name in names]
     return [commit["title"] for commit in commits], contents
 
@@ -44,7 +42,7 @@ def contents_of(files: tuple[dict[str, bytes], dict[str, bytes]]) -> list[bytes]
     return [merged[name] for name in sorted(merged)]
 
 
-@pytest.mark.parametrize("point", ON_THE_WAY)
+@pytest.mark.parametrize("point", PUSH_POINTS)
 def test_killed_at_any_moment_of_a_push_the_hub_shows_all_or_nothing(point: str, tmp_path: Path) -> None:
     pushing = push_by_xet if point.startswith(("xorb.", "shard.")) else push
     with running_hub(tmp_path / "hub", fault=f"{point}:kill") as hub, client_of(hub) as client:
@@ -86,20 +84,16 @@ def test_killed_at_its_first_start_a_hub_starts_again(point: str, tmp_path: Path
 
 @pytest.fixture
 def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let the hub in this process fail at a moment, from its next passage on."""
+    """Let the hub in this process fail at the next passage of a moment."""
 
     def set_fault(text: str) -> None:
-        monkeypatch.setattr(faults, "_hits", {name: count(1) for name in FAULTPOINTS})
-        monkeypatch.setenv("ECA_TESTING", "1")
-        monkeypatch.setenv("ECA_FAULT", text)
+        inject(Fault(text), monkeypatch)
 
     return set_fault
 
 
-@pytest.mark.parametrize("point", ON_THE_WAY)
-def test_a_full_disk_is_said_with_507_and_changes_nothing(
-    point: str, tmp_path: Path, fault: Callable[[str], None]
-) -> None:
+@pytest.mark.parametrize("point", PUSH_POINTS)
+def test_a_full_disk_is_a_507_and_changes_nothing(point: str, tmp_path: Path, fault: Callable[[str], None]) -> None:
     with opened_hub(tmp_path / "hub") as client:
         push(client, *OLD)
         before = state_of(client)
@@ -164,11 +158,11 @@ def test_sixteen_pushers_make_a_linear_history_in_which_every_tree_is_whole(tmp_
 
 @pytest.mark.slow
 def test_killed_at_random_moments_of_thirty_pushes_fsck_stays_clean(tmp_path: Path) -> None:
-    chance = random.Random(7)
+    rng = random.Random(7)
     promised: set[str] = set()
     for number in range(30):
         with running_hub(tmp_path / "hub") as hub, client_of(hub) as client:
-            killer = threading.Timer(chance.uniform(0.0, 0.2), hub.process.kill)
+            killer = threading.Timer(rng.uniform(0.0, 0.2), hub.process.kill)
             killer.start()
             with contextlib.suppress(httpx2.TransportError):
                 for part in range(50):

@@ -1,10 +1,9 @@
-"""What every answer has in common, and what the hub makes of names, paths, ranges and bodies that are not right."""
+"""Headers and errors of every response; names, paths, ranges and bodies that are invalid."""
 
 import base64
 import json
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,9 +15,9 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from eca_hub.localhub import Store, Users, create_app
-from tests.localhub.conftest import ALICE, BOB, READER
-from tests.localhub.hubserver import Hub, opened_hub
-from tests.localhub.pusher import push
+from tests.localhub.conftest import READER
+from tests.localhub.hub_process import Hub, opened_hub
+from tests.localhub.push_client import push
 
 
 def commit(client: httpx2.Client, repo_id: str, path: str, content: bytes = b"x") -> httpx2.Response:
@@ -133,7 +132,7 @@ def test_a_reserved_owner_is_refused(tmp_path: Path, owner: str) -> None:
 )
 def test_no_body_makes_the_hub_fail(http: httpx2.Client, repo_id: str, body: bytes) -> None:
     calls = ["/api/repos/create", "/api/repos/move", "/api/validate-yaml", f"/{repo_id}.git/info/lfs/objects/batch"]
-    calls += [f"/api/models/{repo_id}/{name}" for name in ("preupload/main", "commit/main", "discussions", "tag/main")]
+    calls += [f"/api/models/{repo_id}/{name}" for name in ("preupload/main", "commit/main", "settings", "tag/main")]
     for path in calls:
         answer = http.post(path, content=body)
         assert answer.status_code < 500, path
@@ -243,9 +242,8 @@ def test_under_a_path_of_another_application_every_link_leads_there(tmp_path: Pa
     store.close()
 
 
-@pytest.mark.slow
-@pytest.mark.slow  # the real deadline; tests/localhub/test_deadlines.py has all of them shortened
-def test_half_a_request_head_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # the real timeout; test_timeouts.py has all of them shortened
+def test_incomplete_headers_are_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     address = urlsplit(hub.url)
     begin = time.monotonic()
     with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20) as connection:
@@ -254,10 +252,21 @@ def test_half_a_request_head_is_not_waited_for(hub: Hub, monkeypatch: pytest.Mon
     assert time.monotonic() - begin < 12
 
 
-def test_pull_requests_come_from_strangers_and_only_their_authors_add_to_them(hub: Hub, repo_id: str) -> None:
-    call: Callable[[str], HfApi] = lambda token: HfApi(endpoint=hub.url, token=token)  # noqa: E731
-    call(BOB).upload_file(path_or_fileobj=b"x", path_in_repo="a.bin", repo_id=repo_id, create_pr=True)
-    call(BOB).upload_file(path_or_fileobj=b"y", path_in_repo="b.txt", repo_id=repo_id, revision="refs/pr/1")
-    assert "b.txt" in call(ALICE).list_repo_files(repo_id, revision="refs/pr/1")
-    with httpx2.Client(base_url=hub.url, headers={"Authorization": f"Bearer {BOB}"}) as client:
-        assert client.post(f"/api/models/{repo_id}/discussions/1/merge").status_code == 403
+def test_pull_requests_are_refused_with_a_sentence(http: httpx2.Client, repo_id: str) -> None:
+    lines = json.dumps({"key": "header", "value": {"summary": "one"}})
+    response = http.post(f"/api/models/{repo_id}/commit/main?create_pr=1", content=lines)
+    assert (response.status_code, response.headers["x-error-code"]) == (501, "not_implemented")
+    assert "commit to a branch" in response.json()["error"]
+    assert http.get(f"/api/models/{repo_id}/discussions").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"discussionsDisabled": True}, {"gated": True}, {"gated": "yes"}, {"private": "false"}, {"visibility": "hidden"}],
+)
+def test_other_settings_than_private_gated_and_visibility_are_refused(
+    http: httpx2.Client, repo_id: str, body: dict[str, object]
+) -> None:
+    before = http.get(f"/api/models/{repo_id}").json()
+    assert http.put(f"/api/models/{repo_id}/settings", json=body).status_code == 400
+    assert http.get(f"/api/models/{repo_id}").json() == before

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from tests.localhub.conftest import ALICE, BOB
-from tests.localhub.hubserver import Hub
+from tests.localhub.hub_process import Hub
 
 PUSH_AND_PULL = """
 import json, sys
@@ -46,7 +46,7 @@ def api(hub: Hub) -> HfApi:
 
 
 @pytest.mark.parametrize("disable_xet", ["0", "1"])
-def test_weights_come_back_as_they_went_with_xet_and_without(
+def test_weights_are_the_same_after_push_and_pull_with_xet_and_without(
     hub: Hub, repo_id: str, weights: Path, tmp_path: Path, disable_xet: str
 ) -> None:
     environment = os.environ | {"HF_HUB_DISABLE_XET": disable_xet}
@@ -128,16 +128,6 @@ def test_a_commit_on_an_old_parent_is_refused(api: HfApi, repo_id: str) -> None:
     assert caught.value.response.status_code == 412
 
 
-def test_a_pull_request_keeps_apart_until_it_is_merged(api: HfApi, repo_id: str) -> None:
-    done = api.create_commit(repo_id, [CommitOperationAdd("a.txt", b"1")], commit_message="propose", create_pr=True)
-    assert done.pr_revision == "refs/pr/1"
-    assert "a.txt" not in api.list_repo_files(repo_id)
-    assert "a.txt" in api.list_repo_files(repo_id, revision="refs/pr/1")
-    api.merge_pull_request(repo_id, 1)
-    assert "a.txt" in api.list_repo_files(repo_id)
-    assert api.get_discussion_details(repo_id, 1).status == "merged"
-
-
 def test_models_are_found_by_author_word_tag_and_page(api: HfApi, hub: Hub) -> None:
     card = "---\nlicense: mit\nlibrary_name: eca-hub\ntags: [channel-attention]\n---\n# Card\n"
     for number in range(5):
@@ -147,7 +137,7 @@ def test_models_are_found_by_author_word_tag_and_page(api: HfApi, hub: Hub) -> N
     assert sorted(found) == [f"acme/listed-{number}" for number in range(5)]
     assert len(list(api.list_models(search="listed", limit=2))) == 2
     assert list(api.list_models(filter="no-such-tag")) == []
-    assert list(api.list_models(author="nobody")) == []
+    assert list(api.list_models(author="missing")) == []
     assert api.model_info("acme/listed-0").card_data.license == "mit"  # type: ignore[union-attr]
 
 
@@ -155,17 +145,17 @@ def test_private_repositories_are_hidden_from_all_but_their_owner(api: HfApi, hu
     name = str(api.create_repo("alice/secret", private=True).repo_id)
     api.upload_file(path_or_fileobj=b"x", path_in_repo="f.txt", repo_id=name)
     for token in (BOB, False):
-        stranger = HfApi(endpoint=hub.url, token=token)
+        other = HfApi(endpoint=hub.url, token=token)
         with pytest.raises(RepositoryNotFoundError):
-            stranger.model_info(name)
+            other.model_info(name)
         with pytest.raises(RepositoryNotFoundError):
             hf_hub_download(name, "f.txt", endpoint=hub.url, token=token)
-        assert name not in [model.id for model in stranger.list_models()]
+        assert name not in [model.id for model in other.list_models()]
     api.update_repo_settings(name, private=False)
     assert HfApi(endpoint=hub.url, token=False).model_info(name).private is False
 
 
-def test_gated_files_are_refused_to_strangers(api: HfApi, hub: Hub, repo_id: str) -> None:
+def test_gated_files_are_refused_to_other_users(api: HfApi, hub: Hub, repo_id: str) -> None:
     api.update_repo_settings(repo_id, gated="auto")
     with pytest.raises(GatedRepoError, match="not in the authorized list"):
         hf_hub_download(repo_id, ".gitattributes", endpoint=hub.url, token=BOB)
@@ -174,7 +164,7 @@ def test_gated_files_are_refused_to_strangers(api: HfApi, hub: Hub, repo_id: str
     api.auth_check(repo_id)
 
 
-def test_nobody_writes_under_another_name(api: HfApi, hub: Hub, repo_id: str) -> None:
+def test_a_user_cannot_write_under_another_name(api: HfApi, hub: Hub, repo_id: str) -> None:
     bob = HfApi(endpoint=hub.url, token=BOB)
     for action in (
         lambda: bob.create_repo("acme/from-bob"),
@@ -210,19 +200,8 @@ def test_a_missing_file_is_remembered_with_its_commit(api: HfApi, repo_id: str, 
     assert [path.name for path in tmp_path.glob("**/.no_exist/*/*")] == ["nothing.txt"]
 
 
-def test_squashing_leaves_one_commit_with_the_same_files(api: HfApi, repo_id: str) -> None:
-    for number in range(3):
-        api.upload_file(path_or_fileobj=b"%d" % number, path_in_repo="f.txt", repo_id=repo_id)
-    old = api.model_info(repo_id).sha
-    api.super_squash_history(repo_id)
-    assert len(api.list_repo_commits(repo_id)) == 1
-    assert set(api.list_repo_files(repo_id)) == {".gitattributes", "f.txt"}
-    with pytest.raises(RevisionNotFoundError):
-        api.model_info(repo_id, revision=old)
-
-
 def test_a_card_with_broken_metadata_is_refused_before_anything_is_uploaded(api: HfApi, repo_id: str) -> None:
-    card = b"---\nmodel-index: foo\n---\n# Card\n"
+    card = b"---\ntags: [a\n---\n# Card\n"
     with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
         api.create_commit(repo_id, [CommitOperationAdd("README.md", card)], commit_message="card")
     assert api.list_repo_files(repo_id) == [".gitattributes"]
@@ -231,11 +210,11 @@ def test_a_card_with_broken_metadata_is_refused_before_anything_is_uploaded(api:
 def test_a_card_validates_itself_against_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     ModelCard("---\nlicense: apache-2.0\n---\n# Card\n").validate()
-    with pytest.raises(ValueError, match='- Error: "license" must be one of'):
-        ModelCard("---\nlicense: asdf\n---\n# Card\n").validate()
+    with pytest.raises(ValueError, match="- Error: the YAML of a model card may be at most 30 levels deep"):
+        ModelCard(f"---\nextra: {40 * '['}{40 * ']'}\n---\n# Card\n").validate()
 
 
-def test_everybody_lists_their_own_repositories_with_sizes(api: HfApi, hub: Hub, repo_id: str) -> None:
+def test_users_list_their_own_repositories_with_sizes(api: HfApi, hub: Hub, repo_id: str) -> None:
     api.upload_file(path_or_fileobj=b"x" * 1024, path_in_repo="data.bin", repo_id=repo_id)
     [found] = [repo for repo in api.list_user_repos("acme") if repo.id == repo_id]
     assert (found.type, found.visibility, found.storage > 1024) == ("model", "public", True)
@@ -244,8 +223,8 @@ def test_everybody_lists_their_own_repositories_with_sizes(api: HfApi, hub: Hub,
     assert repo_id not in [repo.id for repo in [*bob.list_user_repos(), *bob.list_user_repos("acme")]]
 
 
-def test_who_am_i_tells_name_and_role(api: HfApi, hub: Hub) -> None:
+def test_whoami_returns_name_and_role(api: HfApi, hub: Hub) -> None:
     answer = api.whoami()
     assert (answer["name"], answer["fullname"], answer["orgs"][0]["name"]) == ("alice", "Alice A.", "acme")
     with pytest.raises(HfHubHTTPError, match="Invalid"):
-        HfApi(endpoint=hub.url, token="nobody's").whoami()
+        HfApi(endpoint=hub.url, token="unknown").whoami()

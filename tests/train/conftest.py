@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.localhub.hubserver import Hub, running_hub
+from tests.localhub.hub_process import Hub, running_hub
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from eca_hub.hub.push import push_to_hub
-from tests.localhub.hubserver import Hub
+from tests.localhub.hub_process import Hub
 from tests.train.runs import CONFIG, fit
 
 FROM = "--model.from_pretrained"

@@ -13,7 +13,7 @@ import safetensors.torch
 from huggingface_hub import HfApi
 
 import eca_hub
-from tests.localhub.hubserver import Hub, running_hub
+from tests.localhub.hub_process import Hub, running_hub
 from tests.service.fakes import png
 from tests.service.server_process import Served, save_tiny_package, served
 

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from eca_hub.errors import EcaHubError, InvalidConfig, Offline, RepoNotFound
 from eca_hub.train.data import ParquetData
 from eca_hub.train.data.sampler import BatchIndex
-from tests.localhub.hubserver import Hub
+from tests.localhub.hub_process import Hub
 from tests.train.datasets import SMALL, write_parquet
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eca_hub.localhub.gitattributes import is_big_by_name, is_ignored
+from eca_hub.localhub.gitattributes import is_ignored, is_lfs_by_name
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def test_patterns_of_gitignore_mean_what_git_means(pattern: str, path: str, verd
     assert is_ignored(path, pattern) is verdict
 
 
-def test_the_last_line_about_a_filter_decides_who_is_big() -> None:
+def test_the_last_line_with_a_filter_decides_what_goes_to_lfs() -> None:
     attributes = "*.bin filter=lfs -text\n*.txt text\nsmall.bin -filter\n"
-    assert is_big_by_name("x/a.bin", attributes)
-    assert not is_big_by_name("x/small.bin", attributes)
-    assert not is_big_by_name("a.txt", attributes)
+    assert is_lfs_by_name("x/a.bin", attributes)
+    assert not is_lfs_by_name("x/small.bin", attributes)
+    assert not is_lfs_by_name("a.txt", attributes)

@@ -1,8 +1,7 @@
-"""A local hub as its own process, for every test that needs a real one."""
+"""A local hub as a process of its own, or opened in the process of the test."""
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -36,12 +35,12 @@ def client_of(hub: Hub) -> Iterator[httpx2.Client]:
 
 
 @contextlib.contextmanager
-def opened_hub(root: Path, **options: int) -> Iterator[TestClient]:
-    """Open a hub's folder in this process: quicker than a process where nothing is to be killed."""
+def opened_hub(root: Path, users: Users | None = None, token: str = "local-token") -> Iterator[TestClient]:
+    """Open a hub's folder in this process, which is faster than a new one."""
     store = Store(root)
     with contextlib.closing(store):
-        app = create_app(store, Users.single("local-token"), **options)
-        headers = {"Authorization": "Bearer local-token"}
+        app = create_app(store, users or Users.single("local-token"))
+        headers = {"Authorization": f"Bearer {token}"}
         yield TestClient(app, "http://127.0.0.1:1234", raise_server_exceptions=False, headers=headers)
 
 
@@ -54,21 +53,19 @@ def running_hub(
     Args:
         root: Its folder.
         users: Users with their tokens; the hub's token is then the first user's.
-        fault: What ECA_FAULT is to say.
+        fault: A fault to inject, such as `refs.after_rename:kill`: see faults.py.
         options: Further options of `eca-hub localhub`.
     """
-    environment = dict(os.environ)
-    if fault:
-        environment |= {"ECA_TESTING": "1", "ECA_FAULT": fault}
     with tempfile.TemporaryDirectory() as folder:
         if users:
             users_file = Path(folder) / "users.json"
             users_file.write_text(json.dumps(users))
             options += ("--users", str(users_file))
-        command = [sys.executable, "-m", "eca_hub", "localhub", "--root", str(root), "--port", "0", *options]
+        program = ["tests.localhub.faults", fault] if fault else ["eca_hub"]
+        command = [sys.executable, "-m", *program, "localhub", "--root", str(root), "--port", "0", *options]
         errors = Path(folder) / "stderr"
         with errors.open("w") as stderr:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         with process:
             try:
                 assert process.stdout is not None

@@ -1,9 +1,7 @@
-"""The bytes of a Xet upload: chunks in "xorbs", and "shards" that list which chunks make which file.
+"""Binary format of Xet uploads.
 
-Knows the format; knows nothing of where it is kept.
-
-    xorb    chunks, each an 8-byte header (version, packed size, scheme, raw size) and the packed bytes
-    shard   a header, then for each file a header, its terms (xorb, first chunk, end chunk), and its sha256
+xorb    chunks, each an 8-byte header (version, packed size, scheme, raw size) and the packed bytes
+shard   a header, then for each file a header, its terms (xorb, first chunk, end chunk), and its sha256
 """
 
 import struct
@@ -30,7 +28,7 @@ _HAS_METADATA = 1 << 30
 
 @dataclass(frozen=True)
 class Term:
-    """A run of chunks of one xorb that stands in a file."""
+    """A range of chunks of one xorb, as part of a file."""
 
     xorb: str
     num_bytes: int
@@ -40,20 +38,20 @@ class Term:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One file of a shard: the sha256 that its bytes must have, and where they come from."""
+    """One file of a shard: its SHA-256 and the chunks it consists of."""
 
     sha256: str
     terms: tuple[Term, ...]
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file that the terms make."""
+        """Size of the file."""
         return sum(term.num_bytes for term in self.terms)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Where a chunk lies in its xorb and how it is packed."""
+    """Position of a chunk in its xorb, and its compression."""
 
     offset: int
     packed_bytes: int
@@ -61,14 +59,14 @@ class Chunk:
     raw_bytes: int
 
     def unpack(self, packed: memoryview) -> bytes | memoryview:
-        """Return the chunk's bytes."""
+        """Decompress the chunk."""
         raw: bytes | memoryview = packed
         if self.scheme:
             try:
                 # Bounded: a frame may claim any size.
                 unpacked: bytes = lz4.frame.LZ4FrameDecompressor().decompress(packed, max_length=self.raw_bytes + 1)
             except (RuntimeError, ValueError, MemoryError):
-                raise bad_request("A chunk is not what LZ4 packs.") from None
+                raise bad_request("A chunk is not valid LZ4.") from None
             raw = _ungroup(unpacked) if self.scheme == 2 else unpacked
         if len(raw) != self.raw_bytes:
             raise bad_request("A chunk does not have the size that its header says.")
@@ -79,7 +77,7 @@ def read_chunks(file: BinaryIO) -> list[Chunk]:
     """List the chunks of a xorb by reading their headers.
 
     Raises:
-        HubRefusal: This is not a xorb.
+        HubHTTPError: this is not a xorb.
     """
     chunks: list[Chunk] = []
     size_bytes = file.seek(0, 2)
@@ -87,7 +85,7 @@ def read_chunks(file: BinaryIO) -> list[Chunk]:
     while offset < size_bytes:
         file.seek(offset)
         header = file.read(8)
-        # Newer clients end a xorb with a table of its chunks, marked so; the headers say the same.
+        # Newer clients append a table of the chunks with this mark; the headers have the same information.
         if header[:7] == b"XETBLOB":
             break
         if len(header) < 8 or header[0] != 0 or header[4] not in (0, 1, 2):
@@ -107,10 +105,10 @@ def read_chunks(file: BinaryIO) -> list[Chunk]:
 
 
 def read_shard(shard: bytes) -> Iterator[ShardFile]:
-    """Go through the files of a shard.
+    """Yield the files of a shard.
 
     Raises:
-        HubRefusal: This is not a shard, or a file of it does not say its sha256.
+        HubHTTPError: this is not a shard, or it lacks the SHA-256 of a file.
     """
     offset = _ENTRY_BYTES
     num_terms_left = MAX_TERMS
@@ -123,7 +121,7 @@ def read_shard(shard: bytes) -> Iterator[ShardFile]:
         terms = tuple(_read_term(_entry(shard, offset + index * _ENTRY_BYTES)) for index in range(num_terms))
         offset += num_terms * _ENTRY_BYTES * (2 if flags & _HAS_VERIFICATION else 1)
         if not flags & _HAS_METADATA:
-            raise bad_request("Every file of a shard must say its sha256.")
+            raise bad_request("Every file of a shard must have its sha256.")
         yield ShardFile(_hash_text(_entry(shard, offset)[:32]), terms)
         offset += _ENTRY_BYTES
 
@@ -146,7 +144,7 @@ def _hash_text(hash_bytes: bytes) -> str:
 
 
 def _ungroup(grouped: bytes) -> bytes:
-    """Undo the grouping of every fourth byte, by which floats pack better."""
+    """Undo the grouping of every fourth byte, which makes floats compress better."""
     raw = bytearray(len(grouped))
     start = 0
     for lane in range(4):

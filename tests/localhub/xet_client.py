@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import httpx2
 import lz4.frame
 
-from tests.localhub.pusher import REPO, push
+from tests.localhub.push_client import REPO, push
 
 CHUNK_BYTES = 64 << 10
 XORB = "0123456789abcdef" * 4

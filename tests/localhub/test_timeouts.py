@@ -1,4 +1,4 @@
-"""Connections that dawdle are closed, answers leave at once, and a deleted repository is nobody's server error."""
+"""Slow requests end, responses are not delayed, and a repository deleted meanwhile is a 404."""
 
 import concurrent.futures
 import contextlib
@@ -11,23 +11,24 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from eca_hub.localhub import Store, Users, create_app
-from eca_hub.localhub import timeouts as deadlines
+from eca_hub.localhub import Store, Users, create_app, timeouts
+from eca_hub.localhub.errors import HubHTTPError
 from eca_hub.localhub.server import listen
-from tests.localhub.hubserver import opened_hub
-from tests.localhub.pusher import REPO, push
+from eca_hub.localhub.validation import parse_repo_id
+from tests.localhub.hub_process import opened_hub
+from tests.localhub.push_client import REPO, push
 
 UPLOAD = b"POST /api/repos/create HTTP/1.1\r\nHost: hub\r\nContent-Length: 1000000\r\n\r\n"
 
 
 @pytest.fixture
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    """A hub in this process whose patience is short."""
-    monkeypatch.setattr(deadlines, "HEAD_DEADLINE_S", 0.3)
-    monkeypatch.setattr(deadlines, "BODY_GRACE_S", 0.3)
+    """A hub in this process with short timeouts."""
+    monkeypatch.setattr(timeouts, "HEADERS_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(timeouts, "BODY_GRACE_S", 0.3)
     with contextlib.closing(Store(tmp_path / "hub")) as store, listen("127.0.0.1", 0) as listener:
         app = create_app(store, Users.single("local-token"))
-        config = uvicorn.Config(app, http=deadlines.PromptProtocol, ws="none", lifespan="off", log_level="warning")
+        config = uvicorn.Config(app, http=timeouts.TimeoutH11Protocol, ws="none", lifespan="off", log_level="warning")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -37,7 +38,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
 
 
 def answer_to(connection: socket.socket) -> bytes:
-    """Everything until the hub closes."""
+    """Everything until the hub closes the connection."""
     pieces = b""
     with contextlib.suppress(ConnectionError):
         while piece := connection.recv(65536):
@@ -46,13 +47,13 @@ def answer_to(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: hub\r\n"])
-def test_a_head_that_never_ends_is_cut_off(sent: bytes, address: tuple[str, int]) -> None:
+def test_headers_that_never_end_are_cut_off(sent: bytes, address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(sent)
         assert answer_to(connection) == b""
 
 
-def test_a_second_head_that_never_ends_is_cut_off_too(address: tuple[str, int]) -> None:
+def test_second_headers_that_never_end_are_cut_off_too(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(b"GET /api/models HTTP/1.1\r\nHost: hub\r\n\r\n")
         assert b"200 OK" in connection.recv(65536)
@@ -68,26 +69,26 @@ def test_a_body_that_never_comes_is_answered_408(address: tuple[str, int]) -> No
     assert b"X-Error-Code: body_timeout" in answer
 
 
-def test_a_body_that_drips_is_answered_408(address: tuple[str, int]) -> None:
-    is_over = threading.Event()
+def test_a_body_that_comes_byte_by_byte_is_answered_408(address: tuple[str, int]) -> None:
+    is_done = threading.Event()
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(UPLOAD)
 
         def drip() -> None:
             with contextlib.suppress(OSError):
-                while not is_over.wait(0.05):
+                while not is_done.wait(0.05):
                     connection.sendall(b"x")
 
         thread = threading.Thread(target=drip)
         thread.start()
         answer = answer_to(connection)
-        is_over.set()
+        is_done.set()
         thread.join()
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_large_body_on_a_slow_line_goes_on(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "BODY_BYTES_PER_S", 1000)
+def test_a_large_body_on_a_slow_connection_continues(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeouts, "BODY_BYTES_PER_S", 1000)
     body = b'{"name": "x"}' + b" " * 1000
     head = f"POST /api/repos/create HTTP/1.1\r\nHost: hub\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(address, timeout=5) as connection:
@@ -97,13 +98,13 @@ def test_a_large_body_on_a_slow_line_goes_on(address: tuple[str, int], monkeypat
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
-def test_answers_do_not_wait_for_more_to_send() -> None:
+def test_responses_do_not_wait_for_more_to_send() -> None:
     with listen("127.0.0.1", 0) as listener:
         # What asyncio looks at before it turns the delay off for a connection.
         assert listener.proto == socket.IPPROTO_TCP
 
 
-def test_reading_and_writing_while_somebody_deletes_is_never_a_server_error(tmp_path: Path) -> None:
+def test_reading_and_writing_during_a_deletion_is_never_a_server_error(tmp_path: Path) -> None:
     with opened_hub(tmp_path) as client:
 
         def live_and_die(number: int) -> set[int]:
@@ -115,7 +116,7 @@ def test_reading_and_writing_while_somebody_deletes_is_never_a_server_error(tmp_
             return seen
 
         def look() -> set[int]:
-            paths = ("", "/tree/main", "/commits/main", "/refs", "/revision/main", "/discussions")
+            paths = ("", "/tree/main", "/commits/main", "/refs", "/revision/main")
             urls = [f"/api/models/{REPO}{path}" for path in paths]
             urls += [f"/{REPO}/resolve/main/.gitattributes", f"/{REPO}", "/", "/api/models"]
             return {client.get(url).status_code for _ in range(15) for url in urls}
@@ -128,13 +129,10 @@ def test_reading_and_writing_while_somebody_deletes_is_never_a_server_error(tmp_
 
 def test_a_commit_to_a_repository_that_was_just_deleted_is_refused(tmp_path: Path) -> None:
     with contextlib.closing(Store(tmp_path)) as store:
-        from eca_hub.localhub.errors import HubRefusal
-        from eca_hub.localhub.validation import parse_repo_id
-
         repo_id = parse_repo_id("model", REPO)
         repo = store.create_repo(repo_id, "local", False)
         store.delete_repo(repo_id)
-        with pytest.raises(HubRefusal) as refused:
+        with pytest.raises(HubHTTPError) as refused:
             repo.create_ref("tag", "v1", repo.refs["refs/heads/main"])
         assert refused.value.code == "RepoNotFound"
         assert not repo.folder.exists()

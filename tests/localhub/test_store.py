@@ -1,0 +1,238 @@
+"""The hub's folder: other folders stay untouched, files are private, damaged repositories do not hide the others."""
+
+import concurrent.futures
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from eca_hub.__main__ import main
+from eca_hub.localhub.store import Store, StoreLocked, StoreUnusable
+from tests.localhub.hub_process import opened_hub
+from tests.localhub.push_client import REPO, push
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"tmp/thesis.tex": "mine", ".notes.tmp": "mine"},
+        {"tmp/thesis.tex": "mine"},
+        {".notes.tmp": "mine"},
+        {"lock/readme": "mine"},
+        {"repos/work/main.py": "mine"},
+        {"hub.json": '{"name": "an app of mine"}', "tmp/thesis.tex": "mine", ".notes.tmp": "mine"},
+        {"hub.json": '{"format": 2, "store_id": "a", "signing_key": "' + 64 * "0" + '"}', "tmp/x": "mine"},
+        {"hub.json": "not json", "tmp/thesis.tex": "mine"},
+        {"hub.json": "[]", "tmp/thesis.tex": "mine"},
+    ],
+)
+def test_a_folder_that_is_not_a_hubs_stays_as_it_is(tmp_path: Path, content: dict[str, str]) -> None:
+    for name, text in content.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    before = snapshot(tmp_path)
+    with pytest.raises(StoreUnusable):
+        Store(tmp_path)
+    for command in ([], ["gc"], ["fsck"]):
+        assert main(["localhub", *command, "--root", str(tmp_path), *([] if command else ["--port", "0"])]) == 2
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("leftovers", [[], ["lock"], ["lock", ".hub.json.0123456789ab.tmp", "tmp/"], ["token"]])
+def test_what_a_hub_killed_at_its_first_start_leaves_is_a_hubs_folder(tmp_path: Path, leftovers: list[str]) -> None:
+    for name in leftovers:
+        if name.endswith("/"):
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).touch()
+    Store(tmp_path).close()
+    Store(tmp_path).close()
+    assert not list(tmp_path.glob(".hub.json.*"))
+
+
+def test_unfinished_files_of_the_hub_itself_are_removed_and_no_others(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    for name in ("tmp/unfinished", ".names.json.0123456789ab.tmp", ".mine.tmp", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    Store(tmp_path).close()
+    assert {path.name for path in tmp_path.iterdir()} >= {".mine.tmp", "notes.txt"}
+    assert not (tmp_path / "tmp" / "unfinished").exists()
+    assert not (tmp_path / ".names.json.0123456789ab.tmp").exists()
+
+
+def test_a_folder_in_use_is_locked_until_it_is_closed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(StoreLocked):
+        Store(tmp_path)
+    store.close()
+    Store(tmp_path).close()
+
+
+def test_other_users_of_the_machine_can_read_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "hub"
+    with opened_hub(root) as client:
+        push(client, {"README.md": b"# secret"}, {"model.safetensors": b"secret"})
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    for path in root.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_folders_of_an_older_hub_are_closed_to_other_users(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"README.md": b"# secret"}, {"model.safetensors": b"secret"})
+    for name in ("blobs", "repos"):
+        (tmp_path / name).chmod(0o755)
+    Store(tmp_path).close()
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("blobs", "repos")] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("refs.json", b"{"),
+        ("refs.json", b"[1]"),
+        ("refs.json", b'{"refs/heads/main": "../../token"}'),
+        ("refs.json", b"{}"),
+        ("refs.json", None),
+        ("repo.json", b"{"),
+        ("repo.json", b'{"creator": "x", "surprise": 1}'),
+        ("commits/*.json", b"{}"),
+        ("commits/*.json", None),
+    ],
+)
+def test_one_damaged_repository_does_not_hide_the_others(
+    tmp_path: Path, file: str, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"README.md": b"# whole"}, {}, repo="acme/whole")
+        push(client, {"README.md": b"# damaged"}, {}, repo="acme/damaged")
+    for path in next(tmp_path.glob("repos/*damaged*")).glob(file):
+        path.unlink() if content is None else path.write_bytes(content)
+    blobs = snapshot(tmp_path / "blobs")
+    with opened_hub(tmp_path) as client:
+        assert client.get("/").status_code == 200
+        assert [model["id"] for model in client.get("/api/models").json()] == ["acme/whole"]
+        assert client.get("/api/settings/repositories").status_code == 200
+        assert client.get("/acme/whole/resolve/main/README.md").content == b"# whole"
+        response = client.get("/api/models/acme/damaged")
+        assert (response.status_code, response.headers["x-error-code"]) in (
+            (500, "repo_corrupt"),
+            (404, "RevisionNotFound"),
+        )
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 1
+    assert "acme/damaged" in capsys.readouterr().out
+    if content != b"{}" or file != "refs.json":
+        settings_only = file == "repo.json"
+        assert main(["localhub", "gc", "--root", str(tmp_path)]) == (0 if settings_only else 2)
+        assert snapshot(tmp_path / "blobs") == blobs
+    with opened_hub(tmp_path) as client:
+        body = {"name": "damaged", "organization": "acme"}
+        assert client.request("DELETE", "/api/repos/delete", json=body).status_code == 200
+        push(client, {"README.md": b"# again"}, {}, repo="acme/damaged")
+    assert main(["localhub", "gc", "--root", str(tmp_path)]) == 0
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"models/a/b": 3}'])
+def test_damaged_names_are_reported_and_not_repaired_by_guessing(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"a.txt": b"a"}, {})
+    (tmp_path / "names.json").write_text(content)
+    before = snapshot(tmp_path)
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 1
+    assert main(["localhub", "gc", "--root", str(tmp_path)]) == 2
+    assert main(["localhub", "--root", str(tmp_path), "--port", "0"]) == 2
+    assert "names.json is damaged" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["branch", "tag"])
+@pytest.mark.parametrize(
+    ("name", "other"), [("Release", "release"), ("v1", "v1/fix"), ("v1/fix", "v1"), ("V1/fix", "v1"), ("main", "MAIN")]
+)
+def test_references_that_git_cannot_hold_together_are_refused(tmp_path: Path, kind: str, name: str, other: str) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"a.txt": b"a"}, {})
+
+        def create(ref: str) -> int:
+            quoted = ref.replace("/", "%2F")
+            url = f"/api/models/{REPO}/" + (f"branch/{quoted}" if kind == "branch" else "tag/main")
+            return client.post(url, json={} if kind == "branch" else {"tag": ref}).status_code
+
+        if (kind, name) != ("branch", "main"):
+            assert create(name) == 200
+        assert create(other) == 409
+
+
+def test_a_branch_may_be_deleted_while_it_is_committed_to_and_read(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"a.txt": b"a"}, {})
+        branch = f"/api/models/{REPO}/branch/next"
+
+        def come_and_go() -> set[int]:
+            return {
+                client.request(method, branch, json={}).status_code for _ in range(60) for method in ("POST", "DELETE")
+            }
+
+        def use(number: int) -> set[int]:
+            seen = set()
+            for step in range(40):
+                lines = [
+                    {"key": "header", "value": {"summary": "one"}},
+                    {"key": "file", "value": {"path": "b.txt", "content": f"{number} {step}"}},
+                ]
+                body = "\n".join(map(json.dumps, lines))
+                seen.add(client.post(f"/api/models/{REPO}/commit/next", content=body).status_code)
+                for path in (
+                    f"/api/models/{REPO}/revision/next",
+                    f"/api/models/{REPO}/tree/next",
+                    f"/{REPO}/tree/next",
+                ):
+                    seen.add(client.get(path).status_code)
+            return seen
+
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            jobs = [pool.submit(come_and_go), pool.submit(use, 1), pool.submit(use, 2)]
+            statuses = set().union(*(job.result() for job in jobs))
+    assert statuses <= {200, 404, 409}
+
+
+def test_simultaneous_creations_of_one_repository_all_get_its_url(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+        body = {"name": "digits", "organization": "acme"}
+
+        def create(_: int) -> tuple[int, str]:
+            response = client.post("/api/repos/create", json=body)
+            return response.status_code, response.json()["url"]
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(create, range(8)))
+    assert sorted(status for status, _ in results) == [200] + [409] * 7
+    assert {url for _, url in results} == {"http://127.0.0.1:1234/acme/digits"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Data/a.txt", "data/b.txt"),
+        ("a/B/c.txt", "a/b"),
+        ("README.md", "readme.md"),
+        ("caf\u00e9.txt", "cafe\u0301.txt"),
+    ],
+)
+def test_paths_that_collide_where_names_ignore_case_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {first: b"1"}, {})
+        for files in ({second: b"2"}, {second: b"2", "other.txt": b"3"}):
+            with pytest.raises(Exception, match="422"):
+                push(client, files, {})
+        push(client, {first: b"4"}, {})
+        assert client.get(f"/{REPO}/resolve/main/{first}").content == b"4"
