@@ -28,15 +28,14 @@ from eca_hub.train.callbacks.epoch_log import EpochLog, ThroughputMonitor
 from eca_hub.train.callbacks.loss_guard import NonFiniteLossGuard
 from eca_hub.train.checkpoint.fingerprint import run_fingerprint
 from eca_hub.train.checkpoint.store import VerifiedCheckpointIO
-from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.distributed.launcher import terminate_together
 from eca_hub.train.distributed.signals import Stopped, StopRequest, kill_workers
 from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync_batchnorm, make_strategy
 from eca_hub.train.errors import user_message_for
 from eca_hub.train.legacy_options import upgrade_argv
-from eca_hub.train.module import ImageClassifier
-from eca_hub.train.results import finalize_run, print_metrics, write_environment, write_predictions
+from eca_hub.train.results import write_environment
 from eca_hub.train.run_folder import RunFolder, choose_run_dir, open_run_folder
+from eca_hub.train.tasks import Task, task_for
 
 _IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
 _IMPORTABLE = ("eca_hub.train", *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies")))
@@ -57,6 +56,7 @@ class RunCLI(LightningCLI):
 
     request: StopRequest
     command: str
+    task: Task
     run_dir: Path
     folder: RunFolder | None = None
     checkpoint: ResumableCheckpoint | None = None
@@ -76,8 +76,8 @@ class RunCLI(LightningCLI):
         add("--allow_changes", help="Resume even if settings or data have changed.", **flag)
         add("--push_to", type=str | None, default=None, help="Publish the package at the end, as OWNER/NAME.")
         parser.add_class_arguments(CheckpointConfig, "save")
-        parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
-        parser.link_arguments("data.image", "model.image", apply_on="instantiate")
+        for source, target in self.task.links:
+            parser.link_arguments(source, target, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments after `eca-hub`."""
@@ -92,7 +92,7 @@ class RunCLI(LightningCLI):
         if self.subcommand == "fit":
             model = config["model"]
             start = model["from_pretrained"]
-            name = Path(start).name if start else f"{model['attention']}_{model['architecture']}"
+            name = Path(start).name if start else self.task.run_name(model)
             self.run_dir = choose_run_dir(config["run_dir"], name)
             self.folder = open_run_folder(self.run_dir, resume=config["resume"], overwrite=config["overwrite"])
         else:
@@ -102,14 +102,14 @@ class RunCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make data, network and trainer, with the same seed."""
         super().instantiate_classes()
-        assert isinstance(self.model, ImageClassifier)
-        assert isinstance(self.datamodule, ImageDataModule)
+        assert isinstance(self.model, self.task.module)
+        assert isinstance(self.datamodule, self.task.data)
         seed = self.config[self.subcommand]["seed_everything"]
         self.model.seed = self.datamodule.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is True else int(seed)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with everything it writes in the run folder."""
-        assert isinstance(self.datamodule, ImageDataModule)
+        assert isinstance(self.datamodule, self.task.data)
         self.datamodule.check()
         callbacks: list[Callback] = [BadSampleLog(self.run_dir, self.datamodule.max_bad_samples)]
         throughput = ThroughputMonitor() if self.subcommand == "fit" else None
@@ -165,18 +165,20 @@ class RunCLI(LightningCLI):
         """Test the best weights, write them as a package, and publish it with --push_to."""
         assert self.folder is not None
         assert self.checkpoint is not None
-        finalize_run(self.trainer, self.model, self.datamodule, self.run_dir, self.folder.checkpoints, self.checkpoint)
+        self.task.finalize_run(
+            self.trainer, self.model, self.datamodule, self.run_dir, self.folder.checkpoints, self.checkpoint
+        )
         if (model_id := self.config["fit"]["push_to"]) and self.trainer.is_global_zero:
             published = push_to_hub(self.run_dir, model_id)
             print(f"published as {published.revision}  {published.url}", flush=True)
 
     def after_validate(self) -> None:
         """Print the metrics."""
-        print_metrics(self.trainer, self.model, "val")
+        self.task.print_metrics(self.trainer, self.model, "val")
 
     def after_test(self) -> None:
         """Print the metrics."""
-        print_metrics(self.trainer, self.model, "test")
+        self.task.print_metrics(self.trainer, self.model, "test")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
@@ -188,7 +190,7 @@ class RunCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "predict":
-            write_predictions(self.trainer, self.model, self.datamodule, self.run_dir / "predictions.csv")
+            self.task.write_predictions(self.trainer, self.model, self.datamodule, self.run_dir / "predictions.csv")
             return
         super()._run_subcommand(subcommand)
 
@@ -213,12 +215,12 @@ def run(command: str, argv: list[str]) -> None:
     for name in data_modules.__all__:
         # --data accepts the names of imported classes.
         getattr(data_modules, name)
-    RunCLI.request, RunCLI.command = StopRequest(), command
+    RunCLI.request, RunCLI.command, RunCLI.task = StopRequest(), command, task_for(argv)
     with RunCLI.request.installed():
         try:
             RunCLI(
-                ImageClassifier,
-                ImageDataModule,
+                RunCLI.task.module,
+                RunCLI.task.data,
                 subclass_mode_data=True,
                 parser_class=RunArgumentParser,
                 auto_configure_optimizers=False,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
@@ -28,10 +27,11 @@ from eca_hub.train.ema import EMA
 from eca_hub.train.metrics import ClassificationMetrics
 from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
 from eca_hub.train.optim import OptimConfig, lr_factor, make_optimizer
+from eca_hub.train.training_module import TrainingModule
 from eca_hub.train.transfer import Distillation, Freeze, batch_norms, freeze_parameters, load_pretrained_backbone
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(TrainingModule):
     """Train a network to classify images.
 
     Args:

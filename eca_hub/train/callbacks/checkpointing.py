@@ -24,7 +24,7 @@ from eca_hub.train.distributed.fsdp import local_shard
 from eca_hub.train.distributed.signals import StopRequest
 from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.lightning_internals import is_accumulating
-from eca_hub.train.module import ImageClassifier
+from eca_hub.train.training_module import TrainingModule
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CheckpointConfig:
 
 
 class ResumableCheckpoint(Callback):
-    """Save the run, and the weights with the best validation top-1; of equal ones the later.
+    """Save the run, and the weights with the best score of a validation; of equal ones the later.
 
     Args:
         store: The checkpoints of the run.
@@ -79,9 +79,9 @@ class ResumableCheckpoint(Callback):
         self._position = TrainingPosition(**metadata.get("position", {"epoch": 0, "batch": 0}))
         self.best: str | None = metadata.get("best")
         """File name of the best weights."""
-        self.best_top1 = float(metadata.get("best_top1", -1.0))
-        self.best_top5 = float(metadata.get("best_top5", -1.0))
-        """Top-5 of the same weights, which need not be the highest."""
+        self.best_score = float(metadata.get("best_score", -1.0))
+        self.best_metrics: dict[str, float] = dict(metadata.get("best_metrics", {}))
+        """All metrics of the same validation."""
         self.best_epoch = int(metadata.get("best_epoch", 0))
         """The epoch that ended with them, from 1."""
         self._earlier_s = float(metadata.get("fit_s", 0.0))
@@ -143,15 +143,15 @@ class ResumableCheckpoint(Callback):
         """Save the weights if they are the best so far."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, TrainingModule)
         found = pl_module.metrics_for("val").compute()
-        top1 = float(found["top1"])
-        if found["loss"].isfinite() and top1 >= self.best_top1:
+        score = found[pl_module.score_name]
+        if found.get("loss", score).isfinite() and float(score) >= self.best_score:
             weights = pl_module.best_weights()
             if trainer.is_global_zero:
                 self.best = self._store.save_best(weights, trainer.global_step)
             self.best = trainer.strategy.broadcast(self.best)
-            self.best_top1, self.best_top5 = top1, float(found["top5"])
+            self.best_score, self.best_metrics = float(score), {name: float(each) for name, each in found.items()}
             self.best_epoch = trainer.current_epoch + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,8 +184,8 @@ class ResumableCheckpoint(Callback):
             "position": asdict(self._position),
             "step": trainer.global_step,
             "best": self.best,
-            "best_top1": self.best_top1,
-            "best_top5": self.best_top5,
+            "best_score": self.best_score,
+            "best_metrics": self.best_metrics,
             "best_epoch": self.best_epoch,
             "fit_s": round(self.fit_s, 3),
             "fingerprint": self._fingerprint,
@@ -229,7 +229,7 @@ class ResumableCheckpoint(Callback):
 
     def _stop(self, trainer: Trainer) -> NoReturn:
         self._request.cancel_timeout()
-        assert isinstance(trainer.lightning_module, ImageClassifier)
+        assert isinstance(trainer.lightning_module, TrainingModule)
         trainer.lightning_module.restore_weights()
         self._save(trainer, self._position)
         if trainer.is_global_zero:

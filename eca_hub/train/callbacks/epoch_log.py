@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from eca_hub.atomic import write_atomic
 from eca_hub.train.data.dataset import Batch
-from eca_hub.train.module import ImageClassifier
+from eca_hub.train.training_module import TrainingModule
 
 
 class ThroughputMonitor(Callback):
@@ -64,7 +64,7 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metrics of the epoch."""
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, TrainingModule)
         epoch = trainer.current_epoch
         row: dict[str, Any] = {
             "epoch": epoch,
@@ -89,10 +89,13 @@ class EpochLog(Callback):
         print(f"{format_epoch(trainer)}  {self._line(row)}{self._estimate.format(trainer)}", flush=True)
 
     def _line(self, row: dict[str, Any]) -> str:
-        names = [name for name in ("train_loss", "train_top1", "val_loss", "val_top1") if name in row]
+        names = [name for name in _PRINTED if name in row]
         shown = [f"{name} {float(row[name]):.4f}" for name in names]
         speed = f"{self._throughput.images_per_s:.0f} images/s  {self._throughput.epoch_s:.1f} s"
         return f"{'  '.join(shown)}  {speed}"
+
+
+_PRINTED = ("train_loss", "train_top1", "val_loss", "val_top1", "val_AP", "val_AP50", "val_mask_AP")
 
 
 class TimeEstimate:

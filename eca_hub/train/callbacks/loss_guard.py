@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.errors import TrainingStopped
-from eca_hub.train.module import ImageClassifier
+from eca_hub.train.training_module import TrainingModule
 
 
 class _PendingLoss(NamedTuple):
@@ -43,7 +43,7 @@ class NonFiniteLossGuard(Callback):
             loss = torch.empty_like(loss, device="cpu", pin_memory=True).copy_(loss, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, TrainingModule)
         position = (trainer.global_step, trainer.current_epoch + 1, batch_idx + 1)
         self._pending.append(_PendingLoss(loss, copied, batch.indices, pl_module.last_lr, *position))
         while self._pending and (self._pending[0].copied is None or self._pending[0].copied.query()):

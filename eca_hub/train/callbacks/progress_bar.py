@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from rich.progress import BarColumn, ProgressColumn, TextColumn
 
 from eca_hub.train.callbacks.epoch_log import ThroughputMonitor, TimeEstimate, format_epoch, format_s
-from eca_hub.train.module import ImageClassifier
+from eca_hub.train.training_module import TrainingModule
 
 _REFRESH_S = 0.25
 
@@ -53,9 +53,9 @@ class ProgressBar(RichProgressBar):
         """Return the numbers beside the bar, read from the device at most four times a second."""
         if self._throughput is None or time.monotonic() - self._shown_s < _REFRESH_S:
             return self._shown
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, TrainingModule)
         means = pl_module.metrics_for("fit").local_means()
-        self._shown = {"loss": means["loss"], "top1": means["top1"], "images/s": f"{self._throughput.images_per_s:.0f}"}
+        self._shown = {**means, "images/s": f"{self._throughput.images_per_s:.0f}"}
         if (remaining_s := self._estimate.remaining_s(trainer)) is not None:
             self._shown["left"] = format_s(remaining_s)
         self._shown_s = time.monotonic()

@@ -1,0 +1,80 @@
+"""The tasks that `eca-hub fit` trains for: which module, which data, and how results are written.
+
+The data decide the task. Another task is another entry here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between tasks."""
+
+    module: type[Any]
+    """A `TrainingModule`."""
+    data: type[Any]
+    """The base of its data modules."""
+    links: tuple[tuple[str, str], ...]
+    """Options that come from others once these are made: source and target."""
+    finalize_run: Callable[..., None]
+    print_metrics: Callable[..., None]
+    write_predictions: Callable[..., None]
+    run_name: Callable[[Any], str]
+    """From the options of the module to the end of a new run folder's name."""
+
+
+def image_classification() -> Task:
+    """Return the task of classifiers."""
+    from eca_hub.train.data.datamodule import ImageDataModule
+    from eca_hub.train.module import ImageClassifier
+    from eca_hub.train.results import finalize_run, print_metrics, write_predictions
+
+    return Task(
+        ImageClassifier,
+        ImageDataModule,
+        (("data.labels", "model.labels"), ("data.image", "model.image")),
+        finalize_run,
+        print_metrics,
+        write_predictions,
+        lambda model: f"{model['attention']}_{model['architecture']}",
+    )
+
+
+TASKS = {"image-classification": image_classification}
+"""Name of a task, as the Hub has it, to the function that imports what it needs."""
+
+_TASK_OF_DATA: dict[str, str] = {}
+
+
+def task_for(argv: Sequence[str]) -> Task:
+    """Find the task of a command line by the data that it or its YAML files name.
+
+    Args:
+        argv: The arguments after the command.
+    """
+    data = ""
+    for before, word in zip(["", *argv], argv, strict=False):
+        if before in ("-c", "--config") or word.startswith("--config="):
+            data = _data_in_yaml(word.removeprefix("--config=")) or data
+        elif before in ("--data", "--data.class_path"):
+            data = word
+        elif word.startswith(("--data=", "--data.class_path=")):
+            data = word.partition("=")[2]
+    return TASKS[_TASK_OF_DATA.get(data.rpartition(".")[2], "image-classification")]()
+
+
+def _data_in_yaml(path_or_text: str) -> str:
+    try:
+        is_file = "\n" not in path_or_text and Path(path_or_text).is_file()
+        config = yaml.safe_load(Path(path_or_text).read_text(encoding="utf-8-sig") if is_file else path_or_text)
+    except (OSError, ValueError, yaml.YAMLError):
+        # The parser reports what is wrong with it.
+        return ""
+    data = config.get("data") if isinstance(config, dict) else None
+    found = data.get("class_path") if isinstance(data, dict) else data
+    return found if isinstance(found, str) else ""
