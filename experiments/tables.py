@@ -112,9 +112,9 @@ def index(all_rows: Sequence[ConfigRow], coco: Sequence[Path], measured: Sequenc
     lines = [
         "# Experiments",
         "",
-        "Each row of the paper's tables is a configuration laid over a recipe. `python -m experiments.tables` writes",
-        "this page and the files of `configs/imagenet/rows/`. IMAGENET is a folder with `train/` and `val/`, COCO one with",
-        "`annotations/`.",
+        "Each row of the paper's tables is a configuration laid over a recipe. `python -m experiments.tables`",
+        "writes this page and the files of `configs/imagenet/rows/`. IMAGENET is a folder with `train/` and",
+        "`val/`, COCO one with `annotations/`.",
         "",
         "| row | what | configuration | published | ours | hub id |",
         "| --- | --- | --- | --- | --- | --- |",
