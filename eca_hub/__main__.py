@@ -1,6 +1,6 @@
-"""The command line: one table, and a dispatcher that imports only the command asked for.
+"""The command line: one table of commands, and a dispatcher that imports only the command that was typed.
 
-Exit codes: 0, 2 for the user's mistake (one sentence on standard error), 1 for ours or an accident, 130 after Ctrl-C.
+Exit codes: 0, 2 for the user's mistake (one sentence on standard error), 1 for a failure, 130 after Ctrl-C.
 """
 
 import difflib
@@ -10,27 +10,27 @@ import sys
 
 COMMANDS = {
     "quickstart": (
-        "Train on real digits, publish, serve and classify, all on this machine",
+        "Train on handwritten digits, publish, serve and classify, on this machine",
         "eca_hub.quickstart:main",
     ),
     "fit": ("Train a classifier from a YAML file", "eca_hub.train.cli:fit"),
     "validate": ("Measure a run on its validation split", "eca_hub.train.cli:validate"),
     "test": ("Measure a run on its test split", "eca_hub.train.cli:test"),
-    "predict": ("Write a run's answers for its test split", "eca_hub.train.cli:predict"),
+    "predict": ("Write a run's predictions for its test split", "eca_hub.train.cli:predict"),
     "sweep": ("Train every combination of a grid, resumable", "eca_hub.commands.sweep:main"),
     "report": ("Tables, plots and statistics of a sweep", "eca_hub.commands.report:main"),
-    "classify": ("Name what is in pictures", "eca_hub.commands.classify:main"),
+    "classify": ("Classify images", "eca_hub.commands.classify:main"),
     "models": ("List the networks that can be built", "eca_hub.commands.models:main"),
     "push": ("Publish a run or a package to a hub", "eca_hub.commands.push:main"),
-    "pull": ("Fetch a package from a hub", "eca_hub.commands.pull:main"),
-    "card": ("Show the model card of a package", "eca_hub.commands.card:main"),
-    "verify": ("Check the cached models for damage", "eca_hub.commands.verify:main"),
-    "convert": ("Make a package from weights of ECANet, torchvision or timm", "eca_hub.commands.convert:main"),
-    "complexity": ("Count parameters and multiply-adds beside the paper's", "eca_hub.commands.complexity:main"),
-    "localhub": ("Run a hub of your own on this machine", "eca_hub.commands.localhub:main"),
+    "pull": ("Download a package from a hub", "eca_hub.commands.pull:main"),
+    "card": ("Show and check the model card of a package", "eca_hub.commands.card:main"),
+    "verify": ("Check cached models for damage", "eca_hub.commands.verify:main"),
+    "convert": ("Convert weights of ECANet, torchvision or timm to a package", "eca_hub.commands.convert:main"),
+    "complexity": ("Count parameters and multiply-adds, next to the paper's", "eca_hub.commands.complexity:main"),
+    "localhub": ("Run a hub on this machine", "eca_hub.commands.localhub:main"),
     "serve": ("Serve models over HTTP", "eca_service.__main__:main"),
 }
-"""Command to its one-line help and the function that runs it, which takes the arguments after the command."""
+"""Command to its one-line help and to the function that runs it with the arguments after the command."""
 
 _RUNS_NETWORKS = frozenset(["fit", "validate", "test", "predict", "serve"])
 """Long runs, for which the allocator keeps freed memory."""
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has gone; nobody is left to tell.
+        # The reader of the output, such as `head`, has exited.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -61,7 +61,7 @@ def _dispatch(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
         suggestion = f"Did you mean {close[0]!r}? " if close else ""
-        return _say(f"There is no command {args[0]!r}. {suggestion}All commands: eca-hub --help")
+        return _print_error(f"There is no command {args[0]!r}. {suggestion}All commands: eca-hub --help")
     return _run(args[0], args[1:])
 
 
@@ -79,13 +79,15 @@ def _run(command: str, args: list[str]) -> int:
         sys.stdout.flush()
         return code
     except EcaHubError as error:
-        _say(str(error), command)
+        _print_error(str(error), command)
         return error.exit_code
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _say(f"This needs the package {error.name!r}. Install it: pip install 'eca-hub[{extra}]'", command)
+        return _print_error(
+            f"This needs the package {error.name!r}. Install it: pip install 'eca-hub[{extra}]'", command
+        )
 
 
 _EXTRA_OF = {
@@ -100,7 +102,7 @@ def _overview() -> str:
     return "\n".join(["usage: eca-hub COMMAND [--help] ...", "", *lines])
 
 
-def _say(sentence: str, command: str = "") -> int:
+def _print_error(sentence: str, command: str = "") -> int:
     print(f"eca-hub{f' {command}' if command else ''}: {sentence}", file=sys.stderr)
     return 2
 

@@ -1,8 +1,6 @@
-"""Pictures in, named scores out: the three lines that a puller types.
+"""Load a classifier and predict the labels of images."""
 
-Knows the hub, the decoder and the network; knows nothing of training, HTTP or batching.
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, overload
@@ -14,32 +12,35 @@ from torch import Tensor, nn
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import read_package
 from eca_hub.hub.pull import pull
+from eca_hub.images.decode import ImageSource
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ModelConfig
 
-Picture = str | Path | bytes | Image.Image
-AnyPicture = TypeVar("AnyPicture", bound=Picture)
+AnyImage = TypeVar("AnyImage", bound=ImageSource)
+
+BATCH_SIZE = 32
+"""Images that `predict` holds in memory and runs at a time."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class and how likely it is."""
+    """One class and its probability."""
 
     label: str
     """Name of the class."""
     index: int
-    """Its place among the network's outputs."""
+    """Index of the network's output."""
     score: float
     """Probability, 0 to 1."""
 
 
 class Classifier:
-    """A network with its labels and its preprocessing, ready to name what is in a picture.
+    """A network with its labels and preprocessing.
 
     Args:
         model: The network, mapping (N, C, H, W) to (N, K) logits.
         config: Labels and preprocessing.
-        model_id: What to call it: Hub `owner/name`, or the path of the folder it came from.
+        model_id: Hub `owner/name`, or the path of the folder that it came from.
         revision: 40 hexadecimal digits: the commit, or for a folder the hash of its files.
     """
 
@@ -63,46 +64,76 @@ class Classifier:
         """Load a package from the Hub or from a folder.
 
         Args:
-            id_or_folder: `owner/name`, or a folder with the three files of a package.
+            id_or_folder: `owner/name`, `owner/name@revision`, the address of its page, or a folder with a package.
             revision: Branch, tag or commit; the main branch when none is given.
-            device: Where the network shall run.
+            device: Device of the network, such as `cpu` or `cuda:1`.
             endpoint: Address of the hub; HF_ENDPOINT when none is given.
             token: Key to private repositories; HF_TOKEN or the client's login when none is given.
 
         Raises:
-            HubError: the package is not to be had, or its bytes are not what the hub announced.
+            HubError: the package cannot be downloaded or used, or its bytes are not what the hub announced.
             CheckpointMismatch: the weights do not fit the network that config.json describes.
+            InvalidConfig: this machine has no such device.
         """
+        checked_device = _check_device(device)
         package = pull(id_or_folder, revision, endpoint=endpoint, token=token)
         model, config = read_package(package)
-        return cls(model.to(device), config, model_id=package.model_id, revision=package.revision)
+        return cls(model.to(checked_device), config, model_id=package.model_id, revision=package.revision)
 
     @overload
-    def predict(self, images: Picture, *, top_k: int = 5) -> list[Prediction]: ...
+    def predict(
+        self,
+        images: ImageSource,
+        *,
+        top_k: int = 5,
+        batch_size: int = BATCH_SIZE,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> list[Prediction]: ...
     @overload
-    def predict(self, images: list[AnyPicture], *, top_k: int = 5) -> list[list[Prediction]]: ...
+    def predict(
+        self,
+        images: list[AnyImage],
+        *,
+        top_k: int = 5,
+        batch_size: int = BATCH_SIZE,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> list[list[Prediction]]: ...
 
     def predict(
-        self, images: Picture | list[AnyPicture], *, top_k: int = 5
+        self,
+        images: ImageSource | list[AnyImage],
+        *,
+        top_k: int = 5,
+        batch_size: int = BATCH_SIZE,
+        on_progress: Callable[[int, int], object] | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
-        """Name what is in a picture, the likeliest class first; for a list of pictures, a list of answers.
+        """Predict the labels of an image, the likeliest first; of several images, a list for each.
+
+        Images are decoded and run in batches, so the memory does not grow with their number.
 
         Args:
             images: A path, the bytes of a file, a PIL image, or a list of these.
-            top_k: How many classes to name; more than there are means all.
+            top_k: How many classes to return; all of them if there are fewer.
+            batch_size: How many images to decode and run at a time.
+            on_progress: Called after each batch with the number of images done and of all images.
 
         Raises:
-            BadImage: a picture is broken, too large, or no picture.
-            InvalidConfig: top_k is below 1.
+            BadImage: an image is broken, too large, or not an image.
+            InvalidConfig: top_k or batch_size is below 1.
         """
-        if top_k < 1:
-            raise InvalidConfig(f"top_k is {top_k}; it must be 1 or more.")
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise InvalidConfig(f"{name} is {value}; it must be 1 or more.")
         if isinstance(images, str | Path | bytes | Image.Image):
-            return self.predict([images], top_k=top_k)[0]
-        if not images:
-            return []
-        pixels_NCHW = torch.stack([self.transform.resize_and_crop(self.transform.decode(image)) for image in images])
-        return [self.rank(row_K, top_k) for row_K in self.probabilities(pixels_NCHW)]
+            return self.predict([images], top_k=top_k, on_progress=on_progress)[0]
+        predictions: list[list[Prediction]] = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            pixels_NCHW = torch.stack([self.transform.resize_and_crop(self.transform.decode(each)) for each in batch])
+            predictions += [self.rank(row_K, top_k) for row_K in self.probabilities(pixels_NCHW)]
+            if on_progress is not None:
+                on_progress(len(predictions), len(images))
+        return predictions
 
     @torch.inference_mode()
     def probabilities(self, pixels_NCHW: Tensor) -> Tensor:
@@ -112,9 +143,25 @@ class Classifier:
         return logits_NK.float().softmax(1).cpu()
 
     def rank(self, probabilities_K: Tensor, top_k: int) -> list[Prediction]:
-        """Name the `top_k` likeliest classes of one picture."""
+        """Return the `top_k` likeliest classes of one image."""
         scores, indices = probabilities_K.topk(min(top_k, len(self.config.labels)))
         return [
             Prediction(self.config.labels[index], index, score)
             for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
+
+
+def _check_device(name: str | torch.device) -> torch.device:
+    """Return the device, if this machine has it."""
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise ValueError("the meta device has no memory")
+        torch.empty(0, device=device)
+    # Each backend of torch raises exceptions of its own types when it is absent.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise InvalidConfig(
+            f"device {str(name)!r} cannot be used: {reason[:200]}.", hint="Devices are cpu, cuda, cuda:1 or mps."
+        ) from None
+    return device

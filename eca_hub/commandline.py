@@ -1,11 +1,13 @@
-"""How every command reads its arguments: one dialect, and a mistyped option gets the one that was meant.
+"""The argument parser of every command: one dialect, one-sentence errors, and a suggestion for a mistyped option.
 
-Knows nothing of what the commands do.
+With `eca_hub` itself this is the only module that `eca_service` may import: `eca-hub serve` is one more command.
 """
 
+import argparse
 import difflib
 import re
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import jsonargparse
 
@@ -13,66 +15,95 @@ from eca_hub.errors import InvalidUsage
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.IGNORECASE)
 _WRONG_TYPE = re.compile(r"Parser key \"([\w.]+)\": Expected a <class '(\w+)'>\. Got value: (.*)")
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+_TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
-class MeantOption:
-    """Parser mixin: a mistake becomes one sentence, with the closest option, instead of a page of usage."""
+class SuggestionMixin:
+    """Parser mixin: a mistake becomes one sentence with the closest option, instead of a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what the dispatcher prints; jsonargparse calls this for every mistake."""
+        """Raise InvalidUsage, which the dispatcher prints; jsonargparse calls this for every mistake."""
         parser = getattr(ex, "subcommand_parser", None) or self
         options = [name for name in parser._option_string_actions if name.startswith("--")]  # type: ignore[union-attr]
-        folded = " ".join(message.split()).rstrip(".")
-        raise InvalidUsage(_sentence(folded), hint=_hint(folded, options, parser.prog)) from None  # type: ignore[union-attr]
+        one_line = " ".join(message.split()).rstrip(".")
+        raise InvalidUsage(_sentence(one_line), hint=_hint(one_line, options, parser.prog)) from None  # type: ignore[union-attr]
 
 
-class CommandParser(MeantOption, jsonargparse.ArgumentParser):
-    """Read the arguments of one command; `--dry-run` and `--dry_run` are the same option.
+class CommandParser(SuggestionMixin, jsonargparse.ArgumentParser):
+    """Parse the arguments of one command; `--dry-run` and `--dry_run` are the same option.
 
     Args:
         command: Its name, as typed after `eca-hub`.
         description: What it does, for `--help`.
+        examples: Command lines to show at the end of `--help`.
         env_prefix: When given, every option is also an environment variable with this prefix.
     """
 
-    def __init__(self, command: str, description: str, *, env_prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        *,
+        examples: Sequence[str] = (),
+        env_prefix: str | None = None,
+    ) -> None:
         super().__init__(
             prog=f"eca-hub {command}",
             description=description,
+            epilog="\n  ".join(["examples:", *examples]) if examples else None,
+            formatter_class=_Formatter,
             allow_abbrev=False,
             default_env=env_prefix is not None,
             env_prefix=env_prefix or False,
         )
 
-    def read(self, argv: list[str]) -> jsonargparse.Namespace:
-        """Read what stands after the command.
+    def read(self, argv: Sequence[str]) -> jsonargparse.Namespace:
+        """Parse the words after the command.
 
         Raises:
-            InvalidUsage: an option that the command does not take, or a value of the wrong kind.
+            InvalidUsage: an option that the command does not take, or a value of the wrong type.
         """
         return self.parse_args([_with_underscores(word) for word in argv])
 
 
+class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Short help: usage on one line, defaults that say something, no types and no environment variable names."""
+
+    def _format_usage(self, usage: Any, actions: Any, *args: Any, **kwargs: Any) -> str:
+        needed = [each for each in actions if not each.option_strings or each.required]
+        return super()._format_usage(usage, needed, *args, **kwargs).rstrip("\n") + " [options]\n\n"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return argparse.HelpFormatter._format_action_invocation(self, action)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        default = action.default
+        says_nothing = default is None or default is False or default in ("", argparse.SUPPRESS, [], {})
+        if says_nothing or not action.option_strings or "%(default)" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
 def _with_underscores(word: str) -> str:
-    """Spell the name of an option as it is declared; its value is left alone."""
+    """Spell the name of an option as it is declared; its value stays."""
     name, equals, value = word.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
 
-def _sentence(folded: str) -> str:
-    """Say in our words what a parser says in its own; the rest as it comes."""
-    if unknown := _UNKNOWN.fullmatch(folded):
+def _sentence(message: str) -> str:
+    """Reword the parser's usual messages; any other stays as it is."""
+    if unknown := _UNKNOWN.fullmatch(message):
         return f"There is no option {unknown[1].split()[0].partition('=')[0]}."
-    if wrong := _WRONG_TYPE.fullmatch(folded):
-        return f"--{wrong[1]} must be {_KINDS.get(wrong[2], wrong[2])}, not {wrong[3]!r}."
-    return f"{folded[:1].upper()}{folded[1:]}."
+    if wrong := _WRONG_TYPE.fullmatch(message):
+        return f"--{wrong[1]} must be {_TYPE_NAMES.get(wrong[2], wrong[2])}, not {wrong[3]!r}."
+    return f"{message[:1].upper()}{message[1:]}."
 
 
-def _hint(folded: str, options: list[str], prog: str) -> str:
-    typed = re.findall(r"--[\w.-]+", folded) or [f"--{key}" for key in re.findall(r"[\"']([\w.]+)[\"']", folded)]
+def _hint(message: str, options: list[str], prog: str) -> str:
+    typed = re.findall(r"--[\w.-]+", message) or [f"--{key}" for key in re.findall(r"[\"']([\w.]+)[\"']", message)]
     for option in typed:
-        # Letters that changed places are the likeliest mistake: --prot means --port, though --root is as near.
+        # Swapped letters are the likeliest mistake: --prot means --port, though --root is as close.
         swapped = [each for each in options if sorted(each) == sorted(option)]
         close = swapped or difflib.get_close_matches(option, options, n=1, cutoff=0.6)
         if close and close[0] != option:

@@ -1,26 +1,25 @@
-"""What can go wrong, as a tree.
+"""The error classes, as a tree.
 
     EcaHubError
-     |- InvalidConfig          a value that the user gave cannot work
-     |- UnknownName            an architecture, attention or label nobody knows; carries close matches
-     |- InvalidUsage           a command was typed with options it does not take
+     |- InvalidConfig          a value that cannot work
+     |- UnknownName            an unknown architecture, attention or label; carries close matches
+     |- InvalidUsage           a command was typed with options or values that it does not take
      |- CheckpointMismatch     weights do not fit the network
      |- HubError
-     |   |- RepoNotFound       no such repository, or private and no token
+     |   |- RepoNotFound       no such repository, or a private one and no token
      |   |- RevisionNotFound   the repository has no such branch, tag or commit
-     |   |- NotAnEcaModel      the three files of a package are not there, or are not ours
+     |   |- InvalidPackage     the files of a package are absent or cannot be used
      |   |- ChecksumMismatch   bytes differ from what the hub announced
      |   |- AccessDenied       the hub refused the token
-     |   |- PushConflict       somebody else published in between
-     |   `- Offline            the hub does not answer
+     |   |- PushConflict       the branch moved between reading it and publishing to it
+     |   `- HubUnavailable     the hub does not answer
      `- BadImage
-         |- NotAnImage         bytes that are no picture, or a broken one
+         |- NotAnImage         the bytes are no image, or a broken one
          |- TooLarge           more bytes than allowed
          `- TooManyPixels      more pixels, or a longer side, than allowed
 
-Every class has a `code`, which the service sends to its callers and maps to an HTTP status. A message says what
-happened, with the value that was given, and what is allowed; the hint says what to type next. Knows nothing of HTTP or
-torch.
+Every class has a `code`, which the service sends to its clients and maps to an HTTP status. The message says what was
+wrong, with the value given and the allowed values; the hint says what to type.
 """
 
 import difflib
@@ -29,16 +28,16 @@ from typing import ClassVar
 
 
 class EcaHubError(Exception):
-    """A mistake that the user can mend; anything else is a bug.
+    """A mistake that the user can correct; any other exception is a bug.
 
     Args:
-        message: What happened, with the value that was given, and what is allowed.
+        message: What was wrong, with the value given, and what is allowed.
         hint: What to type next.
     """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 2
-    """Of a command that it ends: 2 is the user's mistake, 1 an accident."""
+    """Exit code of a command that ends with this error: 2 for the user's mistake, 1 for a failure."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -50,19 +49,19 @@ class EcaHubError(Exception):
 
 
 class InvalidConfig(EcaHubError):
-    """A value that the user gave cannot work."""
+    """A value that cannot work."""
 
     code = "invalid_config"
 
 
 class UnknownName(EcaHubError):
-    """A name that nobody knows, with the closest ones that somebody does."""
+    """An unknown name, with the closest known ones."""
 
     code = "unknown_name"
 
     @classmethod
     def among(cls, kind: str, name: str, known: Iterable[str], *, listing: str) -> "UnknownName":
-        """Build the sentence: no `kind` `name`, did you mean ..., all names: `listing`."""
+        """Build the message: no `kind` `name`, did you mean ..., all names: `listing`."""
         spelled = {each.casefold(): each for each in known}
         close = [spelled[match] for match in difflib.get_close_matches(name.casefold(), spelled, n=3, cutoff=0.6)]
         suggestion = f"Did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
@@ -76,13 +75,13 @@ class InvalidUsage(EcaHubError):
 
 
 class CheckpointMismatch(EcaHubError):
-    """Weights do not fit the network; names the first few that do not."""
+    """Weights do not fit the network; the message names the first few."""
 
     code = "checkpoint_mismatch"
 
 
 class HubError(EcaHubError):
-    """The hub, or a repository on it, did not give what was asked."""
+    """The hub, or a repository on it, did not return what was requested."""
 
     code = "hub_error"
 
@@ -99,8 +98,8 @@ class RevisionNotFound(HubError):
     code = "revision_not_found"
 
 
-class NotAnEcaModel(HubError):
-    """A repository or folder that is not a package of ours."""
+class InvalidPackage(HubError):
+    """A repository or folder that is not a package, or holds values that cannot be used."""
 
     code = "not_an_eca_model"
 
@@ -118,25 +117,25 @@ class AccessDenied(HubError):
 
 
 class PushConflict(HubError):
-    """The branch moved between reading it and publishing to it."""
+    """The branch moved between reading it and publishing to it, or a tag is taken."""
 
     code = "push_conflict"
 
 
-class Offline(HubError):
-    """The hub does not answer, and the cache does not hold what was asked."""
+class HubUnavailable(HubError):
+    """The hub does not answer, and the cache does not hold what was requested."""
 
     code = "offline"
 
 
 class BadImage(EcaHubError):
-    """A picture that cannot be classified."""
+    """An image that cannot be classified."""
 
     code = "bad_image"
 
 
 class NotAnImage(BadImage):
-    """Bytes that are no picture in an allowed format, or a broken one."""
+    """Bytes that are no image in an allowed format, or a broken one."""
 
     code = "not_an_image"
 

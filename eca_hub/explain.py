@@ -18,8 +18,9 @@ from timm.layers import CecaModule, EcaModule, EffectiveSEModule, GatherExcite, 
 from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import Tensor, nn
 
-from eca_hub.classifier import Classifier, Picture, Prediction
+from eca_hub.classifier import Classifier, Prediction
 from eca_hub.errors import InvalidConfig
+from eca_hub.images.decode import ImageSource
 
 _TIMM_ATTENTIONS = (
     CbamModule,
@@ -64,7 +65,7 @@ class Explanation:
 
 
 def explain_picture(
-    classifier: Classifier, picture: Picture | Tensor, *, class_index: int | None = None
+    classifier: Classifier, picture: ImageSource | Tensor, *, class_index: int | None = None
 ) -> Explanation:
     """Show the gates of every attention, and where in a picture the evidence for a class lies.
 

@@ -1,6 +1,6 @@
-"""Start commands of eca-hub as processes of their own, and make sure that none outlives its starter.
+"""Run commands of eca-hub as child processes, and stop all of them at the end.
 
-Each process leads a session, so that Ctrl-C reaches only the starter, which then stops them all in order.
+Each process leads its own session, so Ctrl-C reaches only the parent, which then stops the children in order.
 """
 
 import os
@@ -18,14 +18,14 @@ _POLL_S = 0.05
 
 
 class ProcessFailed(Exception):
-    """A command ended, or did not get ready; tells the last lines of its log."""
+    """A command exited, or was not ready in time; the message has the last lines of its log."""
 
 
 class Processes:
-    """The commands that one program started. Leaving the `with` block stops those that still run.
+    """Child processes of one program. Leaving the `with` block stops those that still run.
 
     Args:
-        log_dir: Where each background command's output goes, as NAME.log.
+        log_dir: Folder for the output of background commands, as NAME.log.
     """
 
     def __init__(self, log_dir: Path) -> None:
@@ -49,7 +49,7 @@ class Processes:
                 signal.signal(number, handler)
 
     def run(self, *args: str, stdout: int | IO[str] | None = None) -> str:
-        """Run one command to its end and return what it printed, if `stdout` is a pipe."""
+        """Run a command to its end and return its output, if `stdout` is a pipe."""
         process = self._popen(args, stdout)
         output, _ = process.communicate()
         del self._running[args[0]]
@@ -58,7 +58,7 @@ class Processes:
         return output.decode() if output else ""
 
     def start(self, *args: str, ready: str, timeout_s: float) -> str:
-        """Start one command in the background, wait for a line of its log, and return the line's first group."""
+        """Start a command in the background, wait for a line of its log, and return the first group of the pattern."""
         log_path = self._log_dir / f"{args[0]}.log"
         with log_path.open("wb") as log:
             self._popen(args, log, subprocess.STDOUT)
@@ -71,7 +71,7 @@ class Processes:
         return match.group(1)
 
     def check(self, name: str) -> None:
-        """Raise when a background command has ended."""
+        """Raise if a background command has exited."""
         code = self._running[name].poll()
         if code is not None:
             log_path = self._log_dir / f"{name}.log"
@@ -79,12 +79,12 @@ class Processes:
             raise ProcessFailed(f"`eca-hub {name}` ended with exit code {code}: {tail} (log: {log_path})")
 
     def keep(self) -> list[int]:
-        """Let the background commands outlive this program; return their process ids."""
+        """Leave the background commands running at the end; return their process ids."""
         self._keep = True
         return [process.pid for process in self._running.values()]
 
     def stop(self) -> None:
-        """Stop what still runs, the latest first; what does not listen is killed."""
+        """Stop the running commands, the latest first; kill those that ignore SIGTERM."""
         for _, process in reversed(list(self._running.items())):
             _signal_session(process, signal.SIGTERM)
             try:
@@ -92,7 +92,7 @@ class Processes:
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                # Whatever the command itself started belongs to its session and goes with it.
+                # Children of the command are in its session and end with it.
                 _signal_session(process, signal.SIGKILL)
                 process.wait()
         self._running.clear()

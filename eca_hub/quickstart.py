@@ -1,9 +1,8 @@
-"""The main job on this machine alone: train on real digits, publish, serve, classify, and compare every answer.
+"""Train on handwritten digits, publish, serve and classify on this machine, and compare every served prediction.
 
     eca-hub quickstart [--workdir DIR] [--json] [--keep]
 
-Each joint is a real process: `eca-hub fit`, `localhub`, `push` and `serve`, with the unmodified Hub client between
-them.
+Each step is a separate process, as a user would start it: `eca-hub fit`, `localhub`, `push` and `serve`.
 """
 
 import asyncio
@@ -30,12 +29,12 @@ MODEL_ID = "quickstart/eca_resnet20_digits"
 NUM_CLASSES = 10
 NUM_CLIENTS = 16
 TOLERANCE = 1e-3
-"""Largest difference allowed between a served probability and `Classifier.predict` on the same bytes."""
+"""Largest allowed difference between a served probability and that of `Classifier.predict` for the same bytes."""
 
 
 @dataclass
 class Report:
-    """What the run measured."""
+    """Measurements of the run."""
 
     workdir: str
     model_id: str = MODEL_ID
@@ -50,9 +49,9 @@ class Report:
 
 
 def main(argv: list[str]) -> int:
-    """Run the whole job; exit 0 only if every served answer equals the library's."""
-    parser = CommandParser("quickstart", "Train on real digits, publish, serve and classify, all on this machine.")
-    parser.add_argument("--workdir", help="Folder for everything it makes; a new one in runs/ by default.")
+    """Run all steps; return 0 only if every served prediction equals that of `Classifier`."""
+    parser = CommandParser("quickstart", "Train on handwritten digits, publish, serve and classify, on this machine.")
+    parser.add_argument("--workdir", help="Folder for all files; a new one in runs/ by default.")
     parser.add_argument("--keep", action="store_true", help="Leave the hub and the service running.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object; progress goes to standard error.")
     args = parser.read(argv)
@@ -61,10 +60,10 @@ def main(argv: list[str]) -> int:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
     workdir = _make_workdir(args.workdir)
-    tell = sys.stderr if args.json else sys.stdout
+    progress = sys.stderr if args.json else sys.stdout
     try:
         with Processes(workdir / "logs") as processes:
-            urls, report = _run(workdir, processes, tell)
+            urls, report = _run(workdir, processes, progress)
             pids = processes.keep() if args.keep else []
     except ProcessFailed as error:
         print(f"eca-hub quickstart: {error}", file=sys.stderr)
@@ -76,37 +75,37 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _run(workdir: Path, processes: Processes, tell: Any) -> tuple[dict[str, str], Report]:
+def _run(workdir: Path, processes: Processes, progress: Any) -> tuple[dict[str, str], Report]:
     report = Report(str(workdir))
     environment = _hub_environment(workdir)
     token_file = workdir / "hub.token"
-    # So small a network gains little from a second thread, and on a busy machine two that wait for each other are ten
-    # times slower than one. It also makes the result the same for any number of cores.
+    # A network this small gains little from a second thread, and on a busy machine two threads that wait for each other
+    # are ten times slower than one. One thread also gives the same result on any number of cores.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    with _timed("train", report, "Training an ECA-ResNet-20 on handwritten digits", tell):
+    with _timed("train", report, "Training an ECA-ResNet-20 on handwritten digits", progress):
         run_dir = str(workdir / "run")
-        processes.run("fit", "--config", str(CONFIG), "--run_dir", run_dir, "--overwrite", "true", stdout=tell)
+        processes.run("fit", "--config", str(CONFIG), "--run_dir", run_dir, "--overwrite", "true", stdout=progress)
     report.test_top1 = json.loads((workdir / "run" / "result.json").read_text())["test_top1"]
 
-    with _timed("publish", report, "Publishing it to a hub of its own", tell):
+    with _timed("publish", report, "Publishing it to a local hub", progress):
         hub_args = ("--root", str(workdir / "hub"), "--port", "0", "--token-file", str(token_file))
         hub_url = processes.start("localhub", *hub_args, ready=r"local hub ready: (\S+)", timeout_s=60)
-        # The client reads its environment when it is imported, which has not happened yet in this process.
+        # huggingface_hub reads its environment when it is imported, which has not happened yet in this process.
         os.environ.update(environment, HF_ENDPOINT=hub_url)
         published = processes.run("push", str(workdir / "run"), MODEL_ID, "--json", stdout=subprocess.PIPE)
         report.revision = json.loads(published)["revision"]
 
-    with _timed("serve", report, "Starting the service, which pulls it from there", tell):
+    with _timed("serve", report, "Starting the service, which pulls it from the hub", progress):
         serve_args = ("--model", f"{MODEL_ID}@{report.revision}", "--port", "0")
         service_url = processes.start("serve", *serve_args, ready=r"serving on (\S+)", timeout_s=60)
         files = _write_test_files(workdir / "digits")
         _wait_until_ready(service_url, processes)
 
-    with _timed("classify", report, f"Posting {len(files)} PNG files from {NUM_CLIENTS} clients", tell):
-        answers = asyncio.run(_post_all(service_url, [content for content, _ in files]))
+    with _timed("classify", report, f"Posting {len(files)} PNG files from {NUM_CLIENTS} clients", progress):
+        responses = asyncio.run(_post_all(service_url, [content for content, _ in files]))
     report.images_per_s = round(len(files) / report.seconds["classify"], 1)
-    _compare(report, files, answers)
+    _compare(report, files, responses)
     return {"hub": hub_url, "service": service_url}, report
 
 
@@ -125,7 +124,7 @@ def _make_workdir(given: str | None) -> Path:
 
 
 def _hub_environment(workdir: Path) -> dict[str, str]:
-    """Point the client at nothing but our hub, with a cache of its own."""
+    """Return the environment of a client that uses only the local hub, with a separate cache."""
     for name in ("HF_HUB_OFFLINE", "HUGGINGFACE_CO_STAGING", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE"):
         os.environ.pop(name, None)
     return {
@@ -138,15 +137,15 @@ def _hub_environment(workdir: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _timed(step: str, report: Report, sentence: str, tell: Any) -> Iterator[None]:
-    print(f"{sentence} ...", file=tell, flush=True)
+def _timed(step: str, report: Report, sentence: str, progress: Any) -> Iterator[None]:
+    print(f"{sentence} ...", file=progress, flush=True)
     started_s = time.monotonic()
     yield
     report.seconds[step] = round(time.monotonic() - started_s, 2)
 
 
 def _write_test_files(folder: Path) -> list[tuple[bytes, int]]:
-    """Write the test split as PNG files, for the requests and for a person to try."""
+    """Write the test split as PNG files, for the requests and for the user to try."""
     from eca_hub.train.data import DigitsData
 
     folder.mkdir(exist_ok=True)
@@ -168,10 +167,10 @@ def _wait_until_ready(url: str, processes: Processes) -> None:
 
 
 async def _post_all(url: str, files: list[bytes]) -> list[dict[str, Any]]:
-    """Post every file once, some clients at a time, so that batches form."""
+    """Post every file once, from several clients at a time, so that batches form."""
     import httpx2
 
-    answers: list[dict[str, Any]] = [{}] * len(files)
+    responses: list[dict[str, Any]] = [{}] * len(files)
     work = iter(enumerate(files))
 
     async def client_loop(client: httpx2.AsyncClient) -> None:
@@ -179,35 +178,37 @@ async def _post_all(url: str, files: list[bytes]) -> list[dict[str, Any]]:
             headers = {"Content-Type": "image/png"}
             response = await client.post(f"{url}/v1/classify?top_k={NUM_CLASSES}", content=content, headers=headers)
             if response.status_code != 200:
-                raise ProcessFailed(f"the service answered {response.status_code} to picture {index}: {response.text}")
-            answers[index] = response.json()
+                raise ProcessFailed(f"the service answered {response.status_code} to image {index}: {response.text}")
+            responses[index] = response.json()
 
     async with httpx2.AsyncClient(timeout=60) as client:
         await asyncio.gather(*(client_loop(client) for _ in range(NUM_CLIENTS)))
-    return answers
+    return responses
 
 
-def _compare(report: Report, files: list[tuple[bytes, int]], answers: list[dict[str, Any]]) -> None:
-    """Hold every answer against the truth and against the library's own on the same bytes."""
+def _compare(report: Report, files: list[tuple[bytes, int]], responses: list[dict[str, Any]]) -> None:
+    """Compare every response with the label, and with the prediction of `Classifier` for the same bytes."""
     from eca_hub import Classifier
 
     classifier = Classifier.from_pretrained(MODEL_ID, report.revision)
     predictions = classifier.predict([content for content, _ in files], top_k=NUM_CLASSES)
-    num_right = 0
+    num_correct = 0
     num_batches = 0.0
-    for index, ((_, digit), answer, prediction) in enumerate(zip(files, answers, predictions, strict=True)):
-        served = {each["label"]: each["score"] for each in answer["predictions"]}
+    for index, ((_, digit), response, prediction) in enumerate(zip(files, responses, predictions, strict=True)):
+        served = {each["label"]: each["score"] for each in response["predictions"]}
         expected = {each.label: each.score for each in prediction}
         difference = max(abs(served[label] - score) for label, score in expected.items())
         report.max_difference = max(report.max_difference, difference)
         if max(served, key=served.__getitem__) != max(expected, key=expected.__getitem__) or difference > TOLERANCE:
-            raise ProcessFailed(f"picture {index} got another answer from the service than from Classifier: {served}")
-        if answer["revision"] != report.revision:
-            raise ProcessFailed(f"picture {index} was answered by revision {answer['revision']}, not {report.revision}")
-        num_right += max(served, key=served.__getitem__) == str(digit)
-        num_batches += 1 / answer["batch_size"]
+            raise ProcessFailed(f"image {index} got other predictions from the service than from Classifier: {served}")
+        if response["revision"] != report.revision:
+            raise ProcessFailed(
+                f"image {index} was classified by revision {response['revision']}, not {report.revision}"
+            )
+        num_correct += max(served, key=served.__getitem__) == str(digit)
+        num_batches += 1 / response["batch_size"]
     report.num_images = len(files)
-    report.served_top1 = num_right / len(files)
+    report.served_top1 = num_correct / len(files)
     report.mean_batch_size = round(len(files) / num_batches, 2)
 
 
@@ -215,23 +216,23 @@ def _print_table(report: Report, workdir: Path, urls: dict[str, str], pids: list
     rows = {
         "test accuracy": f"{report.test_top1:.4f} (measured by the training run)",
         "served accuracy": f"{report.served_top1:.4f} ({report.num_images} PNG files over HTTP)",
-        "served = library": f"yes, probabilities within {report.max_difference:.1e}",
+        "difference": f"at most {report.max_difference:.1e} from the probabilities of Classifier.predict",
         "throughput": f"{report.images_per_s:.0f} images/s from {NUM_CLIENTS} clients",
         "mean batch": f"{report.mean_batch_size:.2f} images",
         "model": f"{report.model_id}@{report.revision}",
         "seconds": "  ".join(f"{step} {seconds:.1f}" for step, seconds in report.seconds.items()),
-        "everything is in": str(workdir),
+        "files": str(workdir),
     }
     print()
     for name, value in rows.items():
         print(f"  {name:<18}{value}")
-    picture = next((workdir / "digits").iterdir())
+    image_path = next((workdir / "digits").iterdir())
     print("\nNext:")
     if pids:
-        print(f"  curl --data-binary @{picture} {urls['service']}/v1/classify     # docs: {urls['service']}/docs")
-        print(f"  HF_ENDPOINT={urls['hub']} eca-hub classify {picture} --model {MODEL_ID}")
+        print(f"  curl --data-binary @{image_path} {urls['service']}/v1/classify     # docs: {urls['service']}/docs")
+        print(f"  HF_ENDPOINT={urls['hub']} eca-hub classify {image_path} --model {MODEL_ID}")
         print(f"  kill {' '.join(map(str, pids))}     # stops the hub and the service")
     else:
-        print(f"  eca-hub classify {picture} --model {workdir / 'run'}")
+        print(f"  eca-hub classify {image_path} --model {workdir / 'run'}")
         print(f"  eca-hub serve --model {workdir / 'run'} --port 8000")
         print("  eca-hub fit --help")

@@ -23,7 +23,7 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of an ECA-ResNet-20 with three classes and random weights."""
     torch.manual_seed(0)
     model = eca_hub.create_model("eca_resnet20", num_classes=len(LABELS))
-    return eca_hub.save_pretrained(model, TINY, tmp_path_factory.mktemp("package"))
+    return eca_hub.save_pretrained(model, tmp_path_factory.mktemp("package"), config=TINY)
 
 
 @pytest.fixture

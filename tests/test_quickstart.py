@@ -9,8 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_the_recipe_is_that_of_the_experiments() -> None:
+    """The installed package has no experiments, so it has a copy."""
+    installed, experiment = [
+        yaml.safe_load((REPOSITORY / path).read_text())
+        for path in ("eca_hub/quickstart.yaml", "experiments/configs/digits/eca.yaml")
+    ]
+    assert installed == experiment
 
 
 def processes_that_mention(text: str) -> list[str]:
@@ -32,6 +42,7 @@ def quickstart(workdir: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_the_quickstart_trains_publishes_serves_and_classifies(tmp_path: Path) -> None:
     process = quickstart(tmp_path / "work", "--json")
     output, log = process.communicate()
@@ -48,6 +59,7 @@ def test_the_quickstart_trains_publishes_serves_and_classifies(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_an_interrupted_quickstart_leaves_no_process(tmp_path: Path, number: int) -> None:
     process = quickstart(tmp_path / "work")
     assert process.stdout is not None
@@ -60,7 +72,8 @@ def test_an_interrupted_quickstart_leaves_no_process(tmp_path: Path, number: int
     assert processes_that_mention(str(tmp_path)) == []
 
 
-def test_a_quickstart_that_fails_in_the_middle_says_where_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_quickstart_that_fails_reports_the_step_and_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     process = quickstart(tmp_path)
     _, log = process.communicate()

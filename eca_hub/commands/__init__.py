@@ -1,4 +1,4 @@
-"""The face of each command: arguments in, one call to the library, a result and the next thing to type out.
+"""One module for each command: parse arguments, call the library, print the result and the next command to type.
 
-Modules here import heavy packages inside their functions, so that help and mistakes answer at once.
+Heavy packages are imported inside functions, so that `--help` and mistyped options answer at once.
 """

@@ -1,4 +1,4 @@
-"""`eca-hub complexity`: what networks cost, beside what was published."""
+"""`eca-hub complexity`: parameters and multiply-adds of networks, next to published figures."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Print a table of the paper, or the cost of one network."""
-    parser = CommandParser("complexity", "Count parameters and multiply-adds, beside the published figures.")
+    parser = CommandParser("complexity", "Count parameters and multiply-adds, next to the published figures.")
     parser.add_argument(
         "--table", choices=["2", "3", "4", "5"], help="A table of the paper; all four when none is given."
     )
-    parser.add_argument("--model", help="Count this network instead, such as resnet50 or eca_resnet50.")
-    parser.add_argument("--attention", help="Method inside --model, such as se; see eca-hub models.")
+    parser.add_argument("--model", help="Count this network instead: resnet50, eca_resnet50.")
+    parser.add_argument("--attention", help="Attention of --model, such as se; see eca-hub models.")
     parser.add_argument(
         "--attention_args", type=dict[str, Any], default={}, help='Its options, such as {"reduction": 8}.'
     )
@@ -29,9 +29,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="Print one JSON document.")
     args = parser.read(argv)
     if args.model and args.table:
-        raise InvalidUsage("--table prints networks of the paper and --model another one; give one of both.")
+        raise InvalidUsage("--table is for networks of the paper and --model for any other; give one of them.")
     if not args.model and (args.attention or args.attention_args):
-        raise InvalidUsage("--attention needs a network to stand in.", hint="Add --model resnet50, for example.")
+        raise InvalidUsage("--attention needs a network.", hint="Add --model resnet50, for example.")
     if args.num_classes < 1 or args.image_size_px < 1:
         raise InvalidUsage(
             f"--num_classes is {args.num_classes} and --image_size_px {args.image_size_px}; each must be 1 or more."
@@ -147,7 +147,7 @@ _HEADER = (
     *("multiply-adds: plain", "by the row's rule", "", "printed", "", ""),
 )
 _LEFT = {0, 1, 6, 11, 12}
-_LEGEND = "Plain: one for each product. By the row's rule: as the printed figure was counted, in its own unit."
+_LEGEND = "Plain: one for each product. By the row's rule: counted as the printed figure was, in its unit."
 _DETECTORS = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "retinanet": "RetinaNet"}
 
 

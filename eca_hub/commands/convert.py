@@ -1,4 +1,4 @@
-"""`eca-hub convert`: weights of ECANet, torchvision and timm into packages, and packages into stock timm."""
+"""`eca-hub convert`: convert weights of ECANet, torchvision and timm to packages, and packages to stock timm."""
 
 import json
 from pathlib import Path
@@ -16,29 +16,25 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Read a checkpoint or a package, write a folder, and say what came out."""
-    parser = CommandParser("convert", "Turn weights of ECANet, torchvision or timm into a package, or into stock timm.")
+    """Read a checkpoint or a package, write a folder, and print what was written."""
+    parser = CommandParser("convert", "Convert weights of ECANet, torchvision or timm to a package, or to stock timm.")
     parser.add_argument(
         "source",
         metavar="FILE",
         help="A checkpoint (.pth.tar, .pth, .pt, .safetensors); with --format timm also a package or OWNER/NAME.",
     )
     parser.add_argument("--to", required=True, metavar="DIR", help="Where to write; a new or empty folder.")
-    parser.add_argument(
-        "--architecture", help="Such as eca_resnet50, or any name of timm; read from shapes if not given."
-    )
-    parser.add_argument(
-        "--labels", help="A text file with one class name a line, or a .json list; ImageNet's for 1000."
-    )
-    pictures = parser.add_argument_group("What the pictures need, where the authors of the architecture differ")
+    parser.add_argument("--architecture", help="Such as eca_resnet50, or any name of timm; detected if not given.")
+    parser.add_argument("--labels", help="A text file with one class name on each line, or a .json list.")
+    pictures = parser.add_argument_group("Preprocessing, where it differs from the authors' validation")
     pictures.add_argument("--image.height_px", type=int)
     pictures.add_argument("--image.width_px", type=int)
-    pictures.add_argument("--image.crop", type=float, help="Share of the resized picture that is kept.")
+    pictures.add_argument("--image.crop", type=float, help="Share of the resized image that is kept.")
     pictures.add_argument("--image.crop_mode", choices=get_args(CropMode))
     pictures.add_argument("--image.interpolation", choices=get_args(Interpolation))
-    pictures.add_argument("--image.mean", type=float, nargs=3, metavar="MEAN", help="Of each colour, white is 1.")
+    pictures.add_argument("--image.mean", type=float, nargs=3, metavar="MEAN", help="Mean of each color; white is 1.")
     pictures.add_argument("--image.std", type=float, nargs=3, metavar="STD")
-    parser.add_argument("--format", choices=["eca-hub", "timm"], default="eca-hub", help="Who shall load the folder.")
+    parser.add_argument("--format", choices=["eca-hub", "timm"], default="eca-hub", help="Format of the folder.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
     labels = None if args.labels is None else _read_labels(Path(args.labels))
@@ -49,7 +45,7 @@ def main(argv: list[str]) -> int:
         )
     image = {name: value for name, value in vars(args.image).items() if value is not None}
     if not is_checkpoint and (labels is not None or args.architecture or image):
-        raise InvalidUsage("A package knows its architecture, labels and preprocessing; leave those options out.")
+        raise InvalidUsage("A package has its own architecture, labels and preprocessing; leave those options out.")
 
     from eca_hub.hub.convert import convert_checkpoint
     from eca_hub.hub.package import check_new_folder
@@ -68,7 +64,7 @@ def main(argv: list[str]) -> int:
         else:
             model, config = load_pretrained(args.source)
         show_progress(f"writing {args.to}")
-        export_to_timm(model, config, args.to)
+        export_to_timm(model, args.to, config=config)
     show_progress("")
     _report(model, config, args.to, args.format, as_json=args.json)
     return 0
@@ -96,14 +92,16 @@ def _report(model: "nn.Module", config: "ModelConfig", folder: str, written_for:
     if written_for == "timm":
         print(f"Try: python -c 'import timm; timm.create_model(\"local-dir:{folder}\", pretrained=True)'")
     else:
-        print(f"Try: eca-hub classify picture.jpg --model {folder}")
+        print(f"Try: eca-hub classify image.jpg --model {folder}")
 
 
 def _read_labels(path: Path) -> list[str]:
     if not path.is_file():
-        raise InvalidConfig(f"There is no label file {str(path)!r}.", hint="One class name a line, or a JSON list.")
+        raise InvalidConfig(
+            f"There is no label file {str(path)!r}.", hint="One class name on each line, or a JSON list."
+        )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         labels = (
             json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
         )
@@ -112,5 +110,5 @@ def _read_labels(path: Path) -> list[str]:
     except OSError as error:
         raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or not labels:
-        raise InvalidConfig(f"{path} holds no list of names.", hint="One class name a line, or a JSON list.")
+        raise InvalidConfig(f"{path} has no list of names.", hint="One class name on each line, or a JSON list.")
     return labels

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("models", "List the networks that can be built, with their parameters for 1000 classes.")
     parser.add_argument("pattern", nargs="?", default="*", help="Shell-style, such as 'eca*' or '*resnet18'.")
     parser.add_argument(
-        "--timm", action="store_true", help="Also timm's networks that take attention; a minute for all."
+        "--timm", action="store_true", help="Also list timm's networks with attention; a minute for all."
     )
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     args = parser.read(argv)
@@ -37,16 +37,14 @@ def main(argv: list[str]) -> int:
         added = f"   {network.attention_parameters:+,} for attention" if network.attention != "none" else ""
         print(f"{network.name:<28} {network.parameters:>12,}{added}")
     if not num_found:
-        print(
-            f"No network is called {args.pattern!r}. All names: eca-hub models; timm's as well: eca-hub models --timm"
-        )
+        print(f"No network matches {args.pattern!r}. All names: eca-hub models; timm's as well: eca-hub models --timm")
     elif args.timm:
-        print("Before each of timm's names may stand an attention: eca_seresnext50_32x4d, for example.")
+        print("Each of timm's names can be prefixed with an attention: eca_seresnext50_32x4d, for example.")
     return 0
 
 
 def _with_progress(found: "Iterator[Network]") -> "Iterator[Network]":
-    """Say on a terminal which network is being counted."""
+    """Show on a terminal which network is being counted."""
     for network in found:
         show_progress(network.name)
         yield network

@@ -1,10 +1,10 @@
-"""One line on a terminal that says what a command is at; nothing where no person looks."""
+"""A line on a terminal that shows what a command is doing; nothing if standard error is not a terminal."""
 
 import sys
 
 
-def show_progress(words: str) -> None:
-    """Put the words in the place of those before; none take the line away."""
+def show_progress(text: str) -> None:
+    """Replace the text on the line; an empty one removes it."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{words}")
+        sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()

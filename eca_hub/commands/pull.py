@@ -1,4 +1,4 @@
-"""`eca-hub pull`: fetch a package from a hub."""
+"""`eca-hub pull`: download a package from a hub."""
 
 import json
 
@@ -6,11 +6,11 @@ from eca_hub.commandline import CommandParser
 
 
 def main(argv: list[str]) -> int:
-    """Fetch the files of a package into the client's cache or a folder, checked."""
-    parser = CommandParser("pull", "Fetch a package from a hub and check its bytes.")
-    parser.add_argument("model_id", metavar="OWNER/NAME", help="Repository on the hub.")
+    """Download the files of a package into the client's cache or a folder, and check them."""
+    parser = CommandParser("pull", "Download a package from a hub and check its bytes.")
+    parser.add_argument("model_id", metavar="OWNER/NAME", help="Repository on the hub; also owner/name@revision.")
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
-    parser.add_argument("--to", metavar="DIR", help="Copy the package to this new folder as well.")
+    parser.add_argument("--to", metavar="DIR", help="New folder to copy the package to.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
 
@@ -25,5 +25,5 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"model_id": args.model_id, "revision": commit, "folder": args.to}))
         return 0
     print(f"{args.model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
-    print(f"Try: eca-hub classify picture.png --model {model}")
+    print(f"Try: eca-hub classify image.png --model {model}")
     return 0

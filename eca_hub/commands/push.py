@@ -8,22 +8,23 @@ from eca_hub.errors import InvalidUsage
 
 
 def main(argv: list[str]) -> int:
-    """Publish the three files of a package in one commit."""
+    """Publish the files of a package in one commit."""
     parser = CommandParser("push", "Publish a run or a package to a hub, in one commit.")
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run folder, or a folder with a package.")
     parser.add_argument("model_id", metavar="OWNER/NAME", help="Repository on the hub; made if it does not exist.")
-    parser.add_argument("--private", action="store_true", help="Hide a new repository from others.")
-    parser.add_argument("--public", action="store_true", help="Refuse to publish to a repository that is hidden.")
-    parser.add_argument("--branch", default="main", help="Where the commit goes; made if it does not exist.")
-    parser.add_argument("--tag", help="Name for the commit that will not move, such as v1.")
+    parser.add_argument("--private", action="store_true", help="Make a new repository private.")
+    parser.add_argument("--public", action="store_true", help="Refuse to publish to a private repository.")
+    parser.add_argument("--branch", default="main", help="Branch for the commit; made if it does not exist.")
+    parser.add_argument("--tag", help="Tag for the commit, such as v1; tags do not move.")
     parser.add_argument("--message", help="Title of the commit.")
-    parser.add_argument("--dry_run", action="store_true", help="Show what would be sent, and send nothing.")
+    parser.add_argument("--license", help="License of the weights for the model card, such as apache-2.0.")
+    parser.add_argument("--dry_run", action="store_true", help="Show what would be sent; send nothing.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
     if args.private and args.public:
         raise InvalidUsage("--private and --public exclude each other.")
 
-    from eca_hub.hub.push import plan_push, push_to_hub
+    from eca_hub.hub.push import plan_push, push_folder
 
     if args.dry_run or not args.json:
         plan = plan_push(args.folder, args.model_id, branch=args.branch)
@@ -31,20 +32,21 @@ def main(argv: list[str]) -> int:
             for each in plan:
                 print(f"  {each.name:<18} {each.num_bytes / 2**20:>9.2f} MiB  {'' if each.is_changed else 'unchanged'}")
         if args.dry_run:
-            answer = {"model_id": args.model_id, "branch": args.branch, "files": [asdict(each) for each in plan]}
-            print(json.dumps(answer) if args.json else f"Nothing was sent to {args.model_id}: this was a dry run.")
+            document = {"model_id": args.model_id, "branch": args.branch, "files": [asdict(each) for each in plan]}
+            print(json.dumps(document) if args.json else f"Nothing was sent to {args.model_id} (dry run).")
             return 0
-    published = push_to_hub(
+    published = push_folder(
         args.folder,
         args.model_id,
         private=True if args.private else False if args.public else None,
         branch=args.branch,
         tag=args.tag,
         message=args.message,
+        license=args.license,
     )
     if args.json:
         print(json.dumps(asdict(published)))
         return 0
-    print(f"{'published as' if published.is_new else 'already there as'} {published.revision}  {published.url}")
-    print(f"Try: eca-hub classify picture.png --model {published.model_id}")
+    print(f"{'published as' if published.is_new else 'already published as'} {published.revision}  {published.url}")
+    print(f"Try: eca-hub classify image.png --model {published.model_id}")
     return 0

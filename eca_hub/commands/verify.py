@@ -1,4 +1,4 @@
-"""`eca-hub verify`: is every file in the cache what the hub announced?"""
+"""`eca-hub verify`: check cached files against the hashes that the hub announced."""
 
 import json
 
@@ -6,17 +6,19 @@ from eca_hub.commandline import CommandParser
 
 
 def main(argv: list[str]) -> int:
-    """Hash the cached files; say, and remove when asked, those that are damaged."""
+    """Hash the cached files; print, and with --repair remove, those that are damaged."""
     parser = CommandParser("verify", "Check the cached models against the hashes that the hub announced.")
     parser.add_argument("model_id", nargs="?", metavar="OWNER/NAME", help="One model; all when none is given.")
-    parser.add_argument("--repair", action="store_true", help="Remove damaged files, so that they are fetched again.")
+    parser.add_argument(
+        "--repair", action="store_true", help="Remove damaged files; they are downloaded again when needed."
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
 
-    from eca_hub.hub.cache import check_cache
+    from eca_hub.hub.pull import check_cache
 
     checked = list(check_cache(args.model_id))
-    damaged = [each for each in checked if not each.is_whole]
+    damaged = [each for each in checked if not each.is_intact]
     if args.repair:
         for each in damaged:
             each.path.unlink()

@@ -1,20 +1,28 @@
-"""The model card: what a package says of itself, from what was measured.
+"""The model card: README.md of a package, rendered from its configuration and from what was measured. Imports no torch.
 
-A number that nobody measured is left out, never copied. Knows nothing of networks or of the hub's protocol.
+Numbers that were not measured and a license that was not given are left out.
 """
 
 import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from eca_hub.hub.use import PLACEHOLDER, lines_of_use
-from eca_hub.models.complexity import Complexity
+from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import ModelConfig
 
-_SHOWN_LABELS = 20
+if TYPE_CHECKING:
+    from eca_hub.models.complexity import Complexity
+
+MODEL_ID_PLACEHOLDER = "OWNER/NAME"
+"""Stands for the id of the model until it is pushed."""
+
+_NUM_SHOWN_LABELS = 20
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -24,50 +32,56 @@ class Result:
     dataset: str
     """Name of the data set, such as `scikit-learn digits`."""
     split: str
-    """Part of it that was measured."""
+    """Split that was measured."""
     metric: str
     """Name of the metric, such as `accuracy`."""
     value: float
-    """What came out, 0 to 1 for an accuracy."""
+    """The value, 0 to 1 for an accuracy."""
     num_images: int
-    """How many pictures it was measured on."""
+    """Number of images that it was measured on."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card tells beyond the configuration."""
+    """Contents of a model card beyond the configuration."""
 
     title: str = ""
     """Heading; the architecture when empty."""
     summary: str = ""
     """One or two sentences: what the model is for."""
-    license: str = "apache-2.0"
-    """Licence of the weights, as the Hub spells it."""
+    license: str = ""
+    """License of the weights as the Hub spells it, if the author gave one."""
     results: tuple[Result, ...] = ()
-    """What was measured, by the run that made the weights."""
+    """Measurements of the run that trained the weights."""
     recipe: Mapping[str, str] = field(default_factory=dict)
-    """How it was trained: name of a setting to its value."""
+    """Training settings: name to value."""
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Name of a number that was measured every epoch to its values, such as `val_top1`."""
+    """Name of a number that was measured every epoch, such as `val_top1`, to its values."""
     datasets: tuple[str, ...] = ()
-    """Data sets of the Hub that it was trained on, by id."""
+    """Ids of the Hub's data sets that it was trained on."""
     base_model: str = ""
-    """Model of the Hub that it was fine-tuned from, by id."""
+    """Id of the Hub's model that it was fine-tuned from."""
     measured_on: str = ""
     """Date, hardware and software of the run."""
     command: str = ""
-    """What to type to train it again."""
+    """Command line that trains it again."""
+    commit: str = ""
+    """Git commit of the training code."""
+    seed: int | None = None
+    """Seed of the run."""
     limits: str = ""
     """What it is not for."""
 
 
-def render_card(config: ModelConfig, complexity: Complexity, facts: CardFacts, *, is_timm: bool = False) -> str:
-    """Write README.md: metadata for the Hub, then a page for a person.
+def render_card(
+    config: ModelConfig, complexity: "Complexity | None", facts: CardFacts, *, is_timm: bool = False
+) -> str:
+    """Return README.md: metadata for the Hub, then a page for people.
 
     Args:
         config: The resolved configuration of the network.
-        complexity: What it costs at the size of its input.
-        facts: What was measured, and what else there is to tell.
+        complexity: Its parameters and multiply-adds, if they were counted.
+        facts: Training, results and texts.
         is_timm: Whether stock timm loads the package as well.
     """
     name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
@@ -75,18 +89,19 @@ def render_card(config: ModelConfig, complexity: Complexity, facts: CardFacts, *
     data = ModelCardData(
         library_name="timm" if is_timm else "eca-hub",
         pipeline_tag="image-classification",
-        license=facts.license,
+        license=facts.license or None,
         tags=["eca-hub", "image-classification", "eca-net", *(["timm", "transformers"] if is_timm else [])],
         model_name=title,
         datasets=list(facts.datasets) or None,
         base_model=facts.base_model or None,
-        # What the Hub calls all training that begins with another model's weights, whatever part of them learns.
+        # The Hub's word for all training that starts from another model's weights, whichever layers learn.
         base_model_relation="finetune" if facts.base_model else None,
         metrics=sorted({result.metric for result in facts.results}) or None,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=re.sub(r"[^a-z0-9]+", "-", result.dataset.lower()).strip("-"),
+                # The Hub refuses an empty type, which a name without a Latin letter or digit would give.
+                dataset_type=re.sub(r"[^a-z0-9]+", "-", result.dataset.lower()).strip("-") or "imagefolder",
                 dataset_name=result.dataset,
                 dataset_split=result.split,
                 metric_type=result.metric,
@@ -99,24 +114,119 @@ def render_card(config: ModelConfig, complexity: Complexity, facts: CardFacts, *
     sections = [
         f"# {escape(title)}",
         facts.summary or f"A {name} image classifier with {config.num_classes} classes.",
-        lines_of_use(PLACEHOLDER, is_timm=is_timm),
-        _results(facts),
-        _network(config, name, complexity),
-        _training(facts),
+        usage_section(MODEL_ID_PLACEHOLDER, is_timm=is_timm),
+        # torchvision's MobileNetV2 has other methods.
+        _EMBEDDINGS if config.architecture != "mobilenet_v2" else "",
+        _results_section(facts),
+        _network_section(config, name, complexity),
+        _training_section(facts),
         f"## Limits and bias\n\n{facts.limits or _UNKNOWN_LIMITS}",
-        f"## Licence\n\nThe weights: {escape(facts.license)}.",
+        f"## License\n\n{f'Of the weights: {escape(facts.license)}.' if facts.license else _NO_LICENSE}",
         _CITATION,
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
+def usage_section(model_id: str, *, is_timm: bool) -> str:
+    """Return the section of a card that shows what to type.
+
+    Args:
+        model_id: Hub `owner/name`, or the placeholder.
+        is_timm: Whether stock timm loads the package as well.
+    """
+    return (
+        "## Use\n\n"
+        "```python\n"
+        "import eca_hub\n\n"
+        f'classifier = eca_hub.Classifier.from_pretrained("{model_id}")  # this repository, or a folder\n'
+        'classifier.predict("picture.png", top_k=3)\n'
+        "```\n\n" + (_WITH_TIMM.format(model_id) if is_timm else "") + "```sh\n"
+        f"eca-hub serve --model {model_id} --port 8000\n"
+        "curl --data-binary @picture.png -H 'Content-Type: image/png' http://127.0.0.1:8000/v1/classify\n"
+        "```"
+    )
+
+
+def set_model_id(card: bytes, model_id: str) -> bytes:
+    """Put the id of the model into the usage section that eca-hub wrote; every other byte of the card stays.
+
+    Replaced are the section as a whole, whichever model it named, and single lines of it with the placeholder. The same
+    card and id always give the same bytes.
+
+    Args:
+        card: README.md of the package.
+        model_id: Hub `owner/name`.
+    """
+    text = card.decode("utf-8", "surrogateescape")
+    for is_timm in (False, True):
+        section = re.escape(usage_section(MODEL_ID_PLACEHOLDER, is_timm=is_timm))
+        pattern = section.replace(re.escape(MODEL_ID_PLACEHOLDER), r"[\w.-]+/[\w.-]+")
+        named = usage_section(model_id, is_timm=is_timm)
+        text = re.sub(pattern, lambda _, named=named: named, text)  # type: ignore[misc]
+    for line in usage_section(MODEL_ID_PLACEHOLDER, is_timm=True).splitlines():
+        if MODEL_ID_PLACEHOLDER in line:
+            text = text.replace(line, line.replace(MODEL_ID_PLACEHOLDER, model_id))
+    return text.encode("utf-8", "surrogateescape")
+
+
+def set_license(card: bytes, license_id: str) -> bytes:
+    """Put a license into the metadata of a card, and into the sentence that says that none was given.
+
+    Args:
+        card: README.md of the package.
+        license_id: License as the Hub spells it, such as `apache-2.0`.
+
+    Raises:
+        InvalidConfig: this is not an id, or the metadata of the card cannot be read.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license_id):
+        raise InvalidConfig(f"license is {license_id!r}; the Hub's ids are like apache-2.0, mit or cc-by-4.0.")
+    metadata, text = read_metadata(card), card.decode("utf-8")
+    if metadata.get("license") != license_id:
+        line = f"license: {license_id}\n"
+        found = _FRONT_MATTER.match(text)
+        if found is None:
+            text = f"---\n{line}---\n\n{text}"
+        elif re.search(r"^license:.*$", found[1], re.MULTILINE):
+            head = re.sub(r"^license:.*\r?\n?(?:[ \t]*- .*\r?\n?|[ \t]+.*\r?\n?)*", line, found[1], flags=re.MULTILINE)
+            text = text[: found.start(1)] + head + text[found.end(1) :]
+        else:
+            text = text[: found.start(1)] + line + text[found.start(1) :]
+    text = text.replace(_NO_LICENSE, f"Of the weights: {escape(license_id)}.")
+    return text.encode()
+
+
+def read_metadata(card: bytes) -> dict[str, Any]:
+    """Return the YAML metadata at the start of a card; an empty dict if there is none.
+
+    Raises:
+        InvalidConfig: the card is not UTF-8, or its metadata cannot be read.
+    """
+    try:
+        found = _FRONT_MATTER.match(card.decode("utf-8-sig"))
+        value = yaml.safe_load(found[1]) if found else None
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(
+            f"The model card README.md is not UTF-8: byte {error.start} is {card[error.start]:#04x}.",
+            hint="Save it as UTF-8.",
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidConfig(f"The metadata of the model card README.md cannot be read: {reason}.") from None
+    if not isinstance(value, dict | None):
+        raise InvalidConfig("The metadata of the model card README.md is not a mapping of keys to values.")
+    return value or {}
+
+
 def escape(text: str) -> str:
-    """Make a name that came with data harmless in Markdown and HTML."""
-    single_line = " ".join(text.split())
-    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(single_line))
+    """Escape the characters of a name from data that mean something in Markdown, HTML or on the Hub's pages."""
+    single_line = html.escape(" ".join(text.split()), quote=False)
+    escaped = re.sub(r"([\\`*\[\]|$])", r"\\\1", single_line)
+    escaped = re.sub(r"(?<![^\W_])_|_(?![^\W_])|~(?=~)", lambda found: f"\\{found[0]}", escaped)
+    return escaped.replace("://", r":\//").replace("www.", r"www\.")
 
 
-def _results(facts: CardFacts) -> str:
+def _results_section(facts: CardFacts) -> str:
     if not facts.results:
         return ""
     rows = [
@@ -125,41 +235,43 @@ def _results(facts: CardFacts) -> str:
     ]
     table = "\n".join(["| data set | split | images | metric | value |", "| --- | --- | --- | --- | --- |", *rows])
     measured = f"\n\nMeasured {escape(facts.measured_on)}." if facts.measured_on else ""
-    command = f"\n\n```sh\n{facts.command}\n```" if facts.command else ""
-    return f"## Results\n\n{table}{measured}{command}"
+    return f"## Results\n\n{table}{measured}"
 
 
-def _network(config: ModelConfig, name: str, complexity: Complexity) -> str:
+def _network_section(config: ModelConfig, name: str, complexity: "Complexity | None") -> str:
     image = config.image
-    labels = ", ".join(escape(label) for label in config.labels[:_SHOWN_LABELS])
-    more = f" and {config.num_classes - _SHOWN_LABELS} more" if config.num_classes > _SHOWN_LABELS else ""
+    labels = ", ".join(escape(label) for label in config.labels[:_NUM_SHOWN_LABELS])
+    more = f" and {config.num_classes - _NUM_SHOWN_LABELS} more" if config.num_classes > _NUM_SHOWN_LABELS else ""
     options = ", ".join(f"{key} = {value}" for key, value in config.attention_args.items())
-    return "\n".join(
-        [
-            "## Network and preprocessing",
-            "",
-            f"- architecture: `{name}`, {complexity.num_parameters:,} parameters",
-            f"- {complexity.multiply_adds / 1e6:,.1f} million multiply-adds for one picture",
-            f"- attention: `{config.attention}`" + (f", {options}" if options else ""),
-            f"- input: RGB, {image.height_px} x {image.width_px} px, "
-            f"{image.crop_mode} crop of {image.crop:g}, {image.interpolation}",
-            f"- mean {list(image.mean)}, standard deviation {list(image.std)}",
-            f"- {config.num_classes} classes: {labels}{more}",
-        ]
-    )
+    lines = [
+        "## Network and preprocessing",
+        "",
+        f"- architecture: `{name}`" + (f", {complexity.num_parameters:,} parameters" if complexity else ""),
+        *([f"- {complexity.multiply_adds / 1e6:,.1f} million multiply-adds for one image"] if complexity else []),
+        f"- attention: `{config.attention}`" + (f", {options}" if options else ""),
+        f"- input: RGB, {image.height_px} x {image.width_px} px, "
+        f"{image.crop_mode} crop of {image.crop:g}, {image.interpolation}",
+        f"- mean {list(image.mean)}, standard deviation {list(image.std)}",
+        f"- {config.num_classes} classes: {labels}{more}",
+        "- paper: [ECA-Net](https://arxiv.org/abs/1910.03151), authors' code: https://github.com/BangguWu/ECANet",
+    ]
+    return "\n".join(lines)
 
 
-def _training(facts: CardFacts) -> str:
-    if not facts.recipe and not facts.curves:
-        return ""
-    lines = [f"- {escape(key)}: {escape(value)}" for key, value in facts.recipe.items()]
-    base = f"- fine-tuned from `{facts.base_model}`" if facts.base_model else ""
-    curves = [
-        f"- {escape(name)}, epoch by epoch: {sparkline(values)} from {values[0]:.4g} to {values[-1]:.4g}"
+def _training_section(facts: CardFacts) -> str:
+    lines = [f"- fine-tuned from `{facts.base_model}`"] if facts.base_model else []
+    lines += [f"- data set `{dataset}`" for dataset in facts.datasets]
+    lines += [f"- {escape(key)}: {escape(value)}" for key, value in facts.recipe.items()]
+    lines += [f"- seed: {facts.seed}"] if facts.seed is not None else []
+    lines += [f"- code: commit `{escape(facts.commit)}`"] if facts.commit else []
+    lines += [
+        f"- {escape(name)} by epoch: {sparkline(values)} from {values[0]:.4g} to {values[-1]:.4g}"
         for name, values in facts.curves.items()
         if values
     ]
-    return "## Training\n\n" + "\n".join(line for line in (base, *lines, *curves) if line)
+    command = f"```sh\n{facts.command.replace('```', '')}\n```" if facts.command else ""
+    blocks = ["## Training", "\n".join(lines), command]
+    return "\n\n".join(block for block in blocks if block) if lines or command else ""
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -171,9 +283,27 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join("▁▂▃▄▅▆▇█"[min(int((value - low) / span * 8), 7)] for value in picked)
 
 
+_WITH_TIMM = """```python
+import timm  # eca-hub need not be installed
+
+model = timm.create_model("hf-hub:{}", pretrained=True)
+```
+
+"""
+
+_EMBEDDINGS = """The network before its classifier gives embeddings of images:
+
+```python
+pixels = classifier.transform(classifier.transform.decode("picture.png"))[None]
+network = classifier.model
+embedding = network.forward_head(network.forward_features(pixels), pre_logits=True)
+```"""
+
+_NO_LICENSE = "The authors of the weights have not stated a license."
+
 _UNKNOWN_LIMITS = (
-    "Every picture gets one of the classes above, whatever it shows. What the training data leaves out or shows "
-    "one-sidedly, the network does not know: measure it on pictures of your own before you rely on it."
+    "Every image gets one of the classes above, whatever it shows. What the training data lacks or shows one-sidedly, "
+    "the network cannot recognize: measure it on your own images before you rely on it."
 )
 
 _CITATION = """## Citation

@@ -1,7 +1,6 @@
-"""Weights out of other people's files, without running what is in them.
+"""Read a state dict from a checkpoint of any training script, without running code from the file.
 
-Reads safetensors, and PyTorch's own format through its restricted reader, which makes tensors and plain containers and
-nothing else. Knows nothing of networks.
+Supports safetensors, and PyTorch's format with `weights_only=True`, which builds tensors and plain containers only.
 """
 
 import pickle
@@ -18,23 +17,23 @@ from torch import Tensor
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 
-_BOXES = ("state_dict", "model_state_dict", "state_dict_ema", "model", "net")
-"""Where training scripts keep the weights among epoch, optimizer and the like; the first one present is taken."""
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "state_dict_ema", "model", "net")
+"""Keys under which training scripts store the weights beside epoch and optimizer; the first one present is used."""
 
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and Lightning put before every name."""
+_KEY_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Prefixes that DataParallel, torch.compile and Lightning add to every name."""
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, on the CPU, under the names that the bare network gives them.
+    """Read the tensors of a checkpoint on the CPU, named as in the bare network.
 
     Args:
         file: A `.safetensors` file, or what torch.save wrote (`.pth`, `.pt`, `.pth.tar`, `.bin`): a state dict, or a
             dict that holds one beside epoch and optimizer.
 
     Raises:
-        InvalidConfig: no such file, or not one of these formats.
-        CheckpointMismatch: it holds no weights, or reading it would mean running code.
+        InvalidConfig: no such file, or none of these formats.
+        CheckpointMismatch: it holds no weights, or reading it would run code.
     """
     path = Path(file)
     if not path.is_file():
@@ -43,11 +42,11 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     except OSError as error:
         raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None
-    return _unwrap(_unbox(content, path))
+    return _strip_prefixes(_select_state_dict(content, path))
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Eight bytes of length, then JSON."""
+    """Return whether the file starts with eight bytes of length and a JSON object."""
     with path.open("rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
@@ -69,37 +68,38 @@ def _read_pickle(path: Path) -> Any:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
             raise CheckpointMismatch(
-                f"{path} is not read: beside tensors it holds {named.group(1)}, which would run code from the file.",
-                hint="Where it was made: torch.save(model.state_dict(), 'weights.pth')",
+                f"{path} is not read: besides tensors it holds {named.group(1)}, which would run code from the file.",
+                hint="Save it as a state dict: torch.save(model.state_dict(), 'weights.pth')",
             ) from None
         raise _no_checkpoint(path) from None
-    # Whatever a broken file makes the reader raise, it is the file that is broken.
+    # A broken file makes the reader raise exceptions of many types.
     except Exception:
         raise _no_checkpoint(path) from None
 
 
 def _no_checkpoint(path: Path) -> InvalidConfig:
-    return InvalidConfig(f"{path} is neither a whole safetensors file nor a whole PyTorch checkpoint.")
+    return InvalidConfig(f"{path} is neither a complete safetensors file nor a complete PyTorch checkpoint.")
 
 
-def _unbox(content: Any, path: Path) -> dict[str, Tensor]:
+def _select_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise CheckpointMismatch(f"{path} holds a {type(content).__name__}; a checkpoint is a dict of tensors.")
-    for box in _BOXES:
-        if isinstance(content.get(box), Mapping):
-            content = content[box]
+    for key in _STATE_DICT_KEYS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
             break
     others = [str(name) for name, value in content.items() if not isinstance(name, str) or not _is_plain(value)]
     if others or not content:
-        held = f"{', '.join(others[:5])}, which are no plain tensors" if others else "nothing"
+        held = f"{', '.join(others[:5])}, which are not plain tensors" if others else "nothing"
         raise CheckpointMismatch(
-            f"{path} holds {held}.", hint=f"Weights stand at the top, or under one of {', '.join(_BOXES)}."
+            f"{path} holds {held}.",
+            hint=f"Weights are at the top level, or under one of {', '.join(_STATE_DICT_KEYS)}.",
         )
     return dict(content)
 
 
 def _is_plain(value: object) -> bool:
-    """Dense, unquantized numbers that are really in the file."""
+    """Return whether a value is a dense, unquantized, real tensor that is stored in the file."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -109,9 +109,9 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def _unwrap(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what stands before every name."""
-    for wrapper in _WRAPPERS * 2:
-        if all(name.startswith(wrapper) for name in weights):
-            weights = {name.removeprefix(wrapper): tensor for name, tensor in weights.items()}
+def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove prefixes that every name has."""
+    for prefix in _KEY_PREFIXES * 2:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     return weights

@@ -1,10 +1,11 @@
-"""The hub client's words in ours: which names it takes, and what its refusals mean."""
+"""Names of repositories and revisions, and the client's exceptions as ours."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -21,17 +22,62 @@ from eca_hub.errors import (
     AccessDenied,
     EcaHubError,
     HubError,
+    HubUnavailable,
     InvalidConfig,
-    NotAnEcaModel,
-    Offline,
+    InvalidPackage,
     PushConflict,
     RepoNotFound,
     RevisionNotFound,
 )
 
 
+def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Read the ways in which people name a model: all of them give `owner/name` and a revision.
+
+    Args:
+        name: `owner/name`, `owner/name@revision`, `hf-hub:owner/name`, or the address of its page on the hub.
+        revision: Branch, tag or commit given apart from the name.
+
+    Raises:
+        InvalidConfig: it is none of these, an address of another hub, or names two revisions.
+    """
+    model_id = name.strip()
+    for prefix in ("hf-hub:", "hf_hub:"):
+        model_id = model_id.removeprefix(prefix)
+    in_name = None
+    if "://" in model_id:
+        model_id, in_name = _parse_page(model_id)
+    elif "@" in model_id:
+        model_id, _, in_name = model_id.partition("@")
+    check_model_id(model_id)
+    if in_name is not None and revision not in (None, in_name):
+        raise InvalidConfig(f"{name} names revision {in_name!r}, but {revision!r} is given too.", hint="Give one.")
+    chosen = revision if in_name is None else in_name
+    if chosen is not None:
+        check_revision(chosen)
+    return model_id, chosen
+
+
+def _parse_page(address: str) -> tuple[str, str | None]:
+    """Split the address of a model's page, or of a revision or file of it."""
+    public_hub = constants.HUGGINGFACE_CO_URL_HOME.rstrip("/")
+    bases = [constants.ENDPOINT, *(["https://hf.co"] if public_hub == constants.ENDPOINT else [])]
+    base = next((each for each in bases if address.startswith(f"{each}/")), None)
+    if base is None:
+        raise InvalidConfig(
+            f"{address!r} is not an address of the hub at {constants.ENDPOINT}.",
+            hint="Give OWNER/NAME; HF_ENDPOINT names the hub.",
+        )
+    path = address.removeprefix(base).partition("?")[0].partition("#")[0]
+    owner, name, *rest = [*path.strip("/").split("/"), "", ""]
+    if owner in ("datasets", "spaces"):
+        raise InvalidConfig(f"{address!r} is the address of one of the hub's {owner}, not of a model.")
+    is_revision = len(rest) > 2 and rest[0] in ("tree", "blob", "resolve", "commit")
+    return f"{owner}/{name}", rest[1] if is_revision else None
+
+
 def check_model_id(model_id: str) -> None:
-    """Refuse what cannot be the name of a repository before anybody is asked.
+    """Check that a name can be a repository, before a request is made.
 
     Raises:
         InvalidConfig: it is not OWNER/NAME.
@@ -44,7 +90,7 @@ def check_model_id(model_id: str) -> None:
 
 
 def check_revision(revision: str) -> None:
-    """Refuse what cannot name a branch, a tag or a commit, and would climb out of the client's cache.
+    """Check that a name can be a branch, a tag or a commit, and does not leave the folder of the client's cache.
 
     Raises:
         InvalidConfig: it cannot.
@@ -54,51 +100,59 @@ def check_revision(revision: str) -> None:
 
 
 def is_commit(revision: str) -> bool:
-    """Whether this is the full id of a commit, which no branch may be called."""
+    """Return whether this is the full id of a commit; no branch may have such a name."""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 @contextmanager
 def hub_errors(model_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the client raises into our tree of errors.
+    """Translate the client's exceptions inside the block into our error classes.
 
-    The client reads answers without looking whether they make sense, so with a hub that talks nonsense it fails in the
-    ways of a program with a mistake; inside this block there is nothing but the client.
+    The client does not validate responses: a malformed one makes it raise ValueError, KeyError and the like. Only calls
+    of the client belong inside the block.
     """
     try:
         yield
-    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, *_CONFUSED) as error:
-        raise _in_our_words(error, model_id, revision or "main") from None
+    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, *_MALFORMED_RESPONSE_ERRORS) as error:
+        raise _translate(error, model_id, revision or "main") from None
+    except ImportError as error:
+        if "socksio" not in str(error):
+            raise
+        raise InvalidConfig(
+            "The environment names a SOCKS proxy, and the package for SOCKS proxies is not installed.",
+            hint="pip install 'httpx2[socks]', or unset ALL_PROXY.",
+        ) from None
 
 
-_CONFUSED = (ValueError, LookupError, TypeError, RuntimeError)
+_MALFORMED_RESPONSE_ERRORS = (ValueError, LookupError, TypeError, RuntimeError)
 
 
-def _in_our_words(error: BaseException, model_id: str, revision: str) -> EcaHubError:
+def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubError:
     match error:
         case GatedRepoError():
             return AccessDenied(
-                f"{model_id} is open to those only whom its owner let in.", hint="Ask on its page, and set HF_TOKEN."
+                f"{model_id} is gated, and its owner has not granted access to this token.",
+                hint="Request access on its page, and set HF_TOKEN.",
             )
         case RepositoryNotFoundError():
             return RepoNotFound(
-                f"The hub shows no repository {model_id!r}: it does not exist, or is private.",
+                f"There is no repository {model_id!r} on the hub, or it is private.",
                 hint="If it is private, set HF_TOKEN.",
             )
         case RevisionNotFoundError():
             return RevisionNotFound(f"{model_id} has no branch, tag or commit {revision!r}.")
         case LocalEntryNotFoundError() | ValueError() | RuntimeError() if error.__cause__ is not None:
-            # The client found nothing in its cache either, or gave up; what stopped it is the reason.
-            return _in_our_words(error.__cause__, model_id, revision)
+            # The client found nothing in its cache either; the cause of this error is the reason.
+            return _translate(error.__cause__, model_id, revision)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | IncompleteSnapshotError() | httpx2.TransportError():
-            return Offline(
-                f"The hub does not answer, and the cache does not hold {model_id} at {revision}: {_line(error)}",
+            return HubUnavailable(
+                f"The hub does not answer, and the cache does not hold {model_id} at {revision}: {_first_line(error)}",
                 hint="HF_ENDPOINT names the hub, HF_HUB_OFFLINE=1 forbids asking it.",
             )
         case EntryNotFoundError():
-            return NotAnEcaModel(f"{model_id} is no package: {_line(error)}")
+            return InvalidPackage(f"{model_id} is not a package: {_first_line(error)}")
         case HFValidationError():
-            return InvalidConfig(_line(error))
+            return InvalidConfig(_first_line(error))
         case HfHubHTTPError():
             return _refusal(error, model_id)
         case OSError() if error.errno is not None:
@@ -107,13 +161,13 @@ def _in_our_words(error: BaseException, model_id: str, revision: str) -> EcaHubE
                 hint="HF_HOME names the folder of the cache; it needs room and the right to write.",
             )
     return HubError(
-        f"What answers for {model_id} does not speak as a hub does: {_line(error)}",
-        hint="HF_ENDPOINT names the hub; a proxy or a login page may stand before it.",
+        f"The response for {model_id} is not one of a hub: {_first_line(error)}",
+        hint="HF_ENDPOINT names the hub; a proxy or a login page may have answered instead.",
     )
 
 
 def status_of(error: HfHubHTTPError) -> int | None:
-    """Return the HTTP status of a refusal, None when there was no answer."""
+    """Return the HTTP status of an error response, None when there was no response."""
     return None if error.response is None else error.response.status_code
 
 
@@ -121,22 +175,25 @@ def _refusal(error: HfHubHTTPError, model_id: str) -> HubError:
     status = status_of(error)
     if status in (401, 403):
         return AccessDenied(
-            f"The hub refused {model_id} ({status}): {_line(error)}", hint="Set HF_TOKEN to a key that may do this."
+            f"The hub refused {model_id} ({status}): {_first_line(error)}",
+            hint="Set HF_TOKEN to a key that may do this.",
         )
     if status == 412:
         return PushConflict(
-            f"Somebody else published to {model_id} in between; nothing of yours was written.",
-            hint="Look at what is there, and push again to publish on top of it.",
+            f"Another commit to {model_id} was published in between; nothing was written.",
+            hint="Look at it, and push again to publish on top of it.",
         )
     if status == 409:
         return PushConflict(
-            f"The hub is busy with another commit to {model_id}; nothing of yours was written.", hint="Push again."
+            f"The hub is busy with another commit to {model_id}; nothing was written.", hint="Push again."
         )
     if status in (408, 429) or (status is not None and status >= 500):
-        return Offline(f"The hub answered {status} for {model_id}: {_line(error)}", hint="Try again later.")
-    return HubError(f"The hub answered {status} for {model_id}: {_line(error)}")
+        return HubUnavailable(
+            f"The hub answered {status} for {model_id}: {_first_line(error)}", hint="Try again later."
+        )
+    return HubError(f"The hub answered {status} for {model_id}: {_first_line(error)}")
 
 
-def _line(error: BaseException) -> str:
-    """The first line of what the client says; the rest are addresses and request ids."""
+def _first_line(error: BaseException) -> str:
+    """Return the first line of the client's message; the others are addresses and request ids."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

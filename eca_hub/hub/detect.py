@@ -1,8 +1,8 @@
-"""Which network a stranger's weights belong to, and what its own code calls them.
+"""Detect which network a state dict belongs to, and rename its tensors as this library names them.
 
-Known are the official ECANet code, torchvision, timm, and this library. The backbone is the one that shares most names
-and shapes with the file; what the file holds beyond it stands in the places for attention, where names and shapes tell
-the method and its options. Knows nothing of files.
+Supported sources are the official ECANet code, torchvision, timm and this library. The backbone is the one that shares
+most names and shapes with the state dict; the tensors beyond it belong to attention, whose method and options follow
+from names and shapes.
 """
 
 from collections.abc import Mapping
@@ -26,65 +26,64 @@ Shapes = Mapping[str, Size]
 
 
 @dataclass(frozen=True)
-class Recognized:
-    """What a file turned out to hold."""
+class DetectedModel:
+    """The network of a state dict, and its weights."""
 
     config: ModelConfig
     """The network, without labels."""
     weights: dict[str, Tensor]
-    """Under the names of that network."""
+    """Named as in that network."""
     num_classes: int
-    """How many outputs its classifier has."""
+    """Number of outputs."""
 
 
 @dataclass(frozen=True)
 class _Skeleton:
-    """A backbone without attention, in names and shapes."""
+    """Names and shapes of a backbone without attention."""
 
     shapes: Shapes
     head: frozenset[str]
     """Names whose shape depends on the number of classes."""
     places: Mapping[str, int]
-    """Where attention stands inside blocks: name of the module to the stage, counted from 1."""
+    """Where attention can be inside blocks: name of the module to the stage, counted from 1."""
     channels: Mapping[str, int]
-    """Likewise, to the channels of the map."""
+    """Name of the module to the channels of the map."""
 
 
-def recognize(weights: dict[str, Tensor], architecture: str | None = None) -> Recognized:
-    """Tell which network weights belong to, and rename them.
+def detect_architecture(weights: dict[str, Tensor], architecture: str | None = None) -> DetectedModel:
+    """Detect the network of a state dict, and rename the tensors.
 
     Args:
         weights: Name to tensor.
-        architecture: What the user says it is: `resnet50`, `eca_resnet50`, or any name of timm; read from shapes when
-            not said.
+        architecture: `resnet50`, `eca_resnet50`, or any name of timm; detected from shapes when not given.
 
     Raises:
-        UnknownName: nobody knows that architecture.
-        CheckpointMismatch: the attention in the file is none of ours, or not the one that the user said.
+        UnknownName: an unknown architecture.
+        CheckpointMismatch: the attention in the file is not supported, or not the one that `architecture` names.
     """
-    weights = {_own_name(name): tensor for name, tensor in weights.items()}
-    said = None
+    weights = {_rename_attention(name): tensor for name, tensor in weights.items()}
+    requested = None
     if architecture is not None:
         bare = architecture.partition(".")[0]
         if bare not in BACKBONES and bare not in list_models() and timm.is_model(bare):
             return _of_timm(bare, weights)
-        backbone, said = _split(bare or architecture)
+        backbone, requested = _split(bare or architecture)
     else:
         backbone = _nearest_backbone(weights)
     skeleton = _skeleton(backbone)
     weights = _with_counters(weights, skeleton.shapes)
     attention, attention_args = _read_attention(weights, skeleton)
-    if said not in (None, "none", attention):
+    if requested not in (None, "none", attention):
         found = "no attention" if attention == "none" else f"attention {attention!r}"
         raise CheckpointMismatch(f"The file holds {backbone} with {found}, not {architecture}.")
     if attention == "se":
         weights = {name: _as_linear(name, tensor) for name, tensor in weights.items()}
     config = ModelConfig(backbone, attention, attention_args)
-    return Recognized(config, weights, _num_classes(weights, skeleton.head))
+    return DetectedModel(config, weights, _num_classes(weights, skeleton.head))
 
 
-def _own_name(name: str) -> str:
-    """The official ResNets call the attention of a block `eca`; timm's blocks, which we build, call the place `se`."""
+def _rename_attention(name: str) -> str:
+    """Rename `eca`, as the official ResNets call a block's attention, to `se`, as timm's blocks call it."""
     return name.replace(".eca.", ".se.")
 
 
@@ -96,12 +95,12 @@ def _split(architecture: str) -> tuple[str, str]:
         raise UnknownName.among("architecture", architecture, names, listing="eca-hub models") from None
 
 
-def _of_timm(name: str, weights: dict[str, Tensor]) -> Recognized:
-    """A network of timm, with whatever attention timm gives it."""
+def _of_timm(name: str, weights: dict[str, Tensor]) -> DetectedModel:
+    """Return a network of timm, with the attention that timm gives it."""
     few, more = _timm_shapes(name, 2), _timm_shapes(name, 3)
     head = frozenset(key for key, shape in few.items() if more[key] != shape)
     weights = _with_counters(weights, few)
-    return Recognized(ModelConfig(name, "none"), weights, _num_classes(weights, head))
+    return DetectedModel(ModelConfig(name, "none"), weights, _num_classes(weights, head))
 
 
 def _timm_shapes(name: str, num_classes: int) -> Shapes:
@@ -114,7 +113,7 @@ def _shapes_of(model: nn.Module) -> Shapes:
 
 
 class _Marker(nn.Module):
-    """Stands where attention would."""
+    """Marks where attention would be."""
 
     def __init__(self, stage: int, channels: int) -> None:
         super().__init__()
@@ -128,8 +127,8 @@ def _skeleton(name: str) -> _Skeleton:
     stages = range(1, len(backbone.widths) + 1)
     insertion = Insertion(_Marker, InsideBlock(), stages) if InsideBlock in backbone.insertion_points else None
     with torch.device("meta"):
-        model = backbone.build(insertion, num_classes=2, stem="default", features_only=False)
-        other = backbone.build(None, num_classes=3, stem="default", features_only=False)
+        model = backbone.build(insertion, num_classes=2, stem=ModelConfig.stem, features_only=False)
+        other = backbone.build(None, num_classes=3, stem=ModelConfig.stem, features_only=False)
     shapes, other_shapes = _shapes_of(model), _shapes_of(other)
     markers = {place: module for place, module in model.named_modules() if isinstance(module, _Marker)}
     return _Skeleton(
@@ -141,7 +140,7 @@ def _skeleton(name: str) -> _Skeleton:
 
 
 def _nearest_backbone(weights: Mapping[str, Tensor]) -> str:
-    """The backbone with most names and shapes in common; the one with fewer names of its own if two have as many."""
+    """Return the backbone with most names and shapes in common; of two, the one with fewer tensors."""
 
     def in_common(backbone: str) -> tuple[int, int]:
         shapes = _skeleton(backbone).shapes
@@ -151,14 +150,14 @@ def _nearest_backbone(weights: Mapping[str, Tensor]) -> str:
     if in_common(nearest)[0] * 2 < len(_skeleton(nearest).shapes):
         first = ", ".join(list(weights)[:3])
         raise CheckpointMismatch(
-            f"The {len(weights)} weights ({first}, ...) look like none of {', '.join(BACKBONES)}.",
-            hint="Name the network if timm has it: --architecture ecaresnet50d, for example.",
+            f"The {len(weights)} weights ({first}, ...) belong to none of {', '.join(BACKBONES)}.",
+            hint="If timm has the network, name it: --architecture ecaresnet50d, for example.",
         )
     return nearest
 
 
 def _with_counters(weights: dict[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:
-    """Old files lack the counters of batch norms, which no output depends on; they start at zero."""
+    """Add the counters of batch norms, which old files lack and no output depends on, as zeros."""
     counters = [name for name in shapes if name.endswith(".num_batches_tracked") and name not in weights]
     return {**weights, **{name: torch.tensor(0) for name in counters}}
 
@@ -169,12 +168,12 @@ _MAX_CLASSES = 100_000
 def _num_classes(weights: Mapping[str, Tensor], head: frozenset[str]) -> int:
     sizes = {weights[name].shape[0] for name in head if name in weights and weights[name].ndim}
     if sizes and not 1 <= max(sizes) <= _MAX_CLASSES:
-        raise CheckpointMismatch(f"The classifier has {max(sizes)} outputs; 1 to {_MAX_CLASSES} can be named.")
+        raise CheckpointMismatch(f"The classifier has {max(sizes)} outputs; the limit is {_MAX_CLASSES}.")
     return sizes.pop() if len(sizes) == 1 else 1000
 
 
 def _read_attention(weights: Mapping[str, Tensor], skeleton: _Skeleton) -> tuple[str, dict[str, Any]]:
-    """Tell the method and its options from what stands in the places for it."""
+    """Detect the attention method and its options from the tensors beyond the backbone."""
     inside: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
         place = next((prefix for prefix in _parents(name) if prefix in skeleton.places), None)
@@ -189,7 +188,7 @@ def _read_attention(weights: Mapping[str, Tensor], skeleton: _Skeleton) -> tuple
         return "se", _se_options(inside, skeleton)
     first = next(iter(inside))
     raise CheckpointMismatch(
-        f"The attention in {first} is none that can be converted: it holds {', '.join(sorted(inside[first]))[:200]}.",
+        f"The attention in {first} cannot be converted: it holds {', '.join(sorted(inside[first]))[:200]}.",
         hint="ECA has conv.weight of (1, 1, k), SE has fc1 and fc2.",
     )
 
@@ -200,13 +199,13 @@ def _parents(name: str) -> list[str]:
 
 
 def _kernel_sizes(inside: Mapping[str, Mapping[str, Tensor]], skeleton: _Skeleton) -> list[int]:
-    """One a stage, read from the kernels' shapes."""
+    """Return the kernel size of each stage, from the shapes."""
     size_of: dict[int, int] = {}
     for place, tensors in inside.items():
         stage, size = skeleton.places[place], int(tensors["conv.weight"].shape[2])
         if size_of.setdefault(stage, size) != size:
             raise CheckpointMismatch(
-                f"The kernels of stage {stage} have {size_of[stage]} and {size} numbers; a stage has one size."
+                f"The kernels of stage {stage} have sizes {size_of[stage]} and {size}; a stage has one size."
             )
     fallback = next(iter(size_of.values()))
     return [size_of.get(stage, fallback) for stage in sorted(set(skeleton.places.values()))]
@@ -219,7 +218,7 @@ _SE_NAMES = (
 
 
 def _se_options(inside: Mapping[str, Mapping[str, Tensor]], skeleton: _Skeleton) -> dict[str, Any]:
-    """Reduction from the widest place, and the least width of a bottleneck from the narrowest."""
+    """Return the reduction, from the widest stage, and the minimum width of a bottleneck, from the narrowest."""
     hidden = {skeleton.channels[place]: int(tensors["fc1.weight"].shape[0]) for place, tensors in inside.items()}
     widest, narrowest = max(hidden), min(hidden)
     reduction = max(1, widest // max(1, hidden[widest]))
@@ -229,6 +228,6 @@ def _se_options(inside: Mapping[str, Mapping[str, Tensor]], skeleton: _Skeleton)
 
 
 def _as_linear(name: str, tensor: Tensor) -> Tensor:
-    """Flatten: timm computes the two maps of SE as convolutions of 1x1."""
+    """Flatten the 1x1 convolutions by which timm computes SE's two linear maps."""
     is_map = name.endswith((".fc1.weight", ".fc2.weight")) and tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
     return tensor.flatten(1) if is_map else tensor

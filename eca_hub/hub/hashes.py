@@ -1,6 +1,6 @@
-"""A file against the hash that a hub announces for it: sha256 for weights, and for small text what git calls it.
+"""The two hashes that a hub announces for a file: SHA-256 for LFS files, the git blob id for small text files.
 
-The length of the announced hash tells which of the two it is.
+The length of the announced hash distinguishes them: 64 or 40 hexadecimal digits.
 """
 
 import hashlib
@@ -13,59 +13,59 @@ PIECE_BYTES = 4 << 20
 _LINE_BYTES = 64
 
 
-def digest_for(announced: str, num_bytes: int) -> "hashlib._Hash":
-    """Begin to hash a file as the hub does.
+def new_hasher(announced: str, num_bytes: int) -> "hashlib._Hash":
+    """Return the hash object that gives a hash of the announced kind.
 
     Args:
-        announced: The hash to compare with in the end.
-        num_bytes: Size of the file, which git hashes along with it.
+        announced: The hash to compare with.
+        num_bytes: Size of the file, which is part of a git blob id.
     """
     if len(announced) == 64:
         return hashlib.sha256()
     return hashlib.sha1(b"blob %d\0" % num_bytes, usedforsecurity=False)
 
 
-def git_or_lfs_hash(content: bytes, announced: str) -> str:
-    """Hash a whole file that is in memory."""
-    digest = digest_for(announced, len(content))
+def hash_like_hub(content: bytes, announced: str) -> str:
+    """Hash the content of a file that is in memory."""
+    digest = new_hasher(announced, len(content))
     digest.update(content)
     return digest.hexdigest()
 
 
-def read_hashed(path: Path, digest: "hashlib._Hash") -> memoryview:
-    """Read a file into memory once, and hash exactly what was read: each piece while the next one is read.
+def read_and_hash(path: Path, digest: "hashlib._Hash") -> memoryview:
+    """Read a file into memory once, and hash exactly these bytes: each piece while the next one is read.
 
     Args:
         path: The file.
-        digest: Gets the bytes.
+        digest: Receives the bytes.
 
     Raises:
         OSError: the file cannot be read.
     """
-    # Memory of numpy's is not filled with zeros first, and comes in large pages. The file begins where a cache line
-    # does, as what lies where decides how numbers are added up: a network's last bits must not change from run to run.
-    room = np.empty(path.stat().st_size + _LINE_BYTES - 1, np.uint8)
-    first = -room.ctypes.data % _LINE_BYTES
-    content = room[first : first + len(room) - _LINE_BYTES + 1].data
+    # numpy does not fill its memory with zeros, and takes it in large pages. The content starts at a cache line: its
+    # alignment decides the order in which vector code adds, and the last bits of outputs must not change between runs.
+    buffer = np.empty(path.stat().st_size + _LINE_BYTES - 1, np.uint8)
+    first = -buffer.ctypes.data % _LINE_BYTES
+    content = buffer[first : first + len(buffer) - _LINE_BYTES + 1].data
     num_read = 0
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
         while num_bytes := file.readinto(content[num_read : num_read + PIECE_BYTES]):
             hashing.submit(digest.update, content[num_read : num_read + num_bytes])
             num_read += num_bytes
-    # Shorter if it was cut while it was read.
+    # Shorter if the file was truncated meanwhile.
     return content[:num_read]
 
 
-def has_hash(path: Path, announced: str) -> bool:
-    """Whether a file has the hash that a hub announces for it; it is read piece by piece, however large.
+def file_has_hash(path: Path, announced: str) -> bool:
+    """Return whether a file has the hash that a hub announces for it; the file is read in pieces.
 
     Args:
         path: The file.
-        announced: Empty if the hub has no such file, which then need not be read.
+        announced: Empty if the hub has no such file; then nothing is read.
     """
     if not announced:
         return False
-    digest = digest_for(announced, path.stat().st_size)
+    digest = new_hasher(announced, path.stat().st_size)
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             digest.update(piece)

@@ -1,8 +1,8 @@
-"""What the client leaves open when a hub misbehaves, closed while our calls run.
+"""Limits on the hub client's HTTP requests: time, size, number of requests, headers and where the token goes.
 
-The client waits as long as a hub asks it to, reads as long as bytes drip, lets a hub name the file that it writes in
-the cache, and takes its token along to some other hosts. A guard hangs on the hooks of the client's own HTTP session
-and sleeps outside of `guarded`, so that nobody else's calls in this process change.
+huggingface_hub waits as long as a hub asks it to, reads as long as bytes arrive, takes the name of a file in its cache
+from the hub's headers, and sends its token to some other hosts. Event hooks on the client's own HTTP session prevent
+this; they act only inside `limit_requests`, so other calls to the hub in this process do not change.
 """
 
 import re
@@ -16,12 +16,12 @@ import httpx2
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
-from eca_hub.errors import HubError, Offline
+from eca_hub.errors import HubError, HubUnavailable
 
-PATIENCE_S = 60.0
-"""How long a call may take that brings no bytes, its retries included."""
-BYTES_PER_S = 16 << 10
-"""Bytes that buy a call one more second: a large file may take long, but not for ever."""
+IDLE_TIMEOUT_S = 60.0
+"""How long a call may take that transfers no bytes, its retries included."""
+MIN_BYTES_PER_S = 16 << 10
+"""Slowest transfer: every so many bytes extend the deadline by one second."""
 MAX_BYTES = 16 << 30
 _MAX_REQUESTS = 60
 
@@ -30,14 +30,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RESET = re.compile(r";\s*t\s*=\s*(\d+)")
 
 
-class Guard:
-    """Watches the requests of one call.
+class RequestLimits:
+    """Checks the requests and responses of one call.
 
     Args:
-        endpoint: The hub that is asked; a token goes there only.
-        max_bytes: No answer may be longer.
-        is_push: Whether the client may be busy between two requests: then a good answer starts the clock anew.
-        clock: Seconds that never go back.
+        endpoint: Address of the hub; the token is sent to no other origin.
+        max_bytes: Longest response.
+        is_push: Whether the client uploads outside its session between two requests: then a successful response
+            restarts the deadline.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -48,20 +49,20 @@ class Guard:
         self._is_push = is_push
         self._was_good = False
         self._clock = clock
-        self._until_s = clock() + PATIENCE_S
+        self._until_s = clock() + IDLE_TIMEOUT_S
         self._num_requests = 0
         self._num_bytes = 0
         self._refusal: HubError | None = None
 
     def check_request(self, request: httpx2.Request) -> None:
-        """Let a request go, without a token where it has no business, and for no longer than there is time."""
+        """Set the timeouts of a request to the time that is left, and drop the token for other origins."""
         self._num_requests += 1
         if self._num_requests > _MAX_REQUESTS:
-            raise HubError(f"The hub sent the client on for {_MAX_REQUESTS} requests without an answer.")
+            raise HubError(f"The hub caused {_MAX_REQUESTS} requests without a result.")
         if self._refusal:
             raise self._refusal
         if self._is_push and self._was_good:
-            self._until_s = self._clock() + PATIENCE_S
+            self._until_s = self._clock() + IDLE_TIMEOUT_S
         left_s = self._until_s - self._clock()
         if left_s <= 0:
             raise _too_slow()
@@ -70,87 +71,93 @@ class Guard:
         request.extensions["timeout"] = {name: min(times.get(name) or left_s, left_s) for name in names}
         if _origin(str(request.url)) != self._origin:
             request.headers.pop("authorization", None)
-        # A packed body may unpack to any size.
+        # A compressed body may expand to any size.
         request.headers["accept-encoding"] = "identity"
 
     def check_response(self, response: httpx2.Response) -> None:
-        """Look at the head of an answer, and count its bytes from now on."""
+        """Check the headers of a response, and meter its body."""
         self._was_good = response.is_success
-        wait_s = _asked_wait_s(response)
+        wait_s = _requested_wait_s(response)
         if wait_s > self._until_s - self._clock():
-            self._refusal = Offline(f"The hub asks to come back in {wait_s} seconds.")
-            # As if it had not answered: what the cache holds is used, and the next request ends it all.
+            self._refusal = HubUnavailable(f"The hub asks to retry in {wait_s} seconds.")
+            # Treated as a timeout: the client falls back to its cache, and the next request raises the refusal.
             raise httpx2.ReadTimeout(str(self._refusal), request=response.request)
         is_body = response.request.method != "HEAD"
         if is_body and response.headers.get("content-encoding", "identity") != "identity":
-            raise HubError("The hub packed a file that was asked for as it is.")
+            raise HubError("The hub sent a compressed response to a request for an uncompressed one.")
         length = response.headers.get("content-length", "0")
         self._check_size(int(length) if length.isdigit() and is_body else 0)
         if not self._is_push:
-            _forget_made_up_names(response)
-            _forget_foreign_xet(response, self._origin)
+            _drop_invalid_etags(response)
+            _drop_foreign_xet_headers(response, self._origin)
         assert isinstance(response.stream, httpx2.SyncByteStream)
-        response.stream = _Counted(response.stream, self)
+        response.stream = _MeteredStream(response.stream, self)
 
-    def take(self, num_bytes: int) -> None:
-        """Count bytes that arrived."""
+    def add_bytes(self, num_bytes: int) -> None:
+        """Count received bytes and extend the deadline by them."""
         self._num_bytes += num_bytes
-        self._until_s += num_bytes / BYTES_PER_S
-        # What is fetched again after a broken connection counts as well.
+        self._until_s += num_bytes / MIN_BYTES_PER_S
+        # Twice the limit, because bytes fetched again after a broken connection count too.
         self._check_size(self._num_bytes // 2)
         if self._clock() > self._until_s:
             raise _too_slow()
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._max_bytes:
-            raise HubError(f"The hub sends more than {self._max_bytes} bytes, the limit for such a file.")
+            raise HubError(f"The hub sends more than {self._max_bytes} bytes, the limit for this file.")
 
 
-class _Counted(httpx2.SyncByteStream):
-    def __init__(self, stream: httpx2.SyncByteStream, guard: Guard) -> None:
+class _MeteredStream(httpx2.SyncByteStream):
+    """A response body whose bytes count against the limits."""
+
+    def __init__(self, stream: httpx2.SyncByteStream, limits: RequestLimits) -> None:
         self._stream = stream
-        self._guard = guard
+        self._limits = limits
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             for piece in self._stream:
-                self._guard.take(len(piece))
+                self._limits.add_bytes(len(piece))
                 yield piece
         except httpx2.ReadError as error:
-            # The client goes on where an answer ended too early, but not where a connection was reset.
+            # The client resumes after RemoteProtocolError (a body that ended early), but not after ReadError (a reset).
             raise httpx2.RemoteProtocolError(str(error)) from error
 
     def close(self) -> None:
         self._stream.close()
 
 
-_GUARD: ContextVar[Guard | None] = ContextVar("_GUARD", default=None)
+_LIMITS: ContextVar[RequestLimits | None] = ContextVar("_LIMITS", default=None)
 
 
 @contextmanager
-def guarded(endpoint: str | None, max_bytes: int = MAX_BYTES, *, is_push: bool = False) -> Iterator[None]:
-    """Watch the client's requests inside the block.
+def limit_requests(endpoint: str | None, max_bytes: int = MAX_BYTES, *, is_push: bool = False) -> Iterator[None]:
+    """Limit the client's requests inside the block.
 
     Args:
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
-        max_bytes: No answer may be longer.
-        is_push: Whether uploads, which the client does outside of its session, go on between the requests.
+        max_bytes: Longest response.
+        is_push: Whether the client uploads outside its session between the requests.
     """
-    _hang_on()
-    before = _GUARD.set(Guard(endpoint or constants.ENDPOINT, max_bytes, is_push))
+    _install_hooks()
+    before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push))
     try:
         yield
     finally:
-        _GUARD.reset(before)
+        _LIMITS.reset(before)
 
 
-def _hang_on() -> None:
-    """Put our hooks on every session that the client will open, whoever says how sessions are made."""
-    make_session: Callable[[], httpx2.Client] = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-    if getattr(make_session, "is_guarded", False):
+def _install_hooks() -> None:
+    """Add our event hooks to every session that the client opens, also by a factory that the user has set.
+
+    The client replaces its session after a failed connection, in the middle of a call, so hooks on the present session
+    would be lost. `set_client_factory` is public, but the factory that it replaces can be read only by a private name.
+    """
+    make_session: Callable[[], httpx2.Client] = _http._GLOBAL_CLIENT_FACTORY
+    if getattr(make_session, "has_request_limits", False):
         return
 
-    def make_guarded_session() -> httpx2.Client:
+    def make_limited_session() -> httpx2.Client:
         session = make_session()
         hooks = session.event_hooks
         session.event_hooks = {
@@ -159,29 +166,29 @@ def _hang_on() -> None:
         }
         return session
 
-    make_guarded_session.is_guarded = True  # type: ignore[attr-defined]
-    set_client_factory(make_guarded_session)
+    make_limited_session.has_request_limits = True  # type: ignore[attr-defined]
+    set_client_factory(make_limited_session)
 
 
 def _on_request(request: httpx2.Request) -> None:
-    if guard := _GUARD.get():
-        guard.check_request(request)
+    if limits := _LIMITS.get():
+        limits.check_request(request)
 
 
 def _on_response(response: httpx2.Response) -> None:
-    if guard := _GUARD.get():
-        guard.check_response(response)
+    if limits := _LIMITS.get():
+        limits.check_response(response)
 
 
-def _too_slow() -> Offline:
-    return Offline(
-        f"The hub is too slow: {PATIENCE_S:g} s passed, and one more for every {BYTES_PER_S} bytes that came.",
+def _too_slow() -> HubUnavailable:
+    return HubUnavailable(
+        f"The hub is too slow: the limit is {IDLE_TIMEOUT_S:g} s, plus one second for every {MIN_BYTES_PER_S} bytes.",
         hint="Try again later.",
     )
 
 
-def _asked_wait_s(response: httpx2.Response) -> int:
-    """How long the hub asks to be left alone, in either of the two ways that the client obeys."""
+def _requested_wait_s(response: httpx2.Response) -> int:
+    """Return the wait that the hub asks for by Retry-After or RateLimit, the two headers that the client obeys."""
     waits = [response.headers.get("retry-after", "").strip()]
     if found := _RESET.search(response.headers.get("ratelimit", "")):
         waits.append(found[1])
@@ -189,8 +196,8 @@ def _asked_wait_s(response: httpx2.Response) -> int:
     return max((int(wait[:18]) for wait in waits if wait.isdigit()), default=0) if is_refusal else 0
 
 
-def _forget_made_up_names(response: httpx2.Response) -> None:
-    """The client names files by these headers: only hashes may get there, or a hub could name any file of ours."""
+def _drop_invalid_etags(response: httpx2.Response) -> None:
+    """Drop ETags that are no hashes: the client uses them as names of files in its cache."""
     headers = response.headers
     for name in ("etag", "x-linked-etag"):
         if name in headers and not _HASH.fullmatch(headers[name].removeprefix("W/").strip('"')):
@@ -199,8 +206,8 @@ def _forget_made_up_names(response: httpx2.Response) -> None:
         del headers["x-repo-commit"]
 
 
-def _forget_foreign_xet(response: httpx2.Response, origin: tuple[str, str, int | None]) -> None:
-    """The client asks the address of a Xet download for a key, with its token: it must be the hub's own."""
+def _drop_foreign_xet_headers(response: httpx2.Response, origin: tuple[str, str, int | None]) -> None:
+    """Drop a Xet address of another origin: the client would send its token there."""
     headers = response.headers
     if "x-xet-hash" not in headers:
         return

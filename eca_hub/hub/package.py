@@ -1,28 +1,31 @@
-"""What a package is: `config.json`, `model.safetensors` and `README.md`, and nothing else.
+"""The files of a package: `config.json`, `model.safetensors` and `README.md`. Imports no torch.
 
-Reads and writes the words of a package, not its weights, so that publishing needs no torch. Knows nothing of networks
-or of the hub's protocol.
+Writing produces all three; reading needs the first two, as folders that timm writes have no README.md. The content of
+config.json is untrusted: every value is checked before it is used.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from eca_hub.atomic import atomic_folder
-from eca_hub.errors import InvalidConfig, NotAnEcaModel
-from eca_hub.hub.hashes import read_hashed
-from eca_hub.hub.timm_config import OURS, NumberedLabels, from_timm, numbers
+from eca_hub.errors import InvalidConfig, InvalidPackage
+from eca_hub.hub.hashes import read_and_hash
+from eca_hub.hub.timm_format import ECA_HUB_KEY, LabelNaming, config_from_timm_dict, index_labels
 from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem, current_stem
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
+"""What is written, pushed and pulled; nothing else of a folder is."""
 
 FORMAT = 1
 """Version of config.json that this code writes. Older ones keep loading."""
@@ -31,6 +34,7 @@ LIBRARY_NAME = "eca-hub"
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_LABELS = 100_000
+_PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar")
 
 
 @dataclass(frozen=True)
@@ -49,33 +53,43 @@ def find_package(folder: str | Path) -> Path:
     """Return the package folder: the one given, or `model/` inside a run folder.
 
     Raises:
-        NotAnEcaModel: a file of the three is missing in both; names it.
+        InvalidPackage: config.json or the weights are missing in both; names what is missing.
     """
     given = Path(folder)
     if not given.is_dir():
-        raise NotAnEcaModel(
-            f"{given} is no folder.", hint="Give a run folder, a package folder, or OWNER/NAME of a hub model."
+        raise InvalidPackage(
+            f"{given} is not a folder.", hint="Give a run folder, a package folder, or OWNER/NAME of a hub model."
         )
     for candidate in (given, given / "model"):
         if (candidate / CONFIG_FILE).is_file():
-            missing = [name for name in FILES if not (candidate / name).is_file()]
-            if missing:
-                raise NotAnEcaModel(f"{candidate} lacks {' and '.join(missing)}; a package is {', '.join(FILES)}.")
+            if not (candidate / WEIGHTS_FILE).is_file():
+                raise _no_weights(candidate)
             return candidate
-    raise NotAnEcaModel(
-        f"{given} holds no {CONFIG_FILE}, neither does {given / 'model'}.", hint="Did the training run end?"
+    raise InvalidPackage(
+        f"{given} has no {CONFIG_FILE}, nor has {given / 'model'}.", hint="Did the training run finish?"
+    )
+
+
+def _no_weights(folder: Path) -> InvalidPackage:
+    pickles = sorted(each.name for each in folder.iterdir() if each.suffix in _PICKLE_SUFFIXES)
+    if not pickles:
+        return InvalidPackage(f"{folder} has no {WEIGHTS_FILE}; a package needs {CONFIG_FILE} and {WEIGHTS_FILE}.")
+    return InvalidPackage(
+        f"{folder} has no {WEIGHTS_FILE}, only {pickles[0]}, which is not read: a pickle can run code.",
+        hint=f"Convert it: eca-hub convert {folder / pickles[0]} --to NEW_FOLDER",
     )
 
 
 def read_folder(folder: str | Path) -> Package:
-    """Read the package in a folder; its revision is a hash of the three files."""
+    """Read the package in a folder; its revision is a hash of its files."""
     path = find_package(folder)
     digests = [hashlib.sha256() for _ in FILES]
-    config_bytes, weights_bytes, _ = [
-        read_hashed(path / name, digest) for name, digest in zip(FILES, digests, strict=True)
+    contents = [
+        read_and_hash(path / name, digest) if (path / name).is_file() else memoryview(b"")
+        for name, digest in zip(FILES, digests, strict=True)
     ]
     revision = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:40]
-    return Package(str(folder), revision, bytes(config_bytes), weights_bytes)
+    return Package(str(folder), revision, bytes(contents[0]), contents[1])
 
 
 def check_new_folder(folder: str | Path) -> Path:
@@ -113,74 +127,77 @@ def _not_writable(path: Path, error: OSError) -> InvalidConfig:
     return InvalidConfig(f"{path} cannot be written: {error.strerror or error}.", hint="Give another folder.")
 
 
-def config_to_words(config: ModelConfig) -> dict[str, Any]:
-    """Write what config.json says of a network that only eca-hub can make."""
-    words = dataclasses.asdict(config)
-    labels = words.pop("labels")
-    del words["timm_args"]
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
+    """Return the config.json of a network that only eca-hub can build."""
+    fields = dataclasses.asdict(config)
+    labels = fields.pop("labels")
+    del fields["timm_args"]
     return {
         "format": FORMAT,
         "library_name": LIBRARY_NAME,
-        **words,
+        **fields,
         "num_classes": len(labels),
         "label_names": labels,
     }
 
 
-def to_text(document: Mapping[str, Any]) -> str:
-    """Write a JSON document for people to read as well."""
+def to_json_text(document: Mapping[str, Any]) -> str:
+    """Format a JSON document so that people can read it too."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def config_from_json(text: bytes, *, origin: str, labels_for: NumberedLabels = numbers) -> ModelConfig:
-    """Read config.json, of ours or of timm's shape, trusting nothing in it.
+def config_from_json(text: bytes, *, origin: str, default_labels_for: LabelNaming = index_labels) -> ModelConfig:
+    """Parse and check a config.json of ours or of timm's.
 
     Args:
         text: The bytes of the file.
-        origin: What to call the package in a message.
-        labels_for: Names the classes of a network of timm's that brings no names.
+        origin: Name of the package in messages.
+        default_labels_for: Names the classes of a timm network without label names.
 
     Raises:
-        NotAnEcaModel: not JSON, neither ours nor timm's, of a later format, or with a value of the wrong kind.
+        InvalidPackage: not JSON, neither ours nor timm's, of a later format, or with a value that cannot be used.
     """
-    document = _document(text, origin)
+    document = _parse_document(text, origin)
     try:
         if document.get("library_name") == LIBRARY_NAME:
-            return _config_from_words(document)
-        return from_timm(document, labels_for)
-    except (KeyError, TypeError, ValueError, OverflowError, InvalidConfig) as error:
+            config = _config_from_dict(document)
+        else:
+            config = config_from_timm_dict(document, default_labels_for)
+        _check_values(config)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, InvalidConfig) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
+        raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
+    return config
 
 
-def is_written_for_timm(text: bytes) -> bool:
-    """Whether a config.json that `config_from_json` has read says that eca-hub wrote the package for stock timm too."""
-    return OURS in json.loads(text)
+def is_timm_compatible(text: bytes) -> bool:
+    """Return whether a config.json that `config_from_json` has read was written by eca-hub for stock timm as well."""
+    return ECA_HUB_KEY in json.loads(text)
 
 
-def _document(text: bytes, origin: str) -> dict[str, Any]:
+def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
     if len(text) > _MAX_CONFIG_BYTES:
-        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} has {len(text)} bytes; the limit is {_MAX_CONFIG_BYTES}.")
+        raise InvalidPackage(f"{CONFIG_FILE} of {origin} has {len(text)} bytes; the limit is {_MAX_CONFIG_BYTES}.")
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        raise NotAnEcaModel(f"{CONFIG_FILE} of {origin} is not JSON.") from None
+        raise InvalidPackage(f"{CONFIG_FILE} of {origin} is not JSON.") from None
     if not isinstance(document, dict) or (
         document.get("library_name") != LIBRARY_NAME and "pretrained_cfg" not in document
     ):
-        raise NotAnEcaModel(
+        raise InvalidPackage(
             f"{CONFIG_FILE} of {origin} is neither eca-hub's, which says library_name {LIBRARY_NAME!r}, nor timm's, "
             "which has a pretrained_cfg."
         )
     if document.get("library_name") == LIBRARY_NAME and document.get("format") != FORMAT:
-        raise NotAnEcaModel(
+        raise InvalidPackage(
             f"{CONFIG_FILE} of {origin} has format {document.get('format')!r}; this eca-hub reads {FORMAT}.",
             hint="A later one: pip install -U eca-hub",
         )
     return document
 
 
-def _config_from_words(document: Mapping[str, Any]) -> ModelConfig:
+def _config_from_dict(document: Mapping[str, Any]) -> ModelConfig:
     labels = document["label_names"]
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise TypeError("label_names is not a list of strings.")
@@ -209,3 +226,17 @@ def _config_from_words(document: Mapping[str, Any]) -> ModelConfig:
 def _expect_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+
+
+def _check_values(config: ModelConfig) -> None:
+    """Check what the dataclasses do not: numbers are finite, and labels cannot control a terminal or a page."""
+    for name, numbers in (("mean", config.image.mean), ("std", config.image.std)):
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError(f"{name} is {list(numbers)}; it must be finite.")
+    for index, label in enumerate(config.labels):
+        if any(unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTION_CHARS for char in label):
+            raise ValueError(f"label {index} is {ascii(label)[:60]}; control characters are not allowed.")
+
+
+_DIRECTION_CHARS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They change the order in which the text around them is shown."""

@@ -1,21 +1,23 @@
-"""A network and the three files that hold it.
+"""Save a network as a package, load it again, and publish it.
 
-Weights are read once into memory and loaded from there: a memory map of the file would let whoever overwrites the file
-change, or crash, a running model.
+Weights are read into memory once and the network uses that memory. A memory map would let a change of the file change,
+or crash, a running model.
 """
 
+import dataclasses
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from eca_hub.atomic import write_atomic
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts, render_card
-from eca_hub.hub.labels import usual_labels
 from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
@@ -23,82 +25,129 @@ from eca_hub.hub.package import (
     Package,
     check_new_folder,
     config_from_json,
-    config_to_words,
-    is_written_for_timm,
+    config_to_dict,
+    is_timm_compatible,
     new_folder,
-    to_text,
+    to_json_text,
 )
 from eca_hub.hub.pull import pull
+from eca_hub.hub.push import PushResult, push_folder
 from eca_hub.hub.safetensors_reader import read_tensors
-from eca_hub.hub.timm_config import to_timm
-from eca_hub.hub.timm_export import record_of, to_stock_timm, without_padding
-from eca_hub.hub.weights import load_strictly
+from eca_hub.hub.timm_export import default_cfg_of, remove_padding, to_stock_timm
+from eca_hub.hub.timm_format import config_to_timm_dict, index_labels
+from eca_hub.hub.weights import Shapes, build_and_load, check_finite
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
 
 
 def save_pretrained(
-    model: nn.Module, config: ModelConfig, folder: str | Path, *, facts: CardFacts | None = None, for_timm: bool = False
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    config: ModelConfig | None = None,
+    facts: CardFacts | None = None,
+    for_timm: bool = False,
 ) -> Path:
     """Write a network as a package: config.json, model.safetensors and a model card.
 
-    Where stock timm can express the network, the package is one of timm's as well: `timm.create_model("hf-hub:...")`
-    and transformers load it without eca-hub, with the same outputs. Each file is complete before it gets its name,
-    and config.json, which makes the folder a package, comes last.
+    Where stock timm can build the network, the package is in timm's format as well: `timm.create_model("hf-hub:...")`
+    and transformers load it without eca-hub, with the same outputs. Each file is written atomically, and config.json,
+    which makes the folder a package, last.
 
     Args:
-        model: The network; its weights are written from the CPU.
-        config: What `build_model` needs to make it again, with its labels.
+        model: The network.
         folder: Where to; made if absent.
-        facts: What the model card shall tell of training and results.
-        for_timm: Refuse to write what stock timm cannot express.
+        labels: Class names in the order of the outputs; those of the configuration when not given.
+        config: What `build_model` needs to build it again; `model.config`, which `create_model` and `load_pretrained`
+            set, when not given.
+        facts: Training and results for the model card.
+        for_timm: Refuse a network that stock timm cannot build.
 
     Returns:
         The folder.
 
     Raises:
-        InvalidConfig: the configuration has no labels, or timm cannot express the network and must.
+        InvalidConfig: there are no labels, or not one for each output; the network has no configuration; or timm cannot
+            build it and must.
+        CheckpointMismatch: the configuration describes another network, or a weight is NaN or infinite.
     """
-    if not config.labels:
-        raise InvalidConfig(
-            "A package needs labels, the class names in the order of the outputs.", hint="ModelConfig(labels=(...))"
-        )
-    resolved = resolve_config(config)
-    network, document = model, config_to_words(resolved)
+    resolved = resolve_config(_config_of(model, config, labels))
+    check_finite(_weights_of(model), sentence="The network cannot be saved")
+    _check_describes(resolved, model)
+    network, document = model, config_to_dict(resolved)
     try:
         network, model_args = to_stock_timm(model, resolved)
-        document = to_timm(resolved, model_args, record_of(network))
+        document = config_to_timm_dict(resolved, model_args, default_cfg_of(network))
     except InvalidConfig:
         if for_timm:
             raise
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     card = render_card(resolved, count_complexity(resolved), facts or CardFacts(), is_timm=network is not model)
     write_atomic(path / CARD_FILE, card.encode())
-    write_atomic(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
-    write_atomic(path / CONFIG_FILE, to_text(document).encode())
+    write_atomic(path / WEIGHTS_FILE, safetensors.torch.save(_weights_of(network), metadata={"format": "pt"}))
+    write_atomic(path / CONFIG_FILE, to_json_text(document).encode())
     return path
 
 
-def export_to_timm(model: nn.Module, config: ModelConfig, folder: str | Path) -> Path:
+def export_to_timm(
+    model: nn.Module, folder: str | Path, *, labels: Sequence[str] | None = None, config: ModelConfig | None = None
+) -> Path:
     """Write a network as a folder that stock timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
-    What `save_pretrained` does wherever it can; here it must. The outputs stay the same; so do labels and
-    preprocessing. Published on a hub, `hf-hub:OWNER/NAME` loads it.
+    `save_pretrained` does this wherever timm can build the network; this function refuses the others. Outputs, labels
+    and preprocessing stay the same. Published on a hub, `hf-hub:OWNER/NAME` loads it.
 
     Args:
         model: The network.
-        config: Its configuration, with labels.
-        folder: Where to; a new or empty one.
+        folder: Where to; new or empty.
+        labels: As for `save_pretrained`.
+        config: As for `save_pretrained`.
 
     Raises:
-        InvalidConfig: timm cannot express this network, which says why, or the folder is not empty.
+        InvalidConfig: timm cannot build this network, with the reason, or the folder is not empty.
     """
-    with new_folder(check_new_folder(folder)) as draft:
-        save_pretrained(model, config, draft, for_timm=True)
+    check_new_folder(folder)
+    with new_folder(folder) as draft:
+        save_pretrained(model, draft, labels=labels, config=config, for_timm=True)
     return Path(folder)
+
+
+def push_to_hub(
+    model: nn.Module | str | Path,
+    model_id: str,
+    *,
+    labels: Sequence[str] | None = None,
+    config: ModelConfig | None = None,
+    facts: CardFacts | None = None,
+    **options: Any,
+) -> PushResult:
+    """Publish a network, a package folder or a run folder in one commit.
+
+    Args:
+        model: The network, or the folder.
+        model_id: Hub `owner/name`; the repository is made if it does not exist.
+        labels: Of a network, as for `save_pretrained`.
+        config: Of a network, as for `save_pretrained`.
+        facts: Of a network, as for `save_pretrained`.
+        options: As for `eca_hub.hub.push.push_folder`: private, branch, tag, message, endpoint, token.
+
+    Raises:
+        InvalidPackage: the folder holds no complete package.
+        InvalidConfig: as for `save_pretrained`, or a name is malformed.
+        AccessDenied: the token is absent or may not write there.
+        PushConflict: another commit was published in between, or the tag is taken; nothing was changed.
+        HubUnavailable: the hub does not answer.
+    """
+    if isinstance(model, str | Path):
+        if labels is not None or config is not None or facts is not None:
+            raise InvalidConfig("A folder has its own labels and card; labels, config and facts are for a network.")
+        return push_folder(model, model_id, **options)
+    with tempfile.TemporaryDirectory(prefix="eca_hub_push_") as folder:
+        save_pretrained(model, folder, labels=labels, config=config, facts=facts)
+        return push_folder(folder, model_id, **options)
 
 
 def load_pretrained(id_or_folder: str | Path, revision: str | None = None) -> tuple[nn.Module, ModelConfig]:
@@ -109,36 +158,82 @@ def load_pretrained(id_or_folder: str | Path, revision: str | None = None) -> tu
         revision: Branch, tag or commit; the main branch when none is given.
 
     Raises:
-        HubError: the package is not to be had, or its bytes are not what the hub announced.
+        HubError: the package cannot be downloaded or used, or its bytes are not what the hub announced.
         CheckpointMismatch: the weights do not fit the network that config.json describes.
     """
     return read_package(pull(id_or_folder, revision))
 
 
 def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
-    """Make the network that a package describes, with its weights, in evaluation mode.
+    """Build the network of a package, with its weights, in evaluation mode.
 
-    The bytes of the package become the memory of the network, so that a package makes one network.
+    The network uses the memory of the package's bytes, so a package makes one network.
     """
-    config = config_from_json(package.config_bytes, origin=package.model_id, labels_for=usual_labels)
+    config = config_from_json(package.config_bytes, origin=package.model_id, default_labels_for=default_labels)
     try:
         weights = read_tensors(package.weights_bytes)
     except ValueError as error:
         raise CheckpointMismatch(f"{WEIGHTS_FILE} of {package.model_id} is broken: {error}.") from None
-    # On the meta device nothing is allocated or initialised, so a config that lies about its size costs nothing.
-    with torch.device("meta"), _WithoutRandomNumbers():
-        model = build_model(config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if config.attention != "none" and is_written_for_timm(package.config_bytes):
-        weights = without_padding(weights, shapes)
-    load_strictly(model, weights, sentence=f"The weights of {package.model_id} do not fit its config.json")
+    resolved = resolve_config(config)
+    is_padded = config.attention != "none" and is_timm_compatible(package.config_bytes)
+
+    def weights_for(shapes: Shapes) -> dict[str, Tensor]:
+        return remove_padding(weights, shapes) if is_padded else weights
+
+    sentence = f"The weights of {package.model_id} do not fit its {CONFIG_FILE}"
+    model = build_and_load(lambda: build_model(resolved), weights_for, sentence=sentence)
+    model.config = config  # type: ignore[assignment]
     return model.eval(), config
 
 
-class _WithoutRandomNumbers(TorchFunctionMode):
-    """Leaves out the start values that a network gives its weights: on the meta device they are nothing, slowly."""
+def default_labels(num_classes: int) -> tuple[str, ...]:
+    """Name the classes of a network without label names: ImageNet's for 1000, else by index."""
+    return imagenet_labels() if num_classes == 1000 else index_labels(num_classes)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+def imagenet_labels() -> tuple[str, ...]:
+    """Name ImageNet's 1000 classes in the usual order; equal names, such as the two cranes, get their WordNet id."""
+    info = ImageNetInfo()
+    names = [description.partition(",")[0] for description in info.label_descriptions()]
+    wordnet_ids = info.label_names()  # type: ignore[no-untyped-call]
+    return tuple(
+        f"{name} ({wordnet_id})" if names.count(name) > 1 else name
+        for name, wordnet_id in zip(names, wordnet_ids, strict=True)
+    )
+
+
+def _config_of(model: nn.Module, config: ModelConfig | None, labels: Sequence[str] | None) -> ModelConfig:
+    known = getattr(model, "config", None) if config is None else config
+    if not isinstance(known, ModelConfig):
+        raise InvalidConfig(
+            "This network has no configuration, so a package could not tell how to build it again.",
+            hint="create_model sets model.config for methods that have a name; or give config=ModelConfig(...).",
+        )
+    if labels is not None:
+        known = dataclasses.replace(known, labels=tuple(labels))
+    if not known.labels:
+        raise InvalidConfig(
+            "A package needs labels: the class names in the order of the outputs.", hint='Give labels=["cat", "dog"].'
+        )
+    return known
+
+
+def _check_describes(config: ModelConfig, model: nn.Module) -> None:
+    """Check that the configuration builds a network with the same names and shapes."""
+    with torch.device("meta"):
+        built = build_model(config).state_dict()
+    actual = model.state_dict()
+    differing = [name for name in built if name in actual and built[name].shape != actual[name].shape]
+    if built.keys() == actual.keys() and not differing:
+        return
+    if built.keys() == actual.keys() and all(built[name].shape[1:] == actual[name].shape[1:] for name in differing):
+        num_outputs = actual[differing[0]].shape[0]
+        raise InvalidConfig(f"There are {config.num_classes} labels, and the network has {num_outputs} outputs.")
+    first = sorted({*(built.keys() ^ actual.keys()), *differing})[:3]
+    raise CheckpointMismatch(
+        f"The configuration describes another network than the one to save: they differ in {', '.join(first)}.",
+    )
+
+
+def _weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -1,11 +1,11 @@
-"""From a hub or a folder to the checked bytes of a package, through the unmodified client and its cache.
+"""Download a package through huggingface_hub and its cache, and check its bytes. Imports no torch.
 
-The revision is resolved to a commit once, every file is fetched by that commit, and its bytes are read once and
-compared with the hash under which the hub announced them. Needs no torch.
+The revision is resolved to a commit once, every file is downloaded by that commit, and its bytes are read once and
+compared with the hash that the hub announced.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,10 @@ import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.errors import ChecksumMismatch, HubError, Offline
-from eca_hub.hub.client import check_model_id, check_revision, hub_errors, is_commit
-from eca_hub.hub.hashes import digest_for, git_or_lfs_hash, read_hashed
-from eca_hub.hub.http_limits import MAX_BYTES, guarded
+from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable
+from eca_hub.hub.client import check_model_id, hub_errors, is_commit, parse_model_id
+from eca_hub.hub.hashes import file_has_hash, hash_like_hub, new_hasher, read_and_hash
+from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
 from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
@@ -28,12 +28,12 @@ from eca_hub.hub.package import (
 )
 
 MAX_TEXT_BYTES = 16 << 20
-"""No config.json and no model card is longer."""
-_BROKEN_RETRIES = 2
+"""Longest config.json and model card."""
+_CONNECTION_RETRIES = 2
 
 
 @dataclass(frozen=True)
-class Fetched:
+class CachedFile:
     """A file in the client's cache."""
 
     path: Path
@@ -41,8 +41,8 @@ class Fetched:
     """The hash that the hub announced for it."""
 
 
-Fetch = Callable[[str, str, bool], Fetched]
-"""Called with a file's name, a revision, and whether to fetch it even if the cache has it."""
+Download = Callable[[str, str, bool], CachedFile]
+"""Called with the name of a file, a revision, and whether to download it even if the cache has it."""
 
 
 def pull(
@@ -50,29 +50,29 @@ def pull(
 ) -> Package:
     """Read a package from a folder, or from the hub through the client's cache.
 
-    A file that is damaged in the cache is fetched once more; one that arrives damaged is refused and forgotten.
+    A file that is damaged in the cache is downloaded once more; one that arrives damaged is refused and removed.
 
     Args:
-        id_or_folder: A folder that exists, else `owner/name`.
+        id_or_folder: A folder that exists, else `owner/name`, `owner/name@revision` or the address of its page.
         revision: Branch, tag or commit of the hub repository; the main branch when none is given.
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         token: Key to private repositories; HF_TOKEN or the client's login when none is given.
 
     Raises:
-        HubError: the package is not to be had, or its bytes are not what the hub announced.
-        InvalidConfig: the name or the revision cannot be one.
+        HubError: the package cannot be downloaded, or its bytes are not what the hub announced.
+        InvalidConfig: the name or the revision is malformed.
     """
     if is_folder(id_or_folder):
         return read_folder(id_or_folder)
-    assert isinstance(id_or_folder, str)
-    fetch = _fetcher(id_or_folder, revision, endpoint, token)
-    commit, config_bytes = _resolve(fetch, revision or "main")
-    weights_bytes = _fetch_checked(fetch, WEIGHTS_FILE, commit)
-    return Package(id_or_folder, commit, config_bytes, weights_bytes)
+    model_id, revision = parse_model_id(str(id_or_folder), revision)
+    download = _downloader(model_id, revision, endpoint, token)
+    commit, config_bytes = _resolve(download, revision or "main")
+    weights_bytes = _read_checked(download, WEIGHTS_FILE, commit)
+    return Package(model_id, commit, config_bytes, weights_bytes)
 
 
 def is_folder(id_or_folder: str | Path) -> bool:
-    """Whether a package is looked for on this disk, not on a hub."""
+    """Return whether a package is read from this disk, not from a hub."""
     return isinstance(id_or_folder, Path) or Path(id_or_folder).is_dir()
 
 
@@ -84,103 +84,130 @@ def pull_to(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Copy a package from the hub to a new folder, which appears whole or not at all; return its commit.
+    """Copy a package from the hub to a new folder, atomically; return its commit.
 
     Args:
-        model_id: Hub `owner/name`.
+        model_id: `owner/name`, `owner/name@revision` or the address of its page.
         folder: Where to; new or empty.
         revision: Branch, tag or commit; the main branch when none is given.
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         token: Key to private repositories.
 
     Raises:
-        HubError: the package is not to be had, or its bytes are not what the hub announced.
-        InvalidConfig: the name or the revision cannot be one, or the folder is not empty.
+        HubError: the package cannot be downloaded, or its bytes are not what the hub announced.
+        InvalidConfig: the name or the revision is malformed, or the folder is not empty.
     """
     check_new_folder(folder)
-    fetch = _fetcher(model_id, revision, endpoint, token)
-    commit, config_bytes = _resolve(fetch, revision or "main")
+    model_id, revision = parse_model_id(model_id, revision)
+    download = _downloader(model_id, revision, endpoint, token)
+    commit, config_bytes = _resolve(download, revision or "main")
     with new_folder(folder) as draft:
         (draft / CONFIG_FILE).write_bytes(config_bytes)
         for name in (WEIGHTS_FILE, CARD_FILE):
-            (draft / name).write_bytes(_fetch_checked(fetch, name, commit))
+            (draft / name).write_bytes(_read_checked(download, name, commit))
     return commit
 
 
-def _fetcher(model_id: str, revision: str | None, endpoint: str | None, token: str | None) -> Fetch:
-    check_model_id(model_id)
-    if revision is not None:
-        check_revision(revision)
-
-    def fetch(name: str, at: str, again: bool) -> Fetched:
+def _downloader(model_id: str, revision: str | None, endpoint: str | None, token: str | None) -> Download:
+    def download(name: str, at: str, again: bool) -> CachedFile:
         max_bytes = MAX_BYTES if name == WEIGHTS_FILE else MAX_TEXT_BYTES
-        with hub_errors(model_id, revision), guarded(endpoint, max_bytes):
-            path = _downloaded(
+        with hub_errors(model_id, revision), limit_requests(endpoint, max_bytes):
+            path = _retry_connection(
                 lambda: hf_hub_download(
                     model_id, name, revision=at, endpoint=endpoint, token=token, force_download=again
                 )
             )
             commit = path.parent.name
             if not is_commit(commit) or (is_commit(at) and at != commit):
-                raise HubError(f"The hub was asked for {model_id} at {at} and sent {commit[:40]!r}.")
+                raise HubError(f"The hub returned commit {commit[:40]!r} of {model_id} for {at!r}.")
             if path.is_symlink():
-                return Fetched(path, announced=path.resolve().name)
-            # On a disk without links the cache keeps no hashes, so ask the hub which it announced.
+                return CachedFile(path, announced=path.resolve().name)
+            # Without symbolic links the cache does not keep the hash, so ask the hub for it.
             [entry] = HfApi(endpoint=endpoint, token=token).get_paths_info(model_id, [name], revision=commit)
             assert isinstance(entry, RepoFile)
-            return Fetched(path, announced=entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            return CachedFile(path, announced=entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
-    return fetch
+    return download
 
 
-def _downloaded(download: Callable[[], str]) -> Path:
-    """Ask again when the connection breaks before an answer begins; the client does so in other cases only."""
-    for _ in range(_BROKEN_RETRIES):
+def _retry_connection(download: Callable[[], str]) -> Path:
+    """Retry a connection that breaks before the response starts; the client itself retries only in other cases."""
+    for _ in range(_CONNECTION_RETRIES):
         with contextlib.suppress(httpx2.ReadError, httpx2.WriteError):
             return Path(download())
     return Path(download())
 
 
-def _resolve(fetch: Fetch, revision: str) -> tuple[str, bytes]:
-    """Fetch config.json by a name that may move; the commit that it came from is what all else is fetched by.
+def _resolve(download: Download, revision: str) -> tuple[str, bytes]:
+    """Download config.json by branch or tag, and return the commit that it came from.
 
-    Asking for a file rather than for the commit costs one request less, and makes the cache remember which commit the
-    name stood for, so that the same name works without the hub.
+    Requesting a file instead of the commit saves one request, and makes the cache store which commit the branch or tag
+    stood for, so that the same name works offline.
     """
-    commit = fetch(CONFIG_FILE, revision, False).path.parent.name
-    return commit, bytes(_fetch_checked(fetch, CONFIG_FILE, commit))
+    commit = download(CONFIG_FILE, revision, False).path.parent.name
+    return commit, bytes(_read_checked(download, CONFIG_FILE, commit))
 
 
-def _fetch_checked(fetch: Fetch, name: str, commit: str) -> memoryview:
-    """Read a file once, and compare what was read with what the hub announced."""
-    fetched = fetch(name, commit, False)
-    content, actual = _read(fetched)
-    if actual == fetched.announced:
+def _read_checked(download: Download, name: str, commit: str) -> memoryview:
+    """Read a file once, and compare the hash of these bytes with the announced one."""
+    cached = download(name, commit, False)
+    content, actual = _read(cached)
+    if actual == cached.announced:
         return content
     try:
-        # The client takes a forced download in offline mode for a mistake in the program.
+        # In offline mode the client raises ValueError for a forced download.
         if constants.HF_HUB_OFFLINE:
-            raise Offline("HF_HUB_OFFLINE forbids asking the hub.")
-        fetched = fetch(name, commit, True)
-    except Offline:
+            raise HubUnavailable("HF_HUB_OFFLINE forbids asking the hub.")
+        cached = download(name, commit, True)
+    except HubUnavailable:
         raise ChecksumMismatch(
             f"{name} at {commit[:12]} is damaged in the cache, and the hub does not answer.",
-            hint="Pull again when it does.",
+            hint="Pull again when the hub answers.",
         ) from None
-    content, actual = _read(fetched)
-    if actual == fetched.announced:
+    content, actual = _read(cached)
+    if actual == cached.announced:
         return content
-    fetched.path.resolve().unlink(missing_ok=True)
+    cached.path.resolve().unlink(missing_ok=True)
     raise ChecksumMismatch(
-        f"{name} at {commit[:12]} hashes to {actual[:12]}, but the hub announced {fetched.announced[:12]}.",
-        hint="It was refused and removed from the cache. Ask the owner of the repository, or of the hub.",
+        f"{name} at {commit[:12]} hashes to {actual[:12]}, but the hub announced {cached.announced[:12]}.",
+        hint="The file was removed from the cache. Ask the owner of the repository, or of the hub.",
     )
 
 
-def _read(fetched: Fetched) -> tuple[memoryview, str]:
-    """Read a file of the cache; one that cannot be read is as damaged as an empty one."""
+def _read(cached: CachedFile) -> tuple[memoryview, str]:
+    """Read a file of the cache; one that cannot be read counts as damaged."""
     try:
-        digest = digest_for(fetched.announced, fetched.path.stat().st_size)
-        return read_hashed(fetched.path, digest), digest.hexdigest()
+        digest = new_hasher(cached.announced, cached.path.stat().st_size)
+        return read_and_hash(cached.path, digest), digest.hexdigest()
     except OSError:
-        return memoryview(b""), git_or_lfs_hash(b"", fetched.announced)
+        return memoryview(b""), hash_like_hub(b"", cached.announced)
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One stored file, and whether its bytes still have the hash that is its name."""
+
+    model_id: str
+    path: Path
+    num_bytes: int
+    is_intact: bool
+
+
+def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
+    """Read and hash every file in the client's cache, which the client itself never checks again after a download.
+
+    Args:
+        model_id: Hub `owner/name`; every model in the cache when none is given.
+
+    Raises:
+        InvalidConfig: the name is malformed.
+    """
+    if model_id is not None:
+        check_model_id(model_id)
+    pattern = "*" if model_id is None else model_id.replace("/", "--")
+    for blobs in sorted(Path(constants.HF_HUB_CACHE).glob(f"models--{pattern}/blobs")):
+        name = blobs.parent.name.removeprefix("models--").replace("--", "/", 1)
+        for blob in sorted(blobs.iterdir()):
+            # Unfinished downloads end in .incomplete.
+            if blob.is_file() and not blob.suffix:
+                yield CacheEntry(name, blob, blob.stat().st_size, file_has_hash(blob, blob.name))

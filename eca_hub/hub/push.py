@@ -1,7 +1,7 @@
-"""From a package folder to one commit on a hub, through the unmodified client.
+"""Publish a package folder in one commit, through the unmodified huggingface_hub. Imports no torch.
 
-A reader sees the commit before or the one after, never a mix: all files travel in one commit on top of a parent that
-was looked up first. Needs no torch.
+Readers see the commit before or the commit after, never a mix: all files are in one commit on top of a parent that was
+looked up first.
 """
 
 import time
@@ -11,32 +11,32 @@ from pathlib import Path
 
 import httpx2
 import safetensors
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.errors import HubError, InvalidConfig, NotAnEcaModel, PushConflict
+from eca_hub.errors import HubError, InvalidConfig, InvalidPackage, PushConflict
+from eca_hub.hub.card import CardFacts, read_metadata, render_card, set_license, set_model_id
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, status_of
-from eca_hub.hub.hashes import git_or_lfs_hash, has_hash
-from eca_hub.hub.http_limits import guarded
+from eca_hub.hub.hashes import file_has_hash, hash_like_hub
+from eca_hub.hub.http_limits import limit_requests
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, FILES, WEIGHTS_FILE, config_from_json, find_package
-from eca_hub.hub.use import name_model
 
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Published:
-    """What a push left on the hub."""
+class PushResult:
+    """State of the hub after a push."""
 
     model_id: str
     """Hub `owner/name`."""
     revision: str
-    """The commit that the branch now stands at, 40 hexadecimal digits."""
+    """The commit that the branch is at, 40 hexadecimal digits."""
     url: str
-    """Page of the repository."""
+    """Address of the repository's page."""
     is_new: bool
-    """Whether this push made the commit; False when the hub already held the same bytes."""
+    """Whether this push made the commit; False when the hub already had the same bytes."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class PlannedFile:
     name: str
     num_bytes: int
     is_changed: bool
-    """Whether the hub holds other bytes, or none, under that name."""
+    """Whether the hub has other bytes, or no such file."""
 
 
-def push_to_hub(
+def push_folder(
     folder: str | Path,
     model_id: str,
     *,
@@ -57,51 +57,51 @@ def push_to_hub(
     branch: str = "main",
     tag: str | None = None,
     message: str | None = None,
+    license: str | None = None,
     endpoint: str | None = None,
     token: str | None = None,
     wait: Callable[[float], None] = time.sleep,
-) -> Published:
-    """Publish a package in one commit; when the hub already holds the same bytes, do nothing.
+) -> PushResult:
+    """Publish a package in one commit; when the hub already has the same bytes, do nothing.
 
-    Only the three files of the package travel, whatever else the folder holds. On the hub the card's lines of use name
-    the model; the folder stays as it is. The same push typed again after a crash or a lost answer ends in exactly one
-    commit.
+    Only the files of the package are sent, whatever else is in the folder. On the hub the card's usage section names
+    the model, and a package without a card gets one; the folder itself stays as it is. Repeating a push after a crash
+    or a lost response ends in exactly one commit.
 
     Args:
         folder: A package folder, or a run folder with one in `model/`.
         model_id: Hub `owner/name`; the repository is made if it does not exist.
-        private: Whether others may not see it. None leaves an existing repository as it is and makes a new one public.
-        branch: Where the commit goes; made from the main branch if it does not exist.
-        tag: Name for the commit that will not move, such as `v1`.
+        private: Whether to hide it from others. None leaves an existing repository as it is and makes a new one public.
+        branch: Branch for the commit; made from the main branch if it does not exist.
+        tag: Tag for the commit, such as `v1`; tags do not move.
         message: Title of the commit.
+        license: License of the weights for the card, as the Hub spells it; the card's own when not given.
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         token: Key with the right to write; HF_TOKEN or the client's login when none is given.
-        wait: Called with seconds between two tries while the hub is busy.
+        wait: Called with the seconds between two attempts while the hub is busy.
 
     Raises:
-        NotAnEcaModel: the folder holds no whole package.
-        InvalidConfig: the repository exists with the other visibility, or a name cannot be one.
+        InvalidPackage: the folder holds no complete package.
+        InvalidConfig: the repository exists with the other visibility, a name is malformed, or the hub refuses the
+            metadata of the card.
         AccessDenied: the token is absent or may not write there.
-        PushConflict: somebody else published in between, or the tag stands elsewhere; nothing was changed.
-        Offline: the hub does not answer.
+        PushConflict: another commit was published in between, or the tag is taken; nothing was changed.
+        HubUnavailable: the hub does not answer.
     """
-    path = _checked_package(folder, model_id, branch, tag)
+    source = _Source(folder, model_id, branch, tag, license)
     api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(model_id, branch), guarded(endpoint, is_push=True):
+    with hub_errors(model_id, branch), limit_requests(endpoint, is_push=True):
         _ensure_repository(api, model_id, private)
+        tagged = _tagged_commit(api, model_id, tag)
+        if tagged is not None:
+            _check_tag(api, source, model_id, branch, f"{tag}", tagged)
         if branch != "main":
             api.create_branch(model_id, branch=branch, exist_ok=True)
-        tagged = _tagged_commit(api, model_id, tag)
         parent = str(api.model_info(model_id, revision=branch).sha)
-        commit = _commit(api, path, model_id, branch, parent, message, wait)
+        commit = _commit(api, source, model_id, branch, parent, message, wait)
         if tag and tagged is None:
-            api.create_tag(model_id, tag=tag, revision=commit)
-        elif tag and tagged != commit:
-            raise PushConflict(
-                f"{model_id} was published as {commit}, but the tag {tag!r} already stands at {tagged}.",
-                hint="A tag does not move: give another --tag.",
-            )
-    return Published(model_id, commit, f"{api.endpoint}/{model_id}", is_new=commit != parent)
+            _create_tag(api, model_id, tag, commit)
+    return PushResult(model_id, commit, f"{api.endpoint}/{model_id}", is_new=commit != parent)
 
 
 def plan_push(
@@ -112,50 +112,82 @@ def plan_push(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> list[PlannedFile]:
-    """Say what a push would send, without changing anything.
+    """Return what a push would send, without changing anything.
 
     Args:
         folder: A package folder, or a run folder with one in `model/`.
         model_id: Hub `owner/name`.
-        branch: Where the commit would go.
+        branch: Branch for the commit.
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         token: Key to private repositories.
 
     Raises:
-        NotAnEcaModel: the folder holds no whole package.
-        HubError: the hub refuses to say what it holds.
+        InvalidPackage: the folder holds no complete package.
+        HubError: the hub refuses to list its files.
     """
-    path = _checked_package(folder, model_id, branch, None)
+    source = _Source(folder, model_id, branch, None, None)
     api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(model_id, branch), guarded(endpoint):
+    with hub_errors(model_id, branch), limit_requests(endpoint):
         try:
             remote = _remote_hashes(api, model_id, branch)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             remote = {}
-    texts = _texts(path, model_id)
-    changed = _changed_files(path, texts, remote)
-    sizes = {WEIGHTS_FILE: (path / WEIGHTS_FILE).stat().st_size, **{name: len(text) for name, text in texts.items()}}
+    changed = source.changed_files(remote)
+    sizes = {name: len(text) for name, text in source.read_texts().items()}
+    sizes[WEIGHTS_FILE] = source.weights_path.stat().st_size
     return [PlannedFile(name, sizes[name], is_changed=name in changed) for name in FILES]
 
 
-def _checked_package(folder: str | Path, model_id: str, branch: str, tag: str | None) -> Path:
-    """Find the package and refuse what nobody could load again."""
-    check_model_id(model_id)
-    check_revision(branch)
-    if tag is not None:
-        check_revision(tag)
-    path = find_package(folder)
-    config_from_json((path / CONFIG_FILE).read_bytes(), origin=str(path))
-    try:
-        with safetensors.safe_open(path / WEIGHTS_FILE, framework="numpy"):
-            pass
-    except (safetensors.SafetensorError, OSError) as error:
-        raise NotAnEcaModel(f"{path / WEIGHTS_FILE} cannot be read: {error}.") from None
-    return path
+class _Source:
+    """The package to publish, checked so that it can be loaded again, as it will be on the hub."""
+
+    def __init__(self, folder: str | Path, model_id: str, branch: str, tag: str | None, license_id: str | None) -> None:
+        check_model_id(model_id)
+        check_revision(branch)
+        if tag is not None:
+            check_revision(tag)
+        self.path = find_package(folder)
+        self.weights_path = self.path / WEIGHTS_FILE
+        self._model_id = model_id
+        self._license_id = license_id
+        self._config = config_from_json((self.path / CONFIG_FILE).read_bytes(), origin=str(self.path))
+        try:
+            with safetensors.safe_open(self.weights_path, framework="numpy"):
+                pass
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InvalidPackage(f"{self.weights_path} cannot be read: {error}.") from None
+        read_metadata(self.read_texts()[CARD_FILE])
+
+    def read_texts(self) -> dict[str, bytes]:
+        """Return config.json and the card, whose usage section names the model."""
+        config_bytes, card_path = (self.path / CONFIG_FILE).read_bytes(), self.path / CARD_FILE
+        if card_path.is_file():
+            card = card_path.read_bytes()
+        else:
+            is_timm = b'"pretrained_cfg"' in config_bytes
+            card = render_card(self._config, None, CardFacts(), is_timm=is_timm).encode()
+        if self._license_id is not None:
+            card = set_license(card, self._license_id)
+        return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id)}
+
+    def changed_files(self, remote: dict[str, str]) -> set[str]:
+        """Return the names of files of which the hub has other bytes, or none."""
+        texts = self.read_texts()
+        changed = {
+            name for name, text in texts.items() if hash_like_hub(text, remote.get(name, "")) != remote.get(name)
+        }
+        if not file_has_hash(self.weights_path, remote.get(WEIGHTS_FILE, "")):
+            changed.add(WEIGHTS_FILE)
+        return changed
+
+    def signatures(self) -> list[tuple[int, int, int]]:
+        """Return numbers that differ after a write to a file."""
+        states = [(self.path / name).stat() for name in FILES if (self.path / name).is_file()]
+        return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
 def _ensure_repository(api: HfApi, model_id: str, private: bool | None) -> None:
-    """Make the repository; one that exists must be as visible as was asked, before anything is sent."""
+    """Make the repository, or check that an existing one has the requested visibility, before anything is sent."""
     try:
         is_private = bool(api.model_info(model_id).private)
     except RepositoryNotFoundError:
@@ -165,7 +197,7 @@ def _ensure_repository(api: HfApi, model_id: str, private: bool | None) -> None:
         is_now, wanted = ("private", "public") if is_private else ("public", "private")
         raise InvalidConfig(
             f"{model_id} exists and is {is_now}, not {wanted}; nothing was sent.",
-            hint="Change its visibility on the hub first, or push without saying one.",
+            hint="Change its visibility on the hub first, or push without --private and --public.",
         )
 
 
@@ -175,17 +207,42 @@ def _tagged_commit(api: HfApi, model_id: str, tag: str | None) -> str | None:
     return next((ref.target_commit for ref in api.list_repo_refs(model_id).tags if ref.name == tag), None)
 
 
+def _check_tag(api: HfApi, source: _Source, model_id: str, branch: str, tag: str, tagged: str) -> None:
+    """Check, before anything is sent, that an existing tag is at a commit with exactly these bytes."""
+    try:
+        head = api.model_info(model_id, revision=branch).sha
+    except RevisionNotFoundError:
+        head = api.model_info(model_id).sha
+    if tagged != head or source.changed_files(_remote_hashes(api, model_id, tagged)):
+        raise PushConflict(
+            f"The tag {tag!r} of {model_id} exists, at {tagged}, with other files; nothing was published.",
+            hint="Tags do not move: give another --tag.",
+        )
+
+
+def _create_tag(api: HfApi, model_id: str, tag: str, commit: str) -> None:
+    try:
+        api.create_tag(model_id, tag=tag, revision=commit)
+    except HfHubHTTPError as error:
+        if status_of(error) != 409:
+            raise
+        raise PushConflict(
+            f"{model_id} was published as {commit}, but another push made the tag {tag!r} in between.",
+            hint="Tags do not move: push again with another --tag.",
+        ) from None
+
+
 def _commit(
     api: HfApi,
-    path: Path,
+    source: _Source,
     model_id: str,
     branch: str,
     parent: str,
     message: str | None,
     wait: Callable[[float], None],
 ) -> str:
-    """Make the commit; a busy hub is asked again, and a commit whose answer was lost is recognised as ours."""
-    operations = _stage(api, path, model_id, branch, parent)
+    """Make the commit: retry while the hub is busy, and recognize our own commit whose response was lost."""
+    operations = _stage(api, source, model_id, branch, parent)
     if not operations:
         return parent
     for pause_s in (*_BUSY_RETRIES_S, None):
@@ -200,60 +257,63 @@ def _commit(
         except (HfHubHTTPError, httpx2.TransportError) as error:
             status = status_of(error) if isinstance(error, HfHubHTTPError) else None
             if status is None or status == 412 or status >= 500:
-                commit = _own_commit(api, path, model_id, branch, parent)
+                commit = _own_commit(api, source, model_id, branch, parent)
                 if commit is not None:
                     return commit
             if status != 409 or pause_s is None:
                 raise
             wait(pause_s)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _stage(api: HfApi, path: Path, model_id: str, branch: str, parent: str) -> list[CommitOperationAdd]:
-    """Upload what the hub does not have, all of it read at one moment; nobody sees it before the commit.
+def _stage(api: HfApi, source: _Source, model_id: str, branch: str, parent: str) -> list[CommitOperationAdd]:
+    """Upload what the hub does not have, from one state of the folder; nothing is visible before the commit.
 
-    Text is kept in memory. Weights are read while they are sent, so that a gigabyte is never held, and afterwards no
-    file may have changed since the first was looked at.
+    Text is kept in memory. Weights are read while they are sent, so that a gigabyte is never in memory, and afterwards
+    the files must not have changed since the start.
     """
-    before = _signatures(path)
+    before = source.signatures()
     remote = _remote_hashes(api, model_id, parent)
-    texts = _texts(path, model_id)
-    changed = _changed_files(path, texts, remote)
+    texts = source.read_texts()
+    changed = source.changed_files(remote)
+    if CARD_FILE in changed:
+        _validate_card(api, texts[CARD_FILE])
     operations = [CommitOperationAdd(name, text) for name, text in texts.items() if name in changed]
     if WEIGHTS_FILE in changed:
-        weights = CommitOperationAdd(WEIGHTS_FILE, str(path / WEIGHTS_FILE))
+        weights = CommitOperationAdd(WEIGHTS_FILE, str(source.weights_path))
         api.preupload_lfs_files(model_id, additions=[weights], revision=branch)
         operations.append(weights)
-    if _signatures(path) != before:
-        raise HubError(f"{path} changed while it was read; nothing was published.", hint="Push again when it is done.")
+    if source.signatures() != before:
+        raise HubError(
+            f"{source.path} changed while it was read; nothing was published.", hint="Push again when it is complete."
+        )
     return operations
 
 
-def _signatures(path: Path) -> list[tuple[int, int, int]]:
-    """What changes when somebody writes to the files."""
-    states = [(path / name).stat() for name in FILES]
-    return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
+def _validate_card(api: HfApi, card: bytes) -> None:
+    """Let the hub check the card's metadata before weights are uploaded; the commit would be refused afterwards."""
+    key = get_token() if api.token in (None, True) else api.token
+    response = get_session().post(
+        f"{api.endpoint}/api/validate-yaml",
+        json={"content": card.decode("utf-8"), "repoType": "model"},
+        headers={"authorization": f"Bearer {key}"} if key else {},
+    )
+    if response.status_code == 400:
+        errors = response.json().get("errors", [])
+        reasons = "; ".join(str(error.get("message")) for error in errors) or "no reason given"
+        raise InvalidConfig(
+            f"The hub refuses the metadata of the model card README.md: {reasons[:400]}. Nothing was published.",
+            hint="Correct it between the --- lines.",
+        )
 
 
-def _own_commit(api: HfApi, path: Path, model_id: str, branch: str, parent: str) -> str | None:
-    """Return the head of the branch if it is our commit: one on top of the parent, with exactly our bytes."""
+def _own_commit(api: HfApi, source: _Source, model_id: str, branch: str, parent: str) -> str | None:
+    """Return the head of the branch if it is our commit: a child of the parent with exactly our bytes."""
     history = [commit.commit_id for commit in api.list_repo_commits(model_id, revision=branch)[:2]]
     if len(history) < 2 or history[1] != parent:
         return None
-    changed = _changed_files(path, _texts(path, model_id), _remote_hashes(api, model_id, history[0]))
+    changed = source.changed_files(_remote_hashes(api, model_id, history[0]))
     return None if changed else history[0]
-
-
-def _texts(path: Path, model_id: str) -> dict[str, bytes]:
-    """What the hub gets besides weights; the card's lines of use name the model, which the folder cannot know."""
-    card = name_model((path / CARD_FILE).read_bytes(), model_id)
-    return {CONFIG_FILE: (path / CONFIG_FILE).read_bytes(), CARD_FILE: card}
-
-
-def _changed_files(path: Path, texts: dict[str, bytes], remote: dict[str, str]) -> set[str]:
-    """Name the files of which the hub holds other bytes, or none."""
-    changed = {name for name, text in texts.items() if git_or_lfs_hash(text, remote.get(name, "")) != remote.get(name)}
-    return changed if has_hash(path / WEIGHTS_FILE, remote.get(WEIGHTS_FILE, "")) else {*changed, WEIGHTS_FILE}
 
 
 def _remote_hashes(api: HfApi, model_id: str, revision: str) -> dict[str, str]:

@@ -17,10 +17,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from eca_hub.atomic import write_atomic
-from eca_hub.commandline import MeantOption
+from eca_hub.commandline import SuggestionMixin
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.client import check_model_id
-from eca_hub.hub.push import push_to_hub
+from eca_hub.hub.push import push_folder
 from eca_hub.train import data as data_modules
 from eca_hub.train.callbacks.bad_samples import BadSampleLog
 from eca_hub.train.callbacks.checkpointing import CheckpointConfig, ResumableCheckpoint
@@ -47,7 +47,7 @@ _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "dat
 }
 
 
-class RunArgumentParser(MeantOption, LightningArgumentParser):
+class RunArgumentParser(SuggestionMixin, LightningArgumentParser):
     """Lightning's parser, with the error messages of all commands."""
 
 
@@ -169,7 +169,7 @@ class RunCLI(LightningCLI):
             self.trainer, self.model, self.datamodule, self.run_dir, self.folder.checkpoints, self.checkpoint
         )
         if (model_id := self.config["fit"]["push_to"]) and self.trainer.is_global_zero:
-            published = push_to_hub(self.run_dir, model_id)
+            published = push_folder(self.run_dir, model_id)
             print(f"published as {published.revision}  {published.url}", flush=True)
 
     def after_validate(self) -> None:

@@ -89,7 +89,7 @@ def finalize_run(
     # A new network: the trained one may be sharded, or have norms for training only.
     network = build_model(module.config)
     network.load_state_dict(best)
-    save_pretrained(network, module.config, run_dir / "model", facts=facts)
+    save_pretrained(network, run_dir / "model", config=module.config, facts=facts)
     _print_result(result, run_dir, _SAME_SPLIT if data.has_single_eval_split else "")
 
 

@@ -75,7 +75,7 @@ def _one_turn(package: Path, model_id: str, url: str, token: str) -> dict[str, f
 
     from eca_hub.hub.package import FILES, WEIGHTS_FILE
     from eca_hub.hub.pull import pull
-    from eca_hub.hub.push import push_to_hub
+    from eca_hub.hub.push import push_folder
 
     def copy_and_hash() -> None:
         shutil.copyfile(package / WEIGHTS_FILE, package / "copy")
@@ -92,7 +92,7 @@ def _one_turn(package: Path, model_id: str, url: str, token: str) -> dict[str, f
 
         steps: dict[str, Callable[[], object]] = {
             "floor": copy_and_hash,
-            "push": lambda: push_to_hub(package, model_id, endpoint=url, token=token),
+            "push": lambda: push_folder(package, model_id, endpoint=url, token=token),
             "client push": push_by_client,
             "pull": lambda: pull(model_id, endpoint=url),
             "client pull": lambda: hf_hub_download(f"{model_id}_null", WEIGHTS_FILE, endpoint=null_url),
@@ -108,13 +108,13 @@ def _measure_warm_load(work: Path, url: str, token: str, repeats: int) -> dict[s
     from huggingface_hub import hf_hub_download
 
     import eca_hub
-    from eca_hub.hub.push import push_to_hub
+    from eca_hub.hub.push import push_folder
 
     os.environ["HF_ENDPOINT"] = url
     labels = tuple(f"class {index}" for index in range(1000))
     config = eca_hub.ModelConfig("resnet50", "eca", labels=labels)
-    package = eca_hub.save_pretrained(eca_hub.create_model("eca_resnet50"), config, work / "resnet50")
-    published = push_to_hub(package, "bench/eca_resnet50", endpoint=url, token=token)
+    package = eca_hub.save_pretrained(eca_hub.create_model("eca_resnet50"), work / "resnet50", config=config)
+    published = push_folder(package, "bench/eca_resnet50", endpoint=url, token=token)
 
     def load_classifier() -> None:
         eca_hub.Classifier.from_pretrained(published.model_id, published.revision, endpoint=url)
@@ -141,11 +141,13 @@ def _measure_warm_load(work: Path, url: str, token: str, repeats: int) -> dict[s
 
 def _package_of_noise(folder: Path, mib: int) -> Path:
     """Write a package whose weights cannot be compressed or found elsewhere."""
-    from eca_hub.hub.package import config_to_words, to_text
+    from eca_hub.hub.package import config_to_dict, to_json_text
     from eca_hub.models.config import ModelConfig
 
     folder.mkdir()
-    (folder / "config.json").write_text(to_text(config_to_words(ModelConfig("resnet18", "none", labels=("noise",)))))
+    (folder / "config.json").write_text(
+        to_json_text(config_to_dict(ModelConfig("resnet18", "none", labels=("noise",))))
+    )
     (folder / "README.md").write_text("---\nlibrary_name: eca-hub\n---\n\nNoise, to measure with.\n")
     num_bytes = mib * 2**20
     header = json.dumps({"noise": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()

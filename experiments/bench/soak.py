@@ -257,7 +257,7 @@ def _save_model(folder: Path) -> None:
 
     labels = tuple(map(str, range(10)))
     config = eca_hub.ModelConfig("resnet20", "eca", labels=labels, image=eca_hub.ImageConfig(32, 32, crop=1.0))
-    eca_hub.save_pretrained(eca_hub.create_model("eca_resnet20", num_classes=10), config, folder)
+    eca_hub.save_pretrained(eca_hub.create_model("eca_resnet20", num_classes=10), folder, config=config)
 
 
 def _png_of_many_pixels() -> bytes:

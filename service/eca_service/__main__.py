@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from eca_hub import CommandParser, open_hub
+from eca_hub.commandline import CommandParser
+from eca_hub.commands.localhub import open_hub
 from eca_service.http.auth import ApiKeys, check_bind_address, check_hub_bind_address
 from eca_service.logging import log_to_stderr
 from eca_service.settings import RENAMED, Settings, split

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import constants
 from torch import nn
 
-from eca_hub.hub.push import Published, push_to_hub
+from eca_hub.hub.push import PushResult, push_folder
 from tests.hub import ecanet
 from tests.localhub.hub_process import Hub, running_hub
 
@@ -46,9 +46,9 @@ def model_id(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def push(hub: Hub, package: Path, model_id: str) -> Callable[..., Published]:
-    def publish(**options: Any) -> Published:
-        return push_to_hub(package, model_id, **{"endpoint": hub.url, "token": hub.token, **options})
+def push(hub: Hub, package: Path, model_id: str) -> Callable[..., PushResult]:
+    def publish(**options: Any) -> PushResult:
+        return push_folder(package, model_id, **{"endpoint": hub.url, "token": hub.token, **options})
 
     return publish
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 
+import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from eca_hub.hub.card import CardFacts, Result, render_card, sparkline
+from eca_hub.hub.card import MODEL_ID_PLACEHOLDER, CardFacts, Result, render_card, set_model_id, sparkline
 from eca_hub.models.complexity import count_complexity
 from tests.conftest import TINY
 
@@ -12,7 +13,11 @@ COST = count_complexity(TINY)
 
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
-    facts = CardFacts(title="eca_tiny", results=(Result("scikit-learn digits", "test", "accuracy", 0.9875, 360),))
+    facts = CardFacts(
+        title="eca_tiny",
+        license="apache-2.0",
+        results=(Result("scikit-learn digits", "test", "accuracy", 0.9875, 360),),
+    )
     data = ModelCard(render_card(TINY, COST, facts)).data
     assert isinstance(data, ModelCardData)
     assert data.library_name == "eca-hub"
@@ -22,7 +27,7 @@ def test_the_metadata_is_what_the_hub_reads() -> None:
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("scikit-learn digits", "accuracy", 0.9875)
 
 
-def test_the_page_tells_the_network_and_the_measured_number() -> None:
+def test_the_page_shows_the_network_and_the_measured_number() -> None:
     page = render_card(TINY, COST, CardFacts(results=(Result("digits", "test", "accuracy", 0.5, 10),)))
     assert f"`eca_resnet20`, {COST.num_parameters:,} parameters" in page
     assert f"{COST.multiply_adds / 1e6:.1f} million multiply-adds" in page
@@ -33,7 +38,7 @@ def test_the_page_tells_the_network_and_the_measured_number() -> None:
     assert "3 classes: cat, dog, eel" in page
 
 
-def test_training_is_told_with_its_curves_and_where_it_started() -> None:
+def test_the_page_shows_training_with_curves_and_the_base_model() -> None:
     facts = CardFacts(
         recipe={"epochs": "3"},
         curves={"val_top1": [0.1, 0.5, 0.9]},
@@ -57,7 +62,7 @@ def test_a_sparkline_is_short_and_keeps_the_last_value() -> None:
     assert sparkline(list(range(1000)))[-1] == "█"
 
 
-def test_a_package_for_stock_timm_says_so() -> None:
+def test_the_metadata_names_timm_if_timm_loads_the_package() -> None:
     data = ModelCard(render_card(TINY, COST, CardFacts(), is_timm=True)).data
     assert isinstance(data, ModelCardData)
     assert data.library_name == "timm"
@@ -77,3 +82,42 @@ def test_class_names_cannot_break_out_of_the_page() -> None:
     assert "<script" not in page
     assert "[x](" not in page
     assert "\n# heading" not in page
+
+
+def card(*, is_timm: bool = False) -> bytes:
+    return render_card(TINY, count_complexity(TINY), CardFacts(), is_timm=is_timm).encode()
+
+
+@pytest.mark.parametrize(("is_timm", "num_lines"), [(False, 2), (True, 3)])
+def test_every_line_of_the_usage_section_names_the_model(is_timm: bool, num_lines: int) -> None:
+    named = set_model_id(card(is_timm=is_timm), "acme/eca_tiny")
+    assert named == card(is_timm=is_timm).replace(MODEL_ID_PLACEHOLDER.encode(), b"acme/eca_tiny")
+    assert named.count(b"acme/eca_tiny") == num_lines
+    assert MODEL_ID_PLACEHOLDER.encode() not in named
+
+
+@pytest.mark.parametrize("is_timm", [False, True])
+def test_naming_twice_is_naming_once_and_another_repository_renames(is_timm: bool) -> None:
+    once = set_model_id(card(is_timm=is_timm), "acme/eca_tiny")
+    assert set_model_id(once, "acme/eca_tiny") == once
+    assert set_model_id(once, "other/copy") == set_model_id(card(is_timm=is_timm), "other/copy")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        b"Published as OWNER/NAME by its owner.\n",
+        b'classifier = eca_hub.Classifier.from_pretrained("acme/base")  # this repository, or a folder\n',
+        b"eca-hub serve --model acme/base --port 8000\n",
+        b"\r\nWindows\r\n \xff\xfe not text \\1 \\g<0>\r\n",
+        b"",
+    ],
+)
+def test_what_the_user_wrote_stays(own: bytes) -> None:
+    assert set_model_id(own, "acme/eca_tiny") == own
+    assert set_model_id(own + card() + own, "acme/eca_tiny") == own + set_model_id(card(), "acme/eca_tiny") + own
+
+
+def test_a_line_with_the_placeholder_is_named_also_where_the_section_was_changed() -> None:
+    changed = card().replace(b"picture.png", b"cat.png")
+    assert set_model_id(changed, "acme/eca_tiny") == changed.replace(MODEL_ID_PLACEHOLDER.encode(), b"acme/eca_tiny")

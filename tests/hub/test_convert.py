@@ -15,7 +15,7 @@ from eca_hub import ImageConfig, create_model, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.convert import convert_checkpoint
-from eca_hub.hub.labels import imagenet_labels
+from eca_hub.hub.pretrained import imagenet_labels
 from tests.hub import ecanet
 from tests.hub.conftest import Save
 
@@ -55,7 +55,7 @@ def test_mobilenet_weights_from_before_july_2020_have_other_kernels(save: Save) 
 
 
 @pytest.mark.parametrize("box", ["bare", "state_dict", "model", "wrapped twice"])
-def test_weights_are_found_wherever_scripts_put_them(box: str, eca_resnet18: nn.Module, save: Save) -> None:
+def test_weights_are_found_under_the_keys_of_training_scripts(box: str, eca_resnet18: nn.Module, save: Save) -> None:
     weights = eca_resnet18.state_dict()
     content: object = {
         "bare": weights,
@@ -146,7 +146,7 @@ def test_a_tag_of_timm_brings_its_preprocessing(save: Save) -> None:
     assert (config.image.crop, config.image.interpolation) == (0.875, "bilinear")
 
 
-def test_preprocessing_is_the_authors_but_for_what_the_user_says(save: Save, tmp_path: Path) -> None:
+def test_preprocessing_is_the_authors_except_for_given_fields(save: Save, tmp_path: Path) -> None:
     path = save(timm.create_model("resnet18", num_classes=5).state_dict())
     options = ["--architecture", "resnet18.a1_in1k", "--image.height_px", "288", "--image.width_px=288"]
     assert main([str(path), "--to", str(tmp_path / "package"), *options, "--image.mean", "0.5", "0.5", "0.5"]) == 0
@@ -178,7 +178,7 @@ def test_the_command_converts(
     assert main([str(path), "--to", str(tmp_path / "one"), "--labels", str(labels)]) == 0
     printed = capsys.readouterr().out
     assert "eca_resnet18 (kernel_sizes = [3, 5, 7, 7]): 11," in printed
-    assert f"Try: eca-hub classify picture.jpg --model {tmp_path / 'one'}" in printed
+    assert f"Try: eca-hub classify image.jpg --model {tmp_path / 'one'}" in printed
     assert main([str(path), "--to", str(tmp_path / "two"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_classes"] == 10
     assert load_pretrained(tmp_path / "one")[1].labels == tuple("abcdefghij")

@@ -9,44 +9,43 @@ from huggingface_hub import HfApi, constants
 
 from eca_hub.errors import (
     ChecksumMismatch,
+    HubUnavailable,
     InvalidConfig,
-    NotAnEcaModel,
-    Offline,
+    InvalidPackage,
     RepoNotFound,
     RevisionNotFound,
 )
-from eca_hub.hub.cache import check_cache
+from eca_hub.hub.card import set_model_id
 from eca_hub.hub.package import FILES
-from eca_hub.hub.pull import pull, pull_to
-from eca_hub.hub.push import Published
-from eca_hub.hub.use import name_model
+from eca_hub.hub.pull import check_cache, pull, pull_to
+from eca_hub.hub.push import PushResult
 from tests.localhub.hub_process import Hub
 
 
 def test_a_private_repository_is_seen_with_its_token_only(
-    hub: Hub, push: Callable[..., Published], model_id: str
+    hub: Hub, push: Callable[..., PushResult], model_id: str
 ) -> None:
     push(private=True)
-    with pytest.raises(RepoNotFound, match=r"does not exist, or is private\. If it is private, set HF_TOKEN"):
+    with pytest.raises(RepoNotFound, match=r"or it is private\. If it is private, set HF_TOKEN"):
         pull(model_id, endpoint=hub.url)
     assert pull(model_id, endpoint=hub.url, token=hub.token).model_id == model_id
 
 
 @pytest.mark.parametrize("revision", ["../../main", "a..b", "/main", "", "a b", "x" * 300])
-def test_a_revision_that_cannot_be_one_is_refused(revision: str) -> None:
+def test_a_malformed_revision_is_refused(revision: str) -> None:
     with pytest.raises(InvalidConfig, match="cannot be a revision"):
         pull("acme/x", revision, endpoint="http://127.0.0.1:9")
 
 
-def test_what_is_missing_is_told_apart(hub: Hub, push: Callable[..., Published], model_id: str) -> None:
-    with pytest.raises(RepoNotFound, match=r"shows no repository 'acme/nothing'"):
+def test_each_missing_thing_has_its_own_error(hub: Hub, push: Callable[..., PushResult], model_id: str) -> None:
+    with pytest.raises(RepoNotFound, match=r"There is no repository 'acme/nothing' on the hub"):
         pull("acme/nothing", endpoint=hub.url, token=hub.token)
     push()
     with pytest.raises(RevisionNotFound, match="has no branch, tag or commit 'v9'"):
         pull(model_id, "v9", endpoint=hub.url)
     api = HfApi(endpoint=hub.url, token=hub.token)
     api.delete_file("model.safetensors", model_id)
-    with pytest.raises(NotAnEcaModel, match="is no package"):
+    with pytest.raises(InvalidPackage, match="is not a package"):
         pull(model_id, endpoint=hub.url)
 
 
@@ -55,7 +54,7 @@ def test_a_pickle_beside_no_safetensors_is_never_fetched(hub: Hub, model_id: str
     api.create_repo(model_id)
     for name, content in {"config.json": b"{}", "pytorch_model.bin": b"canary"}.items():
         api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=model_id)
-    with pytest.raises(NotAnEcaModel):
+    with pytest.raises(InvalidPackage):
         pull(model_id, endpoint=hub.url)
     assert not any(path.name == "pytorch_model.bin" for path in cache.rglob("*"))
 
@@ -70,7 +69,7 @@ def blob_of(cache: Path, name: str) -> Path:
 )
 def test_a_file_that_is_damaged_in_the_cache_is_fetched_again(
     hub: Hub,
-    push: Callable[..., Published],
+    push: Callable[..., PushResult],
     package: Path,
     model_id: str,
     cache: Path,
@@ -80,13 +79,13 @@ def test_a_file_that_is_damaged_in_the_cache_is_fetched_again(
     pull(model_id, endpoint=hub.url)
     blob = blob_of(cache, "model.safetensors")
     blob.write_bytes(damage(blob.read_bytes()))
-    assert [each.is_whole for each in check_cache(model_id) if each.path == blob] == [False]
+    assert [each.is_intact for each in check_cache(model_id) if each.path == blob] == [False]
     assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
-    assert all(each.is_whole for each in check_cache())
+    assert all(each.is_intact for each in check_cache())
 
 
 def test_a_damaged_file_is_refused_when_the_hub_is_away(
-    hub: Hub, push: Callable[..., Published], model_id: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, push: Callable[..., PushResult], model_id: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = push()
     pull(model_id, endpoint=hub.url)
@@ -98,7 +97,7 @@ def test_a_damaged_file_is_refused_when_the_hub_is_away(
 
 
 def test_a_warm_cache_works_without_the_hub_by_branch_tag_and_commit(
-    hub: Hub, push: Callable[..., Published], model_id: str, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, push: Callable[..., PushResult], model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = push(tag="v1")
     for revision in (None, "main", "v1"):
@@ -106,25 +105,25 @@ def test_a_warm_cache_works_without_the_hub_by_branch_tag_and_commit(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for revision in (None, "main", "v1", published.revision):
         assert pull(model_id, revision, endpoint=hub.url).revision == published.revision
-    with pytest.raises(Offline, match="the cache does not hold acme/other"):
+    with pytest.raises(HubUnavailable, match="the cache does not hold acme/other"):
         pull("acme/other", endpoint=hub.url)
 
 
-def test_a_folder_gets_a_whole_package_or_nothing(
-    hub: Hub, push: Callable[..., Published], model_id: str, package: Path, tmp_path: Path
+def test_a_folder_gets_a_complete_package_or_nothing(
+    hub: Hub, push: Callable[..., PushResult], model_id: str, package: Path, tmp_path: Path
 ) -> None:
     published = push()
     target = tmp_path / "new" / "copy"
     assert pull_to(model_id, target, endpoint=hub.url) == published.revision
     published_bytes = {name: (package / name).read_bytes() for name in FILES}
-    published_bytes["README.md"] = name_model(published_bytes["README.md"], model_id)
+    published_bytes["README.md"] = set_model_id(published_bytes["README.md"], model_id)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == published_bytes
     with pytest.raises(InvalidConfig, match="not empty"):
         pull_to(model_id, target, endpoint=hub.url)
 
 
 def test_the_verify_command_names_and_removes_what_is_damaged(
-    hub: Hub, push: Callable[..., Published], model_id: str, cache: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, push: Callable[..., PushResult], model_id: str, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from eca_hub.__main__ import main
 

@@ -5,20 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+import eca_hub
 from eca_hub.errors import (
     AccessDenied,
     EcaHubError,
     InvalidConfig,
-    NotAnEcaModel,
+    InvalidPackage,
     PushConflict,
     RepoNotFound,
 )
 from eca_hub.hub.package import FILES
+from eca_hub.hub.pretrained import read_package
 from eca_hub.hub.pull import pull, pull_to
-from eca_hub.hub.push import Published, plan_push, push_to_hub
+from eca_hub.hub.push import PushResult, plan_push, push_folder
 from tests.localhub.hub_process import Hub
 
 
@@ -33,7 +36,7 @@ def commits(hub: Hub, model_id: str, branch: str = "main") -> list[str]:
 
 
 def test_what_was_published_is_what_is_pulled(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
 ) -> None:
     published = push()
     pulled = pull(model_id, endpoint=hub.url)
@@ -43,8 +46,24 @@ def test_what_was_published_is_what_is_pulled(
     assert pulled.config_bytes == (package / "config.json").read_bytes()
 
 
+def test_a_network_is_published_without_a_folder(hub: Hub, model_id: str) -> None:
+    model = eca_hub.create_model("eca_resnet20", num_classes=3)
+    labels = ["cat", "dog", "eel"]
+    result = eca_hub.push_to_hub(model, model_id, labels=labels, endpoint=hub.url, token=hub.token)
+    package = pull(model_id, endpoint=hub.url)
+    assert package.revision == result.revision
+    loaded, config = read_package(package)
+    assert config.labels == ("cat", "dog", "eel")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_labels_are_for_a_network_and_not_for_a_folder(package: Path) -> None:
+    with pytest.raises(InvalidConfig, match="A folder has its own labels"):
+        eca_hub.push_to_hub(package, "acme/model", labels=["cat"])
+
+
 def test_only_the_three_files_travel_and_in_one_commit(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
 ) -> None:
     (package / "last.ckpt").write_bytes(b"secret")
     (package / "token").write_text("hf_secret")
@@ -54,7 +73,7 @@ def test_only_the_three_files_travel_and_in_one_commit(
     assert len(commits(hub, model_id)) == 2  # the hub's own first one, and ours
 
 
-def test_a_second_push_of_the_same_bytes_does_nothing(hub: Hub, push: Callable[..., Published], model_id: str) -> None:
+def test_a_second_push_of_the_same_bytes_does_nothing(hub: Hub, push: Callable[..., PushResult], model_id: str) -> None:
     first, second = push(), push()
     assert second.revision == first.revision
     assert (first.is_new, second.is_new) == (True, False)
@@ -62,7 +81,7 @@ def test_a_second_push_of_the_same_bytes_does_nothing(hub: Hub, push: Callable[.
 
 
 def test_the_card_on_the_hub_names_the_model_and_the_folder_stays(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str, tmp_path: Path
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, tmp_path: Path
 ) -> None:
     change_card(package, "\nOWNER/NAME is what the owner typed here.\n")
     card = (package / "README.md").read_text()
@@ -73,12 +92,12 @@ def test_the_card_on_the_hub_names_the_model_and_the_folder_stays(
     assert f'from_pretrained("{model_id}")' in pulled
     assert f"eca-hub serve --model {model_id} --port" in pulled
     assert pulled.count("OWNER/NAME") == 1
-    again = push_to_hub(tmp_path / "pulled", model_id, endpoint=hub.url, token=hub.token)
+    again = push_folder(tmp_path / "pulled", model_id, endpoint=hub.url, token=hub.token)
     assert (push().revision, again.revision) == (first.revision, first.revision)
 
 
 def test_a_changed_card_makes_one_more_commit(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
 ) -> None:
     first = push()
     change_card(package)
@@ -88,7 +107,7 @@ def test_a_changed_card_makes_one_more_commit(
 
 
 def test_branch_tag_and_commit_each_name_a_revision(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
 ) -> None:
     first = push(tag="v1")
     change_card(package)
@@ -99,17 +118,17 @@ def test_branch_tag_and_commit_each_name_a_revision(
     assert pull(model_id, second.revision, endpoint=hub.url).revision == second.revision
 
 
-def test_a_tag_does_not_move(hub: Hub, push: Callable[..., Published], package: Path, model_id: str) -> None:
+def test_a_tag_does_not_move(hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str) -> None:
     first = push(tag="v1")
     assert push(tag="v1").revision == first.revision
     change_card(package)
-    with pytest.raises(PushConflict, match="the tag 'v1' already stands at"):
+    with pytest.raises(PushConflict, match=r"The tag 'v1' of .* exists, at .* nothing was published"):
         push(tag="v1")
     assert pull(model_id, "v1", endpoint=hub.url).revision == first.revision
 
 
 def test_a_repository_with_the_other_visibility_is_refused_before_anything_is_sent(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
 ) -> None:
     push()
     change_card(package)
@@ -120,13 +139,13 @@ def test_a_repository_with_the_other_visibility_is_refused_before_anything_is_se
 
 def test_a_push_without_a_token_is_refused_and_leaves_nothing(hub: Hub, package: Path, model_id: str) -> None:
     with pytest.raises(AccessDenied, match="Set HF_TOKEN"):
-        push_to_hub(package, model_id, endpoint=hub.url, token=False)  # type: ignore[arg-type]
+        push_folder(package, model_id, endpoint=hub.url, token=False)  # type: ignore[arg-type]
     with pytest.raises(RepoNotFound):
         pull(model_id, endpoint=hub.url)
 
 
-def test_a_dry_run_says_what_would_go_and_changes_nothing(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str
+def test_a_dry_run_lists_what_would_be_sent_and_changes_nothing(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
 ) -> None:
     plan = plan_push(package, model_id, endpoint=hub.url, token=hub.token)
     assert {each.name: each.is_changed for each in plan} == dict.fromkeys(FILES, True)
@@ -160,8 +179,8 @@ def refusal(status: int) -> HfHubHTTPError:
     return HfHubHTTPError(f"{status} from the test", response=response)
 
 
-def test_somebody_elses_commit_in_between_is_a_conflict_and_nothing_is_written(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str, monkeypatch: pytest.MonkeyPatch
+def test_a_commit_of_another_user_in_between_is_a_conflict_and_nothing_is_written(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push()
     change_card(package)
@@ -174,13 +193,13 @@ def test_somebody_elses_commit_in_between_is_a_conflict_and_nothing_is_written(
         return commit()
 
     Interference(monkeypatch, overtake)
-    with pytest.raises(PushConflict, match="Somebody else published"):
+    with pytest.raises(PushConflict, match="Another commit to"):
         push()
     assert len(commits(hub, model_id)) == 3
 
 
-def test_a_commit_whose_answer_was_lost_is_recognised_as_ours(
-    hub: Hub, push: Callable[..., Published], model_id: str, monkeypatch: pytest.MonkeyPatch
+def test_a_commit_whose_response_was_lost_is_recognized(
+    hub: Hub, push: Callable[..., PushResult], model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lose_the_answer(commit: Callable[[], Any]) -> Any:
         commit()
@@ -194,8 +213,8 @@ def test_a_commit_whose_answer_was_lost_is_recognised_as_ours(
     assert len(commits(hub, model_id)) == 2
 
 
-def test_a_busy_hub_is_asked_again_with_longer_pauses(
-    push: Callable[..., Published], monkeypatch: pytest.MonkeyPatch
+def test_requests_to_a_busy_hub_are_retried_with_longer_pauses(
+    push: Callable[..., PushResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([refusal(409), refusal(409)])
 
@@ -210,7 +229,7 @@ def test_a_busy_hub_is_asked_again_with_longer_pauses(
     assert pauses == [0.5, 1.0]
 
 
-def test_a_hub_that_stays_busy_is_a_conflict(push: Callable[..., Published], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_stays_busy_is_a_conflict(push: Callable[..., PushResult], monkeypatch: pytest.MonkeyPatch) -> None:
     def be_busy(commit: Callable[[], Any]) -> Any:
         raise refusal(409)
 
@@ -221,19 +240,19 @@ def test_a_hub_that_stays_busy_is_a_conflict(push: Callable[..., Published], mon
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
 def test_a_package_that_cannot_be_loaded_is_not_published(
-    hub: Hub, push: Callable[..., Published], package: Path, model_id: str, damage: str
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, damage: str
 ) -> None:
     content = (package / damage).read_bytes()
     (package / damage).write_bytes(content[: len(content) // 2])
-    with pytest.raises(NotAnEcaModel):
+    with pytest.raises(InvalidPackage):
         push()
     with pytest.raises(RepoNotFound):
         pull(model_id, endpoint=hub.url, token=hub.token)
 
 
 @pytest.mark.parametrize("name", ["nosuch", "../x", "a/b/c", "a/..", "/etc/passwd", "a b/c", "a/b\0", "é/x", ""])
-def test_a_name_that_cannot_be_one_is_refused_before_anybody_is_asked(name: str, package: Path) -> None:
+def test_a_malformed_name_is_refused_before_any_request(name: str, package: Path) -> None:
     with pytest.raises(EcaHubError):
         pull(name, endpoint="http://127.0.0.1:9")
     with pytest.raises(InvalidConfig):
-        push_to_hub(package, name, endpoint="http://127.0.0.1:9")
+        push_folder(package, name, endpoint="http://127.0.0.1:9")

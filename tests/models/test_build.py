@@ -85,7 +85,7 @@ def test_a_package_gives_back_the_same_network(name: str, tmp_path: Path) -> Non
     model = build_model(config).eval()
     for parameter in model.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
-    eca_hub.save_pretrained(model, config, tmp_path)
+    eca_hub.save_pretrained(model, tmp_path, config=config)
     loaded, its_config = eca_hub.load_pretrained(tmp_path)
     x_NCHW = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():

@@ -22,7 +22,7 @@ def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
     labels = tuple(f"digit {digit}" for digit in range(10))
     config = eca_hub.ModelConfig("resnet20", "eca", labels=labels, image=eca_hub.ImageConfig(32, 32, crop=1.0))
     model = eca_hub.create_model("eca_resnet20", num_classes=10)
-    return eca_hub.save_pretrained(model, config, folder)
+    return eca_hub.save_pretrained(model, folder, config=config)
 
 
 class Served:

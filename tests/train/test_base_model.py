@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from eca_hub.hub.push import push_to_hub
+from eca_hub.hub.push import push_folder
 from tests.localhub.hub_process import Hub
 from tests.train.runs import CONFIG, fit
 
@@ -17,7 +17,7 @@ def test_what_was_fine_tuned_from_a_model_of_a_hub_names_it_there(
     hub: Hub, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    push_to_hub(tiny_package, "acme/base")
+    push_folder(tiny_package, "acme/base")
     assert fit(tmp_path / "run", FROM, "acme/base", "--push_to", "acme/tuned", config=ONE_EPOCH) == 0
     base, tuned = (HfApi().model_info(model_id) for model_id in ("acme/base", "acme/tuned"))
     assert tuned.card_data is not None

@@ -27,7 +27,7 @@ PICTURE = (Path(__file__).parents[3] / "service" / "eca_service" / "optimize" / 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "digits"
-    eca_hub.save_pretrained(classifier().model, CONFIG, path)
+    eca_hub.save_pretrained(classifier().model, path, config=CONFIG)
     return str(path)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from eca_hub.errors import ChecksumMismatch, Offline
+from eca_hub.errors import ChecksumMismatch, HubUnavailable
 from eca_service.errors import Busy, InsufficientMemory, ModelNotLoaded, NotReady
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
@@ -230,7 +230,7 @@ def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() ->
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")
         watcher = RevisionWatcher(registry, branch.find, period_s=30)
-        workshop.errors = {B: ChecksumMismatch("other bytes"), C: Offline("no answer")}
+        workshop.errors = {B: ChecksumMismatch("other bytes"), C: HubUnavailable("no answer")}
         for commit, num_tries in ((B, 1), (C, 3)):
             branch.commit = commit
             for _ in range(3):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from eca_hub.errors import EcaHubError, InvalidConfig, Offline, RepoNotFound
+from eca_hub.errors import EcaHubError, HubUnavailable, InvalidConfig, RepoNotFound
 from eca_hub.train.data import ParquetData
 from eca_hub.train.data.sampler import BatchIndex
 from tests.localhub.hub_process import Hub
@@ -37,7 +37,7 @@ def test_a_data_set_is_fetched_once_and_found_again_without_the_hub(hub: Hub, tm
     again = ParquetData("acme/pets", image=SMALL)
     assert again.fingerprint() == first.fingerprint()
     assert len(again.dataset("train")[BatchIndex(0, [0, 1, 2])].targets) == 3
-    with pytest.raises(Offline, match="the cache does not hold acme/birds"):
+    with pytest.raises(HubUnavailable, match="the cache does not hold acme/birds"):
         ParquetData("acme/birds")
 
 

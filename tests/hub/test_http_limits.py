@@ -13,12 +13,12 @@ from eca_hub.errors import (
     ChecksumMismatch,
     EcaHubError,
     HubError,
-    NotAnEcaModel,
-    Offline,
+    HubUnavailable,
+    InvalidPackage,
     RepoNotFound,
     RevisionNotFound,
 )
-from eca_hub.hub import http_limits as guard
+from eca_hub.hub import http_limits
 from eca_hub.hub.package import Package
 from eca_hub.hub.pull import pull, pull_to
 from tests.hub.hostile import COMMIT, MODEL_ID, TOKEN, Answer, Lie, LyingHub, files_of
@@ -51,7 +51,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for fractions of a second where users wait for seconds."""
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    monkeypatch.setattr(guard, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(http_limits, "IDLE_TIMEOUT_S", 1.0)
 
 
 def fetch(hub: LyingHub, revision: str | None = None) -> Package:
@@ -133,21 +133,21 @@ LIES: dict[str, tuple[Lie, type[EcaHubError]]] = {
     "a gate": (for_weights(refuse(403, X_Error_Code="GatedRepo")), AccessDenied),
     "no repository": (for_weights(refuse(404, X_Error_Code="RepoNotFound")), RepoNotFound),
     "no revision": (for_weights(refuse(404, X_Error_Code="RevisionNotFound")), RevisionNotFound),
-    "no file": (for_weights(refuse(404, X_Error_Code="EntryNotFound")), NotAnEcaModel),
+    "no file": (for_weights(refuse(404, X_Error_Code="EntryNotFound")), InvalidPackage),
     "gone": (for_weights(refuse(410)), HubError),
-    "always 503": (for_weights(refuse(503)), Offline),
-    "always 503 for the body": (for_body(refuse(503)), Offline),
-    "429 for a thousand years": (for_weights(refuse(429, Retry_After="99999999999")), Offline),
-    "429 for a thousand years, for the body": (for_body(refuse(429, Retry_After="99999999999")), Offline),
-    "429 with a distant reset": (for_weights(refuse(429, RateLimit='"api";r=0;t=999999')), Offline),
-    "429 until a date": (for_weights(refuse(429, Retry_After="Wed, 21 Oct 2099 07:28:00 GMT")), Offline),
-    "a stall": (for_body(lambda answer: setattr(answer, "is_silent", True)), Offline),
-    "a byte at a time": (for_body(lambda answer: setattr(answer, "drip_s", 0.02)), Offline),
+    "always 503": (for_weights(refuse(503)), HubUnavailable),
+    "always 503 for the body": (for_body(refuse(503)), HubUnavailable),
+    "429 for a thousand years": (for_weights(refuse(429, Retry_After="99999999999")), HubUnavailable),
+    "429 for a thousand years, for the body": (for_body(refuse(429, Retry_After="99999999999")), HubUnavailable),
+    "429 with a distant reset": (for_weights(refuse(429, RateLimit='"api";r=0;t=999999')), HubUnavailable),
+    "429 until a date": (for_weights(refuse(429, Retry_After="Wed, 21 Oct 2099 07:28:00 GMT")), HubUnavailable),
+    "a stall": (for_body(lambda answer: setattr(answer, "is_silent", True)), HubUnavailable),
+    "a byte at a time": (for_body(lambda answer: setattr(answer, "drip_s", 0.02)), HubUnavailable),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_lying_hub_gets_a_typed_refusal_in_bounded_time_and_the_next_pull_is_good(
+def test_a_misbehaving_hub_gives_a_typed_error_in_bounded_time_and_the_next_pull_works(
     lie: str, hub: LyingHub, pauses: list[float], tmp_path: Path
 ) -> None:
     before = {path.name for path in tmp_path.iterdir()}
@@ -163,7 +163,7 @@ def test_a_lying_hub_gets_a_typed_refusal_in_bounded_time_and_the_next_pull_is_g
     check_good_pull(hub)
 
 
-def test_what_happened_is_told_apart(hub: LyingHub, pauses: list[float]) -> None:
+def test_each_failure_has_its_own_error(hub: LyingHub, pauses: list[float]) -> None:
     messages = set()
     for lie in ("401", "a gate", "no repository", "no file", "gone", "always 503", "a login page", "a packed body"):
         hub.lie, _ = LIES[lie]
@@ -173,16 +173,16 @@ def test_what_happened_is_told_apart(hub: LyingHub, pauses: list[float]) -> None
     assert len(messages) == 8
 
 
-def test_a_short_wait_that_the_hub_asks_for_is_kept(
+def test_a_short_wait_that_the_hub_asks_for_is_honored(
     hub: LyingHub, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(http_limits, "IDLE_TIMEOUT_S", 60.0)
     hub.lie = lambda method, name, nth, answer: refuse(429, Retry_After="2")(answer) if nth == 0 else None
     assert fetch(hub).revision == COMMIT
     assert [pause for pause in pauses if pause >= 2]
 
 
-def test_a_hub_that_stumbles_twice_is_asked_again(hub: LyingHub, pauses: list[float]) -> None:
+def test_a_request_that_fails_twice_is_retried(hub: LyingHub, pauses: list[float]) -> None:
     hub.lie = lambda method, name, nth, answer: refuse(502)(answer) if method == "HEAD" and nth < 2 else None
     assert fetch(hub).revision == COMMIT
 
@@ -210,7 +210,7 @@ def test_a_connection_that_breaks_before_the_answer_is_made_anew(hub: LyingHub, 
     hub.lie = lambda method, name, nth, answer: setattr(answer, "is_gone", nth == 0)
     assert fetch(hub).revision == COMMIT
     hub.lie = lambda method, name, nth, answer: setattr(answer, "is_gone", True)
-    with pytest.raises(Offline):
+    with pytest.raises(HubUnavailable):
         pull("acme/other", endpoint=hub.url)
 
 
@@ -229,7 +229,7 @@ def test_a_resumed_download_with_the_wrong_part_is_refused(hub: LyingHub, pauses
     check_good_pull(hub)
 
 
-def test_the_token_does_not_follow_to_another_host(hub: LyingHub, thief: LyingHub) -> None:
+def test_the_token_is_not_sent_to_another_host(hub: LyingHub, thief: LyingHub) -> None:
     def send_on(method: str, name: str, nth: int, answer: Answer) -> None:
         answer.status, answer.body = 302, b""
         answer.headers["Location"] = f"{thief.url}/{MODEL_ID}/resolve/{COMMIT}/{name}"
@@ -242,7 +242,7 @@ def test_the_token_does_not_follow_to_another_host(hub: LyingHub, thief: LyingHu
     assert not any("authorization" in headers for _, _, headers in thief.asked)
 
 
-def test_the_token_does_not_follow_to_a_host_that_the_client_trusts_more_than_we(
+def test_the_token_is_not_sent_to_other_hosts_that_the_client_trusts(
     hub: LyingHub, thief: LyingHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub.utils import _http
@@ -256,7 +256,7 @@ def test_the_token_does_not_follow_to_a_host_that_the_client_trusts_more_than_we
     assert not any("authorization" in headers for _, _, headers in thief.asked)
 
 
-def test_a_xet_address_elsewhere_is_not_asked(hub: LyingHub, thief: LyingHub) -> None:
+def test_a_xet_address_of_another_host_is_not_requested(hub: LyingHub, thief: LyingHub) -> None:
     link = f'<{thief.url}/api/models/{MODEL_ID}/xet-read-token/{COMMIT}>; rel="xet-auth"'
     hub.lie = for_weights(announce(X_Xet_Hash="a" * 64, Link=link))
     assert fetch(hub).weights_bytes == hub.files[WEIGHTS]
@@ -271,7 +271,7 @@ def test_text_files_have_a_limit_before_they_are_fetched(hub: LyingHub) -> None:
 
 
 def test_a_branch_that_is_called_like_a_commit_is_not_taken_for_it(hub: LyingHub) -> None:
-    with pytest.raises(HubError, match="was asked for"):
+    with pytest.raises(HubError, match="returned commit"):
         fetch(hub, "d" * 40)
 
 
@@ -280,7 +280,7 @@ def test_a_branch_that_moves_between_the_files_does_not_mix_them(hub: LyingHub) 
     assert [path for method, path, _ in hub.asked if "/main/" in path and WEIGHTS in path] == []
 
 
-def test_a_warm_cache_answers_while_the_hub_asks_to_be_left_alone(hub: LyingHub, pauses: list[float]) -> None:
+def test_a_warm_cache_is_used_while_the_hub_asks_to_wait(hub: LyingHub, pauses: list[float]) -> None:
     fetch(hub)
     hub.lie = lambda method, name, nth, answer: refuse(429, Retry_After="99999999999")(answer)
     assert fetch(hub).revision == COMMIT
@@ -303,7 +303,7 @@ def test_a_cache_that_cannot_be_written_is_named(hub: LyingHub, cache: Path) -> 
         fetch(hub)
 
 
-def test_others_in_this_process_are_not_watched(hub: LyingHub) -> None:
+def test_requests_outside_the_block_are_not_limited(hub: LyingHub) -> None:
     from huggingface_hub import get_session
 
     fetch(hub)

@@ -14,8 +14,8 @@ from huggingface_hub import HfApi
 from timm.models import save_for_hf
 
 from eca_hub import Classifier, ImageConfig, ModelConfig, create_model, load_pretrained, save_pretrained
-from eca_hub.errors import EcaHubError, NotAnEcaModel
-from eca_hub.hub.push import push_to_hub
+from eca_hub.errors import EcaHubError, InvalidPackage
+from eca_hub.hub.push import push_folder
 from tests.conftest import make_picture
 from tests.hub import ecanet
 from tests.localhub.hub_process import Hub
@@ -75,7 +75,7 @@ def test_a_stock_repository_keeps_its_model_args_when_saved_again(tmp_path: Path
     document["model_args"] = {"block_args": {"attn_layer": "cbam"}}
     (tmp_path / "stock" / "config.json").write_text(json.dumps(document))
     model, config = load_pretrained(tmp_path / "stock")
-    again, _ = load_pretrained(save_pretrained(model, config, tmp_path / "again"))
+    again, _ = load_pretrained(save_pretrained(model, tmp_path / "again", config=config))
     pixels = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model(pixels), stock(pixels))
     torch.testing.assert_close(again(pixels), stock(pixels))
@@ -109,7 +109,7 @@ def test_model_args_from_a_repository_cannot_reach_beyond_the_network(model_args
     [
         ({"num_classes": 10**9}, "num_classes is 1000000000"),
         ({"label_names": ["one"]}, "num_classes is 3 and there are 1 label_names"),
-        ({"pretrained_cfg": {"input_size": [1, 64, 64]}}, "takes 1 colours"),
+        ({"pretrained_cfg": {"input_size": [4, 64, 64]}}, "takes images of 4 channels"),
         ({"pretrained_cfg": []}, "pretrained_cfg or eca_hub is not what this eca-hub reads"),
         ({"eca_hub": {"format": 99}}, "pretrained_cfg or eca_hub is not what this eca-hub reads"),
         ({"architecture": "nosuch"}, "There is no architecture 'nosuch'"),
@@ -139,7 +139,7 @@ def test_what_is_saved_here_loads_in_stock_timm_and_here_again_to_the_bit(
     config = ModelConfig(architecture, attention, options, labels=tuple(LABELS), image=ImageConfig(64, 64))
     torch.manual_seed(0)
     model = ecanet.randomize(create_model(architecture, attention=attention, num_classes=3, **options)).eval()
-    package = save_pretrained(model, config, tmp_path / "package")
+    package = save_pretrained(model, tmp_path / "package", config=config)
     pixels = torch.randn(2, 3, 64, 64)
     stock = timm.create_model(f"local-dir:{package}", pretrained=True).eval()
     assert type(stock).__module__.startswith("timm.")
@@ -157,19 +157,19 @@ def test_zeros_of_an_export_that_are_not_zero_are_refused(tmp_path: Path) -> Non
 
     config = ModelConfig("resnet18", "eca", {"kernel_sizes": 1}, labels=tuple(LABELS))
     package = save_pretrained(
-        create_model("resnet18", attention="eca", num_classes=3, kernel_sizes=1), config, tmp_path / "p"
+        create_model("resnet18", attention="eca", num_classes=3, kernel_sizes=1), tmp_path / "p", config=config
     )
     weights = safetensors.torch.load((package / "model.safetensors").read_bytes())
     weights["layer1.0.se.conv.weight"] += 1
     (package / "model.safetensors").write_bytes(safetensors.torch.save(weights))
-    with pytest.raises(EcaHubError, match="the padding of the export should be zero"):
+    with pytest.raises(EcaHubError, match="not zero in the part that the export pads"):
         load_pretrained(package)
 
 
-def test_what_timm_cannot_express_says_so_and_is_not_taken_for_timms(tmp_path: Path) -> None:
+def test_a_network_that_timm_cannot_build_is_not_in_timms_format(tmp_path: Path) -> None:
     config = ModelConfig("resnet18", "eca", {"kernel_sizes": "released"}, labels=tuple(LABELS))
     model = create_model("resnet18", attention="eca", num_classes=3, kernel_sizes="released")
-    document = json.loads((save_pretrained(model, config, tmp_path / "p") / "config.json").read_text())
+    document = json.loads((save_pretrained(model, tmp_path / "p", config=config) / "config.json").read_text())
     assert document["library_name"] == "eca-hub"
     assert document["attention_args"] == {"kernel_sizes": [3, 5, 7, 7]}
     assert "pretrained_cfg" not in document
@@ -181,8 +181,8 @@ def test_stock_timm_loads_from_the_hub_what_was_pushed_without_eca_hub(
     config = ModelConfig("resnet18", "eca", labels=tuple(LABELS), image=ImageConfig(64, 64))
     torch.manual_seed(0)
     model = ecanet.randomize(create_model("eca_resnet18", num_classes=3)).eval()
-    package = save_pretrained(model, config, tmp_path / "package")
-    push_to_hub(package, "acme/eca_resnet18_timm", endpoint=hub.url, token=hub.token)
+    package = save_pretrained(model, tmp_path / "package", config=config)
+    push_folder(package, "acme/eca_resnet18_timm", endpoint=hub.url, token=hub.token)
     picture = tmp_path / "picture.png"
     picture.write_bytes(make_picture(300, 200))
     answer = json.loads(run_stock(hub, "acme/eca_resnet18_timm", picture))
@@ -233,8 +233,8 @@ def test_the_pipeline_of_transformers_gives_the_same_answers_without_eca_hub(
     pytest.importorskip("transformers")
     config = ModelConfig("resnet50", "eca", {"kernel_sizes": "released"}, tuple(LABELS), ImageConfig(96, 96))
     model = ecanet.randomize(create_model("resnet50", attention="eca", num_classes=3, kernel_sizes="released"))
-    package = save_pretrained(model, config, tmp_path / "package")
-    push_to_hub(package, "acme/eca_resnet50_timm", endpoint=hub.url, token=hub.token)
+    package = save_pretrained(model, tmp_path / "package", config=config)
+    push_folder(package, "acme/eca_resnet50_timm", endpoint=hub.url, token=hub.token)
     picture = tmp_path / "picture.png"
     picture.write_bytes(make_picture(300, 200))
     theirs = json.loads(run_stock(hub, "acme/eca_resnet50_timm", picture, STOCK_TRANSFORMERS))
@@ -248,5 +248,5 @@ def test_a_repository_of_something_else_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     for name, content in {"config.json": '{"model_type": "bert"}', "model.safetensors": "", "README.md": ""}.items():
         (folder / name).write_text(content)
-    with pytest.raises(NotAnEcaModel, match="neither eca-hub's"):
+    with pytest.raises(InvalidPackage, match="neither eca-hub's"):
         load_pretrained(folder)

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from eca_hub import create_model, load_pretrained, save_pretrained
-from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, NotAnEcaModel, UnknownName
+from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, InvalidPackage, UnknownName
 from eca_hub.hub.package import FILES, find_package, read_folder
 from eca_hub.models.config import ModelConfig
 from tests.conftest import LABELS, TINY
@@ -35,10 +35,10 @@ def test_a_package_is_exactly_three_files(tiny_package: Path) -> None:
     assert {path.name for path in tiny_package.iterdir()} == set(FILES)
 
 
-def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_network_is_loaded_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = create_model("eca_resnet20", num_classes=3).eval()
-    loaded, config = load_pretrained(save_pretrained(model, TINY, tmp_path / "new" / "package"))
+    loaded, config = load_pretrained(save_pretrained(model, tmp_path / "new" / "package", config=TINY))
     pixels = torch.randn(2, 3, 16, 16)
     assert torch.equal(model(pixels), loaded(pixels))
     assert config.labels == LABELS
@@ -46,16 +46,66 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert config.attention_args == {"kernel_sizes": [3, 3, 3]}
 
 
+def test_a_network_that_create_model_built_is_saved_with_its_labels(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = create_model("eca_resnet20", num_classes=3).eval()
+    loaded, config = load_pretrained(save_pretrained(model, tmp_path / "first", labels=list(LABELS)))
+    pixels = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(pixels), loaded(pixels))
+    assert (config.architecture, config.attention, config.labels) == ("resnet20", "eca", LABELS)
+    # A loaded network knows its labels too.
+    _, again = load_pretrained(save_pretrained(loaded, tmp_path / "second"))
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("labels", "config", "message"),
+    [
+        (["cat", "dog"], None, "There are 2 labels, and the network has 3 outputs"),
+        (None, None, "needs labels"),
+        (["cat", "cat", "dog"], None, "occur more than once: cat"),
+        (LABELS, ModelConfig("resnet32"), "The configuration describes another network"),
+        (LABELS, ModelConfig("resnet20", "se"), "The configuration describes another network"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(
+    labels: list[str] | None, config: ModelConfig | None, message: str, tmp_path: Path
+) -> None:
+    model = create_model("eca_resnet20", num_classes=3)
+    with pytest.raises(EcaHubError, match=message):
+        save_pretrained(model, tmp_path / "package", labels=labels, config=config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_without_a_configuration_needs_one(tmp_path: Path) -> None:
+    class Unnamed(torch.nn.Identity):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+
+    model = create_model("resnet20", attention=Unnamed, num_classes=3)
+    with pytest.raises(InvalidConfig, match="has no configuration"):
+        save_pretrained(model, tmp_path / "package", labels=list(LABELS))
+
+
+@pytest.mark.parametrize("name", ["eca_resnet20", "resnet18", "mobilenet_v2"])
+def test_nan_weights_are_not_saved_whichever_network_they_are_in(name: str, tmp_path: Path) -> None:
+    model = create_model(name, num_classes=3)
+    next(model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(CheckpointMismatch, match="The network cannot be saved: 1 with NaN or infinity"):
+        save_pretrained(model, tmp_path / "package", labels=list(LABELS))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_saving_again_replaces_the_package_and_leaves_no_other_file(package: Path) -> None:
     before = read_folder(package).revision
-    save_pretrained(create_model("eca_resnet20", num_classes=3), TINY, package)
+    save_pretrained(create_model("eca_resnet20", num_classes=3), package, config=TINY)
     assert {path.name for path in package.iterdir()} == set(FILES)
     assert read_folder(package).revision != before
 
 
 def test_a_package_without_labels_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="needs labels"):
-        save_pretrained(create_model("eca_resnet20"), ModelConfig("resnet20"), tmp_path / "package")
+        save_pretrained(create_model("eca_resnet20"), tmp_path / "package", config=ModelConfig("resnet20"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -68,7 +118,7 @@ def test_a_run_folder_is_known_by_the_package_inside(package: Path) -> None:
 
 def test_a_missing_file_is_named(package: Path) -> None:
     (package / "model.safetensors").unlink()
-    with pytest.raises(NotAnEcaModel, match=r"lacks model\.safetensors"):
+    with pytest.raises(InvalidPackage, match=r"has no model\.safetensors"):
         load_pretrained(package)
 
 
@@ -90,19 +140,19 @@ def test_a_missing_file_is_named(package: Path) -> None:
 )
 def test_a_config_that_lies_is_refused(package: Path, changes: dict[str, Any], message: str) -> None:
     edit_config(package, **changes)
-    with pytest.raises(NotAnEcaModel) as refusal:
+    with pytest.raises(InvalidPackage) as refusal:
         load_pretrained(package)
     assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '"x"', "[" * 100_000, "\ufeff{}", "NaN"])
-def test_a_config_that_is_no_object_is_refused(package: Path, text: str) -> None:
+def test_a_config_that_is_not_an_object_is_refused(package: Path, text: str) -> None:
     (package / "config.json").write_text(text)
-    with pytest.raises(NotAnEcaModel):
+    with pytest.raises(InvalidPackage):
         load_pretrained(package)
 
 
-def test_an_architecture_or_kernel_nobody_knows_is_refused(package: Path) -> None:
+def test_an_unknown_architecture_or_kernel_size_is_refused(package: Path) -> None:
     edit_config(package, architecture="resnet2000")
     with pytest.raises(UnknownName, match="resnet2000"):
         load_pretrained(package)

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from eca_hub.errors import Offline
-from eca_hub.hub.cache import check_cache
-from eca_hub.hub.pull import pull
+from eca_hub.errors import HubUnavailable
+from eca_hub.hub.pull import check_cache, pull
 from tests.hub.hostile import COMMIT, MODEL_ID, Answer, LyingHub, files_of
 
 WEIGHTS = "model.safetensors"
@@ -109,7 +108,7 @@ def test_a_puller_killed_half_way_leaves_no_half_file_behind(
     first.wait()
     assert [each.path.name for each in check_cache(MODEL_ID)] == [hashlib.sha256(hub.files["config.json"]).hexdigest()]
     assert start().communicate(timeout=25)[0] == what_is_right(hub)
-    assert all(each.is_whole for each in check_cache(MODEL_ID))
+    assert all(each.is_intact for each in check_cache(MODEL_ID))
 
 
 def test_half_a_cache_without_the_hub_is_a_clear_error_and_not_half_a_model(
@@ -121,7 +120,7 @@ def test_half_a_cache_without_the_hub_is_a_clear_error_and_not_half_a_model(
     weights.unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for revision in ("main", COMMIT):
-        with pytest.raises(Offline, match=f"the cache does not hold {MODEL_ID}"):
+        with pytest.raises(HubUnavailable, match=f"the cache does not hold {MODEL_ID}"):
             pull(MODEL_ID, revision, endpoint=hub.url)
 
 

@@ -19,7 +19,7 @@ from huggingface_hub.utils._http import default_client_factory
 
 from eca_hub.errors import AccessDenied, EcaHubError, HubError, PushConflict
 from eca_hub.hub.pull import pull
-from eca_hub.hub.push import push_to_hub
+from eca_hub.hub.push import push_folder
 from eca_hub.localhub.fsck import check
 from tests.localhub.hub_process import Hub, running_hub
 
@@ -29,14 +29,14 @@ import os, signal, sys
 folder, model_id, url, token, moment, nth = sys.argv[1:]
 import httpx2
 from huggingface_hub import set_client_factory
-from eca_hub.hub.push import push_to_hub
+from eca_hub.hub.push import push_folder
 left = [int(nth)]
 def die(_):
     left[0] -= 1
     if left[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
 set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=None, event_hooks={moment: [die]}))
-push_to_hub(folder, model_id, endpoint=url, token=token)
+push_folder(folder, model_id, endpoint=url, token=token)
 """
 
 
@@ -71,7 +71,7 @@ def change_weights(package: Path) -> None:
 def test_a_pusher_killed_at_any_moment_leaves_the_old_revision_or_the_new_one(
     moment: str, nth: int, hub: Hub, package: Path, model_id: str
 ) -> None:
-    old = push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    old = push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     old_weights = (package / "model.safetensors").read_bytes()
     change_card(package, "new")
     change_weights(package)
@@ -80,7 +80,7 @@ def test_a_pusher_killed_at_any_moment_leaves_the_old_revision_or_the_new_one(
     seen = pull(model_id, endpoint=hub.url)
     is_new = seen.revision != old.revision
     assert seen.weights_bytes == ((package / "model.safetensors").read_bytes() if is_new else old_weights)
-    again = push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    again = push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     assert again.is_new is not is_new
     assert len(titles(hub, model_id)) == 3
     assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
@@ -103,25 +103,25 @@ def test_pushes_interrupted_before_and_after_each_request_end_in_one_commit(
 
             interrupted(moment, die)
             try:
-                push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+                push_folder(package, model_id, endpoint=hub.url, token=hub.token)
                 break
             except Killed:
                 continue
     set_client_factory(default_client_factory)
-    published = push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    published = push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     assert titles(hub, model_id) == ["Publish a model with eca-hub", "initial commit"]
     assert pull(model_id, endpoint=hub.url).revision == published.revision
 
 
-def test_sixteen_pushers_end_in_a_linear_history_of_whole_packages(hub: Hub, package: Path, model_id: str) -> None:
-    push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+def test_sixteen_pushers_end_in_a_linear_history_of_complete_packages(hub: Hub, package: Path, model_id: str) -> None:
+    push_folder(package, model_id, endpoint=hub.url, token=hub.token)
 
     def push_until_it_is_on_top(number: int) -> None:
         own = shutil.copytree(package, package.parent / f"package{number}")
         change_card(own, f"card {number}")
         for _ in range(200):
             try:
-                push_to_hub(own, model_id, endpoint=hub.url, token=hub.token, message=f"push {number}")
+                push_folder(own, model_id, endpoint=hub.url, token=hub.token, message=f"push {number}")
                 return
             except PushConflict:
                 continue
@@ -141,7 +141,7 @@ def test_sixteen_pushers_end_in_a_linear_history_of_whole_packages(hub: Hub, pac
 
 
 @pytest.mark.parametrize("status", [None, 500])
-def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised(
+def test_a_commit_whose_response_is_lost_is_recognized(
     status: int | None,
     hub: Hub,
     package: Path,
@@ -155,7 +155,7 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised(
             response.status_code = status
 
     interrupted("response", lose)
-    published = push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    published = push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     assert published.is_new
     assert titles(hub, model_id) == ["Publish a model with eca-hub", "initial commit"]
 
@@ -175,7 +175,7 @@ def test_a_token_that_is_revoked_half_way_publishes_nothing(
 
     interrupted("request", revoke)
     with pytest.raises(AccessDenied) as refused:
-        push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+        push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     assert hub.token not in str(refused.value)
     assert titles(hub, model_id) == ["initial commit"]
 
@@ -193,7 +193,7 @@ def test_a_folder_that_changes_while_it_is_read_is_not_published(
 
     monkeypatch.setattr(Path, "read_bytes", read_and_change)
     with pytest.raises(HubError, match="changed while it was read"):
-        push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+        push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     assert titles(hub, model_id) == ["initial commit"]
 
 
@@ -213,7 +213,7 @@ def test_weights_that_change_after_they_were_hashed_are_not_published(
 
     interrupted("request", change)
     with pytest.raises(EcaHubError):
-        push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+        push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     assert titles(hub, model_id) == ["initial commit"]
 
 
@@ -225,7 +225,7 @@ def test_a_large_file_is_uploaded_where_there_is_no_xet(
     num_bytes = (64 << 20) + 1
     header = json.dumps({"zeros": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
     (package / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
-    push_to_hub(package, model_id, endpoint=hub.url, token=hub.token)
+    push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
 
 
@@ -241,13 +241,13 @@ def test_a_hub_that_dies_under_a_push_is_pushed_to_again(
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     root = tmp_path / "hub"
     with running_hub(root) as hub:
-        push_to_hub(package, "acme/digits", endpoint=hub.url, token=hub.token)
+        push_folder(package, "acme/digits", endpoint=hub.url, token=hub.token)
     change_card(package, "new")
     change_weights(package)
     with running_hub(root, fault=f"{point}:kill") as hub, pytest.raises(EcaHubError):
-        push_to_hub(package, "acme/digits", endpoint=hub.url, token=hub.token)
+        push_folder(package, "acme/digits", endpoint=hub.url, token=hub.token)
     assert check(root).problems == []
     with running_hub(root) as hub:
-        push_to_hub(package, "acme/digits", endpoint=hub.url, token=hub.token)
+        push_folder(package, "acme/digits", endpoint=hub.url, token=hub.token)
         assert len(titles(hub, "acme/digits")) == 3
         assert pull("acme/digits", endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()

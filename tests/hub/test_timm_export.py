@@ -60,11 +60,11 @@ def test_released_kernels_of_the_deep_networks_fit(name: str) -> None:
         ("ecaresnet26t", "none", {}),
     ],
 )
-def test_what_timm_can_express_keeps_its_outputs(
+def test_what_timm_can_build_keeps_its_outputs(
     architecture: str, attention: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     model, config = made(architecture, attention, **options)
-    export_to_timm(model, config, tmp_path / "timm")
+    export_to_timm(model, tmp_path / "timm", config=config)
     stock = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
     assert type(stock).__module__.startswith("timm.")
     assert difference(model, stock) <= 1e-6
@@ -73,20 +73,20 @@ def test_what_timm_can_express_keeps_its_outputs(
 @pytest.mark.parametrize(
     ("architecture", "attention", "options", "reason"),
     [
-        ("resnet18", "eca", {"kernel_sizes": "released"}, "layer3.0.se.conv.weight has 7 numbers, timm's rule gives 5"),
-        ("resnet34", "eca", {"kernel_sizes": "released"}, "layer4.0.se.conv.weight has 7 numbers, timm's rule gives 5"),
-        ("mobilenet_v2", "eca", {"kernel_sizes": "released"}, "no place for attention behind the projection"),
+        ("resnet18", "eca", {"kernel_sizes": "released"}, "layer3.0.se.conv.weight has size 7, timm's rule gives 5"),
+        ("resnet34", "eca", {"kernel_sizes": "released"}, "layer4.0.se.conv.weight has size 7, timm's rule gives 5"),
+        ("mobilenet_v2", "eca", {"kernel_sizes": "released"}, "no attention after the projection"),
         ("resnet20", "eca", {}, "timm has no network 'resnet20'"),
-        ("resnet18", "cbam", {}, "attention 'cbam' has no equal there"),
+        ("resnet18", "cbam", {}, "it has no attention 'cbam'"),
         ("resnet18", "se", {"reduction": 2}, "is (32, 64, 1, 1), wider than timm's (8, 64, 1, 1)"),
     ],
 )
-def test_what_timm_cannot_express_is_refused_with_the_reason(
+def test_what_timm_cannot_build_is_refused_with_the_reason(
     architecture: str, attention: str, options: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     model, config = made(architecture, attention, **options)
     with pytest.raises(InvalidConfig) as refusal:
-        export_to_timm(model, config, tmp_path / "timm")
+        export_to_timm(model, tmp_path / "timm", config=config)
     assert reason in str(refusal.value)
     assert not list(tmp_path.iterdir())
 
@@ -97,9 +97,9 @@ def test_a_small_stem_is_refused() -> None:
         to_stock_timm(model, ModelConfig("resnet18", "none", labels=LABELS, stem="small"))
 
 
-def test_the_folder_says_all_that_timm_needs_and_nothing_of_other_weights(tmp_path: Path) -> None:
+def test_the_config_has_all_that_timm_needs_and_nothing_of_other_weights(tmp_path: Path) -> None:
     model, config = made("resnet18")
-    export_to_timm(model, config, tmp_path / "timm")
+    export_to_timm(model, tmp_path / "timm", config=config)
     assert {path.name for path in (tmp_path / "timm").iterdir()} == {"config.json", "model.safetensors", "README.md"}
     document = json.loads((tmp_path / "timm" / "config.json").read_text())
     assert document["label_names"] == list(LABELS)
@@ -113,7 +113,7 @@ def test_the_folder_says_all_that_timm_needs_and_nothing_of_other_weights(tmp_pa
 
 def test_a_package_is_exported_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, config = made("resnet18")
-    package = save_pretrained(model, config, tmp_path / "package")
+    package = save_pretrained(model, tmp_path / "package", config=config)
     assert main([str(package), "--to", str(tmp_path / "timm"), "--format", "timm"]) == 0
     assert "local-dir:" in capsys.readouterr().out
     stock = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
