@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from eca_hub.explain import Explanation, explain_picture
     from eca_hub.hub.convert import convert_checkpoint
     from eca_hub.hub.pretrained import export_to_timm, load_pretrained, push_to_hub, save_pretrained
-    from eca_hub.images.decode import ImageLimits, decode_image
+    from eca_hub.images.decode import decode_image
     from eca_hub.images.gpu_jpeg import GpuJpegDecoder
+    from eca_hub.images.limits import ImageLimits
     from eca_hub.images.transform import EvalTransform
     from eca_hub.models.build import create_model, list_models
     from eca_hub.models.complexity import Complexity, count_complexity
@@ -37,7 +38,7 @@ _LAZY_IMPORTS = {
     "Explanation": "eca_hub.explain",
     "GpuJpegDecoder": "eca_hub.images.gpu_jpeg",
     "ImageConfig": "eca_hub.models.config",
-    "ImageLimits": "eca_hub.images.decode",
+    "ImageLimits": "eca_hub.images.limits",
     "ModelConfig": "eca_hub.models.config",
     "Prediction": "eca_hub.classifier",
     "convert_checkpoint": "eca_hub.hub.convert",

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from eca_hub.errors import BadImage, InvalidConfig
 from eca_hub.images.containers import read_jpeg_frame, sniff_format, strip_metadata
-from eca_hub.images.decode import ImageLimits, check_size
+from eca_hub.images.limits import ImageLimits, check_size
 from eca_hub.images.transform import EvalTransform
 
 DecodeJpeg = Callable[[Tensor], Tensor]

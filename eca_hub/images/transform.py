@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from eca_hub.images.color import ColorMode, flatten
-from eca_hub.images.decode import DecodedImage, ImageLimits, ImageSource, load_image
+from eca_hub.images.decode import DecodedImage, ImageSource, load_image
+from eca_hub.images.limits import ImageLimits
 from eca_hub.models.config import ImageConfig
 
 _RESAMPLING = {

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from eca_hub.localhub import management, reads, uploads, xet
+from eca_hub.localhub import downloads, management, reads, uploads, xet
 from eca_hub.localhub.auth import Users
 from eca_hub.localhub.context import RequestContext, error_response, read_body
 from eca_hub.localhub.errors import HubHTTPError, disk_full, is_disk_full, repo_not_found
@@ -64,7 +64,7 @@ _API_ROUTES: tuple[tuple[str, str, Handler], ...] = (
 _PAGE_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", ".git/info/lfs/objects/batch", uploads.lfs_batch),
     ("POST", ".git/info/lfs/verify", uploads.lfs_verify),
-    ("GET", "/resolve/{rev}/{path:path}", reads.download),
+    ("GET", "/resolve/{rev}/{path:path}", downloads.download),
     ("GET", "/tree/{rev}", reads.show_repo),
     ("GET", "/commit/{rev}", reads.show_repo),
     ("GET", "", reads.show_repo),

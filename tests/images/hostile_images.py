@@ -1,6 +1,6 @@
 """More than two hundred images as clients may send them: broken, lying, enormous, or merely awkward.
 
-Each has the statuses that are right for it: 200 where a person would see a image, 422 where there is none or too
+Each has the statuses that are right for it: 200 where a person would see an image, 422 where there is none or too
 much, both where a decoder may do either.
 """
 
@@ -305,7 +305,7 @@ def _polyglots() -> Iterator[Hostile]:
     yield Hostile("gif that is a script", b"GIF89a/*" + gif[8:] + b"*/=1;alert(1)", EITHER)
     yield Hostile("jpeg that is a zip", jpeg + b"PK\x03\x04" + bytes(100), SEEN)
     yield Hostile("png that is a page", png_with(chunk(b"tEXt", b"x\0<script>alert(1)</script>")), SEEN)
-    yield Hostile("jpeg with a image in its comment", jpeg_with(segment(0xFE, png)), SEEN)
+    yield Hostile("jpeg with an image in its comment", jpeg_with(segment(0xFE, png)), SEEN)
     yield Hostile("png in a jpeg's first bytes", jpeg[:3] + png, REFUSED)
     yield Hostile("jpeg in a png's first bytes", png[:8] + jpeg, REFUSED)
     yield Hostile("bmp that is text", b"BM, said the cat, and went on for a while without any head at all", REFUSED)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 
 def scene(width: int = 96, height: int = 64, mode: str = "RGB") -> Image.Image:
-    """A image with edges and shades, lighter above than below."""
+    """An image with edges and shades, lighter above than below."""
     rows = np.linspace(230, 30, height)[:, None, None] * np.ones((1, width, 3))
     image = Image.fromarray(rows.astype(np.uint8))
     ImageDraw.Draw(image).rectangle((width // 8, height // 8, width // 2, height // 2), fill=(200, 30, 60))

@@ -1,4 +1,4 @@
-"""Which parts of a file reach the decoder, and how a camera was held."""
+"""Which parts of a file reach the decoder, and the EXIF orientation."""
 
 import struct
 
@@ -6,13 +6,14 @@ import pytest
 
 from eca_hub.errors import NotAnImage, TooManyPixels
 from eca_hub.images.containers import read_orientation, sniff_format, strip_metadata
-from eca_hub.images.decode import ImageLimits, decode_image
+from eca_hub.images.decode import decode_image
+from eca_hub.images.limits import ImageLimits
 from tests.images.image_files import chunk, encode, exif_of, gif_with, jpeg_with, png_with, scene, segment
 
 FILLING = bytes(2**16 - 10)
 
 
-def test_what_makes_no_pixels_is_left_out() -> None:
+def test_parts_that_make_no_pixels_are_removed() -> None:
     padded = {
         "JPEG": jpeg_with(*(segment(code, FILLING) for code in (0xE1, 0xE2, 0xED, 0xFE))),
         "PNG": png_with(chunk(b"zTXt", FILLING), chunk(b"iCCP", FILLING), chunk(b"acTL", bytes(8))),
@@ -25,7 +26,7 @@ def test_what_makes_no_pixels_is_left_out() -> None:
         assert decode_image(data).tobytes() == decode_image(plain[name]).tobytes()
 
 
-def test_what_says_how_colors_are_stored_is_kept() -> None:
+def test_the_segment_that_states_the_color_space_is_kept() -> None:
     data = encode(scene(mode="CMYK"), "JPEG")
     assert b"Adobe" in strip_metadata("JPEG", data).data
 

@@ -1,4 +1,4 @@
-"""The decoder and the transform: what a person sees is what the network gets, and hostile bytes cost nothing."""
+"""The decoder: images are decoded as they are displayed, and hostile bytes cost nothing."""
 
 import contextlib
 import io
@@ -14,7 +14,9 @@ from PIL import Image
 
 from eca_hub.errors import BadImage, NotAnImage, TooLarge, TooManyPixels
 from eca_hub.images.color import ColorMode
-from eca_hub.images.decode import ImageLimits, _warn_dark, decode_image, load_image
+from eca_hub.images.decode import decode_image, load_image
+from eca_hub.images.limits import ImageLimits
+from eca_hub.images.png_samples import _warn_dark
 from tests.conftest import make_picture
 from tests.images.image_files import chunk, encode, exif_of, png_of
 
@@ -75,13 +77,13 @@ def test_bytes_after_the_image_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.7", b"PK\x03\x04" + bytes(100), bytes(1000)])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_refused(data: bytes) -> None:
     with pytest.raises(NotAnImage):
         decode_image(data)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_a_image_cut_in_half_is_refused(file_format: str) -> None:
+def test_an_image_cut_in_half_is_refused(file_format: str) -> None:
     whole = make_picture(200, 200, file_format=file_format)
     with pytest.raises(NotAnImage, match="cannot be decoded"):
         decode_image(whole[: len(whole) // 2])
@@ -125,7 +127,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     cut=st.integers(1, 2000),
     flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=8),
 )
-def test_damaged_bytes_give_a_image_or_a_clear_refusal(
+def test_damaged_bytes_give_an_image_or_a_clear_refusal(
     file_format: str, cut: int, flips: list[tuple[int, int]]
 ) -> None:
     data = bytearray(make_picture(file_format=file_format)[:cut])

@@ -40,9 +40,7 @@ def expected(data: bytes, config: ImageConfig = CONFIG) -> Tensor:
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
-def test_a_photo_gives_nearly_the_pixels_of_the_other_way(
-    device: str, name: str, interpolation: str, crop_mode: str
-) -> None:
+def test_a_photo_gives_nearly_the_pixels_of_the_cpu(device: str, name: str, interpolation: str, crop_mode: str) -> None:
     photo = encode(Image.fromarray(load_sample_image(name)), "JPEG", quality=92)
     config = ImageConfig(112, 96, interpolation=interpolation, crop_mode=crop_mode)  # type: ignore[arg-type]
     pixels_3HW = jpegs(device, config).decode(photo)
@@ -56,7 +54,7 @@ def test_a_photo_gives_nearly_the_pixels_of_the_other_way(
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("orientation", TURNED)
-def test_a_turned_photo_is_turned_upright(device: str, orientation: int) -> None:
+def test_a_rotated_photo_is_turned_upright(device: str, orientation: int) -> None:
     data = jpeg_with(segment(0xE1, b"Exif\0\0" + exif_of(orientation)), image=scene(500, 400), quality=95)
     pixels_3HW = jpegs(device).decode(data)
     assert pixels_3HW is not None
@@ -86,15 +84,15 @@ def test_a_gray_photo_has_three_equal_colors(device: str) -> None:
         ("nothing", b""),
     ],
 )
-def test_whatever_is_not_usual_is_left_to_the_processor(device: str, what: str, data: bytes) -> None:
+def test_everything_but_plain_baseline_jpegs_is_left_to_the_cpu(device: str, what: str, data: bytes) -> None:
     assert jpegs(device).decode(data) is None, what
 
 
-def test_what_fails_there_is_left_to_the_processor() -> None:
+def test_what_fails_on_the_gpu_is_left_to_the_cpu() -> None:
     failing = GpuJpegDecoder(EvalTransform(CONFIG), ImageLimits(), "cpu", decode=refuse)
     assert failing.decode(encode(scene(), "JPEG")) is None
 
 
-def test_a_resize_that_is_not_known_there_is_refused_at_the_start() -> None:
+def test_an_unsupported_interpolation_is_refused_at_the_start() -> None:
     with pytest.raises(InvalidConfig, match="lanczos"):
         jpegs("cpu", ImageConfig(interpolation="lanczos"))

@@ -11,7 +11,8 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode, v2
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.images.decode import ImageLimits, decode_image
+from eca_hub.images.decode import decode_image
+from eca_hub.images.limits import ImageLimits
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
 from tests.images.image_files import chunk, encode, exif_of

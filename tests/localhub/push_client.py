@@ -42,5 +42,5 @@ def push(
         oid = hashlib.sha256(content).hexdigest()
         lines.append({"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": oid, "size": len(content)}})
     ndjson = "\n".join(json.dumps(line) for line in lines).encode()
-    answer = client.post(f"/api/models/{repo}/commit/main", content=ndjson).raise_for_status().json()
-    return str(answer["commitOid"])
+    response = client.post(f"/api/models/{repo}/commit/main", content=ndjson).raise_for_status().json()
+    return str(response["commitOid"])

@@ -43,9 +43,9 @@ def test_a_flipped_bit_is_never_served_and_a_second_push_repairs_it(
         assert client.get(url).content == CONTENT
         flip_a_bit(blob_path(tmp_path))
         for headers in ({}, {"Range": "bytes=0-9"}, {}):
-            answer = client.get(url, headers=headers)
-            assert (answer.status_code, answer.headers["x-error-code"]) == (500, "blob_corrupt")
-            assert SHA256 in answer.json()["error"]
+            response = client.get(url, headers=headers)
+            assert (response.status_code, response.headers["x-error-code"]) == (500, "blob_corrupt")
+            assert SHA256 in response.json()["error"]
         asked = {"files": [{"path": "model.safetensors", "size": len(CONTENT), "sample": ""}]}
         assert "oid" not in client.post(f"/api/models/{REPO}/preupload/main", json=asked).json()["files"][0]
     assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 1
@@ -97,7 +97,7 @@ def test_gc_waits_for_the_hub_to_stop(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "another local hub is using" in capsys.readouterr().err
 
 
-def test_an_upload_whose_bytes_are_others_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_upload_of_other_bytes_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with opened_hub(tmp_path) as client:
         push(client, {}, {})
         body = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": SHA256, "size": len(CONTENT)}]}
@@ -175,8 +175,8 @@ def test_a_shard_that_does_not_add_up_is_refused_and_the_next_session_has_anothe
             (SHA256, [(XORB, size, 5, 0)]),
             (SHA256, [("f" * 64, size, 0, 5)]),
         ):
-            answer = client.post(f"{cas}/v1/shards", content=pack_shard([(sha256, terms)]), headers=headers)
-            assert answer.status_code in (400, 422)
+            response = client.post(f"{cas}/v1/shards", content=pack_shard([(sha256, terms)]), headers=headers)
+            assert response.status_code in (400, 422)
         assert not blob_path(tmp_path).exists()
         assert xet_session(client)[0] != cas
         good = pack_shard([(SHA256, [(XORB, size, 0, 5)])])
@@ -193,8 +193,8 @@ def test_a_chunk_cannot_unpack_to_more_than_it_says(tmp_path: Path) -> None:
         cas, headers = xet_session(client)
         client.post(f"{cas}/v1/xorbs/default/{XORB}", content=header + bomb, headers=headers).raise_for_status()
         shard = pack_shard([(hashlib.sha256(content).hexdigest(), [(XORB, 1000, 0, 1)])])
-        answer = client.post(f"{cas}/v1/shards", content=shard, headers=headers)
-        assert answer.status_code == 400
+        response = client.post(f"{cas}/v1/shards", content=shard, headers=headers)
+        assert response.status_code == 400
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -52,10 +52,10 @@ def test_weights_are_the_same_after_push_and_pull_with_xet_and_without(
     environment = os.environ | {"HF_HUB_DISABLE_XET": disable_xet}
     command = [sys.executable, "-c", PUSH_AND_PULL, hub.url, ALICE, repo_id, str(weights), str(tmp_path / "cache")]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    answer = json.loads(done.stdout)
-    assert answer["xet"] == (disable_xet == "0")
-    assert Path(answer["path"]).read_bytes() == weights.read_bytes()
-    assert Path(answer["path"]).resolve().name == hashlib.sha256(weights.read_bytes()).hexdigest()
+    response = json.loads(done.stdout)
+    assert response["xet"] == (disable_xet == "0")
+    assert Path(response["path"]).read_bytes() == weights.read_bytes()
+    assert Path(response["path"]).resolve().name == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def test_a_second_push_of_the_same_bytes_is_a_no_op(api: HfApi, repo_id: str, weights: Path) -> None:
@@ -224,7 +224,7 @@ def test_users_list_their_own_repositories_with_sizes(api: HfApi, hub: Hub, repo
 
 
 def test_whoami_returns_name_and_role(api: HfApi, hub: Hub) -> None:
-    answer = api.whoami()
-    assert (answer["name"], answer["fullname"], answer["orgs"][0]["name"]) == ("alice", "Alice A.", "acme")
+    response = api.whoami()
+    assert (response["name"], response["fullname"], response["orgs"][0]["name"]) == ("alice", "Alice A.", "acme")
     with pytest.raises(HfHubHTTPError, match="Invalid"):
         HfApi(endpoint=hub.url, token="unknown").whoami()

@@ -37,7 +37,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
         thread.join()
 
 
-def answer_to(connection: socket.socket) -> bytes:
+def read_response(connection: socket.socket) -> bytes:
     """Everything until the hub closes the connection."""
     pieces = b""
     with contextlib.suppress(ConnectionError):
@@ -50,7 +50,7 @@ def answer_to(connection: socket.socket) -> bytes:
 def test_headers_that_never_end_are_cut_off(sent: bytes, address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(sent)
-        assert answer_to(connection) == b""
+        assert read_response(connection) == b""
 
 
 def test_second_headers_that_never_end_are_cut_off_too(address: tuple[str, int]) -> None:
@@ -58,15 +58,15 @@ def test_second_headers_that_never_end_are_cut_off_too(address: tuple[str, int])
         connection.sendall(b"GET /api/models HTTP/1.1\r\nHost: hub\r\n\r\n")
         assert b"200 OK" in connection.recv(65536)
         connection.sendall(b"GET /api/mod")
-        assert b"HTTP/1.1" not in answer_to(connection)
+        assert b"HTTP/1.1" not in read_response(connection)
 
 
 def test_a_body_that_never_comes_is_answered_408(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(UPLOAD + b"abc")
-        answer = answer_to(connection)
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"X-Error-Code: body_timeout" in answer
+        response = read_response(connection)
+    assert response.startswith(b"HTTP/1.1 408 ")
+    assert b"X-Error-Code: body_timeout" in response
 
 
 def test_a_body_that_comes_byte_by_byte_is_answered_408(address: tuple[str, int]) -> None:
@@ -81,10 +81,10 @@ def test_a_body_that_comes_byte_by_byte_is_answered_408(address: tuple[str, int]
 
         thread = threading.Thread(target=drip)
         thread.start()
-        answer = answer_to(connection)
+        response = read_response(connection)
         is_done.set()
         thread.join()
-    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert response.startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_large_body_on_a_slow_connection_continues(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
