@@ -9,8 +9,8 @@ Shapes: N images, C channels, H height, W width, k neighbors.
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from eca_hub.attention.cpu_kernel import dispatch
 from eca_hub.attention.gate import average, rescale
@@ -80,9 +80,10 @@ class ECA(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Rescale the channels of a batch of maps."""
-        # TorchScript compiles nothing behind this condition.
-        if not torch.jit.is_scripting() and dispatch.is_supported_layer(self.conv, x_NCHW):  # type: ignore[attr-defined]
-            return dispatch.rescale_channels(x_NCHW, self.conv.weight)
+        # TorchScript compiles nothing behind the first condition, if it stands alone.
+        if not is_scripting():  # noqa: SIM102
+            if dispatch.is_supported_layer(self.conv, x_NCHW):
+                return dispatch.rescale_channels(x_NCHW, self.conv.weight)
         logits_N1C = self.conv(average(x_NCHW).unsqueeze(1))
         return rescale(x_NCHW, logits_N1C.squeeze(1))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from eca_hub.attention.insertion import AfterBlock, InsertionPoint, InsideBlock, ReplaceConv
+from eca_hub.models.eca_blocks import use_eca_block
 
 MISSING_POINT = {
     InsideBlock: "no slot inside its blocks",
@@ -69,6 +70,7 @@ class ResNetBlock(Block):
     def insert_inside(self, attention: nn.Module) -> None:
         """Apply attention to the residual branch, between its last norm and the addition."""
         self.body.se = attention
+        use_eca_block(self.body)
 
     def insert_after(self, attention: nn.Module) -> None:
         """Apply attention to the block's output, behind its last activation, so that no weight changes its name."""

@@ -32,6 +32,7 @@ RENAMED = {
 """Old option to new option. In a YAML file, options of the data stand below `data.init_args`."""
 
 RENAMED_VALUES: dict[str, dict[str, Any]] = {
+    "model.stem": {"own": "default"},
     "model.freeze": {"all": "none", "all_but_norms": "norms", "head": "backbone"},
     "data.augment.crop": {"resized": "random_resized_crop"},
 }

@@ -57,13 +57,12 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_eager(x_NCHW: Tensor) -> bool:
-    """Whether a tensor is computed now: not traced, transformed, cast or observed."""
+    """Whether a tensor is computed now: not traced, transformed or observed."""
     return (
         type(x_NCHW) is Tensor
         and not torch.compiler.is_compiling()
         # Reading is_cpu takes a tenth of the time of reading device.type.
         and (x_NCHW.is_cpu or x_NCHW.is_cuda)
-        and not torch.is_autocast_enabled("cpu" if x_NCHW.is_cpu else "cuda")
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._is_tracing()
@@ -81,11 +80,13 @@ def is_supported(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
     """Whether `rescale_channels` supports these tensors."""
     if not is_eager(x_NCHW):
         return False
-    needs_backward = requires_grad(x_NCHW, weight_11k)
-    if fused.is_supported(x_NCHW, weight_11k) and (fused.supports_backward or not needs_backward):
-        return True
+    # Autocast gives bfloat16 maps and leaves the weight in float32; without it the layers refuse such a pair.
+    is_autocast = torch.is_autocast_enabled("cpu" if x_NCHW.is_cpu else "cuda")
+    if fused.is_supported(x_NCHW, weight_11k):
+        return is_autocast or x_NCHW.dtype == weight_11k.dtype
     # With a single image an autograd function costs more than it saves.
-    return x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype and (len(x_NCHW) > 1 or not needs_backward)
+    is_worth_it = len(x_NCHW) > 1 or not requires_grad(x_NCHW, weight_11k)
+    return x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype and not is_autocast and is_worth_it
 
 
 def requires_grad(*tensors: Tensor) -> bool:
@@ -102,6 +103,33 @@ def rescale_channels(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
         return fused.forward(x_NCHW, weight_11k, torch.empty_like(x_NCHW))
     mean_NC = sum_space(x_NCHW).div_(x_NCHW.shape[2] * x_NCHW.shape[3])
     return x_NCHW * correlate(mean_NC, weight_11k).sigmoid_()[:, :, None, None]
+
+
+def rescale_add_relu(
+    x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor, *, may_overwrite: bool = False
+) -> Tensor | None:
+    """Compute relu(x * sigmoid(conv1d(mean_HW(x))) + shortcut), the end of a residual block with ECA.
+
+    Args:
+        x_NCHW: The output of the residual branch.
+        weight_11k: The kernel along the channels.
+        shortcut_NCHW: The shortcut.
+        may_overwrite: Whether the result may be written into x if no gradient is needed: the caller has just computed
+            x, and nothing else refers to it.
+
+    Returns:
+        None if the kernel does not support these tensors.
+    """
+    if not is_supported(x_NCHW, weight_11k) or not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
+        return None
+    if requires_grad(x_NCHW, weight_11k, shortcut_NCHW):
+        y_NCHW: Tensor = _RescaleAddReLU.apply(x_NCHW, weight_11k, shortcut_NCHW)
+        return y_NCHW
+    if not may_overwrite:
+        return fused.forward(x_NCHW, weight_11k, torch.empty_like(x_NCHW), shortcut_NCHW=shortcut_NCHW)
+    if not x_NCHW.is_inference():
+        torch.autograd.graph.increment_version(x_NCHW)
+    return fused.forward(x_NCHW, weight_11k, x_NCHW, shortcut_NCHW=shortcut_NCHW)
 
 
 def sum_space(x_NCHW: Tensor) -> Tensor:
@@ -135,7 +163,7 @@ class _RescaleChannels(torch.autograd.Function):
     # Without setup_context, because torch would look up a signature in every call.
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
-        if fused.supports_backward and fused.is_supported(x_NCHW, weight_11k):
+        if fused.is_supported(x_NCHW, weight_11k):
             y_NCHW, saved_2NC = fused.forward_with_saved(x_NCHW, weight_11k)
         else:
             mean_NC = sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
@@ -147,15 +175,29 @@ class _RescaleChannels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         x_NCHW, weight_11k, saved_2NC = ctx.saved_tensors
-        is_first_order = not torch.is_grad_enabled()
-        if fused.supports_backward and is_first_order and is_eager(dy_NCHW) and fused.is_supported(x_NCHW, weight_11k):
-            return fused.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
-        return _backward(dy_NCHW, x_NCHW, weight_11k, *saved_2NC.to(x_NCHW.dtype))
+        if not torch.is_grad_enabled() and is_eager(dy_NCHW) and fused.is_supported(x_NCHW, weight_11k):
+            dx_NCHW, dweight_11k, _ = fused.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
+            return dx_NCHW, dweight_11k
+        return _backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
 
 
-def _backward(
-    dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, mean_NC: Tensor, gate_NC: Tensor
-) -> tuple[Tensor, Tensor]:
+class _RescaleAddReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor) -> Tensor:
+        y_NCHW, saved_2NC = fused.forward_with_saved(x_NCHW, weight_11k, shortcut_NCHW)
+        ctx.save_for_backward(x_NCHW, weight_11k, saved_2NC, y_NCHW)
+        return y_NCHW
+
+    @staticmethod
+    def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x_NCHW, weight_11k, saved_2NC, y_NCHW = ctx.saved_tensors
+        if not torch.is_grad_enabled() and is_eager(dy_NCHW):
+            return fused.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC, y_NCHW)
+        dsum_NCHW = torch.where(y_NCHW <= 0, torch.zeros_like(dy_NCHW), dy_NCHW)
+        return *_backward(dsum_NCHW, x_NCHW, weight_11k, saved_2NC), dsum_NCHW
+
+
+def _backward(dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, saved_2NC: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the gradients of the map and the kernel from the gradient of the result.
 
     With u = sum_HW(dy * x) * gate * (1 - gate), the gradient of the logits:
@@ -163,6 +205,8 @@ def _backward(
         dx = dy * gate + correlate(u, reversed kernel) / (H W);  dkernel_j = sum_NC(u * mean shifted by j)
     """
     num_positions, half = x_NCHW.shape[2] * x_NCHW.shape[3], weight_11k.shape[2] // 2
+    dtype, weight_11k = weight_11k.dtype, weight_11k.to(x_NCHW.dtype)
+    mean_NC, gate_NC = saved_2NC.to(x_NCHW.dtype)
     is_second_order = torch.is_grad_enabled()
     if is_second_order:
         # Autograd has to record each step, gates and means included.
@@ -176,4 +220,4 @@ def _backward(
     # The product is not needed any more, so the gradient is written into its memory.
     memory_NCHW = None if is_second_order else product_NCHW
     dx_NCHW = torch.addcmul(dmean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
-    return dx_NCHW, dweight_11k
+    return dx_NCHW, dweight_11k.to(dtype)

@@ -1,19 +1,22 @@
-/* ECA in one visit to each map: what the processor runs where nobody traces the map, of float32 or bfloat16.
+/* ECA in one visit to each map, for float32 and bfloat16 on the CPU, with or without the end of a residual block.
 
-   In separate operations the map comes from memory for the mean and once more for the product. Here an image is
-   averaged and rescaled before the next one is touched, so the second visit finds it in the cache. The way back makes
-   two visits as well, where separate operations write the product of slope and map and read it again.
+   In separate operations the map comes from memory for the mean and again for the product, and the block's addition
+   and activation read and write it twice more. Here an image is averaged and rescaled before the next one is touched,
+   so the second visit finds it in the cache, and that visit adds the shortcut and applies the ReLU.
 
-       mean_c = sum_p x[c, p] / P;   gate_c = sigmoid(sum_j w[j] mean[c + j - k / 2]);   y[c, p] = x[c, p] gate_c
+       mean_c = sum_p x[c, p] / P;   gate_c = sigmoid(sum_j w[j] mean[c + j - k / 2])
+       y[c, p] = x[c, p] gate_c    or    y[c, p] = relu(x[c, p] gate_c + shortcut[c, p])
 
-       u_c = gate_c (1 - gate_c) sum_p dy[c, p] x[c, p];   dw[j] = sum_c u_c mean[c + j - k / 2]
-       dx[c, p] = dy[c, p] gate_c + sum_j w[j] u[c - j + k / 2] / P
+   Backward, with g = dy, or dy where y is positive:
+
+       u_c = gate_c (1 - gate_c) sum_p g[c, p] x[c, p];   dw[j] = sum_c u_c mean[c + j - k / 2]
+       dx[c, p] = g[c, p] gate_c + sum_j w[j] u[c - j + k / 2] / P;   dshortcut = g
 
    A map has N images, C channels and P positions: channel after channel (NCP), or position after position (NPC,
-   channels_last). Sums have a fixed order for a given number of threads, whatever the width of the vectors.
+   channels_last). Sums are of floats within fixed blocks and of doubles over the blocks.
 
-   Threads are those of the OpenMP that torch has loaded, found by name when this file is: two libraries of threads in
-   one process would wait for each other's processors. See fused_eca.py for who calls this, and when. */
+   Threads are those of the OpenMP library that torch has loaded, found by name when this module is loaded: two OpenMP
+   libraries in one process would compete for the processors. Called by fused.py. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -33,7 +36,7 @@
 
 typedef ptrdiff_t Int;
 
-/* Sixteen numbers side by side, wherever they lie: compilers would keep the order of a sum, and add one by one. */
+/* Sixteen numbers at any address. Without vector types the compiler would keep the order of a sum and add one by one. */
 #define WIDTH 16
 typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
 #define AT(x) (*(Vector *)(x))
@@ -45,6 +48,24 @@ static inline float sum_of(const Vector *vector) {
         for (Int lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
     return lanes[0];
 }
+
+/* Numbers that are summed as floats before they are added to a double, by layout of the map. */
+enum { PLANE_BLOCK = 2048, ROW_BLOCK = 32 };
+
+typedef int32_t Integers __attribute__((vector_size(64), aligned(4), may_alias));
+
+/* NaN stays NaN, as in torch. */
+static inline float relu(float value) { return value < 0 ? 0 : value; }
+#define relus(values)                                          \
+    ({                                                         \
+        Vector values_ = (values);                             \
+        (Vector)((Integers)values_ & ~(Integers)(values_ < 0)); \
+    })
+#define where_positive(values, conditions)                          \
+    ({                                                              \
+        Vector conditions_ = (conditions);                          \
+        (Vector)((Integers)(values) & ~(Integers)(conditions_ <= 0)); \
+    })
 
 /* ---- one number a channel ---- */
 
@@ -81,12 +102,22 @@ VECTORS static void sigmoid(float *logits, Int width) {
     }
 }
 
-VECTORS static void divide(float *values, float by, Int width) {
+VECTORS static void divide(const double *sums, double by, float *restrict quotients, Int width) {
+    for (Int c = 0; c < width; c++) quotients[c] = (float)(sums[c] / by);
+}
+
+VECTORS static void gradients_of_logits(const double *sums, const float *gates, float *restrict dlogits, Int width) {
+    for (Int c = 0; c < width; c++) dlogits[c] = (float)(sums[c] * gates[c] * (1.0f - gates[c]));
+}
+
+VECTORS static void scale(float *values, float by, Int width) {
     for (Int c = 0; c < width; c++) values[c] /= by;
 }
 
-VECTORS static void slopes_of_logits(const float *gates, float *restrict sums, Int width) {
-    for (Int c = 0; c < width; c++) sums[c] *= gates[c] * (1.0f - gates[c]);
+static double dot(const float *a, const float *b, Int width) {
+    double sum = 0;
+    for (Int c = 0; c < width; c++) sum += (double)a[c] * b[c];
+    return sum;
 }
 
 /* ---- the work ---- */
@@ -96,18 +127,20 @@ typedef struct {
     bool is_channels_last, is_bfloat16;
     const void *x;
     const float *weight;
-    /* The slope of the result; NULL on the way forward. */
-    const void *dy;
-    /* The result, or the slope of the map. */
-    void *written;
-    /* What the way forward leaves for the way back, unless they are NULL. */
+    /* Added to the rescaled map before the ReLU; NULL for a gate alone. */
+    const void *shortcut;
+    /* Backward: the gradient of the result and, with a shortcut, the result; NULL in forward. */
+    const void *dy, *y;
+    /* The result, or the gradients of the map and of the shortcut. */
+    void *written, *dshortcut;
+    /* What forward saves for backward, unless they are NULL. */
     float *mean, *gate;
     float *dweight;
 } Job;
 
-/* Where a thread works: alone on whole images where there are enough for all, else on its part of each image. */
+/* What one thread does: whole images if there are enough for all threads, else its part of each image. */
 typedef struct {
-    bool is_alone;
+    bool has_whole_images;
     Int image_begin, image_end, begin, end;
 } Share;
 
@@ -116,18 +149,36 @@ static Share share_of(const Job *job, int thread, int num_threads) {
     if (job->num_images >= num_threads)
         return (Share){true, job->num_images * thread / num_threads, job->num_images * (thread + 1) / num_threads, 0,
                        num_parts};
-    return (Share){false, 0, job->num_images, num_parts * thread / num_threads, num_parts * (thread + 1) / num_threads};
+    /* Whole blocks of positions, so that their sums do not depend on the number of threads. */
+    Int step = job->is_channels_last ? ROW_BLOCK : 1, num_steps = (num_parts + step - 1) / step;
+    Int begin = num_steps * thread / num_threads * step, end = num_steps * (thread + 1) / num_threads * step;
+    return (Share){false, 0, job->num_images, begin, end < num_parts ? end : num_parts};
 }
 
 /* ---- the map ---- */
 
 #define NUMBER float
-#define NAMED(name) name
 #define LOAD(x) (*(x))
 #define STORE(y, value) (*(y) = (value))
 #define LOADS(x) AT(x)
 #define STORES(y, value) (AT(y) = (value))
+#define SUMMING(name) name##_float
+#define NAMED(name) name##_float
+#define RESIDUAL 0
 #include "eca_visits.h"
+#undef NAMED
+#undef RESIDUAL
+#define NAMED(name) name##_residual_float
+#define RESIDUAL 1
+#include "eca_visits.h"
+#undef NAMED
+#undef RESIDUAL
+#undef NUMBER
+#undef LOAD
+#undef STORE
+#undef LOADS
+#undef STORES
+#undef SUMMING
 
 /* bfloat16: the upper half of a float; what is cut off is rounded to the nearest, to even between two (IEEE 754). */
 typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
@@ -157,7 +208,6 @@ static inline void narrow_all(uint16_t *halves, const Vector *values) {
 }
 
 #define NUMBER uint16_t
-#define NAMED(name) name##_bfloat16
 #define LOAD(x) widened(x)
 #define STORE(y, value) narrow(y, value)
 #define LOADS(x)                  \
@@ -171,77 +221,104 @@ static inline void narrow_all(uint16_t *halves, const Vector *values) {
         Vector values_ = (value); \
         narrow_all(y, &values_);  \
     } while (0)
+#define SUMMING(name) name##_bfloat16
+#define NAMED(name) name##_bfloat16
+#define RESIDUAL 0
+#include "eca_visits.h"
+#undef NAMED
+#undef RESIDUAL
+#define NAMED(name) name##_residual_bfloat16
+#define RESIDUAL 1
 #include "eca_visits.h"
 
-/* What one call needs to remember, in lines of one number a channel: */
+typedef void (*Accumulate)(const Job *, const Share *, Int, float *, double *);
+typedef void (*WriteOut)(const Job *, const Share *, Int, const float *, const float *);
+
+/* By is_bfloat16 and by whether there is a shortcut. */
+static const Accumulate ACCUMULATE[2][2] = {{accumulate_float, accumulate_residual_float},
+                                            {accumulate_bfloat16, accumulate_residual_bfloat16}};
+static const WriteOut WRITE_OUT[2][2] = {{write_out_float, write_out_residual_float},
+                                         {write_out_bfloat16, write_out_residual_bfloat16}};
+
+/* Scratch memory of one call, in lines of one number a channel. */
 typedef struct {
-    float *memory;
+    double *sums;
+    float *floats;
     double *dweights;
     Int line;
     int num_threads;
 } Scratch;
 
-enum { SUMS_EVEN, SUMS_ODD, PADDED, PER_CHANNEL, NUM_LINES };
+enum { PADDED, PER_CHANNEL, PARTIAL, NUM_FLOAT_LINES };
 
-static float *line_of(const Scratch *scratch, int which, int thread) {
-    return scratch->memory + scratch->line * (which * scratch->num_threads + thread);
+/* Two lines of sums a thread, used alternately: a thread may still read one while another has begun the next image. */
+static double *sums_of(const Scratch *scratch, Int image, int thread) {
+    return scratch->sums + scratch->line * (image % 2 * scratch->num_threads + thread);
 }
 
-/* Forward: from the sums to the gates. The line has zeros at both ends. */
-static void find_gates(const Job *job, float *padded, float *gates) {
-    divide(padded + job->kernel_size / 2, (float)job->num_positions, job->num_channels);
+static float *line_of(const Scratch *scratch, int which, int thread) {
+    return scratch->floats + scratch->line * (which * scratch->num_threads + thread);
+}
+
+/* Forward: from the sums to the means and the gates. The line has zeros at both ends. */
+static void compute_gates(const Job *job, const double *sums, float *padded, float *gates) {
+    divide(sums, (double)job->num_positions, padded + job->kernel_size / 2, job->num_channels);
     correlate(padded, job->weight, job->kernel_size, 1, gates, job->num_channels);
     sigmoid(gates, job->num_channels);
 }
 
-/* Backward: from the sums to the slope of the logits, and to what reaches every position of a channel through them. */
-static void find_slopes(const Job *job, Int image, float *padded, float *through, double *dweights) {
+/* Backward: from the sums to the gradients of the logits, and of what every position of a channel adds to its mean. */
+static void compute_gradients(const Job *job, Int image, const double *sums, float *padded, float *dmeans,
+                              double *dweights) {
     Int width = job->num_channels, half = job->kernel_size / 2;
     const float *mean = job->mean + image * width;
-    float *slopes = padded + half;
-    slopes_of_logits(job->gate + image * width, slopes, width);
-    correlate(padded, job->weight, job->kernel_size, -1, through, width);
-    divide(through, (float)job->num_positions, width);
+    float *dlogits = padded + half;
+    gradients_of_logits(sums, job->gate + image * width, dlogits, width);
+    correlate(padded, job->weight, job->kernel_size, -1, dmeans, width);
+    scale(dmeans, (float)job->num_positions, width);
     for (Int j = 0; dweights && j < job->kernel_size; j++) {
         Int shift = j - half, begin = shift < 0 ? -shift : 0, end = shift > 0 ? width - shift : width;
-        float sum = 0;
-        if (end > begin) dot_planes(slopes + begin, mean + begin + shift, 1, end - begin, &sum);
-        dweights[j] += sum;
+        if (end > begin) dweights[j] += dot(dlogits + begin, mean + begin + shift, end - begin);
     }
 }
 
 static void work(const Job *job, const Scratch *scratch, int thread, int num_threads) {
     Share share = share_of(job, thread, num_threads);
-    bool keeps_sums_apart = share.is_alone || job->is_channels_last;
     Int width = job->num_channels;
-    void (*add_up_)(const Job *, const Share *, Int, float *) = job->is_bfloat16 ? add_up_bfloat16 : add_up;
-    void (*write_out_)(const Job *, const Share *, Int, const float *, const float *) =
-        job->is_bfloat16 ? write_out_bfloat16 : write_out;
+    bool is_residual = job->shortcut || job->dshortcut;
+    Accumulate accumulate = ACCUMULATE[job->is_bfloat16][is_residual];
+    WriteOut write_out = WRITE_OUT[job->is_bfloat16][is_residual];
     float *padded = line_of(scratch, PADDED, thread), *per_channel = line_of(scratch, PER_CHANNEL, thread);
-    float *total = padded + job->kernel_size / 2;
+    float *partial = line_of(scratch, PARTIAL, thread);
+    /* Threads that share an NCP image write disjoint channels of one line. */
+    bool shares_line = !share.has_whole_images && !job->is_channels_last;
+    double *total = scratch->sums + scratch->line * (2 * scratch->num_threads + thread);
     for (Int image = share.image_begin; image < share.image_end; image++) {
-        /* Two lines in turns: who is still reading one has not met the others at the next barrier. */
-        int which = image % 2 ? SUMS_ODD : SUMS_EVEN;
-        float *sums = line_of(scratch, which, keeps_sums_apart ? thread : 0);
-        add_up_(job, &share, image, sums);
-        if (!share.is_alone) {
+        double *sums = sums_of(scratch, image, shares_line ? 0 : thread);
+        accumulate(job, &share, image, partial, sums);
+        if (!share.has_whole_images) {
 #pragma omp barrier
+            if (job->is_channels_last) {
+                memcpy(total, sums_of(scratch, image, 0), (size_t)width * sizeof *total);
+                for (int other = 1; other < num_threads; other++) {
+                    const double *others = sums_of(scratch, image, other);
+                    for (Int c = 0; c < width; c++) total[c] += others[c];
+                }
+                sums = total;
+            }
         }
-        memcpy(total, line_of(scratch, which, share.is_alone ? thread : 0), (size_t)width * sizeof *total);
-        for (int other = 1; !share.is_alone && job->is_channels_last && other < num_threads; other++)
-            sum_rows(line_of(scratch, which, other), 1, width, total);
-        bool speaks_for_all = share.is_alone || thread == 0;
+        bool saves = share.has_whole_images || thread == 0;
         if (job->dy) {
-            double *dweights = speaks_for_all ? scratch->dweights + job->kernel_size * thread : NULL;
-            find_slopes(job, image, padded, per_channel, dweights);
-            write_out_(job, &share, image, job->gate + image * width, per_channel);
+            double *dweights = saves ? scratch->dweights + job->kernel_size * thread : NULL;
+            compute_gradients(job, image, sums, padded, per_channel, dweights);
+            write_out(job, &share, image, job->gate + image * width, per_channel);
         } else {
-            find_gates(job, padded, per_channel);
-            if (speaks_for_all && job->gate) {
-                memcpy(job->mean + image * width, total, (size_t)width * sizeof *total);
+            compute_gates(job, sums, padded, per_channel);
+            if (saves && job->gate) {
+                memcpy(job->mean + image * width, padded + job->kernel_size / 2, (size_t)width * sizeof *padded);
                 memcpy(job->gate + image * width, per_channel, (size_t)width * sizeof *per_channel);
             }
-            write_out_(job, &share, image, per_channel, NULL);
+            write_out(job, &share, image, per_channel, NULL);
         }
     }
 }
@@ -250,9 +327,10 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
 static bool run(const Job *job, int num_threads) {
     Scratch scratch = {.num_threads = num_threads};
     scratch.line = (job->num_channels + job->kernel_size + WIDTH) / WIDTH * WIDTH;
-    scratch.memory = calloc((size_t)(scratch.line * NUM_LINES * num_threads), sizeof(float));
+    scratch.sums = malloc((size_t)(scratch.line * 3 * num_threads) * sizeof(double));
+    scratch.floats = calloc((size_t)(scratch.line * NUM_FLOAT_LINES * num_threads), sizeof(float));
     scratch.dweights = calloc((size_t)(job->kernel_size * num_threads), sizeof(double));
-    bool has_memory = scratch.memory && scratch.dweights;
+    bool has_memory = scratch.sums && scratch.floats && scratch.dweights;
     if (has_memory) {
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
         work(job, &scratch, omp_get_thread_num(), omp_get_num_threads());
@@ -262,64 +340,73 @@ static bool run(const Job *job, int num_threads) {
             job->dweight[j] = (float)sum;
         }
     }
-    free(scratch.memory);
+    free(scratch.sums);
+    free(scratch.floats);
     free(scratch.dweights);
     return has_memory;
 }
 
 /* ---- Python ---- */
 
-static PyObject *done(const Job *job, int num_threads) {
+typedef unsigned long long Address;
+#define POINTER(address) ((void *)(uintptr_t)(address))
+
+static PyObject *run_job(const Job *job, int num_threads) {
     bool has_memory;
     Py_BEGIN_ALLOW_THREADS has_memory = run(job, num_threads);
     Py_END_ALLOW_THREADS if (!has_memory) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
-/* All numbers but those of the map are float32. */
-static PyObject *rescale(PyObject *self, PyObject *args) {
+/* Addresses are 0 for what is not there. All numbers but those of maps are float32. */
+static PyObject *forward(PyObject *self, PyObject *args) {
     (void)self;
-    unsigned long long x, weight, y, mean, gate;
+    Address x, weight, shortcut, y, mean, gate;
     Job job = {0};
     int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKnnnniii", &x, &weight, &y, &mean, &gate, &job.num_images, &job.num_channels,
-                          &job.num_positions, &job.kernel_size, &is_channels_last, &is_bfloat16, &num_threads))
-        return NULL;
-    job.is_channels_last = is_channels_last;
-    job.is_bfloat16 = is_bfloat16;
-    job.x = (const void *)(uintptr_t)x;
-    job.weight = (const float *)(uintptr_t)weight;
-    job.written = (void *)(uintptr_t)y;
-    job.mean = (float *)(uintptr_t)mean;
-    job.gate = (float *)(uintptr_t)gate;
-    return done(&job, num_threads);
-}
-
-static PyObject *slopes(PyObject *self, PyObject *args) {
-    (void)self;
-    unsigned long long dy, x, weight, mean, gate, dx, dweight;
-    Job job = {0};
-    int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKKKnnnniii", &dy, &x, &weight, &mean, &gate, &dx, &dweight, &job.num_images,
+    if (!PyArg_ParseTuple(args, "KKKKKKnnnniii", &x, &weight, &shortcut, &y, &mean, &gate, &job.num_images,
                           &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last, &is_bfloat16,
                           &num_threads))
         return NULL;
     job.is_channels_last = is_channels_last;
     job.is_bfloat16 = is_bfloat16;
-    job.dy = (const void *)(uintptr_t)dy;
-    job.x = (const void *)(uintptr_t)x;
-    job.weight = (const float *)(uintptr_t)weight;
-    job.mean = (float *)(uintptr_t)mean;
-    job.gate = (float *)(uintptr_t)gate;
-    job.written = (void *)(uintptr_t)dx;
-    job.dweight = (float *)(uintptr_t)dweight;
-    return done(&job, num_threads);
+    job.x = POINTER(x);
+    job.weight = POINTER(weight);
+    job.shortcut = POINTER(shortcut);
+    job.written = POINTER(y);
+    job.mean = POINTER(mean);
+    job.gate = POINTER(gate);
+    return run_job(&job, num_threads);
+}
+
+static PyObject *backward(PyObject *self, PyObject *args) {
+    (void)self;
+    Address dy, y, x, weight, mean, gate, dx, dshortcut, dweight;
+    Job job = {0};
+    int is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKKKKKnnnniii", &dy, &y, &x, &weight, &mean, &gate, &dx, &dshortcut, &dweight,
+                          &job.num_images, &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last,
+                          &is_bfloat16, &num_threads))
+        return NULL;
+    job.is_channels_last = is_channels_last;
+    job.is_bfloat16 = is_bfloat16;
+    job.dy = POINTER(dy);
+    job.y = POINTER(y);
+    job.x = POINTER(x);
+    job.weight = POINTER(weight);
+    job.mean = POINTER(mean);
+    job.gate = POINTER(gate);
+    job.written = POINTER(dx);
+    job.dshortcut = POINTER(dshortcut);
+    job.dweight = POINTER(dweight);
+    return run_job(&job, num_threads);
 }
 
 static PyMethodDef methods[] = {
-    {"rescale", rescale, METH_VARARGS, "x, weight, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
-    {"slopes", slopes, METH_VARARGS,
-     "dy, x, weight, mean, gate, dx, dweight, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
+    {"forward", forward, METH_VARARGS,
+     "x, weight, shortcut, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
+    {"backward", backward, METH_VARARGS,
+     "dy, y, x, weight, mean, gate, dx, dshortcut, dweight, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
     {NULL, NULL, 0, NULL},
 };
 

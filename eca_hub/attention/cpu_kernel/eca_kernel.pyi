@@ -1,8 +1,9 @@
-"""The compiled part of ECA. Addresses are of numbers that stay where they are during the call: float32, but in maps."""
+"""The compiled kernel. Arguments are addresses, 0 for what is not there; all numbers but those of maps are float32."""
 
-def rescale(
+def forward(
     x: int,
     weight: int,
+    shortcut: int,
     y: int,
     mean: int,
     gate: int,
@@ -15,13 +16,15 @@ def rescale(
     num_threads: int,
     /,
 ) -> None: ...
-def slopes(
+def backward(
     dy: int,
+    y: int,
     x: int,
     weight: int,
     mean: int,
     gate: int,
     dx: int,
+    dshortcut: int,
     dweight: int,
     num_images: int,
     num_channels: int,

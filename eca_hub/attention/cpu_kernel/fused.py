@@ -16,11 +16,8 @@ try:
 except ImportError:
     is_built = False
 else:
-    is_built = True
-
-supports_backward = False
-"""Whether training runs the kernel too. Two processes then differ from one by 4e-5 after 20 steps, where 1e-5 is
-promised; until the cause is known, only inference does."""
+    # A file that an editable installation has kept from an earlier version has other functions.
+    is_built = hasattr(eca_kernel, "forward") and hasattr(eca_kernel, "backward")
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -28,66 +25,107 @@ _ELEMENTS_PER_THREAD = 32768
 """Fewer are not worth a thread; torch has the same limit."""
 
 
-def is_supported(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
+def is_supported(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor | None = None) -> bool:
     """Whether the kernel can read these tensors: dtype, device and memory format.
 
     Args:
         x_NCHW: The map; `dispatch.is_eager` holds for it.
-        weight_11k: The kernel along the channels.
+        weight_11k: The kernel along the channels, in the dtype of the map or in float32.
+        shortcut_NCHW: What a residual block adds, in the dtype and memory format of the map.
     """
     return (
         is_built
         and x_NCHW.is_cpu
         and x_NCHW.dtype in _DTYPES
         and type(weight_11k) in (Tensor, nn.Parameter)
-        and weight_11k.dtype == x_NCHW.dtype
+        and (weight_11k.dtype == x_NCHW.dtype or weight_11k.dtype == torch.float32)
         and weight_11k.is_cpu
         and weight_11k.is_contiguous()
         and (x_NCHW.is_contiguous() or x_NCHW.is_contiguous(memory_format=torch.channels_last))
         and x_NCHW.numel() > 0
+        and (
+            shortcut_NCHW is None
+            or (
+                type(shortcut_NCHW) is Tensor
+                and shortcut_NCHW.is_cpu
+                and shortcut_NCHW.dtype == x_NCHW.dtype
+                and shortcut_NCHW.shape == x_NCHW.shape
+                and shortcut_NCHW.stride() == x_NCHW.stride()
+            )
+        )
     )
 
 
-def forward(x_NCHW: Tensor, weight_11k: Tensor, y_NCHW: Tensor) -> Tensor:
-    """Write x * sigmoid(conv1d(mean_HW(x))) to y, which has the memory format of x and may be x itself."""
+def forward(
+    x_NCHW: Tensor,
+    weight_11k: Tensor,
+    y_NCHW: Tensor,
+    *,
+    shortcut_NCHW: Tensor | None = None,
+    saved_2NC: Tensor | None = None,
+) -> Tensor:
+    """Write x * gate, or relu(x * gate + shortcut), where gate = sigmoid(conv1d(mean_HW(x))).
+
+    Args:
+        x_NCHW: The map.
+        weight_11k: The kernel along the channels.
+        y_NCHW: Where to write; in the memory format of x, and may be x or the shortcut itself.
+        shortcut_NCHW: What a residual block adds before its ReLU.
+        saved_2NC: Where to write what `backward` needs, means and gates in float32; None saves nothing.
+    """
     weight_11k = weight_11k.float()
-    eca_kernel.rescale(x_NCHW.data_ptr(), weight_11k.data_ptr(), y_NCHW.data_ptr(), 0, 0, *_layout(x_NCHW, weight_11k))
+    saved = 0 if saved_2NC is None else saved_2NC.data_ptr()
+    eca_kernel.forward(
+        x_NCHW.data_ptr(),
+        weight_11k.data_ptr(),
+        0 if shortcut_NCHW is None else shortcut_NCHW.data_ptr(),
+        y_NCHW.data_ptr(),
+        saved,
+        0 if saved_2NC is None else saved + saved_2NC.nbytes // 2,
+        *_layout(x_NCHW, weight_11k),
+    )
     return y_NCHW
 
 
-def forward_with_saved(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rescaled map, and what `backward` needs: means and gates (2, N, C), in float32."""
-    y_NCHW, saved_2NC = torch.empty_like(x_NCHW), torch.empty((2, *x_NCHW.shape[:2]), dtype=torch.float32)
-    weight_11k = weight_11k.float()
-    saved = saved_2NC.data_ptr()
-    eca_kernel.rescale(
-        x_NCHW.data_ptr(),
-        weight_11k.data_ptr(),
-        y_NCHW.data_ptr(),
-        saved,
-        saved + saved_2NC.nbytes // 2,
-        *_layout(x_NCHW, weight_11k),
-    )
-    return y_NCHW, saved_2NC
+def forward_with_saved(
+    x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the result in a new tensor, and what `backward` needs: means and gates (2, N, C), in float32."""
+    saved_2NC = torch.empty((2, *x_NCHW.shape[:2]), dtype=torch.float32)
+    y_NCHW = torch.empty_like(x_NCHW)
+    return forward(x_NCHW, weight_11k, y_NCHW, shortcut_NCHW=shortcut_NCHW, saved_2NC=saved_2NC), saved_2NC
 
 
-def backward(dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, saved_2NC: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of the map and of the kernel from the gradient of the result."""
+def backward(
+    dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, saved_2NC: Tensor, y_NCHW: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute the gradients of the map, the kernel and the shortcut from the gradient of the result.
+
+    Args:
+        dy_NCHW: Gradient of the result, in any memory format.
+        x_NCHW: The map.
+        weight_11k: The kernel along the channels.
+        saved_2NC: What `forward_with_saved` returned.
+        y_NCHW: The result, if there was a shortcut.
+    """
     if dy_NCHW.stride() != x_NCHW.stride():
         dy_NCHW = torch.empty_like(x_NCHW).copy_(dy_NCHW)
     kernel_11k = weight_11k.float()
     dx_NCHW, dweight_11k, saved = torch.empty_like(x_NCHW), torch.empty_like(kernel_11k), saved_2NC.data_ptr()
-    eca_kernel.slopes(
+    dshortcut_NCHW = None if y_NCHW is None else torch.empty_like(x_NCHW)
+    eca_kernel.backward(
         dy_NCHW.data_ptr(),
+        0 if y_NCHW is None else y_NCHW.data_ptr(),
         x_NCHW.data_ptr(),
         kernel_11k.data_ptr(),
         saved,
         saved + saved_2NC.nbytes // 2,
         dx_NCHW.data_ptr(),
+        0 if dshortcut_NCHW is None else dshortcut_NCHW.data_ptr(),
         dweight_11k.data_ptr(),
         *_layout(x_NCHW, weight_11k),
     )
-    return dx_NCHW, dweight_11k.to(weight_11k.dtype)
+    return dx_NCHW, dweight_11k.to(weight_11k.dtype), dshortcut_NCHW
 
 
 def _layout(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[int, int, int, int, bool, bool, int]:

@@ -19,11 +19,6 @@ SHAPES = [(1, 3, 1, 1), (1, 40, 5, 4), (2, 16, 1, 1), (3, 70, 9, 11), (5, 16, 41
 needs_kernel = pytest.mark.skipif(not fused.is_built, reason="eca-hub was installed without a C compiler")
 
 
-@pytest.fixture(autouse=True)
-def enable_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "supports_backward", True)
-
-
 def map_of(shape: tuple[int, ...], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=memory_format)
 
@@ -163,3 +158,89 @@ def test_traced_and_transformed_tensors_go_through_torch_operations() -> None:
     gradient_NCHW = torch.func.grad(lambda z_NCHW: layer(z_NCHW).sum())(x_NCHW)
     expected = with_gradients(by_equations, x_NCHW, layer.conv.weight.detach(), torch.ones_like(x_NCHW))
     torch.testing.assert_close(gradient_NCHW, expected[1])
+
+
+def end_of_block(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor) -> Tensor:
+    return (by_equations(x_NCHW, weight_11k) + shortcut_NCHW).relu()
+
+
+@needs_kernel
+@pytest.mark.parametrize(("shape", "size"), list(product(SHAPES, [1, 5])))
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_end_of_a_residual_block_and_its_gradients_are_the_equations(
+    shape: tuple[int, ...], size: int, memory_format: torch.memory_format, dtype: torch.dtype, num_threads: int
+) -> None:
+    torch.manual_seed(0)
+    weight_11k = torch.randn(1, 1, size).to(dtype)
+    x_NCHW, shortcut_NCHW, dy_NCHW = (map_of(shape, memory_format).to(dtype) for _ in range(3))
+    leaves = [tensor.clone().requires_grad_() for tensor in (x_NCHW, weight_11k, shortcut_NCHW)]
+    y_NCHW = dispatch.rescale_add_relu(*leaves)
+    assert y_NCHW is not None
+    found = [y_NCHW, *torch.autograd.grad(y_NCHW, leaves, dy_NCHW)]
+    doubles = [tensor.detach().double().requires_grad_() for tensor in leaves]
+    expected_NCHW = end_of_block(*doubles)
+    # Where a sum is rounded to zero or from it, the gradient is that of the rounded result.
+    dy_NCHW = dy_NCHW.double() * ((y_NCHW > 0) == (expected_NCHW > 0))
+    found[1:] = torch.autograd.grad(dispatch.rescale_add_relu(*leaves), leaves, dy_NCHW.to(dtype))  # type: ignore[arg-type]
+    expected = [expected_NCHW, *torch.autograd.grad(expected_NCHW, doubles, dy_NCHW)]
+    atol, rtol = (1e-5, 2e-5) if dtype == torch.float32 else (1e-2, 2**-6)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, atol=atol, rtol=rtol)
+    with torch.no_grad():
+        assert torch.equal(fused.forward(x_NCHW, weight_11k, x_NCHW, shortcut_NCHW=shortcut_NCHW), y_NCHW)
+
+
+@needs_kernel
+def test_nan_passes_the_activation_as_in_torch() -> None:
+    x_NCHW, weight_11k = torch.tensor([1.0, torch.nan, -2.0, torch.inf]).view(4, 1, 1, 1), torch.zeros(1, 1, 1)
+    found_NCHW = dispatch.rescale_add_relu(x_NCHW, weight_11k, torch.zeros_like(x_NCHW))
+    torch.testing.assert_close(found_NCHW, end_of_block(x_NCHW, weight_11k, torch.zeros_like(x_NCHW)), equal_nan=True)
+
+
+@needs_kernel
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_the_mean_of_a_large_constant_map_is_exact(memory_format: torch.memory_format) -> None:
+    x_NCHW = torch.full((1, 2, 1024, 1024), 0.1).contiguous(memory_format=memory_format)
+    _, (mean_NC, _) = fused.forward_with_saved(x_NCHW, torch.ones(1, 1, 1))
+    torch.testing.assert_close(mean_NC, torch.full((1, 2), 0.1), atol=0, rtol=5e-7)
+
+
+@needs_kernel
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_results_depend_neither_on_the_other_images_nor_on_the_number_of_threads(
+    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_ELEMENTS_PER_THREAD", 1)
+    torch.manual_seed(0)
+    x_NCHW, dy_NCHW = map_of((4, 48, 23, 17), memory_format), map_of((4, 48, 23, 17), memory_format)
+    weight_11k = torch.randn(1, 1, 5)
+    results = []
+    for num_threads, size in product([1, 2, 3, 5], [1, 2, 4]):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=num_threads: count)
+        parts = []
+        for x_part, dy_part in zip(torch.split(x_NCHW, size), torch.split(dy_NCHW, size), strict=True):
+            y_part, saved = fused.forward_with_saved(x_part, weight_11k)
+            parts.append((y_part, fused.backward(dy_part, x_part, weight_11k, saved)[0]))
+        results.append([torch.cat(tensors) for tensors in zip(*parts, strict=True)])
+    for found in results[1:]:
+        assert torch.equal(found[0], results[0][0])
+        assert torch.equal(found[1], results[0][1])
+
+
+@needs_kernel
+def test_autocast_gives_the_kernel_bfloat16_maps_and_float32_weights() -> None:
+    layer, x_NCHW = ECA(8), map_of((2, 8, 5, 5)).bfloat16()
+    with pytest.raises(RuntimeError, match="type"):
+        layer(x_NCHW)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        leaf_NCHW = x_NCHW.clone().requires_grad_()
+        y_NCHW = layer(leaf_NCHW)
+        assert "RescaleChannels" in type(y_NCHW.grad_fn).__name__
+    dx_NCHW, dweight_11k = torch.autograd.grad(y_NCHW.float().square().sum(), [leaf_NCHW, layer.conv.weight])
+    assert (y_NCHW.dtype, dx_NCHW.dtype, dweight_11k.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    leaf_NCHW = x_NCHW.float().requires_grad_()
+    expected = torch.autograd.grad(layer(leaf_NCHW).square().sum(), [leaf_NCHW, layer.conv.weight])
+    torch.testing.assert_close(dx_NCHW.float(), expected[0], atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(dweight_11k, expected[1], atol=2e-2, rtol=2e-2)

@@ -1,0 +1,285 @@
+"""The fused end of residual blocks computes what timm's blocks compute, and keeps what a module promises."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from eca_hub.attention.cpu_kernel import dispatch, fused
+from eca_hub.attention.eca import ECA
+from eca_hub.models.build import create_model
+from eca_hub.models.eca_blocks import ECABasicBlock, ECABottleneck
+
+needs_kernel = pytest.mark.skipif(not fused.is_built, reason="eca-hub was installed without a C compiler")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def network(name: str = "eca_resnet18", **options: Any) -> nn.Module:
+    model = create_model(name, num_classes=3, **options)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def as_timm(model: nn.Module) -> nn.Module:
+    """The same weights in blocks whose end is separate operations."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, ECABasicBlock | ECABottleneck):
+            module.__class__ = type(module).__base__  # type: ignore[assignment]
+    return copied
+
+
+@pytest.fixture
+def num_fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts how often the end of a block was one kernel."""
+    calls: list[int] = []
+    original = dispatch.rescale_add_relu
+
+    def counted(*args: Any, **options: Any) -> Tensor | None:
+        y_NCHW = original(*args, **options)
+        calls.extend([1] * (y_NCHW is not None))
+        return y_NCHW
+
+    monkeypatch.setattr(dispatch, "rescale_add_relu", counted)
+    return calls
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["eca_resnet18", "eca_resnet50", "eca_resnet26d", "eca_resnet20"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inference_is_that_of_timms_blocks(
+    name: str, memory_format: torch.memory_format, dtype: torch.dtype, num_fused: list[int]
+) -> None:
+    model = network(name).to(dtype).to(memory_format=memory_format)
+    x_N3HW = torch.randn(2, 3, 64, 64).to(dtype).contiguous(memory_format=memory_format)
+    with torch.inference_mode():
+        found_NK, expected_NK = model(x_N3HW), as_timm(model)(x_N3HW)
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    scale = expected_NK.abs().max()
+    assert ((found_NK - expected_NK).abs().max() / scale).item() < tolerance
+    assert len(num_fused) == sum(isinstance(module, ECA) for module in model.modules())
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["eca_resnet18", "eca_resnet50"])
+def test_training_is_that_of_timms_blocks(name: str, num_fused: list[int]) -> None:
+    model = network(name).double().float().train()
+    other = as_timm(model)
+    x_N3HW = torch.randn(4, 3, 64, 64)
+    for network_ in (model, other):
+        network_(x_N3HW).square().sum().backward()
+    assert len(num_fused) == sum(isinstance(module, ECA) for module in model.modules())
+    for (key, found), expected in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert found.grad is not None
+        assert expected.grad is not None
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-3, rtol=1e-3, msg=key)
+
+
+def test_copies_pickles_state_dicts_and_classes_are_those_of_timms_blocks() -> None:
+    model, x_N3HW = network(), torch.randn(1, 3, 64, 64)
+    assert all(isinstance(block, timm.models.resnet.BasicBlock) for block in model.get_submodule("layer1").children())
+    assert model.state_dict().keys() == as_timm(model).state_dict().keys()
+    with torch.no_grad():
+        expected_NK = model(x_N3HW)
+        assert torch.equal(copy.deepcopy(model)(x_N3HW), expected_NK)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x_N3HW), expected_NK)
+
+
+@pytest.mark.parametrize("name", ["eca_resnet18", "eca_resnet50", "eca_mobilenet_v2"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+def test_a_network_with_eca_can_be_scripted_and_traced(name: str) -> None:
+    model, x_N3HW = network(name), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected_NK = model(x_N3HW)
+        scripted: Any = torch.jit.script(model)  # type: ignore[no-untyped-call]
+        traced: Any = torch.jit.trace(model, x_N3HW)  # type: ignore[no-untyped-call]
+        for converted in (scripted, traced):
+            torch.testing.assert_close(converted(x_N3HW), expected_NK, atol=1e-4, rtol=1e-4)
+
+
+def outputs_with_hooks(model: nn.Module, x_N3HW: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each module returned, kept as it is and as a copy made at once."""
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, args, y: kept.setdefault(name, (y, y.clone())) and None
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules()]
+    with torch.no_grad():
+        model(x_N3HW)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def test_hooks_see_every_module_and_what_the_last_norm_returned_stays() -> None:
+    model, x_N3HW = network(), torch.randn(1, 3, 64, 64)
+    kept = outputs_with_hooks(model, x_N3HW)
+    assert {"layer1.0.bn2", "layer1.0.se", "layer1.0.se.conv", "layer1.0.act2"} <= kept.keys()
+    # timm's own `x += shortcut` and ReLU overwrite the output of the last norm's successor, never that of the norm.
+    for name, (tensor, copied) in kept.items():
+        if name.endswith(("bn2", "se.conv")):
+            assert torch.equal(tensor, copied), name
+
+
+@pytest.mark.parametrize("name", ["bn2", "conv2", "se", "se.conv", "act2"])
+def test_a_hook_on_one_child_is_called_and_keeps_its_tensor(name: str, num_fused: list[int]) -> None:
+    model, x_N3HW = network(), torch.randn(1, 3, 64, 64)
+    child, kept = model.get_submodule(f"layer1.0.{name}"), []
+    handle = child.register_forward_pre_hook(lambda module, args: kept.append((args[0], args[0].clone())))
+    with torch.no_grad():
+        with_hook_NK = model(x_N3HW)
+        handle.remove()
+        torch.testing.assert_close(with_hook_NK, model(x_N3HW), atol=1e-5, rtol=1e-5)
+    [(tensor, copied)] = kept
+    # The ReLU of timm writes into its input.
+    assert torch.equal(tensor, copied) or name == "act2"
+
+
+def test_a_hook_may_change_the_gate() -> None:
+    model, x_N3HW = network(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before_NK = model(x_N3HW)
+        handle = model.get_submodule("layer1.0.se.conv").register_forward_hook(lambda module, args, y: y * 0 - 100)
+        closed_NK = model(x_N3HW)
+        handle.remove()
+        assert not torch.allclose(closed_NK, before_NK)
+        torch.testing.assert_close(model(x_N3HW), before_NK)
+
+
+def test_feature_extraction_gives_the_maps_of_the_unfused_network() -> None:
+    model, x_N3HW = network(), torch.randn(1, 3, 64, 64)
+    nodes = ["layer1.0.bn2", "layer1.1", "layer4.1.bn2"]
+    with torch.no_grad():
+        found = create_feature_extractor(model, nodes)(x_N3HW)
+        expected = create_feature_extractor(as_timm(model), nodes)(x_N3HW)
+    for node in nodes:
+        torch.testing.assert_close(found[node], expected[node], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_calling_the_attention_of_a_block_leaves_the_input_as_it_is(context: Any) -> None:
+    layer, x_NCHW = network().get_submodule("layer1.0.se"), torch.randn(2, 64, 128, 128)
+    before_NCHW = x_NCHW.clone()
+    with context():
+        layer(x_NCHW)
+    assert torch.equal(x_NCHW, before_NCHW)
+
+
+def test_a_tensor_saved_for_backward_is_not_changed() -> None:
+    model = network()
+    weight_NCHW = torch.randn(1, 64, 16, 16, requires_grad=True)
+    x_NCHW = torch.randn(1, 64, 16, 16)
+    y_NCHW = weight_NCHW * x_NCHW
+    with torch.no_grad():
+        model.get_submodule("layer1.0.se")(x_NCHW)
+        model.get_submodule("layer1.0")(x_NCHW)
+    before_NCHW = x_NCHW.clone()
+    assert torch.equal(torch.autograd.grad(y_NCHW.sum(), weight_NCHW)[0], before_NCHW)
+
+
+class DoubledConv(nn.Conv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def pruned(layer: ECA) -> None:
+    prune.l1_unstructured(layer.conv, "weight", amount=1)  # type: ignore[no-untyped-call]
+
+
+def weight_normed(layer: ECA) -> None:
+    parametrizations.weight_norm(layer.conv)
+
+
+def swapped_for_a_bias(layer: ECA) -> None:
+    layer.conv = nn.Conv1d(1, 1, 3, padding=1, bias=True)
+
+
+def swapped_for_a_subclass(layer: ECA) -> None:
+    layer.conv = DoubledConv(1, 1, 3, padding=1, bias=False)
+
+
+def swapped_for_a_dilation(layer: ECA) -> None:
+    layer.conv = nn.Conv1d(1, 1, 3, padding=2, dilation=2, bias=False)
+
+
+def swapped_for_circular_padding(layer: ECA) -> None:
+    layer.conv = nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+
+
+def given_another_forward(layer: ECA) -> None:
+    conv = layer.conv
+    setattr(conv, "forward", lambda mean_N1C: mean_N1C * conv.weight.sum())  # noqa: B010
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pruned, weight_normed, swapped_for_a_bias, swapped_for_a_subclass, swapped_for_a_dilation,
+        swapped_for_circular_padding, given_another_forward,
+    ],
+)  # fmt: skip
+def test_a_changed_convolution_is_the_one_that_runs_and_trains(change: Callable[[ECA], None]) -> None:
+    layer, x_NCHW = ECA(16, kernel_size=3), torch.randn(2, 16, 5, 5)
+    change(layer)
+
+    def expected() -> Tensor:
+        gate_N1C: Tensor = layer.conv(x_NCHW.mean((2, 3)).unsqueeze(1)).sigmoid()
+        return x_NCHW * gate_N1C.squeeze(1)[:, :, None, None]
+
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x_NCHW), expected())
+    parameters = list(layer.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.1) if parameters else None
+    for _ in range(3):
+        if optimizer:
+            optimizer.zero_grad()
+            layer(x_NCHW).square().sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(layer(x_NCHW), expected())
+
+
+def test_a_block_with_another_activation_or_drop_path_runs_it(num_fused: list[int]) -> None:
+    model = network()
+    block = model.get_submodule("layer1.0")
+    block.act2 = nn.GELU()
+    block_1 = model.get_submodule("layer1.1")
+    block_1.drop_path = timm.layers.DropPath(0.999999).train()
+    with torch.no_grad():
+        x_NCHW = torch.randn(1, 64, 8, 8)
+        torch.testing.assert_close(block(x_NCHW), as_timm(nn.Sequential(block))(x_NCHW))
+        assert torch.equal(block_1(x_NCHW), x_NCHW.relu())
+    assert not num_fused
+
+
+class Caching(nn.BatchNorm2d):
+    last: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.last = super().forward(input)
+        return self.last
+
+
+def test_a_norm_that_keeps_its_output_keeps_it_unchanged() -> None:
+    model = network()
+    block, x_NCHW = model.get_submodule("layer1.0"), torch.randn(1, 64, 8, 8)
+    block.bn2 = Caching(64).eval()
+    with torch.no_grad():
+        block(x_NCHW)
+        expected_NCHW = nn.BatchNorm2d.forward(block.bn2, block.conv2(block.act1(block.bn1(block.conv1(x_NCHW)))))  # type: ignore[operator]
+    torch.testing.assert_close(block.bn2.last, expected_NCHW)
