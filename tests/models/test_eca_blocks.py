@@ -106,7 +106,7 @@ def test_a_network_with_eca_can_be_scripted_and_traced(name: str) -> None:
     model, x_N3HW = network(name), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected_NK = model(x_N3HW)
-        scripted: Any = torch.jit.script(model)  # type: ignore[no-untyped-call]
+        scripted: Any = torch.jit.script(model)
         traced: Any = torch.jit.trace(model, x_N3HW)  # type: ignore[no-untyped-call]
         for converted in (scripted, traced):
             torch.testing.assert_close(converted(x_N3HW), expected_NK, atol=1e-4, rtol=1e-4)
