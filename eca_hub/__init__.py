@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from eca_hub.attention.eca import ECA, kernel_size_for
     from eca_hub.classifier import Classifier, Prediction
     from eca_hub.errors import EcaHubError
-    from eca_hub.explain import Explanation, explain_picture
+    from eca_hub.explain import Explanation, explain_image
     from eca_hub.hub.convert import convert_checkpoint
     from eca_hub.hub.pretrained import export_to_timm, load_pretrained, push_to_hub, save_pretrained
     from eca_hub.images.decode import decode_image
@@ -45,7 +45,7 @@ _LAZY_IMPORTS = {
     "count_complexity": "eca_hub.models.complexity",
     "create_model": "eca_hub.models.build",
     "decode_image": "eca_hub.images.decode",
-    "explain_picture": "eca_hub.explain",
+    "explain_image": "eca_hub.explain",
     "export_to_timm": "eca_hub.hub.pretrained",
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",
@@ -71,7 +71,7 @@ __all__ = [
     "count_complexity",
     "create_model",
     "decode_image",
-    "explain_picture",
+    "explain_image",
     "export_to_timm",
     "kernel_size_for",
     "list_models",

@@ -1,9 +1,9 @@
-"""What a network looked at: the gates of its attention, and the places that spoke for a class.
+"""Explain a prediction: the gates of the attention modules, and a Grad-CAM heatmap.
 
-Works with any attention that rescales channels, ours or timm's, and with any network that ends in a map before it
-pools. Knows a `Classifier`; nothing of files or HTTP.
+Gates are measured for every module that rescales channels: those of this library, of timm, and any callable that was
+given to `create_model` as attention. The heatmap needs a network with a map before its pooling, in NCHW or NHWC.
 
-Source of the map: Selvaraju et al., Grad-CAM, ICCV 2017, https://arxiv.org/abs/1610.02391, eq. 1 and 2.
+Source of the heatmap: Selvaraju et al., Grad-CAM, ICCV 2017, https://arxiv.org/abs/1610.02391, eq. 1 and 2.
 
 Shapes: N images, C channels, H height, W width, K classes.
 """
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from eca_hub.classifier import Classifier, Prediction
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.decode import ImageSource
+from eca_hub.models.insertion import is_inserted
 
 _TIMM_ATTENTIONS = (
     CbamModule,
@@ -37,14 +38,14 @@ _TIMM_ATTENTIONS = (
 
 @dataclass(frozen=True)
 class Gates:
-    """What one attention did to its channels."""
+    """The gates of one attention module."""
 
     name: str
-    """Where it stands in the network, such as `layer2.0.se`."""
+    """Name of the module, such as `layer2.0.se`."""
     stage: int
-    """Which stage it belongs to, from 1: attentions in a row with equally many channels."""
+    """Stage of the module, from 1: consecutive attention modules with the same number of channels."""
     values: tuple[float, ...]
-    """By how much each channel was multiplied; for an attention that tells places apart too, by how much on average."""
+    """Factor of each channel; the average over the positions if the module gates positions as well."""
     mean: float
     """Mean of the values."""
     std: float
@@ -53,110 +54,137 @@ class Gates:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a network looked at in one picture."""
+    """Why a network predicts a class for one image."""
 
     prediction: Prediction
     """The class that is explained."""
     gates: tuple[Gates, ...]
-    """The attentions, in the order in which they act; none for a network without."""
-    heat: tuple[tuple[float, ...], ...]
-    """How much each place of the network's last map spoke for the class, 0 to 1, row by row. The map lies over what the
-    network sees: the picture after resize and crop."""
+    """The attention modules in the order of the forward pass; empty for a network without."""
+    heatmap: tuple[tuple[float, ...], ...]
+    """Evidence for the class at each position of the network's last map, 0 to 1, row by row. The map covers the
+    network's input: the image after resize and crop."""
 
 
-def explain_picture(
-    classifier: Classifier, picture: ImageSource | Tensor, *, class_index: int | None = None
+def explain_image(
+    classifier: Classifier, image: ImageSource | Tensor, *, class_index: int | None = None
 ) -> Explanation:
-    """Show the gates of every attention, and where in a picture the evidence for a class lies.
+    """Compute the gates of every attention module, and where in an image the evidence for a class is.
 
     Args:
-        classifier: The network; while this runs, nobody else should use it, because its modules are listened to.
-        picture: A path, the bytes of a file, a PIL image, or pixels as `EvalTransform.resize_and_crop` makes them.
-        class_index: Which class to explain; the likeliest one unless told.
+        classifier: The network. It must not run elsewhere at the same time, because hooks are registered on it.
+        image: A path, the bytes of a file, a PIL image, or pixels as `EvalTransform.resize_and_crop` returns them.
+        class_index: The class to explain; default: the predicted one.
 
     Raises:
-        BadImage: the picture is broken, too large, or none.
-        InvalidConfig: there is no class of that index, or the network has no map to look at.
+        BadImage: the image is broken, too large, or not an image.
+        InvalidConfig: there is no class of that index, or the network has no map before its pooling.
     """
     num_classes = len(classifier.config.labels)
     if class_index is not None and not 0 <= class_index < num_classes:
         raise InvalidConfig(f"class_index is {class_index}; it must be 0 to {num_classes - 1}.")
-    if not isinstance(picture, Tensor):
-        picture = classifier.transform.resize_and_crop(classifier.transform.decode(picture))
+    if not isinstance(image, Tensor):
+        image = classifier.transform.resize_and_crop(classifier.transform.decode(image))
     first = next(classifier.model.parameters())
-    x_13HW = classifier.transform.normalize(picture[None].to(first.device)).to(first.dtype)
-    heard = _Heard()
-    # Gradients flow from the input on, so that frozen weights do no harm.
-    with torch.enable_grad(), heard.listen_to(classifier.model):
-        logits_1K: Tensor = classifier.model(x_13HW.requires_grad_())
-        if heard.map_1CHW is None or not heard.map_1CHW.requires_grad:
-            raise InvalidConfig("This network has no map of the picture that could be looked at.")
+    x_1CHW = classifier.transform.normalize(image[None].to(first.device)).to(first.dtype)
+    recorder = _ActivationRecorder()
+    # The input requires a gradient, so that frozen weights make no difference.
+    with torch.enable_grad(), recorder.attached_to(classifier.model):
+        logits_1K, map_ = _run(classifier.model, x_1CHW.requires_grad_(), recorder)
+        if map_ is None or not map_.requires_grad:
+            raise InvalidConfig("This network has no map before its pooling, so there is no heatmap.")
         index = int(logits_1K.argmax()) if class_index is None else class_index
-        [gradient_1CHW] = torch.autograd.grad(logits_1K[0, index], heard.map_1CHW)
+        [gradient] = torch.autograd.grad(logits_1K[0, index], map_)
     score = logits_1K.detach().float().softmax(1)[0, index].item()
-    heat_HW = _heat(heard.map_1CHW.detach()[0].float(), gradient_1CHW[0].float())
+    is_channels_last = _is_nhwc(map_, getattr(classifier.model, "output_fmt", None))
+    map_CHW, gradient_CHW = (
+        (tensor[0].permute(2, 0, 1) if is_channels_last else tensor[0]).detach().float() for tensor in (map_, gradient)
+    )
     return Explanation(
         Prediction(classifier.config.labels[index], index, score),
-        tuple(_with_stages(heard.gains)),
-        tuple(tuple(row) for row in heat_HW.tolist()),
+        tuple(_with_stages(recorder.gains)),
+        tuple(tuple(row) for row in _heatmap(map_CHW, gradient_CHW).tolist()),
     )
 
 
-class _Heard:
-    """What the modules of a network say in one run."""
+def _run(model: nn.Module, x_1CHW: Tensor, recorder: "_ActivationRecorder") -> tuple[Tensor, Tensor | None]:
+    """Return logits and the last map: what timm's networks pool, or else the last output of a module that is a map."""
+    features, head = (getattr(model, name, None) for name in ("forward_features", "forward_head"))
+    if callable(features) and callable(head):
+        map_ = features(x_1CHW)
+        logits_1K: Tensor = head(map_)
+        if _is_map(map_):
+            return logits_1K, map_
+        return logits_1K, recorder.last_map
+    return model(x_1CHW), recorder.last_map
+
+
+def _is_map(y: Any) -> bool:
+    return isinstance(y, Tensor) and y.ndim == 4 and y.shape[2] * y.shape[3] > 1
+
+
+def _is_nhwc(map_: Tensor, output_format: Any) -> bool:
+    """Whether the channels of a map come last: as timm declares it, or by the two sides that are equal."""
+    if output_format in ("NHWC", "NCHW"):
+        return bool(output_format == "NHWC")
+    _, first, second, third = map_.shape
+    return first == second != third
+
+
+class _ActivationRecorder:
+    """Records the gains of attention modules and the last map of one forward pass."""
 
     def __init__(self) -> None:
         self.gains: list[tuple[str, Tensor]] = []
-        self.map_1CHW: Tensor | None = None
+        self.last_map: Tensor | None = None
 
     @contextmanager
-    def listen_to(self, model: nn.Module) -> Iterator[None]:
-        """Hear every attention, and the last map with more than one place."""
-        hooks = [module.register_forward_hook(self._hear_map) for module in model.modules()]
+    def attached_to(self, model: nn.Module) -> Iterator[None]:
+        """Register the hooks, and remove them at the end."""
+        handles = [module.register_forward_hook(self._record_map) for module in model.modules()]
         for name, module in _attentions(model):
-            before: list[Tensor] = []
-            hooks.append(module.register_forward_pre_hook(_keep_copy(before)))
-            hooks.append(module.register_forward_hook(self._hear_gates(name, before)))
+            inputs: list[Tensor] = []
+            handles.append(module.register_forward_pre_hook(_keep_copy(inputs)))
+            handles.append(module.register_forward_hook(self._record_gain(name, inputs)))
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            for handle in handles:
+                handle.remove()
 
-    def _hear_map(self, module: nn.Module, given: Any, y: Any) -> None:
-        if isinstance(y, Tensor) and y.ndim == 4 and y.shape[2] * y.shape[3] > 1:
-            self.map_1CHW = y
+    def _record_map(self, module: nn.Module, args: Any, y: Any) -> None:
+        if _is_map(y):
+            self.last_map = y
 
-    def _hear_gates(self, name: str, before: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-        def hear(module: nn.Module, given: Any, y: Any) -> None:
-            x = before.pop()
+    def _record_gain(self, name: str, inputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+        def record(module: nn.Module, args: Any, y: Any) -> None:
+            x = inputs.pop()
             if isinstance(y, Tensor) and y.shape == x.shape and y.ndim == 4:
                 self.gains.append((name, _gain(x[0].float(), y.detach()[0].float())))
 
-        return hear
+        return record
 
 
-def _keep_copy(kept: list[Tensor]) -> Callable[[nn.Module, Any], None]:
-    """Keep what an attention is given, which it may overwrite."""
+def _keep_copy(inputs: list[Tensor]) -> Callable[[nn.Module, Any], None]:
+    """Keep a copy of a module's input, because the module may work in place."""
 
-    def keep(module: nn.Module, given: Any) -> None:
-        kept.append(given[0].detach().clone())
+    def keep(module: nn.Module, args: Any) -> None:
+        inputs.append(args[0].detach().clone())
 
     return keep
 
 
 def _attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Find the attentions of a network, but not the parts of one."""
-    inside = ""
+    """Find the attention modules of a network, without their submodules."""
+    parent = ""
     for name, module in model.named_modules():
-        is_ours = type(module).__module__.startswith("eca_hub.attention")
-        if (is_ours or isinstance(module, _TIMM_ATTENTIONS)) and not (inside and name.startswith(inside)):
-            inside = f"{name}."
+        is_ours = is_inserted(module) or type(module).__module__.startswith("eca_hub.attention")
+        if (is_ours or isinstance(module, _TIMM_ATTENTIONS)) and not (parent and name.startswith(parent)):
+            parent = f"{name}."
             yield name, module
 
 
 def _gain(x_CHW: Tensor, y_CHW: Tensor) -> Tensor:
-    """By how much each channel was multiplied: exact for a gate, the best fit for anything else; 1 for an empty one."""
+    """Compute the factor of each channel: exact for a gate, else the least squares fit; 1 for a channel of zeros."""
     power_C = x_CHW.square().sum((1, 2))
     gain_C = (x_CHW * y_CHW).sum((1, 2)) / power_C
     return torch.where(power_C > 0, gain_C, torch.ones_like(gain_C))
@@ -170,8 +198,8 @@ def _with_stages(gains: list[tuple[str, Tensor]]) -> Iterator[Gates]:
         yield Gates(name, stage, tuple(gain_C.tolist()), gain_C.mean().item(), gain_C.std(correction=0).item())
 
 
-def _heat(map_CHW: Tensor, gradient_CHW: Tensor) -> Tensor:
-    """Weigh the channels of a map by what they do for the class, and keep what speaks for it."""
+def _heatmap(map_CHW: Tensor, gradient_CHW: Tensor) -> Tensor:
+    """Sum the channels weighted by their mean gradient, and keep the positive part, scaled to at most 1."""
     weight_C11 = gradient_CHW.mean((1, 2), keepdim=True)
-    heat_HW = (weight_C11 * map_CHW).sum(0).relu()
-    return heat_HW / heat_HW.max().clamp(min=torch.finfo(heat_HW.dtype).tiny)
+    heatmap_HW = (weight_C11 * map_CHW).sum(0).relu()
+    return heatmap_HW / heatmap_HW.max().clamp(min=torch.finfo(heatmap_HW.dtype).tiny)

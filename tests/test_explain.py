@@ -1,4 +1,4 @@
-"""Gates held against the layer's own formula, and heat against pictures whose evidence is known."""
+"""Gates against the layer's own formula, and heatmaps against images whose evidence is known."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import eca_hub
 from eca_hub.attention.eca import ECA
 from eca_hub.errors import InvalidConfig
-from eca_hub.explain import explain_picture
+from eca_hub.explain import explain_image
 
 LABELS = ("left", "right")
 
@@ -27,7 +27,7 @@ def network(attention: str) -> nn.Module:
 
 
 def gates_by_hand(model: nn.Module, run: Callable[[], object]) -> list[Tensor]:
-    """sigmoid(conv(mean)) of what every ECA is given."""
+    """sigmoid(conv(mean)) of the input of every ECA."""
     means: list[Tensor] = []
     layers = [module for module in model.modules() if isinstance(module, ECA)]
     hooks = [layer.register_forward_pre_hook(lambda _, x: means.append(x[0].mean((2, 3)))) for layer in layers]
@@ -41,7 +41,7 @@ def gates_by_hand(model: nn.Module, run: Callable[[], object]) -> list[Tensor]:
 def test_the_gates_are_those_of_the_layers(picture: Callable[..., bytes]) -> None:
     classifier = classifier_of(network("eca"))
     expected = gates_by_hand(classifier.model, lambda: classifier.predict(picture()))
-    explained = explain_picture(classifier, picture())
+    explained = explain_image(classifier, picture())
     assert [gates.stage for gates in explained.gates] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert explained.gates[0].name == "layer1.0.se"
     for gates, gate_C in zip(explained.gates, expected, strict=True):
@@ -51,29 +51,29 @@ def test_the_gates_are_those_of_the_layers(picture: Callable[..., bytes]) -> Non
 
 
 @pytest.mark.parametrize("attention", ["se", "cbam", "srm", "simam", "eca_ns"])
-def test_every_attention_that_rescales_channels_is_seen(attention: str, picture: Callable[..., bytes]) -> None:
-    explained = explain_picture(classifier_of(network(attention)), picture())
+def test_every_attention_that_rescales_channels_has_gates(attention: str, picture: Callable[..., bytes]) -> None:
+    explained = explain_image(classifier_of(network(attention)), picture())
     assert len(explained.gates) == 9
     assert all(math.isfinite(value) for gates in explained.gates for value in gates.values)
 
 
-def test_timms_own_attention_is_seen_and_none_is_none(picture: Callable[..., bytes]) -> None:
+def test_attention_of_timm_has_gates_and_a_network_without_has_none(picture: Callable[..., bytes]) -> None:
     timms = eca_hub.create_model("ecaresnet26t", num_classes=2)
-    explained = explain_picture(classifier_of(timms, side_px=64), picture())
+    explained = explain_image(classifier_of(timms, side_px=64), picture())
     assert len(explained.gates) == 8
     assert [len(gates.values) for gates in explained.gates] == [256, 256, 512, 512, 1024, 1024, 2048, 2048]
-    assert explain_picture(classifier_of(network("none")), picture()).gates == ()
+    assert explain_image(classifier_of(network("none")), picture()).gates == ()
 
 
-def test_an_explanation_names_the_class_as_the_classifier_does_and_changes_nothing(
+def test_an_explanation_agrees_with_the_classifier_and_leaves_it_unchanged(
     picture: Callable[..., bytes],
 ) -> None:
     classifier = classifier_of(network("eca"))
     before = classifier.predict(picture(), top_k=2)
-    explained = explain_picture(classifier, picture())
+    explained = explain_image(classifier, picture())
     assert explained.prediction.label == before[0].label
     assert explained.prediction.score == pytest.approx(before[0].score, abs=1e-5)
-    other = explain_picture(classifier, picture(), class_index=1 - before[0].index)
+    other = explain_image(classifier, picture(), class_index=1 - before[0].index)
     assert other.prediction.label == before[1].label
     assert classifier.predict(picture(), top_k=2) == before
     assert all(parameter.grad is None for parameter in classifier.model.parameters())
@@ -81,7 +81,7 @@ def test_an_explanation_names_the_class_as_the_classifier_does_and_changes_nothi
 
 
 class Sides(nn.Module):
-    """Says left where it is bright at the left, right where it is bright at the right."""
+    """Sums the brightness of the left half for one class, of the right half for the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,22 +97,57 @@ class Sides(nn.Module):
         return result
 
 
-def test_the_heat_lies_where_the_evidence_is() -> None:
+def test_the_heatmap_is_highest_where_the_evidence_is() -> None:
     classifier = classifier_of(Sides())
     pixels = torch.zeros(3, 32, 32, dtype=torch.uint8)
     pixels[:, 8:16, 24:32] = 255
-    explained = explain_picture(classifier, pixels, class_index=1)
-    heat = torch.tensor(explained.heat)
-    assert heat.shape == (4, 4)
-    assert heat.max() == 1.0
-    assert (heat == 1).nonzero().tolist() == [[1, 3]]
+    explained = explain_image(classifier, pixels, class_index=1)
+    heatmap = torch.tensor(explained.heatmap)
+    assert heatmap.shape == (4, 4)
+    assert heatmap.max() == 1.0
+    assert (heatmap == 1).nonzero().tolist() == [[1, 3]]
 
 
-def test_a_network_without_a_map_and_a_class_that_is_not_there_are_refused() -> None:
+def test_a_network_without_a_map_and_an_unknown_class_are_refused() -> None:
     pixels = torch.zeros(3, 4, 4, dtype=torch.uint8)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     with pytest.raises(InvalidConfig, match="no map"):
-        explain_picture(classifier_of(flat, 4), pixels)
+        explain_image(classifier_of(flat, 4), pixels)
     for index in (-1, 2):
         with pytest.raises(InvalidConfig, match="0 to 1"):
-            explain_picture(classifier_of(network("eca")), pixels, class_index=index)
+            explain_image(classifier_of(network("eca")), pixels, class_index=index)
+
+
+class Halve(nn.Module):
+    """A user's attention, which is not in this library."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels, 1, 1), 0.5))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW * self.weight
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "resnext26ts"])
+def test_a_users_attention_has_gates(name: str) -> None:
+    model = eca_hub.create_model(name, attention=Halve, num_classes=2)
+    explained = explain_image(classifier_of(model, 64), torch.zeros(3, 64, 64, dtype=torch.uint8).random_(255))
+    assert len(explained.gates) == sum(isinstance(module, Halve) for module in model.modules())
+    assert all(
+        value == pytest.approx(0.5, abs=1e-3) for gates in explained.gates for value in gates.values if value != 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "side_px", "positions"),
+    [("swin_tiny_patch4_window7_224", 224, 7), ("convnext_atto", 64, 2), ("mobilenet_v2", 64, 2), ("resnet18", 96, 3)],
+)
+def test_a_heatmap_has_one_number_a_position_in_any_layout(name: str, side_px: int, positions: int) -> None:
+    torch.manual_seed(0)
+    classifier = classifier_of(eca_hub.create_model(name, num_classes=2), side_px)
+    pixels = torch.zeros(3, side_px, side_px, dtype=torch.uint8).random_(255)
+    explained = explain_image(classifier, pixels)
+    assert torch.tensor(explained.heatmap).shape == (positions, positions)
+    expected_K = classifier.probabilities(pixels[None])[0]
+    assert explained.prediction.score == pytest.approx(expected_K.max().item(), abs=1e-5)

@@ -12,7 +12,7 @@ from eca_hub.attention import ATTENTIONS
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig, Stem
-from eca_hub.models.insertion import Insertion
+from eca_hub.models.insertion import Insertion, mark_inserted
 from eca_hub.models.options import (
     can_insert,
     check_can_insert,
@@ -259,4 +259,9 @@ def _insertion(
     point = insertion_point_of(method)
     every_stage = range(getattr(point, "first_stage", 1), len(backbone.widths) + 1)
     after = point.blocks(backbone.depths) if hasattr(point, "blocks") else ()
-    return Insertion(make, point, options.get("stages", every_stage), options.get("after", after))
+    return Insertion(
+        lambda *args, **shape: mark_inserted(make(*args, **shape)),
+        point,
+        options.get("stages", every_stage),
+        options.get("after", after),
+    )

@@ -101,6 +101,17 @@ class InvertedBlock(Block):
         convolutions.append(attention)
 
 
+def mark_inserted(attention: nn.Module) -> nn.Module:
+    """Mark a module as attention, so that `explain_image` finds those of any class."""
+    attention.is_inserted_attention = True  # type: ignore[assignment]
+    return attention
+
+
+def is_inserted(module: nn.Module) -> bool:
+    """Whether a module was inserted as attention."""
+    return bool(getattr(module, "is_inserted_attention", False))
+
+
 def insert_attention(blocks: Sequence[ResNetBlock] | Sequence[InvertedBlock], insertion: Insertion) -> None:
     """Insert attention into the blocks of a network, given in their order."""
     point, make = insertion.point, insertion.make

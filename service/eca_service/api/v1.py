@@ -205,5 +205,5 @@ def _explanation(model: ServedModel[Any, Any], explanation: Any, *, with_values:
         "revision": model.info.revision,
         "prediction": {"label": prediction.label, "index": prediction.index, "score": prediction.score},
         "gates": gates,
-        "heat": [[round(value, 4) for value in row] for row in explanation.heat],
+        "heat": [[round(value, 4) for value in row] for row in explanation.heatmap],
     }

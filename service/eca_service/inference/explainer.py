@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from eca_hub import Classifier, Explanation, explain_picture
+from eca_hub import Classifier, Explanation, explain_image
 from eca_service.errors import Overloaded
 
 _MAX_IN_FLIGHT = 4
@@ -29,7 +29,7 @@ class Explainer:
         self,
         classifier: Classifier,
         explain: Callable[[Classifier, Tensor, int | None], Explanation] = lambda classifier, pixels, index: (
-            explain_picture(classifier, pixels, class_index=index)
+            explain_image(classifier, pixels, class_index=index)
         ),
     ) -> None:
         self._classifier = classifier

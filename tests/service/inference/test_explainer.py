@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 import eca_hub
-from eca_hub import Explanation, explain_picture
+from eca_hub import Explanation, explain_image
 from eca_service.api.schemas import ExplainResponse
 from eca_service.app import create_app
 from eca_service.errors import Overloaded
@@ -46,7 +46,7 @@ def client(package: Path) -> Iterator[TestClient]:
 
 
 def test_the_answer_is_the_librarys(client: TestClient, package: Path) -> None:
-    expected = explain_picture(eca_hub.Classifier.from_pretrained(package), PICTURE)
+    expected = explain_image(eca_hub.Classifier.from_pretrained(package), PICTURE)
     answer = client.post("/v1/explain?gates=true", content=PICTURE)
     assert answer.status_code == 200, answer.text
     ExplainResponse.model_validate(answer.json())
@@ -57,7 +57,7 @@ def test_the_answer_is_the_librarys(client: TestClient, package: Path) -> None:
     for found, gates in zip(body["gates"], expected.gates, strict=True):
         assert found["values"] == pytest.approx(gates.values, abs=1e-4)
         assert found["min"] <= found["mean"] <= found["max"]
-    assert torch.allclose(torch.tensor(body["heat"]), torch.tensor(expected.heat), atol=1e-3)
+    assert torch.allclose(torch.tensor(body["heat"]), torch.tensor(expected.heatmap), atol=1e-3)
 
 
 def test_a_class_may_be_named_and_gates_are_only_listed_when_asked_for(client: TestClient) -> None:
