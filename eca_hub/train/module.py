@@ -275,6 +275,9 @@ class ImageClassifier(TrainingModule):
 
     def _measure(self, batch: Batch, split: str) -> None:
         logits_NK = self(batch.pixels)
+        if not len(batch.targets):
+            # No image of the batch could be decoded.
+            return
         self.metrics_for(split).update(logits_NK, batch.targets, self.loss(logits_NK, batch.targets))
 
     def _normalized(self, pixels_N3HW: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from eca_hub.train.callbacks.checkpointing import ResumableCheckpoint
 from eca_hub.train.callbacks.epoch_log import format_s
 from eca_hub.train.checkpoint.store import CheckpointStore
 from eca_hub.train.data.datamodule import ImageDataModule
+from eca_hub.train.data.source import UNLABELED
 from eca_hub.train.distributed.fsdp import load_full_weights
 from eca_hub.train.environment import describe_environment, device_name, peak_memory_mib
 from eca_hub.train.errors import TrainingStopped
@@ -111,7 +112,7 @@ def print_metrics(trainer: Trainer, module: ImageClassifier, split: str) -> None
 
 def write_predictions(trainer: Trainer, module: ImageClassifier, data: ImageDataModule, table: Path) -> None:
     """Write a row per image of the test split, in its order: file, true class, predicted class, probability."""
-    source = data.source("test")
+    source = data.predict_source()
     predictions = [
         prediction
         for index_N, score_NK in trainer.predict(module, datamodule=data) or []
@@ -124,15 +125,20 @@ def write_predictions(trainer: Trainer, module: ImageClassifier, data: ImageData
     if not trainer.is_global_zero:
         return
     table.parent.mkdir(parents=True, exist_ok=True)
-    num_correct = 0
+    num_correct = num_labeled = 0
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "answer", "score"])
         for index, best, score in sorted(predictions):
             target = int(source.targets[index])
+            num_labeled += target != UNLABELED
             num_correct += target == best
-            writer.writerow([source.name(index), data.labels[target], data.labels[best], f"{score:.6f}"])
-    print(f"{num_correct} of {len(predictions)} correct; predictions: {table}", flush=True)
+            label = "" if target == UNLABELED else data.labels[target]
+            writer.writerow([source.name(index), label, data.labels[best], f"{score:.6f}"])
+    skipped = len(source.targets) - len(predictions)
+    measured = f"{num_correct} of {num_labeled} correct; " if num_labeled else ""
+    left_out = f"{skipped} images were not classified; " if skipped else ""
+    print(f"{measured}{left_out}predictions: {table}", flush=True)
 
 
 def _print_result(result: dict[str, Any], run_dir: Path, remark: str) -> None:

@@ -51,15 +51,18 @@ def _write_parquet_with_a_new_class(root: Path) -> None:
 
 CASES: list[tuple[Callable[[Path], None], str]] = [
     (take_one_class, "has one class, 'dark'; a classifier needs two or more."),
-    (take_every_file, "hold no pictures"),
+    (take_every_file, "hold no images"),
     (_take_everything, "has no folder train"),
     (_take_train, "has no folder train; it needs train/CLASS/*.jpg"),
-    (take_measured_splits, "has neither a folder val nor a folder test to measure on."),
-    (add_class_to_test, "The test split of set has 'dusk', which the train split has not."),
-    (_break_every_file, "Every picture of a batch is broken"),
+    (take_measured_splits, "has no validation or test split to measure on."),
+    (add_class_to_test, "The test split of set has the class 'dusk', which the train split does not have."),
+    (_break_every_file, "Every image of a batch is broken"),
     (_break_one_file, "Broken images: 1, and --data.max_bad_samples allows 0."),
     (_write_parquet_without_train, "has no train*.parquet; it holds test.parquet."),
-    (_write_parquet_with_a_new_class, "The test split of set has 'dusk', which the train split has not."),
+    (
+        _write_parquet_with_a_new_class,
+        "The test split of set has the class 'dusk', which the train split does not have.",
+    ),
 ]
 
 

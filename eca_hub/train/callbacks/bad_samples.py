@@ -52,6 +52,16 @@ class BadSampleLog(Callback):
         """Check a test batch."""
         self._record(trainer, batch.bad_samples)
 
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *rest: Any
+    ) -> None:
+        """Check a batch of images to classify."""
+        self._record(trainer, batch.bad_samples)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchange the findings of all processes."""
+        self._exchange(trainer)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exchange the findings of all processes."""
         self._exchange(trainer)

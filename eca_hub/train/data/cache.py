@@ -1,6 +1,6 @@
-"""Decoded pictures in memory, which all processes that prepare batches share. Knows nothing of files or chance.
+"""Cache of decoded images in shared memory.
 
-Shapes: H height, W width; 3 colours, red first.
+Shapes: H height, W width, C channels.
 """
 
 import mmap
@@ -10,54 +10,59 @@ from typing import Any
 import numpy as np
 from torch.utils.data import get_worker_info
 
+_ENTRY_BYTES = 3 * np.dtype(np.int64).itemsize
+
 
 class DecodedImageCache:
-    """Pictures by number, until the memory is full; what came first stays.
+    """Decoded images by index, until the memory is full; nothing is evicted.
 
-    The memory is a file that only lies in memory, so it is there once however many workers there are, and takes no
-    more than what was put in. Each worker fills a part of its own and all read everything: nobody waits for a lock.
-    (Where a system has no such files, each worker keeps what it has decoded itself.)
+    The memory is an anonymous file (memfd), which all worker processes map, so it exists once for any number of
+    workers and takes no more than what was stored. Each worker writes to a part of its own and reads all parts, so
+    there is no lock. On systems without memfd each worker has a cache of its own.
 
     Args:
-        num_pictures: Numbers run from 0 to this.
-        room_bytes: Memory for all of them together.
-        num_workers: Processes that prepare batches; 0 prepares them in the training process.
+        num_images: Indices are below this.
+        capacity_bytes: Memory for all images together.
+        num_channels: C.
+        num_workers: Worker processes; 0 for none.
     """
 
-    def __init__(self, num_pictures: int, room_bytes: int, num_workers: int = 0) -> None:
-        self._num_pictures = num_pictures
-        self._part_bytes = room_bytes // max(num_workers, 1)
-        self._num_bytes = max(num_pictures * _ENTRY_BYTES + self._part_bytes * max(num_workers, 1), 1)
+    def __init__(self, num_images: int, capacity_bytes: int, num_channels: int = 3, num_workers: int = 0) -> None:
+        self._num_images = num_images
+        self._num_channels = num_channels
+        self._part_bytes = capacity_bytes // max(num_workers, 1)
+        self._num_bytes = max(num_images * _ENTRY_BYTES + self._part_bytes * max(num_workers, 1), 1)
         self._next_byte: int | None = None
         self._file = _memory_file(self._num_bytes)
         self._map(mmap.mmap(self._file if self._file is not None else -1, self._num_bytes))
 
-    def get(self, number: int) -> np.ndarray | None:
-        """Return a picture, uint8 (H, W, 3), if it is there."""
-        start, height, width = self._entries_N3[number].tolist()
+    def get(self, index: int) -> np.ndarray | None:
+        """Return an image, uint8 (H, W, C), if it is stored."""
+        start, height, width = self._entries_N3[index].tolist()
         if not start:
             return None
-        return self._bytes[start : start + height * width * 3].reshape(height, width, 3)
+        size = height * width * self._num_channels
+        return self._bytes[start : start + size].reshape(height, width, self._num_channels)
 
-    def put(self, number: int, picture_HW3: np.ndarray) -> None:
-        """Keep a picture if there is room."""
+    def put(self, index: int, pixels_HWC: np.ndarray) -> None:
+        """Store an image if there is room."""
         if self._next_byte is None:
             worker = get_worker_info()
-            self._next_byte = self._num_pictures * _ENTRY_BYTES + (worker.id if worker else 0) * self._part_bytes
+            self._next_byte = self._num_images * _ENTRY_BYTES + (worker.id if worker else 0) * self._part_bytes
             self._end_byte = self._next_byte + self._part_bytes
-        start, end = self._next_byte, self._next_byte + picture_HW3.size
-        if end <= self._end_byte and self._write(start, np.ascontiguousarray(picture_HW3)):
-            self._entries_N3[number] = start, *picture_HW3.shape[:2]
+        start, end = self._next_byte, self._next_byte + pixels_HWC.size
+        if end <= self._end_byte and self._write(start, np.ascontiguousarray(pixels_HWC)):
+            self._entries_N3[index] = start, *pixels_HWC.shape[:2]
             self._next_byte = end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tell another process where the memory is."""
+        """Return the path of the memory for another process."""
         own = {"_bytes", "_entries_N3", "_file", "_next_byte"}
         kept = {name: value for name, value in vars(self).items() if name not in own}
         return kept | {"path": f"/proc/{os.getpid()}/fd/{self._file}"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up the same memory, or begin with none."""
+        """Map the same memory, or new memory where that is impossible."""
         path = state.pop("path")
         vars(self).update(state, _next_byte=None)
         try:
@@ -70,26 +75,23 @@ class DecodedImageCache:
         if self._file is not None:
             os.close(self._file)
 
-    def _write(self, start: int, picture_HW3: np.ndarray) -> bool:
+    def _write(self, start: int, pixels_HWC: np.ndarray) -> bool:
         if self._file is not None:
-            # Through the map it takes over twice as long: there the system first fills each new page with zeros.
-            return os.pwrite(self._file, picture_HW3.data, start) == picture_HW3.size
-        self._bytes[start : start + picture_HW3.size] = picture_HW3.reshape(-1)
+            # Writing through the map takes over twice as long: the system first fills each new page with zeros.
+            return os.pwrite(self._file, pixels_HWC.data, start) == pixels_HWC.size
+        self._bytes[start : start + pixels_HWC.size] = pixels_HWC.reshape(-1)
         return True
 
     def _map(self, memory: mmap.mmap) -> None:
         self._bytes = np.frombuffer(memory, dtype=np.uint8)
-        entries_B = self._bytes[: self._num_pictures * _ENTRY_BYTES]
-        self._entries_N3 = entries_B.view(np.int64).reshape(self._num_pictures, 3)
-
-
-_ENTRY_BYTES = 3 * np.dtype(np.int64).itemsize
+        entries_B = self._bytes[: self._num_images * _ENTRY_BYTES]
+        self._entries_N3 = entries_B.view(np.int64).reshape(self._num_images, 3)
 
 
 def _memory_file(num_bytes: int) -> int | None:
-    """Open a file that lies in memory; None where the system has none."""
+    """Open an anonymous file in memory; None where the system has none."""
     if not hasattr(os, "memfd_create"):
         return None
-    file = os.memfd_create("eca-hub pictures")
+    file = os.memfd_create("eca-hub images")
     os.ftruncate(file, num_bytes)
     return file

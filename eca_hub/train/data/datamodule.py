@@ -1,16 +1,16 @@
-"""What all data have in common: class names, preprocessing, and a loader a split.
+"""Data modules: class names, preprocessing, and a loader for each split.
 
-Knows nothing of networks.
+`ImageDataModule` is the base of all; `FileDataModule` is the base of those that find their splits in files.
 """
 
 import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
@@ -18,31 +18,41 @@ from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data.dataset import Batch, ImageDataset
 from eca_hub.train.data.sampler import EvalBatchSampler, RankShard, TrainBatchSampler
-from eca_hub.train.data.source import SPLITS, Source, Split, fingerprint_of
+from eca_hub.train.data.source import (
+    SPLITS,
+    UNLABELED,
+    Source,
+    Split,
+    SubsetSource,
+    fingerprint_of,
+    is_lfs_pointer,
+    stratified_split,
+)
 from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
 from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
 
-Kind = TypeVar("Kind")
+_NUM_PROBED = 16
 
 
 class ImageDataModule(LightningDataModule):
-    """Base of all data: the class names, the preprocessing and a loader a split.
+    """Base of all data: class names, preprocessing, and a loader for each split.
 
     Args:
         image: Preprocessing.
-        augment: How training pictures are changed at random.
-        batch_size: Pictures in a batch of one process.
-        num_workers: Processes that prepare batches; 0 prepares them in the training process.
-        cache_mib: Memory for decoded pictures, in MiB; what does not fit is decoded in every epoch.
-        max_bad_samples: Files that may be broken; they are named and left out, one more stops the run.
+        augment: Random augmentation of the training images.
+        batch_size: Images in a batch of one process.
+        num_workers: Worker processes; 0 prepares batches in the training process.
+        cache_mib: Memory for decoded images, in MiB; what does not fit is decoded in every epoch.
+        max_bad_samples: Images that may be broken; they are listed and skipped, one more stops the run.
+        balanced_sampling: Draw each class equally often in training, with replacement, however many images it has.
     """
 
     title: str
-    """What to call the data set on a model card."""
+    """Name of the data set on a model card."""
     labels: list[str]
-    """Class names in the order of their indices; known before any picture is read."""
+    """Class names in the order of their indices; known before any image is read."""
     has_single_eval_split = False
-    """Whether one split stands for both `val` and `test`, so that the best epoch is chosen on what is reported."""
+    """Whether one split serves as both `val` and `test`, so that the best epoch is chosen on what is reported."""
 
     def __init__(
         self,
@@ -52,6 +62,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
         cache_mib: int = 1024,
         max_bad_samples: int = 0,
+        balanced_sampling: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -59,85 +70,115 @@ class ImageDataModule(LightningDataModule):
                 f"batch_size is {batch_size} and num_workers {num_workers}; they must be at least 1 and 0."
             )
         if cache_mib < 0 or max_bad_samples < 0:
-            raise InvalidConfig(f"cache_mib is {cache_mib} and max_bad_samples {max_bad_samples}; 0 is the least.")
+            raise InvalidConfig(
+                f"cache_mib is {cache_mib} and max_bad_samples {max_bad_samples}; both must be 0 or more."
+            )
         self.image = image
         self.augment = augment
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.cache_mib = cache_mib
         self.max_bad_samples = max_bad_samples
+        self.balanced_sampling = balanced_sampling
         self.seed = 0
+        self.remarks: list[str] = []
+        """What the user should know about the data before training, one sentence each."""
 
     @abstractmethod
     def source(self, split: Split) -> Source:
-        """Return the files of a split.
+        """Return the images of a split.
 
         Raises:
             InvalidConfig: there is no such split.
         """
 
+    def predict_source(self) -> Source:
+        """Return the images that `eca-hub predict` classifies: the test split, which may have no labels."""
+        return self._source("test")
+
     def dataset(self, split: Split) -> ImageDataset:
-        """Return the pictures of a split; those to train on come augmented."""
-        return ImageDataset(
-            self._source(split),
-            EvalTransform(self.image),
-            RandomAugmentation(self.augment, self.image, self.seed) if split == "train" else None,
-            cache_mib=self.cache_mib * self.num_images(split) / sum(map(self.num_images, SPLITS)),
-            num_workers=self.num_workers,
-        )
+        """Return the batches of a split, augmented for training."""
+        return self._dataset(self._source(split), is_augmented=split == "train")
 
     def num_images(self, split: Split) -> int:
-        """Count the pictures of a split."""
+        """Return the number of images of a split."""
         return len(self._source(split).targets)
+
+    def class_counts(self) -> list[int]:
+        """Return the number of training images of each class."""
+        counts: list[int] = np.bincount(self._source("train").targets, minlength=len(self.labels)).tolist()
+        return counts
 
     def fingerprint(self) -> str:
         """Hash what the data consist of, so that a resumed run notices other data."""
         return fingerprint_of([*self.labels, *(self._source(split).fingerprint() for split in SPLITS)])
 
     def check(self) -> None:
-        """Look for what would make training useless, before it starts.
+        """Check what would make training useless before it starts, and print the remarks.
 
         Raises:
-            InvalidConfig: a split is missing or empty, or there are fewer than two classes to tell apart.
+            InvalidConfig: a split is empty or unreadable, or there are fewer than two classes.
         """
         if len(self.labels) < 2:
             raise InvalidConfig(f"{self.title} has one class, {self.labels[0]!r}; a classifier needs two or more.")
         for split in SPLITS:
             if self.num_images(split) == 0:
-                raise InvalidConfig(f"The {split} split of {self.title} has no pictures.")
+                raise InvalidConfig(f"The {split} split of {self.title} has no images.")
         absent = set(range(len(self.labels))) - set(np.unique(self._source("train").targets).tolist())
         if absent:
             names = ", ".join(self.labels[index] for index in sorted(absent)[:5])
-            raise InvalidConfig(f"The train split of {self.title} has no picture of {names}.")
+            raise InvalidConfig(f"The train split of {self.title} has no image of {names}.")
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            for remark in self.remarks:
+                print(remark, flush=True)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Load the training split in a new order every epoch, from wherever training stands."""
-        batches = TrainBatchSampler(self.num_images("train"), self.batch_size, self.seed, self._share(), self._position)
-        return self._loader("train", batches)
+        """Load the training split, from the current position in training, in another order every epoch."""
+        targets = self._source("train").targets
+        batches = TrainBatchSampler(
+            len(targets),
+            self.batch_size,
+            self.seed,
+            self._shard(),
+            self._position,
+            targets if self.balanced_sampling else None,
+        )
+        return self._loader(self.dataset("train"), batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Load the validation split."""
-        return self._eval_loader("val")
+        return self._eval_loader(self._source("val"))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Load the test split."""
-        return self._eval_loader("test")
+        return self._eval_loader(self._source("test"))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Load the test split, to write down the answer to each picture."""
-        return self._eval_loader("test")
+        """Load the images to classify."""
+        return self._eval_loader(self.predict_source())
 
     @functools.cache  # noqa: B019  a run has one data module
     def _source(self, split: Split) -> Source:
         return self.source(split)
 
-    def _eval_loader(self, split: Split) -> DataLoader[Batch]:
-        return self._loader(split, EvalBatchSampler(self.num_images(split), self.batch_size, self._share()))
+    def _dataset(self, source: Source, *, is_augmented: bool) -> ImageDataset:
+        num_images = sum(map(self.num_images, SPLITS))
+        return ImageDataset(
+            source,
+            EvalTransform(self.image),
+            RandomAugmentation(self.augment, self.image, self.seed) if is_augmented else None,
+            cache_mib=self.cache_mib * len(source.targets) / max(num_images, 1),
+            num_workers=self.num_workers,
+        )
 
-    def _loader(self, split: Split, batches: TrainBatchSampler | EvalBatchSampler) -> DataLoader[Batch]:
+    def _eval_loader(self, source: Source) -> DataLoader[Batch]:
+        batches = EvalBatchSampler(len(source.targets), self.batch_size, self._shard())
+        return self._loader(self._dataset(source, is_augmented=False), batches)
+
+    def _loader(self, dataset: ImageDataset, batches: TrainBatchSampler | EvalBatchSampler) -> DataLoader[Batch]:
         return SignalIgnoringDataLoader(
-            self.dataset(split),
-            # One key is one batch: the data set makes whole batches, so the loader is to batch nothing.
+            dataset,
+            # The data set makes whole batches, so the loader must not batch.
             batch_size=None,
             sampler=batches,
             num_workers=self.num_workers,
@@ -149,7 +190,7 @@ class ImageDataModule(LightningDataModule):
             multiprocessing_context="spawn" if self.num_workers else None,
         )
 
-    def _share(self) -> RankShard:
+    def _shard(self) -> RankShard:
         return RankShard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else RankShard()
 
     def _position(self) -> tuple[int, int]:
@@ -158,10 +199,83 @@ class ImageDataModule(LightningDataModule):
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
-def fill_missing_split(found: Mapping[str, Kind]) -> dict[str, Kind]:
-    """Let the one of `val` and `test` that was found stand for both."""
-    one = found["val"] if "val" in found else found["test"]
-    return {"val": one, "test": one, **found}
+class FileDataModule(ImageDataModule):
+    """Base of data in files, whose splits are found: one of val and test may be missing.
+
+    Args:
+        val_fraction: Share of each class that is held out of the train split to validate on, where the data have no
+            validation split; always the same images.
+        options: image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
+    """
+
+    def __init__(self, val_fraction: float = 0.0, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        if not 0 <= val_fraction < 1:
+            raise InvalidConfig(f"val_fraction is {val_fraction}; it must be 0 or more and below 1.")
+        self.val_fraction = val_fraction
+        self._splits: dict[Split, Source] = {}
+        self._unlabeled_test: Source | None = None
+
+    def source(self, split: Split) -> Source:
+        """Return the images of a split."""
+        return self._splits[split]
+
+    def predict_source(self) -> Source:
+        """Return the images of the test split, with or without labels."""
+        return self._unlabeled_test or self.source("test")
+
+    def check(self) -> None:
+        """Check the data, as the base does, and that files can be read.
+
+        Raises:
+            InvalidConfig: of the files tried, each is missing or a pointer of Git LFS.
+        """
+        for split in SPLITS:
+            _check_readable(self.source(split), split, self.title)
+        super().check()
+
+    def use_splits(self, found: Mapping[Split, Source], place: str) -> None:
+        """Take the splits that were found: leave out images without a label, hold out a validation split.
+
+        Args:
+            found: Sources by split; their targets index `labels`, or are `UNLABELED`.
+            place: Where they were found, for messages.
+
+        Raises:
+            InvalidConfig: there is no split to train on or none to validate on.
+        """
+        splits = dict(found)
+        if "test" in splits and len(splits["test"].targets) and np.all(splits["test"].targets == UNLABELED):
+            self._unlabeled_test = splits.pop("test")
+            self.remarks.append(f"The test split of {self.title} has no labels, so nothing is measured on it.")
+        for split in list(splits):
+            splits[split] = self._labeled(split, splits[split])
+        if self.val_fraction:
+            if "val" in splits:
+                raise InvalidConfig(f"{place} has a validation split already.", hint="Leave out --data.val_fraction.")
+            train = splits["train"]
+            kept, held_out = stratified_split(train.targets, self.val_fraction)
+            splits["train"], splits["val"] = SubsetSource(train, kept), SubsetSource(train, held_out)
+        if "val" not in splits and "test" not in splits:
+            raise InvalidConfig(
+                f"{place} has no validation or test split to measure on.",
+                hint="Give --data.val_fraction 0.2 to hold out a fifth of the train split.",
+            )
+        self.has_single_eval_split = len(splits) < 3
+        one = splits["val"] if "val" in splits else splits["test"]
+        eval_splits: dict[Split, Source] = {"val": one, "test": one}
+        self._splits = eval_splits | splits
+
+    def _labeled(self, split: Split, source: Source) -> Source:
+        num_unlabeled = int((source.targets == UNLABELED).sum())
+        if not num_unlabeled:
+            return source
+        if num_unlabeled == len(source.targets):
+            raise InvalidConfig(f"The {split} split of {self.title} has no labels.")
+        self.remarks.append(
+            f"{num_unlabeled} of the {len(source.targets)} images of the {split} split have no label and are left out."
+        )
+        return SubsetSource(source, np.flatnonzero(source.targets != UNLABELED))
 
 
 def check_labels(labels: Sequence[str], split_labels: Sequence[str], split: str, title: str) -> None:
@@ -172,6 +286,28 @@ def check_labels(labels: Sequence[str], split_labels: Sequence[str], split: str,
     """
     unknown = sorted(set(split_labels) - set(labels))
     if unknown:
+        names = ", ".join(map(repr, unknown[:5]))
+        raise InvalidConfig(f"The {split} split of {title} has the class {names}, which the train split does not have.")
+
+
+def _check_readable(source: Source, split: Split, title: str) -> None:
+    """Try some images of a split: data that were not fetched show before the start."""
+    reasons = []
+    for index in np.unique(np.linspace(0, len(source.targets) - 1, _NUM_PROBED).astype(int)).tolist():
+        try:
+            if not is_lfs_pointer(source.read(index)):
+                return
+            reasons.append(f"{source.name(index)} is a pointer of Git LFS.")
+        except OSError as error:
+            reasons.append(f"{source.name(index)}: {error.strerror or error}.")
+    if reasons:
+        hint = (
+            "`git lfs pull` fetches the images."
+            if "Git LFS" in reasons[0]
+            else ("If they are links, fetch or mount what they point to (`dvc pull`, `git annex get`).")
+        )
         raise InvalidConfig(
-            f"The {split} split of {title} has {', '.join(map(repr, unknown[:5]))}, which the train split has not."
+            f"The images of the {split} split of {title} cannot be read; {len(reasons)} were tried. The first: "
+            f"{reasons[0]}",
+            hint=hint,
         )

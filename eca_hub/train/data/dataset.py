@@ -1,12 +1,14 @@
-"""From the files of a split to batches of uint8 pixels; what cannot be decoded is left out and named.
+"""Data set of whole batches: uint8 pixels of the images of a split.
 
-Pictures pass through `eca_hub.images.transform`, as they do when they are served.
+Images are preprocessed by `eca_hub.images.transform`, as in serving. Images that cannot be decoded are skipped and
+reported with the batch.
 
-Shapes: N images, H height, W width.
+Shapes: N images, H height, W width, C channels.
 """
 
+import itertools
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,17 +20,17 @@ from eca_hub.errors import BadImage
 from eca_hub.images.transform import EvalTransform
 from eca_hub.train.data.cache import DecodedImageCache
 from eca_hub.train.data.sampler import BatchIndex
-from eca_hub.train.data.source import Source
-from eca_hub.train.data.threads import at_once
+from eca_hub.train.data.source import Source, is_lfs_pointer
 from eca_hub.train.data.transforms import RandomAugmentation
 from eca_hub.train.errors import TrainingStopped
 
-# In smaller files, such as CIFAR's, most of the work is done under Python's lock, and threads would only wait for it.
-_WORTH_A_THREAD_BYTES = 8192
+# In smaller files, such as CIFAR's, most of the work holds Python's lock, and threads would only wait for it.
+_MIN_BYTES_FOR_THREADS = 8192
+_MAX_REPLACEMENTS = 256
 
 
 class BadSample(NamedTuple):
-    """A file that is no picture."""
+    """An image that cannot be decoded."""
 
     index_in_split: int
     name: str
@@ -36,27 +38,27 @@ class BadSample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a network learns from at once."""
+    """The images of a batch that could be decoded."""
 
     pixels: Tensor
-    """uint8 (N, 3, H, W)."""
+    """uint8 (N, C, H, W)."""
     targets: Tensor
-    """Class of each, as an index."""
+    """Class indices, int64 (N,)."""
     indices: Tensor
-    """Index of each in its split."""
+    """Index of each image in its split, (N,)."""
     bad_samples: tuple[BadSample, ...] = ()
-    """What should have been among them, and could not be decoded."""
+    """The images of the batch that could not be decoded."""
 
 
 class ImageDataset(Dataset[Batch]):
-    """Batches of a split, by key.
+    """Batches of a split, by their indices.
 
     Args:
-        source: The files.
+        source: The encoded images.
         transform: Preprocessing, as in validation.
-        augment: Changes pictures at random, for training.
-        cache_mib: Memory for decoded pictures, in MiB; what does not fit is decoded each time.
-        num_workers: Processes among which batches are shared out.
+        augment: Random augmentation, for training.
+        cache_mib: Memory for decoded images, in MiB; what does not fit is decoded each time.
+        num_workers: Worker processes that share the cache.
     """
 
     def __init__(
@@ -71,50 +73,108 @@ class ImageDataset(Dataset[Batch]):
         self.source = source
         self._transform = transform
         self._augment = augment
-        self._cache = DecodedImageCache(len(source.targets), int(cache_mib * 2**20), num_workers)
+        num_channels = transform.config.in_chans
+        self._cache = DecodedImageCache(len(source.targets), int(cache_mib * 2**20), num_channels, num_workers)
         self._last_num_bytes = 0
 
     def __len__(self) -> int:
         return len(self.source.targets)
 
     def __getitem__(self, index: BatchIndex) -> Batch:
-        bad: list[BadSample] = []
-        pictures = self._pictures(index.indices, bad)
+        indices, bad = list(index.indices), list[BadSample]()
+        images = self._decode_batch(indices, bad)
         if self._augment is not None:
-            rows, pixels_N3HW = self._augment.batch(pictures, index.epoch, index.indices)
+            rows, pixels_NCHW = self._augment.batch(self._filled(images, indices, bad), index.epoch, indices)
         else:
-            rows, pixels = zip(*pictures, strict=True)
-            pixels_N3HW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        good = [index.indices[row] for row in rows]
-        return Batch(pixels_N3HW, torch.from_numpy(self.source.targets[good]), torch.tensor(good), tuple(bad))
+            rows, pixels_NCHW = self._stacked(images)
+        good = [indices[row] for row in rows]
+        return Batch(pixels_NCHW, torch.from_numpy(self.source.targets[good]), torch.tensor(good), tuple(bad))
 
-    def _pictures(self, numbers: list[int], bad: list[BadSample]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield row and pixels of every picture as soon as it is decoded, and put those that cannot be with the bad."""
-        found = [self._cache.get(number) for number in numbers]
-        missing = [number for number, picture_HW3 in zip(numbers, found, strict=True) if picture_HW3 is None]
-        num_threads = torch.get_num_threads() if self._last_num_bytes >= _WORTH_A_THREAD_BYTES else 1
-        with closing(at_once(self._decoded, missing, num_threads)) as all_decoded:
-            for row, picture_HW3 in enumerate(found):
-                if picture_HW3 is not None:
-                    yield row, picture_HW3
-                    continue
-                decoded = next(all_decoded)
-                if isinstance(decoded, BadSample):
-                    bad.append(decoded)
-                    continue
-                self._cache.put(numbers[row], decoded)
-                yield row, decoded
-        if len(bad) == len(numbers):
-            raise TrainingStopped(f"Every picture of a batch is broken; the first: {bad[0].name}: {bad[0].reason}")
+    def _stacked(self, images: Iterator[tuple[int, np.ndarray]]) -> tuple[list[int], Tensor]:
+        rows, pixels = list[int](), list[np.ndarray]()
+        for row, pixels_HWC in images:
+            rows.append(row)
+            pixels.append(pixels_HWC)
+        if not rows:
+            config = self._transform.config
+            return [], torch.empty(0, config.in_chans, config.height_px, config.width_px, dtype=torch.uint8)
+        return rows, torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
-    def _decoded(self, number: int) -> np.ndarray | BadSample:
-        """The picture, not much larger than it needs to be, or the pixels as they are validated; (H, W, 3)."""
+    def _decode_batch(self, indices: list[int], bad: list[BadSample]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield position and pixels of each image as soon as it is decoded; append to `bad` those that cannot be."""
+        found = [self._cache.get(index) for index in indices]
+        missing = [index for index, pixels_HWC in zip(indices, found, strict=True) if pixels_HWC is None]
+        num_threads = torch.get_num_threads() if self._last_num_bytes >= _MIN_BYTES_FOR_THREADS else 1
+        if min(num_threads, len(missing)) < 2:
+            yield from self._merged(indices, found, map(self._decode, missing), bad)
+            return
+        # A pool per batch is cheap, and leaves no threads behind when the process ends or forks.
+        with ThreadPoolExecutor(min(num_threads, len(missing))) as pool:
+            yield from self._merged(indices, found, pool.map(self._decode, missing), bad)
+
+    def _merged(
+        self,
+        indices: list[int],
+        found: list[np.ndarray | None],
+        decoded: Iterator[np.ndarray | BadSample],
+        bad: list[BadSample],
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        for row, cached_HWC in enumerate(found):
+            pixels_HWC = next(decoded) if cached_HWC is None else cached_HWC
+            if isinstance(pixels_HWC, BadSample):
+                bad.append(pixels_HWC)
+                continue
+            if cached_HWC is None:
+                self._cache.put(indices[row], pixels_HWC)
+            yield row, pixels_HWC
+
+    def _filled(
+        self, images: Iterator[tuple[int, np.ndarray]], indices: list[int], bad: list[BadSample]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Replace broken images where a training batch would have fewer than two: norms cannot train on one value.
+
+        The replacements are the images that follow in the split, so the batch is the same when a run is resumed.
+        """
+        num_wanted, num_good = min(2, len(indices)), 0
+        for image in images:
+            num_good += 1
+            yield image
+        if num_good >= num_wanted:
+            return
+        num_images, taken = len(self), set(indices)
+        others = (index % num_images for index in range(indices[-1] + 1, indices[-1] + num_images))
+        for index in itertools.islice((each for each in others if each not in taken), _MAX_REPLACEMENTS):
+            pixels_HWC = self._decode(index)
+            if isinstance(pixels_HWC, BadSample):
+                bad.append(pixels_HWC)
+                continue
+            indices.append(index)
+            num_good += 1
+            yield len(indices) - 1, pixels_HWC
+            if num_good == num_wanted:
+                return
+        if not num_good:
+            raise TrainingStopped(
+                f"Every image of a batch is broken, and so are the {len(bad) - len(taken)} images after it; the first: "
+                f"{bad[0].name}: {bad[0].reason}"
+            )
+
+    def _decode(self, index: int) -> np.ndarray | BadSample:
+        """Return the decoded image, not much larger than needed, or the preprocessed pixels; uint8 (H, W, C)."""
+        content = b""
         try:
-            content = self.source.read(number)
+            content = self.source.read(index)
             self._last_num_bytes = len(content)
             decoded = self._transform.decode(content)
         except (BadImage, OSError) as error:
-            return BadSample(number, self.source.name(number), str(error))
+            return BadSample(index, self.source.name(index), _reason(error, content))
         if self._augment is not None and self._augment.needs_full_images:
-            return np.asarray(decoded.image)
+            pixels = np.asarray(decoded.image)
+            return pixels[..., None] if pixels.ndim == 2 else pixels
         return self._transform.resize_and_crop(decoded).permute(1, 2, 0).numpy()
+
+
+def _reason(error: Exception, content: bytes) -> str:
+    if is_lfs_pointer(content):
+        return "a pointer of Git LFS; `git lfs pull` fetches the image"
+    return (error.strerror or str(error)) if isinstance(error, OSError) and error.errno else str(error)

@@ -17,16 +17,15 @@ _IMAGE = ImageConfig(height_px=16, width_px=16, crop=1.0, mean=(0.3,) * 3, std=(
 class DigitsData(ImageDataModule):
     """The 1,797 handwritten digits of 8 x 8 px that ship inside scikit-learn: real data without a download.
 
-    Split by class, seven parts to train, one to validate and two to test, in the same way every time for the same
-    seed. Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
-    Repository, 1998.
+    Stratified splits: 70 % to train on, 10 % to validate, 20 % to test, the same for the same seed. Source: E. Alpaydin
+    and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
 
     Args:
         image: Preprocessing.
-        augment: How training pictures are changed at random.
-        batch_size: Pictures in a batch of one process.
-        num_workers: Processes that prepare batches.
-        split_seed: Which split to make.
+        augment: Random augmentation of the training images.
+        batch_size: Images in a batch of one process.
+        num_workers: Worker processes.
+        split_seed: Seed of the splits.
     """
 
     title = "scikit-learn digits"
@@ -44,18 +43,18 @@ class DigitsData(ImageDataModule):
         self.split_seed = split_seed
 
     def source(self, split: Split) -> MemorySource:
-        """Return the digits of a split as PNG files."""
+        """Return the digits of a split, encoded as PNG."""
         return MemorySource(self.png_files(split), f"{self.title}, {split}")
 
     def png_files(self, split: Split) -> Iterator[tuple[bytes, int]]:
-        """Yield every digit of a split as a PNG file and its class."""
-        # Imported here: scikit-learn brings pandas along, and training on anything else needs neither.
+        """Yield every digit of a split, encoded as PNG, and its class."""
+        # scikit-learn imports pandas, which no other data need.
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         for row in self._rows(split):
             buffer = io.BytesIO()
-            # scikit-learn counts ink from 0 to 16.
+            # Values range from 0 to 16.
             Image.fromarray(np.rint(digits.images[row] * (255 / 16)).astype(np.uint8)).save(buffer, format="PNG")
             yield buffer.getvalue(), int(digits.target[row])
 

@@ -1,4 +1,4 @@
-"""Fetch a data set of the hub by its name; what was fetched once is found without the hub."""
+"""Fetch a data set of the hub by its name; once fetched, it is found in the cache without the hub."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from eca_hub.errors import InvalidConfig, RevisionNotFound
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors
 
 _CONVERTED = "refs/convert/parquet"
-"""Where the Hugging Face Hub puts its own conversion of data sets that are in another format."""
+"""Branch with the Hugging Face Hub's own conversion of data sets in other formats."""
 
 
 def fetch_parquet(name: str, revision: str | None, subset: str | None) -> Path:
-    """Fetch the parquet files of a data set, and return the folder that they lie in.
+    """Fetch the parquet files of a data set, and return their folder.
 
     Args:
         name: `owner/name`.
@@ -18,11 +18,11 @@ def fetch_parquet(name: str, revision: str | None, subset: str | None) -> Path:
         subset: Folder of one of several subsets.
 
     Raises:
-        InvalidConfig: the name is no folder and cannot be one on the hub, or there are no parquet files.
-        HubError: the hub does not have it, or does not answer and the cache does not hold it.
+        InvalidConfig: the name is neither a folder nor `owner/name`, or there are no parquet files.
+        HubError: the hub does not have it, or cannot be reached and the cache does not have it.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InvalidConfig(f"There is no folder {name}, and OWNER/NAME of a data set on the hub it cannot be.")
+        raise InvalidConfig(f"There is no folder {name}, and it is not the OWNER/NAME of a data set on the hub.")
     check_model_id(name)
     if revision is not None:
         check_revision(revision)

@@ -1,110 +1,260 @@
-"""A folder of class folders: ImageNet's layout, and what most people have."""
+"""Folders of class folders: ImageNet's layout, root/train/CLASS/name.jpg beside val/ and test/."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.datamodule import ImageDataModule, check_labels, fill_missing_split
-from eca_hub.train.data.source import Split, fingerprint_of
+from eca_hub.errors import InvalidConfig, NotAnImage
+from eca_hub.images.containers import FORMATS, sniff_format
+from eca_hub.train.data.datamodule import FileDataModule, check_labels
+from eca_hub.train.data.source import UNLABELED, Split, fingerprint_of, readable_name
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
+_IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
+_SIDECAR_ENDINGS = (".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".yaml", ".yml", ".npy", ".npz", ".html")
+_SIDECAR_NAMES = {"license", "readme", "copying", "makefile"}
+_SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "icon\r"}
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+_SNIFFED_BYTES = 64
+_OTHER_DATA = ((".parquet", "ParquetData"), (".csv", "CsvData"), (".tsv", "CsvData"), (".tar", "WebDatasetData"))
 
 
-class ImageFolderData(ImageDataModule):
-    """Pictures sorted into folders: root/train/CLASS/any/name.jpg, beside val/ and test/.
+class ImageFolderData(FileDataModule):
+    """Images sorted into folders: root/train/CLASS/any/name.jpg, beside val/ and test/.
 
-    One of val and test may be missing: the other then stands for both, and the result and the model card say so.
+    One of val and test may be missing: the other then serves as both, and the result and the model card say so. With
+    val_fraction, root may also hold only train/, or the class folders themselves. A test folder without class folders
+    has no labels: `eca-hub predict` classifies it.
 
     Args:
         root: The folder with `train` in it.
-        options: Those of all data: image, augment, batch_size, num_workers, cache_mib, max_bad_samples.
+        options: val_fraction, image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
 
     Raises:
-        InvalidConfig: a folder is missing, empty, or has a class that the train split has not.
+        InvalidConfig: a folder is missing or empty, or has a class that the train split does not have.
     """
 
     def __init__(self, root: str, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self.title = Path(root).name or "pictures"
         self._root = Path(root)
         if not self._root.is_dir():
             raise InvalidConfig(f"There is no folder {root}.", hint="Give --data.root.")
-        found = self._find_splits()
-        self.labels = _classes(found["train"])
-        for split, folder in found.items():
-            check_labels(self.labels, _classes(folder), split, self.title)
-        self.has_single_eval_split = len(found) < 3
-        self._folders = fill_missing_split(found)
+        self.title = readable_name(self._root.resolve().name) or "images"
+        found = {split: _ClassFolders(folder) for split, folder in self._find_splits().items()}
+        self.labels = self._labels(found["train"], "train")
+        sources: dict[Split, ImageFolderSource] = {}
+        for split, folders in found.items():
+            if split == "test" and not folders.classes and folders.loose:
+                sources[split] = ImageFolderSource.of_unlabeled(folders)
+                continue
+            check_labels(self.labels, self._labels(folders, split), split, self.title)
+            sources[split] = ImageFolderSource(folders, self.labels)
+        self.use_splits(sources, str(self._root))
 
-    def source(self, split: Split) -> "ImageFolderSource":
-        """Return the files of a split."""
-        return ImageFolderSource(self._folders[split], self.labels)
+    def _labels(self, folders: "_ClassFolders", split: Split) -> list[str]:
+        """Return the classes of a split that have images, and remark on what is left out."""
+        folder = readable_name(str(folders.folder))
+        if not folders.classes:
+            hint = f"Images are expected in {folder}/CLASS/*.jpg."
+            if folders.loose and any(folders.folder.glob("*.csv")):
+                hint = "If a CSV file names the classes, give --data CsvData --data.root FILE.csv."
+            raise InvalidConfig(f"{folder} has no class folders.", hint=hint)
+        for label, scan in folders.classes.items():
+            if not scan.paths and scan.unsupported:
+                raise InvalidConfig(
+                    f"The class folder {folder}/{label} has no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image; it "
+                    f"holds {_listing(scan.unsupported)}.",
+                    hint="Convert its files, or move the folder away.",
+                )
+        labels = sorted(label for label, scan in folders.classes.items() if scan.paths)
+        if not labels:
+            raise InvalidConfig(f"The class folders in {folder} hold no images ({', '.join(_IMAGE_ENDINGS)}).")
+        if empty := sorted(folders.classes.keys() - set(labels)):
+            self.remarks.append(f"{folder}: folders without images are left out: {', '.join(empty[:5])}.")
+        unsupported = sum((scan.unsupported for scan in folders.classes.values()), Counter[str]())
+        if unsupported:
+            self.remarks.append(f"{folder}: files that are not decoded are left out: {_listing(unsupported)}.")
+        if folders.loose:
+            self.remarks.append(f"{folder}: {len(folders.loose)} images in no class folder are left out.")
+        return labels
 
-    def _find_splits(self) -> dict[str, Path]:
-        found = {
-            split: self._root / name
-            for split, names in _NAMES.items()
-            for name in names
-            if (self._root / name).is_dir()
-        }
-        if "train" not in found:
+    def _find_splits(self) -> dict[Split, Path]:
+        folders = _subfolders(self._root)
+        found: dict[Split, Path] = {}
+        for split, names in _SPLIT_NAMES.items():
+            matching = [folder for folder in folders if folder.name.casefold() in names]
+            if len(matching) > 1:
+                raise InvalidConfig(
+                    f"{self._root} has {' and '.join(folder.name for folder in matching)}; which is the {split} split?",
+                    hint="Keep one of them there.",
+                )
+            found |= dict.fromkeys([split], matching[0]) if matching else {}
+        if "train" in found:
+            return found
+        if not found and folders and self.val_fraction:
+            self._check_class_folders(folders)
+            return {"train": self._root}
+        raise self._no_train(folders)
+
+    def _check_class_folders(self, folders: list[Path]) -> None:
+        if len(folders) == 1 and len(inner := _subfolders(folders[0])) > 1:
+            names = ", ".join(each.name for each in inner[:5])
             raise InvalidConfig(
-                f"{self._root} has no folder train; it needs train/CLASS/*.jpg, and val or test beside train.",
-                hint=f"It holds: {', '.join(sorted(each.name for each in self._root.iterdir())[:5]) or 'nothing'}.",
+                f"{self._root} has one folder, {folders[0].name}, which holds {names}.",
+                hint=f"If those are the classes, give --data.root {folders[0]}.",
             )
-        if "val" not in found and "test" not in found:
-            raise InvalidConfig(f"{self._root} has neither a folder val nor a folder test to measure on.")
-        return found
+
+    def _no_train(self, folders: list[Path]) -> InvalidConfig:
+        """Describe what the folder holds instead of `train`, and what to type."""
+        for folder in folders:
+            if any(inner.name.casefold() in _SPLIT_NAMES["train"] for inner in _subfolders(folder)):
+                return InvalidConfig(
+                    f"{self._root} has no folder train, but {folder} has.", hint=f"Give --data.root {folder}."
+                )
+        names = sorted(entry.name for entry in os.scandir(self._root) if not _is_ignored(entry.name))
+        for ending, kind in _OTHER_DATA:
+            if files := [name for name in names if name.lower().endswith(ending)]:
+                where = self._root if kind in ("ParquetData", "WebDatasetData") else self._root / files[0]
+                return InvalidConfig(
+                    f"{self._root} has no folder train; it holds {files[0]}.",
+                    hint=f"Give --data {kind} --data.root {where}.",
+                )
+        split_names = {name for names in _SPLIT_NAMES.values() for name in names}
+        with_images = [folder.name for folder in folders if next(_files(folder), None) is not None]
+        if len(with_images) > 1 and not {name.casefold() for name in with_images} & split_names:
+            return InvalidConfig(
+                f"{self._root} has no folder train; it has the folders {', '.join(with_images[:5])}.",
+                hint="If those are the classes, give --data.val_fraction 0.2 to hold out a fifth of each.",
+            )
+        return InvalidConfig(
+            f"{self._root} has no folder train; it needs train/CLASS/*.jpg, and val or test beside train.",
+            hint=f"It holds: {readable_name(', '.join(names[:5])) or 'nothing'}.",
+        )
+
+
+@dataclass
+class _Scan:
+    """What lies below a folder."""
+
+    paths: list[Path] = field(default_factory=list)
+    """Images, in the order of their names."""
+    unsupported: Counter[str] = field(default_factory=Counter)
+    """Endings of the files that are neither images that can be decoded nor known sidecar files."""
+
+
+class _ClassFolders:
+    """The class folders of a split, by label; names that differ only in their Unicode form are one class."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.classes: dict[str, _Scan] = {}
+        for each in _subfolders(folder):
+            scan = self.classes.setdefault(readable_name(each.name), _Scan())
+            for path in _files(each):
+                kind = _kind_of(path)
+                if kind == "image":
+                    scan.paths.append(path)
+                elif kind == "unsupported":
+                    scan.unsupported[path.suffix.lower() or "no ending"] += 1
+        self.loose = sorted(
+            folder / entry.name
+            for entry in os.scandir(folder)
+            if not entry.is_dir() and not _is_ignored(entry.name) and _kind_of(folder / entry.name) == "image"
+        )
 
 
 class ImageFolderSource:
-    """The files below the class folders of one split, in the order of their names.
+    """The images below the class folders of one split, in the order of their names.
 
     Args:
-        folder: The split.
+        folders: The class folders.
         labels: Class names in the order of their indices.
     """
 
-    def __init__(self, folder: Path, labels: list[str]) -> None:
-        self._folder = folder
-        files = [(path, target) for target, label in enumerate(labels) for path in _pictures_below(folder / label)]
-        self._names = [os.path.relpath(path, folder) for path, _ in files]
-        self.targets = np.array([target for _, target in files], dtype=np.int64)
+    def __init__(self, folders: _ClassFolders, labels: list[str]) -> None:
+        files = [
+            (path, target)
+            for target, label in enumerate(labels)
+            for path in (folders.classes[label].paths if label in folders.classes else [])
+        ]
+        self._set(folders.folder, [path for path, _ in files], [target for _, target in files])
+
+    @classmethod
+    def of_unlabeled(cls, folders: _ClassFolders) -> "ImageFolderSource":
+        """Return the images that lie in no class folder."""
+        source = cls.__new__(cls)
+        source._set(folders.folder, folders.loose, [UNLABELED] * len(folders.loose))
+        return source
 
     def read(self, index: int) -> bytes:
-        """Return one file."""
+        """Return one encoded image."""
         return (self._folder / self._names[index]).read_bytes()
 
     def name(self, index: int) -> str:
-        """Say where it lies."""
-        return str(self._folder / self._names[index])
+        """Return its path."""
+        return readable_name(str(self._folder / self._names[index]))
 
     def fingerprint(self) -> str:
         """Hash names and sizes: reading a million files would take longer than an epoch."""
-        return fingerprint_of(f"{name} {(self._folder / name).stat().st_size}" for name in self._names)
+        return fingerprint_of(f"{name} {_size(self._folder / name)}" for name in self._names)
+
+    def _set(self, folder: Path, paths: Iterable[Path], targets: list[int]) -> None:
+        self._folder = folder
+        self._names = [os.path.relpath(path, folder) for path in paths]
+        self.targets = np.array(targets, dtype=np.int64)
 
 
-def _classes(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise InvalidConfig(f"{folder} has no class folders; pictures lie in {folder.name}/CLASS/*.jpg.")
-    empty = [name for name in names if next(_pictures_below(folder / name, first_only=True), None) is None]
-    if len(empty) == len(names):
-        raise InvalidConfig(f"The class folders in {folder} hold no pictures ({', '.join(_ENDINGS)}).")
-    return [name for name in names if name not in empty]
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not _is_ignored(entry.name))
 
 
-def _pictures_below(folder: Path, *, first_only: bool = False) -> Iterator[Path]:
-    if not folder.is_dir():
-        return
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(_ENDINGS):
-                yield Path(where) / name
-                if first_only:
-                    return
+def _is_ignored(name: str) -> bool:
+    """Whether a name is hidden (so are macOS's ._name and .DS_Store), or made by an operating system or a NAS."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder in the order of their names, following links to folders, but in no circle."""
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _is_ignored(name) and not _is_circle(where, name))
+        yield from (Path(where) / name for name in sorted(names) if not _is_ignored(name))
+
+
+def _is_circle(where: str, name: str) -> bool:
+    """Whether a folder is a link to a folder that it lies in."""
+    path = Path(where, name)
+    return path.is_symlink() and Path(where).resolve().is_relative_to(path.resolve())
+
+
+def _kind_of(path: Path) -> str:
+    """Tell images from sidecar files and from what cannot be decoded: by the ending, or by the first bytes."""
+    name = path.name.lower()
+    if name.endswith(_IMAGE_ENDINGS):
+        return "image"
+    if name.endswith(_SIDECAR_ENDINGS) or name in _SIDECAR_NAMES:
+        return "sidecar"
+    try:
+        with path.open("rb") as file:
+            sniff_format(file.read(_SNIFFED_BYTES))
+    except (NotAnImage, OSError):
+        return "unsupported"
+    return "image"
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file, 0 for a link to nothing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _listing(endings: Counter[str]) -> str:
+    return ", ".join(f"{number} x {ending}" for ending, number in endings.most_common(5))

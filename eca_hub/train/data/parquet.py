@@ -1,36 +1,50 @@
-"""Pictures in parquet files, as the Hugging Face Hub lays them out: a struct of bytes and a path, and a label."""
+"""Images in parquet files, as the Hugging Face Hub stores them: a struct of bytes and a path, and a label.
 
-import functools
+Shapes: N images.
+"""
+
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.datamodule import ImageDataModule, check_labels, fill_missing_split
+from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.hub_dataset import fetch_parquet
-from eca_hub.train.data.source import Split, fingerprint_of
+from eca_hub.train.data.labels import class_names, to_targets
+from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
+from eca_hub.train.data.spool import Spool
 
-_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("validation", "val", "valid", "dev"),
+    "test": ("test",),
+}
+_BATCH_ROWS = 64
 
 
-class ParquetData(ImageDataModule):
-    """Pictures in parquet files, such as TRAIN.parquet, validation.parquet and test.parquet of a data set of the Hub.
+class ParquetData(FileDataModule):
+    """Images in parquet files, such as train.parquet, validation.parquet and test.parquet of a data set of the Hub.
 
-    One of validation and test may be missing: the other then stands for both, and the result and the model card say so.
+    One of validation and test may be missing: the other then serves as both, and the result and the model card say so;
+    so may both with val_fraction. Rows without a label are left out; a test split without labels is not measured on.
+    The images of a split are unpacked once into a temporary file (see TMPDIR), batch by batch.
 
     Args:
         root: A folder of parquet files whose names start with their split, or `owner/name` of a data set on the hub.
-        image_column: Where pictures stand; None finds `image`, or the only column of pictures.
-        label_column: Where classes stand, as numbers or as words; None finds `label`, or the only column of classes.
+        image_column: Column of the images; None finds `image`, or the only column of images.
+        label_column: Column of the classes, numbers or words; None finds `label`, or the only column of classes.
         subset: Folder of one of several subsets, which `datasets` calls configurations.
         revision: Branch, tag or commit of a data set on the hub.
-        options: Those of all data: image, augment, batch_size, num_workers, cache_mib, max_bad_samples.
+        options: val_fraction, image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
 
     Raises:
-        InvalidConfig: a split or a column is missing, or a label that training has not.
+        InvalidConfig: a split or a column is missing, or has a label that the train split does not have.
     """
 
     def __init__(
@@ -43,123 +57,175 @@ class ParquetData(ImageDataModule):
         **options: object,
     ) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self.title = Path(root).name or "pictures"
+        self.title = readable_name(Path(root).name) or "images"
         folder = Path(root) if Path(root).is_dir() else fetch_parquet(root, revision, subset)
         files = _find_splits(folder, subset)
-        tables = {split: ParquetSource(paths, image_column, label_column) for split, paths in files.items()}
-        self.labels = tables["train"].labels
+        tables = {split: ParquetTable(paths, image_column, label_column) for split, paths in files.items()}
+        self.labels = tables["train"].names or class_names(tables["train"].values)
+        sources: dict[Split, Source] = {}
         for split, table in tables.items():
-            check_labels(self.labels, table.labels, split, self.title)
-        self.has_single_eval_split = len(tables) < 3
-        self._tables = fill_missing_split(tables)
-
-    def source(self, split: Split) -> "ParquetSource":
-        """Return the files of a split."""
-        return self._tables[split].with_labels(self.labels)
+            check_labels(self.labels, class_names(table.values), split, self.title)
+            sources[split] = ParquetSource(table, self.labels)
+        self.use_splits(sources, str(folder))
 
 
-class ParquetSource:
-    """The rows of the parquet files of one split; pictures stay encoded, in memory of their own process.
+class ParquetTable:
+    """Columns and labels of the parquet files of one split.
 
     Args:
         paths: The files, in order.
-        image_column: Where pictures stand; None finds out.
-        label_column: Where classes stand; None finds out.
+        image_column: Column of the images; None finds it.
+        label_column: Column of the classes; None finds it.
 
     Raises:
-        InvalidConfig: a file is no parquet file, or has no such column.
+        InvalidConfig: a file is not a parquet file or has no such column, or a column has no usable type.
     """
 
     def __init__(self, paths: list[Path], image_column: str | None, label_column: str | None) -> None:
-        import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+        self.paths = paths
+        schemas = [_read_schema(path) for path in paths]
+        features = _features(schemas[0].metadata)
+        self.image_column = _column(schemas[0].names, image_column, "image", features, "Image", paths[0])
+        label_column = _column(schemas[0].names, label_column, "label", features, "ClassLabel", paths[0])
+        for path, schema in zip(paths, schemas, strict=True):
+            for column in (self.image_column, label_column):
+                if column not in schema.names:
+                    raise InvalidConfig(
+                        f"{path} has no column {column!r}, unlike {paths[0].name}; it has {', '.join(schema.names)}.",
+                        hint="If it holds no images, move it to another folder.",
+                    )
+            _check_image_type(schema.field(self.image_column).type, self.image_column, path)
+        self.names = _class_label_names(features, label_column)
+        """Class names that the files state; empty if they state none."""
+        self.values: list[str | None] = []
+        """Class name of each row; None where there is none."""
+        for path in paths:
+            column = pq.read_table(path, columns=[label_column])[label_column]
+            self.values += _label_values(column, self.names, label_column, path)
+        self.num_rows = [pq.read_metadata(path).num_rows for path in paths]
 
-        self._paths = paths
-        try:
-            schema = pq.read_schema(paths[0])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InvalidConfig(f"{paths[0]} is no parquet file: {' '.join(str(error).split())}.") from None
-        features = _features(schema.metadata)
-        image_column = _column(schema.names, image_column, "image", features, "Image", paths[0])
-        label_column = _column(schema.names, label_column, "label", features, "ClassLabel", paths[0])
-        self._image_column = image_column
-        self._holds_structs = pa.types.is_struct(schema.field(image_column).type)
-        values = pa.concat_tables(pq.read_table(path, columns=[label_column]) for path in paths)[
-            label_column
-        ].to_numpy()
-        if len(values) and np.issubdtype(values.dtype, np.integer):
-            self.labels = _names_of(features, label_column) or [str(n) for n in range(int(values.max()) + 1)]
-            if int(values.max()) >= len(self.labels) or int(values.min()) < 0:
-                raise InvalidConfig(f"{paths[0]} has labels outside 0 to {len(self.labels) - 1}.")
-            self.targets = values.astype(np.int64)
-        else:
-            self.labels, self.targets = _numbered([str(value) for value in values])
 
-    def with_labels(self, labels: list[str]) -> "ParquetSource":
-        """Renumber the classes by another list of names, which holds all of them."""
-        if labels != self.labels:
-            number_of = {label: number for number, label in enumerate(labels)}
-            self.targets = np.array([number_of[self.labels[target]] for target in self.targets], dtype=np.int64)
-            self.labels = labels
-        return self
+class ParquetSource:
+    """The rows of the parquet files of one split.
+
+    Args:
+        table: The files.
+        labels: Class names in the order of their indices.
+    """
+
+    def __init__(self, table: ParquetTable, labels: list[str]) -> None:
+        self.targets = to_targets(table.values, labels)
+        self._paths = table.paths
+        self._image_column = table.image_column
+        self._starts = np.cumsum([0, *table.num_rows])
+        self._spool = Spool(self._rows, sum(path.stat().st_size for path in self._paths))
 
     def read(self, index: int) -> bytes:
-        """Return one file."""
-        value = self._images[index].as_py()
-        content = value["bytes"] if self._holds_structs and value else value
-        if content is None:
-            raise OSError("the row holds no bytes")
-        return bytes(content)
+        """Return one encoded image.
+
+        Raises:
+            OSError: the row holds neither bytes nor the path of a file.
+        """
+        kind, content = self._spool.read(index)
+        if kind == _BYTES:
+            return content
+        if kind == _PATH:
+            return (self._file_of(index)[0].parent / content.decode()).read_bytes()
+        raise OSError("the row holds no image")
 
     def name(self, index: int) -> str:
-        """Say which row it is, and the path that the data set remembers."""
-        path = (self._images[index].as_py() or {}).get("path") if self._holds_structs else None
-        return f"{self._paths[0].name} row {index}" + (f" ({path})" if path else "")
+        """Return file and row, and the path that the data set states."""
+        path, row = self._file_of(index)
+        stated = self._spool.name(index)
+        return readable_name(f"{path.name} row {row}" + (f" ({stated})" if stated else ""))
 
     def fingerprint(self) -> str:
         """Hash sizes and labels."""
         sizes = [f"{path.name} {path.stat().st_size}" for path in self._paths]
         return fingerprint_of([*sizes, self.targets.tobytes().hex()])
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the pictures behind: each worker maps the files anew."""
-        return {name: value for name, value in vars(self).items() if name != "_images"}
+    def _file_of(self, index: int) -> tuple[Path, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._paths[number], index - int(self._starts[number])
 
-    @functools.cached_property
-    def _images(self) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def _rows(self) -> Iterable[tuple[int, bytes, str]]:
+        """Yield kind, content and stated name of every row, holding a few rows in memory."""
+        for path in self._paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_BATCH_ROWS, columns=[self._image_column]):
+                    yield from map(_unpack, batch.column(0).to_pylist())
 
-        tables = [pq.read_table(path, columns=[self._image_column], memory_map=True) for path in self._paths]
-        return pa.concat_tables(tables)[self._image_column]
+
+_BYTES, _PATH, _NOTHING = range(3)
 
 
-def _find_splits(folder: Path, subset: str | None) -> dict[str, list[Path]]:
+def _unpack(value: Any) -> tuple[int, bytes, str]:
+    name = ""
+    if isinstance(value, dict):
+        name, value = value.get("path") or "", value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return _BYTES, value, name
+    if isinstance(value, str) and value:
+        return _PATH, value.encode(), name or value
+    return _NOTHING, b"", name
+
+
+def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
     if subset and not (folder / subset).is_dir():
         raise InvalidConfig(f"{folder} has no subset {subset!r}; it holds {_listing(folder.iterdir())}.")
     paths = sorted((folder / subset if subset else folder).rglob("*.parquet"))
-    found: dict[str, list[Path]] = {}
-    for split, names in _NAMES.items():
-        if files := [path for path in paths if path.name.lower().startswith(names) or path.parent.name in names]:
-            found[split] = files
+    found: dict[Split, list[Path]] = {}
+    for split, names in _SPLIT_NAMES.items():
+        by_name = {name: [path for path in paths if _is_of_split(path, name)] for name in names}
+        used = [name for name, files in by_name.items() if files]
+        if len(used) > 1:
+            raise InvalidConfig(
+                f"{folder} has {' and '.join(by_name[name][0].name for name in used)}; which is the {split} split?",
+                hint="Keep one of them there.",
+            )
+        if used:
+            found[split] = by_name[used[0]]
     if "train" not in found:
         raise InvalidConfig(f"{folder} has no train*.parquet; it holds {_listing(paths)}.")
-    if "val" not in found and "test" not in found:
-        raise InvalidConfig(f"{folder} has neither validation*.parquet nor test*.parquet; it holds {_listing(paths)}.")
     inside = {path.relative_to(folder).parts[0] for path in found["train"] if path.parent != folder}
-    if len(subsets := sorted(inside - set(_NAMES["train"]))) > 1 and not subset:
+    if len(subsets := sorted(inside - set(_SPLIT_NAMES["train"]))) > 1 and not subset:
         raise InvalidConfig(
             f"{folder} has the subsets {', '.join(subsets[:5])}.", hint=f"Give one, such as --data.subset {subsets[0]}."
         )
     return found
 
 
+def _is_of_split(path: Path, name: str) -> bool:
+    """Whether a file is train.parquet, train-00000-of-00002.parquet or train/0000.parquet, but not training_log."""
+    return path.parent.name.lower() == name or re.match(rf"{name}(?![a-z])", path.name.lower()) is not None
+
+
 def _listing(paths: Iterable[Path]) -> str:
     return ", ".join(sorted(path.name for path in paths)[:5]) or "no parquet files"
 
 
+def _read_schema(path: Path) -> Any:
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InvalidConfig(f"{path} is no parquet file: {' '.join(str(error).split())}.") from None
+
+
+def _check_image_type(kind: Any, column: str, path: Path) -> None:
+    types = pa.types
+    if types.is_struct(kind):
+        if {field.name for field in kind} & {"bytes", "path"}:
+            return
+    elif any(check(kind) for check in (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)):
+        return
+    raise InvalidConfig(
+        f"The column {column!r} of {path} is of type {kind}; images are encoded bytes, a path, or a struct of both.",
+        hint="Give --data.image_column, or encode the images as PNG or JPEG.",
+    )
+
+
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
-    """Read what `datasets` says about the columns in a file; nothing if it was not `datasets` that wrote it."""
+    """Read what `datasets` states about the columns in a file; nothing if another program wrote it."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {str(name): dict(feature) for name, feature in features.items()}
@@ -167,18 +233,17 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
         return {}
 
 
-def _names_of(features: dict[str, Any], column: str) -> list[str]:
-    """The class names of a column; none if they are not known."""
+def _class_label_names(features: dict[str, Any], column: str) -> list[str]:
     names = features.get(column, {}).get("names")
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _column(names: list[str], wanted: str | None, usual: str, features: dict[str, Any], kind: str, path: Path) -> str:
-    """The column that was asked for, the one with the usual name, or the only one of its kind."""
+def _column(names: list[str], given: str | None, usual: str, features: dict[str, Any], kind: str, path: Path) -> str:
+    """Return the given column, the one with the usual name, or the only one of its kind."""
     of_kind = [name for name, feature in features.items() if feature.get("_type") == kind and name in names]
-    if wanted is None and usual not in names and len(of_kind) == 1:
+    if given is None and usual not in names and len(of_kind) == 1:
         return of_kind[0]
-    column = wanted or usual
+    column = given or usual
     if column not in names:
         raise InvalidConfig(
             f"{path} has no column {column!r}; it has {', '.join(names)}.",
@@ -187,7 +252,31 @@ def _column(names: list[str], wanted: str | None, usual: str, features: dict[str
     return column
 
 
-def _numbered(values: list[str]) -> tuple[list[str], np.ndarray]:
-    labels = sorted(set(values))
-    number_of = {label: number for number, label in enumerate(labels)}
-    return labels, np.array([number_of[value] for value in values], dtype=np.int64)
+def _label_values(column: Any, names: list[str], title: str, path: Path) -> list[str | None]:
+    """Return the class name of each row, None where there is none."""
+    values = column.to_pylist()
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        if any(value is not None and len(value) > 1 for value in values):
+            raise InvalidConfig(
+                f"The column {title!r} of {path} holds several labels an image; a classifier takes one.",
+                hint="Give another --data.label_column.",
+            )
+        values = [value[0] if value else None for value in values]
+    return [_label_value(value, names, title, path) for value in values]
+
+
+def _label_value(value: Any, names: list[str], title: str, path: Path) -> str | None:
+    if isinstance(value, float):
+        # Numbers with gaps become floats in pandas.
+        if value != value:
+            return None
+        if not value.is_integer():
+            raise InvalidConfig(f"The column {title!r} of {path} holds {value}; classes are integers or words.")
+        value = int(value)
+    if value is None or value == "" or (isinstance(value, int) and value == -1):
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < -1 or (names and value >= len(names)):
+            raise InvalidConfig(f"{path} has the label {value}, outside 0 to {len(names) - 1 if names else 'any'}.")
+        return names[value] if names else str(value)
+    return readable_name(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))

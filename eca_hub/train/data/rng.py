@@ -1,10 +1,10 @@
-"""Chance as a function of place, so that a run can be resumed anywhere without saving a generator.
+"""Stateless random numbers: seeds derive from (seed, epoch, index), so a run can be resumed without saving a generator.
 
-    order of an epoch         f(seed, epoch)
-    augmentation of a sample  f(seed, epoch, index)
-    dropout and MixUp         f(seed, epoch, batch, process)
+    order of an epoch           f(seed, epoch)
+    augmentation of an image    f(seed, epoch, index)
+    dropout, MixUp and CutMix   f(seed, epoch, batch, rank)
 
-Nothing depends on how many workers prepare batches or how far ahead they are. Knows nothing of data or networks.
+Nothing depends on the number of workers or on how many batches they have prefetched.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ _MASK = (1 << 63) - 1
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Mix some numbers and words into a seed of 63 bits; other parts, or the same in another order, give another."""
+    """Hash numbers and words to a seed of 63 bits."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") & _MASK
 
 
 def seed_rng(seed: int, device: torch.device | None = None) -> None:
-    """Set torch's own chance, of the CPU and of the device that trains.
+    """Seed torch's generators, of the CPU and of the device that trains.
 
-    Unlike torch.manual_seed, which notes a traceback for every kind of device that is not in use: that took a third of
-    the time of training on small pictures, and memory without end.
+    torch.manual_seed also records a traceback for every kind of device that is not in use: that took a third of the
+    time of training on small images, and unbounded memory.
     """
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type == "cuda":
@@ -34,18 +34,34 @@ def seed_rng(seed: int, device: torch.device | None = None) -> None:
 
 
 def epoch_permutation(num_images: int, seed: int, epoch: int) -> Tensor:
-    """Return the order in which an epoch visits its pictures."""
+    """Return the order in which an epoch visits the images: indices, (N,)."""
     generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
     return torch.randperm(num_images, generator=generator)
 
 
+def balanced_order(targets: np.ndarray, seed: int, epoch: int) -> Tensor:
+    """Draw as many indices as there are images, with replacement, each class as often as any other: (N,).
+
+    Args:
+        targets: Class indices, (N,).
+        seed: Of the run.
+        epoch: The epoch.
+    """
+    generator = np.random.default_rng(derive_seed("balanced", seed, epoch))
+    by_class = np.argsort(targets, kind="stable")
+    _, starts, counts = np.unique(targets[by_class], return_index=True, return_counts=True)
+    drawn_N = generator.integers(len(counts), size=len(targets))
+    within_N = (generator.random(len(targets)) * counts[drawn_N]).astype(np.int64)
+    return torch.from_numpy(by_class[starts[drawn_N] + within_N])
+
+
 def uniforms(seed: int, index: np.ndarray, num_draws: int) -> np.ndarray:
-    """Draw numbers in [0, 1) for many samples at once, each a function of its own index alone.
+    """Draw numbers in [0, 1) for many images at once, each a function of the seed and its own index.
 
     Args:
         seed: Of this use and epoch.
-        index: Sample numbers, (N,).
-        num_draws: How many numbers a sample needs.
+        index: Indices of the images, (N,).
+        num_draws: Numbers for an image.
 
     Returns:
         float64 (N, num_draws).

@@ -1,25 +1,26 @@
-"""Which pictures stand in which batch, of which process.
+"""Batch samplers: which images are in which batch, of which process.
 
-A batch of all processes together is cut from the order of the epoch, then shared out: process 0 gets the first part.
-So two processes with batches of 32 see what one sees with batches of 64. Knows nothing of pictures.
+A global batch is a slice of the epoch's order, divided among the processes: rank 0 gets the first part. So two
+processes with batches of 32 see what one sees with batches of 64.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.rng import epoch_permutation
+from eca_hub.train.data.rng import balanced_order, epoch_permutation
 
 
 class BatchIndex(NamedTuple):
-    """What a worker is asked for."""
+    """The index of a batch, as the data set takes it."""
 
     epoch: int
-    """Which decides the augmentation."""
+    """Seeds the augmentation."""
     indices: list[int]
-    """The pictures."""
+    """Indices of the images."""
 
 
 class RankShard(NamedTuple):
@@ -30,29 +31,35 @@ class RankShard(NamedTuple):
 
 
 class TrainBatchSampler(Sampler[BatchIndex]):
-    """The batches of an epoch, from wherever training stands.
+    """The batches of an epoch, from the current position in training.
 
-    The rest that fills no whole batch is left out; it is another one in every epoch. A set smaller than one batch is
-    one batch.
+    Images that do not fill a batch are dropped, other ones in every epoch. A set smaller than one batch is one batch.
 
     Args:
-        num_images: Pictures in the training split.
-        batch_size: Pictures in a batch of one process.
-        seed: Decides the order.
+        num_images: Images in the training split.
+        batch_size: Images in a batch of one process.
+        seed: Of the order.
         share: This process.
-        position: Tells the epoch and how many of its batches are done.
+        position: Returns the epoch and the number of its batches that are done.
+        balanced_targets: Class indices (N,), to draw each class equally often, with replacement.
 
     Raises:
-        InvalidConfig: there are fewer pictures than processes.
+        InvalidConfig: there are fewer images than processes.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int, share: RankShard, position: Callable[[], tuple[int, int]]
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        share: RankShard,
+        position: Callable[[], tuple[int, int]],
+        balanced_targets: np.ndarray | None = None,
     ) -> None:
-        if num_images < share.world_size:
-            raise InvalidConfig(f"{num_images} pictures cannot be shared by {share.world_size} processes.")
+        _check_enough(num_images, share)
         self._num_images = num_images
         self._seed = seed
+        self._balanced_targets = balanced_targets
         self._share = share
         self._position = position
         self._all_size = min(batch_size * share.world_size, num_images)
@@ -65,8 +72,16 @@ class TrainBatchSampler(Sampler[BatchIndex]):
         epoch, num_done = self._position()
         return self._from(epoch, num_done)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images in the smallest batch of any process."""
+        return self._all_size // self._share.world_size
+
     def _from(self, epoch: int, num_done: int) -> Iterator[BatchIndex]:
-        order = epoch_permutation(self._num_images, self._seed, epoch).tolist()
+        if self._balanced_targets is None:
+            order = epoch_permutation(self._num_images, self._seed, epoch).tolist()
+        else:
+            order = balanced_order(self._balanced_targets, self._seed, epoch).tolist()
         rank, world_size = self._share
         for number in range(num_done, len(self)):
             batch = order[number * self._all_size : (number + 1) * self._all_size]
@@ -74,26 +89,30 @@ class TrainBatchSampler(Sampler[BatchIndex]):
 
 
 class EvalBatchSampler(Sampler[BatchIndex]):
-    """Every picture once, over all processes together: nothing is dropped or repeated to make their shares equal.
+    """Every image once, over all processes: none is dropped or repeated to make their shards equal.
 
     Args:
-        num_images: Pictures in the split.
-        batch_size: Pictures in a batch of one process.
+        num_images: Images in the split.
+        batch_size: Images in a batch of one process.
         share: This process.
 
     Raises:
-        InvalidConfig: there are fewer pictures than processes, so one would have nothing to measure.
+        InvalidConfig: there are fewer images than processes.
     """
 
     def __init__(self, num_images: int, batch_size: int, share: RankShard) -> None:
-        if num_images < share.world_size:
-            raise InvalidConfig(f"{num_images} pictures cannot be shared by {share.world_size} processes.")
-        self._index = range(share.rank, num_images, share.world_size)
+        _check_enough(num_images, share)
+        self._indices = range(share.rank, num_images, share.world_size)
         self._batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self._index) // self._batch_size)
+        return -(-len(self._indices) // self._batch_size)
 
     def __iter__(self) -> Iterator[BatchIndex]:
-        for start in range(0, len(self._index), self._batch_size):
-            yield BatchIndex(0, list(self._index[start : start + self._batch_size]))
+        for start in range(0, len(self._indices), self._batch_size):
+            yield BatchIndex(0, list(self._indices[start : start + self._batch_size]))
+
+
+def _check_enough(num_images: int, share: RankShard) -> None:
+    if num_images < share.world_size:
+        raise InvalidConfig(f"{num_images} images cannot be divided among {share.world_size} processes.")

@@ -1,25 +1,34 @@
-"""Where the files of a split come from: names, classes and bytes. Knows nothing of pixels or batches."""
+"""Sources: the encoded images of a split, with their classes and names.
+
+Shapes: N images, K classes.
+"""
 
 import hashlib
-from collections.abc import Iterable
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+UNLABELED = -1
+"""Target of an image whose class is not known."""
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Source(Protocol):
-    """The files of one split, in an order that never changes. It travels to worker processes; threads share it."""
+    """The images of one split, in a fixed order. It is pickled for worker processes, and threads share it."""
 
     @property
     def targets(self) -> np.ndarray:
-        """Class of each file, as an index."""
+        """Class index of each image, or `UNLABELED`: int64 (N,)."""
         ...
 
     def read(self, index: int) -> bytes:
-        """Return one file.
+        """Return one encoded image.
 
         Raises:
             OSError: it cannot be read.
@@ -27,20 +36,20 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Say which file it is, for people."""
+        """Return the name of an image for messages and tables, encodable as UTF-8."""
         ...
 
     def fingerprint(self) -> str:
-        """Hash what the split consists of, without reading every file."""
+        """Hash what the split consists of, without reading every image."""
         ...
 
 
 class MemorySource:
-    """Files held in memory.
+    """Encoded images in memory.
 
     Args:
-        files: Bytes and class of each.
-        title: What to call the set.
+        files: Bytes and class index of each.
+        title: Prefix of their names.
     """
 
     def __init__(self, files: Iterable[tuple[bytes, int]], title: str) -> None:
@@ -50,16 +59,42 @@ class MemorySource:
         self.targets = np.array(targets, dtype=np.int64)
 
     def read(self, index: int) -> bytes:
-        """Return one file."""
+        """Return one encoded image."""
         return self._contents[index]
 
     def name(self, index: int) -> str:
-        """Say which file it is."""
+        """Return title and index."""
         return f"{self._title} #{index}"
 
     def fingerprint(self) -> str:
-        """Hash all bytes: they are few."""
+        """Hash all bytes."""
         return fingerprint_of([self._title, *(hashlib.sha256(content).hexdigest() for content in self._contents)])
+
+
+class SubsetSource:
+    """Some images of another source.
+
+    Args:
+        source: The other source.
+        indices: Which of its images, in order.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray) -> None:
+        self._source = source
+        self._indices = np.asarray(indices, dtype=np.int64)
+        self.targets = source.targets[self._indices]
+
+    def read(self, index: int) -> bytes:
+        """Return one encoded image."""
+        return self._source.read(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        """Return its name in the other source."""
+        return self._source.name(int(self._indices[index]))
+
+    def fingerprint(self) -> str:
+        """Hash the other source and the indices."""
+        return fingerprint_of([self._source.fingerprint(), self._indices.tobytes().hex()])
 
 
 def fingerprint_of(parts: Iterable[object]) -> str:
@@ -68,3 +103,40 @@ def fingerprint_of(parts: Iterable[object]) -> str:
     for part in parts:
         digest.update(f"{part}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether a file is a pointer of Git LFS, in the place of the file itself."""
+    return content.startswith(_LFS_POINTER)
+
+
+def readable_name(name: str) -> str:
+    """Return a file name as text that can be encoded as UTF-8, in Unicode's composed form (NFC).
+
+    Bytes that are not UTF-8 are taken for Latin-1, as in old ZIP archives. macOS stores names in the decomposed form.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(name).decode("latin-1")
+    return unicodedata.normalize("NFC", name)
+
+
+def stratified_split(targets: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split indices so that each class gives the same share, at least one image where it has two. Always the same.
+
+    Args:
+        targets: Class indices, (N,).
+        fraction: Share of the second part.
+
+    Returns:
+        Indices of the two parts, each in ascending order.
+    """
+    generator = np.random.default_rng(0)
+    held_out = []
+    for target in np.unique(targets):
+        indices = np.flatnonzero(targets == target)
+        num_held_out = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
+        held_out.append(generator.permutation(indices)[:num_held_out])
+    second = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(targets)), second), second

@@ -1,4 +1,4 @@
-"""Pictures made up on the spot, as many and as large as asked: for tests, speed and first steps without data."""
+"""Generated images of any number and size: for tests, benches and first steps without data."""
 
 import io
 
@@ -16,9 +16,9 @@ class SyntheticData(ImageDataModule):
 
     Args:
         num_classes: Directions.
-        num_train: Pictures to train on.
-        num_eval: Pictures to validate on, and as many to test.
-        options: Those of all data: image, augment, batch_size, num_workers, cache_mib, max_bad_samples.
+        num_train: Images to train on.
+        num_eval: Images to validate on, and as many to test on.
+        options: image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
     """
 
     title = "synthetic stripes"
@@ -27,23 +27,23 @@ class SyntheticData(ImageDataModule):
         super().__init__(**options)  # type: ignore[arg-type]
         if min(num_classes, num_train, num_eval) < 1:
             raise InvalidConfig(
-                f"num_classes is {num_classes}, num_train {num_train} and num_eval {num_eval}; 1 is the least."
+                f"num_classes is {num_classes}, num_train {num_train} and num_eval {num_eval}; each must be 1 or more."
             )
         self.labels = [f"{180 * number // num_classes} degrees" for number in range(num_classes)]
         self._num_images = {"train": num_train, "val": num_eval, "test": num_eval}
 
     def source(self, split: Split) -> "StripesSource":
-        """Return the pictures of a split."""
+        """Return the images of a split."""
         side_px = max(self.image.height_px, self.image.width_px)
         return StripesSource(split, self._num_images[split], len(self.labels), side_px)
 
 
 class StripesSource:
-    """Files that are made when they are read, each the same every time.
+    """Images that are generated when they are read, always the same.
 
     Args:
-        split: Which split, so that no two share a picture.
-        num_images: How many.
+        split: Seeds the images, so that no two splits share one.
+        num_images: Number of images.
         num_classes: Directions.
         side_px: Width and height.
     """
@@ -55,7 +55,7 @@ class StripesSource:
         self.targets = np.arange(num_images, dtype=np.int64) % num_classes
 
     def read(self, index: int) -> bytes:
-        """Draw one picture, as a BMP file: the quickest to make and to read."""
+        """Generate one image, as a BMP file: the fastest to encode and decode."""
         random = np.random.default_rng(derive_seed("stripes", self._split, index))
         angle = np.pi * int(self.targets[index]) / self._num_classes + random.normal(0, 0.05)
         y, x = np.mgrid[: self._side_px, : self._side_px] / self._side_px
@@ -64,11 +64,11 @@ class StripesSource:
         return _to_bmp(noisy.clip(0, 255).astype(np.uint8))
 
     def name(self, index: int) -> str:
-        """Say which picture it is."""
+        """Return split and index."""
         return f"stripes {self._split} #{index}"
 
     def fingerprint(self) -> str:
-        """Hash what they are made from."""
+        """Hash the arguments."""
         return fingerprint_of([self._split, len(self.targets), self._num_classes, self._side_px])
 
 

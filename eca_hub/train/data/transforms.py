@@ -4,7 +4,7 @@ torchvision.transforms.v2 draws from torch's generator, which is seeded for ever
 whole batch at once, from numbers that are drawn for each index. So the result depends neither on the worker nor on the
 batch.
 
-Shapes: N images, H height, W width; 3 colors, RGB.
+Shapes: N images, H height, W width, C channels: 3 (RGB) or 1.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,60 +92,60 @@ class RandomAugmentation:
         """Augment the images of a batch.
 
         Args:
-            images: Position in the batch and pixels, uint8 (H, W, 3), of each image: of any size if
+            images: Position in the batch and pixels, uint8 (H, W, C), of each image: of any size if
                 `needs_full_images`, else of the final size. An image is cropped before the next one is taken, while it
                 is in the processor's cache.
             epoch: The epoch.
             indices: Index of each image in its split; some may be missing among `images`.
 
         Returns:
-            The positions that came, and uint8 (N, 3, H, W) of the final size, in channels_last memory.
+            The positions that came, and uint8 (N, C, H, W) of the final size, in channels_last memory.
         """
         if self.needs_full_images:
             images = self._cropped(images, epoch, indices)
         rows, pixels = zip(*images, strict=True)
         draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(indices)[list(rows)], _NUM_DRAWS)
-        pixels_NHW3 = np.stack(pixels)
+        pixels_NHWC = np.stack(pixels)
         if self._config.crop == "padded":
-            pixels_NHW3 = self._shifted(pixels_NHW3, draws_ND[:, 2:])
+            pixels_NHWC = self._shifted(pixels_NHWC, draws_ND[:, 2:])
         is_flipped_N = draws_ND[:, 0] < self._config.hflip
-        pixels_NHW3[is_flipped_N] = pixels_NHW3[is_flipped_N, :, ::-1]
+        pixels_NHWC[is_flipped_N] = pixels_NHWC[is_flipped_N, :, ::-1]
         is_flipped_N = draws_ND[:, 1] < self._config.vflip
-        pixels_NHW3[is_flipped_N] = pixels_NHW3[is_flipped_N, ::-1]
-        pixels_N3HW = torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2)
+        pixels_NHWC[is_flipped_N] = pixels_NHWC[is_flipped_N, ::-1]
+        pixels_NCHW = torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2)
         if self._per_image is None:
-            return rows, pixels_N3HW
+            return rows, pixels_NCHW
         augmented = []
-        for row, pixels_3HW in zip(rows, pixels_N3HW, strict=True):
+        for row, pixels_CHW in zip(rows, pixels_NCHW, strict=True):
             seed_rng(derive_seed("augment", self._seed, epoch, indices[row]))
-            augmented.append(self._per_image(pixels_3HW))
+            augmented.append(self._per_image(pixels_CHW))
         return rows, torch.stack(augmented)
 
     def _cropped(
         self, images: Iterable[tuple[int, np.ndarray]], epoch: int, indices: Sequence[int]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        for row, pixels_HW3 in images:
+        for row, pixels_HWC in images:
             seed_rng(derive_seed("crop", self._seed, epoch, indices[row]))
-            height, width, _ = pixels_HW3.shape
+            height, width, _ = pixels_HWC.shape
             box = self._crop.make_params([torch.empty(3, height, width, device="meta")])
             rows, columns = (
                 slice(box["top"], box["top"] + box["height"]),
                 slice(box["left"], box["left"] + box["width"]),
             )
             # A contiguous copy is resized twice as fast as a view.
-            box_3HW = torch.from_numpy(pixels_HW3[rows, columns].copy()).permute(2, 0, 1)
-            resized_3HW = v2.functional.resize(box_3HW, list(self._size), self._crop.interpolation, antialias=True)
-            yield row, resized_3HW.permute(1, 2, 0).numpy()
+            box_CHW = torch.from_numpy(pixels_HWC[rows, columns].copy()).permute(2, 0, 1)
+            resized_CHW = v2.functional.resize(box_CHW, list(self._size), self._crop.interpolation, antialias=True)
+            yield row, resized_CHW.permute(1, 2, 0).numpy()
 
-    def _shifted(self, pixels_NHW3: np.ndarray, draws_N2: np.ndarray) -> np.ndarray:
+    def _shifted(self, pixels_NHWC: np.ndarray, draws_N2: np.ndarray) -> np.ndarray:
         """Shift each image inside a black frame."""
         (height, width), shift = self._size, self._max_shift_px
-        padded_NHW3 = np.pad(pixels_NHW3, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+        padded_NHWC = np.pad(pixels_NHWC, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
         corners = (draws_N2 * (2 * shift + 1)).astype(int).tolist()
         # Slices in a loop: a crop is a few rows of memory, for which one indexed operation on all takes longer.
         for number, (top, left) in enumerate(corners):
-            pixels_NHW3[number] = padded_NHW3[number, top : top + height, left : left + width]
-        return pixels_NHW3
+            pixels_NHWC[number] = padded_NHWC[number, top : top + height, left : left + width]
+        return pixels_NHWC
 
 
 def _per_image_transforms(config: AugmentConfig) -> v2.Compose | None:

@@ -1,4 +1,4 @@
-"""Decoded pictures lie in memory once, for all processes that prepare batches."""
+"""Decoded images are in shared memory, once for all worker processes."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Batches of pictures: decoded by several threads where that is worth it; the same to the bit, in the same order."""
+"""Batches of images: several threads decode large files, with the same result in the same order."""
 
 import io
 import threading

@@ -1,4 +1,4 @@
-"""Folders of class folders: what is read, and mistakes told in one sentence."""
+"""Folders of class folders: what is read, what is left out, and mistakes refused in one sentence."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +49,10 @@ def _remove_train(root: Path) -> None:
     ("spoil", "sentence"),
     [
         (_remove_train, "has no folder train"),
-        (take_measured_splits, "has neither a folder val nor a folder test"),
+        (take_measured_splits, "has no validation or test split to measure on"),
         (take_one_class, "has one class, 'dark'; a classifier needs two or more."),
-        (take_every_file, "hold no pictures"),
-        (add_class_to_test, "The test split of set has 'dusk', which the train split has not."),
+        (take_every_file, "hold no images"),
+        (add_class_to_test, "The test split of set has the class 'dusk', which the train split does not have."),
     ],
 )
 def test_a_folder_that_cannot_be_learnt_from_is_one_sentence(
@@ -84,8 +84,8 @@ def test_a_broken_picture_is_left_out_and_named(folder: Path) -> None:
     assert "PNG cannot be decoded" in bad.reason
 
 
-def test_a_batch_of_broken_pictures_stops_the_run(folder: Path) -> None:
+def test_a_training_split_of_broken_images_stops_the_run(folder: Path) -> None:
     for path in (folder / "train").rglob("*.png"):
         path.write_bytes(b"no picture")
-    with pytest.raises(TrainingStopped, match="Every picture of a batch is broken"):
+    with pytest.raises(TrainingStopped, match="Every image of a batch is broken"):
         ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchIndex(0, [0, 1, 2])]

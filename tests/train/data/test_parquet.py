@@ -35,7 +35,9 @@ def test_a_label_that_only_the_test_split_has_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", ["cat", "dog"])
     write_parquet(tmp_path / "validation.parquet", ["dog", "cat"])
     write_parquet(tmp_path / "test.parquet", ["dog", "yak"])
-    with pytest.raises(InvalidConfig, match=r"The test split of .* has 'yak', which the train split has not"):
+    with pytest.raises(
+        InvalidConfig, match=r"The test split of .* has the class 'yak', which the train split does not have"
+    ):
         ParquetData(str(tmp_path))
 
 
@@ -48,8 +50,6 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
 
 def test_a_folder_without_parquet_files_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InvalidConfig, match=r"neither validation\*\.parquet nor test"):
-        ParquetData(str(tmp_path))
     (tmp_path / "test.parquet").write_bytes(b"no parquet")
     with pytest.raises(InvalidConfig, match="is no parquet file"):
         ParquetData(str(tmp_path))

@@ -33,5 +33,5 @@ def test_validation_drops_and_repeats_nothing(num_images: int, num_ranks: int) -
 
 
 def test_fewer_pictures_than_processes_are_refused() -> None:
-    with pytest.raises(InvalidConfig, match="1 pictures cannot be shared by 2 processes"):
+    with pytest.raises(InvalidConfig, match="1 images cannot be divided among 2 processes"):
         EvalBatchSampler(1, 4, RankShard(0, 2))

@@ -1,0 +1,160 @@
+"""Images in tar shards, as WebDataset has them: files with one key are one sample.
+
+The shards are not streamed: their headers are read once, and images by their position in the file. So the order of an
+epoch is a permutation of all images, and a run resumes at the very batch, as with every other kind of data.
+
+Shapes: N images.
+"""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.train.data.datamodule import FileDataModule, check_labels
+from eca_hub.train.data.labels import class_names, to_targets
+from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
+
+_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "img")
+_LABEL_ENDINGS = ("cls", "label", "txt", "json")
+_JSON_KEYS = ("label", "class", "cls", "category", "target")
+_SPLIT_NAMES: dict[Split, str] = {"train": r"train", "val": r"(validation|valid|val|dev)", "test": r"test"}
+
+
+class WebDatasetData(FileDataModule):
+    """Images in tar shards, such as train-0000.tar and val-0000.tar of WebDataset.
+
+    A sample is an image (`KEY.jpg`, `.png`, ...) and its class, as a number or a word, in `KEY.cls` or under `label` in
+    `KEY.json`; without them, the image's folder inside the shard is its class. One of val and test may be missing, or
+    both with val_fraction.
+
+    Args:
+        root: A folder of tar files whose names, or whose folders' names, start with their split.
+        options: val_fraction, image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
+
+    Raises:
+        InvalidConfig: a split is missing, or a shard cannot be read or has images without a class.
+    """
+
+    def __init__(self, root: str, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        folder = Path(root)
+        if not folder.is_dir():
+            raise InvalidConfig(f"There is no folder {root}.", hint="Give --data.root, a folder of tar files.")
+        self.title = readable_name(folder.resolve().name) or "images"
+        samples = {split: list(_samples(paths)) for split, paths in _find_shards(folder).items()}
+        self.labels = class_names(sample.label for sample in samples["train"])
+        sources: dict[Split, Source] = {}
+        for split, found in samples.items():
+            values = [sample.label for sample in found]
+            check_labels(self.labels, class_names(values), split, self.title)
+            sources[split] = TarSource(found, to_targets(values, self.labels))
+        self.use_splits(sources, str(folder))
+
+
+class Sample(NamedTuple):
+    """An image inside a tar file."""
+
+    shard: Path
+    start: int
+    """Position of its first byte in the shard."""
+    size: int
+    name: str
+    label: str | None
+
+
+class TarSource:
+    """Images inside uncompressed tar files, read by their positions.
+
+    Args:
+        samples: The images.
+        targets: Class index of each, (N,).
+    """
+
+    def __init__(self, samples: list[Sample], targets: np.ndarray) -> None:
+        self._shards = list(dict.fromkeys(sample.shard for sample in samples))
+        number_of = {shard: number for number, shard in enumerate(self._shards)}
+        rows = [(number_of[sample.shard], sample.start, sample.size) for sample in samples]
+        self._places_N3 = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        self._names = [sample.name for sample in samples]
+        self.targets = targets
+
+    def read(self, index: int) -> bytes:
+        """Return one encoded image."""
+        number, start, size = self._places_N3[index].tolist()
+        with self._shards[number].open("rb", buffering=0) as file:
+            content = os.pread(file.fileno(), size, start)
+        if len(content) < size:
+            raise OSError("the shard ends inside the image")
+        return content
+
+    def name(self, index: int) -> str:
+        """Return shard and name."""
+        return f"{readable_name(self._shards[self._places_N3[index, 0]].name)}/{self._names[index]}"
+
+    def fingerprint(self) -> str:
+        """Hash names, positions and labels."""
+        shards = [f"{shard.name} {shard.stat().st_size}" for shard in self._shards]
+        return fingerprint_of([*shards, *self._names, self._places_N3.tobytes().hex(), self.targets.tobytes().hex()])
+
+
+def _find_shards(folder: Path) -> dict[Split, list[Path]]:
+    paths = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
+    found: dict[Split, list[Path]] = {}
+    for split, pattern in _SPLIT_NAMES.items():
+        mark = re.compile(rf"{pattern}(?![a-z])", re.IGNORECASE)
+        if files := [path for path in paths if mark.match(path.name) or mark.fullmatch(path.parent.name)]:
+            found[split] = files
+    if "train" not in found:
+        names = ", ".join(path.name for path in sorted(folder.iterdir())[:5]) or "nothing"
+        hint = "Compressed shards (.tar.gz) must be unpacked to .tar." if ".tar." in names else ""
+        raise InvalidConfig(f"{folder} has no train*.tar; it holds {names}.", hint=hint)
+    return found
+
+
+def _samples(shards: list[Path]) -> Iterator[Sample]:
+    """Yield the images of some shards with their labels, in order."""
+    for shard in shards:
+        images: dict[str, tarfile.TarInfo] = {}
+        labels: dict[str, str] = {}
+        try:
+            with tarfile.open(shard, "r:") as tar:
+                for member in tar:
+                    base = member.name.rsplit("/", 1)[-1]
+                    if not member.isfile() or base.startswith("."):
+                        continue
+                    # A key ends at the first dot of the file's name, as in WebDataset.
+                    stem, _, ending = base.partition(".")
+                    key, ending = member.name[: len(member.name) - len(base)] + stem, ending.lower()
+                    if ending.rsplit(".", 1)[-1] in _IMAGE_ENDINGS:
+                        images.setdefault(key, member)
+                    elif ending in _LABEL_ENDINGS:
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        if (label := _label_in(file.read(), ending)) is not None:
+                            labels.setdefault(key, label)
+        except (tarfile.TarError, OSError) as error:
+            raise InvalidConfig(f"{shard} cannot be read as a tar file: {error}.") from None
+        for key, member in images.items():
+            in_folder = key.split("/")[-2] if key.count("/") and key.split("/")[-2] not in (".", "") else None
+            label = labels.get(key, in_folder if not labels else None)
+            yield Sample(shard, member.offset_data, member.size, readable_name(member.name), label)
+
+
+def _label_in(content: bytes, ending: str) -> str | None:
+    text = content.decode("utf-8-sig", "replace").strip()
+    if ending != "json":
+        return readable_name(text) or None
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(values, dict):
+        values = next((values[key] for key in _JSON_KEYS if key in values), None)
+    return None if values is None or isinstance(values, dict | list) else readable_name(str(values))
