@@ -34,7 +34,6 @@ RENAMED = {
 RENAMED_VALUES: dict[str, dict[str, Any]] = {
     "model.stem": {"own": "default"},
     "model.freeze": {"all": "none", "all_but_norms": "norms", "head": "backbone"},
-    "model.stem": {"own": "default"},
     "data.augment.crop": {"resized": "random_resized_crop"},
 }
 """New option to its old values, each with the new one."""

@@ -54,7 +54,8 @@ class ImageFolderData(FileDataModule):
             if split == "test" and not folders.classes and folders.loose:
                 sources[split] = ImageFolderSource.of_unlabeled(folders)
                 continue
-            check_labels(self.labels, self._labels(folders, split), split, self.title)
+            if split != "train":
+                check_labels(self.labels, self._labels(folders, split), split, self.title)
             sources[split] = ImageFolderSource(folders, self.labels)
         self.use_splits(sources, str(self._root))
 

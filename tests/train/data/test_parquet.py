@@ -19,8 +19,9 @@ def test_parquet_of_the_hub_loads_with_its_class_names(tmp_path: Path) -> None:
     assert data.labels == ["cat", "dog"]
     assert data.source("val").targets.tolist() == [0, 1, 1]
     assert data.source("test").name(2) == "test.parquet row 2 (2.png)"
-    copy = pickle.loads(pickle.dumps(data.dataset("train")))
-    assert torch.equal(copy[BatchIndex(0, [1])].pixels, data.dataset("train")[BatchIndex(0, [1])].pixels)
+    dataset = data.dataset("train")
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[BatchIndex(0, [1])].pixels, dataset[BatchIndex(0, [1])].pixels)
 
 
 def test_labels_that_are_words_are_numbered_as_in_the_train_split(tmp_path: Path) -> None:

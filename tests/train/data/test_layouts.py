@@ -1,0 +1,230 @@
+"""Folders as other tools leave them: what is meant happens, or one sentence names the folder and the option."""
+
+import os
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.train.data import ImageFolderData
+from eca_hub.train.data.sampler import BatchIndex
+from tests.train.datasets import SMALL, png, write_folder
+
+FIFTH = {"val_fraction": 0.25}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "set", splits=("train", "val"))
+
+
+def tiff(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path, format="TIFF")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "train/dark/._0.png", "train/dark/.DS_Store", "train/dark/Thumbs.db", "train/__MACOSX/dark/0.png",
+        "train/.ipynb_checkpoints/0.png", "train/@eaDir/0.png", "train/dark/@eaDir/0.png", "train/dark/notes.txt",
+        "__MACOSX/train/dark/0.png",
+    ],
+)  # fmt: skip
+def test_files_of_operating_systems_are_neither_images_nor_classes(path: str, root: Path) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
+    data = ImageFolderData(str(root), image=SMALL)
+    assert data.labels == ["dark", "light"]
+    assert data.num_images("train") == 8
+    assert not data.remarks
+
+
+@pytest.mark.parametrize("name", ["0.jfif", "0.JPE", "0", "0.img", "image.0001"])
+def test_images_of_other_endings_are_read(name: str, root: Path) -> None:
+    Image.new("RGB", (8, 8)).save(root / "train" / "dark" / name, format="JPEG")
+    assert ImageFolderData(str(root)).num_images("train") == 9
+
+
+def test_a_class_of_a_format_that_is_not_decoded_is_refused(root: Path) -> None:
+    for number in range(3):
+        tiff(root / "train" / "bird" / f"{number}.tif")
+    with pytest.raises(InvalidConfig, match=r"train/bird has no JPEG, .* it holds 3 x \.tif\."):
+        ImageFolderData(str(root))
+
+
+def test_some_files_that_are_not_decoded_are_counted_by_their_ending(root: Path) -> None:
+    tiff(root / "train" / "dark" / "a.tif")
+    tiff(root / "train" / "light" / "b.TIF")
+    data = ImageFolderData(str(root))
+    [remark] = data.remarks
+    assert remark.endswith("files that are not decoded are left out: 2 x .tif.")
+    assert data.num_images("train") == 8
+
+
+def test_an_empty_class_folder_is_left_out_with_a_remark(root: Path) -> None:
+    (root / "train" / "dusk").mkdir()
+    data = ImageFolderData(str(root))
+    assert data.labels == ["dark", "light"]
+    assert "without images are left out: dusk" in data.remarks[0]
+
+
+def test_linked_folders_are_entered_and_circles_are_not(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for number in range(3):
+        (tmp_path / "store" / f"more{number}.png").write_bytes(png(30))
+    (root / "train" / "dark" / "more").symlink_to(tmp_path / "store")
+    (root / "train" / "dark" / "again").symlink_to(root / "train" / "dark")
+    (root / "train" / "light" / "up").symlink_to(root / "train")
+    assert (ImageFolderData(str(root)).source("train").targets == 0).sum() == 7
+
+
+def test_a_class_folder_that_is_a_link_is_a_class(root: Path, tmp_path: Path) -> None:
+    (root / "train" / "dark").rename(tmp_path / "elsewhere")
+    (root / "train" / "dark").symlink_to(tmp_path / "elsewhere")
+    assert ImageFolderData(str(root)).num_images("train") == 8
+
+
+def test_a_link_to_nothing_is_a_broken_image(root: Path) -> None:
+    (root / "train" / "dark" / "9.png").symlink_to("/not/here.png")
+    data = ImageFolderData(str(root), image=SMALL, max_bad_samples=1)
+    data.check()
+    assert data.fingerprint()
+    [bad] = data.dataset("train")[BatchIndex(0, [0, 4])].bad_samples
+    assert bad.name.endswith("train/dark/9.png")
+    assert bad.reason == "No such file or directory"
+
+
+def test_links_that_all_lead_nowhere_are_refused_before_training(root: Path) -> None:
+    for path in (root / "train").rglob("*.png"):
+        path.unlink()
+        path.symlink_to("/annex/objects/x.png")
+    with pytest.raises(InvalidConfig, match=r"train split of set cannot be read; 8 were tried.*git annex get"):
+        ImageFolderData(str(root)).check()
+
+
+def test_pointers_of_git_lfs_are_refused_before_training(root: Path) -> None:
+    for path in (root / "val").rglob("*.png"):
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(InvalidConfig, match=r"val split of set cannot be read.*`git lfs pull` fetches"):
+        ImageFolderData(str(root)).check()
+    (root / "train" / "dark" / "0.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    [bad] = ImageFolderData(str(root), image=SMALL).dataset("train")[BatchIndex(0, [0, 1])].bad_samples
+    assert "Git LFS" in bad.reason
+
+
+def test_names_in_latin_1_bytes_become_text(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "dark").rename(os.fsdecode(os.fsencode(root / split) + b"/caf\xe9"))
+    data = ImageFolderData(str(root), image=SMALL)
+    assert data.labels == ["caf\u00e9", "light"]
+    name = data.source("train").name(0)
+    assert name.encode().endswith("caf\u00e9/0.png".encode())
+    assert len(data.dataset("train")[BatchIndex(0, [0, 1])].targets) == 2
+
+
+def test_the_same_name_in_two_unicode_forms_is_one_class(root: Path) -> None:
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        (root / split / "dark").rename(root / split / unicodedata.normalize(form, "caf\u00e9"))
+    data = ImageFolderData(str(root))
+    assert data.labels == ["caf\u00e9", "light"]
+    assert data.source("val").targets.tolist() == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "Val"), ("TRAINING", "Validation"), ("training", "valid")])
+def test_split_folders_are_found_in_any_case_and_spelling(train: str, val: str, root: Path) -> None:
+    (root / "train").rename(root / train)
+    (root / "val").rename(root / val)
+    assert ImageFolderData(str(root)).num_images("val") == 8
+
+
+@pytest.mark.parametrize(("first", "second"), [("val", "valid"), ("Val", "validation"), ("train", "Training")])
+def test_two_folders_for_one_split_are_refused(first: str, second: str, root: Path) -> None:
+    split = "train" if "rain" in first else "val"
+    (root / split).rename(root / first)
+    write_folder(root, splits=(second,))
+    with pytest.raises(InvalidConfig, match=f"and .*; which is the {split} split"):
+        ImageFolderData(str(root))
+
+
+def test_val_fraction_holds_out_the_same_share_of_each_class(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", splits=("train",), num_each=8)
+    with pytest.raises(InvalidConfig, match=r"no validation or test split .* Give --data.val_fraction 0.2"):
+        ImageFolderData(str(root))
+    data = ImageFolderData(str(root), **FIFTH)
+    train, val = (data.source(split) for split in ("train", "val"))
+    assert (train.targets.tolist(), val.targets.tolist()) == ([0] * 6 + [1] * 6, [0] * 2 + [1] * 2)
+    names = [[source.name(index) for index in range(len(source.targets))] for source in (train, val)]
+    assert len({*names[0], *names[1]}) == 16
+    again = ImageFolderData(str(root), **FIFTH)
+    again.seed = 7
+    assert again.source("val").name(0) == names[1][0]
+    assert data.has_single_eval_split
+
+
+def test_val_fraction_leaves_the_test_split_alone_and_is_refused_beside_val(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", splits=("train", "test"))
+    data = ImageFolderData(str(root), **FIFTH)
+    assert [data.num_images(split) for split in ("train", "val", "test")] == [6, 2, 8]
+    assert not data.has_single_eval_split
+    write_folder(root, splits=("val",))
+    with pytest.raises(InvalidConfig, match=r"has a validation split already\. Leave out --data.val_fraction"):
+        ImageFolderData(str(root), **FIFTH)
+
+
+def test_class_folders_without_splits_are_data_with_val_fraction(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", splits=(".",))
+    with pytest.raises(InvalidConfig, match=r"it has the folders dark, light\. .*--data.val_fraction 0.2"):
+        ImageFolderData(str(root))
+    data = ImageFolderData(str(root), **FIFTH)
+    assert (data.labels, data.num_images("train"), data.num_images("val")) == (["dark", "light"], 6, 2)
+
+
+def test_a_test_folder_without_classes_is_for_predictions(root: Path) -> None:
+    (root / "test").mkdir()
+    for number in range(3):
+        (root / "test" / f"{number}.png").write_bytes(png(40))
+    data = ImageFolderData(str(root))
+    assert data.remarks == ["The test split of set has no labels, so nothing is measured on it."]
+    assert data.predict_source().targets.tolist() == [-1] * 3
+    assert data.num_images("test") == 8
+
+
+def _one_level_too_high(root: Path) -> None:
+    (root / "data").mkdir()
+    for split in ("train", "val"):
+        (root / split).rename(root / "data" / split)
+
+
+def _only_csv(root: Path) -> None:
+    _one_level_too_high(root)
+    (root / "data").rename(root.with_name("elsewhere"))
+    (root / "labels.csv").write_text("file,label\n")
+
+
+def _only_tar(root: Path) -> None:
+    _only_csv(root)
+    (root / "labels.csv").rename(root / "train-0.tar")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_one_level_too_high, r"but .*set/data has\. Give --data.root .*set/data"),
+        (_only_csv, r"it holds labels.csv\. Give --data CsvData --data.root .*labels.csv"),
+        (_only_tar, r"it holds train-0.tar\. Give --data WebDatasetData"),
+    ],
+)
+def test_another_layout_is_named_with_what_to_type(change: Callable[[Path], None], sentence: str, root: Path) -> None:
+    change(root)
+    with pytest.raises(InvalidConfig, match=sentence):
+        ImageFolderData(str(root))
+
+
+def test_class_folders_one_level_too_low_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", splits=("images",))
+    with pytest.raises(InvalidConfig, match=r"has one folder, images, which holds dark, light.*--data.root .*images"):
+        ImageFolderData(str(tmp_path / "set"), **FIFTH)
