@@ -20,6 +20,7 @@ from eca_hub.hub.pull import is_folder
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ImageConfig, ModelConfig, Stem
+from eca_hub.models.regularization import set_drop_rates
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor, shard_model
@@ -99,7 +100,7 @@ class ImageClassifier(TrainingModule):
         else:
             self.config = resolve_config(config)
             self.model = build_model(self.config)
-        set_dropout(self.model, drop_rate)
+        set_drop_rates(self.model, self.config, drop_rate=drop_rate)
         freeze_parameters(self.model, self.config, freeze)
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -289,15 +290,3 @@ class ImageClassifier(TrainingModule):
         # compute() has summed over all processes already, so averaging over them changes nothing.
         values = {f"{name}_{metric}": value for metric, value in self.metrics_for(counted).compute().items()}
         self.log_dict(values, prog_bar=False, sync_dist=True, batch_size=1)
-
-
-def set_dropout(model: nn.Module, share: float) -> None:
-    """Set the dropout before the head of a network of timm or torchvision."""
-    if hasattr(model, "drop_rate"):
-        model.drop_rate = share  # type: ignore[assignment]
-        head_drop = getattr(model, "head_drop", None)
-        if isinstance(head_drop, nn.Dropout):
-            head_drop.p = share
-    for module in getattr(model, "classifier", nn.Identity()).modules():
-        if isinstance(module, nn.Dropout):
-            module.p = share

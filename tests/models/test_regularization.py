@@ -1,0 +1,81 @@
+"""Dropout and stochastic depth are set in any network that has them, and refused by any other."""
+
+import pytest
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.models.build import build_model, split_name
+from eca_hub.models.config import ModelConfig
+from eca_hub.models.regularization import set_drop_rates
+
+
+def config_of(name: str) -> ModelConfig:
+    return ModelConfig(name, split_name(name)[1], labels=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "eca_resnet18",
+            "eca_resnet20",
+            "mobilenet_v2",
+            "densenet161",
+            "convnext_atto",
+            "eca_nfnet_l0",
+            "cspresnet50",
+        ),
+        *("eca_nfnet_l0", "hrnet_w18_small", "dla34", "efficientnet_b0", "vit_tiny_patch16_224", "vgg11"),
+    ],
+)
+def test_dropout_changes_the_outputs_of_training_and_not_those_of_inference(name: str) -> None:
+    torch.manual_seed(0)
+    config = config_of(name)
+    model = build_model(config)
+    keys = model.state_dict().keys()
+    x_N3HW = torch.randn(2, 3, 224 if "vit" in name else 64, 224 if "vit" in name else 64)
+    with torch.no_grad():
+        before_NK = model.eval()(x_N3HW)
+        set_drop_rates(model, config, drop_rate=0.5)
+        assert torch.equal(model.eval()(x_N3HW), before_NK)
+        assert model.state_dict().keys() == keys
+        for module in model.train().modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        assert not torch.equal(model(x_N3HW), model(x_N3HW))
+
+
+def test_mobilenet_drops_nothing_unless_asked() -> None:
+    config = config_of("mobilenet_v2")
+    model = build_model(config)
+    set_drop_rates(model, config)
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.0]
+
+
+def test_stochastic_depth_is_set_in_every_block() -> None:
+    config = config_of("eca_resnet18")
+    model = build_model(config).train()
+    set_drop_rates(model, config, drop_path_rate=0.4)
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    assert len(rates) >= 7
+    assert max(rates) == pytest.approx(0.4)
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mobilenet_v2", {"drop_path_rate": 0.2}, "drop_path_rate"),
+        ("densenet161", {"drop_path_rate": 0.2}, "drop_path_rate"),
+        ("eca_resnet18", {"drop_rate": 1.0}, "drop_rate is 1.0"),
+        ("eca_resnet18", {"drop_path_rate": -0.1}, "drop_path_rate is -0.1"),
+    ],
+)
+def test_a_rate_that_has_no_effect_or_is_out_of_range_is_refused(
+    name: str, options: dict[str, float], message: str
+) -> None:
+    config = config_of(name)
+    with pytest.raises(InvalidConfig, match=message):
+        set_drop_rates(build_model(config), config, **options)
