@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from eca_service.api import health, models, open_inference, v1
+from eca_service.api import health, models, open_inference, page, v1
 from eca_service.http.auth import ApiKeys
 from eca_service.http.body import BodyReader
 from eca_service.http.dependencies import AppState
@@ -67,6 +67,9 @@ def create_app(
     app.include_router(open_inference.open_router)
     app.include_router(open_inference.router)
     app.include_router(health.router)
+    app.include_router(page.router)
+    app.mount("/static/samples", page.sample_images)
+    app.mount("/static", page.static_files)
     if hub is not None:
         app.mount("/hub", hub)
     # The last one added is the outermost.

@@ -95,6 +95,8 @@ def describe(entry: ModelEntry) -> dict[str, Any]:
         "attention": info.attention,
         "labels": list(info.labels),
         "input_px": [info.height_px, info.width_px],
+        "crop": info.crop,
+        "crop_mode": info.crop_mode,
         "num_parameters": info.num_parameters,
         "weights_bytes": info.weights_bytes,
         "device": info.device,

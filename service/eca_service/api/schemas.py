@@ -145,6 +145,8 @@ class ModelResponse(_Schema):
     input_px: Annotated[
         list[int] | None, Field(description="Height and width of the network's input.", examples=[[224, 224]])
     ] = None
+    crop: Annotated[float | None, Field(description="Share of the resized image that is kept.", examples=[0.95])] = None
+    crop_mode: Annotated[str | None, Field(description="center, or squash: the aspect ratio is not kept.")] = None
     num_parameters: int | None = None
     weights_bytes: Annotated[int | None, Field(description="Size of its weights in memory.")] = None
     device: Annotated[str | None, Field(examples=["cpu"])] = None

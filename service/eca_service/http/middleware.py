@@ -64,7 +64,10 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 closing = _CLOSE_HEADERS if self._registry.is_draining or not self._keeps_alive else []
-                own = [(b"x-request-id", request_id.encode()), *_SECURITY_HEADERS, *closing]
+                # A response may have a stricter policy of its own; two would both apply.
+                given = {name for name, _ in message["headers"]}
+                security = [header for header in _SECURITY_HEADERS if header[0] not in given]
+                own = [(b"x-request-id", request_id.encode()), *security, *closing]
                 message["headers"] = [*message["headers"], *own]
             await send(message)
 

@@ -89,6 +89,10 @@ class ModelInfo:
     """Where the network runs."""
     parity: ParityReport
     """Comparison with the network before optimization."""
+    crop: float = 1.0
+    """Share of the resized image that the network sees, in height and in width."""
+    crop_mode: str = "center"
+    """`center`, or `squash`: the aspect ratio is not kept."""
     weights_bytes: int = 0
     """Size of the weights in memory."""
     tasks: tuple[str, ...] = ("classify",)

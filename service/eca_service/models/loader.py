@@ -234,6 +234,8 @@ def _info_of(loaded: _Loaded) -> ModelInfo:
         attention=config.attention,
         labels=config.labels,
         height_px=config.image.height_px,
+        crop=config.image.crop,
+        crop_mode=config.image.crop_mode,
         width_px=config.image.width_px,
         num_parameters=networks[0].num_parameters,
         device=",".join(str(network.device) for network in networks),

@@ -1,0 +1,224 @@
+"""The page at /, in a real Chromium, against a real process."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import eca_hub
+from tests.service.server_process import Served, served
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
+]
+HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
+
+
+def save(folder: Path, labels: tuple[str, ...]) -> Path:
+    torch.manual_seed(len(labels))
+    image = eca_hub.ImageConfig(32, 32, crop=0.875)
+    config = eca_hub.ModelConfig("resnet20", "eca", labels=labels, image=image)
+    return eca_hub.save_pretrained(eca_hub.create_model("eca_resnet20", num_classes=len(labels)), folder, config=config)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("page")
+    save(folder / "first", ("cat", "dog", HOSTILE))
+    save(folder / "second", ("apple", "pear"))
+    names = ("--model", str(folder / "first"), "--model", str(folder / "second"))
+    with served(*names, "--explain", "true") as running:
+        running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as run:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+        browser = run.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(service: Served, browser: Any) -> Iterator[Any]:
+    """A page without errors: whatever the console or a script complains of fails the test."""
+    context = browser.new_context(viewport={"width": 1000, "height": 1200}, color_scheme="light")
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(f"{service.url}/")
+    playwright.expect(page.locator("#model option")).to_have_count(2)
+    yield page
+    assert [text for text in complaints if "status of 4" not in text] == []
+    context.close()
+
+
+def choose(page: Any, *paths: Path) -> None:
+    page.set_input_files("#files", [str(path) for path in paths])
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    source = next(Path(eca_service_folder()).glob("optimize/images/*.jpg"))
+    return Path(shutil.copy(source, tmp_path / "a picture.jpg"))
+
+
+def eca_service_folder() -> Path:
+    import eca_service
+
+    return Path(eca_service.__file__).parent
+
+
+def test_an_uploaded_image_gets_bars_a_timing_and_labels_that_are_only_text(page: Any, picture: Path) -> None:
+    choose(page, picture)
+    card = page.locator(".result")
+    playwright.expect(card.locator(".bars li")).to_have_count(3)
+    assert sorted(card.locator(".bars .label").all_inner_texts()) == sorted(["cat", "dog", HOSTILE])
+    assert page.title() == "eca-hub: classify an image"
+    assert "batch of 1" in card.locator(".timing").inner_text()
+
+
+def test_several_images_are_classified_and_the_newest_is_first(page: Any, picture: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copy(picture, tmp_path / "other.jpg"))
+    choose(page, picture, other)
+    playwright.expect(page.locator(".result .bars").nth(1).locator("li")).to_have_count(3)
+    assert page.locator(".result h3").all_inner_texts() == ["other.jpg", "a picture.jpg"]
+
+
+def test_a_dropped_image_and_a_pasted_image_are_classified(page: Any, picture: Path) -> None:
+    page.evaluate(
+        """async ([name]) => {
+            const bytes = await (await fetch("static/samples/0.jpg")).blob();
+            for (const [type, target, key] of [["drop", "#drop", "dataTransfer"], ["paste", "body", "clipboardData"]]) {
+                const data = new DataTransfer();
+                data.items.add(new File([bytes], `${type}.jpg`, {type: "image/jpeg"}));
+                const event = type === "drop" ? new DragEvent(type, {dataTransfer: data, bubbles: true})
+                    : new ClipboardEvent(type, {clipboardData: data, bubbles: true});
+                document.querySelector(target).dispatchEvent(event);
+            }
+        }""",
+        [picture.name],
+    )
+    playwright.expect(page.locator(".result .timing").filter(has_text="batch of")).to_have_count(2)
+    assert set(page.locator(".result h3").all_inner_texts()) == {"drop.jpg", "paste.jpg"}
+
+
+def test_a_sample_is_one_click(page: Any) -> None:
+    page.locator("#samples button").first.click()
+    playwright.expect(page.locator(".result .bars li")).to_have_count(3)
+
+
+def test_a_file_that_is_no_image_shows_the_message_and_the_hint(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    choose(page, tmp_path / "broken.png")
+    error = page.locator(".result .error")
+    playwright.expect(error).to_be_visible()
+    assert len(error.inner_text()) > 20
+
+
+def test_another_model_is_a_choice_of_the_picker(page: Any, picture: Path) -> None:
+    page.select_option("#model", index=1)
+    choose(page, picture)
+    playwright.expect(page.locator(".result .bars li")).to_have_count(2)
+    assert set(page.locator(".bars .label").all_inner_texts()) == {"apple", "pear"}
+
+
+def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: Any, picture: Path) -> None:
+    choose(page, picture)
+    page.locator(".explain").click()
+    playwright.expect(page.locator(".gates figure")).to_have_count(9)
+    assert "stage 1" in page.locator(".gates figcaption").first.inner_text()
+    box, image = page.locator(".overlay").bounding_box(), page.locator(".picture img").bounding_box()
+    # The network sees the central 0.875 of the shorter side.
+    assert box["height"] / min(image["width"], image["height"]) == pytest.approx(0.875, abs=0.03)
+    assert box["x"] + box["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, abs=2)
+
+
+def test_the_lines_for_programs_name_this_model_and_this_image(page: Any, picture: Path) -> None:
+    choose(page, picture)
+    playwright.expect(page.locator(".result .bars li")).to_have_count(3)
+    code = page.locator("#code")
+    assert "--data-binary @'a picture.jpg'" in code.inner_text()
+    page.get_by_role("tab", name="curl").press("ArrowRight")
+    assert "Classifier.from_pretrained(" in code.inner_text()
+    page.get_by_role("tab", name="InferenceClient").click()
+    assert 'image_classification("a picture.jpg")' in code.inner_text()
+    page.get_by_role("tab", name="JavaScript").click()
+    assert "/v1/classify?model=" in code.inner_text()
+
+
+def test_dark_follows_the_system_and_the_button(service: Served, browser: Any) -> None:
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+    page.goto(f"{service.url}/")
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(background) == "rgb(22, 22, 26)"
+    page.get_by_role("button", name="Dark").click()
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(service: Served, browser: Any, picture: Path, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    # axe is injected into the page, which the policy of the page forbids.
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(f"{service.url}/")
+    playwright.expect(page.locator("#model option")).to_have_count(2)
+    choose(page, picture)
+    page.locator(".explain").click()
+    playwright.expect(page.locator(".gates figure")).to_have_count(9)
+    violations = Axe().run(page).response["violations"]
+    assert [(each["id"], each["impact"]) for each in violations if each["impact"] in ("serious", "critical")] == []
+    context.close()
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(service: Served, browser: Any, picture: Path) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    page = context.new_page()
+    page.goto(f"{service.url}/")
+    playwright.expect(page.locator("#model option")).to_have_count(2)
+    choose(page, picture)
+    playwright.expect(page.locator(".result .bars li")).to_have_count(3)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    context.close()
+
+
+def test_a_service_with_keys_asks_for_one(tmp_path: Path, browser: Any, picture: Path) -> None:
+    save(tmp_path / "model", ("cat", "dog"))
+    with served("--model", str(tmp_path / "model"), ECA_API_KEYS="a-key-of-sixteen-chars") as running:
+        while running.client.get("/readyz").status_code != 200:
+            assert running.process.poll() is None
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(f"{running.url}/")
+        playwright.expect(page.locator("#api-key")).to_be_visible()
+        page.fill("#api-key", "a-key-of-sixteen-chars")
+        page.press("#api-key", "Enter")
+        page.locator("h1").click()
+        playwright.expect(page.locator("#model option")).to_have_count(1)
+        choose(page, picture)
+        playwright.expect(page.locator(".result .bars li")).to_have_count(2)
+        context.close()
+
+
+def test_the_policy_allows_nothing_from_elsewhere(service: Served) -> None:
+    response = service.client.get("/")
+    assert response.headers.get_list("content-security-policy") == [
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ]
+    for path in ("/", "/static/app.js", "/static/style.css"):
+        assert "//cdn" not in service.client.get(path).text
