@@ -18,6 +18,9 @@ from eca_hub.models.config import ImageConfig
 from tests.images.image_files import chunk, encode, exif_of
 
 
+LARGE_PNGS = [("RGB", 1), ("RGB", 3), ("RGB", 8), ("RGBA", 1)]
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 1111), (224, 224), (57, 31)])
 def test_the_transform_makes_the_pixels_of_torchvision(size: tuple[int, int], interpolation: str) -> None:
@@ -57,7 +60,10 @@ def test_squash_keeps_the_whole_image() -> None:
     assert squashed[:, :, -1].min() == 255
 
 
-@pytest.mark.parametrize(("mode", "turned"), [("RGB", 1), ("RGB", 3), ("RGB", 6), ("RGB", 8), ("RGBA", 1), ("L", 1)])
+@pytest.mark.parametrize(
+    ("mode", "turned"),
+    [("RGB", 6), ("L", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in LARGE_PNGS)],
+)
 def test_a_very_large_png_is_made_smaller_first_and_gives_nearly_the_same_input(mode: str, turned: int) -> None:
     photo = Image.fromarray(load_sample_image("china.jpg")).resize((5001, 3334), Image.Resampling.BICUBIC)
     if mode == "RGBA":

@@ -24,6 +24,14 @@ OLD = ({"config.json": b"{}", "README.md": b"# old"}, {"model.safetensors": b"ol
 NEW = ({"config.json": b"{}", "README.md": b"# new"}, {"model.safetensors": os.urandom(5 << 20)})
 # A hub passes "identity." when it starts.
 PUSH_POINTS = [name for name in FAULT_POINTS if not name.startswith("identity.")]
+# Each is a process that starts; the other points are slow tests.
+SHORT_LIST = (
+    "blob.before_rename",
+    "shard.after_rebuild",
+    "commit.before_rename",
+    "refs.after_rename",
+    "repo.before_names",
+)
 
 
 def state_of(client: httpx2.Client) -> tuple[list[str], list[bytes]]:
@@ -42,7 +50,9 @@ def contents_of(files: tuple[dict[str, bytes], dict[str, bytes]]) -> list[bytes]
     return [merged[name] for name in sorted(merged)]
 
 
-@pytest.mark.parametrize("point", PUSH_POINTS)
+@pytest.mark.parametrize(
+    "point", [pytest.param(name, marks=() if name in SHORT_LIST else pytest.mark.slow) for name in PUSH_POINTS]
+)
 def test_killed_at_any_moment_of_a_push_the_hub_shows_all_or_nothing(point: str, tmp_path: Path) -> None:
     pushing = push_by_xet if point.startswith(("xorb.", "shard.")) else push
     with running_hub(tmp_path / "hub", fault=f"{point}:kill") as hub, client_of(hub) as client:
@@ -60,7 +70,9 @@ def test_killed_at_any_moment_of_a_push_the_hub_shows_all_or_nothing(point: str,
     assert check(tmp_path / "hub").problems == []
 
 
-@pytest.mark.parametrize("point", ["commit.before_rename", "refs.before_rename", "refs.after_rename"])
+@pytest.mark.parametrize(
+    "point", ["refs.before_rename", "refs.after_rename", pytest.param("commit.before_rename", marks=pytest.mark.slow)]
+)
 def test_killed_during_a_second_push_the_hub_shows_the_old_commit_or_the_new_one(point: str, tmp_path: Path) -> None:
     with opened_hub(tmp_path / "hub") as client:
         push(client, *OLD)
@@ -74,7 +86,13 @@ def test_killed_during_a_second_push_the_hub_shows_the_old_commit_or_the_new_one
         assert state_of(client) == (["push", "push", "initial commit"], contents_of(NEW))
 
 
-@pytest.mark.parametrize("point", ["identity.before_write", "identity.before_rename", "identity.after_rename"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "identity.before_rename",
+        *(pytest.param(f"identity.{name}", marks=pytest.mark.slow) for name in ("before_write", "after_rename")),
+    ],
+)
 def test_killed_at_its_first_start_a_hub_starts_again(point: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError), running_hub(tmp_path / "hub", fault=f"{point}:kill"):
         pass

@@ -179,12 +179,12 @@ def test_a_branch_may_be_deleted_while_it_is_committed_to_and_read(tmp_path: Pat
 
         def come_and_go() -> set[int]:
             return {
-                client.request(method, branch, json={}).status_code for _ in range(60) for method in ("POST", "DELETE")
+                client.request(method, branch, json={}).status_code for _ in range(25) for method in ("POST", "DELETE")
             }
 
         def use(number: int) -> set[int]:
             seen = set()
-            for step in range(40):
+            for step in range(15):
                 lines = [
                     {"key": "header", "value": {"summary": "one"}},
                     {"key": "file", "value": {"path": "b.txt", "content": f"{number} {step}"}},
