@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,10 @@ NUM_THREADS = 4
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 """Permissions of everything the hub stores: private repositories share blobs with public ones."""
 
+WRITEBACK_BYTES = 64 << 20
+"""A large blob is written to the disk in steps while more of it arrives: otherwise all of it would wait for the last
+fsync, and fill the page cache meanwhile."""
+
 _FileState = tuple[int, int, int, int]
 
 
@@ -46,6 +50,8 @@ class BlobWriter:
         self._temporary = blobs.new_temporary()
         self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
         self.size_bytes = 0
+        self._num_dirty_bytes = 0
+        self._writeback: Future[None] | None = None
 
     def write(self, piece: bytes | bytearray | memoryview) -> None:
         """Append bytes; they are hashed in another thread while they are written."""
@@ -55,11 +61,25 @@ class BlobWriter:
             self.size_bytes += len(view)
             while view:
                 view = view[os.write(self._descriptor, view) :]
+            self._start_writeback(len(piece))
         finally:
             hashing.result()
 
+    def _start_writeback(self, num_bytes: int) -> None:
+        self._num_dirty_bytes += num_bytes
+        if self._num_dirty_bytes >= WRITEBACK_BYTES and (self._writeback is None or self._writeback.done()):
+            self._wait_for_writeback()
+            self._writeback = self._blobs.writeback_threads.submit(os.fdatasync, self._descriptor)
+            self._num_dirty_bytes = 0
+
+    def _wait_for_writeback(self) -> None:
+        if self._writeback is not None:
+            self._writeback.result()
+            self._writeback = None
+
     def finish(self) -> str:
         """Check the hash, make the blob durable and visible, and return its SHA-256."""
+        self._wait_for_writeback()
         sha256 = self._hash.hexdigest()
         if self._expected_sha256 not in (None, sha256):
             raise invalid(f"The bytes have the sha256 {sha256}, not {self._expected_sha256}.")
@@ -73,6 +93,9 @@ class BlobWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._writeback is not None:
+            # Its descriptor must not be closed, and perhaps reused, under it. An error is that of `write` or `finish`.
+            self._writeback.exception()
         os.close(self._descriptor)
         self._temporary.unlink(missing_ok=True)
 
@@ -91,6 +114,7 @@ class Blobs:
         self._temporary_folder = temporary_folder
         self._clock = clock
         self.threads = ThreadPoolExecutor(NUM_THREADS, "blobs")
+        self.writeback_threads = ThreadPoolExecutor(NUM_THREADS, "writeback")
         self._lock = threading.Lock()
         self._verified: dict[str, tuple[_FileState, float]] = {}
         self._damaged: dict[str, _FileState] = {}

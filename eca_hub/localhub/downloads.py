@@ -1,16 +1,14 @@
 """Route that sends the content of a file, whole or in part."""
 
 import re
-from collections.abc import Iterator
-from io import BufferedReader
 from urllib.parse import quote
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from eca_hub.localhub.blobs import READ_BYTES
 from eca_hub.localhub.commits import StoredFile
 from eca_hub.localhub.context import RequestContext
 from eca_hub.localhub.errors import HubHTTPError, entry_not_found
+from eca_hub.localhub.sendfile import FileRangeResponse
 from eca_hub.localhub.validation import check_path
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -37,8 +35,8 @@ def download(context: RequestContext) -> Response:
     media_type = "application/octet-stream" if file.is_lfs else "text/plain; charset=utf-8"
     if context.request.method == "HEAD":
         return Response(None, status, headers, media_type=media_type)
-    stream = context.store.blobs.open_verified(file.sha256)
-    return StreamingResponse(_read(stream, start, end), status, headers, media_type=media_type)
+    file_content = context.store.blobs.open_verified(file.sha256)
+    return FileRangeResponse(file_content, start, end, status, headers, media_type)
 
 
 def _download_headers(file: StoredFile, path: str) -> dict[str, str]:
@@ -74,15 +72,3 @@ def _parse_range(context: RequestContext, file: StoredFile, etag: str) -> tuple[
             {"Content-Range": f"bytes */{size_bytes}"},
         )
     return start, end, 206
-
-
-def _read(stream: BufferedReader, start: int, end: int) -> Iterator[bytes]:
-    with stream:
-        stream.seek(start)
-        while start < end:
-            piece = stream.read(min(READ_BYTES, end - start))
-            if not piece:
-                # Truncated while it was read: the connection ends before Content-Length, which clients report.
-                raise OSError("a blob became shorter while it was read")
-            start += len(piece)
-            yield piece

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
-from eca_hub.localhub.timeouts import TimeoutH11Protocol
+from eca_hub.localhub.sendfile import SendfileH11Protocol
 
 GRACE_S = 1.0
 BACKLOG = 1024
@@ -53,7 +53,8 @@ def serve(app: ASGIApp, server_socket: socket.socket, on_ready: Callable[[], Non
     """Serve until SIGTERM or SIGINT, then stop within two seconds."""
     config = uvicorn.Config(
         app,
-        http=TimeoutH11Protocol,
+        http=SendfileH11Protocol,
+        loop="asyncio",
         ws="none",
         lifespan="off",
         log_level="warning",
