@@ -5,6 +5,7 @@ pieces instead.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any
@@ -35,16 +36,19 @@ class SendfileH11Protocol(TimeoutH11Protocol):
 
     async def _send_file(self, file: BufferedReader, offset: int, num_bytes: int) -> None:
         """Send a part of a file as the body of the response whose headers have been sent."""
+        if num_bytes == 0:
+            return
         # h11 only counts the bytes, which it takes from anything that has a length.
         self.conn.send_with_data_passthrough(h11.Data(data=_FileRange(num_bytes)))  # type: ignore[arg-type]
-        try:
-            num_sent = await self.loop.sendfile(self.transport, file, offset, num_bytes)
-        except OSError:
-            # The client has disconnected. The event loop reports that to uvicorn in its next round.
-            num_sent = -1
+        num_sent = 0
+        # An OSError means that the client has disconnected.
+        with contextlib.suppress(OSError):
+            if not self.transport.is_closing():
+                num_sent = await self.loop.sendfile(self.transport, file, offset, num_bytes)
         if num_sent != num_bytes:
-            # Too few bytes: the file became shorter. The connection ends before Content-Length, which clients report.
+            # Or the file became shorter: the connection ends before Content-Length, which clients report.
             self.transport.abort()
+            # The event loop reports it to uvicorn in its next round.
             while not self.cycle.disconnected:
                 await asyncio.sleep(0)
 

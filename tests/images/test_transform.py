@@ -17,7 +17,6 @@ from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
 from tests.images.image_files import chunk, encode, exif_of
 
-
 LARGE_PNGS = [("RGB", 1), ("RGB", 3), ("RGB", 8), ("RGBA", 1)]
 
 
