@@ -4,6 +4,7 @@ import re
 from typing import TypeVar
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from eca_hub.errors import EcaHubError, InvalidConfig
 
@@ -37,6 +38,9 @@ def user_message_for(error: BaseException) -> EcaHubError | None:
     if own := _own_error(error):
         return own
     text = " ".join(str(error).split())
+    if misuse := _in_chain(error, MisconfigurationException):
+        # An option of the Trainer that Lightning refuses; its first sentence says which.
+        return InvalidConfig(" ".join(str(misuse).split())[:300])
     if (missing := _in_chain(error, ModuleNotFoundError)) and missing is not error:
         # A logger or plugin named in the configuration is not installed; Lightning's message says how to install it.
         return InvalidConfig(" ".join(str(missing).split())[:300])

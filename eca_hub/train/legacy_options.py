@@ -38,6 +38,7 @@ RENAMED_VALUES: dict[str, dict[str, Any]] = {
 }
 """New option to its old values, each with the new one."""
 
+_OF_THE_PACKAGE = ("architecture", "attention", "attention_args", "stem")
 _CONFIG_OPTIONS = ("-c", "--config")
 
 
@@ -74,6 +75,11 @@ def upgrade_config(config: Mapping[str, Any], renamed: dict[str, str] | None = N
             _move(upgraded, path, new_path)
         _upgrade_value(upgraded, new_path, new or option, renamed)
     _upgrade_momentum(upgraded, renamed)
+    model = upgraded.get("model")
+    if renamed and isinstance(model, dict) and model.get("from_pretrained"):
+        # Earlier versions wrote the defaults there, whatever the package had.
+        for name in _OF_THE_PACKAGE:
+            model.pop(name, None)
     return upgraded
 
 

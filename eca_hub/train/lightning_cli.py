@@ -28,7 +28,7 @@ from eca_hub.train.callbacks.epoch_log import EpochLog, ThroughputMonitor
 from eca_hub.train.callbacks.loss_guard import NonFiniteLossGuard
 from eca_hub.train.checkpoint.fingerprint import run_fingerprint
 from eca_hub.train.checkpoint.store import VerifiedCheckpointIO
-from eca_hub.train.distributed.launcher import terminate_together
+from eca_hub.train.distributed.launcher import requeue_plugins, terminate_together
 from eca_hub.train.distributed.signals import Stopped, StopRequest, kill_workers
 from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync_batchnorm, make_strategy
 from eca_hub.train.errors import user_message_for
@@ -36,9 +36,12 @@ from eca_hub.train.legacy_options import upgrade_argv
 from eca_hub.train.results import write_environment
 from eca_hub.train.run_folder import RunFolder, choose_run_dir, open_run_folder
 from eca_hub.train.tasks import Task, task_for
+from eca_hub.train.trainer_options import check_monitors, check_options, check_validation
+from eca_hub.train.training_module import TrainingModule
 
 _IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
 _IMPORTABLE = ("eca_hub.train", *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies")))
+_FROM_PACKAGE = ("architecture", "attention", "stem")
 _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"} | {
     "ckpt_path",
     "weights_only",
@@ -94,7 +97,13 @@ class RunCLI(LightningCLI):
             start = model["from_pretrained"]
             name = Path(start).name if start else self.task.run_name(model)
             self.run_dir = choose_run_dir(config["run_dir"], name)
-            self.folder = open_run_folder(self.run_dir, resume=config["resume"], overwrite=config["overwrite"])
+            self.folder = open_run_folder(
+                self.run_dir,
+                resume=config["resume"],
+                overwrite=config["overwrite"],
+                max_epochs=config["trainer"]["max_epochs"],
+                max_steps=config["trainer"]["max_steps"],
+            )
         else:
             self.run_dir = _evaluated_run_dir(config)
         config["run_dir"] = str(self.run_dir)
@@ -110,26 +119,29 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with everything it writes in the run folder."""
         assert isinstance(self.datamodule, self.task.data)
+        assert isinstance(self.model, TrainingModule)
+        options = self._get(self.config_init, "trainer")
+        check_options(options, self.model.optim_config.schedule)
         self.datamodule.check()
-        callbacks: list[Callback] = [BadSampleLog(self.run_dir, self.datamodule.max_bad_samples)]
         throughput = ThroughputMonitor() if self.subcommand == "fit" else None
+        callbacks: list[Callback] = [BadSampleLog(self.run_dir, self.datamodule.max_bad_samples)]
         if throughput is not None:
             callbacks += [NonFiniteLossGuard(), throughput, EpochLog(self.run_dir, throughput)]
-        if sys.stdout.isatty():
+        shows_bar = sys.stdout.isatty() and options["enable_progress_bar"] is not False
+        if shows_bar:
             from eca_hub.train.callbacks.progress_bar import ProgressBar
 
             callbacks.append(ProgressBar(throughput))
         self.trainer_defaults["callbacks"] = callbacks
-        options = self._get(self.config_init, "trainer")
-        own_plugins = options.get("plugins") or []
-        plugins = own_plugins if isinstance(own_plugins, list) else [own_plugins]
+        given_plugins = options.get("plugins") or []
+        plugins = list(given_plugins) if isinstance(given_plugins, list) else [given_plugins]
         if options["sync_batchnorm"]:
-            plugins = [*plugins, SyncBatchNormPlugin()]
+            plugins.append(SyncBatchNormPlugin())
         trainer = super().instantiate_trainer(
             enable_model_summary=False,
-            enable_progress_bar=sys.stdout.isatty(),
+            enable_progress_bar=shows_bar,
             default_root_dir=str(self.run_dir),
-            plugins=[*plugins, VerifiedCheckpointIO()],
+            plugins=[*plugins, *requeue_plugins(), VerifiedCheckpointIO()],
             **make_strategy(options),
             **kwargs,
         )
@@ -137,20 +149,27 @@ class RunCLI(LightningCLI):
         if options["sync_batchnorm"]:
             check_sync_batchnorm(trainer)
         if self.folder is not None:
-            config = self.config["fit"]
-            fingerprint = run_fingerprint(
-                self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size
-            )
-            self.checkpoint = ResumableCheckpoint(
-                self.folder.checkpoints,
-                self.config_init["fit"]["save"],
-                self.request,
-                fingerprint,
-                self.folder.resumed,
-                allow_changes=config["allow_changes"],
-            )
-            trainer.callbacks.append(self.checkpoint)  # type: ignore[attr-defined]
+            self._add_checkpointing(trainer, self.folder)
         return trainer
+
+    def _add_checkpointing(self, trainer: Trainer, folder: RunFolder) -> None:
+        """Add the callback that saves the run, after the checks that need the trainer."""
+        assert isinstance(self.datamodule, self.task.data)
+        assert isinstance(self.model, TrainingModule)
+        config, save = self.config["fit"], self.config_init["fit"]["save"]
+        for name in _FROM_PACKAGE:
+            # config.yaml names what is trained, also where it is the default or comes from a package.
+            if name in config["model"] and hasattr(self.model.config, name):
+                config["model"][name] = getattr(self.model.config, name)
+        check_monitors(trainer.callbacks, self.model.logged_names)  # type: ignore[attr-defined]
+        num_images, batch_size = self.datamodule.num_images("train"), self.datamodule.batch_size * trainer.world_size
+        check_validation(trainer, max(num_images // batch_size, 1), is_needed=save.keep == "best")
+        fingerprint = run_fingerprint(self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size)
+        self.checkpoint = ResumableCheckpoint(
+            folder.checkpoints, save, self.request, fingerprint, folder.resumed, allow_changes=config["allow_changes"]
+        )
+        self.checkpoint.check_limits(trainer.max_epochs, trainer.max_steps)
+        trainer.callbacks.append(self.checkpoint)  # type: ignore[attr-defined]
 
     def before_fit(self) -> None:
         """Write config.yaml and environment.json."""
@@ -268,4 +287,7 @@ def _evaluated_run_dir(config: Any) -> Path:
                 "No weights are given.", hint="Give --run_dir of a finished run, or --model.from_pretrained."
             )
         config["model"]["from_pretrained"] = str(run_dir)
+    for name in (*_FROM_PACKAGE, "attention_args"):
+        if name in config["model"]:
+            config["model"][name] = None
     return run_dir

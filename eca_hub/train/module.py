@@ -5,43 +5,47 @@ Batches arrive as uint8 pixels and are normalized on the training device, by the
 Shapes: N images, H height, W width, K classes.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
-from torch.optim.lr_scheduler import LambdaLR
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pull import is_folder
 from eca_hub.images.transform import EvalTransform
-from eca_hub.models.build import build_model, resolve_config
+from eca_hub.models.build import build_model, resolve_config, split_name
 from eca_hub.models.config import ImageConfig, ModelConfig, Stem
 from eca_hub.models.regularization import set_drop_rates
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.rng import derive_seed, seed_rng
-from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor, shard_model
+from eca_hub.train.distributed.fsdp import shard_model
 from eca_hub.train.ema import EMA
 from eca_hub.train.metrics import ClassificationMetrics
 from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
-from eca_hub.train.optim import OptimConfig, lr_factor, make_optimizer
+from eca_hub.train.optim import OptimConfig
 from eca_hub.train.training_module import TrainingModule
-from eca_hub.train.transfer import Distillation, Freeze, batch_norms, freeze_parameters, load_pretrained_backbone
+from eca_hub.train.transfer import (
+    Distillation,
+    Freeze,
+    batch_norms,
+    freeze_parameters,
+    head_names,
+    load_pretrained_backbone,
+)
 
 
 class ImageClassifier(TrainingModule):
     """Train a network to classify images.
 
     Args:
-        architecture: Name of the backbone, see `eca-hub models`.
-        attention: Name of the attention inside each block, or `none`.
+        architecture: Name of the backbone, see `eca-hub models`; resnet50 by default.
+        attention: Name of the attention inside each block, or `none`; eca by default.
         attention_args: Options of the attention, such as `kernel_sizes: [3, 5, 5, 7]`.
         stem: `small` does not downsample before the first block, for images up to 64 px.
-        from_pretrained: Package to start from, `owner/name` or a folder; architecture and attention are then its own,
-            and the head is new if the labels are.
+        from_pretrained: Package to start from, `owner/name` or a folder, with its own architecture and attention. The
+            head is new if the labels differ.
         revision: Branch, tag or commit of `from_pretrained`.
         freeze: `none`; `norms`, which keep their statistics as well; or `backbone`, so that only the head is trained
             (a linear probe).
@@ -63,10 +67,10 @@ class ImageClassifier(TrainingModule):
 
     def __init__(
         self,
-        architecture: str = "resnet50",
-        attention: str = "eca",
+        architecture: str | None = None,
+        attention: str | None = None,
         attention_args: Mapping[str, Any] | None = None,
-        stem: Stem = "default",
+        stem: Stem | None = None,
         from_pretrained: str | None = None,
         revision: str | None = None,
         freeze: Freeze = "none",
@@ -92,24 +96,31 @@ class ImageClassifier(TrainingModule):
                 f"model has drop_rate {drop_rate}, distill_alpha {distill_alpha} and distill_temperature "
                 f"{distill_temperature}; they must be 0 to below 1, 0 to 1, and above 0."
             )
-        config = ModelConfig(architecture, attention, attention_args or {}, tuple(labels), image, stem)
         self.base_model = from_pretrained if from_pretrained and not is_folder(from_pretrained) else ""
         """Id of the hub's model from which training starts; empty for a folder or random weights."""
         if from_pretrained:
-            self.model, self.config = load_pretrained_backbone(from_pretrained, revision, config)
+            self.model, self.config = load_pretrained_backbone(
+                from_pretrained, revision, ModelConfig(labels=tuple(labels), image=image)
+            )
+            _check_given(self.config, from_pretrained, architecture, attention, attention_args or {}, stem)
         else:
-            self.config = resolve_config(config)
+            self.config = resolve_config(
+                ModelConfig(
+                    architecture or ModelConfig.architecture,
+                    attention or ModelConfig.attention,
+                    attention_args or {},
+                    tuple(labels),
+                    image,
+                    stem or ModelConfig.stem,
+                )
+            )
             self.model = build_model(self.config)
         set_drop_rates(self.model, self.config, drop_rate=drop_rate)
         freeze_parameters(self.model, self.config, freeze)
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.seed = 0
-        """Seed of dropout, MixUp and CutMix, together with epoch, batch and rank."""
         self.optim_config = optim
         self.last_lr = optim.lr
-        """Learning rate of the last step, of the first parameter group."""
-        self._schedule: Callable[[int], float] = lambda step: 1.0
         self.transform = EvalTransform(image)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         num_classes = self.config.num_classes
@@ -145,12 +156,17 @@ class ImageClassifier(TrainingModule):
         logits_NK = self._run_model[0](x_N3HW)
         loss: Tensor = self.loss(logits_NK, target)
         if self._teacher is not None:
-            student_NK, teacher_NK = logits_NK / self._temperature, self._teacher(x_N3HW) / self._temperature
+            # The teacher computes in float32, also beside a student whose weights are bfloat16 or float64.
+            teacher_NK = self._teacher(x_N3HW.float()).to(logits_NK.dtype) / self._temperature
+            student_NK = logits_NK / self._temperature
             distance = kl_div(
                 student_NK.log_softmax(1), teacher_NK.log_softmax(1), reduction="batchmean", log_target=True
             )
             loss = (1 - self._teacher_weight) * loss + self._teacher_weight * self._temperature**2 * distance
         self.metrics_for("fit").update(logits_NK.detach(), batch.targets, loss)
+        if self.trainer.loggers:
+            # Lightning passes every `log_every_n_steps`-th value on to the loggers.
+            self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False, batch_size=len(batch.targets))
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -163,7 +179,7 @@ class ImageClassifier(TrainingModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> tuple[Tensor, Tensor]:
         """Return the indices of the images (N,) and the probabilities of the classes (N, K)."""
-        return batch.indices.cpu(), self(batch.pixels).softmax(1).cpu()
+        return batch.indices.cpu(), self._logits(batch).softmax(1).cpu()
 
     def configure_model(self) -> None:
         """Shard the weights, if the strategy has a mesh of processes."""
@@ -173,14 +189,8 @@ class ImageClassifier(TrainingModule):
                 self.ema.reset(self.model)
 
     def on_train_start(self) -> None:
-        """Set the schedule of the learning rate, which needs the number of steps."""
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        self._schedule = lr_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
-        [config] = self.trainer.lr_scheduler_configs
-        for group, base_lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.base_lrs, strict=True):
-            group["lr"] = base_lr * self._schedule(self.global_step)
-        # The metrics of an epoch that is resumed are those of all processes, so one of them keeps them.
+        """Set the schedule; metrics of an epoch that is resumed are those of all processes, so rank 0 keeps them."""
+        super().on_train_start()
         if not self.trainer.is_global_zero:
             self.metrics_for("fit").clear()
 
@@ -191,25 +201,37 @@ class ImageClassifier(TrainingModule):
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics, and put the average of the weights into the network."""
         self.metrics_for("val").reset()
+        self.count_missing_forwards(self.trainer.num_val_batches)
         if self.ema is not None and self.trainer.state.fn == "fit":
             self.ema.swap_in(self.model)
 
     def on_test_epoch_start(self) -> None:
         """Reset the metrics."""
         self.metrics_for("test").reset()
+        self.count_missing_forwards(self.trainer.num_test_batches)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, and give the network its own weights back."""
-        self._log("val", "val")
+        self.make_missing_forwards()
+        self.log_metrics("val", "val")
         self.restore_weights()
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
-        self._log("test", "test")
+        self.make_missing_forwards()
+        self.log_metrics("test", "test")
+
+    def on_predict_epoch_start(self) -> None:
+        """Count the batches of all processes."""
+        self.count_missing_forwards(self.trainer.num_predict_batches)
+
+    def on_predict_epoch_end(self) -> None:
+        """Make as many forwards as the other processes."""
+        self.make_missing_forwards()
 
     def on_train_epoch_end(self) -> None:
         """Log the metrics and the learning rate."""
-        self._log("fit", "train")
+        self.log_metrics("fit", "train")
         self.log("lr", torch.tensor(self.last_lr, device=self.device), sync_dist=True, batch_size=1)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
@@ -222,51 +244,14 @@ class ImageClassifier(TrainingModule):
             self.model.eval()
         return self
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
-    ) -> None:
-        """Make a step, update the average, and use the norms' statistics of rank 0 everywhere.
-
-        DDP broadcasts them only before the next step; until then the processes would save and validate different ones.
-        """
-        self.last_lr = float(optimizer.param_groups[0]["lr"])
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.trainer.world_size > 1:
-            broadcast_buffers(self.model)
-        if self.ema is not None:
-            self.ema.update(self.model, self.global_step)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make the optimizer, and the schedule of its learning rates by steps."""
-        optimizer = make_optimizer(self.optim_config, self.model)
-        # The number of steps is not known yet: asking for it would start the data loader before the position in
-        # training is restored. A lambda, because LambdaLR saves the attributes of anything else.
-        scheduler = LambdaLR(optimizer, lambda step: self._schedule(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the average beside the weights, and the metrics of all processes instead of those of this one."""
+        """Save the metrics of all processes instead of those of this one."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] |= self.metrics_for("fit").summed("metrics.fit.")
-        checkpoint["last_lr"] = self.last_lr
-        if self.ema is not None:
-            checkpoint["ema"] = dict(self.ema.weights)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with the saved average and the metrics of the epoch."""
-        self.last_lr = checkpoint["last_lr"]
-        if self.ema is not None:
-            self.ema.load(checkpoint["ema"])
-
-    def best_weights(self) -> dict[str, Tensor]:
-        """Return the weights that are validated: the average, if there is one. All processes must call this."""
-        if self.ema is not None:
-            return self.ema.full_weights()
-        return {name: full_tensor(tensor.detach()) for name, tensor in self.model.state_dict().items()}
-
-    def restore_weights(self) -> None:
-        """Give the network its own weights back, if a validation with the average was interrupted."""
-        if self.ema is not None:
-            self.ema.swap_out(self.model)
+    def head_weights(self) -> set[str]:
+        """Return the names of the weights that depend on the labels."""
+        return head_names(self.config)
 
     def metrics_for(self, split: str) -> ClassificationMetrics:
         """Return the metrics of `fit`, `val` or `test`."""
@@ -275,18 +260,54 @@ class ImageClassifier(TrainingModule):
         return metrics
 
     def _measure(self, batch: Batch, split: str) -> None:
-        logits_NK = self(batch.pixels)
+        logits_NK = self._logits(batch)
         if not len(batch.targets):
             # No image of the batch could be decoded.
             return
         self.metrics_for(split).update(logits_NK, batch.targets, self.loss(logits_NK, batch.targets))
+
+    def _logits(self, batch: Batch) -> Tensor:
+        logits_NK: Tensor = self._run_model[0](self._normalized(batch.pixels))
+        return logits_NK
+
+    def forward_blank(self) -> None:
+        """Make one forward of a blank image and discard the result."""
+        image = self.config.image
+        blank = torch.zeros(1, image.in_chans, image.height_px, image.width_px, dtype=torch.uint8, device=self.device)
+        self._run_model[0](self._normalized(blank))
 
     def _normalized(self, pixels_N3HW: Tensor) -> Tensor:
         x_N3HW = self.transform.normalize(pixels_N3HW).contiguous(memory_format=self._memory_format)
         # float32 under autocast; `64-true` and `bf16-true` change the weights' type.
         return x_N3HW.to(next(self.model.parameters()).dtype)
 
-    def _log(self, counted: str, name: str) -> None:
-        # compute() has summed over all processes already, so averaging over them changes nothing.
-        values = {f"{name}_{metric}": value for metric, value in self.metrics_for(counted).compute().items()}
-        self.log_dict(values, prog_bar=False, sync_dist=True, batch_size=1)
+
+def _check_given(
+    config: ModelConfig,
+    package: str,
+    architecture: str | None,
+    attention: str | None,
+    attention_args: Mapping[str, Any],
+    stem: str | None,
+) -> None:
+    """Refuse options that contradict the package from which training starts.
+
+    Raises:
+        InvalidConfig: architecture, attention or stem are given and differ from those of the package.
+    """
+    backbone, named_attention = split_name(architecture) if architecture else (None, "none")
+    given = {
+        "architecture": (backbone, config.architecture),
+        "attention": (attention or (named_attention if named_attention != "none" else None), config.attention),
+        "stem": (stem, config.stem),
+        "attention_args": (
+            {name: list(each) if isinstance(each, tuple) else each for name, each in attention_args.items()} or None,
+            {name: list(each) if isinstance(each, tuple) else each for name, each in config.attention_args.items()},
+        ),
+    }
+    for name, (value, own) in given.items():
+        if value is not None and value != own:
+            raise InvalidConfig(
+                f"--model.{name} is {value}, but the package {package} of --model.from_pretrained has {own}.",
+                hint=f"Leave out --model.{name}, or leave out --model.from_pretrained to train from random weights.",
+            )

@@ -48,14 +48,19 @@ def finalize_run(
         checkpoint: Knows which weights are the best.
 
     Raises:
-        TrainingStopped: no validation had a finite loss.
+        TrainingStopped: the best weights are to be kept, and no validation had a finite loss.
     """
-    if checkpoint.best is None:
-        raise TrainingStopped("No validation had a finite loss, so there are no best weights.", hint="Train longer.")
     fit_s = checkpoint.fit_s
     memory_mib = peak_memory_mib(trainer.strategy.root_device)
-    best = store.load_best(checkpoint.best)
-    load_full_weights(module.model, best)
+    if checkpoint.keep == "last":
+        weights = module.best_weights()
+        val_top1, val_top5 = checkpoint.last_metrics.get("top1"), checkpoint.last_metrics.get("top5")
+    elif checkpoint.best is not None:
+        weights = store.load_best(checkpoint.best)
+        val_top1, val_top5 = checkpoint.best_metrics["top1"], checkpoint.best_metrics["top5"]
+    else:
+        raise TrainingStopped("No validation had a finite loss, so there are no best weights.", hint="Train longer.")
+    load_full_weights(module.model, weights)
     module.ema = None
     [measured] = trainer.test(module, datamodule=data, verbose=False)
     confusion_KK = module.metrics_for("test").compute_confusion().cpu()
@@ -71,9 +76,10 @@ def finalize_run(
         "test_top5": round(float(measured["test_top5"]) * num_test) / num_test,
         "test_macro": round(float(measured["test_macro"]), 6),
         "test_loss": measured["test_loss"],
-        "val_top1": round(checkpoint.best_metrics["top1"], 6),
-        "val_top5": round(checkpoint.best_metrics["top5"], 6),
-        "best_epoch": checkpoint.best_epoch,
+        "val_top1": None if val_top1 is None else round(val_top1, 6),
+        "val_top5": None if val_top5 is None else round(val_top5, 6),
+        "best_epoch": epochs if checkpoint.keep == "last" else checkpoint.best_epoch,
+        "kept": checkpoint.keep,
         "num_test_images": num_test,
         "epochs": epochs,
         "steps": steps,
@@ -89,7 +95,7 @@ def finalize_run(
     facts = _card_facts(trainer, module, data, result)
     # A new network: the trained one may be sharded, or have norms for training only.
     network = build_model(module.config)
-    network.load_state_dict(best)
+    network.load_state_dict(weights)
     save_pretrained(network, run_dir / "model", config=module.config, facts=facts)
     _print_result(result, run_dir, _SAME_SPLIT if data.has_single_eval_split else "")
 
@@ -141,14 +147,22 @@ def write_predictions(trainer: Trainer, module: ImageClassifier, data: ImageData
     print(f"{measured}{left_out}predictions: {table}", flush=True)
 
 
+def _validation_line(result: dict[str, Any]) -> str:
+    if result["val_top1"] is None:
+        return ""
+    return (
+        f"{result['kept']} validation top-1 {result['val_top1']:.4f}, top-5 {result['val_top5']:.4f} in epoch "
+        f"{result['best_epoch']} of {result['epochs']}\n"
+    )
+
+
 def _print_result(result: dict[str, Any], run_dir: Path, remark: str) -> None:
     memory_mib = result["peak_memory_mib"]
     print(
         f"test top-1 {result['test_top1']:.4f}, top-5 {result['test_top5']:.4f}, mean over classes "
         f"{result['test_macro']:.4f} on {result['num_test_images']} images\n"
-        f"best validation top-1 {result['val_top1']:.4f}, top-5 {result['val_top5']:.4f} in epoch "
-        f"{result['best_epoch']} of {result['epochs']}\n"
-        f"{result['steps']} steps in {format_s(result['fit_s'])}, {result['images_per_s']:.0f} images/s"
+        + _validation_line(result)
+        + f"{result['steps']} steps in {format_s(result['fit_s'])}, {result['images_per_s']:.0f} images/s"
         + (f", peak memory {memory_mib:.0f} MiB\n" if memory_mib else "\n")
         + (f"{remark}\n" if remark else "")
         + f"run: {run_dir}   package: {run_dir / 'model'}\n"

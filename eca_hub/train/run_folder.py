@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.train.callbacks.checkpointing import is_finished
 from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
 
 _RUN_DIR_VARIABLE = "ECA_RUN_DIR"
@@ -25,17 +26,31 @@ class RunFolder:
     """The checkpoint from which the run is resumed."""
 
 
-def open_run_folder(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
+def open_run_folder(
+    path: Path, *, resume: bool, overwrite: bool, max_epochs: int | None = None, max_steps: int = -1
+) -> RunFolder:
     """Open the folder of a new run or of one to resume.
+
+    Args:
+        path: The folder.
+        resume: Whether to continue the run in it; one that has finished, only if it is to be trained longer.
+        overwrite: Whether to replace the run in it.
+        max_epochs: Epochs of the run to start, -1 for no limit.
+        max_steps: Steps of the run to start, -1 for no limit.
 
     Raises:
         InvalidConfig: it cannot be written, or holds a run and neither `resume` nor `overwrite` is given.
     """
-    if (path / "model" / "config.json").exists() and not overwrite:
-        raise InvalidConfig(
-            f"{path} holds a finished run.", hint="Give another --run_dir, or --overwrite to replace it."
-        )
     checkpoints = CheckpointStore(path / "checkpoints")
+    has_package = (path / "model" / "config.json").exists()
+    if has_package and not overwrite:
+        latest = checkpoints.latest_valid() if resume else None
+        if latest is None or (is_finished(latest.metadata) and not _is_longer(latest, max_epochs, max_steps)):
+            raise InvalidConfig(
+                f"{path} holds a finished run.",
+                hint="Give another --run_dir, --resume with a larger --trainer.max_epochs to train it longer, or "
+                "--overwrite to replace it.",
+            )
     try:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,11 +67,22 @@ def open_run_folder(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
         raise InvalidConfig(
             f"{path} holds an unfinished run.", hint="Add --resume to continue it, or --overwrite to replace it."
         )
+    for leftover in path.glob("hpc_ckpt_*.ckpt"):
+        raise InvalidConfig(
+            f"{leftover} was written by Lightning's own SLURM requeue, and Lightning would resume from it.",
+            hint=f"Remove it; --resume continues from {checkpoints.folder}.",
+        )
     if resumed is None and _is_rank_zero():
         checkpoints.clear()
         for name in _FILES_OF_A_RUN:
             (path / name).unlink(missing_ok=True)
     return RunFolder(path, checkpoints, resumed)
+
+
+def _is_longer(finished: SavedCheckpoint, max_epochs: int | None, max_steps: int) -> bool:
+    """Whether the limits allow more training than a finished run has had."""
+    is_more_epochs = max_epochs is None or max_epochs < 0 or max_epochs > finished.metadata["position"]["epoch"]
+    return is_more_epochs and (max_steps < 0 or max_steps > finished.metadata["step"])
 
 
 def choose_run_dir(given: str | None, model: str) -> Path:

@@ -30,6 +30,7 @@ class Task:
 
 def image_classification() -> Task:
     """Return the task of classifiers."""
+    from eca_hub.models.config import ModelConfig
     from eca_hub.train.data.datamodule import ImageDataModule
     from eca_hub.train.module import ImageClassifier
     from eca_hub.train.results import finalize_run, print_metrics, write_predictions
@@ -41,7 +42,9 @@ def image_classification() -> Task:
         finalize_run,
         print_metrics,
         write_predictions,
-        lambda model: f"{model['attention']}_{model['architecture']}",
+        lambda model: (
+            f"{model['attention'] or ModelConfig.attention}_{model['architecture'] or ModelConfig.architecture}"
+        ),
     )
 
 

@@ -1,10 +1,10 @@
-"""What the LightningModules of all tasks have in common: optimizer, schedule of the learning rate, average of weights.
+"""The base of the LightningModules of all tasks: optimizer, schedule, average of the weights, checkpoints.
 
 Callbacks and the run folder rely on these names only.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
 from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor
 from eca_hub.train.ema import EMA
 from eca_hub.train.optim import OptimConfig, lr_factor, make_optimizer
@@ -25,14 +26,17 @@ class TrainingModule(LightningModule):
     """The metric of the validation by which the best weights are chosen, higher is better."""
 
     model: nn.Module
+    config: Any
+    """The configuration of the network, with its labels."""
     optim_config: OptimConfig
     ema: EMA | None = None
     seed: int = 0
-    """Seed of all that is random in a step, together with epoch, batch and rank."""
+    """Seed of everything random in a step, together with epoch, batch and rank."""
     last_lr: float = 0.0
     """Learning rate of the last step, of the first parameter group."""
     base_model: str = ""
     """Id of the hub's model from which training starts; empty for a folder or random weights."""
+    _num_missing_forwards: int = 0
     _schedule: Callable[[int], float] = staticmethod(lambda step: 1.0)
 
     def metrics_for(self, split: str) -> Any:
@@ -43,11 +47,20 @@ class TrainingModule(LightningModule):
         """Return the function from the step to the factor of the learning rate."""
         return lr_factor(self.optim_config, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
 
+    def head_weights(self) -> set[str]:
+        """Return the names of the weights that depend on the labels."""
+        return set()
+
+    def forward_blank(self) -> None:
+        """Make one forward of a blank image and discard the result."""
+        raise NotImplementedError
+
     def on_train_start(self) -> None:
         """Set the schedule of the learning rate, which needs the number of steps."""
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        num_steps = self.trainer.estimated_stepping_batches
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        self._schedule = self.make_schedule(num_steps, steps_per_epoch)
+        # Without a limit a cosine is refused, and the other schedules do not need the number.
+        self._schedule = self.make_schedule(0 if math.isinf(num_steps) else int(num_steps), steps_per_epoch)
         [config] = self.trainer.lr_scheduler_configs
         for group, base_lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.base_lrs, strict=True):
             group["lr"] = base_lr * self._schedule(self.global_step)
@@ -55,20 +68,69 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer, and the schedule of its learning rates by steps."""
         optimizer = make_optimizer(self.optim_config, self.model)
-        # The number of steps is not known yet. A lambda, because LambdaLR saves the attributes of anything else.
+        # The number of steps is not known yet: asking for it would start the data loader before the position in
+        # training is restored. A lambda, because LambdaLR saves the attributes of anything else.
         scheduler = LambdaLR(optimizer, lambda step: self._schedule(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Make a step, update the average, and use the norms' statistics of rank 0 everywhere."""
+        """Make a step, update the average, and use the norms' statistics of rank 0 everywhere.
+
+        DDP broadcasts them only before the next step; until then the processes would save and validate different ones.
+        """
         self.last_lr = float(optimizer.param_groups[0]["lr"])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.trainer.world_size > 1:
             broadcast_buffers(self.model)
         if self.ema is not None:
             self.ema.update(self.model, self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the average beside the weights, and what `carry_over` compares."""
+        checkpoint["last_lr"] = self.last_lr
+        checkpoint["labels"] = list(self.config.labels)
+        checkpoint["optimizer_name"] = optimizer_name(self.trainer.optimizers[0])
+        if self.ema is not None:
+            checkpoint["ema"] = dict(self.ema.weights)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue with the saved average; what does not fit a changed configuration is left out and printed."""
+        self.last_lr = checkpoint["last_lr"]
+        optimizer, labels = make_optimizer(self.optim_config, self.model), list(self.config.labels)
+        for note in carry_over(checkpoint, self.state_dict(), self.head_weights(), optimizer, labels):
+            if self.trainer.is_global_zero:
+                print(note, flush=True)
+        if self.ema is not None:
+            weights = checkpoint["state_dict"]
+            own = {name.removeprefix("model."): each for name, each in weights.items() if name.startswith("model.")}
+            self.ema.load(checkpoint.get("ema", own))
+
+    def count_missing_forwards(self, num_batches: Sequence[float]) -> None:
+        """Find out how many batches fewer than other processes this one evaluates; all processes must call it.
+
+        A forward of a sharded network gathers its weights from all processes, so all must make the same number.
+
+        Args:
+            num_batches: Of each data loader in this process.
+        """
+        self._num_missing_forwards = 0
+        if self.device_mesh is not None:
+            count = torch.tensor(sum(num_batches), device=self.device)
+            largest = count.clone()
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+            self._num_missing_forwards = int(largest - count)
+
+    def make_missing_forwards(self) -> None:
+        """Make the forwards that other processes make and this one does not."""
+        for _ in range(self._num_missing_forwards):
+            self.forward_blank()
+
+    def logged_names(self) -> set[str]:
+        """Return the names of the metrics that `fit` logs."""
+        names = self.metrics_for("val").compute()
+        return {f"{split}_{name}" for split in ("train", "val") for name in names} | {"lr", "train_loss_step"}
 
     def best_weights(self) -> dict[str, Tensor]:
         """Return the weights that are validated: the average, if there is one. All processes must call this."""

@@ -34,6 +34,28 @@ def test_a_package_with_other_labels_gets_a_new_head_and_keeps_the_rest(tiny_pac
     assert changed == {"fc.weight", "fc.bias"} == head_names(TINY)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"architecture": "resnet50"}, r"--model.architecture is resnet50, but the package .* has resnet20"),
+        ({"attention": "se"}, r"--model.attention is se, but the package .* has eca"),
+        ({"architecture": "se_resnet20"}, r"--model.attention is se, but the package .* has eca"),
+        ({"stem": "small"}, r"--model.stem is small, but the package .* has default"),
+        ({"attention_args": {"kernel_size": 9}}, r"--model.attention_args is .*, but the package .* has"),
+    ],
+)
+def test_options_that_contradict_the_package_are_refused(
+    options: dict[str, Any], sentence: str, tiny_package: Path
+) -> None:
+    with pytest.raises(InvalidConfig, match=sentence):
+        ImageClassifier(from_pretrained=str(tiny_package), labels=LABELS, image=TINY.image, **options)
+
+
+def test_options_that_repeat_the_package_are_accepted(tiny_package: Path) -> None:
+    module = ImageClassifier("eca_resnet20", "eca", from_pretrained=str(tiny_package), labels=LABELS, image=TINY.image)
+    assert (module.config.architecture, module.config.attention) == ("resnet20", "eca")
+
+
 def test_a_linear_probe_changes_the_head_alone(tiny_package: Path) -> None:
     module = ImageClassifier(from_pretrained=str(tiny_package), labels=("a", "b"), image=TINY.image, freeze="backbone")
     module.train()

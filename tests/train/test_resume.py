@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eca_hub.train.checkpoint.store import CheckpointStore
+from eca_hub.train.checkpoint.store import CheckpointStore, VerifiedCheckpointIO
+from tests.train.datasets import write_folder
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
 
 STOPS = {
@@ -240,3 +241,87 @@ def test_accumulated_batches_resume_between_steps(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "run")[-1].name == "step-000000001-epoch-00000-batch-0000003.ckpt"
     assert fit(tmp_path / "run", "--resume", config=config) == 0
     assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
+
+
+def test_a_finished_run_is_trained_longer(whole_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    before = weights_hash(run_dir)
+    assert fit(run_dir, "--resume", "--trainer.max_epochs", "4") == 0
+    assert [row["epoch"] for row in numbers_of(run_dir / "metrics.csv")] == ["0", "1", "2", "3"]
+    assert json.loads((run_dir / "result.json").read_text())["epochs"] == 4
+    assert weights_hash(run_dir) != before
+    assert fit(run_dir, "--resume", "--trainer.max_epochs", "4") == 2
+
+
+def test_fewer_epochs_than_a_run_has_completed_are_refused(
+    stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(stopped_run, "--resume", "--allow_changes", "--trainer.max_epochs", "0") == 2
+    assert "The run has completed 1 epochs; --trainer.max_epochs is 0. Give 1 or more" in capsys.readouterr().err
+
+
+CHANGES = {
+    "optimizer": (
+        ("--model.optim.name", "adamw"),
+        "The optimizer starts with an empty state, because it was SGD and is AdamW.",
+    ),
+    "no average": (("--model.ema_decay", "0"), ""),
+    "attention": (("--model.attention", "se"), "New weights, which the checkpoint does not have: "),
+    "hyperparameters": (("--model.optim.weight_decay", "0.5", "--model.optim.momentum", "0.1"), ""),
+}
+
+
+@pytest.mark.parametrize("change", ["attention", *(pytest.param(name, marks=SLOW) for name in CHANGES)])
+def test_a_changed_run_keeps_what_fits_and_names_what_does_not(
+    change: str, stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, note = CHANGES[change]
+    assert fit(stopped_run, "--resume", "--allow_changes", *options) == 0
+    assert note in capsys.readouterr().out
+    assert [row["epoch"] for row in numbers_of(stopped_run / "metrics.csv")] == ["0", "1", "2"]
+    if change == "hyperparameters":
+        checkpoint = VerifiedCheckpointIO().load_checkpoint(checkpoints(stopped_run)[-1])
+        groups = checkpoint["optimizer_states"][0]["param_groups"]
+        assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+        assert {group["momentum"] for group in groups} == {0.1}
+
+
+@SLOW
+def test_an_average_that_is_turned_on_starts_from_the_weights(tmp_path: Path) -> None:
+    config = CONFIG.replace("ema_decay: 0.9", "ema_decay: 0")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_batch_end", NUM_BATCHES + 3)
+        assert fit(tmp_path / "run", config=config) == 143
+    assert fit(tmp_path / "run", "--resume", "--allow_changes", "--model.ema_decay", "0.9", config=config) == 0
+
+
+@SLOW
+def test_the_checkpoint_of_another_architecture_is_refused(
+    stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(stopped_run, "--resume", "--allow_changes", "--model.architecture", "resnet56") == 2
+    assert "The checkpoint is of another network" in capsys.readouterr().err
+
+
+@SLOW
+def test_more_classes_get_a_new_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = "model: {architecture: resnet20, ema_decay: 0.9}\ntrainer: {max_epochs: 2, accelerator: cpu, devices: 1}\n"
+    root = write_folder(tmp_path / "set", num_each=8)
+    image = ("--data.image.height_px", "8", "--data.image.width_px", "8")
+    options = ("--data", "ImageFolderData", "--data.root", str(root), "--data.batch_size", "4", *image)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_epoch_end", 1)
+        assert fit(tmp_path / "run", *options, config=small) == 143
+    for split in ("train", "val", "test"):
+        shutil.copytree(root / split / "light", root / split / "new")
+    assert fit(tmp_path / "run", *options, "--resume", "--allow_changes", config=small) == 0
+    assert "New weights, which the checkpoint does not have: fc.bias, fc.weight." in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["num_classes"] == 3
+
+
+@SLOW
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_an_average_and_a_teacher_work_in_every_precision(precision: str, whole_run: Path, tmp_path: Path) -> None:
+    options = ("--trainer.precision", precision, "--trainer.max_epochs", "1", "--model.distill_from", str(whole_run))
+    assert fit(tmp_path / "run", *options) == 0

@@ -1,11 +1,11 @@
-"""Save checkpoints that a run can be resumed from to the bit, and remember the best weights.
+"""Save checkpoints from which a run resumes to bit-identical weights, and remember the best weights.
 
 A run is saved every few minutes, after every epoch, and when a signal asks it to stop.
 """
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,15 +26,27 @@ from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.lightning_internals import is_accumulating
 from eca_hub.train.training_module import TrainingModule
 
+_LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
+_INCOMPARABLE = (
+    "data set",
+    "data.image",
+    "model.architecture",
+    "model.attention",
+    "model.stem",
+    "model.from_pretrained",
+)
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are written, in addition to the end of every epoch."""
+    """When checkpoints are written, in addition to the end of every epoch, and which weights are published."""
 
     every_minutes: float = 10.0
     """Minutes between two checkpoints inside an epoch."""
     every_steps: int = 0
     """Optimizer steps between two checkpoints inside an epoch; 0 to use the minutes only."""
+    keep: Literal["best", "last"] = "best"
+    """Weights to test and publish: those with the best validation top-1, or the last ones."""
 
     def __post_init__(self) -> None:
         if self.every_minutes <= 0 or self.every_steps < 0:
@@ -84,12 +96,37 @@ class ResumableCheckpoint(Callback):
         """All metrics of the same validation."""
         self.best_epoch = int(metadata.get("best_epoch", 0))
         """The epoch that ended with them, from 1."""
+        self.last_metrics: dict[str, float] = dict(metadata.get("last_metrics", {}))
+        """All metrics of the last validation."""
         self._earlier_s = float(metadata.get("fit_s", 0.0))
         self._started_s = self._saved_s = time.monotonic()
         self._consensus = StopConsensus(world_size=1)
         self._pending_validation: PendingValidation | None = None
         if resumed:
-            self._compare(metadata.get("fingerprint"))
+            self._compare(metadata)
+
+    @property
+    def keep(self) -> Literal["best", "last"]:
+        """Weights to publish."""
+        return self._config.keep
+
+    def check_limits(self, max_epochs: int | None, max_steps: int) -> None:
+        """Check that a resumed run has not trained longer than it is asked to.
+
+        Raises:
+            InvalidConfig: it has.
+        """
+        num_epochs, num_steps = self._position.epoch, int(self._resumed.metadata["step"]) if self._resumed else 0
+        if max_epochs is not None and 0 <= max_epochs < num_epochs:
+            raise InvalidConfig(
+                f"The run has completed {num_epochs} epochs; --trainer.max_epochs is {max_epochs}.",
+                hint=f"Give {num_epochs} or more, or another --run_dir.",
+            )
+        if 0 < max_steps < num_steps:
+            raise InvalidConfig(
+                f"The run has made {num_steps} steps; --trainer.max_steps is {max_steps}.",
+                hint=f"Give {num_steps} or more, or another --run_dir.",
+            )
 
     @property
     def fit_s(self) -> float:
@@ -146,12 +183,15 @@ class ResumableCheckpoint(Callback):
         assert isinstance(pl_module, TrainingModule)
         found = pl_module.metrics_for("val").compute()
         score = found[pl_module.score_name]
+        self.last_metrics = {name: float(each) for name, each in found.items()}
+        if self.keep == "last":
+            return
         if found.get("loss", score).isfinite() and float(score) >= self.best_score:
             weights = pl_module.best_weights()
             if trainer.is_global_zero:
                 self.best = self._store.save_best(weights, trainer.global_step)
             self.best = trainer.strategy.broadcast(self.best)
-            self.best_score, self.best_metrics = float(score), {name: float(each) for name, each in found.items()}
+            self.best_score, self.best_metrics = float(score), self.last_metrics
             self.best_epoch = trainer.current_epoch + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -187,6 +227,7 @@ class ResumableCheckpoint(Callback):
             "best_score": self.best_score,
             "best_metrics": self.best_metrics,
             "best_epoch": self.best_epoch,
+            "last_metrics": self.last_metrics,
             "fit_s": round(self.fit_s, 3),
             "fingerprint": self._fingerprint,
         }
@@ -196,24 +237,32 @@ class ResumableCheckpoint(Callback):
         checkpoint["loops"] = loop_state_at(self._position, checkpoint["loops"])
         self._pending_validation = PendingValidation(trainer, self._position, checkpoint["global_step"])
 
-    def _compare(self, earlier: dict[str, Any] | None) -> None:
+    def _compare(self, metadata: dict[str, Any]) -> None:
+        earlier: dict[str, Any] | None = metadata.get("fingerprint")
         if earlier is None:
             raise InvalidConfig(
                 "The checkpoint was written by an earlier version of eca-hub and cannot be resumed.",
                 hint="Start again with --overwrite, or start from its weights with --model.from_pretrained.",
             )
-        changed = [
-            f"{name} was {earlier.get(name)!r} and is {self._fingerprint.get(name)!r}"
+        names = [
+            name
             for name in sorted(earlier.keys() | self._fingerprint.keys())
             if earlier.get(name) != self._fingerprint.get(name)
         ]
-        if not changed:
+        if not names:
             return
+        if set(names) <= _LENGTH and is_finished(metadata):
+            # The run has ended and is trained longer.
+            return
+        changed = [f"{name} was {earlier.get(name)!r} and is {self._fingerprint.get(name)!r}" for name in names]
         if not self._allow_changes:
             raise InvalidConfig(
                 f"The run cannot be resumed unchanged: {'; '.join(changed[:5])}.",
                 hint="Give the same settings and data, or --allow_changes to continue with these.",
             )
+        if any(name.startswith(_INCOMPARABLE) for name in names):
+            # The best weights so far are of another network, or were validated on other images.
+            self.best, self.best_score, self.best_metrics, self.best_epoch = None, -1.0, {}, 0
         # Batch numbers of the epoch mean nothing with another batch size or other data.
         self._position = TrainingPosition(self._position.epoch, 0)
 
@@ -239,6 +288,18 @@ class ResumableCheckpoint(Callback):
                 flush=True,
             )
         self._request.exit()
+
+
+def is_finished(metadata: dict[str, Any]) -> bool:
+    """Whether a checkpoint was saved at the end of its run.
+
+    Args:
+        metadata: Of the checkpoint.
+    """
+    fingerprint = metadata.get("fingerprint", {})
+    max_epochs, max_steps = fingerprint.get("trainer.max_epochs") or -1, fingerprint.get("trainer.max_steps") or -1
+    position = TrainingPosition(**metadata["position"])
+    return position.batch == 0 and (0 <= max_epochs <= position.epoch or 0 < max_steps <= metadata["step"])
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -55,8 +55,8 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """Shard a full tensor, which every process has, in the way of another one."""
-    if not is_sharded(example):
+    """Shard a full tensor, which every process has, in the way of another one; a sharded one stays as it is."""
+    if not is_sharded(example) or is_sharded(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

@@ -10,6 +10,8 @@ import subprocess
 import threading
 import time
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Trainer
 
 from eca_hub.train.distributed.signals import GRACE_S, STANDARD_ERROR, STOPPED_EXIT_CODES, StopRequest
@@ -33,6 +35,15 @@ def terminate_together(trainer: Trainer, request: StopRequest) -> None:
     launcher = trainer.strategy.launcher
     if isinstance(launcher, SubprocessLauncher):
         set_launcher(trainer.strategy, GroupLauncher(launcher, request))
+
+
+def requeue_plugins() -> list[SLURMEnvironment]:
+    """Return the plugin that turns off Lightning's own requeue under SLURM, whose checkpoints never end a run.
+
+    `StopRequest` requeues the job instead, after a checkpoint that --resume continues from.
+    """
+    is_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if is_slurm else []
 
 
 class GroupLauncher(SubprocessLauncher):

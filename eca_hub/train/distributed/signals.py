@@ -1,22 +1,29 @@
 """Graceful shutdown: record SIGTERM or SIGINT, save a checkpoint at the next opportunity, exit.
 
 SIGTERM ends with exit code 143 and Ctrl-C with 130. Where there is nothing to save, the process exits at once. It also
-exits at once after a second Ctrl-C, and when no opportunity has come after `GRACE_S`.
+exits at once after a second Ctrl-C, and when no opportunity has come after `GRACE_S`. In a job of SLURM, SIGUSR1
+(`#SBATCH --signal=SIGUSR1@90`) does the same, without that limit, and then puts the job into the queue again.
 """
 
 import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
 STANDARD_ERROR = 2
+_SLURM_JOB_VARIABLE = "SLURM_JOB_ID"
 STOPPED_EXIT_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 GRACE_S = 8.0
 """Time to reach the next opportunity to save; most schedulers kill after ten seconds."""
+
+
+_ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
+"""The signal of the timeout; Windows has none, and no timeout."""
 
 
 class Stopped(SystemExit):
@@ -32,8 +39,9 @@ def kill_workers() -> None:
     They block SIGTERM, with which torch and Python would end them: each would be waited for several seconds, the last
     one forever.
     """
-    # Torch would report their end as an accident.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):
+        # Torch would report their end as an accident.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
 
@@ -54,7 +62,7 @@ class StopRequest:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Install the handlers inside the block, which must run in the main thread."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+        numbers = (*_stop_signals(), *_ALARM)
         previous = {number: signal.getsignal(number) for number in numbers}
         try:
             self._install()
@@ -85,7 +93,8 @@ class StopRequest:
 
     def cancel_timeout(self) -> None:
         """Let a save that has begun take longer than `GRACE_S`."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if _ALARM:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def exit(self) -> NoReturn:
         """End the process.
@@ -94,12 +103,15 @@ class StopRequest:
             Stopped: always.
         """
         kill_workers()
+        if self.signal_number not in (None, signal.SIGTERM, signal.SIGINT):
+            _requeue()
         raise Stopped(self.signal_number or signal.SIGTERM)
 
     def _install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _stop_signals():
             signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGALRM, self._exit_now)
+        for number in _ALARM:
+            signal.signal(number, self._exit_now)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.is_requested:
@@ -110,7 +122,8 @@ class StopRequest:
         self.signal_number = number
         if not self._is_deferred:
             self.exit()
-        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+        if _ALARM and number in (signal.SIGTERM, signal.SIGINT):
+            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
     def _exit_now(self, number: int, frame: FrameType | None) -> None:
         # Not print(): the signal may have interrupted one.
@@ -118,3 +131,23 @@ class StopRequest:
             STANDARD_ERROR, b"Stopped without saving. The last checkpoint is intact; --resume continues from it.\n"
         )
         self.exit()
+
+
+def _stop_signals() -> tuple[signal.Signals, ...]:
+    requeue = (signal.SIGUSR1,) if _SLURM_JOB_VARIABLE in os.environ and hasattr(signal, "SIGUSR1") else ()
+    return (signal.SIGTERM, signal.SIGINT, *requeue)
+
+
+def _requeue() -> None:
+    """Put the SLURM job of this process into the queue again, once per job."""
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        return
+    job = os.environ[_SLURM_JOB_VARIABLE]
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        failure = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        failure = str(error)
+    print(f"SLURM does not requeue job {job}: {failure}" if failure else f"SLURM requeues job {job}.", flush=True)

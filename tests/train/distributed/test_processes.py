@@ -148,6 +148,13 @@ def test_two_processes_write_every_prediction_once_and_in_order(two: Path, one: 
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_with_unequal_numbers_of_evaluation_batches_finish(strategy: str, tmp_path: Path) -> None:
+    options = ("--trainer.strategy", strategy, "--data.num_eval", "65", "--trainer.max_epochs", "1", *EVERYTHING)
+    assert "on 65 images" in finish(start(tmp_path / "run", *options))
+    assert finish(start(tmp_path / "run", *options, command="predict")).count("predictions: ") == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_stop_and_resume_to_the_same_weights(strategy: str, tmp_path: Path) -> None:
     options = ("--trainer.strategy", strategy, *EVERYTHING)
     finish(start(tmp_path / "whole", *options))

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,40 @@ def test_the_previous_handlers_are_restored() -> None:
     with StopRequest().installed():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.parametrize(
+    ("array", "job"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")]
+)
+def test_sigusr1_in_a_job_of_slurm_requeues_it(
+    array: dict[str, str],
+    job: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", **array}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGCHLD)
+    request_ = StopRequest()
+    with request_.installed():
+        request_.defer()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert request_.is_requested
+        assert not 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= signals.GRACE_S
+        with pytest.raises(Stopped) as ended:
+            request_.exit()
+    signal.signal(signal.SIGCHLD, before)
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert (tmp_path / "called").read_text() == f"requeue {job}\n"
+    assert capsys.readouterr().out == f"SLURM requeues job {job}.\n"
+
+
+def test_outside_slurm_sigusr1_is_left_alone() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopRequest().installed():
+        assert signal.getsignal(signal.SIGUSR1) == before

@@ -1,0 +1,103 @@
+"""Carry over from a checkpoint what fits a run whose configuration has changed.
+
+For an unchanged run nothing changes. Otherwise weights with the same names and shapes are kept, the head is new if the
+labels differ, and the optimizer keeps its state if it is the same one with the same parameters.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from eca_hub.errors import InvalidConfig
+
+_MODEL = "model."
+_MIN_SHARE = 0.5
+_HYPERPARAMETERS = (
+    "lr", "initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "alpha", "amsgrad",
+)  # fmt: skip
+"""Options of a parameter group that are set anew; others, such as counters, are state."""
+
+
+def carry_over(
+    checkpoint: dict[str, Any], own: Mapping[str, Tensor], head: set[str], optimizer: Optimizer, labels: list[str]
+) -> list[str]:
+    """Change a loaded checkpoint so that it fits the module.
+
+    Args:
+        checkpoint: As Lightning has loaded it, with full tensors.
+        own: The state of the module that will load it.
+        head: Names of the weights that depend on the labels, without `model.`.
+        optimizer: A new optimizer of the module.
+        labels: The labels of the module.
+
+    Returns:
+        Sentences about what was not carried over.
+
+    Raises:
+        InvalidConfig: the checkpoint is of another network.
+    """
+    saved: dict[str, Tensor] = checkpoint["state_dict"]
+    has_new_labels = checkpoint.get("labels", labels) != labels
+    kept = {
+        name: tensor
+        for name, tensor in saved.items()
+        if name in own
+        and own[name].shape == tensor.shape
+        and not (has_new_labels and name.removeprefix(_MODEL) in head)
+    }
+    new = sorted(name.removeprefix(_MODEL) for name in own.keys() - kept.keys() if name.startswith(_MODEL))
+    dropped = [name for name in saved.keys() - kept.keys() if name.startswith(_MODEL)]
+    _check_share(kept, own)
+    checkpoint["state_dict"] = {**own, **kept}
+    notes = []
+    if new:
+        shown = ", ".join(new[:4]) + (f" and {len(new) - 4} more" if len(new) > 4 else "")
+        notes.append(f"New weights, which the checkpoint does not have: {shown}.")
+    if "ema" in checkpoint:
+        weights = {name.removeprefix(_MODEL): tensor for name, tensor in kept.items() if name.startswith(_MODEL)}
+        fitting = {name: tensor for name, tensor in checkpoint["ema"].items() if name in weights}
+        fresh = {name: own[_MODEL + name] for name in new}
+        checkpoint["ema"] = {**fresh, **fitting}
+    notes += _carry_over_optimizer(checkpoint, optimizer, is_same_network=not new and not dropped)
+    return notes
+
+
+def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the options of the parameter groups, without the parameters."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def optimizer_name(optimizer: Optimizer) -> str:
+    """Return the name of the class of an optimizer."""
+    return type(optimizer).__name__
+
+
+def _check_share(kept: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    names = [name for name in own if name.startswith(_MODEL)]
+    num_own = sum(own[name].numel() for name in names)
+    num_kept = sum(own[name].numel() for name in names if name in kept)
+    if num_kept < _MIN_SHARE * num_own:
+        raise InvalidConfig(
+            f"The checkpoint is of another network: it has {num_kept} of the {num_own} weights of this one.",
+            hint="Give a new --run_dir, and --model.from_pretrained to start from the weights of a package.",
+        )
+
+
+def _carry_over_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, *, is_same_network: bool) -> list[str]:
+    [saved] = checkpoint["optimizer_states"]
+    own = optimizer.state_dict()
+    earlier, name = checkpoint.get("optimizer_name"), optimizer_name(optimizer)
+    sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
+    options = [{**each, "initial_lr": each["lr"]} for each in group_options(optimizer)]
+    for scheduler in checkpoint["lr_schedulers"]:
+        scheduler["base_lrs"] = [each["lr"] for each in options]
+    if is_same_network and earlier == name and sizes[0] == sizes[1]:
+        for group, new in zip(saved["param_groups"], options, strict=True):
+            group.update({option: new[option] for option in _HYPERPARAMETERS if option in new and option in group})
+        return []
+    groups = [{**group, **new} for group, new in zip(own["param_groups"], options, strict=True)]
+    checkpoint["optimizer_states"] = [{"state": {}, "param_groups": groups}]
+    reason = f"it was {earlier} and is {name}" if earlier != name else "its parameters have changed"
+    return [f"The optimizer starts with an empty state, because {reason}."]

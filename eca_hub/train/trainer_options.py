@@ -1,0 +1,179 @@
+"""Checks of the `--trainer.*` options before training: what Lightning offers and this project does not is refused.
+
+Every refusal names the option and what to use instead. `UNSUPPORTED` lists the options, `UNSUPPORTED_CALLBACKS` the
+callbacks of Lightning; all others work.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from eca_hub.errors import InvalidConfig
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "fsdp")
+
+
+class Unsupported(NamedTuple):
+    """An option of the Trainer that is refused."""
+
+    allowed: tuple[Any, ...]
+    """Values that change nothing."""
+    reason: str
+    hint: str
+
+
+UNSUPPORTED: dict[str, Unsupported] = {
+    "default_root_dir": Unsupported(
+        (None,), "everything of a run is written to its run folder", "Give --run_dir instead."
+    ),
+    "enable_checkpointing": Unsupported(
+        (None, False),
+        "eca-hub writes its own checkpoints, which resume to the bit",
+        "Leave it out; see --save.every_minutes, --save.every_steps and --save.keep.",
+    ),
+    "enable_model_summary": Unsupported((None, False), "the sizes are in the model card", "Use eca-hub complexity."),
+    "overfit_batches": Unsupported(
+        (0, 0.0),
+        "it replaces the sampler, on which the order of the batches and --resume depend",
+        "Give --trainer.limit_train_batches and --trainer.limit_val_batches, or a small data folder.",
+    ),
+    "use_distributed_sampler": Unsupported(
+        (False,), "the samplers of eca-hub already divide the images among the processes", "Leave it out."
+    ),
+    "barebones": Unsupported(
+        (False,), "it turns off the callbacks that save and evaluate the run", "Leave it out."
+    ),
+    "reload_dataloaders_every_n_epochs": Unsupported(
+        (0,), "the data loaders do not change between epochs", "Leave it out."
+    ),
+}  # fmt: skip
+"""Option of the Trainer to the reason why it is refused."""
+
+_OWN_AVERAGE = "the averaged weights would be validated and the others published. Give --model.ema_decay instead."
+_OWN_CHECKPOINTS = "eca-hub writes its own checkpoints; see --save.every_minutes, --save.every_steps and --save.keep."
+_OWN_SCHEDULE = (
+    "the steps of the learning-rate schedule would be wrong. Give --trainer.accumulate_grad_batches instead."
+)
+_OWN_WEIGHTS = "--resume and the package would miss what it changes. Give --model.freeze instead."
+
+UNSUPPORTED_CALLBACKS: dict[str, str] = {
+    "ModelCheckpoint": _OWN_CHECKPOINTS,
+    "OnExceptionCheckpoint": _OWN_CHECKPOINTS,
+    "StochasticWeightAveraging": _OWN_AVERAGE,
+    "WeightAveraging": _OWN_AVERAGE,
+    "EMAWeightAveraging": _OWN_AVERAGE,
+    "GradientAccumulationScheduler": _OWN_SCHEDULE,
+    "BaseFinetuning": _OWN_WEIGHTS,
+    "BackboneFinetuning": _OWN_WEIGHTS,
+    "ModelPruning": "the package would contain the weights before pruning.",
+    "BatchSizeFinder": "it saves checkpoints of its own. Give --data.batch_size.",
+    "LearningRateFinder": "it saves checkpoints of its own. Give --model.optim.lr.",
+    "RichProgressBar": "eca-hub has a progress bar; --trainer.enable_progress_bar false turns it off.",
+    "TQDMProgressBar": "eca-hub has a progress bar; --trainer.enable_progress_bar false turns it off.",
+}
+"""Callback of Lightning to what is wrong with it here."""
+
+
+def check_options(options: Mapping[str, Any], schedule: str) -> None:
+    """Check the options of the Trainer that need no Trainer.
+
+    Args:
+        options: The options, with instantiated callbacks and strategy.
+        schedule: `model.optim.schedule`.
+
+    Raises:
+        InvalidConfig: an option is not supported, or two of them contradict each other.
+    """
+    for name, unsupported in UNSUPPORTED.items():
+        if (value := options.get(name)) not in unsupported.allowed:
+            raise InvalidConfig(
+                f"--trainer.{name} {value} is not supported: {unsupported.reason}.", hint=unsupported.hint
+            )
+    for callback in _listed(options.get("callbacks")):
+        name = type(callback).__name__
+        if type(callback).__module__.startswith("lightning.") and name in UNSUPPORTED_CALLBACKS:
+            raise InvalidConfig(f"The callback {name} is not supported: {UNSUPPORTED_CALLBACKS[name]}")
+    strategy = options.get("strategy")
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
+        raise InvalidConfig(
+            f"--trainer.strategy {strategy} is not supported.",
+            hint=f"Give {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}.",
+        )
+    if schedule == "cosine" and options.get("max_epochs") == -1 and options.get("max_steps") in (None, -1):
+        raise InvalidConfig(
+            "--model.optim.schedule cosine needs the number of epochs or steps, and --trainer.max_epochs is -1.",
+            hint="Give --trainer.max_epochs or --trainer.max_steps, or --model.optim.schedule constant.",
+        )
+
+
+def check_monitors(callbacks: Iterable[Callback], logged: Callable[[], Iterable[str]]) -> None:
+    """Check the names that EarlyStopping monitors.
+
+    Args:
+        callbacks: All callbacks.
+        logged: Returns the names of the logged metrics.
+
+    Raises:
+        InvalidConfig: a name is never logged.
+    """
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.monitor not in (names := sorted(logged())):
+            raise InvalidConfig(
+                f"EarlyStopping monitors {callback.monitor!r}, which is not logged.",
+                hint=f"Logged: {', '.join(names)}.",
+            )
+
+
+def check_validation(trainer: Trainer, num_batches: int, *, is_needed: bool) -> None:
+    """Check that the run validates at least once, because the best validated weights are published.
+
+    Args:
+        trainer: The trainer, before training.
+        num_batches: Training batches of an epoch in one process.
+        is_needed: Whether the best weights are published, not the last.
+
+    Raises:
+        InvalidConfig: no validation would take place.
+    """
+    if isinstance(trainer.limit_train_batches, int):
+        num_batches = min(num_batches, trainer.limit_train_batches)
+    else:
+        num_batches = max(int(num_batches * trainer.limit_train_batches), 1)
+    interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if isinstance(interval, int) and every is not None and interval > num_batches and trainer.limit_val_batches:
+        raise InvalidConfig(
+            f"--trainer.val_check_interval {interval} is more than the {num_batches} batches of an epoch.",
+            hint="Give a smaller one, or --trainer.check_val_every_n_epoch null to count over epochs.",
+        )
+    if not is_needed:
+        return
+    hint = "Validate more often, train longer, or give --save.keep last to publish the last weights."
+    if trainer.limit_val_batches == 0:
+        raise InvalidConfig(
+            "--trainer.limit_val_batches 0 turns off validation, so no weights are the best.", hint=hint
+        )
+    num_epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    if trainer.max_steps > 0:
+        steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
+        num_epochs = min(num_epochs, math.ceil(trainer.max_steps / steps_per_epoch))
+    if every is not None and every > num_epochs:
+        raise InvalidConfig(
+            f"--trainer.check_val_every_n_epoch {every} never validates in {num_epochs} epochs, so no weights are the "
+            "best.",
+            hint=hint,
+        )
+    if every is None and isinstance(interval, int) and interval > num_epochs * num_batches:
+        raise InvalidConfig(
+            f"--trainer.val_check_interval {interval} never validates in {num_epochs * num_batches} batches, so no "
+            "weights are the best.",
+            hint=hint,
+        )
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]

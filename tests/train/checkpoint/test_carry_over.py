@@ -1,0 +1,101 @@
+"""What a checkpoint keeps for a run with another configuration."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
+
+HEAD = {"1.weight", "1.bias"}
+LABELS = ["cat", "dog"]
+
+
+def network(num_classes: int = 2, width: int = 64) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, width), nn.Linear(width, num_classes))
+
+
+def sgd(model: nn.Module, **options: Any) -> Optimizer:
+    return SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4} | options)
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def checkpoint_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """A checkpoint after one step."""
+    scheduler = LambdaLR(optimizer, lambda step: 0.5)
+    torch.autograd.backward(model(torch.ones(2, 8)).square().sum())
+    optimizer.step()
+    return copy.deepcopy(
+        {
+            "state_dict": state_of(model),
+            "ema": model.state_dict(),
+            "optimizer_states": [optimizer.state_dict()],
+            "optimizer_name": optimizer_name(optimizer),
+            "lr_schedulers": [scheduler.state_dict()],
+            "labels": LABELS,
+        }
+    )
+
+
+def test_an_unchanged_run_keeps_everything() -> None:
+    model = network()
+    checkpoint = checkpoint_of(model, sgd(model))
+    before = copy.deepcopy(checkpoint)
+    assert carry_over(checkpoint, state_of(model), HEAD, sgd(model), LABELS) == []
+    for name in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(checkpoint[name], before[name], rtol=0, atol=0)
+
+
+def test_changed_hyperparameters_are_used_and_the_momentum_is_kept() -> None:
+    model = network()
+    checkpoint = checkpoint_of(model, sgd(model))
+    optimizer = sgd(model, lr=0.3, momentum=0.1, weight_decay=0.5)
+    assert carry_over(checkpoint, state_of(model), HEAD, optimizer, LABELS) == []
+    [state] = checkpoint["optimizer_states"]
+    [group] = state["param_groups"]
+    assert (group["lr"], group["initial_lr"], group["momentum"], group["weight_decay"]) == (0.3, 0.3, 0.1, 0.5)
+    assert checkpoint["lr_schedulers"][0]["base_lrs"] == [0.3]
+    assert len(state["state"]) == 4
+
+
+def test_another_optimizer_starts_with_an_empty_state_and_says_so() -> None:
+    model = network()
+    checkpoint = checkpoint_of(model, sgd(model))
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    [note] = carry_over(checkpoint, state_of(model), HEAD, optimizer, LABELS)
+    assert note == "The optimizer starts with an empty state, because it was SGD and is AdamW."
+    assert checkpoint["optimizer_states"][0]["state"] == {}
+    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    assert optimizer.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes"), [(["cat", "dog", "emu"], 3), (["dog", "cat"], 2)], ids=["more", "reordered"]
+)
+def test_other_labels_get_a_new_head_and_keep_the_rest(labels: list[str], num_classes: int) -> None:
+    model, changed = network(), network(num_classes)
+    checkpoint = checkpoint_of(model, sgd(model))
+    notes = carry_over(checkpoint, state_of(changed), HEAD, sgd(changed), labels)
+    assert notes[0] == "New weights, which the checkpoint does not have: 1.bias, 1.weight."
+    assert notes[1].startswith("The optimizer starts with an empty state")
+    assert torch.equal(checkpoint["state_dict"]["model.0.weight"], model.state_dict()["0.weight"])
+    assert torch.equal(checkpoint["state_dict"]["model.1.weight"], changed.state_dict()["1.weight"])
+    assert {name: tensor.shape for name, tensor in checkpoint["ema"].items()} == {
+        name: tensor.shape for name, tensor in changed.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("other", [lambda: network(width=9), lambda: nn.Sequential(nn.Identity(), nn.Linear(99, 99))])
+def test_a_checkpoint_of_another_network_is_refused(other: Callable[[], nn.Module]) -> None:
+    model, changed = network(), other()
+    with pytest.raises(InvalidConfig, match="The checkpoint is of another network"):
+        carry_over(checkpoint_of(model, sgd(model)), state_of(changed), HEAD, sgd(changed), LABELS)

@@ -1,0 +1,142 @@
+"""Every option of Lightning's Trainer works, or is refused before training with the reason and what to use instead."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer, callbacks
+
+from eca_hub.train.trainer_options import UNSUPPORTED, UNSUPPORTED_CALLBACKS
+from tests.train.runs import CONFIG, fit
+
+ONE_EPOCH = CONFIG.replace("max_epochs: 3", "max_epochs: 1")
+CONSTANT = ("--model.optim.schedule", "constant")
+WORKING: dict[str, tuple[str, ...]] = {
+    "accelerator": ("cpu",),
+    "strategy": ("ddp",),
+    "devices": ("1",),
+    "num_nodes": ("1",),
+    "precision": ("bf16-mixed",),
+    "logger": ("CSVLogger", "--trainer.logger.save_dir", "{run}/log"),
+    "callbacks": ("EarlyStopping", "--trainer.callbacks.monitor", "val_loss"),
+    "fast_dev_run": ("true",),
+    "max_epochs": ("-1", "--trainer.max_time", "00:00:00:01", *CONSTANT),
+    "min_epochs": ("1",),
+    "max_steps": ("3",),
+    "min_steps": ("2",),
+    "max_time": ("00:00:00:01",),
+    "limit_train_batches": ("0.5",),
+    "limit_val_batches": ("1",),
+    "limit_test_batches": ("1",),
+    "limit_predict_batches": ("1",),
+    "val_check_interval": ("2",),
+    "check_val_every_n_epoch": ("1",),
+    "num_sanity_val_steps": ("1",),
+    "log_every_n_steps": ("1",),
+    "enable_progress_bar": ("false",),
+    "accumulate_grad_batches": ("2",),
+    "gradient_clip_val": ("1.0",),
+    "gradient_clip_algorithm": ("value", "--trainer.gradient_clip_val", "0.1"),
+    "deterministic": ("true",),
+    "benchmark": ("false",),
+    "inference_mode": ("false",),
+    "profiler": ("simple",),
+    "detect_anomaly": ("true",),
+    "plugins": ("null",),
+    "sync_batchnorm": ("false",),
+    "enable_autolog_hparams": ("false",),
+    "model_registry": ("null",),
+}
+REFUSED: dict[str, tuple[str, ...]] = {
+    "default_root_dir": ("elsewhere",),
+    "enable_checkpointing": ("true",),
+    "enable_model_summary": ("true",),
+    "overfit_batches": ("1",),
+    "use_distributed_sampler": ("true",),
+    "barebones": ("true",),
+    "reload_dataloaders_every_n_epochs": ("1",),
+}
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "no GPU": (("--trainer.accelerator", "gpu"), "No supported gpu backend found"),
+    "a strategy that spawns": (("--trainer.strategy", "ddp_spawn"), "--trainer.strategy ddp_spawn is not supported"),
+    "a misspelled monitor": (
+        ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),
+        "EarlyStopping monitors 'val/loss', which is not logged. Logged: lr, train_loss,",
+    ),
+    "validation too rarely": (
+        ("--trainer.check_val_every_n_epoch", "2"),
+        "--trainer.check_val_every_n_epoch 2 never validates in 1 epochs",
+    ),
+    "validation after more batches than there are": (
+        ("--trainer.val_check_interval", "9"),
+        "--trainer.val_check_interval 9 is more than the 4 batches of an epoch",
+    ),
+    "no validation": (("--trainer.limit_val_batches", "0"), "--trainer.limit_val_batches 0 turns off validation"),
+    "a cosine without an end": (
+        ("--trainer.max_epochs", "-1"),
+        "--model.optim.schedule cosine needs the number of epochs or steps",
+    ),
+}
+
+
+def test_the_table_has_every_option_of_the_trainer() -> None:
+    options = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+    assert WORKING.keys() | REFUSED.keys() == options
+    assert REFUSED.keys() == UNSUPPORTED.keys()
+
+
+def test_every_refused_callback_is_one_of_lightning() -> None:
+    assert set(UNSUPPORTED_CALLBACKS) <= set(dir(callbacks))
+
+
+def refused(options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the sentence with which a run is refused before it has written anything."""
+    assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert "epoch 1" not in captured.out
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    return captured.err
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_a_refused_option_is_one_sentence(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused((f"--trainer.{option}", *REFUSED[option]), tmp_path, capsys)
+    assert f"--trainer.{option} " in said
+    assert f"is not supported: {UNSUPPORTED[option].reason}. {UNSUPPORTED[option].hint}" in said
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_before_training(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, sentence = MISTAKES[mistake]
+    assert sentence in refused(options, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ModelCheckpoint", ("--trainer.callbacks.monitor", "val_top1")), ("EMAWeightAveraging", ())],
+)
+def test_a_callback_that_cannot_work_is_refused(
+    name: str, options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(("--trainer.callbacks", name, *options), tmp_path, capsys)
+    assert f"The callback {name} is not supported: {UNSUPPORTED_CALLBACKS[name]}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("option", WORKING)
+def test_an_option_that_works_leaves_a_package(option: str, tmp_path: Path) -> None:
+    values = [value.format(run=tmp_path / "run") for value in WORKING[option]]
+    assert fit(tmp_path / "run", f"--trainer.{option}", *values, config=ONE_EPOCH) == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_the_last_weights_are_published_without_a_validation(tmp_path: Path) -> None:
+    options: tuple[Any, ...] = ("--trainer.limit_val_batches", "0", "--save.keep", "last")
+    assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert '"val_top1": null' in (tmp_path / "run" / "result.json").read_text()
