@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonargparse
 import yaml
@@ -18,7 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from eca_hub.atomic import write_atomic
 from eca_hub.commandline import SuggestionMixin
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, InvalidUsage
 from eca_hub.hub.client import check_model_id
 from eca_hub.hub.push import push_folder
 from eca_hub.train import data as data_modules
@@ -38,6 +38,7 @@ from eca_hub.train.run_folder import RunFolder, choose_run_dir, open_run_folder
 from eca_hub.train.tasks import Task, task_for
 from eca_hub.train.trainer_options import check_monitors, check_options, check_validation
 from eca_hub.train.training_module import TrainingModule
+from eca_hub.train.usage import explain_usage
 
 _IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
 _IMPORTABLE = ("eca_hub.train", *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies")))
@@ -52,6 +53,12 @@ _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "dat
 
 class RunArgumentParser(SuggestionMixin, LightningArgumentParser):
     """Lightning's parser, with the error messages of all commands."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise InvalidUsage, with a hint of its own for the mistakes that users of other tools make."""
+        if found := explain_usage(" ".join(message.split()), data_modules.__all__):
+            raise InvalidUsage(found[0], hint=found[1]) from None
+        super().error(message, ex)
 
 
 class RunCLI(LightningCLI):
@@ -162,13 +169,13 @@ class RunCLI(LightningCLI):
             if name in config["model"] and hasattr(self.model.config, name):
                 config["model"][name] = getattr(self.model.config, name)
         check_monitors(trainer.callbacks, self.model.logged_names)  # type: ignore[attr-defined]
-        num_images, batch_size = self.datamodule.num_images("train"), self.datamodule.batch_size * trainer.world_size
-        check_validation(trainer, max(num_images // batch_size, 1), is_needed=save.keep == "best")
         fingerprint = run_fingerprint(self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size)
         self.checkpoint = ResumableCheckpoint(
             folder.checkpoints, save, self.request, fingerprint, folder.resumed, allow_changes=config["allow_changes"]
         )
         self.checkpoint.check_limits(trainer.max_epochs, trainer.max_steps)
+        num_images, batch_size = self.datamodule.num_images("train"), self.datamodule.batch_size * trainer.world_size
+        check_validation(trainer, max(num_images // batch_size, 1), is_needed=save.keep == "best")
         trainer.callbacks.append(self.checkpoint)  # type: ignore[attr-defined]
 
     def before_fit(self) -> None:

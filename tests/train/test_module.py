@@ -96,7 +96,7 @@ def test_distillation_is_the_cross_entropy_and_the_softened_divergence_from_the_
     module = ImageClassifier(
         "resnet20", labels=LABELS, image=TINY.image, distill_from=str(tiny_package), **options
     ).eval()
-    monkeypatch.setattr(ImageClassifier, "trainer", SimpleNamespace(current_epoch=0, global_rank=0))
+    monkeypatch.setattr(ImageClassifier, "trainer", SimpleNamespace(current_epoch=0, global_rank=0, loggers=[]))
     pixels, targets = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
     loss = module.training_step(Batch(pixels, targets, torch.arange(4)), 0)
     student = module(pixels)

@@ -58,7 +58,10 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "reload_dataloaders_every_n_epochs": ("1",),
 }
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
-    "no GPU": (("--trainer.accelerator", "gpu"), "No supported gpu backend found"),
+    "no GPU": (
+        ("--trainer.accelerator", "gpu"),
+        "--trainer.accelerator gpu: torch finds no such device on this machine.",
+    ),
     "a strategy that spawns": (("--trainer.strategy", "ddp_spawn"), "--trainer.strategy ddp_spawn is not supported"),
     "a misspelled monitor": (
         ("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),

@@ -15,9 +15,9 @@ from eca_hub.errors import InvalidConfig
 _MODEL = "model."
 _MIN_SHARE = 0.5
 _HYPERPARAMETERS = (
-    "lr", "initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "alpha", "amsgrad",
+    "initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "alpha", "amsgrad",
 )  # fmt: skip
-"""Options of a parameter group that are set anew; others, such as counters, are state."""
+"""Options of a parameter group that are set anew. Others, such as counters, are state; `on_train_start` sets `lr`."""
 
 
 def carry_over(
