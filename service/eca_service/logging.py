@@ -6,6 +6,7 @@ Records are written by a thread, so that a reader of the log that stops reading 
 
 import json
 import logging
+import os
 import queue
 import sys
 import threading
@@ -52,6 +53,25 @@ class _DroppingHandler(QueueHandler):
             self.queue.put_nowait(record)
 
 
+class _FileDescriptorHandler(logging.Handler):
+    """Write without a buffer of Python's, whose lock would be held by a write that blocks at exit."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def createLock(self) -> None:  # noqa: N802
+        """Have no lock: one thread uses the handler, and `logging.shutdown` would wait for a write that blocks."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; without a reader it is dropped."""
+        line = (self.format(record) + "\n").encode(errors="backslashreplace")
+        with suppress(OSError):
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+
 @contextmanager
 def log_to_stderr(
     log_format: Literal["auto", "text", "json"], access_log: Literal["auto", "on", "off"]
@@ -64,7 +84,7 @@ def log_to_stderr(
     """
     is_terminal = sys.stderr.isatty()
     is_json = log_format == "json" or (log_format == "auto" and not is_terminal)
-    output = logging.StreamHandler(sys.stderr)
+    output = _FileDescriptorHandler(sys.stderr.fileno())
     output.setFormatter(JsonFormatter() if is_json else logging.Formatter(_TEXT))
     records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MAX_PENDING)
 

@@ -1,4 +1,4 @@
-"""Stand-ins: an event loop whose clock jumps, a runner behind a gate, models without a network."""
+"""Fakes: an event loop with a fake clock, a runner behind a gate, models without a network."""
 
 import asyncio
 import functools
@@ -31,7 +31,7 @@ class _FakeClockSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "everything waits for something that will not come"
+            assert timeout is not None, "every task waits for something that does not happen"
             self._loop.now_s += timeout
         return ready
 
@@ -48,13 +48,13 @@ class FakeClockLoop(asyncio.SelectorEventLoop):
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run on a jumping clock."""
+    """Run on a fake clock."""
     with asyncio.Runner(loop_factory=FakeClockLoop) as runner:
         return runner.run(work)
 
 
 def with_fake_clock(test: Callable[Params, Coroutine[Any, Any, None]]) -> Callable[Params, None]:
-    """A test that is a coroutine."""
+    """Run a coroutine test on a fake clock."""
 
     @functools.wraps(test)
     def run_it(*args: Params.args, **kwargs: Params.kwargs) -> None:
@@ -64,14 +64,14 @@ def with_fake_clock(test: Callable[Params, Coroutine[Any, Any, None]]) -> Callab
 
 
 async def settle() -> None:
-    """Let every task go on until it waits for something."""
+    """Run pending tasks until each waits for something."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 @dataclass
 class GatedRunner:
-    """Doubles numbers, when it is let."""
+    """Doubles numbers once its gate is open."""
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     batches: list[list[int]] = field(default_factory=list)
@@ -178,10 +178,10 @@ def fake_model(
     )
 
 
-def png(width: int = 8, height: int = 8, colour: str = "red") -> bytes:
-    """A small picture."""
+def png(width: int = 8, height: int = 8, color: str = "red") -> bytes:
+    """A small image."""
     file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    Image.new("RGB", (width, height), color).save(file, "PNG")
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The service as its own process, as an operator starts it."""
+"""`eca-hub serve` as a process."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ import eca_hub
 
 
 def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
-    """A package whose network was never trained: its answers are arbitrary, but always the same."""
+    """A package whose network was never trained: its results are arbitrary, but reproducible."""
     torch.manual_seed(seed)
     labels = tuple(f"digit {digit}" for digit in range(10))
     config = eca_hub.ModelConfig("resnet20", "eca", labels=labels, image=eca_hub.ImageConfig(32, 32, crop=1.0))
@@ -92,5 +92,5 @@ def served(*argv: str, cwd: Path | None = None, **environment: str) -> Iterator[
 
 
 def answers_of(client: Any, contents: list[bytes]) -> list[Any]:
-    """Post pictures one after the other."""
+    """Post images one after the other."""
     return [client.post("/v1/classify", content=content).json() for content in contents]

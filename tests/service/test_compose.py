@@ -1,4 +1,4 @@
-"""docker-compose.yml, walked without containers: each service's command, environment and healthcheck as processes."""
+"""docker-compose.yml without containers: each service's command, environment and healthcheck as local processes."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class Machine:
         text = re.sub(r"\$\{(\w+)(:[-?])?([^}]*)\}", fill, text)
         for service, spec in COMPOSE["services"].items():
             for mapping in spec.get("ports", ()):
-                assert mapping.startswith("127.0.0.1:"), "nothing is open beyond this machine"
+                assert mapping.startswith("127.0.0.1:"), "ports are published on loopback only"
                 inside = mapping.rsplit(":", 1)[1]
                 text = re.sub(rf"//({service}|127\.0\.0\.1):{inside}", f"//127.0.0.1:{self.ports[service]}", text)
                 text = re.sub(rf"^{inside}$", str(self.ports[service]), text)
@@ -80,7 +80,7 @@ class Machine:
         while subprocess.run(self.command(words), cwd=ROOT, check=False).returncode:
             assert process.poll() is None, (self.folder / f"{service}.log").read_text()
             assert time.monotonic() < deadline
-            # As an orchestrator does: asking without a pause would take the processor from what is asked.
+            # As an orchestrator does: polling without a pause would take the CPU from the service.
             time.sleep(0.2)
 
 
@@ -113,7 +113,7 @@ def is_job(name: str) -> bool:
 
 
 @pytest.mark.slow
-def test_the_services_come_up_in_order_answer_and_go_down(machine: Machine) -> None:
+def test_the_services_start_in_order_answer_and_stop(machine: Machine) -> None:
     running: dict[str, subprocess.Popen[bytes]] = {}
     dependencies = [spec.get("depends_on", {}) for spec in COMPOSE["services"].values()]
     needed = {name for one in dependencies for name, how in one.items() if how["condition"] == "service_healthy"}
@@ -130,9 +130,9 @@ def test_the_services_come_up_in_order_answer_and_go_down(machine: Machine) -> N
         refused = httpx2.post(f"{url}/v1/classify", content=png())
         assert refused.status_code == 401
         headers = {"authorization": f"Bearer {ENV['ECA_API_KEYS']}"}
-        answer = httpx2.post(f"{url}/v1/classify", content=png(), headers=headers)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["model"] == COMPOSE["services"]["service"]["environment"]["ECA_MODEL"]
+        response = httpx2.post(f"{url}/v1/classify", content=png(), headers=headers)
+        assert response.status_code == 200, response.text
+        assert response.json()["model"] == COMPOSE["services"]["service"]["environment"]["ECA_MODEL"]
         for name in reversed(list(running)):
             process = running.pop(name)
             process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What no line of the library or the service may do, read from their source."""
+"""Calls that are forbidden in the library and the service, found in their source."""
 
 import ast
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ FORBIDDEN_VALUES = {("MAX_IMAGE_PIXELS", None), ("LOAD_TRUNCATED_IMAGES", True)}
 
 
 def faults_in(source: str) -> Iterator[str]:
-    """Every line that does what it may not, with why."""
+    """Yield each forbidden call with its reason."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)

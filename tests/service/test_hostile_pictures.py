@@ -1,4 +1,4 @@
-"""Pictures as strangers send them, one after the other and many at once, to the process that operators start."""
+"""Hostile images, one after the other and many at once, against a running service."""
 
 import base64
 import threading
@@ -17,11 +17,11 @@ MAX_CPU_S = 2.0
 MAX_GROWTH_MIB = 440
 """Eight bytes for each of 50 megapixels, which are 381 MiB, and some for what decoding keeps in work."""
 MAX_KEPT_MIB = 240
-"""What may be left of all of them: activations, and pieces of pictures that are too small to go back to the system."""
+"""What may remain: activations, and freed blocks too small to return to the system."""
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Hostile]:
+def images() -> list[Hostile]:
     return [*hostile_images(), *hostile_jpegs(), *hostile_variants()]
 
 
@@ -34,21 +34,21 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def post(service: Served, hostile: Hostile) -> int:
-    answer = service.client.post("/v1/classify", content=hostile.data)
-    if answer.status_code != 200:
-        assert set(answer.json()["error"]) == {"code", "message", "hint", "request_id"}, hostile.name
-    return answer.status_code
+    response = service.client.post("/v1/classify", content=hostile.data)
+    if response.status_code != 200:
+        assert set(response.json()["error"]) == {"code", "message", "hint", "request_id"}, hostile.name
+    return response.status_code
 
 
-def test_there_are_hundreds_and_no_two_are_alike(pictures: list[Hostile]) -> None:
-    assert len(pictures) > 600
-    assert len({hostile.name for hostile in pictures}) == len(pictures)
+def test_there_are_hundreds_and_no_two_are_alike(images: list[Hostile]) -> None:
+    assert len(images) > 600
+    assert len({hostile.name for hostile in images}) == len(images)
 
 
-def test_each_gets_a_right_status_for_little_time_and_memory(service: Served, pictures: list[Hostile]) -> None:
+def test_each_gets_a_right_status_for_little_time_and_memory(service: Served, images: list[Hostile]) -> None:
     service.client.post("/v1/classify", content=encode(scene(), "PNG")).raise_for_status()
     start_mib, wrong, costly = service.forget_peak(), [], []
-    for hostile in pictures:
+    for hostile in images:
         begun_s, begun_mib = service.cpu_s(), service.forget_peak()
         status = post(service, hostile)
         if status not in hostile.statuses:
@@ -64,10 +64,10 @@ def test_each_gets_a_right_status_for_little_time_and_memory(service: Served, pi
     assert service.client.get("/readyz").status_code == 200
 
 
-def test_many_at_once_spoil_no_good_picture(service: Served, pictures: list[Hostile]) -> None:
+def test_many_at_once_spoil_no_good_picture(service: Served, images: list[Hostile]) -> None:
     good = Hostile("good", encode(scene(), "JPEG"), frozenset({200}))
     # Those of very many pixels go one after the other, and many at once would be late.
-    small = [hostile for hostile in pictures if len(hostile.data) < 2**20 and "megapixels" not in hostile.name]
+    small = [hostile for hostile in images if len(hostile.data) < 2**20 and "megapixels" not in hostile.name]
     mixed = [one for hostile in small for one in (hostile, good)]
     is_over, probes = threading.Event(), set[int]()
 
@@ -75,10 +75,10 @@ def test_many_at_once_spoil_no_good_picture(service: Served, pictures: list[Host
         while not is_over.is_set():
             probes.update(service.client.get(path).status_code for path in ("/healthz", "/readyz"))
 
-    with ThreadPoolExecutor(9) as callers:
-        probing = callers.submit(probe)
+    with ThreadPoolExecutor(9) as clients:
+        probing = clients.submit(probe)
         try:
-            statuses = list(callers.map(lambda hostile: post(service, hostile), mixed))
+            statuses = list(clients.map(lambda hostile: post(service, hostile), mixed))
         finally:
             is_over.set()
         probing.result()
@@ -88,14 +88,14 @@ def test_many_at_once_spoil_no_good_picture(service: Served, pictures: list[Host
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/svg+xml", "image/x-icon", "application/octet-stream"])
-def test_what_it_is_called_does_not_matter(service: Served, pictures: list[Hostile], content_type: str) -> None:
-    for hostile in pictures[::20]:
-        answer = service.client.post("/v1/classify", content=hostile.data, headers={"content-type": content_type})
-        assert answer.status_code in hostile.statuses, hostile.name
+def test_what_it_is_called_does_not_matter(service: Served, images: list[Hostile], content_type: str) -> None:
+    for hostile in images[::20]:
+        response = service.client.post("/v1/classify", content=hostile.data, headers={"content-type": content_type})
+        assert response.status_code in hostile.statuses, hostile.name
 
 
-def test_in_a_form_and_in_json_they_fare_the_same(service: Served, pictures: list[Hostile]) -> None:
-    for hostile in pictures[::15]:
+def test_in_a_form_and_in_json_they_fare_the_same(service: Served, images: list[Hostile]) -> None:
+    for hostile in images[::15]:
         form = service.client.post("/v1/classify", files={"file": ("../../cat.png", hostile.data, "image/png")})
         text = {"images": [base64.b64encode(hostile.data).decode()]}
         assert form.status_code in hostile.statuses, hostile.name

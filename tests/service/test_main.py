@@ -1,4 +1,4 @@
-"""The real thing: a process, a socket, a network."""
+"""The service as a process with a real network."""
 
 import concurrent.futures
 import math
@@ -23,7 +23,7 @@ from eca_service.http.server import DAEMON_THREADS
 from tests.service.fakes import png
 from tests.service.server_process import Served, answers_of, save_tiny_package, served, start
 
-PICTURES = [png(40, 30, colour) for colour in ("red", "green", "blue", "white", "black", "orange", "teal", "gray")]
+IMAGES = [png(40, 30, color) for color in ("red", "green", "blue", "white", "black", "orange", "teal", "gray")]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(package: Path) -> Iterator[Served]:
-    # Served from where the folder's path reads like a model id.
+    # The working folder makes the package's path look like a model id.
     arguments = ("--model", "acme/digits", "--header_timeout_s", "0.5", "--body_timeout_s", "1")
     with served(*arguments, cwd=package.parent.parent) as running:
         assert running.client.get("/healthz").status_code == 200, "healthy before it is ready"
@@ -41,9 +41,9 @@ def service(package: Path) -> Iterator[Served]:
         yield running
 
 
-def test_the_served_answer_is_the_librarys_answer(service: Served, package: Path) -> None:
+def test_the_service_returns_what_the_library_returns(service: Served, package: Path) -> None:
     classifier = eca_hub.Classifier.from_pretrained(package)
-    for content in PICTURES:
+    for content in IMAGES:
         body = service.client.post("/v1/classify?top_k=10", content=content).json()
         expected = classifier.predict(content, top_k=10)
         assert body["model"] == "acme/digits"
@@ -54,33 +54,33 @@ def test_the_served_answer_is_the_librarys_answer(service: Served, package: Path
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_a_load_balancer_may_ask_for_the_head_of_a_probe(service: Served, path: str) -> None:
-    answer = service.client.head(path)
-    assert (answer.status_code, answer.content) == (200, b"")
+def test_probes_support_head(service: Served, path: str) -> None:
+    response = service.client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client leaves its connection open
-def test_hugging_faces_own_client_is_answered(service: Served, package: Path, tmp_path: Path) -> None:
+def test_the_inference_client_of_hugging_face_works(service: Served, package: Path, tmp_path: Path) -> None:
     classifier = eca_hub.Classifier.from_pretrained(package)
     client = huggingface_hub.InferenceClient(model=f"{service.url}/models/acme/digits", token="unused")
     file = tmp_path / "red.png"
-    file.write_bytes(PICTURES[0])
-    expected = classifier.predict(PICTURES[0], top_k=5)
-    for answer in (client.image_classification(PICTURES[0]), client.image_classification(file)):
-        assert [one.label for one in answer] == [one.label for one in expected]
-        assert [one.score for one in answer] == pytest.approx([one.score for one in expected], abs=1e-4)
+    file.write_bytes(IMAGES[0])
+    expected = classifier.predict(IMAGES[0], top_k=5)
+    for response in (client.image_classification(IMAGES[0]), client.image_classification(file)):
+        assert [one.label for one in response] == [one.label for one in expected]
+        assert [one.score for one in response] == pytest.approx([one.score for one in expected], abs=1e-4)
     assert len(client.image_classification(file, top_k=2)) == 2
     sigmoid = client.image_classification(file, top_k=10, function_to_apply="sigmoid")
     logits = client.image_classification(file, top_k=10, function_to_apply="none")
     assert [one.score for one in sigmoid] == pytest.approx([1 / (1 + math.exp(-one.score)) for one in logits])
 
 
-def test_concurrent_callers_share_batches_and_each_gets_its_own_answer(service: Served) -> None:
-    expected = {content: service.client.post("/v1/classify", content=content).json() for content in PICTURES}
-    with concurrent.futures.ThreadPoolExecutor(16) as callers:
-        contents = PICTURES * 16
+def test_concurrent_clients_share_batches_and_each_gets_its_own_result(service: Served) -> None:
+    expected = {content: service.client.post("/v1/classify", content=content).json() for content in IMAGES}
+    with concurrent.futures.ThreadPoolExecutor(16) as clients:
+        contents = IMAGES * 16
         bodies = list(
-            callers.map(lambda content: service.client.post("/v1/classify", content=content).json(), contents)
+            clients.map(lambda content: service.client.post("/v1/classify", content=content).json(), contents)
         )
     for content, body in zip(contents, bodies, strict=True):
         assert body["predictions"][0]["label"] == expected[content]["predictions"][0]["label"]
@@ -93,25 +93,25 @@ def test_concurrent_callers_share_batches_and_each_gets_its_own_answer(service: 
     ("content", "query", "status"),
     [
         (b"", "", 422),
-        (PICTURES[0][:40], "", 422),
+        (IMAGES[0][:40], "", 422),
         (b"%PDF-1.4", "", 422),
         (bytes(20 * 2**20), "", 413),
-        (PICTURES[0], "?model=acme/other", 404),
-        (PICTURES[0], "?top_k=0", 422),
-        (PICTURES[0], "?top_k=eleven", 422),
+        (IMAGES[0], "?model=acme/other", 404),
+        (IMAGES[0], "?top_k=0", 422),
+        (IMAGES[0], "?top_k=eleven", 422),
     ],
 )
 def test_a_bad_request_is_refused_and_the_next_one_works(
     service: Served, content: bytes, query: str, status: int
 ) -> None:
-    answer = service.client.post(f"/v1/classify{query}", content=content)
-    assert answer.status_code == status
-    assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
-    assert service.client.post("/v1/classify", content=PICTURES[0]).status_code == 200
+    response = service.client.post(f"/v1/classify{query}", content=content)
+    assert response.status_code == status
+    assert response.json()["error"]["request_id"] == response.headers["x-request-id"]
+    assert service.client.post("/v1/classify", content=IMAGES[0]).status_code == 200
 
 
 def talk(service: Served, *pieces: bytes, within_s: float = 4) -> bytes:
-    """Send raw bytes and read until the service hangs up."""
+    """Send raw bytes and read until the service disconnects."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=within_s) as peer:
         for piece in pieces:
             peer.sendall(piece)
@@ -122,11 +122,11 @@ def talk(service: Served, *pieces: bytes, within_s: float = 4) -> bytes:
 
 
 @pytest.mark.parametrize("head", [b"", b"POST /v1/cla", b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nX-A: "])
-def test_a_head_that_does_not_come_ends_the_connection(service: Served, head: bytes) -> None:
+def test_headers_that_do_not_arrive_end_the_connection(service: Served, head: bytes) -> None:
     assert talk(service, head) == b""
 
 
-def test_a_body_that_does_not_come_is_answered_and_ends_the_connection(service: Served) -> None:
+def test_a_body_that_does_not_arrive_gets_408_and_ends_the_connection(service: Served) -> None:
     received = talk(service, b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"body_timeout"' in received
@@ -144,31 +144,31 @@ def test_a_body_that_does_not_come_is_answered_and_ends_the_connection(service: 
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: a\x00b\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_refused_in_the_same_shape(service: Served, head: bytes) -> None:
+def test_malformed_http_is_refused_in_the_same_shape(service: Served, head: bytes) -> None:
     received = talk(service, head)
     assert received.startswith(b"HTTP/1.1 400 ")
     assert b'"bad_http"' in received
 
 
-def test_a_huge_head_is_refused(service: Served) -> None:
+def test_huge_headers_are_refused(service: Served) -> None:
     start_of_head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     many = b"".join(b"X-%d: y\r\n" % number for number in range(500))
     for more in (b"X: " + b"a" * 100_000 + b"\r\n", many):
         assert talk(service, start_of_head + more + b"\r\n")[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")
 
 
-def test_a_body_in_hundreds_of_thousands_of_pieces_is_refused_at_once(service: Served) -> None:
+def test_a_body_in_hundreds_of_thousands_of_chunks_is_refused(service: Served) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     started = time.monotonic()
     received = talk(service, head, b"1\r\nx\r\n" * 300_000)
     assert received.startswith(b"HTTP/1.1 400 ")
     assert b'"bad_http"' in received
     assert time.monotonic() - started < 1.5
-    answer = service.client.get("/metrics").text
-    assert "eca_body_bytes 0" in answer, "what had come of it is forgotten"
+    response = service.client.get("/metrics").text
+    assert "eca_body_bytes 0" in response, "what had arrived of it is freed"
 
 
-def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(service: Served) -> None:
+def test_a_body_with_too_large_a_content_length_is_refused_before_it_is_sent(service: Served) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=4) as peer:
         peer.sendall(
             b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11000000\r\nExpect: 100-continue\r\n\r\n"
@@ -176,53 +176,53 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(service
         assert peer.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_signal_ends_it_in_good_order(package: Path) -> None:
+def test_sigterm_shuts_it_down_gracefully(package: Path) -> None:
     with served("--model", str(package)) as running:
         running.wait_until_ready()
         idle = socket.create_connection(("127.0.0.1", running.port))
-        with idle, concurrent.futures.ThreadPoolExecutor(8) as callers:
-            content = PICTURES[0]
-            asked = [callers.submit(running.client.post, "/v1/classify", content=content) for _ in range(8)]
+        with idle, concurrent.futures.ThreadPoolExecutor(8) as clients:
+            content = IMAGES[0]
+            asked = [clients.submit(running.client.post, "/v1/classify", content=content) for _ in range(8)]
             concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
             started = time.monotonic()
             assert running.stop(signal.SIGTERM) == 0
-            assert time.monotonic() - started < 8, "the idle connection was waited for"
-            # Who has not even connected by then may be refused.
+            assert time.monotonic() - started < 8, "shutdown waited for the idle connection"
+            # A client that has not connected by then may be refused.
             answered = [one for one in asked if not isinstance(one.exception(), httpx2.ConnectError)]
             assert {one.result().status_code for one in answered} == {200}
         assert running.process.stdout is not None
         assert running.process.stdout.read() == "", "one line on standard output, no more"
 
 
-def test_while_it_drains_it_answers_and_a_second_signal_ends_it_at_once(package: Path) -> None:
+def test_it_answers_while_draining_and_a_second_signal_exits_at_once(package: Path) -> None:
     with served("--model", str(package), "--drain_delay_s", "60") as running:
         running.wait_until_ready()
         running.process.send_signal(signal.SIGTERM)
         running.wait_for_log("draining")
         assert running.client.get("/readyz").json()["error"]["code"] == "not_ready"
-        assert running.client.post("/v1/classify", content=PICTURES[0]).status_code == 200
+        assert running.client.post("/v1/classify", content=IMAGES[0]).status_code == 200
         started = time.monotonic()
         assert running.stop(signal.SIGTERM) == 128 + signal.SIGTERM
         assert time.monotonic() - started < 2
 
 
-def test_a_signal_while_it_loads_ends_it_too(package: Path) -> None:
+def test_a_signal_during_loading_shuts_it_down(package: Path) -> None:
     with served("--model", str(package)) as running:
         assert running.client.get("/readyz").status_code == 503
         assert running.stop(signal.SIGINT) == 0
 
 
-def test_weights_that_are_overwritten_on_disk_change_no_answer(package: Path, tmp_path: Path) -> None:
+def test_weights_that_are_overwritten_on_disk_change_no_result(package: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(package, tmp_path / "digits"))
     with served("--model", str(copied)) as running:
         running.wait_until_ready()
 
         def scores() -> list[float]:
-            answers = answers_of(running.client, PICTURES)
-            return [one["score"] for answer in answers for one in answer["predictions"]]
+            responses = answers_of(running.client, IMAGES)
+            return [one["score"] for response in responses for one in response["predictions"]]
 
         before, weights = scores(), copied / "model.safetensors"
-        # In place, as a careless copy does: a mapped file would change under the network, or end the process.
+        # In place, as cp does: a memory-mapped file would change the network or crash the process.
         with weights.open("r+b") as file:
             file.seek(weights.stat().st_size // 2)
             file.write(b"\xff" * 4096)
@@ -232,7 +232,7 @@ def test_weights_that_are_overwritten_on_disk_change_no_answer(package: Path, tm
         assert running.client.get("/readyz").status_code == 200
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(package: Path, tmp_path: Path) -> None:
+def test_a_named_pipe_in_place_of_a_file_does_not_block(package: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(package, tmp_path / "digits"))
     for name in ("model.safetensors", "config.json"):
         (copied / name).unlink()
@@ -243,12 +243,12 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(package: Path, tmp_path
         assert "Traceback" not in err
 
 
-def test_who_is_in_a_batch_with_others_gets_the_answer_it_gets_alone(service: Served) -> None:
-    alone = [answer["predictions"] for answer in answers_of(service.client, PICTURES)]
-    files = [("file", ("a.png", content, "image/png")) for content in PICTURES]
-    answer = service.client.post("/v1/classify", files=files).json()
-    assert max(result["batch_size"] for result in answer["results"]) > 1
-    for result, expected in zip(answer["results"], alone, strict=True):
+def test_an_image_gets_the_same_result_in_a_batch_and_alone(service: Served) -> None:
+    alone = [response["predictions"] for response in answers_of(service.client, IMAGES)]
+    files = [("file", ("a.png", content, "image/png")) for content in IMAGES]
+    response = service.client.post("/v1/classify", files=files).json()
+    assert max(result["batch_size"] for result in response["results"]) > 1
+    for result, expected in zip(response["results"], alone, strict=True):
         assert result["predictions"][0]["label"] == expected[0]["label"]
         scores = {one["label"]: one["score"] for one in result["predictions"]}
         assert scores == pytest.approx({one["label"]: one["score"] for one in expected}, abs=1e-5)
@@ -257,14 +257,14 @@ def test_who_is_in_a_batch_with_others_gets_the_answer_it_gets_alone(service: Se
 @pytest.mark.parametrize(
     ("name", "lasts_s", "code"), [("engine", "0", 3), ("engine", "1e6", 3), ("somebody else's", "1e6", 3)]
 )
-def test_at_the_end_our_threads_are_waited_for_but_not_for_ever(name: str, lasts_s: str, code: int) -> None:
+def test_daemon_threads_are_joined_with_a_timeout_at_exit(name: str, lasts_s: str, code: int) -> None:
     thread = f"threading.Thread(target=threading.Event().wait, args=({lasts_s},), name={name!r}, daemon=True)"
     load = "import threading; from eca_service.http.server import join_daemon_threads"
     program = f"{load}; {thread}.start(); join_daemon_threads(0.5); exit(3)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == code
 
 
-def test_every_thread_that_python_does_not_wait_for_is_known() -> None:
+def test_every_daemon_thread_is_listed() -> None:
     sources = [file.read_text() for file in Path(service_package.__file__).parent.rglob("*.py")]
     daemons = [line for source in sources for line in re.findall(r"threading\.Thread\(.*daemon=True.*", source)]
     names = {found[1] for line in daemons if (found := re.search(r'name="([^"]+)"', line))}

@@ -1,4 +1,4 @@
-"""The local hub under the service's own port: the unmodified client over real sockets, and the service undisturbed."""
+"""The local hub mounted at /hub: the unmodified Hub client over real sockets, beside the service."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def test_a_model_is_published_to_the_service_and_pulled_from_it(
         assert [model.id for model in api.list_models()] == ["acme/tiny"]
         pulled = eca_hub.Classifier.from_pretrained("acme/tiny", "v1", endpoint=endpoint)
         assert pulled.revision == published.revision
-        # The keys of the one are nothing to the other.
+        # Keys of the service are not tokens of the hub.
         assert service.client.get("/v1/models").status_code == 401
         key = {"Authorization": "Bearer key-of-the-service"}
         assert service.client.get("/v1/models", headers=key).status_code == 200
@@ -44,7 +44,7 @@ def test_a_model_is_published_to_the_service_and_pulled_from_it(
         assert store.folders()
 
 
-def test_without_a_hub_there_is_none(tmp_path: Path) -> None:
+def test_without_hub_root_no_hub_is_served(tmp_path: Path) -> None:
     with served("--model", str(save_tiny_package(tmp_path / "package"))) as service:
         assert service.client.get("/hub/api/models").status_code == 404
 
@@ -57,7 +57,7 @@ def test_without_a_hub_there_is_none(tmp_path: Path) -> None:
         (("--hub_root", "hub", "--hub_users", "nothing.json"), "nothing.json cannot be read"),
     ],
 )
-def test_a_mistake_is_said_before_anything_is_served(
+def test_a_mistake_is_reported_before_anything_is_served(
     options: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def test_a_mistake_is_said_before_anything_is_served(
         main(["--model", "acme/digits", "--port", "0", *options])
 
 
-def test_a_hub_that_other_machines_reach_needs_users() -> None:
+def test_a_hub_beyond_loopback_requires_users() -> None:
     with pytest.raises(EcaHubError, match="which has no users file"):
         check_hub_bind_address("0.0.0.0", "hub", "")
     for host, root, users in (("0.0.0.0", "hub", "users.json"), ("127.0.0.1", "hub", ""), ("0.0.0.0", "", "")):

@@ -1,4 +1,4 @@
-"""Hundreds of callers who hang up, stall or come all at once: the process that operators start loses nothing."""
+"""Hundreds of clients that disconnect, stall or connect all at once: a running service leaks nothing."""
 
 import asyncio
 import random
@@ -16,8 +16,8 @@ import pytest
 from tests.images.image_files import encode, scene
 from tests.service.server_process import Served, save_tiny_package, served
 
-PICTURE = encode(scene(), "JPEG")
-HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(PICTURE)
+IMAGE = encode(scene(), "JPEG")
+HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(IMAGE)
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -35,15 +35,15 @@ def service(package: Path) -> Iterator[Served]:
 
 
 def wake(running: Served) -> None:
-    """Have all threads started that answer pictures."""
-    # An idle connection lives for a second, which a busy machine may need for the next question.
+    """Start all threads that handle images."""
+    # An idle connection is closed after a second, which a busy machine may need for the next request.
     running.client.headers["connection"] = "close"
     running.wait_until_ready()
 
-    async def callers() -> list[int]:
+    async def clients() -> list[int]:
         return await asyncio.gather(*(ask(running) for _ in range(8)))
 
-    assert asyncio.run(callers()) == [200] * 8
+    assert asyncio.run(clients()) == [200] * 8
 
 
 class Vitals(NamedTuple):
@@ -52,7 +52,7 @@ class Vitals(NamedTuple):
     body_bytes: int
     num_images: int
     unanswered: int
-    """Requests that came and did not end; the one that asks is the only one."""
+    """Requests that were received and have not ended: the one for these metrics."""
 
 
 def vitals_of(service: Served) -> Vitals:
@@ -74,12 +74,12 @@ def vitals_of(service: Served) -> Vitals:
 def ended(service: Served) -> Counter[int]:
     """How many classifications ended with which status."""
     text = service.client.get("/metrics").text
-    counts = re.findall(r'eca_requests_total\{route="/v1/classify",code="(\d+)"\} ([\d.]+)', text)
+    counts = re.findall(r'eca_requests_total\{code="(\d+)",route="/v1/classify"\} ([\d.]+)', text)
     return Counter({int(status): int(float(count)) for status, count in counts})
 
 
 async def calm_again(service: Served, before: Vitals) -> None:
-    """Wait until nothing of a storm is left in the process."""
+    """Wait until files, threads and memory are as before."""
     for _ in range(400):
         if (now := vitals_of(service)) == before:
             return
@@ -92,25 +92,25 @@ async def connect(service: Served) -> tuple[asyncio.StreamReader, asyncio.Stream
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Hang up as a phone does in a tunnel: the peer gets a reset, no farewell."""
+    """Disconnect with a reset, as a phone does in a tunnel."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     writer.transport.abort()
 
 
 async def ask(service: Served) -> int:
-    """One request over a connection of its own: the status of its answer."""
+    """One request over a connection of its own: the status of its response."""
     reader, writer = await connect(service)
     try:
-        writer.write(HEAD + PICTURE)
+        writer.write(HEAD + IMAGE)
         return int((await reader.readuntil(b"\r\n")).split()[1])
     finally:
         writer.close()
 
 
 async def leave(service: Served, dice: random.Random) -> None:
-    """Hang up somewhere between the first byte of the head and the answer."""
+    """Disconnect somewhere between the first byte and the response."""
     _, writer = await connect(service)
-    whole = HEAD + PICTURE
+    whole = HEAD + IMAGE
     writer.write(whole[: dice.choice((5, len(HEAD), len(HEAD) + 100, len(whole) - 1, len(whole), len(whole)))])
     await writer.drain()
     for _ in range(dice.randrange(20)):
@@ -118,7 +118,7 @@ async def leave(service: Served, dice: random.Random) -> None:
     reset(writer)
 
 
-def test_callers_who_hang_up_anywhere_leave_nothing_behind(service: Served) -> None:
+def test_clients_that_disconnect_anywhere_leave_nothing_behind(service: Served) -> None:
     before, dice = vitals_of(service), random.Random(6)
 
     async def storm() -> None:
@@ -131,13 +131,13 @@ def test_callers_who_hang_up_anywhere_leave_nothing_behind(service: Served) -> N
     assert service.client.get("/readyz").status_code == 200
 
 
-def test_callers_who_stall_keep_nobody_from_being_answered(service: Served) -> None:
+def test_clients_that_stall_do_not_delay_others(service: Served) -> None:
     before = vitals_of(service)
 
     async def siege() -> None:
         stalled = [await connect(service) for _ in range(256)]
         for number, (_, writer) in enumerate(stalled):
-            writer.write((b"", b"POST", HEAD, HEAD + PICTURE[:10])[number % 4])
+            writer.write((b"", b"POST", HEAD, HEAD + IMAGE[:10])[number % 4])
         assert {await ask(service) for _ in range(20)} == {200}
         assert service.client.get("/healthz").status_code == 200
         ends = await asyncio.gather(*(reader.read() for reader, _ in stalled))
@@ -149,7 +149,7 @@ def test_callers_who_stall_keep_nobody_from_being_answered(service: Served) -> N
     asyncio.run(siege())
 
 
-def test_of_far_too_many_at_once_each_is_answered_or_told_to_come_back(package: Path) -> None:
+def test_of_far_too_many_requests_each_gets_a_result_or_429(package: Path) -> None:
     bounds = (
         "--max_inflight_images",
         "8",
@@ -165,23 +165,23 @@ def test_of_far_too_many_at_once_each_is_answered_or_told_to_come_back(package: 
         before, ended_before = vitals_of(running), ended(running)
 
         async def flood() -> tuple[Counter[int], list[Vitals]]:
-            callers = asyncio.gather(*(ask(running) for _ in range(400)))
+            clients = asyncio.gather(*(ask(running) for _ in range(400)))
             seen = []
-            while not callers.done():
+            while not clients.done():
                 seen.append(await asyncio.to_thread(vitals_of, running))
             await calm_again(running, before)
-            return Counter(await callers), seen
+            return Counter(await clients), seen
 
         statuses, seen = asyncio.run(flood())
         assert set(statuses) == {200, 429}
         assert statuses[200] >= 8
         assert max(vitals.num_images for vitals in seen) <= 8
         assert max(vitals.body_bytes for vitals in seen) <= 0.1 * 2**20
-        assert ended(running) - ended_before == statuses, "what callers saw is what was counted"
+        assert ended(running) - ended_before == statuses, "what clients saw is what was counted"
 
 
 async def ask_until_the_end(service: Served, statuses: list[int]) -> None:
-    """Ask again and again over a connection that is kept while the service keeps it, until nobody is let in."""
+    """Send requests over a kept-alive connection until the service refuses connections."""
     while True:
         try:
             reader, writer = await connect(service)
@@ -189,7 +189,7 @@ async def ask_until_the_end(service: Served, statuses: list[int]) -> None:
             return
         is_kept = True
         while is_kept:
-            writer.write(HEAD + PICTURE)
+            writer.write(HEAD + IMAGE)
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(int(re.findall(rb"content-length: (\d+)", head)[0]))
             statuses.append(int(head.split()[1]))
@@ -198,17 +198,17 @@ async def ask_until_the_end(service: Served, statuses: list[int]) -> None:
 
 
 @pytest.mark.parametrize("drain_delay_s", ["0", "0.5"])
-def test_whoever_was_let_in_is_answered_at_the_end(package: Path, drain_delay_s: str) -> None:
+def test_accepted_requests_are_answered_during_shutdown(package: Path, drain_delay_s: str) -> None:
     with served("--model", str(package), "--drain_delay_s", drain_delay_s) as running:
         running.wait_until_ready()
 
         async def scene_of_the_end() -> list[int]:
             statuses: list[int] = []
-            callers = [asyncio.create_task(ask_until_the_end(running, statuses)) for _ in range(16)]
+            clients = [asyncio.create_task(ask_until_the_end(running, statuses)) for _ in range(16)]
             while len(statuses) < 50:
                 await asyncio.sleep(0.01)
             running.process.send_signal(signal.SIGTERM)
-            await asyncio.gather(*callers)
+            await asyncio.gather(*clients)
             return statuses
 
         assert set(asyncio.run(scene_of_the_end())) == {200}

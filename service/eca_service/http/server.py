@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn import Config, Server
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from eca_service.http.dependencies import AppState
 
 _MAX_STARTUP_S = 30.0
-_ACCEPT_PENDING_S = 0.1
-"""How long the event loop needs at most to accept the connections that the kernel has queued."""
-
 DAEMON_THREADS = frozenset(["engine", "loader", "trim heap"])
 """Names of this program's daemon threads, which Python does not join at exit."""
 
@@ -128,9 +125,22 @@ class GracefulServer(Server):
         print(f"serving on {url_of(sockets[0])}", flush=True)  # noqa: T201
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept what the kernel has queued, close the port, answer open requests, end the app."""
-        await asyncio.sleep(_ACCEPT_PENDING_S)
+        """Accept what the kernel has queued, close the port, answer open requests, end the app.
+
+        Closing a listener resets the connections that the kernel has queued and the program has not accepted. So the
+        last ones are accepted and the port is closed without the event loop in between.
+        """
+        queued = [connection for listener in sockets or [] for connection in _accept_all(listener)]
+        for server in self.servers:
+            server.close()
+        for connection in queued:
+            await asyncio.get_running_loop().connect_accepted_socket(self._new_connection, connection)
         await super().shutdown(sockets)
+
+    def _new_connection(self) -> asyncio.Protocol:
+        http: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = http(self.config, self.server_state, app_state=self.lifespan.state)
+        return protocol
 
     def _on_signal(self, number: int) -> None:
         if self._drain_task is not None:
@@ -143,6 +153,13 @@ class GracefulServer(Server):
         self._state.bodies.shorten_deadlines()
         await asyncio.sleep(self._settings.drain_delay_s)
         self.should_exit = True
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """Accept the connections that are queued at a listener, which does not block."""
+    with contextlib.suppress(OSError):
+        while True:
+            yield listener.accept()[0]
 
 
 async def serve(app: "FastAPI", settings: Settings, listener: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""Who may change models, and what they are told."""
+"""/v1/models: listing, loading and unloading models."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -57,7 +57,7 @@ def test_a_model_is_loaded_and_unloaded(client: TestClient) -> None:
     refusal(client.delete("/v1/models/", headers=ADMIN), 404, "model_not_loaded")
 
 
-def test_another_revision_takes_the_place_of_the_one_that_runs(client: TestClient) -> None:
+def test_another_revision_replaces_the_loaded_one(client: TestClient) -> None:
     revision = "b" * 40
     loaded = client.post("/v1/models", json={"model": "acme/digits", "revision": revision}, headers=ADMIN)
     assert loaded.json()["revision"] == revision
@@ -73,14 +73,14 @@ def test_an_admin_key_is_needed_before_anything_is_read(client: TestClient) -> N
     refusal(client.delete("/v1/models/acme/digits", headers=ASKER), 403, "forbidden")
 
 
-def test_without_admin_keys_there_is_nothing_to_change_models_with() -> None:
+def test_without_admin_keys_models_cannot_be_changed() -> None:
     with TestClient(house(keys=(), admin_keys=())) as client:
         refusal(client.post("/v1/models", json={"model": "acme/new"}, headers=ADMIN), 404, "not_found")
         refusal(client.delete("/v1/models/acme/digits", headers=ADMIN), 404, "not_found")
         assert client.get("/v1/models").status_code == 200
 
 
-def test_an_admin_key_alone_does_not_close_the_rest() -> None:
+def test_an_admin_key_alone_does_not_require_keys_for_inference() -> None:
     with TestClient(house(keys=())) as client:
         assert client.post("/v1/classify", content=b"7").status_code == 200
         refusal(client.post("/v1/models", json={"model": "acme/new"}), 401, "unauthorized")
@@ -108,18 +108,18 @@ def test_an_admin_key_alone_does_not_close_the_rest() -> None:
 def test_what_cannot_be_loaded_is_refused_and_changes_nothing(
     client: TestClient, model_id: str, status: int, code: str
 ) -> None:
-    answer = client.post("/v1/models", json={"model": model_id}, headers=ADMIN)
-    refusal(answer, status, code)
-    assert "passwd" not in answer.text
-    assert "SENTINEL" not in answer.text
+    response = client.post("/v1/models", json={"model": model_id}, headers=ADMIN)
+    refusal(response, status, code)
+    assert "passwd" not in response.text
+    assert "SENTINEL" not in response.text
     assert [model["id"] for model in client.get("/v1/models", headers=ASKER).json()["models"]] == ["acme/digits"]
     assert client.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize("revision", ["", "..", "a..b/../c", "-x", "a b", "a\0", "x" * 300, 7])
-def test_a_revision_that_cannot_be_one_is_refused(client: TestClient, revision: object) -> None:
-    answer = client.post("/v1/models", json={"model": "acme/new", "revision": revision}, headers=ADMIN)
-    refusal(answer, 422, "invalid_request")
+def test_an_invalid_revision_is_refused(client: TestClient, revision: object) -> None:
+    response = client.post("/v1/models", json={"model": "acme/new", "revision": revision}, headers=ADMIN)
+    refusal(response, 422, "invalid_request")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,6 @@ def test_a_revision_that_cannot_be_one_is_refused(client: TestClient, revision: 
     ],
 )
 def test_other_bodies_are_refused(client: TestClient, body: bytes, status: int, code: str) -> None:
-    answer = client.post("/v1/models", content=body, headers=ADMIN)
-    refusal(answer, status, code)
-    assert "SENTINEL" not in answer.text
+    response = client.post("/v1/models", content=body, headers=ADMIN)
+    refusal(response, status, code)
+    assert "SENTINEL" not in response.text

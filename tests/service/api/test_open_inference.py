@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, spoken by hand and by Triton's own client."""
+"""The Open Inference Protocol, over plain HTTP and with the client of Triton."""
 
 import base64
 import json
@@ -25,11 +25,11 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
-def refusal(answer: Any, status: int, code: str) -> str:
-    assert answer.status_code == status, answer.text
-    error = V2Error.model_validate(answer.json())
+def refusal(response: Any, status: int, code: str) -> str:
+    assert response.status_code == status, response.text
+    error = V2Error.model_validate(response.json())
     assert error.code == code
-    assert error.request_id == answer.headers["x-request-id"]
+    assert error.request_id == response.headers["x-request-id"]
     return error.error
 
 
@@ -61,12 +61,12 @@ def test_server_and_model_describe_themselves(client: TestClient) -> None:
 
 def test_json_in_and_json_out(client: TestClient) -> None:
     for path in (f"{URL}/infer", f"{URL}/versions/{REVISION}/infer"):
-        answer = client.post(path, json={"id": "mine-1"} | image(b"7", b"8"))
-        assert answer.status_code == 200, answer.text
-        InferResponse.model_validate(answer.json())
-        assert answer.json()["id"] == "mine-1"
-        assert answer.json()["model_version"] == REVISION
-        (output,) = answer.json()["outputs"]
+        response = client.post(path, json={"id": "mine-1"} | image(b"7", b"8"))
+        assert response.status_code == 200, response.text
+        InferResponse.model_validate(response.json())
+        assert response.json()["id"] == "mine-1"
+        assert response.json()["model_version"] == REVISION
+        (output,) = response.json()["outputs"]
         assert output["shape"] == [2, 10]
         assert output["data"] == pytest.approx([1 / (index + 1) for index in range(10)] * 2)
 
@@ -79,12 +79,12 @@ def test_bytes_in_and_bytes_out(client: TestClient) -> None:
         "parameters": {"binary_data_output": True},
     }
     body, headers = binary(document, elements(b"7", b"8"))
-    answer = client.post(f"{URL}/infer", content=body, headers=headers)
-    assert answer.status_code == 200, answer.text
-    length = int(answer.headers["inference-header-content-length"])
-    (output,) = json.loads(answer.content[:length])["outputs"]
+    response = client.post(f"{URL}/infer", content=body, headers=headers)
+    assert response.status_code == 200, response.text
+    length = int(response.headers["inference-header-content-length"])
+    (output,) = json.loads(response.content[:length])["outputs"]
     assert output["parameters"]["binary_data_size"] == 80
-    assert struct.unpack("<20f", answer.content[length:])[:2] == (1.0, 0.5)
+    assert struct.unpack("<20f", response.content[length:])[:2] == (1.0, 0.5)
 
 
 def test_pixels_need_no_decoding(client: TestClient) -> None:
@@ -99,15 +99,15 @@ def test_pixels_need_no_decoding(client: TestClient) -> None:
     assert client.post(f"{URL}/infer", content=body, headers=headers).status_code == 200
 
 
-def test_the_likeliest_classes_may_be_asked_for_by_name(client: TestClient) -> None:
+def test_the_top_classes_can_be_requested_by_name(client: TestClient) -> None:
     for wants_bytes in (False, True):
         wanted = {"name": "scores", "parameters": {"classification": 2, "binary_data": wants_bytes}}
-        answer = client.post(f"{URL}/infer", json=image(b"7") | {"outputs": [wanted]})
+        response = client.post(f"{URL}/infer", json=image(b"7") | {"outputs": [wanted]})
         words = [b"1.000000:0:class 0", b"0.500000:1:class 1"]
         if wants_bytes:
-            assert answer.content.endswith(elements(*words))
+            assert response.content.endswith(elements(*words))
         else:
-            assert answer.json()["outputs"][0]["data"] == [word.decode() for word in words]
+            assert response.json()["outputs"][0]["data"] == [word.decode() for word in words]
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_the_likeliest_classes_may_be_asked_for_by_name(client: TestClient) -> N
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(client: TestClient, document: dict[str, Any], code: str) -> None:
-    answer = client.post(f"{URL}/infer", json=document)
-    sentence = refusal(answer, 413 if code == "too_large" else 422, code)
+def test_an_invalid_request_is_refused_in_a_sentence(client: TestClient, document: dict[str, Any], code: str) -> None:
+    response = client.post(f"{URL}/infer", json=document)
+    sentence = refusal(response, 413 if code == "too_large" else 422, code)
     assert sentence
-    assert "SENTINEL" not in answer.text
+    assert "SENTINEL" not in response.text
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(client: TestClient, document
         (None, b"", 0),
     ],
 )
-def test_bytes_that_are_not_what_they_announce_are_refused(
+def test_bytes_that_contradict_their_header_are_refused(
     client: TestClient, length: str | None, raw: bytes, size: int
 ) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
@@ -172,7 +172,7 @@ def test_bytes_that_are_not_what_they_announce_are_refused(
     refusal(client.post(f"{URL}/infer", content=body, headers=headers), 422, "invalid_request")
 
 
-def test_what_is_not_here_is_refused_in_a_sentence(client: TestClient) -> None:
+def test_an_unknown_model_or_version_is_refused_in_a_sentence(client: TestClient) -> None:
     for path in (
         "/v2/models/acme/other",
         "/v2/models/acme/other/ready",
@@ -186,7 +186,7 @@ def test_what_is_not_here_is_refused_in_a_sentence(client: TestClient) -> None:
     refusal(client.delete(URL), 405, "method_not_allowed")
 
 
-def test_a_key_is_asked_for() -> None:
+def test_a_key_is_required() -> None:
     with TestClient(app_with("acme/digits", keys=["one"])) as client:
         refusal(client.post(f"{URL}/infer", json=image(b"7")), 401, "unauthorized")
         refusal(client.get(URL), 401, "unauthorized")
@@ -211,11 +211,11 @@ def scores_by_index(predictions: Sequence[eca_hub.Prediction]) -> list[float]:
 
 
 @pytest.mark.parametrize("as_bytes", [True, False])
-def test_tritons_own_client_is_answered(service: Served, package: Path, as_bytes: bool) -> None:
+def test_the_client_of_triton_works(service: Served, package: Path, as_bytes: bool) -> None:
     numpy = pytest.importorskip("numpy")
     triton = pytest.importorskip("tritonclient.http")
     classifier = eca_hub.Classifier.from_pretrained(package)
-    contents = [png(40, 30, colour) for colour in ("red", "teal", "white")]
+    contents = [png(40, 30, color) for color in ("red", "teal", "white")]
     expected = [scores_by_index(row) for row in classifier.predict(contents, top_k=10)]
     client = triton.InferenceServerClient(service.url.removeprefix("http://"))
     try:
@@ -254,6 +254,6 @@ def test_tritons_own_client_is_answered(service: Served, package: Path, as_bytes
         broken.set_data_from_numpy(numpy.array([b"broken"], dtype=object))
         with pytest.raises(triton.InferenceServerException, match=r"\[422\] ") as refused:
             client.infer("acme/digits", [broken])
-        assert "picture" in str(refused.value) or "image" in str(refused.value).lower()
+        assert "image" in str(refused.value) or "image" in str(refused.value).lower()
     finally:
         client.close()

@@ -1,4 +1,4 @@
-"""What schemathesis makes of /openapi.json: every address, asked rightly and wrongly, some thousand times."""
+"""schemathesis on /openapi.json: some thousand valid and invalid requests to every route."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     with served(*arguments, cwd=package.parent.parent, **environment) as running:
         running.wait_until_ready()
         options = ("--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--checks", CHECKS)
-        # Ids of models hold slashes, so that most of what may stand in an address is thrown away before it is sent.
+        # Model ids contain slashes, so that most generated paths are discarded before they are sent.
         more = ("--suppress-health-check", "filter_too_much,too_slow", "--max-time", "120", "--continue-on-failure")
         header = ("-H", "Authorization: Bearer admin")
         command = ["schemathesis", "run", f"{running.url}/openapi.json", *header, *options, *more]

@@ -1,4 +1,4 @@
-"""The addresses, over ASGI, with models that read digits."""
+"""/v1/classify, /models/{owner}/{name} and errors, over ASGI, with fake models."""
 
 import base64
 import json
@@ -21,11 +21,11 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
-def test_the_bytes_of_one_picture_get_one_answer(client: TestClient) -> None:
-    answer = client.post("/v1/classify?top_k=2", content=b"7", headers={"content-type": "image/png"})
-    assert answer.status_code == 200
-    ClassifyResponse.model_validate(answer.json())
-    body = answer.json()
+def test_the_bytes_of_one_image_get_one_result(client: TestClient) -> None:
+    response = client.post("/v1/classify?top_k=2", content=b"7", headers={"content-type": "image/png"})
+    assert response.status_code == 200
+    ClassifyResponse.model_validate(response.json())
+    body = response.json()
     assert body["model"] == "acme/digits"
     assert body["revision"] == REVISION
     assert body["predictions"] == [
@@ -35,7 +35,7 @@ def test_the_bytes_of_one_picture_get_one_answer(client: TestClient) -> None:
     assert body["batch_size"] == 1
     assert body["timing_ms"]["decode"] == 1.0
     assert body["timing_ms"]["total"] > 0
-    assert answer.headers["server-timing"].startswith("decode;dur=1.0, queue;dur=")
+    assert response.headers["server-timing"].startswith("decode;dur=1.0, queue;dur=")
 
 
 @pytest.mark.parametrize("content_type", ["image/jpeg", "application/octet-stream", None])
@@ -44,26 +44,26 @@ def test_bytes_need_no_content_type(client: TestClient, content_type: str | None
     assert client.post("/v1/classify", content=b"7", headers=headers).status_code == 200
 
 
-def test_a_form_with_one_file_is_answered_like_bytes(client: TestClient) -> None:
-    answer = client.post("/v1/classify", files=[("file", ("a.png", b"7", "image/png"))])
-    ClassifyResponse.model_validate(answer.json())
+def test_a_form_with_one_file_is_handled_like_bytes(client: TestClient) -> None:
+    response = client.post("/v1/classify", files=[("file", ("a.png", b"7", "image/png"))])
+    ClassifyResponse.model_validate(response.json())
 
 
 def test_several_files_get_results_in_order_and_a_bad_one_fails_alone(client: TestClient) -> None:
     contents = [b"1", b"broken", b"3", b"9" * 20_000]
-    answer = client.post("/v1/classify", files=[("file", ("a.png", content, "image/png")) for content in contents])
-    assert answer.status_code == 200
-    BatchResponse.model_validate(answer.json())
-    good, bad, also_good, large = answer.json()["results"]
+    response = client.post("/v1/classify", files=[("file", ("a.png", content, "image/png")) for content in contents])
+    assert response.status_code == 200
+    BatchResponse.model_validate(response.json())
+    good, bad, also_good, large = response.json()["results"]
     assert good["predictions"] == also_good["predictions"]
     assert bad["error"]["code"] == "not_an_image"
-    assert bad["error"]["request_id"] == answer.headers["x-request-id"]
+    assert bad["error"]["request_id"] == response.headers["x-request-id"]
     assert large["error"]["code"] == "too_large"
 
 
-def test_when_all_pictures_are_bad_the_status_says_so(client: TestClient) -> None:
-    answer = client.post("/v1/classify", files=[("file", ("a.png", b"broken", "image/png"))] * 2)
-    refusal(answer, 422, "not_an_image")
+def test_when_all_images_are_bad_the_status_is_an_error(client: TestClient) -> None:
+    response = client.post("/v1/classify", files=[("file", ("a.png", b"broken", "image/png"))] * 2)
+    refusal(response, 422, "not_an_image")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_bad_top_k_is_refused(client: TestClient, query: str) -> None:
     assert client.post("/v1/classify", content=b"7").status_code == 200
 
 
-def test_an_unknown_model_is_refused_with_the_ids_that_run(client: TestClient) -> None:
+def test_an_unknown_model_is_refused_with_the_loaded_ids(client: TestClient) -> None:
     error = refusal(client.post("/v1/classify?model=acme/other", content=b"7"), 404, "model_not_loaded")
     assert "acme/digits" in error["hint"]
     assert client.post("/v1/classify?model=acme/digits", content=b"7").status_code == 200
@@ -84,12 +84,12 @@ def test_an_unknown_model_is_refused_with_the_ids_that_run(client: TestClient) -
     "model_id", ["../../etc/passwd", "..%2f", "%2e%2e/", "/etc", "C:%5C", "%00", "%ff", "a" * 1000]
 )
 def test_hostile_model_ids_are_refused(client: TestClient, model_id: str) -> None:
-    answer = client.post(f"/v1/classify?model={model_id}", content=b"7")
-    assert answer.status_code in (404, 422)
-    assert "passwd" not in answer.text
+    response = client.post(f"/v1/classify?model={model_id}", content=b"7")
+    assert response.status_code in (404, 422)
+    assert "passwd" not in response.text
 
 
-def test_a_broken_picture_is_refused_and_the_next_request_works(client: TestClient) -> None:
+def test_a_broken_image_is_refused_and_the_next_request_works(client: TestClient) -> None:
     for content in (b"broken", b""):
         refusal(client.post("/v1/classify", content=content), 422, "not_an_image")
         assert client.post("/v1/classify", content=b"7").status_code == 200
@@ -111,26 +111,26 @@ def test_too_many_bytes_are_refused_and_the_next_request_works(client: TestClien
     ],
 )
 def test_other_bodies_are_refused(client: TestClient, content_type: str, status: int, code: str) -> None:
-    answer = client.post("/v1/classify", content=b"7", headers={"content-type": content_type})
-    refusal(answer, status, code)
+    response = client.post("/v1/classify", content=b"7", headers={"content-type": content_type})
+    refusal(response, status, code)
 
 
-def test_what_the_router_refuses_has_the_same_shape(client: TestClient) -> None:
+def test_errors_of_the_router_have_the_same_shape(client: TestClient) -> None:
     refusal(client.get("/nothing/here"), 404, "not_found")
-    answer = client.get("/v1/classify")
-    refusal(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "POST"
+    response = client.get("/v1/classify")
+    refusal(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
     refusal(client.post("/v1//classify", content=b"7"), 404, "not_found")
 
 
 @pytest.mark.parametrize("query", ["topk=3", "model=a&secret-SENTINEL=1", "top_k=SENTINEL", "%ED%A0%80SENTINEL=1"])
-def test_nothing_that_was_sent_is_repeated(client: TestClient, query: str) -> None:
-    answer = client.post(f"/v1/classify?{query}", content=b"7")
-    refusal(answer, 422, "invalid_request")
-    assert "SENTINEL" not in answer.text
+def test_an_error_repeats_nothing_of_the_request(client: TestClient, query: str) -> None:
+    response = client.post(f"/v1/classify?{query}", content=b"7")
+    refusal(response, 422, "invalid_request")
+    assert "SENTINEL" not in response.text
 
 
-def test_a_request_id_is_echoed_or_made(client: TestClient) -> None:
+def test_a_valid_request_id_is_echoed_and_another_is_replaced(client: TestClient) -> None:
     assert client.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     for hostile in ("", "a b", "x" * 65, "é", '"'):
         made = client.get("/healthz", headers={b"x-request-id": hostile.encode("latin-1")}).headers["x-request-id"]
@@ -139,9 +139,9 @@ def test_a_request_id_is_echoed_or_made(client: TestClient) -> None:
 
 
 def test_the_models_are_listed(client: TestClient) -> None:
-    answer = client.get("/v1/models")
-    ModelsResponse.model_validate(answer.json())
-    (model,) = answer.json()["models"]
+    response = client.get("/v1/models")
+    ModelsResponse.model_validate(response.json())
+    (model,) = response.json()["models"]
     assert model["id"] == "acme/digits"
     assert model["state"] == "ready"
     assert model["revision"] == REVISION
@@ -149,7 +149,7 @@ def test_the_models_are_listed(client: TestClient) -> None:
     assert model["input_px"] == [32, 32]
 
 
-def test_ready_and_healthy_are_told_apart() -> None:
+def test_a_service_can_be_healthy_and_not_ready() -> None:
     with TestClient(app_with("acme/absent")) as client:
         assert client.get("/healthz").json() == {"status": "ok"}
         error = refusal(client.get("/readyz"), 503, "not_ready")
@@ -172,15 +172,15 @@ def test_while_an_engine_hangs_the_service_is_healthy_but_not_ready() -> None:
         assert client.get("/readyz").status_code == 200
 
 
-def test_draining_is_not_ready_but_still_answers_and_sends_callers_elsewhere() -> None:
+def test_while_draining_it_is_not_ready_and_closes_connections_after_their_response() -> None:
     app = app_with("acme/digits")
     with TestClient(app) as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.headers.get("connection")) == (200, None)
         app.state.service.registry.is_draining = True
         refusal(client.get("/readyz"), 503, "not_ready")
-        answer = client.post("/v1/classify", content=b"7")
-        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        response = client.post("/v1/classify", content=b"7")
+        assert (response.status_code, response.headers["connection"]) == (200, "close")
 
 
 def test_the_documentation_is_served(client: TestClient) -> None:
@@ -197,8 +197,8 @@ def test_the_documentation_is_served(client: TestClient) -> None:
     assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top_k"}
 
 
-def test_the_documentation_says_of_every_answer_what_it_is(client: TestClient) -> None:
-    """What schemathesis found to be untrue once."""
+def test_every_route_is_documented_with_its_responses(client: TestClient) -> None:
+    """schemathesis has found deviations here."""
     described = client.get("/openapi.json").json()["paths"]
     documented = described["/metrics"]["get"]["responses"]["200"]["content"]
     assert list(documented) == ["text/plain"]
@@ -209,7 +209,7 @@ def test_the_documentation_says_of_every_answer_what_it_is(client: TestClient) -
             assert "200" in operation["responses"], (method, path)
 
 
-def test_an_accident_is_answered_in_the_same_shape_and_without_a_trace() -> None:
+def test_an_unexpected_exception_becomes_a_500_in_the_same_shape_without_a_traceback() -> None:
     app = app_with("acme/digits")
     with TestClient(app, raise_server_exceptions=False) as client:
         app.state.service.registry.find = None
@@ -222,7 +222,7 @@ def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def test_pictures_may_come_in_json(client: TestClient) -> None:
+def test_images_can_be_sent_as_json(client: TestClient) -> None:
     one = client.post("/v1/classify?top_k=1", json={"images": [base64_of(b"7")]})
     ClassifyResponse.model_validate(one.json())
     several = client.post("/v1/classify", json={"images": [base64_of(b"7"), "?", base64_of(b"broken")]})
@@ -240,13 +240,13 @@ def test_pictures_may_come_in_json(client: TestClient) -> None:
     "text", ['{"images": [NaN]}', '{"images": ["\\ud800"]}', '{"\\ud800": 1e400}', "{", "\ufeff{}"]
 )
 def test_hostile_json_is_refused(client: TestClient, text: str) -> None:
-    answer = client.post("/v1/classify", content=text, headers={"content-type": "application/json"})
-    assert answer.status_code in (400, 422)
-    refusal(answer, answer.status_code, "bad_json" if answer.status_code == 400 else "invalid_request")
+    response = client.post("/v1/classify", content=text, headers={"content-type": "application/json"})
+    assert response.status_code in (400, 422)
+    refusal(response, response.status_code, "bad_json" if response.status_code == 400 else "invalid_request")
 
 
 @pytest.mark.parametrize("odd", ["\ud800", "\udfff\ud800", "\0", "\u202e", "a\r\nb: c", "'\"><script>"])
-def test_odd_letters_in_any_field_are_refused_and_not_repeated(odd: str) -> None:
+def test_odd_characters_in_any_field_are_refused_and_not_repeated(odd: str) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["Nw=="]}
     bodies: list[tuple[str, dict[str, Any]]] = [
         ("/v1/classify", {"images": [odd]}),
@@ -264,16 +264,18 @@ def test_odd_letters_in_any_field_are_refused_and_not_repeated(odd: str) -> None
     ]
     with TestClient(app_with("acme/digits", admin_keys=["admin"]), raise_server_exceptions=False) as client:
         for path, body in bodies:
-            answer = client.post(path, content=json.dumps(body), headers={**ADMIN, "content-type": "application/json"})
-            assert answer.status_code == 422, (path, body)
-            assert odd not in json.dumps(answer.json(), ensure_ascii=False), (path, body)
+            response = client.post(
+                path, content=json.dumps(body), headers={**ADMIN, "content-type": "application/json"}
+            )
+            assert response.status_code == 422, (path, body)
+            assert odd not in json.dumps(response.json(), ensure_ascii=False), (path, body)
 
 
-def test_hugging_faces_shape_is_spoken(client: TestClient) -> None:
-    answer = client.post("/models/acme/digits", content=b"7")
-    assert answer.status_code == 200
-    assert answer.json()[0] == {"label": "class 0", "score": 1.0}
-    assert len(answer.json()) == 5
+def test_hugging_faces_shape_is_supported(client: TestClient) -> None:
+    response = client.post("/models/acme/digits", content=b"7")
+    assert response.status_code == 200
+    assert response.json()[0] == {"label": "class 0", "score": 1.0}
+    assert len(response.json()) == 5
     body = {"inputs": base64_of(b"7"), "parameters": {"top_k": 2, "function_to_apply": "sigmoid"}}
     assert len(client.post("/models/acme/digits", json=body).json()) == 2
     body = {"inputs": base64_of(b"7"), "parameters": {"top_k": 2000}}

@@ -1,4 +1,4 @@
-"""Which keys open the service, and until when."""
+"""API keys, key files and expiry."""
 
 import hashlib
 import hmac
@@ -20,7 +20,7 @@ def sent(*values: bytes) -> list[tuple[bytes, bytes]]:
 
 
 @pytest.mark.parametrize("value", [b"Bearer SENTINEL-one", b"bearer SENTINEL-one", b"BEARER two"])
-def test_each_key_opens(value: bytes) -> None:
+def test_each_key_is_accepted(value: bytes) -> None:
     ApiKeys([KEY, "two"]).check(sent(value))
 
 
@@ -43,7 +43,7 @@ def test_each_key_opens(value: bytes) -> None:
         [b"Bearer SENTINEL-one", b"Bearer SENTINEL-one"],
     ],
 )
-def test_nothing_else_does(values: list[bytes]) -> None:
+def test_anything_else_is_refused(values: list[bytes]) -> None:
     with pytest.raises(Unauthorized):
         ApiKeys([KEY]).check(sent(*values))
 
@@ -65,7 +65,7 @@ def test_only_hashes_are_kept_and_all_of_them_are_compared(monkeypatch: pytest.M
         assert compared == [hashlib.sha256(key.encode()).digest() for key in (KEY, "two", "three")]
 
 
-def test_without_keys_everybody_may_ask() -> None:
+def test_without_keys_every_request_is_accepted() -> None:
     ApiKeys().check(sent())
     assert not ApiKeys()
 
@@ -79,7 +79,7 @@ def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
     assert not ApiKeys.from_env({"ECA_API_KEYS": " , "}, "")
 
 
-def test_a_file_without_keys_stops_the_start(tmp_path: Path) -> None:
+def test_a_file_without_keys_stops_the_startup(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff")
     for name in ("absent", "empty", "binary"):
@@ -88,7 +88,7 @@ def test_a_file_without_keys_stops_the_start(tmp_path: Path) -> None:
 
 
 class Shelf:
-    """A file of keys and a clock that stands still, unless it is told."""
+    """A key file and a fake clock."""
 
     def __init__(self, folder: Path, text: str) -> None:
         self.path = folder / "keys"
@@ -114,15 +114,17 @@ class Shelf:
 ALL = ["alice", "bob", "of-the-environment"]
 
 
-def test_a_key_that_is_taken_out_of_the_file_opens_nothing_without_a_restart(tmp_path: Path) -> None:
+def test_a_key_that_is_removed_from_the_file_is_revoked_without_a_restart(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, "alice\nbob\n")
     assert shelf.opening() == ALL
     shelf.write("bob\ncarol\n")
     shelf.now_s += 3600
-    assert shelf.opening() == ["bob", "carol", "of-the-environment"], "the first who comes finds the file of today"
+    assert shelf.opening() == ["bob", "carol", "of-the-environment"], (
+        "the first request after a long pause uses the current file"
+    )
 
 
-def test_a_file_that_is_being_written_changes_nothing_until_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_that_is_being_written_changes_nothing_until_it_is_complete(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, "alice\nbob\n")
     for text in ("", "car", "carol\nali"):
         shelf.write(text)
@@ -133,7 +135,7 @@ def test_a_file_that_is_being_written_changes_nothing_until_it_is_whole(tmp_path
     assert shelf.opening() == ["alice", "carol", "of-the-environment"]
 
 
-def test_a_file_from_the_future_counts_when_it_was_the_same_twice(tmp_path: Path) -> None:
+def test_a_file_with_a_future_timestamp_is_read_when_it_was_unchanged_twice(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, "alice\nbob\n")
     shelf.now_s += 10_000
     shelf.write("bob\n")
@@ -143,7 +145,7 @@ def test_a_file_from_the_future_counts_when_it_was_the_same_twice(tmp_path: Path
     assert shelf.opening() == ["bob", "of-the-environment"]
 
 
-def test_the_file_is_looked_at_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_checked_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf, looks, stat = Shelf(tmp_path, "alice\nbob\n"), [], Path.stat
 
     def look(path: Path) -> os.stat_result:
@@ -219,7 +221,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
         assert keys.authenticates(sent(b"Bearer " + key))
 
 
-def test_a_key_that_is_over_opens_nothing_and_the_service_is_not_open_then(tmp_path: Path) -> None:
+def test_an_expired_key_is_refused_and_a_key_is_still_required(tmp_path: Path) -> None:
     # The clock stands at 2027-01-15T08:01:00Z.
     shelf = Shelf(tmp_path, "alice 2027-01-15T08:02:00Z\nbob 2027-01-16\ncarol 2027-01-15T08:00:00Z\n")
     assert shelf.opening() == ALL
@@ -233,7 +235,7 @@ def test_a_key_that_is_over_opens_nothing_and_the_service_is_not_open_then(tmp_p
 
 
 @pytest.mark.parametrize("line", ["SENTINEL tomorrow", "SENTINEL 2027-01-01 12:00", "SENTINEL 2027-13-01"])
-def test_a_line_that_is_no_key_stops_the_start_and_is_not_repeated(tmp_path: Path, line: str) -> None:
+def test_a_malformed_line_stops_the_startup_and_is_not_repeated(tmp_path: Path, line: str) -> None:
     (tmp_path / "keys").write_text(f"alice\n{line}\n")
     with pytest.raises(BadSetting, match="Line 2 of") as refusal:
         KeyFile(str(tmp_path / "keys"))

@@ -1,4 +1,4 @@
-"""Who may ask, as callers see it."""
+"""Authentication as clients see it."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ KEY = "SENTINEL-one"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
-def test_beyond_this_machine_a_key_is_needed(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listening_beyond_loopback_requires_a_key(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadSetting):
         check_bind_address(host, ApiKeys(), insecure=False)
     check_bind_address(host, ApiKeys(["one"]), insecure=False)
@@ -27,7 +27,7 @@ def test_beyond_this_machine_a_key_is_needed(host: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_on_this_machine_none_is_needed(host: str) -> None:
+def test_listening_on_loopback_requires_no_key(host: str) -> None:
     check_bind_address(host, ApiKeys(), insecure=False)
 
 
@@ -37,11 +37,11 @@ def locked() -> Iterator[TestClient]:
         yield client
 
 
-def test_the_key_is_asked_for_before_anything_else(locked: TestClient) -> None:
+def test_the_key_is_checked_before_anything_else(locked: TestClient) -> None:
     for query in ("", "?top_k=nonsense", "?model=acme/other"):
-        answer = locked.post(f"/v1/classify{query}", content=b"7" * 60_000)
-        refusal(answer, 401, "unauthorized")
-        assert answer.headers["www-authenticate"] == "Bearer"
+        response = locked.post(f"/v1/classify{query}", content=b"7" * 60_000)
+        refusal(response, 401, "unauthorized")
+        assert response.headers["www-authenticate"] == "Bearer"
     for path in ("/models/acme/digits", "/models/acme/other"):
         refusal(locked.post(path, content=b"7"), 401, "unauthorized")
     refusal(locked.get("/v1/models"), 401, "unauthorized")
@@ -67,7 +67,7 @@ def test_nothing_of_the_body_is_read_without_the_key() -> None:
     assert asyncio.run(scene()) == [401] * 4
 
 
-def test_every_answer_has_the_headers_that_browsers_need(locked: TestClient) -> None:
+def test_every_response_has_the_security_headers(locked: TestClient) -> None:
     for path in ("/healthz", "/docs", "/v1/models", "/nowhere"):
         headers = locked.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
@@ -77,7 +77,7 @@ def test_every_answer_has_the_headers_that_browsers_need(locked: TestClient) -> 
         assert "server" not in headers
 
 
-def test_a_picture_cannot_be_sent_by_its_address(locked: TestClient) -> None:
+def test_an_image_cannot_be_sent_as_a_url(locked: TestClient) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     address = "http://169.254.169.254/latest/meta-data/"
     for body in ({"images": [address]}, {"url": address}, {"images": [{"url": address}]}):
@@ -86,30 +86,30 @@ def test_a_picture_cannot_be_sent_by_its_address(locked: TestClient) -> None:
     refusal(locked.post("/models/acme/digits", json=body, headers=headers), 422, "invalid_request")
 
 
-def test_with_the_key_it_answers(locked: TestClient) -> None:
+def test_a_request_with_the_key_is_accepted(locked: TestClient) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     assert locked.post("/v1/classify", content=b"7", headers=headers).status_code == 200
     assert locked.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_probes_and_documentation_are_open(locked: TestClient) -> None:
+def test_probes_and_documentation_require_no_key(locked: TestClient) -> None:
     for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
         assert locked.get(path).status_code == 200
 
 
-def test_figures_are_not_open(locked: TestClient) -> None:
+def test_metrics_require_the_key(locked: TestClient) -> None:
     refusal(locked.get("/metrics"), 401, "unauthorized")
     assert locked.get("/metrics", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
 
 
 def test_a_key_is_never_repeated_or_logged(locked: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    answers = [
+    responses = [
         locked.post("/v1/classify", content=b"7", headers={"authorization": f"Bearer {KEY}x"}),
         locked.post(f"/v1/classify?key={KEY}", content=b"7", headers={"authorization": f"Bearer {KEY}"}),
         locked.post("/v1/classify", content=b"broken", headers={"authorization": f"Bearer {KEY}"}),
     ]
-    assert [answer.status_code for answer in answers] == [401, 422, 422]
-    assert not any(KEY in answer.text for answer in answers)
+    assert [response.status_code for response in responses] == [401, 422, 422]
+    assert not any(KEY in response.text for response in responses)
     service_logs = [record for record in caplog.records if not record.name.startswith("http")]
     assert not any(KEY in record.getMessage() for record in service_logs)

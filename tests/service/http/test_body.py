@@ -1,4 +1,4 @@
-"""Reading bodies within bounds, from a caller who is played by a list of messages."""
+"""Reading bodies within limits, from a list of ASGI messages."""
 
 import asyncio
 from collections.abc import MutableMapping
@@ -32,7 +32,7 @@ def reader(max_total_bytes: int = 1000, timeout_s: float = 3) -> BodyReader:
     return BodyReader(max_total_bytes=max_total_bytes, timeout_s=timeout_s)
 
 
-def test_chunks_become_one_body_and_count_while_it_is_used() -> None:
+def test_chunks_become_one_body_that_counts_while_it_is_used() -> None:
     async def scene() -> None:
         bodies = reader()
         async with bodies.read({}, caller(b"ab", b"", b"cd"), max_bytes=4) as body:
@@ -43,7 +43,7 @@ def test_chunks_become_one_body_and_count_while_it_is_used() -> None:
     run(scene())
 
 
-def test_a_body_that_announces_too_much_is_refused_unread() -> None:
+def test_a_body_with_too_large_a_content_length_is_refused_unread() -> None:
     async def scene() -> None:
         bodies = reader()
         with pytest.raises(BodyTooLarge):
@@ -55,7 +55,7 @@ def test_a_body_that_announces_too_much_is_refused_unread() -> None:
     run(scene())
 
 
-def test_a_body_that_grows_too_large_is_refused_there() -> None:
+def test_a_body_that_grows_too_large_is_refused_at_the_limit() -> None:
     async def scene() -> None:
         bodies = reader()
         with pytest.raises(BodyTooLarge):
@@ -82,7 +82,7 @@ def test_a_body_that_trickles_is_refused_in_time() -> None:
     run(scene())
 
 
-def test_bodies_share_one_bound() -> None:
+def test_bodies_share_one_limit() -> None:
     async def scene() -> None:
         bodies = reader(max_total_bytes=5)
         async with bodies.read({"content-length": "4"}, caller(b"abcd"), max_bytes=4):
@@ -95,7 +95,7 @@ def test_bodies_share_one_bound() -> None:
     run(scene())
 
 
-def test_announcing_much_keeps_nobody_out() -> None:
+def test_a_large_content_length_alone_reserves_no_memory() -> None:
     async def scene() -> None:
         bodies = reader(max_total_bytes=5)
 
@@ -114,7 +114,7 @@ def test_announcing_much_keeps_nobody_out() -> None:
     run(scene())
 
 
-def test_a_caller_who_goes_in_the_middle_leaves_nothing_behind() -> None:
+def test_a_client_that_disconnects_during_its_body_leaves_nothing_behind() -> None:
     async def scene() -> None:
         bodies = reader()
         with pytest.raises(ClientDisconnected):
@@ -136,7 +136,7 @@ def test_a_compressed_body_is_refused_unread(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("length", ["-1", "+5", "0x10", "5, 5", "", "²", "9" * 5000])
-def test_a_length_that_is_no_number_is_refused(length: str) -> None:
+def test_a_content_length_that_is_not_a_number_is_refused(length: str) -> None:
     async def scene() -> None:
         with pytest.raises(InvalidRequest):
             async with reader().read({"content-length": length}, caller(then_hangs=True), max_bytes=4):
@@ -145,7 +145,7 @@ def test_a_length_that_is_no_number_is_refused(length: str) -> None:
     run(scene())
 
 
-def test_when_the_process_ends_a_stalled_body_gets_a_last_call() -> None:
+def test_during_shutdown_a_stalled_body_gets_a_shorter_deadline() -> None:
     async def scene() -> None:
         bodies = reader(timeout_s=100)
 
@@ -163,7 +163,7 @@ def test_when_the_process_ends_a_stalled_body_gets_a_last_call() -> None:
     run(scene())
 
 
-def test_work_is_stopped_when_the_caller_goes() -> None:
+def test_work_is_cancelled_when_the_client_disconnects() -> None:
     async def scene() -> None:
         stopped = asyncio.Event()
 
@@ -180,7 +180,7 @@ def test_work_is_stopped_when_the_caller_goes() -> None:
     run(scene())
 
 
-def test_work_that_ends_first_gives_its_result_or_its_error() -> None:
+def test_work_that_ends_first_returns_its_result_or_raises_its_error() -> None:
     async def scene() -> None:
         async def work(result: int) -> int:
             if result < 0:

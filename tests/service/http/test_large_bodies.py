@@ -1,4 +1,4 @@
-"""Bodies that are endless, slow or stuffed, over a socket: each costs little, and nobody else waits for them."""
+"""Endless, slow and hostile bodies over a socket: each costs little and delays no other client."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 from tests.images.image_files import encode, scene
 from tests.service.server_process import Served, save_tiny_package, served
 
-PICTURE = encode(scene(), "PNG")
+IMAGE = encode(scene(), "PNG")
 FORM = b"multipart/form-data; boundary=xyz"
 PART = b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
 END = b"\r\n--xyz--\r\n"
@@ -28,7 +28,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with served("--model", str(package), "--body_timeout_s", "1") as running:
         running.client.headers["connection"] = "close"
         running.wait_until_ready()
-        assert running.client.post("/v1/classify", content=PICTURE).status_code == 200
+        assert running.client.post("/v1/classify", content=IMAGE).status_code == 200
         yield running
 
 
@@ -40,51 +40,51 @@ def connect(service: Served) -> socket.socket:
     return socket.create_connection(("127.0.0.1", service.port), timeout=20)
 
 
-def status_of(answer: bytes) -> int:
-    return int(answer.split()[1])
+def status_of(response: bytes) -> int:
+    return int(response.split()[1])
 
 
-def test_a_body_without_an_end_is_refused_at_the_limit_and_not_kept(service: Served) -> None:
+def test_an_endless_body_is_refused_at_the_limit_and_not_kept(service: Served) -> None:
     endless = (b"10000\r\n" + bytes(65536) + b"\r\n") * 640
     before_mib, num_sent = service.forget_peak(), 0
     with connect(service) as peer:
         peer.sendall(head(b"Transfer-Encoding: chunked"))
         peer.setblocking(False)
-        answer = b""
-        while not answer:
+        response = b""
+        while not response:
             with suppress(BlockingIOError):
                 num_sent += peer.send(memoryview(endless)[num_sent : num_sent + 2**16])
             with suppress(BlockingIOError):
-                answer = peer.recv(65536)
-    assert status_of(answer) == 413
-    assert num_sent < 20 * 2**20, "it is told soon after the limit"
+                response = peer.recv(65536)
+    assert status_of(response) == 413
+    assert num_sent < 20 * 2**20, "it is refused soon after the limit"
     assert service.peak_mib() - before_mib < MAX_GROWTH_MIB
 
 
-def test_a_body_that_comes_byte_by_byte_has_one_deadline_for_all_of_it(service: Served) -> None:
+def test_a_body_that_arrives_byte_by_byte_has_one_deadline(service: Served) -> None:
     with connect(service) as peer:
         peer.sendall(head(b"Content-Length: 1000000"))
         peer.settimeout(0.05)
-        answer = b""
-        while not answer:
+        response = b""
+        while not response:
             peer.sendall(b"x")
             with suppress(TimeoutError):
-                answer = peer.recv(65536)
-    assert status_of(answer) == 408
+                response = peer.recv(65536)
+    assert status_of(response) == 408
 
 
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
 @pytest.mark.parametrize(("path", "status"), [(b"/v1/classify", 413), (b"/nowhere", 404), (b"/healthz", 405)])
-def test_who_is_refused_while_sending_gets_the_answer(
+def test_a_client_that_is_refused_while_it_sends_receives_the_response(
     service: Served, version: bytes, path: bytes, status: int
 ) -> None:
     length = 11 * 2**20
     with connect(service) as peer:
         lines = [b"Host: localhost", b"Connection: close", b"Content-Length: %d" % length, b"", b""]
         peer.sendall(b"POST " + path + b" " + version + b"\r\n" + b"\r\n".join(lines) + bytes(length))
-        answer = b"".join(iter(lambda: peer.recv(65536), b""))
-    assert status_of(answer) == status
-    assert answer.endswith(b"}")
+        response = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert status_of(response) == status
+    assert response.endswith(b"}")
 
 
 @pytest.mark.parametrize(
@@ -95,22 +95,22 @@ def test_who_is_refused_while_sending_gets_the_answer(
         ("a million boundaries", b"--xyz\r\n" * 1_000_000 + END, {400, 422}),
         ("boundaries in a row", b"--xyz" * 1_000_000, {400, 422}),
         ("a long text", b'--xyz\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"a" * 2**21 + END, {422}),
-        ("a long head", PART[:-2] + b"X-A: " + b"a" * 2**20 + b"\r\n\r\n" + PICTURE + END, {400}),
-        ("many heads", PART[:-2] + b"X-A: a\r\n" * 100_000 + b"\r\n" + PICTURE + END, {400}),
-        ("a long preamble", b"a" * 5 * 2**20 + b"\r\n" + PART + PICTURE + END, {200, 400}),
-        ("a long epilogue", PART + PICTURE + END + b"a" * 5 * 2**20, {200, 400}),
-        ("blank lines", b"\r\n" * 2**21 + PART + PICTURE + END, {200, 400}),
-        ("a picture cut off", PART + PICTURE[:-20], {400}),
-        ("no end", PART + PICTURE, {400}),
+        ("a long head", PART[:-2] + b"X-A: " + b"a" * 2**20 + b"\r\n\r\n" + IMAGE + END, {400}),
+        ("many heads", PART[:-2] + b"X-A: a\r\n" * 100_000 + b"\r\n" + IMAGE + END, {400}),
+        ("a long preamble", b"a" * 5 * 2**20 + b"\r\n" + PART + IMAGE + END, {200, 400}),
+        ("a long epilogue", PART + IMAGE + END + b"a" * 5 * 2**20, {200, 400}),
+        ("blank lines", b"\r\n" * 2**21 + PART + IMAGE + END, {200, 400}),
+        ("an image cut off", PART + IMAGE[:-20], {400}),
+        ("no end", PART + IMAGE, {400}),
         ("nothing", b"", {400}),
     ],
 )
 def test_a_stuffed_form_costs_little(service: Served, what: str, body: bytes, statuses: set[int]) -> None:
     begun_s = service.cpu_s()
-    answer = service.client.post("/v1/classify", content=body, headers={"content-type": FORM.decode()})
-    assert answer.status_code in statuses, (what, answer.text)
+    response = service.client.post("/v1/classify", content=body, headers={"content-type": FORM.decode()})
+    assert response.status_code in statuses, (what, response.text)
     assert service.cpu_s() - begun_s < MAX_CPU_S, what
-    assert service.client.post("/v1/classify", content=PICTURE).status_code == 200
+    assert service.client.post("/v1/classify", content=IMAGE).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_a_stuffed_form_costs_little(service: Served, what: str, body: bytes, st
 )
 def test_stuffed_json_costs_little(service: Served, text: bytes) -> None:
     begun_s = service.cpu_s()
-    answer = service.client.post("/v1/classify", content=text, headers={"content-type": "application/json"})
-    assert answer.status_code in (400, 413, 422)
-    assert len(answer.content) < 2000
+    response = service.client.post("/v1/classify", content=text, headers={"content-type": "application/json"})
+    assert response.status_code in (400, 413, 422)
+    assert len(response.content) < 2000
     assert service.cpu_s() - begun_s < MAX_CPU_S
 
 
@@ -138,9 +138,9 @@ def test_while_many_upload_slowly_others_are_answered(service: Served) -> None:
             peer = slow.enter_context(connect(service))
             peer.sendall(head(b"Content-Type: " + content_type, b"Content-Length: 1000000") + PART)
         assert service.client.get("/healthz").status_code == 200
-        assert {service.client.post("/v1/classify", content=PICTURE).status_code for _ in range(5)} == {200}
+        assert {service.client.post("/v1/classify", content=IMAGE).status_code for _ in range(5)} == {200}
     metrics = service.client.get("/metrics").text
-    assert re.search(r'eca_requests_total\{route="/v1/classify",code="200"\} [1-9]', metrics)
+    assert re.search(r'eca_requests_total\{code="200",route="/v1/classify"\} [1-9]', metrics)
 
 
 NAMES = ["../../etc/cron.d/x", "/etc/passwd", "..\\..\\x", "C:\\x", "a\x00b", "a" * 1000, "file:///x", "| touch y", ""]
@@ -157,13 +157,13 @@ def test_names_of_files_are_never_names_on_disk(tmp_path: Path) -> None:
         for name in NAMES:
             disposition = f'form-data; name="file"; filename="{name}"'.encode()
             for padding in (b"", bytes(3 * 2**20)):
-                part = b"--xyz\r\nContent-Disposition: " + disposition + b"\r\n\r\n" + PICTURE + padding + END
-                answer = running.client.post("/v1/classify", content=part, headers={"content-type": FORM.decode()})
-                assert answer.status_code == 200, name
+                part = b"--xyz\r\nContent-Disposition: " + disposition + b"\r\n\r\n" + IMAGE + padding + END
+                response = running.client.post("/v1/classify", content=part, headers={"content-type": FORM.decode()})
+                assert response.status_code == 200, name
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_where_only_small_files_can_be_written_large_pictures_are_served_as_well(tmp_path: Path) -> None:
+def test_large_images_are_classified_where_only_small_files_can_be_written(tmp_path: Path) -> None:
     package = save_tiny_package(tmp_path / "digits")
     large = encode(scene(1600, 1200), "BMP")
     assert len(large) > 5 * 2**20

@@ -1,4 +1,4 @@
-"""JSON that is read strictly."""
+"""Strict JSON."""
 
 import base64
 import json
@@ -8,17 +8,17 @@ import pytest
 from eca_service.errors import BadJson, InvalidRequest
 from eca_service.http.strict_json import parse_hf_json, parse_images_json
 
-PACKED = base64.b64encode(b"picture").decode()
+PACKED = base64.b64encode(b"image").decode()
 
 
-def test_pictures_come_out_in_order() -> None:
+def test_images_are_returned_in_order() -> None:
     body = json.dumps({"images": [PACKED, base64.b64encode(b"other").decode()]}).encode()
-    assert parse_images_json(body) == [b"picture", b"other"]
+    assert parse_images_json(body) == [b"image", b"other"]
 
 
-def test_a_task_has_a_picture_and_options() -> None:
+def test_a_request_in_hugging_faces_shape_has_an_image_and_options() -> None:
     request = parse_hf_json(json.dumps({"inputs": PACKED}).encode())
-    assert (request.image, request.top_k, request.activation) == (b"picture", None, "softmax")
+    assert (request.image, request.top_k, request.activation) == (b"image", None, "softmax")
     parameters = {"top_k": 3, "function_to_apply": "sigmoid"}
     request = parse_hf_json(json.dumps({"inputs": PACKED, "parameters": parameters}).encode())
     assert (request.top_k, request.activation) == (3, "sigmoid")
@@ -30,7 +30,7 @@ def test_a_task_has_a_picture_and_options() -> None:
     [
         b"",
         b"not json",
-        b"\xff\xd8\xff\xe0 a picture",
+        b"\xff\xd8\xff\xe0 an image",
         b"\xef\xbb\xbf{}",
         '{"images": []}'.encode("utf-16"),
         b'{"images": ["\xff"]}',
@@ -96,14 +96,14 @@ def test_json_of_another_shape_is_refused_without_repeating_it(body: bytes) -> N
         "\x00",
     ],
 )
-def test_a_picture_that_is_no_base64_fails_alone(text: str) -> None:
+def test_an_image_that_is_not_base64_fails_alone(text: str) -> None:
     bad, good = parse_images_json(json.dumps({"images": [text, PACKED]}).encode())
     assert isinstance(bad, InvalidRequest)
-    assert good == b"picture"
+    assert good == b"image"
 
 
 @pytest.mark.parametrize("top_k", ["true", "3.0", '"3"', "0", "-1", "2147483648", "1e400", "[]"])
-def test_top_k_is_a_whole_number_and_nothing_that_resembles_one(top_k: str) -> None:
+def test_top_k_must_be_an_integer(top_k: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_hf_json(f'{{"inputs": "QQ==", "parameters": {{"top_k": {top_k}}}}}'.encode())
 

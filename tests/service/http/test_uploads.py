@@ -1,4 +1,4 @@
-"""Finding pictures in bodies."""
+"""Finding images in bodies."""
 
 import pytest
 from hypothesis import given
@@ -24,18 +24,18 @@ def form(*contents: bytes) -> bytes:
 @pytest.mark.parametrize(
     "content_type", ["", "image/jpeg", "IMAGE/x-anything", "application/octet-stream; charset=x", "image/svg+xml"]
 )
-def test_the_body_itself_is_a_picture(content_type: str) -> None:
+def test_the_body_itself_is_an_image(content_type: str) -> None:
     assert parse_images(b"bytes", content_type, LIMITS) == [b"bytes"]
 
 
-def test_what_curl_sends_when_told_nothing_is_a_picture() -> None:
+def test_the_default_content_type_of_curl_is_an_image() -> None:
     assert parse_images(b"bytes", "application/x-www-form-urlencoded", LIMITS) == [b"bytes"]
 
 
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/pdf", "multipart/mixed; boundary=xyz", "imagejpeg"]
 )
-def test_other_types_hold_no_pictures(content_type: str) -> None:
+def test_other_types_are_not_supported(content_type: str) -> None:
     with pytest.raises(UnsupportedType):
         parse_images(b"bytes", content_type, LIMITS)
 
@@ -53,7 +53,7 @@ def test_a_form_may_have_a_preamble_an_epilogue_and_a_quoted_boundary() -> None:
     assert parse_images(body, 'multipart/form-data; charset=x; boundary="xyz"', LIMITS) == [b"one"]
 
 
-def test_a_file_that_is_too_large_spoils_no_other() -> None:
+def test_a_file_that_is_too_large_fails_alone() -> None:
     small, large = parse_images(form(b"one", b"x" * 101), FORM, LIMITS)
     assert small == b"one"
     assert isinstance(large, BodyTooLarge)
@@ -108,21 +108,21 @@ def test_a_boundary_must_be_valid(content_type: str) -> None:
         parse_images(form(b"x"), content_type, LIMITS)
 
 
-@pytest.mark.parametrize("length", range(len(form(b"picture")) - 3))
-def test_a_form_that_was_cut_is_never_taken_for_whole(length: int) -> None:
+@pytest.mark.parametrize("length", range(len(form(b"image")) - 3))
+def test_a_truncated_form_is_never_accepted(length: int) -> None:
     with pytest.raises(BadMultipart):
-        parse_images(form(b"picture")[:length], FORM, LIMITS)
+        parse_images(form(b"image")[:length], FORM, LIMITS)
 
 
-def test_a_part_with_a_huge_head_is_refused() -> None:
+def test_a_part_with_huge_headers_is_refused() -> None:
     with pytest.raises(BadMultipart):
         parse_images(part(b"x", f'form-data; name="file"; filename="{"a" * 5000}"') + b"--xyz--", FORM, LIMITS)
 
 
 @given(st.binary(max_size=60), st.lists(st.binary(max_size=20), max_size=4), st.binary(max_size=10))
-def test_no_body_does_more_than_be_refused(before: bytes, contents: list[bytes], after: bytes) -> None:
+def test_a_random_body_is_parsed_or_refused(before: bytes, contents: list[bytes], after: bytes) -> None:
     try:
-        pictures = parse_images(before + form(*contents) + after, FORM, LIMITS)
+        images = parse_images(before + form(*contents) + after, FORM, LIMITS)
     except EcaHubError:
         return
-    assert len(pictures) <= 3
+    assert len(images) <= 3

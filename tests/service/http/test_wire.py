@@ -1,4 +1,4 @@
-"""What may come over a socket: half a protocol, the wrong one, far too much of it. The process answers or hangs up."""
+"""Malformed, ambiguous and excessive HTTP over a socket: the process responds or disconnects."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.images.image_files import encode, scene
 from tests.service.server_process import Served, save_tiny_package, served, start
 
 KEY = b"SENTINEL-of-the-wire"
-PICTURE = encode(scene(), "PNG")
+IMAGE = encode(scene(), "PNG")
 AUTH = b"Authorization: Bearer " + KEY + b"\r\n"
 
 
@@ -30,15 +30,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(package: Path) -> Iterator[Served]:
     options = ("--header_timeout_s", "1", "--body_timeout_s", "1", "--keep_alive_s", "1")
     with served("--model", str(package), *options, ECA_API_KEYS=KEY.decode()) as running:
-        # An idle connection lives for a second, which a busy machine may need for the next question.
+        # An idle connection is closed after a second, which a busy machine may need for the next request.
         running.client.headers["connection"] = "close"
         running.wait_until_ready()
         yield running
 
 
-def request(
-    path: bytes = b"/v1/classify", *lines: bytes, method: bytes = b"POST", body: bytes | None = PICTURE
-) -> bytes:
+def request(path: bytes = b"/v1/classify", *lines: bytes, method: bytes = b"POST", body: bytes | None = IMAGE) -> bytes:
     head = b"".join(line + b"\r\n" for line in lines)
     if body is not None:
         head += b"Content-Length: %d\r\n" % len(body)
@@ -46,7 +44,7 @@ def request(
 
 
 def talk(service: Served, sent: bytes) -> list[int]:
-    """Send bytes, read until the service hangs up: the statuses of its answers, each of which has our shape."""
+    """Send bytes, read until the service disconnects; return the statuses, and check each error's shape."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
         peer.sendall(sent)
         received = b"".join(iter(lambda: peer.recv(65536), b""))
@@ -104,14 +102,14 @@ def test_a_length_beside_chunks_does_not_smuggle_a_second_request(service: Serve
 
 
 @pytest.mark.parametrize("chunk", [b"-5\r\n", b"5;" + b"x" * 70_000 + b"\r\n", b"FFFFFFFFFFFFFFFFFF\r\n", b"5 \r\nab"])
-def test_a_chunk_that_is_none_is_refused(service: Served, chunk: bytes) -> None:
+def test_a_malformed_chunk_is_refused(service: Served, chunk: bytes) -> None:
     statuses = talk(service, request(b"/v1/classify", b"Transfer-Encoding: chunked", body=None) + chunk)
     assert statuses
     assert statuses[0] in (400, 408, 413)
 
 
 @pytest.mark.parametrize("line", [b"X-A: a\x00b", b"X-A: a\rb", b"X A: b", b": none", b"X-\xff: b"])
-def test_a_header_that_is_none_is_refused(service: Served, line: bytes) -> None:
+def test_a_malformed_header_is_refused(service: Served, line: bytes) -> None:
     assert talk(service, request(b"/healthz", line, method=b"GET", body=None)) == [400]
 
 
@@ -130,7 +128,7 @@ def test_a_header_that_is_none_is_refused(service: Served, line: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-def test_lines_of_a_head_that_end_or_go_on_in_obsolete_ways_are_refused(
+def test_header_lines_with_bare_lf_or_folding_are_refused(
     service: Served, method: bytes, strict: bytes, loose: bytes
 ) -> None:
     good = request(b"/healthz", method=method, body=None)
@@ -139,7 +137,7 @@ def test_lines_of_a_head_that_end_or_go_on_in_obsolete_ways_are_refused(
     assert talk(service, good.replace(strict, loose, 1) + second) == [400]
 
 
-def test_a_head_that_comes_byte_by_byte_is_read_as_strictly(service: Served) -> None:
+def test_headers_that_arrive_byte_by_byte_are_parsed_as_strictly(service: Served) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in b"GET /healthz HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n":
@@ -147,7 +145,7 @@ def test_a_head_that_comes_byte_by_byte_is_read_as_strictly(service: Served) -> 
         assert peer.recv(65536).startswith(b"HTTP/1.1 400 ")
 
 
-def test_questions_about_an_address_have_no_body_and_keep_the_connection_in_step(service: Served) -> None:
+def test_head_and_options_have_no_body_and_keep_the_connection_usable(service: Served) -> None:
     row = [(b"HEAD", b"/healthz"), (b"OPTIONS", b"/v1/classify"), (b"HEAD", b"/v1/classify"), (b"GET", b"/healthz")]
     statuses = talk(service, b"".join(request(path, method=method, body=None) for method, path in row))
     assert len(statuses) == 4
@@ -155,29 +153,29 @@ def test_questions_about_an_address_have_no_body_and_keep_the_connection_in_step
     assert set(statuses[:3]) <= {200, 204, 405}
 
 
-def test_who_asks_before_it_sends_is_told_to_go_on_only_for_what_will_be_read(service: Served) -> None:
-    expecting = request(b"/v1/classify", b"Expect: 100-continue", b"Content-Length: %d" % len(PICTURE), body=None)
+def test_100_continue_is_sent_only_for_a_body_that_will_be_read(service: Served) -> None:
+    expecting = request(b"/v1/classify", b"Expect: 100-continue", b"Content-Length: %d" % len(IMAGE), body=None)
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
         peer.sendall(expecting)
         assert peer.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        peer.sendall(PICTURE)
+        peer.sendall(IMAGE)
         assert peer.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_chunks_may_have_extensions_and_trailers(service: Served) -> None:
-    half = len(PICTURE) // 2
-    pieces = [b"%X;name=value\r\n%s\r\n" % (len(piece), piece) for piece in (PICTURE[:half], PICTURE[half:])]
+    half = len(IMAGE) // 2
+    pieces = [b"%X;name=value\r\n%s\r\n" % (len(piece), piece) for piece in (IMAGE[:half], IMAGE[half:])]
     head = request(b"/v1/classify", b"Transfer-Encoding: chunked", b"Connection: close", body=None)
     assert talk(service, head + b"".join(pieces) + b"0\r\nX-Trailer: Authorization: Bearer\r\n\r\n") == [200]
 
 
 @pytest.mark.parametrize("host", [b"a/b?c#", b"evil.example", b"/v1/models", b"127.0.0.1:1/docs?", b"\xff"])
-def test_a_host_changes_nothing_about_who_may_ask(service: Served, host: bytes) -> None:
+def test_the_host_header_does_not_affect_authentication(service: Served, host: bytes) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 1\r\nConnection: close\r\n\r\n7"
     assert talk(service, head) in ([401], [400])
 
 
-def test_a_host_must_be_named(service: Served) -> None:
+def test_a_host_header_is_required(service: Served) -> None:
     assert talk(service, b"GET /healthz HTTP/1.1\r\n\r\n") == [400]
 
 
@@ -197,7 +195,7 @@ def test_other_methods_are_refused(service: Served, method: bytes) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
     ],
 )
-def test_another_protocol_is_refused_or_hung_up_on(service: Served, sent: bytes) -> None:
+def test_another_protocol_is_refused_or_disconnected(service: Served, sent: bytes) -> None:
     assert talk(service, sent) in ([400], [])
 
 
@@ -205,20 +203,20 @@ def test_another_protocol_is_refused_or_hung_up_on(service: Served, sent: bytes)
     "path",
     [b"//", b"//v1/classify", b"/v1//classify", b"/%2e%2e/", b"/%2e%2e/%2e%2e/etc/passwd", b"/v1/classify%00", b"/%ff"],
 )
-def test_other_addresses_are_not_found(service: Served, path: bytes) -> None:
+def test_other_paths_are_not_found(service: Served, path: bytes) -> None:
     assert talk(service, request(path)) in ([404], [400])
 
 
-def test_a_long_address_is_refused(service: Served) -> None:
+def test_a_long_path_is_refused(service: Served) -> None:
     assert talk(service, request(b"/v1/classify?model=" + b"a" * 20_000)) in ([431], [414], [400])
 
 
-def test_requests_in_a_row_are_answered_in_order_up_to_the_broken_one(service: Served) -> None:
+def test_pipelined_requests_are_answered_in_order_up_to_the_malformed_one(service: Served) -> None:
     row = b"".join(request(b"/v1/classify?top_k=%d" % (number % 10 + 1)) for number in range(49))
     assert talk(service, row + b"nonsense\r\n\r\n") == [200] * 49 + [400]
 
 
-def test_a_compressed_body_is_not_unpacked(service: Served) -> None:
+def test_a_compressed_body_is_not_decompressed(service: Served) -> None:
     assert talk(service, request(b"/v1/classify", b"Content-Encoding: gzip")) == [415]
 
 
@@ -231,7 +229,7 @@ def test_idle_connections_are_no_load(service: Served) -> None:
 
 
 @pytest.mark.parametrize("header", [b"", b"Authorization: Bearer wrong\r\n"])
-def test_without_a_key_nobody_waits_for_the_body(service: Served, header: bytes) -> None:
+def test_without_a_key_the_body_is_not_awaited(service: Served, header: bytes) -> None:
     expecting = b"Content-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
         peer.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n" + header + expecting)
@@ -264,7 +262,7 @@ def test_with_few_files_to_open_it_recovers_from_a_flood(package: Path) -> None:
         process.communicate()
 
 
-def test_when_nobody_reads_its_log_any_more_it_goes_on(package: Path) -> None:
+def test_it_keeps_running_when_its_log_is_closed(package: Path) -> None:
     process = start("--port", "0", "--model", str(package))
     try:
         assert process.stdout is not None
@@ -274,7 +272,7 @@ def test_when_nobody_reads_its_log_any_more_it_goes_on(package: Path) -> None:
         process.stdout.close()
         with running.client as client:
             running.wait_until_ready()
-            assert client.post("/v1/classify", content=PICTURE).status_code == 200
+            assert client.post("/v1/classify", content=IMAGE).status_code == 200
             assert client.post("/v1/classify", content=b"none").status_code == 422
         assert running.stop() == 0
     finally:
@@ -283,7 +281,7 @@ def test_when_nobody_reads_its_log_any_more_it_goes_on(package: Path) -> None:
 
 
 @pytest.mark.parametrize(("how", "code"), [("", 120), ("flush_stdio()", 0)])
-def test_half_a_line_that_nobody_reads_is_no_failure(how: str, code: int) -> None:
+def test_an_unread_half_line_does_not_change_the_exit_code(how: str, code: int) -> None:
     load = "import sys; from eca_service.http.server import flush_stdio"
     program = f"{load}; sys.stdin.readline(); print(end='half'); {how}"
     pipe = subprocess.PIPE

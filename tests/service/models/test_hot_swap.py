@@ -61,7 +61,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             "HF_HOME": str(folder / "cache"),
             "ECA_ADMIN_KEYS": "admin",
         }
-        arguments = ("--model", f"{MODEL}@{next(iter(scores))}", "--watch", "0.1", "--allow_repos", "acme/*")
+        arguments = ("--model", f"{MODEL}@{next(iter(scores))}", "--revision_poll_s", "0.1", "--allow_repos", "acme/*")
         with served(*arguments, cwd=None, **environment) as service:
             service.wait_until_ready()
             yield Scene(hub, service, scores)
