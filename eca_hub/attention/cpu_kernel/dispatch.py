@@ -1,23 +1,23 @@
-"""Choose how ECA is computed: by the compiled kernel, by few torch operations, or by its layers.
+"""Choose how ECA is computed: by the compiled kernel, by few torch operations, by one operator, or by its layers.
 
 A channel gate is bound by memory: it has to read the map once for the mean, and read and write it once for the
 product. The compiled kernel (fused.py) visits each map twice while it is in the cache. Without it, one autograd
-function writes the gradient of the map once, where autograd alone writes three maps and adds them. Tensors that are
-traced, cast or observed go through the layers. Measured by experiments/bench/attention.py.
+function writes the gradient of the map once (operations.py), where autograd alone writes three maps and adds them.
+Under torch.compile the kernel is one operator (custom_op.py). Tensors that are traced, transformed or observed in
+another way go through the layers. Measured by experiments/bench/attention.py.
 
 Shapes: N images, C channels, H height, W width, k kernel size.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn import functional
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from eca_hub.attention.cpu_kernel import fused
+from eca_hub.attention.cpu_kernel import custom_op, fused, operations
 
 _DTYPES = (torch.float32, torch.float64)
 """What the torch operations here compute; fused.py has a list of its own."""
@@ -72,6 +72,8 @@ def is_eager(x_NCHW: Tensor) -> bool:
 
 def is_supported_layer(conv: nn.Module, x_NCHW: Tensor) -> bool:
     """Whether `rescale_channels` computes what mean, this convolution, sigmoid and product would."""
+    if torch.compiler.is_compiling():
+        return is_plain_conv(conv) and is_supported_compiled(x_NCHW, conv.weight)  # type: ignore[arg-type]
     # First, because a traced tensor cannot be asked for more.
     return is_eager(x_NCHW) and is_plain_conv(conv) and is_supported(x_NCHW, conv.weight)  # type: ignore[arg-type]
 
@@ -89,20 +91,33 @@ def is_supported(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
     return x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype and not is_autocast and is_worth_it
 
 
+def is_supported_compiled(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
+    """Whether torch.compile should call the operator: on the CPU, where it is faster than what the compiler makes."""
+    return (
+        fused.is_built
+        and x_NCHW.is_cpu
+        and x_NCHW.dtype in (torch.float32, torch.bfloat16)
+        and x_NCHW.dtype == weight_11k.dtype
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_exporting()
+    )
+
+
 def requires_grad(*tensors: Tensor) -> bool:
     """Whether autograd records what is computed from the tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def rescale_channels(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
-    """Compute x * sigmoid(conv1d(mean_HW(x))) for what `is_supported` accepts."""
+    """Compute x * sigmoid(conv1d(mean_HW(x))) for what `is_supported_layer` accepts."""
+    if torch.compiler.is_compiling():
+        return cast("Tensor", custom_op.rescale_channels(x_NCHW, weight_11k)[0])
     if requires_grad(x_NCHW, weight_11k):
-        y_NCHW: Tensor = _RescaleChannels.apply(x_NCHW, weight_11k)
-        return y_NCHW
+        return cast("Tensor", _RescaleChannels.apply(x_NCHW, weight_11k))
     if fused.is_supported(x_NCHW, weight_11k):
         return fused.forward(x_NCHW, weight_11k, torch.empty_like(x_NCHW))
-    mean_NC = sum_space(x_NCHW).div_(x_NCHW.shape[2] * x_NCHW.shape[3])
-    return x_NCHW * correlate(mean_NC, weight_11k).sigmoid_()[:, :, None, None]
+    mean_NC = operations.sum_space(x_NCHW).div_(x_NCHW.shape[2] * x_NCHW.shape[3])
+    return x_NCHW * operations.correlate(mean_NC, weight_11k).sigmoid_()[:, :, None, None]
 
 
 def rescale_add_relu(
@@ -123,40 +138,12 @@ def rescale_add_relu(
     if not is_supported(x_NCHW, weight_11k) or not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
         return None
     if requires_grad(x_NCHW, weight_11k, shortcut_NCHW):
-        y_NCHW: Tensor = _RescaleAddReLU.apply(x_NCHW, weight_11k, shortcut_NCHW)
-        return y_NCHW
+        return cast("Tensor", _RescaleAddReLU.apply(x_NCHW, weight_11k, shortcut_NCHW))
     if not may_overwrite:
         return fused.forward(x_NCHW, weight_11k, torch.empty_like(x_NCHW), shortcut_NCHW=shortcut_NCHW)
     if not x_NCHW.is_inference():
         torch.autograd.graph.increment_version(x_NCHW)
     return fused.forward(x_NCHW, weight_11k, x_NCHW, shortcut_NCHW=shortcut_NCHW)
-
-
-def sum_space(x_NCHW: Tensor) -> Tensor:
-    """Sum each channel over space: (N, C, H, W) to (N, C)."""
-    num_images, _, height, width = x_NCHW.shape
-    is_channels_last = x_NCHW.is_contiguous(memory_format=torch.channels_last) and not x_NCHW.is_contiguous()
-    if num_images == 1 and height * width > 49 and is_channels_last:
-        # Row by row, then over the rows: each thread then reads what it wrote itself, which is up to twice as fast.
-        return x_NCHW.permute(0, 2, 3, 1).sum(2).sum(1)
-    return x_NCHW.sum((2, 3))
-
-
-def correlate(values_NC: Tensor, weight_11k: Tensor) -> Tensor:
-    """Slide a kernel along the channels, with zeros beyond the ends: what a Conv1d of one channel computes."""
-    num_images, num_channels = values_NC.shape
-    size = weight_11k.shape[2]
-    if num_images == 1 or values_NC.is_cuda:
-        values_N1C = values_NC.view(num_images, 1, num_channels)
-        return torch.conv1d(values_N1C, weight_11k, padding=size // 2).view(num_images, num_channels)
-    # For more images conv1d chooses oneDNN, which takes up to six times as long for so little work.
-    y_N11C: Tensor = torch.ops.aten.thnn_conv2d(
-        values_NC.view(num_images, 1, 1, num_channels),
-        weight_11k.unsqueeze(2),
-        (1, size),
-        padding=(0, size // 2),
-    )
-    return y_N11C.view(num_images, num_channels)
 
 
 class _RescaleChannels(torch.autograd.Function):
@@ -166,8 +153,8 @@ class _RescaleChannels(torch.autograd.Function):
         if fused.is_supported(x_NCHW, weight_11k):
             y_NCHW, saved_2NC = fused.forward_with_saved(x_NCHW, weight_11k)
         else:
-            mean_NC = sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
-            gate_NC = correlate(mean_NC, weight_11k).sigmoid()
+            mean_NC = operations.sum_space(x_NCHW) / (x_NCHW.shape[2] * x_NCHW.shape[3])
+            gate_NC = operations.correlate(mean_NC, weight_11k).sigmoid()
             y_NCHW, saved_2NC = x_NCHW * gate_NC[:, :, None, None], torch.stack([mean_NC, gate_NC])
         ctx.save_for_backward(x_NCHW, weight_11k, saved_2NC)
         return y_NCHW
@@ -178,7 +165,7 @@ class _RescaleChannels(torch.autograd.Function):
         if not torch.is_grad_enabled() and is_eager(dy_NCHW) and fused.is_supported(x_NCHW, weight_11k):
             dx_NCHW, dweight_11k, _ = fused.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
             return dx_NCHW, dweight_11k
-        return _backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
+        return operations.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
 
 
 class _RescaleAddReLU(torch.autograd.Function):
@@ -194,30 +181,4 @@ class _RescaleAddReLU(torch.autograd.Function):
         if not torch.is_grad_enabled() and is_eager(dy_NCHW):
             return fused.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC, y_NCHW)
         dsum_NCHW = torch.where(y_NCHW <= 0, torch.zeros_like(dy_NCHW), dy_NCHW)
-        return *_backward(dsum_NCHW, x_NCHW, weight_11k, saved_2NC), dsum_NCHW
-
-
-def _backward(dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, saved_2NC: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of the map and the kernel from the gradient of the result.
-
-    With u = sum_HW(dy * x) * gate * (1 - gate), the gradient of the logits:
-
-        dx = dy * gate + correlate(u, reversed kernel) / (H W);  dkernel_j = sum_NC(u * mean shifted by j)
-    """
-    num_positions, half = x_NCHW.shape[2] * x_NCHW.shape[3], weight_11k.shape[2] // 2
-    dtype, weight_11k = weight_11k.dtype, weight_11k.to(x_NCHW.dtype)
-    mean_NC, gate_NC = saved_2NC.to(x_NCHW.dtype)
-    is_second_order = torch.is_grad_enabled()
-    if is_second_order:
-        # Autograd has to record each step, gates and means included.
-        mean_NC = sum_space(x_NCHW) / num_positions
-        gate_NC = correlate(mean_NC, weight_11k).sigmoid()
-    product_NCHW = dy_NCHW * x_NCHW
-    dlogits_NC = sum_space(product_NCHW) * gate_NC * (1 - gate_NC)
-    neighbors_NCk = functional.pad(mean_NC, (half, half)).unfold(1, weight_11k.shape[2], 1)
-    dweight_11k = (dlogits_NC.unsqueeze(2) * neighbors_NCk).sum((0, 1)).view(1, 1, -1)
-    dmean_NC = correlate(dlogits_NC, weight_11k.flip(2) / num_positions)
-    # The product is not needed any more, so the gradient is written into its memory.
-    memory_NCHW = None if is_second_order else product_NCHW
-    dx_NCHW = torch.addcmul(dmean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
-    return dx_NCHW, dweight_11k.to(dtype)
+        return *operations.backward(dsum_NCHW, x_NCHW, weight_11k, saved_2NC), dsum_NCHW

@@ -81,6 +81,8 @@ class PackedConvolution(nn.Module):
         has_relu: Whether a ReLU follows.
     """
 
+    returns_new_tensor = True
+    """Nothing else refers to the output, so the end of an ECA block may write into it."""
     weight: Tensor
 
     def __init__(self, conv: nn.Conv2d, input_size: list[int], *, has_relu: bool) -> None:

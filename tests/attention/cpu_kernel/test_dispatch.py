@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eca_hub.attention.cpu_kernel import fused as fused
-from eca_hub.attention.cpu_kernel.dispatch import correlate, is_eager, is_supported
+from eca_hub.attention.cpu_kernel.dispatch import is_eager, is_supported
+from eca_hub.attention.cpu_kernel.operations import correlate
 from eca_hub.attention.eca import ECA
 
 SHAPES = [(1, 16, 3, 3), (2, 16, 1, 1), (3, 40, 5, 4), (9, 512, 2, 3)]
