@@ -14,7 +14,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Self
 
-from eca_hub.atomic import make_folder
 from eca_hub.localhub.blobs import FOLDER_MODE, Blobs
 from eca_hub.localhub.errors import HubHTTPError, bad_request
 from eca_hub.localhub.validation import check_sha256
@@ -51,7 +50,7 @@ class Xorbs:
         with temporary.open("rb") as file:
             read_chunks(file)
         path = self.path(writer, xorb)
-        make_folder(path.parent, mode=FOLDER_MODE)
+        path.parent.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
         temporary.replace(path)
 
     def rebuild(self, shard_file: ShardFile, writer: str, blobs: Blobs, locations: ChunkLocations) -> None:
