@@ -1,40 +1,191 @@
-"""`eca-hub classify`: name what is in pictures."""
+"""`eca-hub classify`: classify images, and folders of images."""
 
+import csv
+import io
 import json
-from dataclasses import asdict
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.progress import show_progress
 from eca_hub.errors import BadImage, InvalidUsage
+
+if TYPE_CHECKING:
+    from eca_hub.classifier import Classifier, Prediction
+
+SUFFIXES = frozenset([".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
+"""Of files that are taken from a folder. A file that is named on the command line may have any name."""
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The result for one image: predictions or an error."""
+
+    image: str
+    predictions: "list[Prediction]"
+    error: BadImage | None = None
 
 
 def main(argv: list[str]) -> int:
-    """Classify each picture; a bad one is said and does not stop the others."""
-    parser = CommandParser("classify", "Name what is in pictures.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Path of a picture.")
+    """Classify each image; a bad one is reported and does not stop the others."""
+    parser = CommandParser(
+        "classify",
+        "Classify images.",
+        examples=[
+            "eca-hub classify cat.jpg --model acme/eca_resnet50",
+            "eca-hub classify photos/ --model runs/mine --output photos.csv",
+            "cat cat.jpg | eca-hub classify - --model acme/eca_resnet50@v1",
+        ],
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image file, folder of images, or - for stdin.")
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub, or a folder with a package.")
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
-    parser.add_argument("--top_k", type=int, default=3, help="How many classes to name.")
-    parser.add_argument("--device", default="cpu", help="Where to run, such as cpu or cuda.")
-    parser.add_argument("--json", action="store_true", help="Print one JSON object a picture.")
+    parser.add_argument("--top_k", type=int, default=3, help="How many classes to print.")
+    parser.add_argument("--batch_size", type=int, default=32, help="How many images to run at a time.")
+    parser.add_argument("--device", default="cpu", help="Device of the network, such as cuda.")
+    parser.add_argument("--output", help="Write to this .csv or .jsonl file; images that it has already are skipped.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object for each image.")
     args = parser.read(argv)
-    if args.top_k < 1:
-        raise InvalidUsage(f"--top_k is {args.top_k}; it must be 1 or more.")
+    for name in ("top_k", "batch_size"):
+        if args[name] < 1:
+            raise InvalidUsage(f"--{name} is {args[name]}; it must be 1 or more.")
+    if args.output and Path(args.output).suffix not in (".csv", ".jsonl"):
+        raise InvalidUsage(f"--output is {args.output!r}; the file must end in .csv or .jsonl.")
+    images = list(dict.fromkeys(each for given in args.images for each in _find_images(given)))
 
     from eca_hub.classifier import Classifier
 
     classifier = Classifier.from_pretrained(args.model, args.revision, device=args.device)
+    if args.output:
+        return _write_file(classifier, images, Path(args.output), args.top_k, args.batch_size)
     num_bad = 0
-    for path in args.images:
-        try:
-            predictions = classifier.predict(path, top_k=args.top_k)
-        except BadImage as error:
-            num_bad += 1
-            answer = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
-            print(json.dumps(answer) if args.json else str(error))
-            continue
-        if args.json:
-            answer = {"image": path, "model": classifier.model_id, "revision": classifier.revision}
-            print(json.dumps({**answer, "predictions": [asdict(prediction) for prediction in predictions]}))
-        else:
-            print(f"{path}  " + "  ".join(f"{each.label} {each.score:.3f}" for each in predictions))
+    for row in _classify(classifier, images, args.top_k, args.batch_size):
+        num_bad += row.error is not None
+        print(json.dumps(_to_dict(classifier, row)) if args.json else _to_line(row), flush=True)
     return 2 if num_bad else 0
+
+
+def _find_images(given: str) -> list[str]:
+    """Return the images that an argument names: itself, or those in the folder and its subfolders."""
+    if given == STDIN:
+        return [given]
+    if "://" in given:
+        raise InvalidUsage(
+            f"{given} is an address, and eca-hub does not download images.", hint=f"curl -o image.jpg {given}"
+        )
+    if not Path(given).is_dir():
+        return [given]
+    found = []
+    for folder, subfolders, names in os.walk(given, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
+        found += [
+            str(Path(folder, name))
+            for name in sorted(names)
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        ]
+    if not found:
+        raise InvalidUsage(f"{given} has no images: no files that end in {', '.join(sorted(SUFFIXES))}.")
+    return found
+
+
+def _classify(classifier: "Classifier", images: list[str], top_k: int, batch_size: int) -> Iterator[Row]:
+    import torch
+
+    transform = classifier.transform
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        pixels, errors = {}, {}
+        for image in batch:
+            try:
+                source = sys.stdin.buffer.read() if image == STDIN else image
+                pixels[image] = transform.resize_and_crop(transform.decode(source))
+            except BadImage as error:
+                errors[image] = error
+        predictions = {}
+        if pixels:
+            rows_NK = classifier.probabilities(torch.stack(list(pixels.values())))
+            predictions = {image: classifier.rank(row_K, top_k) for image, row_K in zip(pixels, rows_NK, strict=True)}
+        for image in batch:
+            yield Row(image, predictions.get(image, []), errors.get(image))
+
+
+def _write_file(classifier: "Classifier", images: list[str], path: Path, top_k: int, batch_size: int) -> int:
+    """Append a line for each image that the file does not have; complete lines survive a crash."""
+    is_csv = path.suffix == ".csv"
+    header = ["image", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "score")), "error"]
+    header.append("revision")
+    done = _read_done(path, header, classifier.revision) if path.is_file() else set()
+    todo = [image for image in images if image not in done]
+    num_bad = 0
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            if is_csv and file.tell() == 0:
+                writer.writerow(header)
+            for number, row in enumerate(_classify(classifier, todo, top_k, batch_size), start=1):
+                num_bad += row.error is not None
+                if is_csv:
+                    scores = [value for each in row.predictions for value in (each.label, f"{each.score:.6f}")]
+                    scores += [""] * (2 * top_k - len(scores))
+                    writer.writerow([row.image, *scores, row.error.message if row.error else "", classifier.revision])
+                else:
+                    file.write(json.dumps(_to_dict(classifier, row)) + "\n")
+                file.flush()
+                show_progress(f"{number} of {len(todo)} images")
+    except OSError as error:
+        raise InvalidUsage(f"--output {path} cannot be written: {error.strerror or error}.") from None
+    show_progress("")
+    skipped = f", {len(images) - len(todo)} were there already" if len(images) > len(todo) else ""
+    print(f"{len(todo)} images classified{skipped}, {num_bad} of them bad; written to {path}")
+    return 2 if num_bad else 0
+
+
+def _read_done(path: Path, header: list[str], revision: str) -> set[str]:
+    """Return the images of a file of results, after cutting an incomplete last line.
+
+    Raises:
+        InvalidUsage: the file has other columns, or results of another revision of the model.
+    """
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        os.truncate(path, len(complete))
+    try:
+        text = complete.decode("utf-8")
+        if path.suffix == ".csv":
+            columns, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [header]
+            found = {(row[0], row[-1]) for row in rows}
+        else:
+            columns = header
+            found = {(each["image"], each["revision"]) for each in map(json.loads, text.splitlines())}
+    except (ValueError, KeyError, IndexError, TypeError, csv.Error):
+        columns, found = [], set()
+    if columns != header or any(each != revision for _, each in found):
+        raise InvalidUsage(
+            f"{path} exists and has other columns, or results of another revision than {revision[:12]}.",
+            hint="Give a new file as --output.",
+        )
+    return {image for image, _ in found}
+
+
+def _to_dict(classifier: "Classifier", row: Row) -> dict[str, Any]:
+    document: dict[str, Any] = {"image": row.image, "model": classifier.model_id, "revision": classifier.revision}
+    if row.error is not None:
+        error = {"code": row.error.code, "message": row.error.message, "hint": row.error.hint}
+        return {**document, "error": error}
+    return {**document, "predictions": [asdict(prediction) for prediction in row.predictions]}
+
+
+def _to_line(row: Row) -> str:
+    if row.error is not None:
+        text = str(row.error) if row.image != STDIN else f"{row.image}: {row.error}"
+    else:
+        text = f"{row.image}  " + "  ".join(f"{each.label} {each.score:.3f}" for each in row.predictions)
+    # Names of files may have bytes that are not UTF-8, and control characters.
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -14,8 +14,8 @@ from torch import nn
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.card import CardFacts
 from eca_hub.hub.checkpoint_reader import read_weights
-from eca_hub.hub.detect import DetectedModel, detect_architecture
-from eca_hub.hub.package import check_new_folder, new_folder
+from eca_hub.hub.detect import detect_architecture
+from eca_hub.hub.package import CONFIG_FILE, PICKLE_SUFFIXES, check_new_folder, config_from_json, new_folder
 from eca_hub.hub.pretrained import default_labels, save_pretrained
 from eca_hub.hub.timm_format import image_config_from_timm
 from eca_hub.hub.weights import build_and_load
@@ -34,7 +34,8 @@ def convert_checkpoint(
 ) -> tuple[nn.Module, ModelConfig]:
     """Build a network of this library from a checkpoint of ECANet, torchvision or timm, with the same outputs.
 
-    Depth, attention method and kernel sizes are detected from the tensors.
+    Depth, attention method and kernel sizes are detected from the tensors; or the network, labels and preprocessing are
+    read from the config.json that timm writes beside pytorch_model.bin.
 
     Args:
         file: What torch.save wrote (`.pth.tar`, `.pth`, `.pt`), or a `.safetensors` file.
@@ -57,25 +58,42 @@ def convert_checkpoint(
     """
     if folder is not None:
         check_new_folder(folder)
-    found = detect_architecture(read_weights(file), architecture)
-    if not isinstance(image, ImageConfig):
-        image = _replace_fields(_image_config(found.config.architecture, architecture), image or {})
-    config = dataclasses.replace(found.config, labels=_labels(labels, found.num_classes), image=image)
+    weights = read_weights(file)
+    known = _config_beside(Path(file)) if architecture is None else None
+    if known is None:
+        found = detect_architecture(weights, architecture)
+        known = dataclasses.replace(
+            found.config,
+            labels=default_labels(found.num_classes),
+            image=_image_config(found.config.architecture, architecture),
+        )
+        weights = found.weights
+    config = dataclasses.replace(
+        known,
+        labels=_labels(labels, known.num_classes) if labels is not None else known.labels,
+        image=image if isinstance(image, ImageConfig) else _replace_fields(known.image, image or {}),
+    )
     resolved = resolve_config(config)
     name = resolved.architecture if resolved.attention == "none" else f"{resolved.attention}_{resolved.architecture}"
     model = build_and_load(
-        lambda: build_model(resolved), found.weights, sentence=f"The weights in {file} do not fit {name}"
+        lambda: build_model(resolved), weights, sentence=f"The weights in {file} do not fit {name}"
     ).eval()
     model.config = resolved  # type: ignore[assignment]
     if folder is not None:
         with new_folder(folder) as draft:
-            save_pretrained(model, draft, facts=_facts(name, Path(file), found))
+            save_pretrained(model, draft, facts=_facts(name, Path(file), resolved.num_classes))
     return model, resolved
 
 
-def _labels(given: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-    if given is None:
-        return default_labels(num_classes)
+def _config_beside(file: Path) -> ModelConfig | None:
+    """Return the configuration in the config.json that timm writes beside pytorch_model.bin, if there is one."""
+    path = file.with_name(CONFIG_FILE)
+    if file.suffix not in PICKLE_SUFFIXES or not path.is_file():
+        return None
+    return config_from_json(path.read_bytes(), origin=str(file.parent), default_labels_for=default_labels)
+
+
+def _labels(given: Sequence[str], num_classes: int) -> tuple[str, ...]:
     if len(given) != num_classes:
         raise InvalidConfig(f"There are {len(given)} labels, and the network in the file has {num_classes} outputs.")
     return tuple(given)
@@ -105,9 +123,9 @@ def _replace_fields(image: ImageConfig, fields: Mapping[str, Any]) -> ImageConfi
     return dataclasses.replace(image, **values)
 
 
-def _facts(name: str, file: Path, found: DetectedModel) -> CardFacts:
+def _facts(name: str, file: Path, num_classes: int) -> CardFacts:
     return CardFacts(
         title=name,
-        summary=f"A {name} image classifier with {found.num_classes} classes, converted from `{file.name}`. "
+        summary=f"A {name} image classifier with {num_classes} classes, converted from `{file.name}`. "
         "The weights are unchanged.",
     )

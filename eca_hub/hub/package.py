@@ -34,7 +34,8 @@ LIBRARY_NAME = "eca-hub"
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_LABELS = 100_000
-_PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar")
+PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar")
+"""Of checkpoints that may contain code."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def find_package(folder: str | Path) -> Path:
 
 
 def _no_weights(folder: Path) -> InvalidPackage:
-    pickles = sorted(each.name for each in folder.iterdir() if each.suffix in _PICKLE_SUFFIXES)
+    pickles = sorted(each.name for each in folder.iterdir() if each.suffix in PICKLE_SUFFIXES)
     if not pickles:
         return InvalidPackage(f"{folder} has no {WEIGHTS_FILE}; a package needs {CONFIG_FILE} and {WEIGHTS_FILE}.")
     return InvalidPackage(

@@ -6,6 +6,8 @@ or crash, a running model.
 
 import dataclasses
 import tempfile
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,9 @@ from eca_hub.models.config import ModelConfig
 
 def save_pretrained(
     model: nn.Module,
-    folder: str | Path,
+    folder: str | Path | ModelConfig,
+    labels: Sequence[str] | str | Path | None = None,
     *,
-    labels: Sequence[str] | None = None,
     config: ModelConfig | None = None,
     facts: CardFacts | None = None,
     for_timm: bool = False,
@@ -73,6 +75,7 @@ def save_pretrained(
             build it and must.
         CheckpointMismatch: the configuration describes another network, or a weight is NaN or infinite.
     """
+    folder, labels, config = _accept_old_order(folder, labels, config)
     resolved = resolve_config(_config_of(model, config, labels))
     check_finite(_weights_of(model), sentence="The network cannot be saved")
     _check_describes(resolved, model)
@@ -93,7 +96,11 @@ def save_pretrained(
 
 
 def export_to_timm(
-    model: nn.Module, folder: str | Path, *, labels: Sequence[str] | None = None, config: ModelConfig | None = None
+    model: nn.Module,
+    folder: str | Path | ModelConfig,
+    labels: Sequence[str] | str | Path | None = None,
+    *,
+    config: ModelConfig | None = None,
 ) -> Path:
     """Write a network as a folder that stock timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
@@ -109,6 +116,7 @@ def export_to_timm(
     Raises:
         InvalidConfig: timm cannot build this network, with the reason, or the folder is not empty.
     """
+    folder, labels, config = _accept_old_order(folder, labels, config)
     check_new_folder(folder)
     with new_folder(folder) as draft:
         save_pretrained(model, draft, labels=labels, config=config, for_timm=True)
@@ -202,6 +210,22 @@ def imagenet_labels() -> tuple[str, ...]:
     )
 
 
+def _accept_old_order(
+    folder: str | Path | ModelConfig, labels: Sequence[str] | str | Path | None, config: ModelConfig | None
+) -> tuple[str | Path, Sequence[str] | None, ModelConfig | None]:
+    """Accept the arguments of version 0.1.0 as well: model, config, folder."""
+    if isinstance(folder, ModelConfig):
+        if not isinstance(labels, str | Path):
+            raise InvalidConfig("save_pretrained needs a folder.", hint="save_pretrained(model, folder, labels=[...])")
+        warnings.warn(
+            "Give the configuration by name: save_pretrained(model, folder, config=...).", DeprecationWarning, 3
+        )
+        return labels, None, folder
+    if isinstance(labels, str | Path):
+        raise InvalidConfig(f"labels is {str(labels)!r}; it must be a list of class names.")
+    return folder, labels, config
+
+
 def _config_of(model: nn.Module, config: ModelConfig | None, labels: Sequence[str] | None) -> ModelConfig:
     known = getattr(model, "config", None) if config is None else config
     if not isinstance(known, ModelConfig):
@@ -236,4 +260,10 @@ def _check_describes(config: ModelConfig, model: nn.Module) -> None:
 
 
 def _weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """Return the state dict on the CPU. Tensors that share memory are copied: safetensors refuses them."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    times = Counter(tensor.untyped_storage().data_ptr() for tensor in weights.values())
+    return {
+        name: tensor.clone() if times[tensor.untyped_storage().data_ptr()] > 1 else tensor
+        for name, tensor in weights.items()
+    }

@@ -13,13 +13,14 @@ import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable
+from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidPackage
 from eca_hub.hub.client import check_model_id, hub_errors, is_commit, parse_model_id
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub, new_hasher, read_and_hash
 from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
 from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
+    PICKLE_SUFFIXES,
     WEIGHTS_FILE,
     Package,
     check_new_folder,
@@ -67,8 +68,25 @@ def pull(
     model_id, revision = parse_model_id(str(id_or_folder), revision)
     download = _downloader(model_id, revision, endpoint, token)
     commit, config_bytes = _resolve(download, revision or "main")
-    weights_bytes = _read_checked(download, WEIGHTS_FILE, commit)
+    try:
+        weights_bytes = _read_checked(download, WEIGHTS_FILE, commit)
+    except InvalidPackage:
+        raise _no_weights(model_id, commit, endpoint, token) from None
     return Package(model_id, commit, config_bytes, weights_bytes)
+
+
+def _no_weights(model_id: str, commit: str, endpoint: str | None, token: str | None) -> InvalidPackage:
+    """Name the pickle that a repository has instead of safetensors."""
+    with hub_errors(model_id, commit), limit_requests(endpoint):
+        names = HfApi(endpoint=endpoint, token=token).list_repo_files(model_id, revision=commit)
+    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    if not pickles:
+        return InvalidPackage(f"{model_id} has no {WEIGHTS_FILE}; a package needs {CONFIG_FILE} and {WEIGHTS_FILE}.")
+    return InvalidPackage(
+        f"{model_id} has no {WEIGHTS_FILE}, only {pickles[0]}, which is not read: a pickle can run code.",
+        hint=f"Download it and convert it: hf download {model_id} --local-dir DIR; "
+        f"eca-hub convert DIR/{pickles[0]} --to NEW_FOLDER",
+    )
 
 
 def is_folder(id_or_folder: str | Path) -> bool:
@@ -103,8 +121,10 @@ def pull_to(
     commit, config_bytes = _resolve(download, revision or "main")
     with new_folder(folder) as draft:
         (draft / CONFIG_FILE).write_bytes(config_bytes)
-        for name in (WEIGHTS_FILE, CARD_FILE):
-            (draft / name).write_bytes(_read_checked(download, name, commit))
+        (draft / WEIGHTS_FILE).write_bytes(_read_checked(download, WEIGHTS_FILE, commit))
+        # The hub has no card for some repositories that timm wrote.
+        with contextlib.suppress(InvalidPackage):
+            (draft / CARD_FILE).write_bytes(_read_checked(download, CARD_FILE, commit))
     return commit
 
 
