@@ -161,7 +161,8 @@ def _check_device(name: str | torch.device) -> torch.device:
     # Each backend of torch raises exceptions of its own types when it is absent.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        reason = "torch has no such device" if reason.startswith("Expected one of") else reason[:200]
         raise InvalidConfig(
-            f"device {str(name)!r} cannot be used: {reason[:200]}.", hint="Devices are cpu, cuda, cuda:1 or mps."
+            f"device {str(name)!r} cannot be used: {reason}.", hint="Devices are cpu, cuda, cuda:1 or mps."
         ) from None
     return device
