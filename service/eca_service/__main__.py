@@ -128,7 +128,10 @@ def main(argv: list[str]) -> int:
 
 def _serve(settings: Settings) -> None:
     from eca_service.http.server import bind_listener, flush_stdio, join_daemon_threads, serve
+    from eca_service.models.registry import ModelSource, check_ids
 
+    sources = [ModelSource.parse(text) for text in settings.model]
+    check_ids(sources)
     keys = ApiKeys.from_env(os.environ, settings.api_keys_file)
     admin_keys = ApiKeys.from_env(os.environ, settings.admin_keys_file, "ECA_ADMIN_KEYS")
     check_bind_address(settings.host, keys, insecure=settings.insecure)
@@ -144,11 +147,10 @@ def _serve(settings: Settings) -> None:
         os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
         from eca_service.app import create_app
         from eca_service.models.loader import ModelLoader
-        from eca_service.models.registry import ModelSource, Registry
+        from eca_service.models.registry import Registry
 
         loader = ModelLoader(settings)
         stack.callback(loader.close)
-        sources = [ModelSource.parse(text) for text in settings.model]
         max_weights_bytes = int(settings.max_weights_mib * 2**20)
         registry = Registry(
             sources, loader.open, max_weights_bytes=max_weights_bytes, patience_s=settings.wait_for_models_s

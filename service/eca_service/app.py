@@ -1,7 +1,7 @@
 """Build the ASGI app: settings and models in, FastAPI app out."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -16,7 +16,7 @@ from eca_service.http.middleware import HostCheckMiddleware, RequestMiddleware
 from eca_service.http.responses import add_error_handlers
 from eca_service.http.uploads import UploadLimits
 from eca_service.metrics import Metrics
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
 from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, find_commit_on_hub
 from eca_service.settings import Settings, split
 
@@ -56,7 +56,7 @@ def create_app(
         keys,
         metrics,
         admin_keys,
-        (*(ModelSource.parse(text).id_or_folder for text in settings.model), *settings.repos_to_allow),
+        (*_repos_of(registry), *settings.repos_to_allow),
     )
     poll_s = settings.revision_poll_s
     app.state.watcher = RevisionWatcher(registry, find_commit, period_s=poll_s) if poll_s else None
@@ -101,6 +101,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await registry.close()
+
+
+def _repos_of(registry: Registry) -> Iterator[str]:
+    """Yield the repositories that are served: other revisions of them may be loaded."""
+    for entry in registry.entries:
+        if not entry.source.folder_id:
+            yield entry.source.id_or_folder
 
 
 def _allowed_hosts(settings: Settings, keys: ApiKeys) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def log_access(request_id: str, method: str, route: str, status: int | None, dur
     Args:
         request_id: Its id.
         method: Its method.
-        route: Template of the route, such as /models/{owner}/{name}.
+        route: Template of the route, such as /models/{model_id}.
         status: Status of its response; None when the client disconnected before.
         duration_s: How long it took.
     """

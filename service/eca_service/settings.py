@@ -50,8 +50,9 @@ class Settings(BaseModel):
     model: tuple[str, ...] = _option(
         "model",
         (),
-        "Model to serve: owner/name, owner/name@revision or a folder. Repeat it for several models; in the "
-        "environment separate them by commas.",
+        "Model to serve: owner/name, owner/name@revision, a folder or id=folder. Repeat it for several models; in the "
+        "environment separate them by commas. Clients see the id of a folder, by "
+        "default its last part, never its path.",
         rare=False,
     )
     explain: bool = _option(

@@ -272,7 +272,7 @@ HF_BODY: dict[str, Any] = {
         "application/json": {"schema": _inlined(HFRequestBody.model_json_schema())},
     },
 }
-"""Body of /models/{owner}/{name}."""
+"""Body of /models/{model_id}."""
 
 
 LOAD_BODY: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""POST /v1/classify, POST /v1/explain and POST /models/{owner}/{name}, the shape of Hugging Face."""
+"""POST /v1/classify, POST /v1/explain and POST /models/{model_id}, the shape of Hugging Face."""
 
 import asyncio
 import time
@@ -134,16 +134,15 @@ plain_classify_route = _NoQueryRoute("/v1/classify", _classify_without_query, me
 
 
 @router.post(
-    "/models/{owner}/{name}",
+    "/models/{model_id:path}",
     summary="Classify one image, in Hugging Face's shape",
     response_model=None,
     responses={200: {"model": list[HFOutput]}, **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
     openapi_extra={"requestBody": HF_BODY},
 )
-async def classify_hf(request: Request, state: StateDep, owner: str, name: str) -> Response:
+async def classify_hf(request: Request, state: StateDep, model_id: str) -> Response:
     """Send the bytes of an image, or JSON with options, as `huggingface_hub.InferenceClient(model=URL)` does."""
     received_at_s = time.perf_counter()
-    model_id = f"{owner}/{name}"
     content_type = request.headers.get("content-type", "")
     async with state.read_body(request, model_id, content_type) as body:
         hf_request = await parse_body(parse_hf_request, body, content_type, state.limits)

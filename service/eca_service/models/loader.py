@@ -190,6 +190,7 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
     # This thread's work is done before the engines start, each of which has one core.
     torch.set_num_threads(1)
     classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])
+    classifier.model_id = source.public_id
     copies = [classifier, *(_copied_to(device, classifier) for device in devices[1:])]
     try:
         networks = [

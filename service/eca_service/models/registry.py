@@ -7,14 +7,15 @@ lost to a swap.
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from eca_hub import EcaHubError
-from eca_service.errors import Busy, InsufficientMemory, InvalidRequest, ModelNotLoaded, NotReady
+from eca_service.errors import BadSetting, Busy, InsufficientMemory, InvalidRequest, ModelNotLoaded, NotReady
 from eca_service.inference.model import ServedModel
 
 State = Literal["loading", "ready", "updating", "failed"]
@@ -24,20 +25,61 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: `owner/name`, `owner/name@revision` or a folder."""
+    """Where a model comes from: `owner/name`, `owner/name@revision`, a folder or `name=folder`."""
 
     id_or_folder: str
     """Hub `owner/name`, or the path of a folder."""
     revision: str | None = None
     """Branch, tag or commit."""
+    folder_id: str = ""
+    """Id of a folder, which clients use instead of its path; empty for a repository."""
 
     @classmethod
     def parse(cls, text: str) -> "ModelSource":
-        """Read the value of `--model`."""
+        """Read the value of `--model`.
+
+        Raises:
+            BadSetting: `name=folder` with an invalid name or without such a folder.
+        """
         if Path(text).is_dir():
-            return cls(text)
+            return cls(text, folder_id=_id_of_folder(text))
+        name, equals, folder = text.partition("=")
+        if equals:
+            if not _ID.fullmatch(name):
+                raise BadSetting(f"--model {text!r} has an invalid name.", hint="Write --model owner/name=FOLDER.")
+            if not Path(folder).is_dir():
+                raise BadSetting(f"--model {text!r}: there is no such folder.", hint="Write --model owner/name=FOLDER.")
+            return cls(folder, folder_id=name)
         name, _, revision = text.partition("@")
         return cls(name, revision or None)
+
+    @property
+    def public_id(self) -> str:
+        """The id that clients use."""
+        return self.folder_id or self.id_or_folder
+
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def _id_of_folder(path: str) -> str:
+    """Return a relative path that looks like an id as it is; of another path the last part: clients do not see it."""
+    return path if _ID.fullmatch(path) else Path(path).resolve().name
+
+
+def check_ids(sources: Sequence[ModelSource]) -> None:
+    """Refuse folders that clients could not tell apart.
+
+    Raises:
+        BadSetting: two sources have the same id.
+    """
+    seen: set[tuple[str, str | None]] = set()
+    for source in sources:
+        if (source.public_id, source.revision) in seen:
+            raise BadSetting(
+                f"Two models have the id {source.public_id}.", hint="Name one of them: --model owner/name=FOLDER."
+            )
+        seen.add((source.public_id, source.revision))
 
 
 @dataclass
@@ -58,7 +100,7 @@ class ModelEntry:
     @property
     def model_id(self) -> str:
         """The id that clients use; several revisions of a repository share it."""
-        return self.model.info.model_id if self.model else self.source.id_or_folder
+        return self.model.info.model_id if self.model else self.source.public_id
 
     @property
     def is_changing(self) -> bool:
@@ -235,7 +277,7 @@ class Registry:
         old = entry.model
         try:
             async with self._one_at_a_time:
-                new = await self._open_model(ModelSource(source.id_or_folder, revision or source.revision))
+                new = await self._open_model(replace(source, revision=revision or source.revision))
                 self._evict_lru(entry, new)
         except BaseException:
             if old is None:
@@ -317,7 +359,7 @@ class Registry:
         return self._only([entry for entry in self.entries if entry.has_id(model_id)])
 
     def _entry_to_replace(self, source: ModelSource) -> ModelEntry | None:
-        entries = [entry for entry in self.entries if entry.model_id == source.id_or_folder]
+        entries = [entry for entry in self.entries if entry.model_id == source.public_id]
         same = [entry for entry in entries if entry.source.revision == source.revision]
         if same or len(entries) == 1:
             return (same or entries)[0]

@@ -87,4 +87,4 @@ class RevisionWatcher:
 def follows_a_branch(source: ModelSource) -> bool:
     """Whether the source may name another commit later: it is neither a folder nor a commit."""
     is_commit = source.revision is not None and _COMMIT.fullmatch(source.revision)
-    return not is_commit and re.fullmatch(r"[^/@]+/[^/@]+", source.id_or_folder) is not None
+    return not (is_commit or source.folder_id) and re.fullmatch(r"[^/@]+/[^/@]+", source.id_or_folder) is not None

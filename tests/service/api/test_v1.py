@@ -1,4 +1,4 @@
-"""/v1/classify, /models/{owner}/{name} and errors, over ASGI, with fake models."""
+"""/v1/classify, /models/{model_id} and errors, over ASGI, with fake models."""
 
 import base64
 import json
@@ -195,6 +195,13 @@ def test_the_documentation_is_served(client: TestClient) -> None:
     assert operation["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
     assert "HTTPValidationError" not in str(described)
     assert {parameter["name"] for parameter in operation["parameters"]} == {"model", "top_k"}
+
+
+def test_the_page_distinguishes_parameters_of_the_path_from_those_of_the_query(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert "<code>?top_k=</code>" in page
+    assert "<code>{model_id}</code>" in page
+    assert "?model_id=" not in page
 
 
 def test_every_route_is_documented_with_its_responses(client: TestClient) -> None:

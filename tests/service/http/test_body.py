@@ -11,7 +11,7 @@ from eca_service.http.body import BodyReader, ClientDisconnected, Receive, cance
 from tests.service.fakes import run, settle
 
 
-def caller(*chunks: bytes, then_hangs: bool = False, then_goes: bool = False) -> Receive:
+def client(*chunks: bytes, then_hangs: bool = False, then_goes: bool = False) -> Receive:
     messages: list[MutableMapping[str, Any]] = [
         {"type": "http.request", "body": chunk, "more_body": then_hangs or then_goes or place < len(chunks) - 1}
         for place, chunk in enumerate(chunks)
@@ -35,7 +35,7 @@ def reader(max_total_bytes: int = 1000, timeout_s: float = 3) -> BodyReader:
 def test_chunks_become_one_body_that_counts_while_it_is_used() -> None:
     async def scene() -> None:
         bodies = reader()
-        async with bodies.read({}, caller(b"ab", b"", b"cd"), max_bytes=4) as body:
+        async with bodies.read({}, client(b"ab", b"", b"cd"), max_bytes=4) as body:
             assert body == b"abcd"
             assert bodies.total_bytes == 4
         assert bodies.total_bytes == 0
@@ -47,7 +47,7 @@ def test_a_body_with_too_large_a_content_length_is_refused_unread() -> None:
     async def scene() -> None:
         bodies = reader()
         with pytest.raises(BodyTooLarge):
-            async with bodies.read({"content-length": "5"}, caller(then_hangs=True), max_bytes=4):
+            async with bodies.read({"content-length": "5"}, client(then_hangs=True), max_bytes=4):
                 pass
         assert asyncio.get_running_loop().time() == 0
         assert bodies.total_bytes == 0
@@ -59,7 +59,7 @@ def test_a_body_that_grows_too_large_is_refused_at_the_limit() -> None:
     async def scene() -> None:
         bodies = reader()
         with pytest.raises(BodyTooLarge):
-            async with bodies.read({}, caller(b"abc", b"de", then_hangs=True), max_bytes=4):
+            async with bodies.read({}, client(b"abc", b"de", then_hangs=True), max_bytes=4):
                 pass
         assert bodies.total_bytes == 0
 
@@ -85,12 +85,25 @@ def test_a_body_that_trickles_is_refused_in_time() -> None:
 def test_bodies_share_one_limit() -> None:
     async def scene() -> None:
         bodies = reader(max_total_bytes=5)
-        async with bodies.read({"content-length": "4"}, caller(b"abcd"), max_bytes=4):
+        async with bodies.read({"content-length": "4"}, client(b"abcd"), max_bytes=4):
             with pytest.raises(Overloaded):
-                async with bodies.read({}, caller(b"ef"), max_bytes=4):
+                async with bodies.read({}, client(b"ef"), max_bytes=4):
                     pass
-        async with bodies.read({}, caller(b"ef"), max_bytes=4) as body:
+        async with bodies.read({}, client(b"ef"), max_bytes=4) as body:
             assert body == b"ef"
+
+    run(scene())
+
+
+def test_every_copy_of_a_body_counts() -> None:
+    async def scene() -> None:
+        bodies = reader(max_total_bytes=10)
+        async with bodies.read({}, client(b"ab", b"cd"), max_bytes=4, num_copies=2):
+            assert bodies.total_bytes == 8
+            with pytest.raises(Overloaded):
+                async with bodies.read({}, client(b"ef"), max_bytes=4, num_copies=2):
+                    pass
+        assert bodies.total_bytes == 0
 
     run(scene())
 
@@ -100,13 +113,13 @@ def test_a_large_content_length_alone_reserves_no_memory() -> None:
         bodies = reader(max_total_bytes=5)
 
         async def stall() -> None:
-            async with bodies.read({"content-length": "4"}, caller(b"a", then_hangs=True), max_bytes=4):
+            async with bodies.read({"content-length": "4"}, client(b"a", then_hangs=True), max_bytes=4):
                 pass
 
         stalling = [asyncio.create_task(stall()) for _ in range(3)]
         await settle()
         assert bodies.total_bytes == 3
-        async with bodies.read({"content-length": "2"}, caller(b"ef"), max_bytes=4) as body:
+        async with bodies.read({"content-length": "2"}, client(b"ef"), max_bytes=4) as body:
             assert body == b"ef"
         await asyncio.gather(*stalling, return_exceptions=True)
         assert bodies.total_bytes == 0
@@ -118,7 +131,7 @@ def test_a_client_that_disconnects_during_its_body_leaves_nothing_behind() -> No
     async def scene() -> None:
         bodies = reader()
         with pytest.raises(ClientDisconnected):
-            async with bodies.read({"content-length": "9"}, caller(b"abc", then_goes=True), max_bytes=100):
+            async with bodies.read({"content-length": "9"}, client(b"abc", then_goes=True), max_bytes=100):
                 pass
         assert bodies.total_bytes == 0
 
@@ -129,7 +142,7 @@ def test_a_client_that_disconnects_during_its_body_leaves_nothing_behind() -> No
 def test_a_compressed_body_is_refused_unread(encoding: str) -> None:
     async def scene() -> None:
         with pytest.raises(UnsupportedType):
-            async with reader().read({"content-encoding": encoding}, caller(then_hangs=True), max_bytes=4):
+            async with reader().read({"content-encoding": encoding}, client(then_hangs=True), max_bytes=4):
                 pass
 
     run(scene())
@@ -139,7 +152,7 @@ def test_a_compressed_body_is_refused_unread(encoding: str) -> None:
 def test_a_content_length_that_is_not_a_number_is_refused(length: str) -> None:
     async def scene() -> None:
         with pytest.raises(InvalidRequest):
-            async with reader().read({"content-length": length}, caller(then_hangs=True), max_bytes=4):
+            async with reader().read({"content-length": length}, client(then_hangs=True), max_bytes=4):
                 pass
 
     run(scene())
@@ -150,7 +163,7 @@ def test_during_shutdown_a_stalled_body_gets_a_shorter_deadline() -> None:
         bodies = reader(timeout_s=100)
 
         async def read() -> None:
-            async with bodies.read({}, caller(b"a", then_hangs=True), max_bytes=4):
+            async with bodies.read({}, client(b"a", then_hangs=True), max_bytes=4):
                 pass
 
         reading = asyncio.create_task(read())
@@ -174,7 +187,7 @@ def test_work_is_cancelled_when_the_client_disconnects() -> None:
                 stopped.set()
 
         with pytest.raises(ClientDisconnected):
-            await cancel_on_disconnect(caller(then_goes=True), work())
+            await cancel_on_disconnect(client(then_goes=True), work())
         assert stopped.is_set()
 
     run(scene())
@@ -187,8 +200,8 @@ def test_work_that_ends_first_returns_its_result_or_raises_its_error() -> None:
                 raise ZeroDivisionError
             return result
 
-        assert await cancel_on_disconnect(caller(then_hangs=True), work(7)) == 7
+        assert await cancel_on_disconnect(client(then_hangs=True), work(7)) == 7
         with pytest.raises(ZeroDivisionError):
-            await cancel_on_disconnect(caller(then_hangs=True), work(-1))
+            await cancel_on_disconnect(client(then_hangs=True), work(-1))
 
     run(scene())

@@ -1,0 +1,94 @@
+"""Host names, web pages of other origins, and a path prefix of a reverse proxy."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.service.app_fixtures import app_with, refusal
+
+ORIGIN = {"origin": "https://shop.example"}
+
+
+def status_for(host: str, **settings: Any) -> int:
+    with TestClient(app_with("acme/digits", **settings), raise_server_exceptions=False) as client:
+        return client.post("/v1/classify", content=b"7", headers={"host": host}).status_code
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"])
+def test_without_keys_the_names_of_this_machine_are_accepted(host: str) -> None:
+    assert status_for(host, allowed_hosts="") == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "", "a/b?c#"]
+)
+def test_without_keys_another_name_is_refused_because_of_dns_rebinding(host: str) -> None:
+    with TestClient(app_with("acme/digits", allowed_hosts=""), raise_server_exceptions=False) as client:
+        for path in ("/v1/classify", "/v2/models/acme/digits", "/docs", "/hub/", "/nowhere"):
+            response = client.post(path, content=b"7", headers={"host": host})
+            if path.startswith("/v2"):
+                assert (response.status_code, response.json()["code"]) == (400, "bad_host")
+            else:
+                error = refusal(response, 400, "bad_host")
+                assert "--allowed_hosts" in error["hint"]
+        assert "evil" not in response.text
+
+
+def test_a_required_key_or_insecure_allows_any_name() -> None:
+    assert status_for("any.example", allowed_hosts="", keys=["sesame"]) == 401
+    assert status_for("any.example", allowed_hosts="", insecure=True) == 200
+
+
+def test_names_can_be_listed() -> None:
+    listed = "vision.example.com, *.example.org"
+    for host, status in (
+        ("vision.example.com", 200),
+        ("a.example.org:81", 200),
+        ("example.com", 400),
+        ("127.0.0.1", 400),
+    ):
+        assert status_for(host, allowed_hosts=listed) == status
+
+
+def test_by_default_no_page_of_another_origin_can_read_a_response() -> None:
+    with TestClient(app_with("acme/digits"), raise_server_exceptions=False) as client:
+        preflight = client.options("/v1/classify", headers=ORIGIN | {"access-control-request-method": "POST"})
+        assert preflight.status_code == 405
+        response = client.post("/v1/classify", content=b"7", headers=ORIGIN)
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+def test_a_page_of_a_listed_origin_can() -> None:
+    app = app_with("acme/digits", keys=["sesame"], cors_origins="https://shop.example, http://localhost:3000")
+    with TestClient(app, raise_server_exceptions=False) as client:
+        asked = {
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,content-type",
+        }
+        preflight = client.options("/v1/classify", headers=ORIGIN | asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
+        assert "x-request-id" in preflight.headers
+        key = {"authorization": "Bearer sesame"}
+        for headers, status in ((key, 200), ({}, 401)):
+            response = client.post("/v1/classify", content=b"7", headers=ORIGIN | headers)
+            assert response.status_code == status
+            assert response.headers["access-control-allow-origin"] == "https://shop.example"
+        other = client.post("/v1/classify", content=b"7", headers=key | {"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_links_and_redirects_carry_the_prefix_that_a_proxy_strips() -> None:
+    # As uvicorn does it: the path that the application sees has the prefix again.
+    client = TestClient(app_with("acme/digits"), root_path="/vision", raise_server_exceptions=False)
+    with client:
+        page = client.get("/vision/docs").text
+        assert "http://testserver/vision/openapi.json" in page
+        assert "http://testserver/vision/v1/classify" in page
+        assert client.get("/vision/openapi.json").json()["servers"] == [{"url": "/vision"}]
+        redirect = client.get("/vision/healthz/", follow_redirects=False)
+        assert redirect.headers["location"] == "http://testserver/vision/healthz"
+        assert client.post("/vision/v1/classify", content=b"7").status_code == 200
+        assert "error" in client.get("/vision/v2/models/acme/other").json()
+        assert isinstance(client.get("/vision/v2/models/acme/other").json()["error"], str)
