@@ -34,6 +34,10 @@ WRITEBACK_BYTES = 64 << 20
 """A large blob is written to the disk in steps while more of it arrives: otherwise all of it would wait for the last
 fsync, and fill the page cache meanwhile."""
 
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+# macOS and Windows have no fdatasync.
+_fdatasync = getattr(os, "fdatasync", os.fsync)
+
 _FileState = tuple[int, int, int, int]
 
 
@@ -48,7 +52,7 @@ class BlobWriter:
         self._expected_sha256 = expected_sha256
         self._hash = hashlib.sha256()
         self._temporary = blobs.new_temporary()
-        self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        self._descriptor = os.open(self._temporary, _NEW_FILE, FILE_MODE)
         self.size_bytes = 0
         self._num_dirty_bytes = 0
         self._writeback: Future[None] | None = None
@@ -69,7 +73,7 @@ class BlobWriter:
         self._num_dirty_bytes += num_bytes
         if self._num_dirty_bytes >= WRITEBACK_BYTES and (self._writeback is None or self._writeback.done()):
             self._wait_for_writeback()
-            self._writeback = self._blobs.writeback_threads.submit(os.fdatasync, self._descriptor)
+            self._writeback = self._blobs.writeback_threads.submit(_fdatasync, self._descriptor)
             self._num_dirty_bytes = 0
 
     def _wait_for_writeback(self) -> None:

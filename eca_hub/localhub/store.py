@@ -20,6 +20,7 @@ JSON and raw bytes can be read, checked and repaired with a text editor and sha2
 --revision REVISION` gets all files of a revision.
 """
 
+import contextlib
 import json
 import re
 import secrets
@@ -239,9 +240,11 @@ class Store:
         self._identity = identity
 
     def _clean_up(self) -> None:
-        """Remove unfinished files, and close folders that older versions left open to other users of the machine."""
+        """Remove unfinished files, and hide from other users of the machine what older versions left readable."""
         shutil.rmtree(self.root / "tmp", ignore_errors=True)
         for name in (_IDENTITY_FILE, _NAMES_FILE):
+            with contextlib.suppress(FileNotFoundError):
+                (self.root / name).chmod(FILE_MODE)
             for leftover in self.root.glob(f".{name}.*{TEMPORARY_SUFFIX}"):
                 leftover.unlink()
         for name in _SUBFOLDERS:

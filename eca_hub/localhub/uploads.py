@@ -3,6 +3,7 @@
 import base64
 import binascii
 import codecs
+import contextlib
 from typing import Any
 from urllib.parse import urlencode
 
@@ -39,9 +40,11 @@ def preupload(context: RequestContext) -> Response:
 
     def read_text(name: str) -> str:
         file = existing.get(name)
-        if file is None:
-            return ""
-        return context.store.blobs.read(file.sha256, MAX_PATTERN_FILE_BYTES).decode("utf-8", "replace")
+        # A damaged file counts as empty: otherwise it could not be pushed again.
+        with contextlib.suppress(HubHTTPError):
+            if file:
+                return context.store.blobs.read(file.sha256, MAX_PATTERN_FILE_BYTES).decode("utf-8", "replace")
+        return ""
 
     gitattributes = read_text(".gitattributes")
     gitignore = body.get("gitIgnore")

@@ -94,6 +94,19 @@ def test_only_files_of_visible_commits_can_be_read(alice: TestClient) -> None:
     assert commit_pointer(as_user(alice, "bob"), "bob/stolen").status_code == 400
 
 
+def test_a_damaged_history_of_one_repository_fails_no_commit_to_another(alice: TestClient, tmp_path: Path) -> None:
+    push(alice, {"a.txt": b"1"}, {}, repo="alice/damaged")
+    push(alice, {"a.txt": b"2"}, {}, repo="alice/damaged")
+    history = alice.get("/api/models/alice/damaged/commits/main").json()
+    next(tmp_path.glob(f"repos/*/commits/{history[1]['id']}.json")).write_bytes(b"{}")
+    push(alice, {}, {"model.safetensors": SECRET}, repo="alice/open")
+    bob = as_user(alice, "bob")
+    assert commit_pointer(bob, "bob/copy").status_code == 200
+    alice.request("DELETE", "/api/repos/delete", json={"name": "alice/open"}).raise_for_status()
+    bob.request("DELETE", "/api/repos/delete", json={"name": "bob/copy"}).raise_for_status()
+    assert commit_pointer(bob, "bob/second").status_code == 400
+
+
 def test_an_admin_can_read_everything(alice: TestClient) -> None:
     push(alice, {}, {"model.safetensors": SECRET}, repo="alice/hidden")
     alice.put("/api/models/alice/hidden/settings", json={"private": True}).raise_for_status()

@@ -57,6 +57,17 @@ def test_a_flipped_bit_is_never_served_and_a_second_push_repairs_it(
     assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
 
 
+def test_a_damaged_gitattributes_can_be_pushed_again(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {".gitattributes": b"*.bin filter=lfs\n"}, {})
+        flip_a_bit(blob_path(tmp_path, hashlib.sha256(b"*.bin filter=lfs\n").hexdigest()))
+        asked = {"files": [{"path": "a.safetensors", "size": 9, "sample": "AAEC"}]}
+        response = client.post(f"/api/models/{REPO}/preupload/main", json=asked)
+        assert response.json()["files"][0]["uploadMode"] == "lfs"
+        push(client, {".gitattributes": b"*.bin filter=lfs\n"}, {})
+        assert client.get(f"/{REPO}/resolve/main/.gitattributes").content == b"*.bin filter=lfs\n"
+
+
 def test_a_missing_blob_and_a_damaged_commit_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with opened_hub(tmp_path) as client:
         commit = push(client, {}, {"model.safetensors": CONTENT})

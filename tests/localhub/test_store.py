@@ -86,10 +86,11 @@ def test_other_users_of_the_machine_can_read_nothing(tmp_path: Path) -> None:
 def test_folders_of_an_older_hub_are_closed_to_other_users(tmp_path: Path) -> None:
     with opened_hub(tmp_path) as client:
         push(client, {"README.md": b"# secret"}, {"model.safetensors": b"secret"})
-    for name in ("blobs", "repos"):
+    for name in ("blobs", "repos", "names.json"):
         (tmp_path / name).chmod(0o755)
     Store(tmp_path).close()
-    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("blobs", "repos")] == [0o700, 0o700]
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("blobs", "repos", "names.json")]
+    assert modes == [0o700, 0o700, 0o600]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,15 @@ def test_a_mistake_is_reported_before_anything_is_served(
         main(["--model", "acme/digits", "--port", "0", *options])
 
 
+def test_a_folder_that_is_not_a_hubs_stays_as_it_is(tmp_path: Path) -> None:
+    for name in ("tmp/thesis.tex", ".notes.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(EcaHubError, match="is not a hub's folder"):
+        main(["--model", "acme/digits", "--port", "0", "--hub_root", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".notes.tmp", "thesis.tex", "tmp"]
+
+
 def test_a_hub_beyond_loopback_requires_users() -> None:
     with pytest.raises(EcaHubError, match="which has no users file"):
         check_hub_bind_address("0.0.0.0", "hub", "")
