@@ -319,8 +319,8 @@ def _read_json_object(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except NotADirectoryError:
-        raise StoreUnusable(f"{path.parent} is not a folder") from None
+    except NotADirectoryError as error:
+        raise StoreUnusable(f"{path.parent} cannot be written: {error.strerror}") from None
     except OSError as error:
         raise StoreUnusable(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
