@@ -5,7 +5,6 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from eca_hub.attention import ATTENTIONS
@@ -110,30 +109,13 @@ def build_model(
     return _with_config(model, None if features_only else resolved)
 
 
-def build_empty_model(config: ModelConfig, *, num_classes: int | None = None) -> nn.Module:
-    """Build a network whose weights are loaded next, with `load_state_dict(..., strict=True, assign=True)`.
-
-    On the meta device, which allocates nothing, if the state dict contains every tensor. It does not for networks with
-    tensors that are computed in constructors, such as non-persistent buffers; these are built on the default device.
-    Call `check_materialized` after loading.
-    """
-    with torch.device("meta"):
-        model = build_model(config, num_classes=num_classes)
-    loaded = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-    if all(id(tensor) in loaded for tensor in _tensors(model)):
-        return model
-    with torch.random.fork_rng(devices=[]):
-        return build_model(config, num_classes=num_classes)
-
-
 def check_materialized(model: nn.Module) -> None:
-    """Assert that no tensor of a network is left on the meta device."""
+    """Assert that no tensor of a network is left on the meta device after its weights were loaded.
+
+    Non-persistent buffers and plain tensor attributes are not in the state dict, so loading does not replace them.
+    """
     left = [name for name, module in model.named_modules() if any(tensor.is_meta for tensor in _own_tensors(module))]
     assert not left, f"These modules have tensors on the meta device: {', '.join(left[:5])}."
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [tensor for module in model.modules() for tensor in _own_tensors(module)]
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:

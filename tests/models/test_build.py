@@ -15,7 +15,6 @@ from eca_hub.attention import ATTENTIONS
 from eca_hub.errors import EcaHubError, InvalidConfig, UnknownName
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import (
-    build_empty_model,
     build_model,
     check_materialized,
     count_parameters,
@@ -253,21 +252,6 @@ def test_the_old_name_of_the_default_stem_is_accepted_with_a_warning() -> None:
     with pytest.warns(FutureWarning, match="'own' is now called 'default'"):
         config = ModelConfig("resnet20", "none", stem="own")  # type: ignore[arg-type]
     assert config.stem == "default"
-
-
-@pytest.mark.parametrize("name", ["eca_resnet20", "resnetblur18", "levit_128s", "vit_tiny_patch16_224"])
-def test_an_empty_network_has_no_tensor_on_meta_after_loading(name: str) -> None:
-    torch.manual_seed(0)
-    config = ModelConfig(name, split_name(name)[1], labels=("a", "b"), image=ImageConfig(224, 224))
-    model, empty = build_model(config).eval(), build_empty_model(config).eval()
-    random_state = torch.random.get_rng_state()
-    build_empty_model(config)
-    assert torch.equal(torch.random.get_rng_state(), random_state)
-    empty.load_state_dict(model.state_dict(), strict=True, assign=True)
-    check_materialized(empty)
-    x_NCHW = torch.randn(1, 3, 224, 224)
-    with torch.inference_mode():
-        torch.testing.assert_close(empty(x_NCHW), model(x_NCHW), atol=1e-6, rtol=1e-6)
 
 
 def test_tensors_left_on_meta_are_named() -> None:

@@ -15,6 +15,7 @@ def by_equations(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
     return x_NCHW * gate_N1C.squeeze(1)[:, :, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "memory_format"),
     [(torch.float32, torch.channels_last), (torch.float64, torch.contiguous_format)],
@@ -49,6 +50,7 @@ def test_vmap_gives_what_a_loop_gives(in_dims: tuple[int | None, int | None]) ->
         torch.testing.assert_close(found[index], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not fused.is_built, reason="eca-hub was installed without a C compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the compiler's own
 def test_a_compiled_layer_is_one_operator_without_graph_breaks_and_an_exported_one_is_portable() -> None:
