@@ -23,6 +23,10 @@ _DTYPES = (torch.float32, torch.float64)
 """What the torch operations here compute; fused.py has a list of its own."""
 
 
+use_triton = False
+"""Whether CUDA tensors go through the Triton kernel, which no GPU has run so far."""
+
+
 def is_plain_conv(conv: nn.Module) -> bool:
     """Whether a module is exactly the Conv1d that ECA creates, so that its weight alone determines the result.
 
@@ -112,6 +116,11 @@ def rescale_channels(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
     """Compute x * sigmoid(conv1d(mean_HW(x))) for what `is_supported_layer` accepts."""
     if torch.compiler.is_compiling():
         return cast("Tensor", custom_op.rescale_channels(x_NCHW, weight_11k)[0])
+    if use_triton and x_NCHW.is_cuda:
+        from eca_hub.attention import triton_kernel
+
+        if triton_kernel.is_supported(x_NCHW, weight_11k):
+            return triton_kernel.rescale(x_NCHW, weight_11k)
     if requires_grad(x_NCHW, weight_11k):
         return cast("Tensor", _RescaleChannels.apply(x_NCHW, weight_11k))
     if fused.is_supported(x_NCHW, weight_11k):
@@ -135,6 +144,11 @@ def rescale_add_relu(
     Returns:
         None if the kernel does not support these tensors.
     """
+    if use_triton and x_NCHW.is_cuda:
+        from eca_hub.attention import triton_kernel
+
+        if triton_kernel.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
+            return triton_kernel.rescale(x_NCHW, weight_11k, shortcut_NCHW)
     if not is_supported(x_NCHW, weight_11k) or not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
         return None
     if requires_grad(x_NCHW, weight_11k, shortcut_NCHW):

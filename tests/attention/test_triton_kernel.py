@@ -1,0 +1,37 @@
+"""The Triton kernel computes the equations and their gradients: in Triton's interpreter, and on a GPU."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.slow
+def test_the_kernel_is_the_equations_in_tritons_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "tests.attention.check_triton"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "24\n"), done.stderr
+
+
+@pytest.mark.gpu
+def test_the_kernel_is_the_equations_on_a_gpu() -> None:
+    from tests.attention.check_triton import check
+
+    assert check("cuda") == 24
+
+
+@pytest.mark.gpu
+def test_a_network_on_a_gpu_gives_the_same_with_and_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import eca_hub
+    from eca_hub.attention.cpu_kernel import dispatch
+
+    model = eca_hub.create_model("eca_resnet18", num_classes=3).cuda().eval()
+    x_N3HW = torch.randn(2, 3, 64, 64, device="cuda")
+    expected_NK = model(x_N3HW)
+    monkeypatch.setattr(dispatch, "use_triton", True)
+    torch.testing.assert_close(model(x_N3HW), expected_NK, atol=1e-3, rtol=1e-3)
