@@ -170,7 +170,8 @@ def load_image(
     """Decode a path, the bytes of a file, or a PIL image, with the same result for the same image.
 
     Args:
-        source: What to decode. `limits` do not apply to a PIL image, which the caller has opened.
+        source: What to decode. `limits` do not apply to a PIL image, which the caller has opened. Its EXIF orientation
+            is applied, so do not rotate it by hand; `PIL.ImageOps.exif_transpose` removes what it has applied.
         min_side_px: Shorter side that the caller needs: see `decode_reduced`.
         limits: What decoding may cost.
         bit_depth: Bits in use of 16-bit samples; by default what the file states, or 16.

@@ -25,6 +25,8 @@ from eca_hub.localhub.validation import REPO_TYPES, RepoType
 Handler = Callable[[RequestContext], Response] | Callable[[RequestContext], Awaitable[Response]]
 
 _REPO_PATHS = tuple(f"/api/{repo_type}s/" for repo_type in REPO_TYPES)
+# Routes of the Hub that this hub does not have, for a clear response to clients that call them.
+_UNSUPPORTED = re.compile(r"/api/(models|datasets|spaces)/[^/]+/[^/]+/(discussions|super-squash)\b")
 _log = logging.getLogger(__name__)
 
 _XET = "/-/xet/{store}/{writer}"
@@ -155,6 +157,13 @@ async def _on_hub_error(request: Request, error: Exception) -> Response:
 async def _on_no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    unsupported = _UNSUPPORTED.match(path)
+    if error.status_code == 404 and unsupported:
+        return error_response(
+            HubHTTPError(
+                501, "not_implemented", f"This hub has no {unsupported[2]}: it stores files, branches and tags."
+            )
+        )
     # A name without an owner matches no route; the client expects the response for a missing repository.
     if error.status_code == 404 and (path.startswith(_REPO_PATHS) or "/resolve/" in path):
         return error_response(repo_not_found("authorization" in request.headers))

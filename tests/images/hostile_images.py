@@ -70,6 +70,17 @@ def _awkward() -> Iterator[Hostile]:
     for kind, channels in ((2, 3), (4, 2), (6, 4)):
         rows = zlib.compress((b"\0" + b"\x12\x34" * channels * 8) * 8)
         yield Hostile(f"png of kind {kind} and 16 bits", png_of(8, 8, 16, kind, rows), SEEN)
+    for kind, channels in ((0, 1), (2, 3), (4, 2), (6, 4)):
+        rows = zlib.compress((b"\0" + b"\x0f\x34" * channels * 8) * 8)
+        for num_bits in (0, 1, 7, 12, 200):
+            stated = chunk(b"sBIT", bytes([num_bits] * channels))
+            yield Hostile(f"png of kind {kind} and {num_bits} of 16 bits", png_of(8, 8, 16, kind, rows, stated), SEEN)
+    for kind, channels in ((0, 1), (2, 3)):
+        for num_bytes in (0, 1, 2 * channels, 40):
+            rows = zlib.compress((b"\0" + b"\x0f\x34" * channels * 8) * 8)
+            color = chunk(b"tRNS", b"\x0f\x34" * (num_bytes // 2) + b"\0" * (num_bytes % 2))
+            name = f"png of kind {kind} with a transparent color of {num_bytes} bytes"
+            yield Hostile(name, png_of(8, 8, 16, kind, rows, color), SEEN)
     seven = zlib.compress(b"\0\x01\x02\x03" * 15)
     yield Hostile("interlaced png", png_of(1, 1, 8, 2, seven, interlaced=1), SEEN)
     yield Hostile("fully transparent png", encode(Image.new("RGBA", (50, 50)), "PNG"), SEEN)
@@ -194,6 +205,10 @@ def _bombs() -> Iterator[Hostile]:
     yield Hostile("png of 177 megapixels", png_of(13_300, 13_300, 8, 2, blank), REFUSED)
     yield Hostile("png that unpacks to more than it claims", png_of(8, 8, 8, 2, blank), SEEN)
     yield Hostile("png that is far too short", png_of(7000, 7000, 8, 2, blank), REFUSED)
+    for side_px, statuses in ((3500, SEEN), (3600, REFUSED)):
+        rows = zlib.compress(b"\0" * side_px * (1 + 6 * side_px), 1)
+        twelve_bits = png_of(side_px, side_px, 16, 2, rows, chunk(b"sBIT", b"\x0c\x0c\x0c"))
+        yield Hostile(f"color png of 12 of 16 bits, {side_px} px a side, some megapixels", twelve_bits, statuses)
     yield Hostile("gray png of 49 megapixels", encode(Image.new("L", (7000, 7000)), "PNG"), SEEN)
     for width, height in ((16_383, 5_400), (16_384, 16_384), (2**24, 2**24)):
         yield Hostile(f"webp canvas of {width} x {height}", webp_of(webp_canvas(width, height)), REFUSED)

@@ -252,12 +252,15 @@ def test_incomplete_headers_are_not_waited_for(hub: Hub, monkeypatch: pytest.Mon
     assert time.monotonic() - begin < 12
 
 
-def test_pull_requests_are_refused_with_a_sentence(http: httpx2.Client, repo_id: str) -> None:
+def test_pull_requests_discussions_and_squashing_are_refused_with_a_sentence(http: httpx2.Client, repo_id: str) -> None:
     lines = json.dumps({"key": "header", "value": {"summary": "one"}})
     response = http.post(f"/api/models/{repo_id}/commit/main?create_pr=1", content=lines)
     assert (response.status_code, response.headers["x-error-code"]) == (501, "not_implemented")
     assert "commit to a branch" in response.json()["error"]
-    assert http.get(f"/api/models/{repo_id}/discussions").status_code == 404
+    for method, path in (("GET", "discussions"), ("POST", "discussions/1/merge"), ("POST", "super-squash/main")):
+        response = http.request(method, f"/api/models/{repo_id}/{path}")
+        assert (response.status_code, response.headers["x-error-code"]) == (501, "not_implemented")
+        assert path.partition("/")[0] in response.json()["error"]
 
 
 @pytest.mark.parametrize(
