@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from eca_service.api import health, models, open_inference, page, v1
+from eca_service.api import embed, health, models, open_inference, page, v1
 from eca_service.http.auth import ApiKeys
 from eca_service.http.body import BodyReader
 from eca_service.http.dependencies import AppState
@@ -63,6 +63,7 @@ def create_app(
     # First: FastAPI resolves dependencies and parameters anew for each request.
     app.router.routes.insert(0, v1.plain_classify_route)
     app.include_router(v1.router)
+    app.include_router(embed.router)
     app.include_router(models.router)
     app.include_router(open_inference.open_router)
     app.include_router(open_inference.router)

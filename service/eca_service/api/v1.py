@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, TypeVarTuple
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.routing import Match, Route
@@ -29,6 +29,9 @@ from eca_service.http.uploads import parse_hf_request, parse_images
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
 from eca_service.inference.types import ImageResult
+
+if TYPE_CHECKING:
+    from eca_hub import Prediction
 
 Parsed = TypeVar("Parsed")
 Rest = TypeVarTuple("Rest")
@@ -63,7 +66,7 @@ async def classify(request: Request, state: StateDep, query: Annotated[ClassifyQ
             work = model.run(Classification(query.top_k), images, received_at_s=received_at_s)
             results = await cancel_on_disconnect(request.receive, work)
     state.record_metrics(model, results)
-    return _classify_response(model, results, request_id_of(request))
+    return images_response(model, results, request_id_of(request), _predictions)
 
 
 async def parse_body(parse: Callable[[bytes, *Rest], Parsed], body: bytes, *args: *Rest) -> Parsed:
@@ -73,30 +76,44 @@ async def parse_body(parse: Callable[[bytes, *Rest], Parsed], body: bytes, *args
     return parse(body, *args)
 
 
-def _classify_response(
-    model: ServedModel[Any, Any], results: Sequence[ImageResult[Any] | EcaHubError], request_id: str
+def images_response(
+    model: ServedModel[Any, Any],
+    results: Sequence[ImageResult[Any] | EcaHubError],
+    request_id: str,
+    describe: Callable[[Any], dict[str, Any]],
 ) -> Response:
-    classified = [result for result in results if isinstance(result, ImageResult)]
-    if not classified:
+    """Respond with one result, or with `results` for several images.
+
+    Args:
+        model: The model that was run.
+        results: The result for each image.
+        request_id: Id of the request, for the errors.
+        describe: Maps the value of a result to fields of the response.
+
+    Raises:
+        EcaHubError: the first error, if no image has a result.
+    """
+    successful = [result for result in results if isinstance(result, ImageResult)]
+    if not successful:
         raise next(result for result in results if isinstance(result, EcaHubError))
+
+    def body_of(result: ImageResult[Any]) -> dict[str, Any]:
+        timing_ms = {name: round(value, 3) for name, value in _timings(result).items()}
+        return {**describe(result.value), "timing_ms": timing_ms, "batch_size": result.batch_size}
+
     common = {"model": model.info.model_id, "revision": model.info.revision}
     if len(results) == 1:
-        headers = {"server-timing": _server_timing(classified[0])}
-        return json_response(common | _image_result(classified[0]), headers=headers)
+        headers = {"server-timing": _server_timing(successful[0])}
+        return json_response(common | body_of(successful[0]), headers=headers)
     bodies = [
-        _image_result(result) if isinstance(result, ImageResult) else error_body(result, request_id)
-        for result in results
+        body_of(result) if isinstance(result, ImageResult) else error_body(result, request_id) for result in results
     ]
-    slowest = max(classified, key=lambda result: result.total_ms)
+    slowest = max(successful, key=lambda result: result.total_ms)
     return json_response(common | {"results": bodies}, headers={"server-timing": _server_timing(slowest)})
 
 
-def _image_result(result: ImageResult[Any]) -> dict[str, Any]:
-    return {
-        "predictions": [{"label": one.label, "index": one.index, "score": one.score} for one in result.value],
-        "timing_ms": {name: round(value, 3) for name, value in _timings(result).items()},
-        "batch_size": result.batch_size,
-    }
+def _predictions(predictions: "Sequence[Prediction]") -> dict[str, Any]:
+    return {"predictions": [{"label": one.label, "index": one.index, "score": one.score} for one in predictions]}
 
 
 def _timings(result: ImageResult[Any]) -> dict[str, float]:
