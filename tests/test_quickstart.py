@@ -49,7 +49,11 @@ def test_the_quickstart_trains_publishes_serves_and_classifies(tmp_path: Path) -
     assert process.returncode == 0, log
     report = json.loads(output)
     assert report["test_top1"] >= 0.97
-    assert report["served_top1"] == report["test_top1"]
+    assert report["precision"] in ("float32", "bfloat16", "float16")
+    assert report["max_difference"] <= report["allowed_difference"] <= 0.02
+    # Where two classes are close, a faster number format may name the other one.
+    assert report["num_same_top1"] >= 358
+    assert abs(report["served_top1"] - report["test_top1"]) <= 2 / 360
     assert report["num_images"] == 360
     assert report["mean_batch_size"] > 1.5
     assert re.fullmatch(r"[0-9a-f]{40}", report["revision"])

@@ -1,131 +1,208 @@
-"""Callers of one server on bare sockets: in closed loop, as a crowd, as dawdlers; and what is seen from outside.
+"""The one load generator of the benches: clients on bare sockets, in closed and open loop, slow ones, and a monitor.
 
-Knows requests and answers; nothing of what is promised about them.
+    python -m experiments.bench.clients closed URL BODY NUM_CLIENTS SECONDS
+    python -m experiments.bench.clients open URL BODY PER_S SECONDS
+
+As a command it loads one route from a process of its own and prints one JSON object. BODY is a file. A client of a few
+lines on sockets: a comfortable one would be slower than the servers.
 """
 
 import asyncio
+import json
 import random
 import re
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from experiments.bench.load import Caller
+_WARM_UP_S = 1.0
+_DRAIN_S = 25.0
+_POLL_S = 0.05
+_RESPONSE_S = 30.0
 
-_DRAIN_S = 10.0
-_PROBE_S = 0.05
 
-
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What became of one request."""
 
     status: int
-    """0 where there was no answer."""
-    asked_s: float
+    """0 where there was no response."""
+    sent_at_s: float
+    """When it was sent, or due in open loop, on `time.perf_counter`."""
     took_s: float
+    """Time to the end of the response."""
+
+    @property
+    def ended_at_s(self) -> float:
+        """When the response was complete."""
+        return self.sent_at_s + self.took_s
 
 
-class Crowd:
-    """Callers of one server.
+class Connection:
+    """One connection that is kept alive, and opened again when the server has closed it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, request: bytes) -> int:
+        """Send a request and return the status of the response."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+        reader, writer = self._streams
+        writer.write(request)
+        headers = (await reader.readuntil(b"\r\n\r\n")).lower()
+        place = headers.find(b"content-length:")
+        if place >= 0:
+            await reader.readexactly(int(headers[place + 15 :].split(b"\r\n", 1)[0]))
+        if b"connection: close" in headers:
+            self.close()
+        return int(headers[9:12])
+
+    async def send_timed(self, request: bytes, due_s: float | None = None) -> Response:
+        """Send a request; a connection that breaks gives status 0."""
+        sent_at_s = time.perf_counter() if due_s is None else due_s
+        try:
+            status = await self.send(request)
+        except (OSError, asyncio.IncompleteReadError):
+            self.close()
+            status = 0
+        return Response(status, sent_at_s, time.perf_counter() - sent_at_s)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+@dataclass(frozen=True)
+class ClientKind:
+    """Clients that behave in one way, for `ClientPool.mixed`."""
+
+    number: int
+    """How many of them there are."""
+    send: Callable[[], Awaitable[str]]
+    """Sends one request and returns its outcome."""
+    allowed: frozenset[str]
+    """Outcomes that are right."""
+
+
+class ClientPool:
+    """Clients of one route.
 
     Args:
-        url: What they ask.
-        photo: What most of them send.
-        seconds: How long they ask.
+        url: The route.
     """
 
-    def __init__(self, url: str, photo: bytes, seconds: float) -> None:
+    def __init__(self, url: str) -> None:
         target = urlsplit(url)
         self.address = (str(target.hostname), int(target.port or 80))
-        self.photo = request_of(photo)
-        self.seconds = seconds
+        self._host, self._path = target.netloc, target.path
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        """Kind of client and outcome of its request -> number, of `mixed`."""
 
-    def caller(self, request: bytes) -> Caller:
-        """Somebody who sends this."""
-        return Caller(*self.address, request)
+    def request(self, body: bytes, *headers: str, method: str = "POST", path: str | None = None) -> bytes:
+        """Build the bytes of a request."""
+        lines = [f"{method} {path or self._path} HTTP/1.1", f"Host: {self._host}", f"Content-Length: {len(body)}"]
+        if body:
+            lines.append(f"Content-Type: {content_type_of(body)}")
+        return "\r\n".join([*lines, *headers, "", ""]).encode() + body
 
-    async def ask(self, request: bytes) -> Answer:
-        """Ask once, on a connection of its own."""
-        caller = self.caller(request)
+    def connection(self) -> Connection:
+        """Make a connection, which is opened with its first request."""
+        return Connection(*self.address)
+
+    async def once(self, request: bytes) -> Response:
+        """Send one request on a connection of its own."""
+        connection = self.connection()
         try:
-            return await _timed(caller, time.perf_counter())
+            return await connection.send_timed(request)
         finally:
-            caller.close()
+            connection.close()
 
-    async def closed(self, num_callers: int, request: bytes | None = None) -> list[Answer]:
-        """Each caller asks again as soon as it has its answer."""
-        end_s, answers = time.perf_counter() + self.seconds, []
+    async def closed(self, num_clients: int, request: bytes, seconds: float) -> list[Response]:
+        """Closed loop: each client sends its next request as soon as it has a response."""
+        end_s = time.perf_counter() + seconds
+        responses: list[Response] = []
 
         async def run() -> None:
-            caller = self.caller(request or self.photo)
+            connection = self.connection()
             while time.perf_counter() < end_s:
-                answers.append(await _timed(caller, time.perf_counter()))
-            caller.close()
+                responses.append(await connection.send_timed(request))
+            connection.close()
 
-        await asyncio.gather(*(run() for _ in range(num_callers)))
-        return answers
+        await asyncio.gather(*(run() for _ in range(num_clients)))
+        return responses
 
-    async def open(self, per_s: float, pick: Callable[[], bytes] | None = None) -> list[Answer]:
-        """Requests come when they come, as from a crowd: slow answers do not make them fewer."""
-        free: dict[bytes, list[Caller]] = {}
-        dice, answers = random.Random(0), []  # noqa: S311
+    async def open(
+        self, per_s: float, pick: Callable[[], bytes], seconds: float, drain_s: float = _DRAIN_S
+    ) -> list[tuple[bytes, Response]]:
+        """Open loop: requests arrive at random times, however slow the responses are; each with its response."""
+        idle: list[Connection] = []
+        dice = random.Random(0)  # noqa: S311  arrival times, not secrets
+        finished: list[tuple[bytes, Response]] = []
 
         async def run(request: bytes, due_s: float) -> None:
-            idle = free.setdefault(request, [])
-            caller = idle.pop() if idle else self.caller(request)
-            answer = await _timed(caller, due_s)
-            answers.append((request, answer))
-            idle.append(caller)
+            connection = idle.pop() if idle else self.connection()
+            finished.append((request, await connection.send_timed(request, due_s)))
+            idle.append(connection)
 
-        tasks, due_s = [], time.perf_counter()
-        end_s = due_s + self.seconds
+        tasks: dict[asyncio.Task[None], tuple[bytes, float]] = {}
+        due_s = time.perf_counter()
+        end_s = due_s + seconds
         while due_s < end_s:
             await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-            tasks.append(asyncio.create_task(run(pick() if pick else self.photo, due_s)))
+            request = pick()
+            tasks[asyncio.create_task(run(request, due_s))] = (request, due_s)
             due_s += dice.expovariate(per_s)
-        await asyncio.wait(tasks, timeout=_DRAIN_S)
-        for caller in (caller for idle in free.values() for caller in idle):
-            caller.close()
-        return [answer for request, answer in answers if request is self.photo]
+        _, unanswered = await asyncio.wait(tasks, timeout=drain_s)
+        for task in unanswered:
+            task.cancel()
+            request, due_s = tasks[task]
+            finished.append((request, Response(0, due_s, time.perf_counter() - due_s)))
+        await asyncio.gather(*unanswered, return_exceptions=True)
+        for connection in idle:
+            connection.close()
+        return finished
 
-    async def figures(self) -> str:
-        """What /metrics says."""
+    async def mixed(self, kinds: Mapping[str, ClientKind], seconds: float) -> None:
+        """Clients of several kinds, all in closed loop; their outcomes are counted."""
+        end_s = time.perf_counter() + seconds
+
+        async def run(name: str, kind: ClientKind) -> None:
+            while time.perf_counter() < end_s:
+                try:
+                    async with asyncio.timeout(_RESPONSE_S):
+                        outcome = await kind.send()
+                except (OSError, EOFError, TimeoutError) as error:
+                    outcome = type(error).__name__
+                self.outcomes[name, outcome] += 1
+
+        await asyncio.gather(*(run(name, kind) for name, kind in kinds.items() for _ in range(kind.number)))
+
+    async def metrics(self) -> str:
+        """Read /metrics."""
         reader, writer = await asyncio.open_connection(*self.address)
-        writer.write(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+        writer.write(self.request(b"", "Connection: close", method="GET", path="/metrics"))
         text = await reader.read()
         writer.close()
         return text.decode()
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator["Watch"]:
-        """Ask for the health and for the length of the queue all the time."""
-        watch = Watch([], [])
+    async def slow_clients(self, number: int, request: bytes) -> AsyncIterator[None]:
+        """Hold connections that send a byte a second of a request; one that the server closes is opened again."""
 
-        async def look() -> None:
-            healthz = b"GET /healthz HTTP/1.1\r\nHost: bench\r\n\r\n"
-            caller = self.caller(healthz)
-            while True:
-                watch.health_s.append((await _timed(caller, time.perf_counter())).took_s)
-                watch.num_pictures.append(sum(samples_in(await self.figures(), "eca_images_in_flight")))
-                await asyncio.sleep(_PROBE_S)
-
-        looking = asyncio.create_task(look())
-        try:
-            yield watch
-        finally:
-            looking.cancel()
-
-    @asynccontextmanager
-    async def slow_callers(self, number: int) -> AsyncIterator[None]:
-        """Hold so many connections that never send all of their request; whoever is thrown out comes again."""
-
-        async def dawdle(place: int) -> None:
+        async def trickle(place: int) -> None:
             while True:
                 _, writer = await asyncio.open_connection(*self.address)
                 try:
-                    for byte in self.photo[: 20 if place % 2 else 200] * 100:
+                    for byte in request[: 20 if place % 2 else 200] * 100:
                         writer.write(bytes([byte]))
                         await writer.drain()
                         await asyncio.sleep(1)
@@ -134,38 +211,94 @@ class Crowd:
                 finally:
                     writer.close()
 
-        dawdling = [asyncio.create_task(dawdle(place)) for place in range(number)]
+        tasks = [asyncio.create_task(trickle(place)) for place in range(number)]
         await asyncio.sleep(1)
         try:
             yield
         finally:
-            for task in dawdling:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*dawdling, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Watch(NamedTuple):
-    """What was seen from outside meanwhile."""
+class ExternalMonitor:
+    """Polls /healthz and /metrics from outside while something else loads the server.
 
-    health_s: list[float]
-    num_pictures: list[float]
+    Args:
+        pool: Clients of the server.
+    """
+
+    def __init__(self, pool: ClientPool) -> None:
+        self._pool = pool
+        self.health_s: list[float] = []
+        """Time of each response of /healthz."""
+        self.num_images: list[float] = []
+        """Images in flight."""
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "ExternalMonitor":
+        self._task = asyncio.create_task(self._poll())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _poll(self) -> None:
+        connection, request = self._pool.connection(), self._pool.request(b"", method="GET", path="/healthz")
+        while True:
+            self.health_s.append((await connection.send_timed(request)).took_s)
+            self.num_images.append(sum(samples_in(await self._pool.metrics(), "eca_images_in_flight")))
+            await asyncio.sleep(_POLL_S)
 
 
-async def _timed(caller: Caller, due_s: float) -> Answer:
-    try:
-        status = await caller.ask()
-    except (OSError, asyncio.IncompleteReadError):
-        caller.close()
-        status = 0
-    return Answer(status, due_s, time.perf_counter() - due_s)
-
-
-def request_of(body: bytes) -> bytes:
-    """A request that sends this picture."""
-    head = f"POST /v1/classify HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+def content_type_of(body: bytes) -> str:
+    """Content type of a body: JSON or just bytes."""
+    return "application/json" if body[:1] == b"{" else "application/octet-stream"
 
 
 def samples_in(metrics: str, name: str) -> list[float]:
     """All samples of one metric, whatever their labels."""
     return [float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", metrics, re.MULTILINE)]
+
+
+def summarize(responses: Sequence[Response], seconds: float) -> dict[str, Any]:
+    """Throughput, latency and losses of a measurement."""
+    took_s = sorted(response.took_s for response in responses if response.status == 200) or [0.0]
+    num_successful = sum(response.status == 200 for response in responses)
+    return {
+        "per_s": num_successful / seconds,
+        "p50_ms": took_s[len(took_s) // 2] * 1000,
+        "p99_ms": took_s[int(len(took_s) * 0.99)] * 1000,
+        "num_refused": sum(response.status not in (0, 200) for response in responses),
+        "num_unanswered": sum(response.status == 0 for response in responses),
+    }
+
+
+async def _measure(kind: str, pool: ClientPool, request: bytes, amount: float, seconds: float) -> dict[str, Any]:
+    began_s = time.perf_counter()
+    if kind == "closed":
+        responses = await pool.closed(int(amount), request, _WARM_UP_S + seconds)
+        begin_s = began_s + _WARM_UP_S
+        window = [one for one in responses if begin_s < one.ended_at_s < begin_s + seconds]
+        return summarize(window, seconds) | {"num_responses": len(responses)}
+    responses = [response for _, response in await pool.open(amount, lambda: request, seconds)]
+    # Responses that come after the last request count, and so does the time until then.
+    return summarize(responses, time.perf_counter() - began_s) | {
+        "num_responses": sum(one.status > 0 for one in responses)
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Load one route and print the figures."""
+    kind, url, file, amount, seconds = argv
+    pool = ClientPool(url)
+    request = pool.request(Path(file).read_bytes())
+    found = asyncio.run(_measure(kind, pool, request, float(amount), float(seconds)))
+    print(json.dumps(found | {"cpu_s": time.process_time()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ _BLANK = "teal"
 
 
 def bombs() -> dict[str, bytes]:
-    """Name -> file. Some are pictures after all, and get an answer."""
+    """Name -> file. Some are valid images."""
     progressive = _encoded(Image.new("RGB", (5000, 4900), _BLANK), "JPEG", progressive=True)
     last_scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     canvas = struct.pack("<I", 0)[:4] + (16_383).to_bytes(3, "little") + (5_400).to_bytes(3, "little")

@@ -2,10 +2,10 @@
 
     python -m experiments.bench.hub [--mib '[100, 1024]'] [--repeats 3] [--json]
 
-Floors: for push and pull, copying the same file and hashing it with sha256, which nobody who publishes checked bytes
-can avoid; for a warm `Classifier.from_pretrained`, reading the same weights with safetensors. Limit of the client: the
+Floors: for push and pull, copying the same file and hashing it with sha256, which no verified transfer can
+avoid; for a warm `Classifier.from_pretrained`, reading the same weights with safetensors. Limit of the client: the
 unmodified huggingface_hub making the same commit, or the same download, with a hub that checks and keeps nothing
-(`null_hub.py`), so that a reader sees which part is ours. Each figure is the best of the repeats, taken in turns, so
+(`noop_hub.py`), so that a reader sees which part is ours. Each figure is the best of the repeats, taken in turns, so
 that a busy moment hits all sides.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from eca_hub.commandline import CommandParser
 from eca_hub.processes import Processes
-from experiments.bench import noop_hub as null_hub
+from experiments.bench import noop_hub
 
 
 def main(argv: list[str]) -> int:
@@ -82,8 +82,8 @@ def _one_turn(package: Path, model_id: str, url: str, token: str) -> dict[str, f
         with (package / "copy").open("rb") as file:
             hashlib.file_digest(file, "sha256")
 
-    with null_hub.running(package / WEIGHTS_FILE) as null_url:
-        api = HfApi(endpoint=null_url, token="none")  # noqa: S106
+    with noop_hub.running(package / WEIGHTS_FILE) as noop_url:
+        api = HfApi(endpoint=noop_url, token="none")  # noqa: S106
         operations = [CommitOperationAdd(name, str(package / name)) for name in FILES]
 
         def push_by_client() -> None:
@@ -95,7 +95,7 @@ def _one_turn(package: Path, model_id: str, url: str, token: str) -> dict[str, f
             "push": lambda: push_folder(package, model_id, endpoint=url, token=token),
             "client push": push_by_client,
             "pull": lambda: pull(model_id, endpoint=url),
-            "client pull": lambda: hf_hub_download(f"{model_id}_null", WEIGHTS_FILE, endpoint=null_url),
+            "client pull": lambda: hf_hub_download(f"{model_id}_noop", WEIGHTS_FILE, endpoint=noop_url),
         }
         seconds = {name: _seconds(step) for name, step in steps.items()}
     shutil.rmtree(constants.HF_HUB_CACHE)

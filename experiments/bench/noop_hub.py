@@ -38,13 +38,13 @@ def running(source: Path) -> Iterator[str]:
         process.join()
 
 
-def _serve(source: Path, answer: Connection) -> None:
+def _serve(source: Path, ready: Connection) -> None:
     with source.open("rb") as file:
         _Handler.etag = hashlib.file_digest(file, "sha256").hexdigest()
     _Handler.source = source
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
-    answer.send(server.server_address[1])
+    ready.send(server.server_address[1])
     server.serve_forever()
 
 
@@ -66,32 +66,32 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/xet-write-token/" in self.path:
             # An address of its own for every repository: what was sent for one is not left out for the next.
             repo_id = self.path.split("/models/")[1].rpartition("/xet-write-token")[0]
-            self._answer({"casUrl": f"{self._url}/cas/{repo_id}", "accessToken": "none", "exp": 4_102_444_800})
+            self._respond({"casUrl": f"{self._url}/cas/{repo_id}", "accessToken": "none", "exp": 4_102_444_800})
         else:
-            self._answer({"error": "not here"}, 404)
+            self._respond({"error": "not here"}, 404)
 
     do_HEAD = do_GET  # noqa: N815
 
     def do_POST(self) -> None:
         if "/v1/xorbs/" in self.path:
-            self._throw_away_body()
-            self._answer({"was_inserted": True})
+            self._discard_body()
+            self._respond({"was_inserted": True})
             return
         body = self._body()
         if self.path.endswith("/repos/create"):
-            self._answer({"url": f"{self._url}/{json.loads(body)['organization']}/{json.loads(body)['name']}"})
+            self._respond({"url": f"{self._url}/{json.loads(body)['organization']}/{json.loads(body)['name']}"})
         elif "/preupload/" in self.path:
-            self._answer({"files": [_upload_mode(file) for file in json.loads(body)["files"]]})
+            self._respond({"files": [_upload_mode(file) for file in json.loads(body)["files"]]})
         elif self.path.endswith("/v1/shards"):
-            self._answer({"result": 1})
+            self._respond({"result": 1})
         elif "/commit/" in self.path:
             repo_id = self.path.split("/models/")[1].rpartition("/commit/")[0]
             url = f"{self._url}/{repo_id}/commit/{_COMMIT}"
-            self._answer({"success": True, "commitOid": _COMMIT, "commitUrl": url})
+            self._respond({"success": True, "commitOid": _COMMIT, "commitUrl": url})
         elif self.path.endswith("/validate-yaml"):
-            self._answer({"errors": [], "warnings": []})
+            self._respond({"errors": [], "warnings": []})
         else:
-            self._answer({"error": "not here"}, 404)
+            self._respond({"error": "not here"}, 404)
 
     @property
     def _url(self) -> str:
@@ -122,12 +122,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(pieces)
 
-    def _throw_away_body(self) -> None:
+    def _discard_body(self) -> None:
         left, piece = int(self.headers["Content-Length"]), memoryview(bytearray(_PIECE_BYTES))
         while left:
             left -= self.rfile.readinto(piece[: min(left, _PIECE_BYTES)])
 
-    def _answer(self, value: object, status: int = 200) -> None:
+    def _respond(self, value: object, status: int = 200) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

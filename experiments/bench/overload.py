@@ -1,17 +1,16 @@
-"""What the service promises under load, each promise beside its figure, against a process over a socket.
+"""What the service promises under load, each promise with its figure, measured on a process over a socket.
 
-    python -m experiments.bench.overload            all of it, in under three minutes
-    python -m experiments.bench.overload --json     the same for programs
+    python -m experiments.bench.overload            everything, in about three minutes
+    python -m experiments.bench.overload --json     as one JSON object
 
-The server has one core and the callers another, so that neither slows the other down. C is what the server answers to
-32 callers who ask again at once; the figures hold for a machine that nobody else uses. Ends with 1 when a promise
-about load is not kept; what keys tell by their timing is only reported.
+The server has one core and the clients another, so that neither slows the other down. C is the capacity: what the
+server answers to 32 clients in closed loop. The figures hold for a machine with no other load. Ends with 1 when a
+promise about load is not kept; what the timing of keys reveals is only reported.
 
-The lag of the event loop is seen from outside: no probe can be answered sooner than the loop comes to it, so the time
-of a probe is held against the bound on the lag as well. The bombs are files of a few kilobytes that cost most to decode
-or to refuse (decompression_bombs.py); one request in ten is one of them. The cost of safety is the time that the checks
-of a photo's segments take, as a share of the CPU time of its request. On one core a batch gains little:
-a packed network (optimize/packing.py) takes about as long for a picture alone as beside others.
+The lag of the event loop is measured from outside: no probe can be answered sooner than the loop gets to it. The bombs
+are files of a few kilobytes that cost most to decode or to refuse (decompression_bombs.py); one request in ten is one
+of them. The cost of the checks is the time to check a photo's segments, as a share of the CPU time of its request. On
+one core a batch gains little: a packed network (optimize/fuse.py) takes about as long for an image alone as in a batch.
 """
 
 import asyncio
@@ -23,19 +22,19 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eca_hub.commandline import CommandParser
 from eca_hub.images.containers import sniff_format, strip_metadata
-from experiments.bench.clients import Answer, Crowd, request_of, samples_in
-from experiments.bench.decompression_bombs import bombs, phone_photo
+from experiments.bench.clients import ClientPool, ExternalMonitor, Response, samples_in
+from experiments.bench.decompression_bombs import bombs, phone_photo, png_of
 from experiments.bench.server_process import Served, Server, started
-from experiments.bench.service import make_package, make_picture, say
+from experiments.bench.service import make_image, make_package, say
 
-_NUM_CALLERS, _NUM_SLOW = 32, 256
+_NUM_CLIENTS, _NUM_SLOW, _NUM_COSTLY = 32, 256, 100
 _NUM_TRIES = 2000
 _KEY = "0123456789abcdef0123456789abcdef"
 _MAX_BATCH = 4
@@ -53,11 +52,11 @@ class Promise:
     bound: float
     unit: str = ""
     at_least: bool = False
-    """Whether the figure must reach the bound; otherwise it must not pass it."""
+    """Whether the bound is a minimum; otherwise it is a maximum."""
 
     @property
     def is_kept(self) -> bool:
-        """Whether it does."""
+        """Whether the figure is within the bound."""
         return self.figure >= self.bound if self.at_least else self.figure <= self.bound
 
 
@@ -69,16 +68,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--precision", default="auto", help="Its number format.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
-    # So that `finally` ends the server, whoever ends us.
+    # So that `finally` ends the server when this process is terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    photo = make_picture()
+    image = make_image()
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         make_package(args.architecture, Path(folder) / "model")
         command = ["-m", "eca_hub", "serve", "--model", f"{folder}/model", "--port", "0", "--precision", args.precision]
-        served = Served("ours", command, "/v1/classify", photo, {"ECA_ADMIN_KEYS": _KEY}, args.precision)
+        served = Served("ours", command, "/v1/classify", image, {"ECA_ADMIN_KEYS": _KEY}, args.precision)
         with _pinned_to_core(cores[0]), started(served) as server, _pinned_to_core(cores[-1]):
-            rows = asyncio.run(measure(server, photo, args.seconds))
+            rows = asyncio.run(measure(server, image, args.seconds))
     if args.json:
         print(json.dumps([asdict(row) | {"is_kept": row.is_kept} for row in rows]))
     else:
@@ -88,7 +87,7 @@ def main(argv: list[str]) -> int:
 
 @contextmanager
 def _pinned_to_core(core: int) -> Iterator[None]:
-    """Stay on one core, and so does whatever is started meanwhile."""
+    """Pin this process, and the processes that it starts, to one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -97,113 +96,156 @@ def _pinned_to_core(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-async def measure(server: Server, photo: bytes, seconds: float) -> list[Promise]:
+class Load:
+    """The load of one run.
+
+    Args:
+        server: The server that is measured.
+        image: What most clients send.
+        seconds: Length of each measurement.
+    """
+
+    def __init__(self, server: Server, image: bytes, seconds: float) -> None:
+        self.server = server
+        self.pool = ClientPool(server.url)
+        self.request = self.pool.request(image)
+        self.seconds = seconds
+
+    async def closed(self, num_clients: int, request: bytes | None = None) -> list[Response]:
+        """Closed loop."""
+        return await self.pool.closed(num_clients, request or self.request, self.seconds)
+
+    async def open(self, per_s: float, pick: Callable[[], bytes] | None = None) -> list[Response]:
+        """Open loop; only the responses to the ordinary image."""
+        finished = await self.pool.open(per_s, pick or (lambda: self.request), self.seconds, drain_s=10.0)
+        return [response for request, response in finished if request is self.request]
+
+
+async def measure(server: Server, image: bytes, seconds: float) -> list[Promise]:
     """Load the server in every way, one after the other."""
-    crowd = Crowd(server.url, photo, seconds)
-    say("one caller, then 32 ...")
-    alone_s = median_s(await crowd.closed(1))
-    alone_per_s, full_per_s = 1 / alone_s, goodput(await crowd.closed(_NUM_CALLERS), seconds)
+    load = Load(server, image, seconds)
+    say("one client, then 32 ...")
+    alone_s = median_s(await load.closed(1))
+    alone_per_s, full_per_s = 1 / alone_s, goodput(await load.closed(_NUM_CLIENTS), seconds)
     rows = [
-        Promise("G11", "first request after ready, of the median", server.first.took_s / alone_s, 2.0),
-        Promise("G6", "32 callers, of what one gets", full_per_s / alone_per_s, 1.05, at_least=True),
+        Promise("G11", "first request after readiness, of the median", server.first.took_s / alone_s, 2.0),
+        Promise("G6", "32 clients, of what one client gets", full_per_s / alone_per_s, 1.05, at_least=True),
     ]
-    rows += await _flooded(crowd, alone_s, full_per_s)
-    rows += await _beside_slow_callers(crowd)
-    rows += await _beside_bombs(server, crowd, full_per_s)
-    rows += await _in_order(crowd, full_per_s)
-    rows += await _cost_of_safety(server, crowd)
-    rows.append(await _time_of_wrong_keys(crowd))
-    metrics = await crowd.figures()
-    # The question itself has been received and not ended.
-    received, ended = (
-        sum(samples_in(metrics, "eca_requests_received_total")) - 1,
-        samples_in(metrics, "eca_requests_total"),
+    rows += await _overloaded(load, alone_s, full_per_s)
+    rows += await _with_slow_clients(load)
+    rows += await _with_bombs(load, full_per_s)
+    rows += await _with_costly_images(load)
+    rows += await _in_order(load, full_per_s)
+    rows += await _cost_of_checks(load)
+    rows.append(await _time_of_wrong_keys(load.pool))
+    metrics = await load.pool.metrics()
+    # This request itself has been received and not ended.
+    received = sum(samples_in(metrics, "eca_requests_received_total")) - 1
+    ended = samples_in(metrics, "eca_requests_total")
+    rows.append(
+        Promise("G13", "requests that were received and not counted at their end", abs(received - sum(ended)), 0)
     )
-    rows.append(Promise("G13", "requests that came and are in no count", abs(received - sum(ended)), 0))
     return sorted(rows, key=lambda row: (row.id[0], int(row.id[1:])))
 
 
-async def _flooded(crowd: Crowd, alone_s: float, full_per_s: float) -> list[Promise]:
+async def _overloaded(load: Load, alone_s: float, full_per_s: float) -> list[Promise]:
     rows = []
     for factor, share in ((2, 0.9), (5, 0.8)):
-        say(f"a crowd at {factor} times what can be answered ...")
-        async with crowd.watched() as watch:
-            answers = await crowd.open(factor * full_per_s)
-        good, lost = goodput(answers, crowd.seconds), sum(answer.status not in (200, 429) for answer in answers)
+        say(f"open loop at {factor} times the capacity ...")
+        async with ExternalMonitor(load.pool) as monitor:
+            responses = await load.open(factor * full_per_s)
+        good, lost = goodput(responses, load.seconds), sum(one.status not in (200, 429) for one in responses)
         rows.append(Promise("G1", f"answered at {factor} C, of C", good / full_per_s, share, at_least=True))
         rows.append(Promise("G1", f"neither answered nor refused at {factor} C", lost, 0))
-    refused_s = [answer.took_s for answer in answers if answer.status == 429]
-    bound_s = 1.5 * max(watch.num_pictures) / full_per_s + 2 * _MAX_BATCH / full_per_s
-    rows += [
-        Promise(
-            "G2", "p99 of the answered at 5 C", quantile([a.took_s for a in answers if a.status == 200]), bound_s, "s"
-        ),
+    refused_s = [one.took_s for one in responses if one.status == 429]
+    answered_s = [one.took_s for one in responses if one.status == 200]
+    bound_s = 1.5 * max(monitor.num_images) / full_per_s + 2 * _MAX_BATCH / full_per_s
+    return [
+        *rows,
+        Promise("G2", "p99 of the answered at 5 C", quantile(answered_s), bound_s, "s"),
         Promise("G3", "median of a refusal, of an answer alone", statistics.median(refused_s) / alone_s, 0.25),
-        Promise("G4", "p99 of /healthz at 5 C, lag of the event loop included", quantile(watch.health_s), 0.1, "s"),
-        Promise("G5", "pictures in the house at 5 C", max(watch.num_pictures), 128),
+        Promise("G4", "p99 of /healthz at 5 C, lag of the event loop included", quantile(monitor.health_s), 0.1, "s"),
+        Promise("G5", "images in flight at 5 C", max(monitor.num_images), 128),
     ]
-    return rows
 
 
-async def _beside_slow_callers(crowd: Crowd) -> list[Promise]:
-    say(f"{_NUM_SLOW} slow callers ...")
-    without = goodput(await crowd.closed(_NUM_CALLERS), crowd.seconds)
-    async with crowd.slow_callers(_NUM_SLOW):
-        beside = goodput(await crowd.closed(_NUM_CALLERS), crowd.seconds)
-    what = f"answered beside {_NUM_SLOW} slow callers, of without"
+async def _with_slow_clients(load: Load) -> list[Promise]:
+    say(f"{_NUM_SLOW} slow clients ...")
+    without = goodput(await load.closed(_NUM_CLIENTS), load.seconds)
+    async with load.pool.slow_clients(_NUM_SLOW, load.request):
+        beside = goodput(await load.closed(_NUM_CLIENTS), load.seconds)
+    what = f"answered beside {_NUM_SLOW} slow clients, of without"
     return [Promise("G8", what, beside / without, 0.9, at_least=True)]
 
 
-async def _beside_bombs(server: Server, crowd: Crowd, full_per_s: float) -> list[Promise]:
-    say("bombs, one by one and among good pictures ...")
-    requests = {name: request_of(data) for name, data in bombs().items()}
+async def _with_bombs(load: Load, full_per_s: float) -> list[Promise]:
+    say("decompression bombs, one by one and among ordinary images ...")
+    requests = {name: load.pool.request(data) for name, data in bombs().items()}
     cost_s = {}
     for name, request in requests.items():
-        before_s = server.cpu_s()
-        await crowd.ask(request)
-        cost_s[name] = server.cpu_s() - before_s
+        before_s = load.server.cpu_s()
+        await load.pool.once(request)
+        cost_s[name] = load.server.cpu_s() - before_s
     worst = max(cost_s, key=lambda name: cost_s[name])
     # One request in ten, each kind in its turn.
-    mixed = itertools.cycle(word for bomb in requests.values() for word in [*[crowd.photo] * 9, bomb])
-    good = goodput(await crowd.open(full_per_s, lambda: next(mixed)), crowd.seconds)
+    mixed = itertools.cycle(request for bomb in requests.values() for request in [*[load.request] * 9, bomb])
+    good = goodput(await load.open(full_per_s, lambda: next(mixed)), load.seconds)
     return [
         Promise("G9", f"processor time of the worst bomb ({worst})", cost_s[worst], 0.5, "s"),
         Promise("G9", "answered among bombs, of 0.9 C", good / (0.9 * full_per_s), 0.8, at_least=True),
     ]
 
 
-async def _in_order(crowd: Crowd, full_per_s: float) -> list[Promise]:
-    say("a crowd at 0.95 of what can be answered ...")
-    answers = [answer for answer in await crowd.open(0.95 * full_per_s) if answer.status == 200]
-    slowest_s = max(answer.took_s for answer in answers)
+async def _with_costly_images(load: Load) -> list[Promise]:
+    say(f"{_NUM_COSTLY} large PNGs at once, and ordinary images beside them ...")
+    request = load.pool.request(png_of(3990, 4000, 8, 2, row_bytes=3))
+    costly = asyncio.gather(*(load.pool.once(request) for _ in range(_NUM_COSTLY)))
+    light = await load.closed(1)
+    responses = await costly
+    late = sum(one.status not in (200, 429) for one in responses)
     return [
-        Promise("G12", "slowest of the median at 0.95 C", slowest_s / median_s(answers), 5.0),
-        Promise("G12", "most that overtook one request", most_overtaken(answers), _MAX_BATCH),
+        Promise("G16", f"of {_NUM_COSTLY} PNGs of 16 megapixels: neither answered nor refused", late, 0),
+        Promise("G16", "p99 of an ordinary image beside them", quantile([one.took_s for one in light]), 1.0, "s"),
+        Promise("G16", "ordinary images beside them that were not answered", sum(r.status != 200 for r in light), 0),
     ]
 
 
-async def _cost_of_safety(server: Server, crowd: Crowd) -> list[Promise]:
+async def _in_order(load: Load, full_per_s: float) -> list[Promise]:
+    say("open loop at 0.95 of the capacity ...")
+    responses = [one for one in await load.open(0.95 * full_per_s) if one.status == 200]
+    slowest_s = max(one.took_s for one in responses)
+    return [
+        Promise("G12", "slowest of the median at 0.95 C", slowest_s / median_s(responses), 5.0),
+        Promise("G12", "most that overtook one request", most_overtaken(responses), _MAX_BATCH),
+    ]
+
+
+async def _cost_of_checks(load: Load) -> list[Promise]:
     say("photos of 12 megapixels ...")
     photo = phone_photo()
     checks_s = min(_seconds_to_check(photo) for _ in range(20))
-    before_s = server.cpu_s()
-    num_answers = len(await crowd.closed(1, request_of(photo))) + 1
-    request_s = (server.cpu_s() - before_s) / num_answers
+    before_s = load.server.cpu_s()
+    num_responses = len(await load.closed(1, load.pool.request(photo)))
+    request_s = (load.server.cpu_s() - before_s) / num_responses
     return [Promise("G15", "checks of a 12-megapixel photo, of its request", checks_s / request_s, 0.1)]
 
 
-async def _time_of_wrong_keys(crowd: Crowd) -> Promise:
+async def _time_of_wrong_keys(pool: ClientPool) -> Promise:
     say("keys that are wrong in the first byte and in the last ...")
-    callers = [crowd.caller(_locked_request(key)) for key in ("x" + _KEY[1:], _KEY[:-1] + "x")]
+    requests = [
+        pool.request(b"", f"Authorization: Bearer {key}", path="/v1/models")
+        for key in ("x" + _KEY[1:], _KEY[:-1] + "x")
+    ]
+    connections = [pool.connection(), pool.connection()]
     took_s: list[list[float]] = [[], []]
     for turn in range(_NUM_TRIES):
         # Each goes first in every other turn, as going first may be slower.
         for place in (turn % 2, 1 - turn % 2):
-            began_s = time.perf_counter()
-            assert await callers[place].ask() == 401
-            took_s[place].append(time.perf_counter() - began_s)
-    for caller in callers:
-        caller.close()
+            response = await connections[place].send_timed(requests[place])
+            assert response.status == 401
+            took_s[place].append(response.took_s)
+    for connection in connections:
+        connection.close()
     # The error of a median, where the spread is that of the middle half: a few tries are interrupted.
     medians = [statistics.median(values) for values in took_s]
     spreads = [1.4826 * statistics.median(abs(v - m) for v in vs) for vs, m in zip(took_s, medians, strict=True)]
@@ -212,41 +254,37 @@ async def _time_of_wrong_keys(crowd: Crowd) -> Promise:
     return Promise("K13", what, abs(medians[0] - medians[1]) / error_s, 3.0, "sigma")
 
 
-def _locked_request(key: str) -> bytes:
-    head = f"POST /v1/models HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {key}\r\nContent-Length: 0\r\n\r\n"
-    return head.encode()
-
-
 def _seconds_to_check(photo: bytes) -> float:
     began_s = time.perf_counter()
     strip_metadata(sniff_format(photo), photo)
     return time.perf_counter() - began_s
 
 
-def goodput(answers: Sequence[Answer], seconds: float) -> float:
-    """Pictures that were named in a second, from the first question on; who is answered after that counts not."""
-    end_s = min(answer.asked_s for answer in answers) + seconds
-    return sum(answer.status == 200 and answer.asked_s + answer.took_s <= end_s for answer in answers) / seconds
+def goodput(responses: Sequence[Response], seconds: float) -> float:
+    """Images answered a second, from the first request on; later responses do not count."""
+    end_s = min(response.sent_at_s for response in responses) + seconds
+    return sum(response.status == 200 and response.ended_at_s <= end_s for response in responses) / seconds
 
 
-def median_s(answers: Sequence[Answer]) -> float:
-    """How long it took to name a picture."""
-    return statistics.median(answer.took_s for answer in answers if answer.status == 200)
+def median_s(responses: Sequence[Response]) -> float:
+    """Median time of the successful responses."""
+    return statistics.median(response.took_s for response in responses if response.status == 200)
 
 
 def quantile(values: Sequence[float], share: float = 0.99) -> float:
-    """The value that so many do not pass."""
+    """The value that this share does not exceed."""
     return sorted(values)[int(share * (len(values) - 1))]
 
 
-def most_overtaken(answers: Sequence[Answer]) -> int:
-    """How many that came later were answered sooner, for the request that fared worst."""
-    ends_s = [answer.asked_s + answer.took_s for answer in sorted(answers, key=lambda answer: answer.asked_s)]
+def most_overtaken(responses: Sequence[Response]) -> int:
+    """The largest number of later requests that were answered before an earlier one."""
+    ordered = sorted(responses, key=lambda response: response.sent_at_s)
+    ends_s = [response.ended_at_s for response in ordered]
     return max(sum(later < own for later in ends_s[place + 1 :]) for place, own in enumerate(ends_s))
 
 
 def print_rows(rows: Sequence[Promise]) -> None:
-    """A table for people."""
+    """Print a table."""
     for row in rows:
         sign = ">=" if row.at_least else "<="
         kept = "" if row.is_kept else "  NOT KEPT"

@@ -1,10 +1,15 @@
 """The same network behind other servers.
 
-    python -m experiments.bench.peers fastapi|litserve|mosec naive|fp32|auto FOLDER
+    python -m experiments.bench.peers fastapi|litserve|mosec FORM FOLDER
 
-`naive` is how their guides write it: the network as it was loaded, one worker, their defaults. Otherwise our engine is
-inside: the network as our service prepares it in that number format, one thread in each of as many workers as there are
-cores, our decoder, our allocator. Prints `serving on URL` when it starts to listen.
+FORM is one of
+
+    naive                  as their guides write it: the network as it was loaded, one worker, their defaults
+    plain_fp32, plain_bf16 a plain engine that shares no code with ours (plain_engine.py)
+    fp32, auto             our engine: the network as our service optimizes it, our decoder, our allocator
+
+With an engine there is one thread in each of as many workers as there are cores. Prints `serving on URL` when the
+server starts to listen.
 """
 
 import base64
@@ -12,13 +17,14 @@ import importlib
 import os
 import socket
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 _MAX_BATCH = 8
 _MAX_WAIT_MS = 5
 
-# Their worker processes find the classes below by name, so that these stand at the top of this module, and know by the
-# environment which of them is wanted.
+# Their worker processes find the classes below by name, so that these are at module level; the environment tells them
+# which one is wanted.
 if len(sys.argv) == 4:
     os.environ.setdefault("BENCH_PEER", sys.argv[1])
 _PEER = os.environ.get("BENCH_PEER")
@@ -27,63 +33,69 @@ mosec: Any = importlib.import_module("mosec") if _PEER == "mosec" else None
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 class Network:
-    """What a worker has: pictures in, named classes out.
+    """What a worker has: images in, named classes out.
 
     Args:
-        form: `naive`, or the number format of our engine.
+        form: As above.
         folder: The package.
     """
 
     def __init__(self, form: str, folder: str) -> None:
         import torch
 
+        if form.startswith("plain_"):
+            from experiments.bench.plain_engine import PlainEngine
+
+            torch.set_num_threads(1)
+            plain = PlainEngine(folder, form.removeprefix("plain_"))
+            self.labels = list(plain.labels)
+            self.decode: Callable[[bytes], Any] = plain.decode
+            self._probabilities: Callable[[Any], Any] = plain.forward
+            return
         import eca_hub
 
-        self.classifier = eca_hub.Classifier.from_pretrained(folder)
-        self._forward: Any = None
+        classifier = eca_hub.Classifier.from_pretrained(folder)
+        transform = classifier.transform
+        self.labels = list(classifier.config.labels)
+        self.decode = lambda data: transform.resize_and_crop(transform.decode(data))
+        self._probabilities = classifier.probabilities
         if form != "naive":
             from eca_hub.allocator import keep_freed_memory
             from eca_service.optimize.optimize import optimize_model
 
             keep_freed_memory()
             torch.set_num_threads(1)
-            self._forward = optimize_model(self.classifier, form).new_forwards()["classify"]  # type: ignore[arg-type]
+            forward = optimize_model(classifier, cast(Any, form)).new_forwards()["classify"]
+            self._probabilities = lambda pixels: forward(pixels).softmax(1)
 
-    def decode(self, picture: bytes) -> Any:
-        """One picture as the network wants it."""
-
-        transform = self.classifier.transform
-        return transform.resize_and_crop(transform.decode(picture))
-
-    def answers(self, pixels: list[Any]) -> list[dict[str, Any]]:
-        """Answer for a batch."""
+    def run(self, inputs: list[Any]) -> list[dict[str, Any]]:
+        """Run a batch of decoded images."""
         import torch
 
-        stacked = torch.stack(pixels)
-        if self._forward is None:
-            rows = self.classifier.probabilities(stacked)
-        else:
-            with torch.inference_mode():
-                rows = self._forward(stacked).softmax(1)
-        return [{"predictions": [vars(one) for one in self.classifier.rank(row, 5)]} for row in rows]
+        with torch.inference_mode():
+            scores, indices = self._probabilities(torch.stack(inputs)).topk(5)
+        return [
+            {"predictions": [{"label": self.labels[i], "index": i, "score": s} for s, i in zip(*row, strict=True)]}
+            for row in zip(scores.tolist(), indices.tolist(), strict=True)
+        ]
 
 
 def serve_fastapi(form: str, folder: str, port: int) -> None:
-    """One picture, one call, in FastAPI's threads."""
+    """One image in a batch, in FastAPI's threads."""
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.concurrency import run_in_threadpool
 
     app, network = FastAPI(), Network(form, folder)
 
-    def work(picture: bytes) -> dict[str, Any]:
-        return network.answers([network.decode(picture)])[0]
+    def work(image: bytes) -> dict[str, Any]:
+        return network.run([network.decode(image)])[0]
 
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, Any]:
@@ -100,23 +112,23 @@ class LitServeApi(litserve.LitAPI if litserve else object):  # type: ignore[misc
         self.network = Network(self.form, self.folder)
 
     def decode_request(self, request: dict[str, str]) -> Any:
-        """Decode the picture in a request."""
+        """Decode the image of a request."""
         return self.network.decode(base64.b64decode(request["image"]))
 
     def batch(self, inputs: list[Any]) -> list[Any]:
-        """Put pictures together."""
+        """Return the batch."""
         return inputs
 
     def predict(self, pixels: list[Any]) -> Any:
-        """Answer for a batch."""
-        return self.network.answers(pixels)
+        """Run a batch."""
+        return self.network.run(pixels)
 
     def unbatch(self, output: Any) -> Any:
-        """Take answers apart."""
+        """Return the results one by one."""
         return output
 
     def encode_response(self, output: Any) -> Any:
-        """Write one answer."""
+        """Return one response."""
         return output
 
 
@@ -124,7 +136,7 @@ def serve_litserve(form: str, folder: str, port: int) -> None:
     """Batches in processes of their own, behind FastAPI."""
     api = LitServeApi(max_batch_size=_MAX_BATCH, batch_timeout=_MAX_WAIT_MS / 1000)
     api.form, api.folder = form, folder
-    # Their faster queue between processes is an option; whoever tunes the engine takes it.
+    # Their faster queue between processes is an option, which a tuned deployment takes.
     tuned = {"fast_queue": form != "naive", "workers_per_device": _num_workers(form)}
     server = litserve.LitServer(api, accelerator="cpu", timeout=600, **tuned)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
@@ -138,12 +150,12 @@ class MosecWorker(mosec.Worker if mosec else object):  # type: ignore[misc]
         self.network = Network(os.environ["BENCH_FORM"], os.environ["BENCH_FOLDER"])
 
     def deserialize(self, data: bytes) -> bytes:
-        """Take the picture out of a request."""
+        """Return the body of a request."""
         return data
 
     def forward(self, data: list[bytes]) -> Any:
-        """Answer for a batch."""
-        return self.network.answers([self.network.decode(picture) for picture in data])
+        """Run a batch."""
+        return self.network.run([self.network.decode(image) for image in data])
 
 
 def serve_mosec(form: str, folder: str, port: int) -> None:
@@ -160,7 +172,7 @@ def _num_workers(form: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Serve until somebody ends us."""
+    """Serve until the process is terminated."""
     name, form, folder = argv
     port = free_port()
     print(f"serving on http://127.0.0.1:{port}", flush=True)

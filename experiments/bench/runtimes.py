@@ -28,7 +28,7 @@ _Run = Callable[[Any], Any]
 
 
 def forms(folder: str) -> Iterator[tuple[str, _Run]]:
-    """Each runtime with what runs a batch of normalised pictures in it."""
+    """Each runtime with what runs a batch of normalized images in it."""
     import torch
 
     from eca_hub import Classifier

@@ -1,6 +1,6 @@
-"""A server under measurement: start it, wait for its first answer, load it, and say what it took and who else was busy.
+"""A server under measurement: start it, wait for its first response, load it, and measure what it used.
 
-Knows processes and /proc; nothing of which servers there are or what is done with the figures.
+Also measures which share of the processors other processes took meanwhile.
 """
 
 import json
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.load import content_type_of
+from experiments.bench.clients import content_type_of
 
 MAX_FOREIGN = 0.05
 """A window in which others took more of the processors is measured again."""
@@ -27,7 +27,7 @@ _NUM_TRIES = 3
 
 
 class ServerEnded(Exception):
-    """A server that ended, or never answered; tells the end of its log."""
+    """A server ended or never responded; the message is the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Served:
     command: list[str]
     """What stands after `python`."""
     path: str
-    """Where it answers."""
+    """Its route."""
     body: bytes
-    """What it wants."""
+    """Body of a request."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Beside what every server gets."""
     precision: str = "fp32"
@@ -65,14 +65,14 @@ class Row:
     memory_mib: float
     start_s: float
     server_cpu_ms: float
-    """Processor time of the server for one answer."""
+    """Processor time of the server for one response."""
     foreign: float
     """Share of the processors that others took meanwhile."""
 
 
 @dataclass(frozen=True)
-class FirstAnswer:
-    """How the first answer of a server came."""
+class FirstResponse:
+    """The first response of a server."""
 
     start_s: float
     """From the start of its process."""
@@ -81,18 +81,18 @@ class FirstAnswer:
 
 
 class Server:
-    """A running server with its first answer behind it.
+    """A running server that has given its first response.
 
     Args:
         process: Its process.
-        url: Where it answers, with the path.
+        url: Its route.
         served: What it is.
-        body: A file with what it wants.
-        first: How its first answer came.
+        body: A file with the body of a request.
+        first: Its first response.
     """
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", url: str, served: Served, body: Path, first: "FirstAnswer"
+        self, process: "subprocess.Popen[bytes]", url: str, served: Served, body: Path, first: "FirstResponse"
     ) -> None:
         self.pid, self.url, self.first, self.start_s = process.pid, url, first, first.start_s
         self._served, self._body = served, body
@@ -114,13 +114,13 @@ class Server:
     def _try(self, clients: int, per_s: float, seconds: float) -> Row:
         kind = "closed" if clients else "open"
         before = _busy_s(self.pid)
-        words = ["experiments.bench.load", kind, self.url, str(self._body), str(clients or per_s), str(seconds)]
+        words = ["experiments.bench.clients", kind, self.url, str(self._body), str(clients or per_s), str(seconds)]
         done = subprocess.run([sys.executable, "-m", *words], capture_output=True, check=False)
         if done.returncode:
             raise ServerEnded(f"{self._served.name} under load: {done.stderr.decode()[-500:]}")
         found = json.loads(done.stdout)
         after = _busy_s(self.pid)
-        server_s, load_s, num_answers = after[1] - before[1], found.pop("cpu_s"), found.pop("num_answers")
+        server_s, load_s, num_responses = after[1] - before[1], found.pop("cpu_s"), found.pop("num_responses")
         foreign = max(0.0, (after[0] - before[0] - server_s - load_s) / ((after[2] - before[2]) or 1))
         return Row(
             server=self._served.name,
@@ -129,7 +129,7 @@ class Server:
             offered_per_s=per_s,
             memory_mib=_memory_mib(self.pid),
             start_s=self.start_s,
-            server_cpu_ms=1000 * server_s / max(num_answers, 1),
+            server_cpu_ms=1000 * server_s / max(num_responses, 1),
             foreign=foreign,
             **found,
         )
@@ -137,10 +137,10 @@ class Server:
 
 @contextmanager
 def started(served: Served) -> Iterator[Server]:
-    """A server from its line on standard output and its first answer to its end, with whatever it started itself.
+    """A server from its line on standard output and its first response to its end, with whatever it started itself.
 
     Raises:
-        ServerEnded: it ended, or gave no answer.
+        ServerEnded: it ended, or gave no response.
     """
     with tempfile.TemporaryDirectory() as folder:
         log_path, body = Path(folder) / "log", Path(folder) / "body"
@@ -155,7 +155,7 @@ def started(served: Served) -> Iterator[Server]:
             )
         try:
             url = _announced_url(process)
-            first = _wait_for_answer(process, url + served.path, served.body) if url else None
+            first = _wait_for_response(process, url + served.path, served.body) if url else None
             if url is None or first is None:
                 raise ServerEnded(f"{served.name}: {log_path.read_text(errors='replace')[-1500:]}")
             yield Server(process, url + served.path, served, body, first)
@@ -177,22 +177,22 @@ def _environment() -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1"}
 
 
-def _wait_for_answer(process: "subprocess.Popen[bytes]", url: str, body: bytes) -> FirstAnswer | None:
-    """Ask until there is an answer; None where there is none."""
+def _wait_for_response(process: "subprocess.Popen[bytes]", url: str, body: bytes) -> FirstResponse | None:
+    """Send requests until one succeeds; None if none does."""
     import httpx2
 
     # The boot time of the machine and ticks since then: the process has been running since before we got here.
     started_s = int(_stat(process.pid)[19]) / os.sysconf("SC_CLK_TCK")
     headers = {"content-type": content_type_of(body)}
     deadline_s = time.monotonic() + _START_S
-    # One client for all: making one takes as long as an answer.
+    # One client for all: making one takes as long as a response.
     with httpx2.Client(timeout=60) as client:
         while time.monotonic() < deadline_s and process.poll() is None:
             asked_s = time.perf_counter()
             try:
                 if client.post(url, content=body, headers=headers).status_code == 200:
                     took_s = time.perf_counter() - asked_s
-                    return FirstAnswer(time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, took_s)
+                    return FirstResponse(time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, took_s)
             except httpx2.TransportError:
                 pass
             time.sleep(0.05)

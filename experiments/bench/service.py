@@ -1,27 +1,28 @@
-"""How fast the service answers, beside its own engine alone and beside other servers.
+"""Throughput and latency of the service, beside a plain engine without HTTP and beside other servers.
 
     python -m experiments.bench.service                          everything, one part after the other
-    python -m experiments.bench.service --only mosec             one part: each fits a few quiet minutes
-    python -m experiments.bench.service --report --plot FILE     table and plot of all that was measured so far
+    python -m experiments.bench.service --only mosec             one part, which takes a few minutes
+    python -m experiments.bench.service --report --plot FILE     table and plot of what was measured before
 
-Parts: the engine alone (its limit, without HTTP); ours; ours around no network; FastAPI without batching; LitServe and
-mosec as their guides have it and with our engine inside; the start; other runtimes. The same photo-like JPEG goes to
-all, the same five classes come back. Load comes from a process of its own: closed loop at each number of clients, then
-open loop at three times what the machine can do. Every part measures the engine's limit again, because machines change
-their speed within minutes: compare shares of the limit. A window in which others took more than 5 % of the processors
-is measured again.
+Parts: the plain engine alone, which shares no code with ours and is the limit (plain_engine.py), with ours beside it;
+ours; ours around no network; FastAPI without batching; LitServe and mosec as their guides have it, with the plain
+engine and with ours inside; the start; other runtimes. The same photo-like JPEG goes to all, the same five classes come
+back.
+Load comes from a process of its own: closed loop at each number of clients, then open loop at three times the limit.
+Every part measures the limit again, because machines change their speed within minutes: compare shares of the limit. A
+window in which other processes took more than 5 % of the processors is measured again.
 
 The pipeline's limit is what all cores could do if nothing but decoding, the network and HTTP took time:
 
     cores * 1000 / (model ms + decode ms + HTTP ms, each of one thread)
 
 What to expect of a GPU: a roofline, predicted and not measured, for `ecaresnet26t` at 224 px in fp16 on one H200 (990
-TFLOP/s, 4.8 TB/s, PCIe 5 at some 50 GB/s) with 16 cores beside it. The arithmetic of a picture, 2.55 G multiply-adds,
+TFLOP/s, 4.8 TB/s, PCIe 5 at some 50 GB/s) with 16 cores beside it. The arithmetic of an image, 2.55 G multiply-adds,
 takes 5 us. Its layers read and write 31 M numbers, 61 MB, which takes 13 us: memory is the limit of the GPU, at 77,000
 images/s at the very most. The pixels, 147 KB, take 3 us, while another batch is computed. Decoding takes 3.3 ms of one
 core: 16 cores make 4,800 images/s. And one event loop gives the requests/s of the part `noop` (0.4 to 0.5 ms of a busy
-core each, so some 2,000). So HTTP is the limit with one picture a request, decoding with many, and never the GPU: hold
-a GPU run against 2,000 requests/s with one picture each, and 4,800 images/s with 32 in a request.
+core each, so some 2,000). So HTTP is the limit with one image a request, decoding with many, and never the GPU: hold
+a GPU run against 2,000 requests/s with one image each, and 4,800 images/s with 32 in a request.
 """
 
 import base64
@@ -41,21 +42,28 @@ from typing import Any
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
 from experiments.bench.server_process import Row, Served, ServerEnded, figures_of, started
-from experiments.bench.service_report import draw, print_report
+from experiments.bench.service_report import draw, limit_key, print_report
 
 PARTS = ("engine", "ours", "noop", "fastapi", "litserve", "mosec", "start", "runtimes")
-_PEER, _ENGINE = "experiments.bench.peers", "experiments.bench.engine"
+_PEER = "experiments.bench.peers"
 _OVERLOAD = 3.0
+_FORMS = (
+    ("plain_fp32", "plain engine", "fp32"),
+    ("plain_bf16", "plain engine", "bf16"),
+    ("fp32", "our engine", "fp32"),
+    ("auto", "our engine", "auto"),
+)
+"""Form of a peer, its name in the table, and the number format of its network."""
 
 
 def main(argv: list[str]) -> int:
     """Measure and print."""
     parser = CommandParser("bench service", "Measure the service beside its engine and beside other servers.")
-    parser.add_argument("--only", default=",".join(PARTS), help="Parts, separated by commas, as in ours,noop.")
+    parser.add_argument("--only", default=",".join(PARTS), help="Parts, separated by commas, such as ours,noop.")
     parser.add_argument("--report", action="store_true", help="Measure nothing; print what was measured before.")
     parser.add_argument("--quick", action="store_true", help="One-second windows at 1 and 32 clients: does it run?")
     parser.add_argument("--seconds", type=float, default=5.0, help="How long each figure takes.")
-    parser.add_argument("--clients", type=list[int], default=[1, 8, 32, 64], help="Numbers of callers: [1, 32].")
+    parser.add_argument("--clients", type=list[int], default=[1, 8, 32, 64], help="Numbers of clients: [1, 32].")
     parser.add_argument("--architecture", default="ecaresnet26t", help="The network, with random weights.")
     parser.add_argument("--device", default="cpu", help="Where ours runs: cpu or cuda.")
     parser.add_argument("--results", default="runs/bench_service.json", help="Where figures are kept between calls.")
@@ -67,7 +75,7 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage(f"There is no part {', '.join(sorted(unknown))}.", hint=f"Parts: {', '.join(PARTS)}.")
     if args.quick:
         args.seconds, args.clients = 1.0, [1, 32]
-    # So that `finally` ends the servers, whoever ends us.
+    # So that `finally` ends the servers when this process is terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     results = Path(args.results)
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
@@ -91,63 +99,69 @@ class Bench:
 
     Args:
         work: An empty folder.
-        args: What the user said.
+        args: The options of the command.
     """
 
     def __init__(self, work: Path, args: Any) -> None:
         self._args = args
         self._folder = str(work / "model")
-        self._picture = make_picture()
+        self._image = make_image()
         make_package(args.architecture, work / "model")
-        self._in_json = json.dumps({"image": base64.b64encode(self._picture).decode()}).encode()
+        self._in_json = json.dumps({"image": base64.b64encode(self._image).decode()}).encode()
 
     def measure(self, part: str) -> dict[str, Any]:
-        """Measure one part: its rows, and the engine's limit at the time."""
-        say(f"{part}: the engine's limit ...")
+        """Measure one part: its rows, and the limit at the time."""
+        say(f"{part}: the limit ...")
         found: dict[str, Any] = {"when": time.strftime("%Y-%m-%d %H:%M"), "cores": len(os.sched_getaffinity(0))}
-        found["limit"] = {precision: self._limit(precision) for precision in ("fp32", "auto")}
-        if part == "start":
+        found["limit"] = {precision: self._plain(precision) for precision in ("fp32", "bf16")}
+        if part == "engine":
+            found["ours"] = {precision: self._ours(precision) for precision in ("fp32", "auto")}
+        elif part == "start":
             found["start"] = self._start()
         elif part == "runtimes":
             found["runtimes"] = figures_of("experiments.bench.runtimes", self._folder, str(self._args.seconds))
             found["foreign"] = found["runtimes"].pop("foreign")
-        elif part != "engine":
+        else:
             found["rows"] = [
                 asdict(row) for served in self._servers(part) for row in self._rows(served, found["limit"])
             ]
         return found
 
-    def _limit(self, precision: str) -> dict[str, Any]:
+    def _plain(self, precision: str) -> dict[str, Any]:
         seconds = str(min(self._args.seconds, 2.0))
-        words = (_ENGINE, self._folder, precision, self._args.device, seconds)
-        return figures_of(*words, body=self._picture)
+        return figures_of("experiments.bench.plain_engine", self._folder, precision, seconds, body=self._image)
+
+    def _ours(self, precision: str) -> dict[str, Any]:
+        seconds = str(min(self._args.seconds, 2.0))
+        words = ("experiments.bench.engine", self._folder, precision, self._args.device, seconds)
+        return figures_of(*words, body=self._image)
 
     def _servers(self, part: str) -> Iterator[Served]:
         """The servers of a part, each in all its forms."""
         if part == "noop":
             yield Served(
-                "ours, no network", ["-m", "experiments.bench.noop_service"], "/v1/classify", self._picture, {}, "none"
+                "ours, no network", ["-m", "experiments.bench.noop_service"], "/v1/classify", self._image, {}, "none"
             )
         elif part == "ours":
             serve = ["-m", "eca_hub", "serve", "--model", self._folder, "--port", "0", "--device", self._args.device]
             for precision in ("fp32", "auto"):
-                yield Served("ours", [*serve, "--precision", precision], "/v1/classify", self._picture, {}, precision)
+                yield Served("ours", [*serve, "--precision", precision], "/v1/classify", self._image, {}, precision)
         else:
             if importlib.util.find_spec(part) is None:
                 say(f"{part} is not installed: pip install 'eca-hub[bench]'")
                 return
             path, body = {
-                "fastapi": ("/predict", self._picture),
+                "fastapi": ("/predict", self._image),
                 "litserve": ("/predict", self._in_json),
-                "mosec": ("/inference", self._picture),
+                "mosec": ("/inference", self._image),
             }[part]
-            # As installed: whatever threads and allocator they take by themselves.
+            # As installed: with the threads and the allocator of their defaults.
             yield Served(f"{part}, as installed", ["-m", _PEER, part, "naive", self._folder], path, body)
             if part != "fastapi":
-                for precision in ("fp32", "auto"):
-                    command = ["-m", _PEER, part, precision, self._folder]
+                for form, name, precision in _FORMS:
+                    command = ["-m", _PEER, part, form, self._folder]
                     one_thread = {"OMP_NUM_THREADS": "1"}
-                    yield Served(f"{part}, our engine", command, path, body, one_thread, precision)
+                    yield Served(f"{part}, {name}", command, path, body, one_thread, precision)
 
     def _rows(self, served: Served, limit: dict[str, dict[str, float]]) -> Iterator[Row]:
         """Start a server and load it in every way."""
@@ -157,15 +171,16 @@ class Bench:
                 for clients in [32] if served.precision == "none" else self._args.clients:
                     say(f"{served.name} in {served.precision}, {clients} clients ...")
                     yield server.load(clients, 0.0, seconds)
-                # Once a server: in its fastest form.
-                if served.precision == "auto" or (served.name.startswith("fastapi")):
+                # Once for each server, in its fastest form.
+                if served.precision in ("auto", "bf16") or served.name.startswith("fastapi"):
                     say(f"{served.name} in {served.precision}, open loop at {_OVERLOAD:g} times the limit ...")
-                    yield server.load(0, _OVERLOAD * limit[served.precision]["with_decoding"], 2 * seconds)
+                    fastest = limit[limit_key(served.precision)]["with_decoding"]
+                    yield server.load(0, _OVERLOAD * fastest, 2 * seconds)
         except ServerEnded as error:
-            say(f"{served.name} did not answer: {error}")
+            say(f"{served.name} failed: {error}")
 
     def _start(self) -> dict[str, float]:
-        """To the first answer, beside importing torch and loading the weights: as anybody does it, and as we do."""
+        """Time to the first response, beside importing torch and timm and loading the weights."""
         plain, floors, ours = [], [], []
         for _ in range(3):
             plain.append(figures_of("experiments.bench.import_baseline", "timm", self._folder)["start_s"])
@@ -176,7 +191,7 @@ class Bench:
         return {"plain_s": min(plain), "floor_s": min(floors), "ours_s": min(ours)}
 
 
-def make_picture() -> bytes:
+def make_image() -> bytes:
     """A JPEG of 500 x 375 px with as much detail as a photo."""
     from PIL import Image
 
@@ -197,7 +212,7 @@ def make_package(architecture: str, folder: Path) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the user how far we are."""
+    """Print the progress."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The figures of bench_service for people: a table and a plot. Knows only the JSON that it keeps."""
+"""Table and plot of the figures that experiments/bench/service.py keeps in its JSON file."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +14,12 @@ def print_report(kept: dict[str, Any]) -> None:
     http_ms = http_ms_of(kept)
     for part, found in kept.items():
         print(f"\n{part}, {found['when']}, {found['cores']} cores")
-        for precision, figures in found["limit"].items():
-            told = "  ".join(f"{name} {value:.1f}" for name, value in figures.items() if isinstance(value, float))
+        engines = [("plain engine", each) for each in found["limit"].items()]
+        engines += [("our engine", each) for each in found.get("ours", {}).items()]
+        for name, (precision, figures) in engines:
+            text = "  ".join(f"{key} {value:.1f}" for key, value in figures.items() if isinstance(value, float))
             limit = pipeline_limit(figures, http_ms, found["cores"])
-            print(f"  the engine alone in {precision} ({figures['format']}), images/s: {told}  pipeline {limit:.1f}")
+            print(f"  {name} in {precision} ({figures['format']}), images/s: {text}  pipeline {limit:.1f}")
         if "rows" in found:
             print(_HEAD)
         for row, share in rows_with_share(found, http_ms):
@@ -27,10 +29,10 @@ def print_report(kept: dict[str, Any]) -> None:
             print(f"{row['start_s']:>8.1f}{row['server_cpu_ms']:>7.2f}{row['foreign']:>8.0%}")
         if "start" in found:
             start = found["start"]
-            print(f"  first answer {start['ours_s']:.2f} s, times importing torch and loading the weights")
-            for name, who in (("plain_s", "with torch and timm alone"), ("floor_s", "as eca_hub does it")):
+            print(f"  first response after {start['ours_s']:.2f} s; importing torch and timm and loading the weights:")
+            for name, library in (("plain_s", "with stock timm"), ("floor_s", "with eca_hub")):
                 if name in start:
-                    print(f"    {who:<26} {start[name]:.2f} s {start['ours_s'] / start[name]:>6.2f}")
+                    print(f"    {library:<26} {start[name]:.2f} s, ratio {start['ours_s'] / start[name]:.2f}")
         for name, figures in found.get("runtimes", {}).items():
             print(f"  {name:<24}" + "  ".join(f"{size} {value:.1f}" for size, value in figures.items()))
 
@@ -46,16 +48,21 @@ def pipeline_limit(figures: dict[str, Any], http_ms: float, cores: int) -> float
     return float(cores * 1000 / (cores * 1000 / figures["with_decoding"] + http_ms))
 
 
+def limit_key(precision: str) -> str:
+    """The number format of the plain engine that a row is compared with."""
+    return "bf16" if precision == "auto" else precision
+
+
 def rows_with_share(found: dict[str, Any], http_ms: float) -> Iterator[tuple[dict[str, Any], float | None]]:
-    """Each row with its share of the pipeline's limit in its format, where it has one."""
+    """Each row with its share of the limit of the pipeline in its number format, where it has one."""
     for row in found.get("rows", []):
-        figures = found["limit"].get(row["precision"])
+        figures = found["limit"].get(limit_key(row["precision"]))
         share = row["per_s"] / pipeline_limit(figures, http_ms, found["cores"]) if figures else None
         yield row, share
 
 
 def draw(kept: dict[str, Any], file: str) -> None:
-    """Shares of the pipeline's limit over the number of callers, one line a server."""
+    """Plot the share of the pipeline's limit over the number of clients, one line for each server."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -75,7 +82,7 @@ def draw(kept: dict[str, Any], file: str) -> None:
         style = "-" if name.startswith("ours") else "--"
         axes.plot(*zip(*points, strict=True), style, marker="o", label=name)
     axes.axhline(1.0, color="gray", linewidth=1)
-    axes.set(xlabel="callers at once", ylabel="share of the pipeline's limit", xscale="log", ylim=0)
+    axes.set(xlabel="clients", ylabel="share of the pipeline's limit", xscale="log", ylim=0)
     ticks = sorted({clients for points in lines.values() for clients, _ in points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.legend(fontsize="small")

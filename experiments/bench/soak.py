@@ -1,11 +1,11 @@
-"""Everything that callers do, all at once and for a while, to a service of its own; and what is left of it afterwards.
+"""A soak test: clients of all kinds at once against a service of its own, and what leaks.
 
     python -m experiments.bench.soak [SECONDS]
 
-Good pictures, broken and huge ones, callers who hang up, callers who dawdle, and the model loaded anew every second,
-over bare sockets from this process. Prints what each kind was answered, and how memory, open files and threads
-developed. Ends with 1 when an answer was wrong or missing, or when something was left behind: memory that still grows
-by more than 5 % from the second quarter to the last, files or threads.
+Valid images, broken and huge ones, clients that abort, slow clients, and the model loaded again every second, over bare
+sockets from this process. Prints the outcomes of each kind, and how memory, open files and threads developed. Ends with
+1 when a response was wrong or missing, or when something leaks: memory that still grows by more than 5 % from the
+second quarter to the last, files or threads.
 """
 
 import asyncio
@@ -17,18 +17,16 @@ import statistics
 import struct
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from experiments.bench.clients import ClientKind, ClientPool
 from experiments.bench.server_process import Served, Server, started
 
 _MODEL = "soak/digits"
 _ADMIN_KEY = "key-of-the-soak"
 _PERIOD_S = 0.5
-_ANSWER_S = 30.0
 _MAX_GROWTH = 0.05
 _RESET = struct.pack("ii", 1, 0)
 
@@ -55,107 +53,75 @@ class Sample:
         return cls(num_requests, int(resident_kib) / 1024, num_files, num_threads)
 
 
-class Crowd:
-    """Callers of all kinds.
+class SoakClients:
+    """What the clients of each kind do.
 
     Args:
-        server: What they ask.
-        photo: The bytes of a good picture.
+        pool: Clients of the server.
+        image: The bytes of a valid image.
     """
 
-    def __init__(self, server: Server, photo: bytes) -> None:
-        target = urlsplit(server.url)
-        self._address = (str(target.hostname), int(target.port or 80))
-        self._photo = photo
+    def __init__(self, pool: ClientPool, image: bytes) -> None:
+        self._pool = pool
+        self._image = image
         self._large = _png_of_many_pixels()
-        self._dice = random.Random(0)  # noqa: S311
-        self.outcomes: Counter[tuple[str, str]] = Counter()
-        """Kind of caller and what became of the request -> how often."""
+        self._dice = random.Random(0)  # noqa: S311  lengths, not secrets
 
     @property
-    def num_requests(self) -> int:
-        """How many came to an end."""
-        return self.outcomes.total()
-
-    @property
-    def kinds(self) -> dict[str, tuple[int, Callable[[], Awaitable[str]], frozenset[str]]]:
-        """Name -> how many at once, what they do, and what may become of it."""
+    def kinds(self) -> dict[str, ClientKind]:
+        """Name -> the clients."""
         return {
-            "good": (4, self._good, frozenset({"200"})),
-            "broken": (2, self._broken, frozenset({"422"})),
-            "too large": (1, self._too_large, frozenset({"413"})),
-            "many pixels": (1, self._many_pixels, frozenset({"200"})),
-            "leaving": (4, self._leaving, frozenset({"left"})),
-            "dawdling": (16, self._dawdling, frozenset({"408", "closed"})),
-            "reloading": (1, self._reloading, frozenset({"200"})),
+            "valid": ClientKind(4, self._valid, frozenset({"200"})),
+            "broken": ClientKind(2, self._broken, frozenset({"422"})),
+            "too large": ClientKind(1, self._too_large, frozenset({"413"})),
+            "many pixels": ClientKind(1, self._many_pixels, frozenset({"200"})),
+            "aborting": ClientKind(4, self._aborting, frozenset({"aborted"})),
+            "slow": ClientKind(16, self._slow, frozenset({"408", "closed"})),
+            "reloading": ClientKind(1, self._reloading, frozenset({"200"})),
         }
 
-    async def come(self, seconds: float) -> None:
-        """Ask for so long; whoever has asked is waited for."""
-        end_s = asyncio.get_running_loop().time() + seconds
-
-        async def again_and_again(kind: str, ask: Callable[[], Awaitable[str]]) -> None:
-            while asyncio.get_running_loop().time() < end_s:
-                try:
-                    async with asyncio.timeout(_ANSWER_S):
-                        outcome = await ask()
-                except (OSError, EOFError, TimeoutError) as error:
-                    outcome = type(error).__name__
-                self.outcomes[kind, outcome] += 1
-
-        await asyncio.gather(
-            *(again_and_again(kind, ask) for kind, (number, ask, _) in self.kinds.items() for _ in range(number))
-        )
-
-    def wrong(self) -> list[str]:
-        """What became of requests and should not have."""
-        return [
-            f"{kind}: {outcome} ({number} times)"
-            for (kind, outcome), number in self.outcomes.items()
-            if outcome not in self.kinds[kind][2]
-        ]
-
-    async def _good(self) -> str:
-        return await self._ask(self._request(self._photo))
+    async def _valid(self) -> str:
+        return await self._send(self._request(self._image))
 
     async def _broken(self) -> str:
-        return await self._ask(self._request(self._photo[: self._dice.randrange(1, len(self._photo) // 2)]))
+        return await self._send(self._request(self._image[: self._dice.randrange(1, len(self._image) // 2)]))
 
     async def _too_large(self) -> str:
-        return await self._ask(self._request(b"\xff\xd8\xff" + bytes(11 * 2**20)))
+        return await self._send(self._request(b"\xff\xd8\xff" + bytes(11 * 2**20)))
 
     async def _many_pixels(self) -> str:
         await asyncio.sleep(2)
-        return await self._ask(self._request(self._large))
+        return await self._send(self._request(self._large))
 
     async def _reloading(self) -> str:
         await asyncio.sleep(1)
         body = b'{"model": "%s"}' % _MODEL.encode()
-        return await self._ask(self._request(body, "/v1/models", f"Authorization: Bearer {_ADMIN_KEY}"))
+        return await self._send(self._request(body, f"Authorization: Bearer {_ADMIN_KEY}", path="/v1/models"))
 
-    async def _leaving(self) -> str:
-        _, writer = await asyncio.open_connection(*self._address)
-        request = self._request(self._photo)
+    async def _aborting(self) -> str:
+        _, writer = await asyncio.open_connection(*self._pool.address)
+        request = self._request(self._image)
         writer.write(request[: self._dice.choice((3, 100, len(request) // 2, len(request) - 1, len(request)))])
         await writer.drain()
         await asyncio.sleep(self._dice.random() / 20)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         writer.transport.abort()
-        return "left"
+        return "aborted"
 
-    async def _dawdling(self) -> str:
-        reader, writer = await asyncio.open_connection(*self._address)
-        request = self._request(self._photo)
+    async def _slow(self) -> str:
+        reader, writer = await asyncio.open_connection(*self._pool.address)
+        request = self._request(self._image)
         try:
-            for byte in request[: self._dice.choice((20, len(request) - len(self._photo) + 20))]:
+            for byte in request[: self._dice.choice((20, len(request) - len(self._image) + 20))]:
                 writer.write(bytes([byte]))
-            answer = await reader.read(12)
-            return answer[9:12].decode() or "closed"
+            status = await reader.read(12)
+            return status[9:12].decode() or "closed"
         finally:
             writer.close()
 
-    async def _ask(self, request: bytes) -> str:
-        reader, writer = await asyncio.open_connection(*self._address)
+    async def _send(self, request: bytes) -> str:
+        """Send a request on a connection of its own: one that is refused early may be closed."""
+        reader, writer = await asyncio.open_connection(*self._pool.address)
         try:
             writer.write(request)
             line = await reader.readuntil(b"\r\n")
@@ -164,28 +130,43 @@ class Crowd:
         finally:
             writer.close()
 
-    def _request(self, body: bytes, path: str = "/v1/classify", *lines: str) -> bytes:
-        head = [f"POST {path} HTTP/1.1", "Host: soak", "Connection: close", f"Content-Length: {len(body)}", *lines]
-        return "\r\n".join([*head, "", ""]).encode() + body
+    def _request(self, body: bytes, *headers: str, path: str | None = None) -> bytes:
+        return self._pool.request(body, "Connection: close", *headers, path=path)
 
 
-async def soak(server: Server, photo: bytes, seconds: float) -> tuple[Crowd, list[Sample]]:
-    """Let the crowd come, and look at the process meanwhile; the last sample is taken after they have gone."""
-    crowd = Crowd(server, photo)
+def wrong_outcomes(outcomes: Mapping[tuple[str, str], int], kinds: Mapping[str, ClientKind]) -> list[str]:
+    """Outcomes that should not have been."""
+    return [
+        f"{kind}: {outcome} ({number} times)"
+        for (kind, outcome), number in outcomes.items()
+        if outcome not in kinds[kind].allowed
+    ]
+
+
+async def soak(
+    server: Server, image: bytes, seconds: float
+) -> tuple[Mapping[tuple[str, str], int], list[str], list[Sample]]:
+    """Run all clients and sample the process meanwhile; the last sample is taken after the clients have ended.
+
+    Returns:
+        The outcomes of the requests, those that are wrong, and the samples.
+    """
+    pool = ClientPool(server.url)
+    kinds = SoakClients(pool, image).kinds
     samples = [Sample.take(server.pid, 0)]
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(_PERIOD_S)
-            samples.append(Sample.take(server.pid, crowd.num_requests))
+            samples.append(Sample.take(server.pid, pool.outcomes.total()))
 
     watching = asyncio.create_task(watch())
-    await crowd.come(seconds)
+    await pool.mixed(kinds, seconds)
     watching.cancel()
-    # Whoever left or dawdles is noticed a moment later.
+    # The server notices aborted and slow connections a moment later.
     await asyncio.sleep(3)
-    samples.append(Sample.take(server.pid, crowd.num_requests))
-    return crowd, samples
+    samples.append(Sample.take(server.pid, pool.outcomes.total()))
+    return pool.outcomes, wrong_outcomes(pool.outcomes, kinds), samples
 
 
 def growth_of(samples: Sequence[Sample]) -> float:
@@ -208,10 +189,10 @@ def slope_of(samples: Sequence[Sample]) -> float:
     )
 
 
-def report(crowd: Crowd, samples: Sequence[Sample]) -> list[str]:
+def report(outcomes: Mapping[tuple[str, str], int], wrong: list[str], samples: Sequence[Sample]) -> list[str]:
     """Print what happened; return what is wrong."""
-    print(f"{'caller':<12} {'what became of it':<18} {'how often':>9}")
-    for (kind, outcome), number in sorted(crowd.outcomes.items()):
+    print(f"{'clients':<12} {'outcome':<18} {'number':>9}")
+    for (kind, outcome), number in sorted(outcomes.items()):
         print(f"{kind:<12} {outcome:<18} {number:>9}")
     first, last, peak = samples[0], samples[-1], max(sample.memory_mib for sample in samples)
     print(
@@ -220,12 +201,12 @@ def report(crowd: Crowd, samples: Sequence[Sample]) -> list[str]:
         f"{growth_of(samples):+.1%} from the second quarter to the last"
     )
     print(f"open files: {first.num_files} -> {last.num_files}; threads: {first.num_threads} -> {last.num_threads}")
-    wrong = crowd.wrong()
+    wrong = list(wrong)
     if growth_of(samples) > _MAX_GROWTH:
         wrong.append("memory grows")
     if last.num_files > first.num_files + 2:
         wrong.append("files stay open")
-    # Threads for decoding, engines and the blocking work of asyncio begin when they are first needed.
+    # Threads for decoding, engines and asyncio's blocking calls start when they are first needed.
     settled = max(sample.num_threads for sample in samples[: len(samples) // 2 + 1])
     if last.num_threads > settled + 2:
         wrong.append("threads stay")
@@ -233,21 +214,21 @@ def report(crowd: Crowd, samples: Sequence[Sample]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Soak a small model for as long as is said."""
+    """Soak a small model."""
     seconds = float(argv[0]) if argv else 60.0
     root = Path(__file__).parents[2]
     photo = (root / "service" / "eca_service" / "optimize" / "images" / "0.jpg").read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         _save_model(Path(folder) / _MODEL)
-        # Served from where the folder's path reads like a model id, so that it can be loaded anew by it.
+        # From here the folder's path reads like a model id, by which it can be loaded again.
         os.chdir(folder)
         options = ["--model", _MODEL, "--port", "0", "--header_timeout_s", "2", "--body_timeout_s", "2"]
         environment = {"ECA_ADMIN_KEYS": _ADMIN_KEY, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
         served = Served("eca-hub", ["-m", "eca_hub", "serve", *options], "/v1/classify", photo, environment)
         with started(served) as server:
-            crowd, samples = asyncio.run(soak(server, photo, seconds))
+            outcomes, wrong, samples = asyncio.run(soak(server, photo, seconds))
         os.chdir(root)
-    wrong = report(crowd, samples)
+    wrong = report(outcomes, wrong, samples)
     print(f"wrong: {'; '.join(wrong)}" if wrong else "nothing is wrong")
     return int(bool(wrong))
 

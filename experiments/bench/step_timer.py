@@ -1,7 +1,7 @@
 """Note when each training batch of `eca-hub fit` begins and ends, from outside: a callback for benches.
 
     ECA_TRAIN_IMPORTS=experiments.bench.step_timer eca-hub fit ... \
-        --trainer.callbacks experiments.bench.step_timer.Stopwatch \
+        --trainer.callbacks experiments.bench.step_timer.StepTimer \
         --trainer.callbacks.init_args.file seconds.json
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-class Stopwatch(Callback):
+class StepTimer(Callback):
     """Write, for every epoch, when it began and when each of its batches was done.
 
     Args:

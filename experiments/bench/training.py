@@ -29,7 +29,7 @@ from typing import Any
 
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidConfig, InvalidUsage
-from experiments.bench.pictures import write_pictures
+from experiments.bench.training_images import write_images
 
 _MODULE = "experiments.bench.trainers"
 _PEERS = ("timm", "torchvision")
@@ -127,7 +127,7 @@ def measure_row(name: str, work: Path, args: Any) -> dict[str, Any]:
     data = getattr(args, case.pictures)
     pictures = work / f"{case.pictures}_{case.num_images}"
     if not pictures.exists():
-        write_pictures(pictures, case.pictures, case.num_images, case.batch_size, data)
+        write_images(pictures, case.pictures, case.num_images, case.batch_size, data)
     return asdict(measure(case, pictures, rounds, args.num_workers, Path(data).name if data else "made up"))
 
 
@@ -197,7 +197,7 @@ def timed_fit(work: Path, options: dict[str, Any]) -> dict[str, Any]:
         [
             *(sys.executable, "-m", "eca_hub", "fit", *words),
             *("--run_dir", str(work / "run"), "--overwrite", "--trainer.accelerator", "cpu"),
-            *("--trainer.callbacks", "experiments.bench.step_timer.Stopwatch"),
+            *("--trainer.callbacks", "experiments.bench.step_timer.StepTimer"),
             *("--trainer.callbacks.init_args.file", str(seconds)),
         ],
         ECA_TRAIN_IMPORTS="experiments.bench.step_timer",

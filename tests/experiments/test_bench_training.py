@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from eca_hub.errors import InvalidUsage
-from experiments.bench.pictures import write_pictures
 from experiments.bench.training import Row, main
+from experiments.bench.training_images import write_images
 
 NUMBERS = {"ours_first": 80.0, "ours_later": 120.0, "peers": {"timm": 100.0, "torchvision": 60.0}}
 STEP = Row("photos", "the step", "made up", "2026-01-01 00:00", limit=125.0, **NUMBERS)  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ def test_a_row_that_nobody_knows_is_refused_with_those_there_are() -> None:
 
 
 def test_pictures_are_class_folders_of_which_some_are_validated_as_well(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "cifar10", 30, 10, None)
+    write_images(tmp_path, "cifar10", 30, 10, None)
     assert len(list(tmp_path.glob("train/*/*.jpg"))) == 30
     assert len({path.parent.name for path in tmp_path.glob("train/*/*.jpg")}) == 10
     assert len(list(tmp_path.glob("val/*/*.jpg"))) == 10

@@ -1,7 +1,7 @@
 """Whether an optimized network still answers as it did, on images that are stored beside this file.
 
-The images are synthetic (experiments/bench/draw_pictures.py): they are free of rights and have the edges, textures and
-colors of photographs. They go through the model's own decoding and preprocessing, as served images do.
+The images are synthetic (experiments/bench/draw_parity_images.py): they are free of rights and have the edges, textures
+and colors of photographs. They go through the model's own decoding and preprocessing, as served images do.
 
 Shapes: N images, H height, W width, K classes; 3 colors, red first.
 """

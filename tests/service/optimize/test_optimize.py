@@ -101,7 +101,8 @@ def test_a_prepared_network_can_be_emptied() -> None:
 
 
 def test_auto_takes_the_fastest_format_that_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    for supported, expected in (({"bf16"}, "bfloat16"), (set[str](), "float32")):
+    monkeypatch.setattr("eca_service.optimize.optimize._has_instructions", lambda *names: False)
+    for supported, expected in (({"bf16"}, "bfloat16"), ({"fp16"}, "float32"), (set[str](), "float32")):
         monkeypatch.setattr("eca_service.optimize.optimize._supports", supported.__contains__)
         monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.5)
         assert optimize_model(classifier(), "auto").parity.precision == expected

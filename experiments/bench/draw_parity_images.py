@@ -1,4 +1,4 @@
-"""Draw the pictures of the service's self-test: python -m experiments.bench.draw_pictures FOLDER
+"""Draw the images of the service's parity check: python -m experiments.bench.draw_parity_images FOLDER
 
 Dead leaves: discs whose sizes follow a power law hide one another, which gives the edges, textures and frequencies of
 photographs (Lee, Mumford and Huang, 2001), in colours and grain of its own for each picture. Drawn once and stored, so
@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-_NUM_PICTURES = 8
+_NUM_IMAGES = 8
 _SIDE_PX = 288
 _NUM_LEAVES = 3000
 
 
 def draw(seed: int) -> bytes:
-    """One picture as a JPEG of some 15 KB."""
+    """One image as a JPEG of some 15 KB."""
     dice = np.random.default_rng(seed)
     y_H1, x_1W = np.ogrid[:_SIDE_PX, :_SIDE_PX]
     tones = dice.uniform(30, 225, (4, 3))
     light_HW1 = (0.75 + 0.5 * (x_1W * dice.uniform(-1, 1) + y_H1 * dice.uniform(-1, 1)) / _SIDE_PX)[..., None]
-    picture_HW3 = np.full((_SIDE_PX, _SIDE_PX, 3), tones[0])
+    image_HW3 = np.full((_SIDE_PX, _SIDE_PX, 3), tones[0])
     for _ in range(_NUM_LEAVES):
         # Radii as r^-3 between 2 px and 96 px: equally many edges at every scale.
         radius = (dice.uniform(1 / 96**2, 1 / 2**2)) ** -0.5
@@ -33,17 +33,17 @@ def draw(seed: int) -> bytes:
         inside_HW = (x_1W - x) ** 2 + (y_H1 - y) ** 2 < radius**2
         colour_3 = tones[dice.integers(4)] + dice.normal(0, 25, 3)
         waves_HW1 = np.sin(x_1W * dice.uniform(0, 1) + y_H1 * dice.uniform(0, 1))[..., None] * dice.uniform(0, 25)
-        picture_HW3 = np.where(inside_HW[..., None], colour_3 + waves_HW1, picture_HW3)
-    picture_HW3 = picture_HW3 * light_HW1 + dice.normal(0, dice.uniform(0, 8), picture_HW3.shape)
+        image_HW3 = np.where(inside_HW[..., None], colour_3 + waves_HW1, image_HW3)
+    image_HW3 = image_HW3 * light_HW1 + dice.normal(0, dice.uniform(0, 8), image_HW3.shape)
     file = io.BytesIO()
-    Image.fromarray(picture_HW3.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=75)
+    Image.fromarray(image_HW3.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=75)
     return file.getvalue()
 
 
 def main(argv: list[str]) -> int:
     """Draw them all."""
     (folder,) = map(Path, argv)
-    for seed in range(_NUM_PICTURES):
+    for seed in range(_NUM_IMAGES):
         (folder / f"{seed}.jpg").write_bytes(draw(seed))
     return 0
 

@@ -1,4 +1,4 @@
-"""The pictures of a training bench, as class folders that every contestant reads: of a parquet file, or made up."""
+"""The images of the training bench, as class folders that every contestant reads: from a parquet file, or synthetic."""
 
 import io
 import random
@@ -11,7 +11,7 @@ _SYNTHETIC = {"photos": (348, 348, 34), "cifar10": (32, 32, 10)}
 """Width, height and classes."""
 
 
-def write_pictures(root: Path, kind: str, num_images: int, num_val: int, data: str | None) -> None:
+def write_images(root: Path, kind: str, num_images: int, num_val: int, data: str | None) -> None:
     """Write class folders train/ and val/.
 
     Args:
@@ -21,8 +21,8 @@ def write_pictures(root: Path, kind: str, num_images: int, num_val: int, data: s
         num_val: How many of them stand in val/ as well.
         data: Folder with train.parquet; None makes them up.
     """
-    pictures = read_parquet(Path(data), num_images) if data else made_up(kind, num_images)
-    for number, (content, label) in enumerate(pictures):
+    images = read_parquet(Path(data), num_images) if data else synthetic(kind, num_images)
+    for number, (content, label) in enumerate(images):
         places = ["train", *(["val"] if number < num_val else [])]
         for split in places:
             (root / split / label).mkdir(parents=True, exist_ok=True)
@@ -39,10 +39,10 @@ def read_parquet(folder: Path, num_images: int) -> Iterator[tuple[bytes, str]]:
         yield row["image"]["bytes"], f"{row['label']:03}"
 
 
-def made_up(kind: str, num_images: int) -> Iterator[tuple[bytes, str]]:
-    """JPEG pictures with as much detail as photos."""
+def synthetic(kind: str, num_images: int) -> Iterator[tuple[bytes, str]]:
+    """JPEG images with as much detail as photos."""
     width, height, num_classes = _SYNTHETIC[kind]
-    chance = random.Random(0)  # noqa: S311  pictures, not secrets
+    chance = random.Random(0)  # noqa: S311  images, not secrets
     for number in range(num_images):
         noise = Image.effect_noise((max(width // 4, 8), max(height // 4, 8)), 60 + chance.random() * 40)
         grey = noise.resize((width, height), Image.Resampling.BICUBIC)
