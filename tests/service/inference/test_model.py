@@ -1,17 +1,22 @@
-"""A running model with a decoder that reads digits and a gate before its engine."""
+"""A served model with a decoder that reads digits and a gate before its engine."""
 
 import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 
 from eca_hub.errors import NotAnImage
 from eca_service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
-from eca_service.inference.tasks import Classification
-from eca_service.inference.types import ImageResult
-from tests.service.fakes import GatedRunner, fake_model, run, settle
+from eca_service.inference.model import Decode, ServedModel
+from eca_service.inference.tasks import Classification, Embedding
+from eca_service.inference.types import ImageResult, RawPixels
+from tests.service.fakes import GatedRunner, decode_digits, fake_model, model_info, run, settle
 
 
-def test_a_bad_picture_fails_alone() -> None:
+def test_a_bad_image_fails_alone() -> None:
     async def scene() -> None:
         model = fake_model()
         first, bad, last = await model.run(Classification(2), [b"1", b"x", b"3"])
@@ -25,7 +30,7 @@ def test_a_bad_picture_fails_alone() -> None:
     run(scene())
 
 
-def test_a_picture_that_breaks_the_engine_fails_alone() -> None:
+def test_an_image_that_breaks_the_engine_fails_alone() -> None:
     async def scene() -> None:
         runner = GatedRunner(poison=frozenset({2}))
         runner.gate.set()
@@ -37,7 +42,7 @@ def test_a_picture_that_breaks_the_engine_fails_alone() -> None:
     run(scene())
 
 
-def test_a_late_answer_is_an_error_and_its_seat_is_free() -> None:
+def test_a_late_result_is_an_error_and_its_reservation_is_released() -> None:
     async def scene() -> None:
         runner = GatedRunner()
         model = fake_model(runner, deadline_s=2.0, max_batch=1)
@@ -55,7 +60,7 @@ def test_a_late_answer_is_an_error_and_its_seat_is_free() -> None:
     run(scene())
 
 
-def test_a_caller_who_goes_frees_all_seats() -> None:
+def test_a_client_that_disconnects_releases_all_reservations() -> None:
     async def scene() -> None:
         model = fake_model(GatedRunner())
         asked = asyncio.create_task(model.run(Classification(), [b"1", b"2", b"3"]))
@@ -79,7 +84,7 @@ def test_top_k_must_fit_the_labels(top_k: int) -> None:
     run(scene())
 
 
-def test_five_classes_are_named_unless_told() -> None:
+def test_five_classes_are_named_by_default() -> None:
     async def scene() -> None:
         model = fake_model()
         (outcome,) = await model.run(Classification(), [b"1"])
@@ -90,12 +95,63 @@ def test_five_classes_are_named_unless_told() -> None:
     run(scene())
 
 
-def test_more_pictures_than_seats_are_refused_whole() -> None:
+def test_a_request_of_more_images_than_there_is_capacity_is_refused_whole() -> None:
     async def scene() -> None:
         model = fake_model(max_items=2)
         with pytest.raises(Overloaded):
             await model.run(Classification(), [b"1", b"2", b"3"])
         assert len(await model.run(Classification(), [b"1", b"2"])) == 2
+        await model.close()
+
+    run(scene())
+
+
+def test_an_explanation_is_admitted_before_its_image_is_decoded() -> None:
+    decoded: list[bytes] = []
+
+    @contextmanager
+    def reserve_decoding(images: Sequence[bytes | RawPixels]) -> Iterator[list[Decode[int]]]:
+        decoded.extend(image for image in images if isinstance(image, bytes))
+        yield [partial(decode_digits, image) for image in images]
+
+    class FullExplainer:
+        def reserve(self) -> AbstractContextManager[None]:
+            raise Overloaded("4 explanations are in flight; that is the limit.")
+
+    async def scene() -> None:
+        batcher = fake_model().batcher
+        explainer: Any = FullExplainer()
+        model = ServedModel(
+            model_info(), reserve_decoding=reserve_decoding, batcher=batcher, deadline_s=10, explainer=explainer
+        )
+        with pytest.raises(Overloaded):
+            await model.explain(b"1", None)
+        assert decoded == []
+        await model.close()
+
+    run(scene())
+
+
+def test_a_request_whose_images_cannot_be_decoded_in_time_leaves_no_reservation() -> None:
+    def reserve_decoding(images: Sequence[bytes | RawPixels]) -> AbstractContextManager[list[Decode[int]]]:
+        raise Overloaded("The images in flight take 2.0 s to decode and 1 s is the limit.")
+
+    async def scene() -> None:
+        batcher = fake_model().batcher
+        model = ServedModel(model_info(), reserve_decoding=reserve_decoding, batcher=batcher, deadline_s=10)
+        with pytest.raises(Overloaded):
+            await model.run(Classification(), [b"1", b"2"])
+        assert batcher.num_items == 0
+        await model.close()
+
+    run(scene())
+
+
+def test_a_task_that_the_network_does_not_support_is_refused() -> None:
+    async def scene() -> None:
+        model = fake_model()
+        with pytest.raises(InvalidRequest, match="cannot embed"):
+            await model.run(Embedding(), [b"1"])
         await model.close()
 
     run(scene())

@@ -164,3 +164,69 @@ def test_two_folders_with_one_id_are_refused() -> None:
     with pytest.raises(BadSetting, match="id pkg"):
         check_ids([ModelSource("/a/pkg", folder_id="pkg"), ModelSource("/b/pkg", folder_id="pkg")])
     check_ids([ModelSource("acme/a", "v1"), ModelSource("acme/a", "v2")])
+
+    assert ModelSource.parse(str(folder)) == ModelSource(str(folder), None)
+
+
+async def open_revision(source: ModelSource) -> ServedModel[Any, Any]:
+    commit = (source.revision or "main").encode().hex().ljust(40, "0")
+    return fake_model(model_id=source.id_or_folder, revision=commit)
+
+
+def test_two_revisions_of_a_repository_are_named_with_their_revision() -> None:
+    async def scene() -> None:
+        registry = Registry([ModelSource("acme/a", "v1"), ModelSource("acme/a")], open_revision)
+        await registry.load_all()
+        first, second = (entry.model for entry in registry.entries)
+        assert first is not None
+        assert registry.find("acme/a@v1") is first
+        assert registry.find(f"acme/a@{first.info.revision}") is first
+        assert registry.find("acme/a@main") is second
+        for model_id in ("acme/a", None):
+            with pytest.raises(InvalidRequest, match="Several models") as refusal:
+                registry.find(model_id)
+            assert "acme/a@v1, acme/a@main" in refusal.value.hint
+        with pytest.raises(ModelNotLoaded):
+            registry.find("acme/a@v3")
+        with pytest.raises(InvalidRequest, match="Several models"):
+            await registry.load(ModelSource("acme/a", "v3"))
+        await registry.load(ModelSource("acme/a", "v1"))
+        assert registry.find("acme/a@v1") is not first, "the entry of this revision is replaced"
+        await registry.unload("acme/a@v1")
+        assert registry.find("acme/a") is second
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_model_that_is_loaded_beside_the_only_one_takes_no_request_away_from_it() -> None:
+    async def scene() -> None:
+        gate = asyncio.Event()
+
+        async def open_gated(source: ModelSource) -> ServedModel[Any, Any]:
+            if source.id_or_folder != "acme/a":
+                await gate.wait()
+            return await open_fake(source)
+
+        registry = Registry([ModelSource("acme/a")], open_gated)
+        await registry.load_all()
+        first = registry.find(None)
+        loading = asyncio.create_task(registry.load(ModelSource("acme/b")))
+        await settle()
+        assert registry.find(None) is first
+        gate.set()
+        await loading
+        assert registry.find(None) is first, "it stays the default of the process"
+        await registry.unload("acme/a")
+        assert registry.find(None).info.model_id == "acme/b"
+        again = asyncio.create_task(registry.load(ModelSource("acme/c")))
+        gate.clear()
+        await settle()
+        assert registry.find(None).info.model_id == "acme/b"
+        gate.set()
+        await again
+        with pytest.raises(InvalidRequest, match="Several models"):
+            registry.find(None)
+        await registry.close()
+
+    run(scene())
