@@ -232,7 +232,9 @@ def _print_table(report: Report, workdir: Path, urls: dict[str, str], pids: list
     rows = {
         "test accuracy": f"{report.test_top1:.4f} (measured by the training run)",
         "served accuracy": f"{report.served_top1:.4f} ({report.num_images} PNG files over HTTP)",
-        "difference": f"at most {report.max_difference:.1e} from the probabilities of Classifier.predict",
+        "same as library": f"the same class for {report.num_same_top1} of {report.num_images} images, probabilities "
+        f"within {report.max_difference:.1e} ({report.allowed_difference:g} is allowed)",
+        "precision": f"{report.precision}, chosen by --precision auto; --precision fp32 is exact",
         "throughput": f"{report.images_per_s:.0f} images/s from {NUM_CLIENTS} clients",
         "mean batch": f"{report.mean_batch_size:.2f} images",
         "model": f"{report.model_id}@{report.revision}",
