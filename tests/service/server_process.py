@@ -71,7 +71,9 @@ class Served:
 def start(*argv: str, cwd: Path | None = None, **environment: str) -> "subprocess.Popen[str]":
     """Start `eca-hub serve`."""
     command = [sys.executable, "-m", "eca_hub", "serve", *argv]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")} | environment
+    # In fp32 the responses equal the library's.
+    exact = {"ECA_PRECISION": "fp32"}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("ECA_")} | exact | environment
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=cwd)
 
 

@@ -35,7 +35,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(package: Path) -> Iterator[TestClient]:
-    settings = Settings(model=(str(package),), explain=True, num_engines=1, max_batch=2, allowed_hosts="*")
+    settings = Settings(
+        model=(str(package),), explain=True, num_engines=1, max_batch=2, precision="fp32", allowed_hosts="*"
+    )
     loader = ModelLoader(settings)
     app = create_app(settings, Registry([ModelSource(str(package))], loader.open), ApiKeys())
     with TestClient(app, raise_server_exceptions=False) as client:

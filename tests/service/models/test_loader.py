@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @asynccontextmanager
 async def opened(folder: str, **settings: Any) -> AsyncIterator[ServedModel[torch.Tensor, torch.Tensor]]:
     """The model of a folder, until the block ends."""
-    loader = ModelLoader(Settings(model=(folder,), **settings))
+    loader = ModelLoader(Settings.model_validate({"model": (folder,), "precision": "fp32"} | settings))
     try:
         model = await loader.open(ModelSource(folder))
         yield model
@@ -94,6 +94,16 @@ def test_an_embedding_is_what_the_last_layer_reads_and_has_norm_1_on_request(fol
     assert plain == pytest.approx(features.tolist(), abs=1e-4)
     assert scaled == pytest.approx((features / features.norm()).tolist(), abs=1e-4)
     assert network.get_classifier()(torch.tensor(plain)).argmax().item() == int(label.removeprefix("class "))
+
+
+def test_by_default_a_model_runs_in_the_fastest_number_format_that_passes_the_parity_check(folder: str) -> None:
+    async def scene() -> None:
+        async with opened(folder, num_engines=1, precision=Settings(model=(folder,)).precision) as model:
+            assert Settings(model=(folder,)).precision == "auto"
+            assert model.info.parity.same_top1 == 1.0
+            assert model.info.parity.max_difference <= model.info.parity.allowed_difference
+
+    asyncio.run(scene())
 
 
 def test_each_engine_of_a_lost_device_asks_for_the_end_and_the_process_is_signalled_once(
