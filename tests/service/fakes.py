@@ -134,7 +134,7 @@ def model_info(model_id: str = "acme/digits", revision: str = REVISION, weights_
         11_689_512,
         "cpu",
         ParityReport("float32", 1.0, 0.0, 8),
-        weights_bytes,
+        weights_bytes=weights_bytes,
     )
 
 
