@@ -52,6 +52,9 @@ static inline float sum_of(const Vector *vector) {
 /* Numbers that are summed as floats before they are added to a double, by layout of the map. */
 enum { PLANE_BLOCK = 2048, ROW_BLOCK = 32 };
 
+/* Channels of an NCP image that are averaged before the first of them is written. */
+enum { CHANNEL_BLOCK = 16 };
+
 typedef int32_t Integers __attribute__((vector_size(64), aligned(4), may_alias));
 
 /* NaN stays NaN, as in torch. */
@@ -260,23 +263,34 @@ static float *line_of(const Scratch *scratch, int which, int thread) {
     return scratch->floats + scratch->line * (which * scratch->num_threads + thread);
 }
 
-/* Forward: from the sums to the means and the gates. The line has zeros at both ends. */
-static void compute_gates(const Job *job, const double *sums, float *padded, float *gates) {
-    divide(sums, (double)job->num_positions, padded + job->kernel_size / 2, job->num_channels);
-    correlate(padded, job->weight, job->kernel_size, 1, gates, job->num_channels);
-    sigmoid(gates, job->num_channels);
+/* Forward, for some channels: from the sums to the means. The line of means has zeros at both ends. */
+static void compute_means(const Job *job, const double *sums, float *padded, Int begin, Int end) {
+    divide(sums + begin, (double)job->num_positions, padded + job->kernel_size / 2 + begin, end - begin);
 }
 
-/* Backward: from the sums to the gradients of the logits, and of what every position of a channel adds to its mean. */
-static void compute_gradients(const Job *job, Int image, const double *sums, float *padded, float *dmeans,
-                              double *dweights) {
+/* Forward, for some channels: from the means of their neighbors to the gates. */
+static void compute_gates(const Job *job, const float *padded, float *gates, Int begin, Int end) {
+    correlate(padded + begin, job->weight, job->kernel_size, 1, gates + begin, end - begin);
+    sigmoid(gates + begin, end - begin);
+}
+
+/* Backward, for some channels: from the sums to the gradients of the logits, in a line with zeros at both ends. */
+static void compute_dlogits(const Job *job, Int image, const double *sums, float *padded, Int begin, Int end) {
+    gradients_of_logits(sums + begin, job->gate + image * job->num_channels + begin,
+                        padded + job->kernel_size / 2 + begin, end - begin);
+}
+
+/* Backward, for some channels: what every position of a channel gets through the mean. */
+static void compute_dmeans(const Job *job, const float *padded, float *dmeans, Int begin, Int end) {
+    correlate(padded + begin, job->weight, job->kernel_size, -1, dmeans + begin, end - begin);
+    scale(dmeans + begin, (float)job->num_positions, end - begin);
+}
+
+/* Backward: from the gradients of all logits of an image to that of the kernel. */
+static void add_dweights(const Job *job, Int image, const float *padded, double *dweights) {
     Int width = job->num_channels, half = job->kernel_size / 2;
-    const float *mean = job->mean + image * width;
-    float *dlogits = padded + half;
-    gradients_of_logits(sums, job->gate + image * width, dlogits, width);
-    correlate(padded, job->weight, job->kernel_size, -1, dmeans, width);
-    scale(dmeans, (float)job->num_positions, width);
-    for (Int j = 0; dweights && j < job->kernel_size; j++) {
+    const float *mean = job->mean + image * width, *dlogits = padded + half;
+    for (Int j = 0; j < job->kernel_size; j++) {
         Int shift = j - half, begin = shift < 0 ? -shift : 0, end = shift > 0 ? width - shift : width;
         if (end > begin) dweights[j] += dot(dlogits + begin, mean + begin + shift, end - begin);
     }
@@ -284,7 +298,7 @@ static void compute_gradients(const Job *job, Int image, const double *sums, flo
 
 static void work(const Job *job, const Scratch *scratch, int thread, int num_threads) {
     Share share = share_of(job, thread, num_threads);
-    Int width = job->num_channels;
+    Int width = job->num_channels, half = job->kernel_size / 2;
     bool is_residual = job->shortcut || job->dshortcut;
     Accumulate accumulate = ACCUMULATE[job->is_bfloat16][is_residual];
     WriteOut write_out = WRITE_OUT[job->is_bfloat16][is_residual];
@@ -293,10 +307,14 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
     /* Threads that share an NCP image write disjoint channels of one line. */
     bool shares_line = !share.has_whole_images && !job->is_channels_last;
     double *total = scratch->sums + scratch->line * (2 * scratch->num_threads + thread);
+    /* A gate needs the means of its neighbors only. So a thread with a whole NCP image averages some channels, then
+       writes those whose neighbors are done, and finds them in its own cache even if the image does not fit there. */
+    bool is_pipelined = share.has_whole_images && !job->is_channels_last;
+    Int step = is_pipelined ? CHANNEL_BLOCK : width;
     for (Int image = share.image_begin; image < share.image_end; image++) {
         double *sums = sums_of(scratch, image, shares_line ? 0 : thread);
-        accumulate(job, &share, image, partial, sums);
         if (!share.has_whole_images) {
+            accumulate(job, &share, image, partial, sums);
 #pragma omp barrier
             if (job->is_channels_last) {
                 memcpy(total, sums_of(scratch, image, 0), (size_t)width * sizeof *total);
@@ -307,18 +325,37 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
                 sums = total;
             }
         }
-        bool saves = share.has_whole_images || thread == 0;
-        if (job->dy) {
-            double *dweights = saves ? scratch->dweights + job->kernel_size * thread : NULL;
-            compute_gradients(job, image, sums, padded, per_channel, dweights);
-            write_out(job, &share, image, job->gate + image * width, per_channel);
-        } else {
-            compute_gates(job, sums, padded, per_channel);
-            if (saves && job->gate) {
-                memcpy(job->mean + image * width, padded + job->kernel_size / 2, (size_t)width * sizeof *padded);
-                memcpy(job->gate + image * width, per_channel, (size_t)width * sizeof *per_channel);
+        const float *gates = job->dy ? job->gate + image * width : per_channel;
+        for (Int begin = 0, written = 0; begin < width; begin += step) {
+            Int end = begin + step < width ? begin + step : width, ready = end < width ? end - half : width;
+            Share visited = share;
+            if (is_pipelined) {
+                visited.begin = begin;
+                visited.end = end;
             }
-            write_out(job, &share, image, per_channel, NULL);
+            if (share.has_whole_images) accumulate(job, &visited, image, partial, sums);
+            if (job->dy)
+                compute_dlogits(job, image, sums, padded, begin, end);
+            else
+                compute_means(job, sums, padded, begin, end);
+            if (ready <= written) continue;
+            if (job->dy)
+                compute_dmeans(job, padded, per_channel, written, ready);
+            else
+                compute_gates(job, padded, per_channel, written, ready);
+            if (is_pipelined) {
+                visited.begin = written;
+                visited.end = ready;
+            }
+            write_out(job, &visited, image, gates, per_channel);
+            written = ready;
+        }
+        bool saves = share.has_whole_images || thread == 0;
+        if (saves && job->dy)
+            add_dweights(job, image, padded, scratch->dweights + job->kernel_size * thread);
+        else if (saves && job->gate) {
+            memcpy(job->mean + image * width, padded + half, (size_t)width * sizeof *padded);
+            memcpy(job->gate + image * width, per_channel, (size_t)width * sizeof *per_channel);
         }
     }
 }
