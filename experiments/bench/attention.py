@@ -40,7 +40,7 @@ from eca_hub.attention.cpu_kernel import dispatch, fused
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
-"""Channels and side of the maps that attention rescales in ResNet-50, for a picture of 224 px."""
+"""Channels and side of the maps that attention rescales in ResNet-50, for an image of 224 px."""
 OURS, TIMM = "eca", "timm EcaModule"
 OPEN_WEIGHT = 20.0
 """Gives gates close to 1: a map overwritten by ever smaller numbers would end in denormals."""

@@ -189,10 +189,11 @@ class ClientPool:
     async def metrics(self) -> str:
         """Read /metrics."""
         reader, writer = await asyncio.open_connection(*self.address)
-        writer.write(self.request(b"", "Connection: close", method="GET", path="/metrics"))
-        text = await reader.read()
-        writer.close()
-        return text.decode()
+        try:
+            writer.write(self.request(b"", "Connection: close", method="GET", path="/metrics"))
+            return (await reader.read()).decode()
+        finally:
+            writer.close()
 
     @asynccontextmanager
     async def slow_clients(self, number: int, request: bytes) -> AsyncIterator[None]:
@@ -247,10 +248,13 @@ class ExternalMonitor:
 
     async def _poll(self) -> None:
         connection, request = self._pool.connection(), self._pool.request(b"", method="GET", path="/healthz")
-        while True:
-            self.health_s.append((await connection.send_timed(request)).took_s)
-            self.num_images.append(sum(samples_in(await self._pool.metrics(), "eca_images_in_flight")))
-            await asyncio.sleep(_POLL_S)
+        try:
+            while True:
+                self.health_s.append((await connection.send_timed(request)).took_s)
+                self.num_images.append(sum(samples_in(await self._pool.metrics(), "eca_images_in_flight")))
+                await asyncio.sleep(_POLL_S)
+        finally:
+            connection.close()
 
 
 def content_type_of(body: bytes) -> str:

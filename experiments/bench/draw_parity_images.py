@@ -1,10 +1,10 @@
 """Draw the images of the service's parity check: python -m experiments.bench.draw_parity_images FOLDER
 
 Dead leaves: discs whose sizes follow a power law hide one another, which gives the edges, textures and frequencies of
-photographs (Lee, Mumford and Huang, 2001), in colours and grain of its own for each picture. Drawn once and stored, so
-that no library version and no random generator can move them, and nobody's rights are touched.
+photographs (Lee, Mumford and Huang, 2001), with colors and grain of its own for each image. Drawn once and stored,
+so that no library version and no random generator changes them; they are free of rights.
 
-Shapes: H height, W width; 3 colours, red first.
+Shapes: H height, W width; 3 colors, red first.
 """
 
 import io
@@ -31,9 +31,9 @@ def draw(seed: int) -> bytes:
         radius = (dice.uniform(1 / 96**2, 1 / 2**2)) ** -0.5
         x, y = dice.uniform(-20, _SIDE_PX + 20, 2)
         inside_HW = (x_1W - x) ** 2 + (y_H1 - y) ** 2 < radius**2
-        colour_3 = tones[dice.integers(4)] + dice.normal(0, 25, 3)
+        color_3 = tones[dice.integers(4)] + dice.normal(0, 25, 3)
         waves_HW1 = np.sin(x_1W * dice.uniform(0, 1) + y_H1 * dice.uniform(0, 1))[..., None] * dice.uniform(0, 25)
-        image_HW3 = np.where(inside_HW[..., None], colour_3 + waves_HW1, image_HW3)
+        image_HW3 = np.where(inside_HW[..., None], color_3 + waves_HW1, image_HW3)
     image_HW3 = image_HW3 * light_HW1 + dice.normal(0, dice.uniform(0, 8), image_HW3.shape)
     file = io.BytesIO()
     Image.fromarray(image_HW3.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=75)

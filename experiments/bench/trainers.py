@@ -4,7 +4,7 @@
 
 `limit` is forward, backward and step on tensors that lie ready. `timm` is the loop of timm's train.py, which its wheel
 does not hold, around timm's own dataset, loader, optimizer and meters. `torchvision` is the loop of the official
-ECANet main.py: ImageFolder, ToTensor and Normalize a picture. With `trains` false, the loader runs alone: only then
+ECANet main.py: ImageFolder, ToTensor, Normalize on each image. With `trains` false, the loader runs alone: only then
 `ours` is run here too; else ours is `eca-hub fit` itself, timed by `experiments.bench.step_timer`.
 
 Prints the seconds of every epoch: when it began, and when each batch was done.
@@ -84,7 +84,7 @@ def train_like_timm(task: Task) -> list[list[float]]:
         batch_size=task.batch_size,
         is_training=True,
         scale=(task.min_area, 1.0),
-        # Its default; the others do not change colours either.
+        # Its default; the others do not change colors either.
         color_jitter=None,  # type: ignore[arg-type]
         interpolation="bilinear",
         mean=MEAN,
@@ -169,7 +169,7 @@ CONTESTANTS: dict[str, Callable[[Task], list[list[float]]]] = {
 def timed(
     batches: Callable[[], Iterable[Any]], step: Callable[[Tensor, Tensor], None], task: Task
 ) -> list[list[float]]:
-    """Run the epochs; tell when each began and when each of its batches was done."""
+    """Run the epochs; return when each began and when each of its batches was done."""
     epochs = []
     for _ in range(task.num_epochs):
         seconds = [time.monotonic()]

@@ -4,13 +4,13 @@
     python -m experiments.bench.training --only cifar10 --rounds 1            one row: a minute or two on two cores
     python -m experiments.bench.training --report                             print all that was measured so far
 
-DIR holds train.parquet in the Hub's image layout; without one, JPEG pictures of the same size are made up. Every
+DIR holds train.parquet in the Hub's image layout; without one, JPEG images of the same size are synthesized. Every
 contestant has a process of its own and gets the same files, network, batch and number of data workers; they run in
 turns and the best epoch of each counts. `first` is ours while it still decodes every file, `later` when the decoded
-pictures lie in memory; the others decode always. Rows are kept in a file, so that a call may measure a part. Rows:
+images are in memory; the others always decode. Rows are kept in a file, so that a call may measure a part. Rows:
 
     photos       ECA-ResNet-18 at 128 px: the step dominates
-    cifar10      ECA-ResNet-20 at 32 px: the step dominates, but a picture is cheap
+    cifar10      ECA-ResNet-20 at 32 px: the step dominates, but an image is cheap
     thumbnails   the same photos at 32 px, where decoding dominates
     loader       the loaders alone, photos at 128 px: what a fast accelerator would wait for
     start        from typing the command to the first step, beside importing torch, timm and lightning and building
@@ -39,10 +39,10 @@ _FLOOR = "import torch, timm, lightning; timm.create_model('resnet18')"
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a network, pictures of a size, and what takes the time."""
+    """One row: a network, images of a size, and what takes the time."""
 
     name: str
-    pictures: str
+    images: str
     architecture: str
     side_px: int
     batch_size: int
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--report", action="store_true", help="Measure nothing; print what was measured before.")
     parser.add_argument("--num_workers", type=int, default=0, help="Data workers of every contestant.")
     parser.add_argument("--rounds", type=int, default=2, help="Turns of each contestant; the best counts.")
-    parser.add_argument("--quick", action="store_true", help="One round on few pictures: does it run?")
+    parser.add_argument("--quick", action="store_true", help="One round on few images: does it run?")
     parser.add_argument("--results", default="runs/bench_training.json", help="Where rows are kept between calls.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
@@ -124,17 +124,17 @@ def measure_row(name: str, work: Path, args: Any) -> dict[str, Any]:
     [case] = [each for each in CASES if each.name == name]
     if args.quick:
         case = replace(case, num_images=3 * case.batch_size)
-    data = getattr(args, case.pictures)
-    pictures = work / f"{case.pictures}_{case.num_images}"
-    if not pictures.exists():
-        write_images(pictures, case.pictures, case.num_images, case.batch_size, data)
-    return asdict(measure(case, pictures, rounds, args.num_workers, Path(data).name if data else "made up"))
+    data = getattr(args, case.images)
+    images = work / f"{case.images}_{case.num_images}"
+    if not images.exists():
+        write_images(images, case.images, case.num_images, case.batch_size, data)
+    return asdict(measure(case, images, rounds, args.num_workers, Path(data).name if data else "synthetic"))
 
 
-def measure(case: Case, pictures: Path, rounds: int, num_workers: int, data: str) -> Row:
+def measure(case: Case, images: Path, rounds: int, num_workers: int, data: str) -> Row:
     """Let the contestants run in turns."""
     task = {
-        "folder": str(pictures),
+        "folder": str(images),
         "architecture": case.architecture,
         "side_px": case.side_px,
         "batch_size": case.batch_size,
@@ -146,34 +146,34 @@ def measure(case: Case, pictures: Path, rounds: int, num_workers: int, data: str
     best: dict[str, float] = {}
     for turn in range(rounds):
         for name in ("ours", *_PEERS, *(["limit"] if case.trains else [])):
-            tell(f"{case.name}: {name}, turn {turn + 1} of {rounds}")
+            report_progress(f"{case.name}: {name}, turn {turn + 1} of {rounds}")
             task["num_epochs"] = 3 if name == "ours" else 2
-            epochs = run_fit(pictures, task) if name == "ours" and case.trains else run_contestant(name, pictures, task)
+            epochs = run_fit(images, task) if name == "ours" and case.trains else run_contestant(name, images, task)
             # The first step of a process pays for what is made once; so the first epoch counts from its second batch.
             first = case.batch_size * (len(epochs[0]) - 2) / (epochs[0][-1] - epochs[0][1])
             later = max(case.batch_size * (len(each) - 1) / (each[-1] - each[0]) for each in epochs[1:])
             for key, speed in ((name, later), (f"{name}, first", first)):
                 best[key] = max(best.get(key, 0.0), speed)
-    tell("")
+    report_progress("")
     peers = {name: best[name] for name in _PEERS}
     when = time.strftime("%Y-%m-%d %H:%M")
     return Row(case.name, case.dominates, data, when, best["ours, first"], best["ours"], best.get("limit"), peers)
 
 
-def run_contestant(name: str, pictures: Path, task: dict[str, Any]) -> list[list[float]]:
+def run_contestant(name: str, images: Path, task: dict[str, Any]) -> list[list[float]]:
     """Run another trainer, or our loader alone."""
-    file = pictures.with_suffix(".json")
+    file = images.with_suffix(".json")
     file.write_text(json.dumps(task))
     output = run([sys.executable, "-m", _MODULE, name, str(file)])
     epochs: list[list[float]] = json.loads(output.splitlines()[-1])
     return epochs
 
 
-def run_fit(pictures: Path, task: dict[str, Any]) -> list[list[float]]:
+def run_fit(images: Path, task: dict[str, Any]) -> list[list[float]]:
     """Run `eca-hub fit` as a user does, with a stopwatch."""
     options = {
         "data": "ImageFolderData",
-        "data.root": str(pictures),
+        "data.root": str(images),
         "data.batch_size": task["batch_size"],
         "data.num_workers": task["num_workers"],
         "data.image.height_px": task["side_px"],
@@ -185,7 +185,7 @@ def run_fit(pictures: Path, task: dict[str, Any]) -> list[list[float]]:
         "model.channels_last": "true",
         "trainer.max_epochs": task["num_epochs"],
     }
-    epochs: list[list[float]] = timed_fit(pictures.parent, options)["epochs"]
+    epochs: list[list[float]] = timed_fit(images.parent, options)["epochs"]
     return epochs
 
 
@@ -207,7 +207,7 @@ def timed_fit(work: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_start(work: Path, rounds: int) -> dict[str, float]:
-    """Seconds until the first batch reaches the network, beside what nobody who trains with Lightning can avoid."""
+    """Seconds until the first batch reaches the network, beside the imports that any training with Lightning needs."""
     options = {
         "data": "SyntheticData",
         "data.num_train": 16,
@@ -221,7 +221,7 @@ def measure_start(work: Path, rounds: int) -> dict[str, float]:
     best = {"floor_s": float("inf"), "first_step_s": float("inf")}
     # The turn before the first fills the caches of the file system.
     for turn in range(rounds + 1):
-        tell(f"start: turn {turn} of {rounds}")
+        report_progress(f"start: turn {turn} of {rounds}")
         began_s = time.monotonic()
         run([sys.executable, "-c", _FLOOR])
         floor_s, began_s = time.monotonic() - began_s, time.monotonic()
@@ -231,7 +231,7 @@ def measure_start(work: Path, rounds: int) -> dict[str, float]:
                 "floor_s": min(best["floor_s"], floor_s),
                 "first_step_s": min(best["first_step_s"], first_step_s),
             }
-    tell("")
+    report_progress("")
     return best
 
 
@@ -261,8 +261,8 @@ def print_report(kept: dict[str, Any]) -> None:
         )
 
 
-def tell(sentence: str) -> None:
-    """Say how far it is, on a terminal in one line that the next one replaces."""
+def report_progress(sentence: str) -> None:
+    """Print the progress; on a terminal each line replaces the last one."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{sentence}")
     elif sentence:

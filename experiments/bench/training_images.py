@@ -30,7 +30,7 @@ def write_images(root: Path, kind: str, num_images: int, num_val: int, data: str
 
 
 def read_parquet(folder: Path, num_images: int) -> Iterator[tuple[bytes, str]]:
-    """Pictures of all parts of a file, and their classes."""
+    """Images from all parts of a file, and their classes."""
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
     table = pq.read_table(folder / "train.parquet", columns=["image", "label"])

@@ -18,7 +18,7 @@ def test_where_the_step_dominates_the_aim_is_a_share_of_the_limit() -> None:
     assert STEP.aims() == ["0.96 of the limit (aim 0.95)"]
 
 
-def test_where_decoding_dominates_the_aims_are_multiples_of_the_others_and_the_first_epoch_is_told() -> None:
+def test_where_decoding_dominates_the_aims_are_ratios_to_the_others_and_the_first_epoch_is_shown() -> None:
     assert DECODING.aims() == [
         "1.20 times timm (aim 1.2; first epoch 0.80)",
         "2.00 times torchvision (aim 1.2; first epoch 1.33)",
@@ -35,14 +35,14 @@ def test_a_report_prints_what_earlier_calls_have_kept(tmp_path: Path, capsys: py
     assert "start: first step after 5.00 s, imports and network 4.00 s   1.25 x (aim at most 1.3)" in said
 
 
-def test_a_row_that_nobody_knows_is_refused_with_those_there_are() -> None:
+def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         InvalidUsage, match=r"There is no row 'phots'. Rows: photos, cifar10, thumbnails, loader, start"
     ):
         main(["--only", "photos,phots"])
 
 
-def test_pictures_are_class_folders_of_which_some_are_validated_as_well(tmp_path: Path) -> None:
+def test_images_are_class_folders_of_which_some_are_also_in_val(tmp_path: Path) -> None:
     write_images(tmp_path, "cifar10", 30, 10, None)
     assert len(list(tmp_path.glob("train/*/*.jpg"))) == 30
     assert len({path.parent.name for path in tmp_path.glob("train/*/*.jpg")}) == 10

@@ -32,9 +32,9 @@ def kept() -> dict[str, Any]:
     return {"ours": head | {"rows": [ROW]}, "noop": head | {"rows": [around_nothing]}}
 
 
-def test_the_limit_of_the_pipeline_adds_up_what_each_picture_costs_one_core() -> None:
+def test_the_limit_of_the_pipeline_adds_up_the_cost_of_each_image_on_one_core() -> None:
     assert pipeline_limit(LIMIT, 0.0, cores=2) == pytest.approx(90)
-    # 2 cores: 22.2 ms of network and decoding a picture, and 0.5 ms of HTTP.
+    # 2 cores: 22.2 ms of network and decoding a image, and 0.5 ms of HTTP.
     assert pipeline_limit(LIMIT, 0.5, cores=2) == pytest.approx(2000 / (2000 / 90 + 0.5))
 
 

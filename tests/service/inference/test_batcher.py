@@ -13,7 +13,7 @@ from tests.service.fakes import GatedRunner, ask, make, run, settle, with_fake_c
 
 
 @with_fake_clock
-async def test_a_single_caller_waits_for_no_timer() -> None:
+async def test_a_single_client_waits_for_no_timer() -> None:
     runner = GatedRunner()
     runner.gate.set()
     batcher = make(runner)
@@ -37,7 +37,7 @@ async def test_items_that_come_while_the_runner_is_busy_go_together_and_in_order
 
 
 @with_fake_clock
-async def test_a_free_runner_waits_for_what_is_on_its_way_but_not_longer_than_told() -> None:
+async def test_a_free_runner_waits_for_pending_items_but_not_longer_than_max_wait() -> None:
     runner = GatedRunner()
     runner.gate.set()
     batcher = make(runner, max_wait_ms=5)
@@ -64,7 +64,7 @@ async def test_a_free_runner_stops_waiting_when_the_last_has_come() -> None:
 
 
 @with_fake_clock
-async def test_a_free_runner_stops_waiting_when_what_was_on_its_way_turns_back() -> None:
+async def test_a_free_runner_stops_waiting_when_the_pending_item_is_released() -> None:
     runner = GatedRunner()
     runner.gate.set()
     batcher = make(runner, max_wait_ms=5)
@@ -90,7 +90,7 @@ async def test_two_free_runners_share_what_waits() -> None:
 
 
 @with_fake_clock
-async def test_an_item_whose_caller_has_gone_never_reaches_the_runner() -> None:
+async def test_an_item_whose_client_has_disconnected_never_reaches_the_runner() -> None:
     runner = GatedRunner()
     batcher = make(runner, max_batch=1)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
@@ -119,7 +119,7 @@ async def test_of_a_batch_that_raises_only_the_culprit_fails() -> None:
 
 
 @with_fake_clock
-async def test_when_a_runner_hangs_its_whole_batch_is_told_and_the_next_one_runs() -> None:
+async def test_when_a_runner_hangs_its_whole_batch_fails_and_the_next_one_runs() -> None:
     is_first = iter([True])
 
     async def hanging(items: list[int]) -> Sequence[int]:
@@ -136,7 +136,7 @@ async def test_when_a_runner_hangs_its_whole_batch_is_told_and_the_next_one_runs
 
 
 @with_fake_clock
-async def test_a_runner_that_gives_too_few_answers_harms_nobody_else() -> None:
+async def test_a_runner_that_returns_too_few_outputs_fails_its_batch_only() -> None:
     async def forgetful(items: list[int]) -> Sequence[int]:
         return items[1:]
 
@@ -149,7 +149,7 @@ async def test_a_runner_that_gives_too_few_answers_harms_nobody_else() -> None:
 
 
 @with_fake_clock
-async def test_closing_answers_what_is_in_the_house_and_refuses_what_comes() -> None:
+async def test_closing_finishes_the_items_in_flight_and_refuses_new_ones() -> None:
     runner = GatedRunner()
     batcher = make(runner, max_batch=1)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
@@ -169,10 +169,10 @@ async def test_closing_answers_what_is_in_the_house_and_refuses_what_comes() -> 
 @given(
     requests=st.lists(
         st.tuples(
-            st.integers(0, 20),  # comes at, ms
+            st.integers(0, 20),  # arrives at, ms
             st.integers(1, 4),  # items
-            st.integers(0, 10),  # is decoded for, ms
-            st.one_of(st.none(), st.integers(0, 30)),  # goes after, ms
+            st.integers(0, 10),  # decoding takes, ms
+            st.one_of(st.none(), st.integers(0, 30)),  # disconnects after, ms
         ),
         max_size=25,
     ),
@@ -184,13 +184,13 @@ def test_every_request_gets_exactly_one_reply(
     requests: list[tuple[int, int, int, int | None]], num_runners: int, max_batch: int, max_wait_ms: int
 ) -> None:
     batches: list[list[tuple[int, int]]] = []
-    gone: list[int] = []
+    disconnected: list[int] = []
     started: list[tuple[int, int]] = []
 
     async def scene() -> None:
         async def runner(items: list[tuple[int, int]]) -> Sequence[tuple[int, int]]:
             batches.append(items)
-            assert not {number for number, _ in items} & set(gone)
+            assert not {number for number, _ in items} & set(disconnected)
             await asyncio.sleep(0.003)
             return items
 
@@ -210,12 +210,12 @@ def test_every_request_gets_exactly_one_reply(
                         *(reservation.run(item) for reservation, item in zip(reservations, items, strict=True))
                     )
                     assert [answered.value for answered in answers] == items
-                    return "answered"
+                    return "finished"
             except Overloaded:
                 return "refused"
             except asyncio.CancelledError:
-                gone.append(number)
-                return "gone"
+                disconnected.append(number)
+                return "disconnected"
 
         tasks = []
         for number, (at_ms, num_items, decode_ms, leaves_ms) in enumerate(requests):

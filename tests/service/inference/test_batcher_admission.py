@@ -1,4 +1,4 @@
-"""What the batcher lets in, in items and in time, on a clock that jumps and with a runner behind a gate."""
+"""What the batcher admits, in items and in time, on a clock that jumps and with a runner behind a gate."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ async def test_beyond_the_bound_exactly_the_surplus_is_refused_at_once() -> None
 
 
 @with_fake_clock
-async def test_a_request_takes_all_its_seats_or_none() -> None:
+async def test_a_request_is_admitted_with_all_its_items_or_not_at_all() -> None:
     batcher = make(GatedRunner(), max_items=6)
     with batcher.reserve(4):
         with pytest.raises(Overloaded) as refusal:
@@ -54,15 +54,15 @@ def make_timed(*, num_runners: int = 2, min_items: int = 0, **bounds: float) -> 
 
 
 @with_fake_clock
-async def test_nobody_is_let_in_while_the_runners_need_longer_than_the_bound_for_those_who_are() -> None:
+async def test_no_request_is_admitted_while_the_expected_wait_is_above_the_limit() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.1)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
     await settle()
-    # Two runners need 2 s for 40 items; the next one finds them in the house, and the one behind it finds more.
+    # Two runners need 2 s for 40 items; the next one finds them in flight, and the one behind it finds more.
     assert batcher.num_items == 41
     refusal = asked[-1].exception()
     assert isinstance(refusal, Overloaded)
-    assert refusal.retry_after_s == 3, "2.05 s of work are in the house"
+    assert refusal.retry_after_s == 3, "2.05 s of work are in flight"
     await asyncio.gather(*asked[:41])
     assert asyncio.get_running_loop().time() == pytest.approx(2.1), "the last one is answered when it was expected"
     await batcher.close()
@@ -95,7 +95,7 @@ async def test_the_bound_follows_the_runners_when_they_turn_out_to_be_slower_tha
     await batcher.close()
 
 
-def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_and_on_a_slow_one() -> None:
+def test_under_overload_admitted_items_are_finished_in_time_on_a_fast_and_on_a_slow_machine() -> None:
     async def worst_s(s_per_item: float) -> float:
         async def runner(items: list[int]) -> Sequence[int]:
             await asyncio.sleep(len(items) * s_per_item)
@@ -107,7 +107,7 @@ def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_a
         batcher.start()
         took_s, loop = [], asyncio.get_running_loop()
 
-        async def caller(item: int) -> None:
+        async def client(item: int) -> None:
             asked_s = loop.time()
             await ask(batcher, item)
             took_s.append(loop.time() - asked_s)
@@ -115,7 +115,7 @@ def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_a
         tasks = []
         for item in range(600):
             await asyncio.sleep(s_per_item / 6)  # three times what two runners can do
-            tasks.append(asyncio.create_task(caller(item)))
+            tasks.append(asyncio.create_task(client(item)))
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {type(None), Overloaded}
         await batcher.close()
@@ -127,7 +127,7 @@ def test_under_a_flood_whoever_is_let_in_is_answered_in_time_on_a_fast_machine_a
 
 
 @with_fake_clock
-async def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
+async def test_a_burst_is_admitted_however_slow_the_runners_are() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
     await settle()
@@ -137,7 +137,7 @@ async def test_a_burst_is_let_in_however_slow_the_runners_are() -> None:
 
 
 @with_fake_clock
-async def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
+async def test_min_items_are_admitted_whatever_the_expected_wait() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60, min_items=15)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
     await settle()
@@ -147,7 +147,7 @@ async def test_so_many_are_let_in_in_any_case_as_the_house_says() -> None:
 
 
 @with_fake_clock
-async def test_a_request_of_many_items_waits_no_longer_than_others_for_being_let_in() -> None:
+async def test_only_the_items_ahead_count_for_a_request_of_many_items() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.1)
     with batcher.reserve(39), batcher.reserve(500), pytest.raises(Overloaded):
         batcher.reserve(1)

@@ -14,7 +14,7 @@ from eca_service.inference.tasks import Classification, WorkItem, run_batch
 
 
 def count_up(pixels_N3HW: Tensor) -> Tensor:
-    """Logits that tell which picture they belong to."""
+    """Logits that tell which image they belong to."""
     first_N1 = pixels_N3HW[:, 0, 0, :1].float()
     return first_N1 + torch.arange(3.0)
 
@@ -31,7 +31,7 @@ def batched(forward: Callable[[Tensor], Tensor]) -> RunBatch:
     return lambda items: run_batch({"classify": forward}, items)
 
 
-def test_each_picture_gets_its_own_logits_from_the_engines_thread() -> None:
+def test_each_image_gets_its_own_logits_from_the_engines_thread() -> None:
     threads = []
 
     def forward(pixels_N3HW: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_the_event_loop_goes_on_while_the_network_works() -> None:
     asyncio.run(scene())
 
 
-def test_a_thread_that_hangs_is_given_up_and_replaced() -> None:
+def test_a_thread_that_hangs_is_replaced() -> None:
     gate = threading.Event()
     is_first = iter([True])
 
@@ -108,7 +108,7 @@ def test_a_thread_that_hangs_is_given_up_and_replaced() -> None:
     asyncio.run(scene())
 
 
-def test_while_a_thread_hangs_the_engine_is_not_well_and_heals_without_being_asked() -> None:
+def test_while_a_thread_hangs_the_engine_is_unhealthy_and_recovers_by_its_own_probe() -> None:
     gate, hangs, probes = threading.Event(), threading.Event(), []
 
     def forward(pixels_N3HW: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def test_while_a_thread_hangs_the_engine_is_not_well_and_heals_without_being_ask
         running = asyncio.create_task(engine.run([image(1)]))
         while is_healthy(engine):
             await asyncio.sleep(0.01)
-        assert not running.done(), "it is seen before it is given up"
+        assert not running.done(), "it is unhealthy before it is replaced"
         with pytest.raises(WorkerLost):
             await running
         assert not is_healthy(engine), "the new thread has shown nothing yet"
@@ -159,7 +159,7 @@ def test_a_thread_that_dies_is_replaced_and_does_not_take_the_process_with_it() 
     asyncio.run(scene())
 
 
-def test_a_device_that_failed_is_given_up_with_its_batch_and_a_new_one_answers_the_next() -> None:
+def test_when_the_device_fails_its_batch_fails_and_a_rebuilt_forward_runs_the_next() -> None:
     def broken(pixels_N3HW: Tensor) -> Tensor:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -175,7 +175,7 @@ def test_a_device_that_failed_is_given_up_with_its_batch_and_a_new_one_answers_t
     asyncio.run(scene())
 
 
-def test_a_device_that_fails_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_fails_repeatedly_is_a_fatal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eca_service.inference.engine._FIRST_PAUSE_S", 0.01)
     works = threading.Event()
     works.set()
@@ -186,25 +186,25 @@ def test_a_device_that_fails_again_and_again_is_given_up(monkeypatch: pytest.Mon
         return count_up(pixels_N3HW)
 
     async def scene() -> None:
-        loop, given_up = asyncio.get_running_loop(), asyncio.Event()
+        loop, is_fatal = asyncio.get_running_loop(), asyncio.Event()
 
         def on_fatal_error() -> None:
-            loop.call_soon_threadsafe(given_up.set)
+            loop.call_soon_threadsafe(is_fatal.set)
 
         engine = Engine(batched(forward), rebuild=lambda: batched(forward), on_fatal_error=on_fatal_error)
         await engine.warm_up(image(0), [1])
         works.clear()
         with pytest.raises(WorkerLost):
             await engine.run([image(1)])
-        assert not given_up.is_set(), "once may be an accident"
-        await asyncio.wait_for(given_up.wait(), 10)
+        assert not is_fatal.is_set(), "one failure may be an accident"
+        await asyncio.wait_for(is_fatal.wait(), 10)
         assert not is_healthy(engine)
         engine.close()
 
     asyncio.run(scene())
 
 
-def test_a_thread_that_does_nothing_is_given_up_early_however_long_its_batch_may_take() -> None:
+def test_an_idle_thread_counts_as_hung_early_however_long_its_batch_may_take() -> None:
     gate = threading.Event()
 
     def forward(pixels_N3HW: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ def test_a_thread_that_does_nothing_is_given_up_early_however_long_its_batch_may
     asyncio.run(scene())
 
 
-def test_a_thread_that_works_or_waits_for_a_device_is_left_alone_for_as_long_as_its_batch_may_take() -> None:
+def test_a_thread_that_works_or_waits_for_a_device_has_the_full_time_of_its_batch() -> None:
     for waits in (False, True):
         gate = threading.Event()
 
@@ -252,3 +252,23 @@ def test_a_batch_that_should_take_long_may_take_long() -> None:
     engine._s_per_image = 0.1
     assert engine.max_batch_s(8) == pytest.approx(8.0)
     engine.close()
+
+
+def test_a_warm_up_may_be_idle_as_while_it_compiles_and_its_first_run_is_not_timed() -> None:
+    is_first, compiled = iter([True]), threading.Event()
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        if next(is_first, False):
+            assert compiled.wait(10), "idle for many times the hang timeout"
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        engine = Engine(batched(forward), hang_timeout_s=0.02)
+        warming = asyncio.create_task(engine.warm_up(image(0), [1]))
+        assert not (await asyncio.wait({warming}, timeout=0.3))[0]
+        compiled.set()
+        await warming
+        assert engine.s_per_image < 0.3
+        engine.close()
+
+    asyncio.run(scene())

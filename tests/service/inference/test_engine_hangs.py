@@ -63,12 +63,12 @@ def test_its_client_gets_an_error_and_readiness_turns_red_and_green_again() -> N
         )
 
     app = create_app(settings, Registry([ModelSource("acme/digits")], open_model), ApiKeys())
-    with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(1) as caller:
+    with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(1) as thread:
         while client.get("/readyz").status_code != 200:
             pass
         assert client.post("/v1/classify", content=b"7").status_code == 200
         hangs.set()
-        asked = caller.submit(client.post, "/v1/classify", content=b"7")
+        asked = thread.submit(client.post, "/v1/classify", content=b"7")
         while client.get("/readyz").status_code == 200:
             assert not asked.done(), "readiness turns red before the engine is replaced"
         refusal(asked.result(), 503, "worker_lost")

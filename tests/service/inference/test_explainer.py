@@ -25,7 +25,7 @@ from tests.service.app_fixtures import app_with, refusal
 from tests.service.fakes import png
 from tests.service.server_process import save_tiny_package
 
-PICTURE = png(40, 30, "teal")
+IMAGE = png(40, 30, "teal")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def client(package: Path) -> Iterator[TestClient]:
 
 
 def test_the_answer_is_the_librarys(client: TestClient, package: Path) -> None:
-    expected = explain_image(eca_hub.Classifier.from_pretrained(package), PICTURE)
-    answer = client.post("/v1/explain?gates=true", content=PICTURE)
+    expected = explain_image(eca_hub.Classifier.from_pretrained(package), IMAGE)
+    answer = client.post("/v1/explain?gates=true", content=IMAGE)
     assert answer.status_code == 200, answer.text
     ExplainResponse.model_validate(answer.json())
     body = answer.json()
@@ -63,25 +63,25 @@ def test_the_answer_is_the_librarys(client: TestClient, package: Path) -> None:
 
 
 def test_a_class_may_be_named_and_gates_are_only_listed_when_asked_for(client: TestClient) -> None:
-    body = client.post("/v1/explain?class_index=3", content=PICTURE).json()
+    body = client.post("/v1/explain?class_index=3", content=IMAGE).json()
     assert body["prediction"]["label"] == "digit 3"
     assert "values" not in body["gates"][0]
-    refusal(client.post("/v1/explain?class_index=10", content=PICTURE), 422, "invalid_request")
-    refusal(client.post("/v1/explain?class_index=-1", content=PICTURE), 422, "invalid_request")
+    refusal(client.post("/v1/explain?class_index=10", content=IMAGE), 422, "invalid_request")
+    refusal(client.post("/v1/explain?class_index=-1", content=IMAGE), 422, "invalid_request")
 
 
-def test_one_good_picture_is_wanted(client: TestClient) -> None:
+def test_one_valid_image_is_required(client: TestClient) -> None:
     refusal(client.post("/v1/explain", content=b"broken"), 422, "not_an_image")
-    files = [("file", ("a.png", PICTURE, "image/png"))]
+    files = [("file", ("a.png", IMAGE, "image/png"))]
     assert client.post("/v1/explain", files=files).status_code == 200
     refusal(client.post("/v1/explain", files=files * 2), 422, "invalid_request")
     refusal(client.post("/v1/explain", json={"images": ["?"]}), 422, "invalid_request")
 
 
 def test_what_is_classified_is_the_same_before_and_after(client: TestClient) -> None:
-    before = client.post("/v1/classify", content=PICTURE).json()["predictions"]
-    client.post("/v1/explain", content=PICTURE)
-    assert client.post("/v1/classify", content=PICTURE).json()["predictions"] == before
+    before = client.post("/v1/classify", content=IMAGE).json()["predictions"]
+    client.post("/v1/explain", content=IMAGE)
+    assert client.post("/v1/classify", content=IMAGE).json()["predictions"] == before
 
 
 def test_it_is_off_unless_switched_on() -> None:

@@ -1,4 +1,4 @@
-"""Hot swaps in the real process: a hub of our own, two commits with other answers, and callers all the while."""
+"""Hot swaps in the real process: a hub of our own, two commits with other answers, and clients all the while."""
 
 import concurrent.futures
 import threading
@@ -19,7 +19,7 @@ from tests.service.server_process import Served, save_tiny_package, served
 
 MODEL = "acme/digits"
 ADMIN = {"authorization": "Bearer admin"}
-PICTURE = png(40, 30, "teal")
+IMAGE = png(40, 30, "teal")
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Scene:
         return self.service.client.post("/v1/models", json={"model": model, "revision": revision}, headers=ADMIN)
 
     def answer(self) -> dict[str, Any]:
-        answer = self.service.client.post("/v1/classify?top_k=10&model=acme/digits", content=PICTURE)
+        answer = self.service.client.post("/v1/classify?top_k=10&model=acme/digits", content=IMAGE)
         assert answer.status_code == 200, answer.text
         return answer.json()  # type: ignore[no-any-return]
 
@@ -52,7 +52,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         for seed, branch in enumerate(("main", "next")):
             package = save_tiny_package(folder / branch, seed=seed)
             published = eca_hub.push_to_hub(package, MODEL, branch=branch, endpoint=hub.url, token=hub.token)
-            predictions = eca_hub.Classifier.from_pretrained(package).predict(PICTURE, top_k=10)
+            predictions = eca_hub.Classifier.from_pretrained(package).predict(IMAGE, top_k=10)
             scores[published.revision] = next(one.score for one in predictions if one.label == "digit 0")
         assert abs(len(scores) * max(scores.values()) - sum(scores.values())) > 0.01, "the two can be told apart"
         environment = {
@@ -77,8 +77,8 @@ def test_ten_swaps_under_load_lose_no_request_and_every_answer_is_of_the_commit_
         return bodies
 
     a, b = scene.scores
-    with concurrent.futures.ThreadPoolExecutor(4) as callers:
-        asking = [callers.submit(ask) for _ in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as clients:
+        asking = [clients.submit(ask) for _ in range(4)]
         try:
             for revision in [b, a] * 5:
                 loaded = scene.load(revision)
@@ -143,7 +143,7 @@ def test_a_broken_revision_is_refused_and_the_old_one_runs_on(scene: Scene, how:
     scene.check(body)
 
 
-def test_what_the_hub_does_not_have_is_told(scene: Scene) -> None:
+def test_a_revision_or_repository_that_the_hub_lacks_is_a_typed_error(scene: Scene) -> None:
     assert scene.load("no-such-branch").json()["error"]["code"] == "revision_not_found"
     assert scene.load(None, "acme/absent").json()["error"]["code"] == "repo_not_found"
     assert scene.load(None, "other/one").json()["error"]["code"] == "repo_not_allowed"
@@ -156,7 +156,7 @@ def test_a_branch_that_moves_is_followed_past_a_bad_commit(scene: Scene, tmp_pat
     bad = publish_broken(scene, "main", "config.json", b"{")
     package = save_tiny_package(tmp_path / "third", seed=3)
     published = eca_hub.push_to_hub(package, MODEL, endpoint=scene.hub.url, token=scene.hub.token)
-    predictions = eca_hub.Classifier.from_pretrained(package).predict(PICTURE, top_k=10)
+    predictions = eca_hub.Classifier.from_pretrained(package).predict(IMAGE, top_k=10)
     scene.scores[published.revision] = next(one.score for one in predictions if one.label == "digit 0")
     deadline = time.monotonic() + 30
     while (body := scene.answer())["revision"] != published.revision:

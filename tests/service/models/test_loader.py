@@ -21,7 +21,7 @@ from eca_service.models.registry import ModelSource
 from eca_service.settings import Settings
 from tests.service.optimize.test_optimize import CONFIG, classifier
 
-PICTURE = (Path(__file__).parents[3] / "service" / "eca_service" / "optimize" / "images" / "0.jpg").read_bytes()
+IMAGE = (Path(__file__).parents[3] / "service" / "eca_service" / "optimize" / "images" / "0.jpg").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def test_each_device_has_a_copy_and_engines_of_its_own_and_all_of_them_are_used(
     async def scene() -> None:
         async with opened(folder, device="cpu,cpu", num_engines=1, max_batch=2) as model:
             assert model.info.device == "cpu,cpu"
-            outcomes = await model.run(Classification(3), [PICTURE] * 4)
-        assert len(set(used)) == 2, "four pictures are shared between the two"
-        expected = eca_hub.Classifier.from_pretrained(folder).predict(PICTURE, top_k=3)
+            outcomes = await model.run(Classification(3), [IMAGE] * 4)
+        assert len(set(used)) == 2, "four images are shared between the two"
+        expected = eca_hub.Classifier.from_pretrained(folder).predict(IMAGE, top_k=3)
         for outcome in outcomes:
             assert isinstance(outcome, ImageResult)
             assert [one.label for one in outcome.value] == [one.label for one in expected]
@@ -76,9 +76,9 @@ def test_an_embedding_is_what_the_last_layer_reads_and_has_norm_1_on_request(fol
             assert model.info.tasks == ("classify", "embed")
             # In one batch: each image has its own task.
             [plain], [scaled], [named] = await asyncio.gather(
-                model.run(Embedding(), [PICTURE]),
-                model.run(Embedding(normalize=True), [PICTURE]),
-                model.run(Classification(1), [PICTURE]),
+                model.run(Embedding(), [IMAGE]),
+                model.run(Embedding(normalize=True), [IMAGE]),
+                model.run(Classification(1), [IMAGE]),
             )
         assert isinstance(plain, ImageResult)
         assert isinstance(scaled, ImageResult)
@@ -88,7 +88,7 @@ def test_an_embedding_is_what_the_last_layer_reads_and_has_norm_1_on_request(fol
     plain, scaled, label = asyncio.run(scene())
     original = eca_hub.Classifier.from_pretrained(folder)
     network: Any = original.model
-    pixels = original.transform.resize_and_crop(original.transform.decode(PICTURE))
+    pixels = original.transform.resize_and_crop(original.transform.decode(IMAGE))
     with torch.inference_mode():
         features = network.forward_head(network.forward_features(original.transform.normalize(pixels[None])), True)[0]
     assert plain == pytest.approx(features.tolist(), abs=1e-4)

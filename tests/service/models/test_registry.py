@@ -82,7 +82,7 @@ def test_a_model_that_does_not_load_is_kept_as_failed_and_the_next_is_loaded() -
     run(scene())
 
 
-def test_a_model_that_the_hub_does_not_have_yet_is_waited_for_as_long_as_told() -> None:
+def test_a_model_that_the_hub_does_not_have_yet_is_retried_for_the_given_time() -> None:
     async def scene() -> None:
         loop, asked_s = asyncio.get_running_loop(), list[float]()
 

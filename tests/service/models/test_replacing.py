@@ -55,7 +55,7 @@ def revision_of(registry: Registry, model_id: str | None = None) -> str:
     return registry.find(model_id).info.revision
 
 
-def test_the_old_answers_until_the_new_one_can_and_is_freed_after_its_last_answer() -> None:
+def test_the_old_model_answers_until_the_new_one_can_and_is_freed_after_its_last_request() -> None:
     async def scene() -> None:
         workshop = Workshop()
         workshop.runner = slow = GatedRunner()
@@ -80,7 +80,7 @@ def test_the_old_answers_until_the_new_one_can_and_is_freed_after_its_last_answe
         await loading
         assert revision_of(registry) == B
         assert await ask() == B
-        assert workshop.freed == [], "somebody still waits for the old one"
+        assert workshop.freed == [], "a request still holds the old one"
         slow.gate.set()
         assert await asked_before == A
         await settle()
@@ -133,7 +133,7 @@ def test_a_model_that_is_being_loaded_is_busy() -> None:
     run(scene())
 
 
-def test_an_unloaded_model_is_gone_and_without_any_the_service_is_not_ready() -> None:
+def test_an_unloaded_model_is_not_found_and_without_any_model_the_service_is_not_ready() -> None:
     async def scene() -> None:
         workshop = Workshop()
         registry = await started(workshop, "acme/a", "acme/b")
@@ -152,7 +152,7 @@ def test_an_unloaded_model_is_gone_and_without_any_the_service_is_not_ready() ->
     run(scene())
 
 
-def test_who_was_used_least_recently_makes_room() -> None:
+def test_the_least_recently_used_model_is_evicted() -> None:
     async def scene() -> None:
         workshop = Workshop()
         registry = await started(workshop, "acme/a", "acme/b", max_weights_bytes=25)
@@ -163,7 +163,7 @@ def test_who_was_used_least_recently_makes_room() -> None:
         workshop.weights_bytes = 26
         with pytest.raises(InsufficientMemory):
             await registry.load(ModelSource("acme/d"))
-        assert [entry.model_id for entry in registry.entries] == ["acme/a", "acme/c"], "nobody leaves for nothing"
+        assert [entry.model_id for entry in registry.entries] == ["acme/a", "acme/c"], "no model is evicted in vain"
         workshop.weights_bytes = 25
         await registry.load(ModelSource("acme/a", B))
         assert [entry.model_id for entry in registry.entries] == ["acme/a"], "the old commit does not count"

@@ -25,7 +25,7 @@ def test_a_batch_is_filled_up_to_a_power_of_two() -> None:
     assert [next_size(number) for number in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 16]
 
 
-def test_without_a_compiler_the_user_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     with pytest.raises(BadSetting, match="needs a C\\+\\+ compiler"):
         check_compiler("cpu")

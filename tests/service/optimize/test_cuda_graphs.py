@@ -7,7 +7,7 @@ import torch
 
 from eca_service.optimize.optimize import optimize_model
 from eca_service.settings import Precision
-from tests.service.optimize.test_optimize import classifier, pictures
+from tests.service.optimize.test_optimize import classifier, images
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,9 +22,9 @@ def test_every_batch_size_answers_as_the_library_does(precision: Precision) -> N
     prepared = optimize_model(on_gpu, precision)
     forward = prepared.new_forwards()["classify"]
     for number in (1, 3, 8, 3):
-        expected = on_cpu.probabilities(pictures(number))
+        expected = on_cpu.probabilities(images(number))
         with torch.inference_mode():
-            found = forward(pictures(number)).softmax(1)
+            found = forward(images(number)).softmax(1)
         assert found.device.type == "cpu"
         assert torch.allclose(found, expected, atol=1e-3 if precision == "fp32" else 2e-2)
 
@@ -33,13 +33,13 @@ def test_two_engines_record_and_run_beside_each_other() -> None:
     on_gpu = classifier()
     on_gpu.model.cuda()
     prepared = optimize_model(on_gpu, "fp32")
-    expected = classifier().probabilities(pictures(8))
+    expected = classifier().probabilities(images(8))
     found: list[torch.Tensor] = []
 
     def work() -> None:
         forward = prepared.new_forwards()["classify"]
         with torch.inference_mode():
-            found.extend(forward(pictures(8)).softmax(1) for _ in range(20))
+            found.extend(forward(images(8)).softmax(1) for _ in range(20))
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
@@ -55,5 +55,5 @@ def test_compiled_on_a_gpu_it_answers_the_same() -> None:
     on_gpu.model.cuda()
     prepared = optimize_model(on_gpu, "fp32", compiled=True)
     with torch.inference_mode():
-        found = prepared.new_forwards()["classify"](pictures(3)).softmax(1)
-    assert torch.allclose(found, classifier().probabilities(pictures(3)), atol=1e-3)
+        found = prepared.new_forwards()["classify"](images(3)).softmax(1)
+    assert torch.allclose(found, classifier().probabilities(images(3)), atol=1e-3)

@@ -147,7 +147,7 @@ def test_a_relu_stays_where_it_serves_others_or_others_read_what_it_reads() -> N
 
 
 @needs_packing
-def test_a_convolution_that_pads_with_the_picture_itself_is_left_as_it_is() -> None:
+def test_a_convolution_with_other_padding_than_zeros_is_not_packed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 3, padding="same"))
     x = torch.randn(1, 3, 8, 8)
     expected = model(x).detach()

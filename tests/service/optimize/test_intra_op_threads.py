@@ -1,4 +1,4 @@
-"""A picture that is alone gets all cores, and nobody else does."""
+"""A image that is alone gets all cores, and nobody else does."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ def count_cores(pixels_N3HW: Tensor) -> Tensor:
     return torch.tensor(torch.get_num_threads())
 
 
-def test_a_picture_that_is_alone_gets_all_cores_and_leaves_them_as_they_were() -> None:
+def test_a_single_image_uses_all_cores_and_restores_the_number_of_threads() -> None:
     run = share_cores(count_cores, 2, IntraOpThreads())
     assert run(ONE).item() == 2
     assert torch.get_num_threads() == 1
@@ -35,7 +35,7 @@ def test_a_batch_has_one_core() -> None:
     assert share_cores(count_cores, 2, IntraOpThreads())(TWO).item() == 1
 
 
-def test_a_picture_has_one_core_while_another_engine_works() -> None:
+def test_an_image_uses_one_core_while_another_batch_runs() -> None:
     cores, is_inside, may_end = IntraOpThreads(), threading.Event(), threading.Event()
 
     def wait(pixels_N3HW: Tensor) -> Tensor:

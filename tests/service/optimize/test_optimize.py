@@ -1,4 +1,4 @@
-"""Networks made faster, held against what they were."""
+"""Networks optimized, compared with the originals."""
 
 from typing import Literal
 
@@ -32,25 +32,25 @@ def norms_in(module: nn.Module) -> int:
     return sum(isinstance(child, nn.BatchNorm2d) for child in module.modules())
 
 
-def pictures(number: int) -> Tensor:
+def images(number: int) -> Tensor:
     return torch.randint(0, 256, (number, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def test_the_prepared_network_answers_as_the_library_does() -> None:
     original = classifier()
-    expected = original.probabilities(pictures(16))
+    expected = original.probabilities(images(16))
     prepared = optimize_model(original, "fp32")
     assert prepared.parity.precision == "float32"
     assert prepared.parity.same_top1 == 1.0
     assert prepared.parity.max_difference < 1e-5
     assert norms_in(prepared.module) == 0
     with torch.inference_mode():
-        found = prepared.new_forwards()["classify"](pictures(16)).softmax(1)
+        found = prepared.new_forwards()["classify"](images(16)).softmax(1)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("bf16", [2, 1]), ("fp32", [1, 1])])
-def test_one_picture_alone_has_all_cores_where_that_is_faster(
+def test_a_single_image_uses_all_cores_where_that_is_faster(
     precision: Literal["bf16", "fp32"], expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 1.0)
@@ -61,7 +61,7 @@ def test_one_picture_alone_has_all_cores_where_that_is_faster(
     torch.set_num_threads(1)
     with torch.inference_mode():
         for number in (1, 4):
-            prepared.new_forwards()["classify"](pictures(number))
+            prepared.new_forwards()["classify"](images(number))
     torch.set_num_threads(before)
     assert threads == expected
 
@@ -81,7 +81,7 @@ def test_bf16_is_used_when_it_passes_the_self_test_and_not_otherwise(monkeypatch
     monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.5)
     prepared = optimize_model(classifier(), "bf16")
     assert prepared.parity.precision == "bfloat16"
-    assert prepared.new_forwards()["classify"](pictures(2)).dtype == torch.float32
+    assert prepared.new_forwards()["classify"](images(2)).dtype == torch.float32
     monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.0)
     assert optimize_model(classifier(), "bf16").parity.precision == "float32"
 
