@@ -130,7 +130,9 @@ class ParquetSource:
         if kind == _BYTES:
             return content
         if kind == _PATH:
-            return (self._file_of(index)[0].parent / content.decode()).read_bytes()
+            # Relative to the file's folder, or else to the current one.
+            beside, given = self._file_of(index)[0].parent / content.decode(), Path(content.decode())
+            return (beside if beside.exists() or not given.exists() else given).read_bytes()
         raise OSError("the row holds no image")
 
     def name(self, index: int) -> str:
@@ -186,7 +188,8 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
         if used:
             found[split] = by_name[used[0]]
     if "train" not in found:
-        raise InvalidConfig(f"{folder} has no train*.parquet; it holds {_listing(paths)}.")
+        hint = f"Give --data WebDatasetData --data.root {folder}." if any(folder.rglob("*.tar")) else ""
+        raise InvalidConfig(f"{folder} has no train*.parquet; it holds {_listing(paths)}.", hint=hint)
     inside = {path.relative_to(folder).parts[0] for path in found["train"] if path.parent != folder}
     if len(subsets := sorted(inside - set(_SPLIT_NAMES["train"]))) > 1 and not subset:
         raise InvalidConfig(

@@ -1,5 +1,6 @@
 """Batches of images: several threads decode large files, with the same result in the same order."""
 
+import dataclasses
 import io
 import threading
 
@@ -73,3 +74,41 @@ def test_what_goes_wrong_in_a_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Watched, "name", lambda self, index: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load([noise(seed) for seed in range(11)] + [b"no picture"], 3, monkeypatch)
+
+
+def dataset_of(files: list[bytes], *, is_augmented: bool, **image: int) -> ImageDataset:
+    config = dataclasses.replace(
+        SMALL, mean=(0.5,) * image.get("in_chans", 3), std=(0.5,) * image.get("in_chans", 3), **image
+    )
+    augment = RandomAugmentation(AugmentConfig(randaugment_num_ops=1), config, seed=0) if is_augmented else None
+    return ImageDataset(MemorySource([(file, 0) for file in files], "set"), EvalTransform(config), augment, cache_mib=1)
+
+
+def test_a_validation_batch_of_broken_images_is_empty_and_names_them() -> None:
+    batch = dataset_of([png(1), b"x", b"y"], is_augmented=False)[BatchIndex(0, [1, 2])]
+    assert batch.pixels.shape == (0, 3, 8, 8)
+    assert len(batch.targets) == len(batch.indices) == 0
+    assert [sample.index_in_split for sample in batch.bad_samples] == [1, 2]
+
+
+def test_a_training_batch_with_fewer_than_two_whole_images_takes_the_next_ones() -> None:
+    dataset = dataset_of([b"x", png(1), b"y", b"z", png(2)], is_augmented=True)
+    batch = dataset[BatchIndex(0, [0, 1])]
+    assert batch.indices.tolist() == [1, 4]
+    assert {sample.index_in_split for sample in batch.bad_samples} == {0, 2, 3}
+    assert dataset[BatchIndex(0, [1])].indices.tolist() == [1]
+
+
+@pytest.mark.parametrize("is_augmented", [True, False])
+def test_gray_images_have_one_channel(is_augmented: bool) -> None:
+    dataset = dataset_of([png(1), png(2)], is_augmented=is_augmented, in_chans=1)
+    first, again = (dataset[BatchIndex(0, [0, 1])].pixels for _ in range(2))
+    assert first.shape == (2, 1, 8, 8)
+    assert torch.equal(first, again)
+
+
+def test_the_bit_depth_of_the_data_reaches_the_decoder() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(buffer, format="PNG")
+    full = dataset_of([buffer.getvalue()], is_augmented=False, bit_depth=12)[BatchIndex(0, [0])]
+    assert full.pixels.unique().tolist() == [255]

@@ -1,15 +1,18 @@
-"""Parquet files of the Hub: columns, labels, and mistakes told in one sentence."""
+"""Parquet files of the Hub: columns, labels, and mistakes refused in one sentence."""
 
 import pickle
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 import pytest
 import torch
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data import ParquetData
 from eca_hub.train.data.sampler import BatchIndex
-from tests.train.datasets import SMALL, write_parquet
+from tests.train.datasets import SMALL, png, write_parquet
 
 
 def test_parquet_of_the_hub_loads_with_its_class_names(tmp_path: Path) -> None:
@@ -54,3 +57,100 @@ def test_a_folder_without_parquet_files_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "test.parquet").write_bytes(b"no parquet")
     with pytest.raises(InvalidConfig, match="is no parquet file"):
         ParquetData(str(tmp_path))
+
+
+def write_splits(root: Path, train: list[object], val: list[object] | None = None, **options: Any) -> str:
+    write_parquet(root / "train.parquet", train, **options)
+    write_parquet(root / "validation.parquet", val if val is not None else train, **options)
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [(["cat", "dog", "cat", None], ["cat", "dog"]), ([0, 1, 0, None], ["0", "1"]), ([0, 1, 0, -1], ["0", "1"])],
+)
+def test_rows_without_a_label_are_left_out_with_a_remark(
+    labels: list[object], classes: list[str], tmp_path: Path
+) -> None:
+    data = ParquetData(write_splits(tmp_path, labels, labels[:2]))
+    assert data.labels == classes
+    assert data.num_images("train") == 3
+    assert data.remarks == ["1 of the 4 images of the train split have no label and are left out."]
+
+
+def test_a_test_split_with_hidden_labels_is_not_measured_on(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", [-1, -1, -1])
+    data = ParquetData(write_splits(tmp_path, [0, 1]))
+    assert (data.num_images("test"), len(data.predict_source().targets)) == (2, 3)
+    assert "has no labels" in data.remarks[0]
+
+
+def test_numbers_without_names_need_not_begin_at_zero(tmp_path: Path) -> None:
+    data = ParquetData(write_splits(tmp_path, [1, 10, 2]))
+    data.check()
+    assert data.labels == ["1", "2", "10"]
+
+
+def test_several_labels_an_image_are_refused_and_lists_of_one_are_not(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="holds several labels an image"):
+        ParquetData(write_splits(tmp_path, [[0], [0, 1]]))
+    assert ParquetData(write_splits(tmp_path, [[0], [1]])).labels == ["0", "1"]
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"holds 0.5; classes are integers or words"):
+        ParquetData(write_splits(tmp_path, [0.5, 1.0]))
+    with pytest.raises(InvalidConfig, match="has the label 2, outside 0 to 1"):
+        ParquetData(write_splits(tmp_path, [0, 2], names=["cat", "dog"]))
+
+
+def test_images_may_be_paths_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(40))
+    table = pa.table({"image": ["0.png", "gone.png"], "label": [0, 1]})
+    for split in ("train", "validation"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    batch = ParquetData(str(tmp_path), image=SMALL).dataset("val")[BatchIndex(0, [0, 1])]
+    assert batch.indices.tolist() == [0]
+    assert "row 1 (gone.png)" in batch.bad_samples[0].name
+
+
+def test_pixels_as_nested_lists_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"image": [[[0, 255], [255, 0]]] * 2, "label": [0, 1]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(InvalidConfig, match=r"is of type list.*encoded bytes, a path, or a struct of both"):
+        ParquetData(str(tmp_path))
+
+
+def test_shards_of_different_integer_types_and_a_log_beside_them_are_read(tmp_path: Path) -> None:
+    for number, kind in enumerate((pa.int64(), pa.int32())):
+        images = [{"bytes": png(shade), "path": None} for shade in (0, 90)]
+        table = pa.table({"image": images, "label": pa.array([0, 1], kind)})
+        pq.write_table(table, tmp_path / f"train-{number}.parquet")
+    pq.write_table(pa.table({"loss": [1.0]}), tmp_path / "training_log.parquet")
+    data = ParquetData(str(tmp_path), val_fraction=0.5)
+    assert (data.num_images("train"), data.num_images("val")) == (2, 2)
+    pq.write_table(pa.table({"loss": [1.0]}), tmp_path / "train_log.parquet")
+    with pytest.raises(InvalidConfig, match=r"train_log.parquet has no column 'image', unlike train-0.parquet"):
+        ParquetData(str(tmp_path), val_fraction=0.5)
+
+
+def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "val.parquet", [0, 1])
+    with pytest.raises(InvalidConfig, match=r"has validation.parquet and val.parquet; which is the val split"):
+        ParquetData(write_splits(tmp_path, [0, 1]))
+
+
+def test_only_a_few_rows_are_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole file is one row group, as most writers leave it."""
+    data = ParquetData(write_splits(tmp_path, [0, 1] * 100))
+    sizes: list[int] = []
+    real = pq.ParquetFile.iter_batches
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        for batch in real(*args, **kwargs):
+            sizes.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    assert data.source("train").read(199).startswith(b"\x89PNG")
+    assert (max(sizes), sum(sizes)) == (64, 200)

@@ -1,5 +1,6 @@
 """Which pictures stand in which batch: nothing is lost or repeated, for any number of processes."""
 
+import numpy as np
 import pytest
 
 from eca_hub.errors import InvalidConfig
@@ -35,3 +36,18 @@ def test_validation_drops_and_repeats_nothing(num_images: int, num_ranks: int) -
 def test_fewer_pictures_than_processes_are_refused() -> None:
     with pytest.raises(InvalidConfig, match="1 images cannot be divided among 2 processes"):
         EvalBatchSampler(1, 4, RankShard(0, 2))
+
+
+def test_balanced_batches_hold_each_class_equally_often_and_repeat_for_the_same_epoch() -> None:
+    targets = np.array([0] * 600 + [1] * 10 + [2] * 30)
+
+    def drawn(epoch: int) -> list[int]:
+        batches = TrainBatchSampler(len(targets), 64, 0, RankShard(), lambda: (epoch, 0), targets)
+        return [number for index in batches for number in index.indices]
+
+    counts = np.bincount(targets[drawn(0)])
+    assert counts.sum() == 640
+    assert all(160 < count < 270 for count in counts.tolist())
+    assert len(set(drawn(0)) & set(range(600, 610))) == 10
+    assert drawn(1) == drawn(1)
+    assert drawn(0) != drawn(1)

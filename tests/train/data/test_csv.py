@@ -1,0 +1,89 @@
+"""CSV files: encodings, delimiters, columns and splits as people write them."""
+
+from pathlib import Path
+
+import pytest
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.train.data import CsvData
+from eca_hub.train.data.sampler import BatchIndex
+from tests.train.datasets import SMALL, png
+
+ROWS = [(f"{number}.png", "cat" if number % 2 else "dog") for number in range(8)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, _ in ROWS:
+        (tmp_path / name).write_bytes(png(int(name[0]) * 20))
+    return tmp_path
+
+
+def write(path: Path, header: str, rows: list[tuple[str, ...]], encoding: str = "utf-8", delimiter: str = ",") -> str:
+    lines = [header.replace(",", delimiter), *(delimiter.join(row) for row in rows)]
+    path.write_bytes("\r\n".join(lines).encode(encoding))
+    return str(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_is_read_in_the_usual_encodings_and_delimiters(encoding: str, delimiter: str, folder: Path) -> None:
+    rows = [(name, label.replace("a", "\u00e4")) for name, label in ROWS]
+    file = write(folder / "labels.csv", "file,label", rows, encoding, delimiter)
+    data = CsvData(file, val_fraction=0.25, image=SMALL)
+    assert data.labels == ["c\u00e4t", "dog"]
+    assert (data.num_images("train"), data.num_images("val")) == (6, 2)
+    assert len(data.dataset("train")[BatchIndex(0, [0, 1, 2])].targets) == 3
+
+
+def test_a_column_of_splits_is_followed(folder: Path) -> None:
+    splits = ["train"] * 4 + ["Validation"] * 2 + ["test"] * 2
+    rows = [(name, label, split) for (name, label), split in zip(ROWS, splits, strict=True)]
+    data = CsvData(write(folder / "labels.csv", "path,label,split", rows))
+    assert [data.num_images(split) for split in ("train", "val", "test")] == [4, 2, 2]
+    assert data.source("test").name(1) == str(folder / "7.png")
+
+
+def test_a_test_split_without_labels_is_not_measured_on(folder: Path) -> None:
+    rows = [(*row, "train") for row in ROWS[:4]] + [(*row, "val") for row in ROWS[4:6]]
+    rows += [(name, "", "test") for name, _ in ROWS[6:]]
+    data = CsvData(write(folder / "labels.csv", "path,label,split", rows))
+    assert data.num_images("test") == 2
+    assert data.predict_source().targets.tolist() == [-1, -1]
+
+
+def test_labels_that_are_numbers_are_in_the_order_of_numbers(folder: Path) -> None:
+    rows = [(name, str(label)) for (name, _), label in zip(ROWS, [10, 9, 10, 9, 2, 2, 10, 9], strict=True)]
+    assert CsvData(write(folder / "labels.csv", "image,class", rows), val_fraction=0.3).labels == ["2", "9", "10"]
+
+
+def test_a_folder_with_one_table_and_paths_elsewhere_are_found(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    write(tmp_path / "table" / "labels.csv", "name,kind", list(ROWS))
+    options = {"image_folder": str(folder), "path_column": "name", "label_column": "kind"}
+    data = CsvData(str(tmp_path / "table"), val_fraction=0.25, image=SMALL, **options)
+    data.check()
+    assert data.source("train").read(0)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "sentence"),
+    [
+        ("name,label", [("0.png", "cat")], "has no column 'path'; it has name, label. Give --data.path_column"),
+        ("path,kind", [("0.png", "cat")], "has no column 'label'; it has path, kind. Give --data.label_column"),
+        ("path,label,split", [("0.png", "cat", "old")], "Row 2 of .* has the split 'old'"),
+        ("path,label", [("0.png", "cat", "x")], "Row 2 of .* has 3 fields, the header has 2"),
+        ("path,label", [], "has no rows below a header"),
+        ("path,label", [("0.png", "cat"), ("1.png", "dog")], "Give --data.val_fraction"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused(
+    header: str, rows: list[tuple[str, ...]], sentence: str, folder: Path
+) -> None:
+    with pytest.raises(InvalidConfig, match=sentence):
+        CsvData(write(folder / "labels.csv", header, rows))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"labels.csv cannot be read: No such file"):
+        CsvData(str(tmp_path / "labels.csv"))

@@ -1,0 +1,38 @@
+"""Records of a temporary file: read in any order, in another process, and gone with the process."""
+
+import pickle
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.train.data.spool import Spool
+
+RECORDS = [(0, b"abc", "first"), (1, b"", "empty"), (0, b"de", "")]
+
+
+class Counted:
+    times = 0
+
+    def __call__(self) -> Iterator[tuple[int, bytes, str]]:
+        Counted.times += 1
+        yield from RECORDS
+
+
+def test_records_are_written_once_and_read_in_any_order() -> None:
+    Counted.times = 0
+    spool = Spool(Counted(), 10)
+    for index in (2, 0, 1, 2):
+        kind, content, name = RECORDS[index]
+        assert spool.read(index) == (kind, content)
+        assert spool.name(index) == name
+    copy = pickle.loads(pickle.dumps(spool))
+    assert copy.read(2) == (0, b"de")
+    assert Counted.times == 1
+
+
+def test_too_little_free_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    with pytest.raises(InvalidConfig, match=r"takes 3.0 GiB in .* Set TMPDIR"):
+        Spool(Counted(), 3 * 2**30).read(0)
