@@ -1,5 +1,6 @@
 """CSV files: encodings, delimiters, columns and splits as people write them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(path: Path, header: str, rows: list[tuple[str, ...]], encoding: str = "utf-8", delimiter: str = ",") -> str:
+def write(
+    path: Path, header: str, rows: Sequence[tuple[str, ...]], encoding: str = "utf-8", delimiter: str = ","
+) -> str:
     lines = [header.replace(",", delimiter), *(delimiter.join(row) for row in rows)]
     path.write_bytes("\r\n".join(lines).encode(encoding))
     return str(path)
@@ -78,7 +81,7 @@ def test_a_folder_with_one_table_and_paths_elsewhere_are_found(folder: Path, tmp
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(
-    header: str, rows: list[tuple[str, ...]], sentence: str, folder: Path
+    header: str, rows: Sequence[tuple[str, ...]], sentence: str, folder: Path
 ) -> None:
     with pytest.raises(InvalidConfig, match=sentence):
         CsvData(write(folder / "labels.csv", header, rows))
