@@ -110,7 +110,9 @@ def log_to_stderr(
         thread.join(_FLUSH_S)
 
 
-def log_access(request_id: str, method: str, route: str, status: int | None, duration_s: float) -> None:
+def log_access(
+    request_id: str, method: str, route: str, status: int | None, duration_s: float, trace_id: str = ""
+) -> None:
     """Log one request. The route is its template, never the path that was sent.
 
     Args:
@@ -119,10 +121,18 @@ def log_access(request_id: str, method: str, route: str, status: int | None, dur
         route: Template of the route, such as /models/{model_id}.
         status: Status of its response; None when the client disconnected before.
         duration_s: How long it took.
+        trace_id: Trace of the caller, from its W3C traceparent header; empty without one.
     """
     if _access_logger.isEnabledFor(logging.INFO):
         ms = round(duration_s * 1000, 1)
-        fields = {"request_id": request_id, "method": method, "route": route, "status": status, "ms": ms}
+        fields: dict[str, object] = {
+            "request_id": request_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "ms": ms,
+        }
+        fields |= {"trace_id": trace_id} if trace_id else {}
         _access_logger.info(
             "%s %s %s %s %.1f ms", request_id, method, route, status or "disconnected", ms, extra={"fields": fields}
         )

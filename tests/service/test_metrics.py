@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 
 from eca_service.metrics import Metrics
 from tests.service.app_fixtures import app_with
+from tests.service.fakes import REVISION
 
 
 def samples_of(text: str) -> dict[str, float]:
@@ -51,6 +52,17 @@ def test_every_request_is_counted_once_when_it_arrives_and_once_when_it_ends() -
     assert samples["eca_wait_seconds model=acme/digits"] == 0
     assert samples["eca_wait_seconds_limit model=acme/digits"] == 60
     assert samples["eca_models_ready"] == 1
+    assert samples[f"eca_model_info model=acme/digits revision={REVISION}"] == 1
+    assert samples["eca_model_load_seconds model=acme/digits"] >= 0
+
+
+def test_temporary_refusals_are_counted_by_their_code() -> None:
+    with TestClient(app_with("acme/absent"), raise_server_exceptions=False) as client:
+        for path in ("/readyz", "/v1/classify", "/nowhere"):
+            client.post(path, content=b"7") if path == "/v1/classify" else client.get(path)
+        samples = samples_of(client.get("/metrics").text)
+    assert samples["eca_requests_rejected_total code=not_ready"] == 2
+    assert samples["eca_models_ready"] == 0
 
 
 def test_the_text_is_what_prometheus_reads() -> None:

@@ -65,6 +65,7 @@ async def metrics(state: StateDep) -> PlainTextResponse:
 def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
     """Measure what /metrics shows beside counters and histograms."""
     models = [entry.model for entry in registry.entries if entry.model]
+    load_s = {entry.model: entry.load_s for entry in registry.entries if entry.model}
     yield GaugeMetricFamily("eca_models", "Models that are loaded or loading.", len(registry.entries))
     yield GaugeMetricFamily("eca_models_ready", "Models that are ready.", sum(model.is_healthy for model in models))
     yield GaugeMetricFamily("eca_weights_bytes", "Weights of all models.", registry.weights_bytes)
@@ -84,6 +85,7 @@ def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
             family.add_metric([model.info.model_id], value(model))
         return family
 
+    yield gauge("eca_model_load_seconds", "How long the last load of a model took.", lambda model: load_s[model])
     yield gauge(
         "eca_images_in_flight", "Images being decoded, queued or in an engine.", lambda model: model.batcher.num_items
     )

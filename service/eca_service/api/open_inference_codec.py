@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eca_hub import EcaHubError
 from eca_service.errors import InvalidRequest
-from eca_service.http.strict_json import decode_base64, parse_json
+from eca_service.http.strict_json import Buffer, decode_base64, parse_json
 from eca_service.inference.types import RawPixels
 
 _MAX_NUMBERS = 1_000_000
@@ -89,7 +89,7 @@ class InferRequest:
 
 
 def parse_infer_request(
-    body: bytes, header_length: str | None, *, height_px: int, width_px: int, max_images: int
+    body: Buffer, header_length: str | None, *, height_px: int, width_px: int, max_images: int
 ) -> InferRequest:
     """Parse a request.
 
@@ -110,7 +110,7 @@ def parse_infer_request(
     num_images = tensor.shape[0]
     if num_images > max_images:
         raise InvalidRequest(f"The request has more than {max_images} images.", hint="Send several requests.")
-    raw = _raw_of(tensor, body[num_json:])
+    raw = _raw_of(tensor, memoryview(body)[num_json:])
     images: list[bytes | RawPixels]
     if tensor.name == "image":
         _expect(tensor, "BYTES", [[num_images], [num_images, 1]])
@@ -165,14 +165,14 @@ def _length(header_length: str | None, num_bytes: int) -> int:
     return int(header_length)
 
 
-def _raw_of(tensor: InputTensor, rest: bytes) -> bytes | None:
+def _raw_of(tensor: InputTensor, rest: memoryview) -> bytes | None:
     """Return the bytes that follow the JSON; None where the input's data is in the JSON."""
     size = tensor.parameters.binary_data_size
     if (size is None) == (tensor.data is None) or len(rest) != (size or 0):
         raise InvalidRequest(
             "An input has either data in the JSON or binary_data_size bytes after it, and nothing else follows."
         )
-    return None if size is None else rest
+    return None if size is None else bytes(rest)
 
 
 def _expect(tensor: InputTensor, datatype: str, shapes: list[list[int]]) -> None:

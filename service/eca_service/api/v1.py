@@ -25,6 +25,7 @@ from eca_service.errors import InvalidRequest
 from eca_service.http.body import cancel_on_disconnect
 from eca_service.http.dependencies import StateDep, get_state, require_api_key
 from eca_service.http.responses import error_body, json_response, request_id_of
+from eca_service.http.strict_json import Buffer
 from eca_service.http.uploads import parse_hf_request, parse_images
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
@@ -69,7 +70,7 @@ async def classify(request: Request, state: StateDep, query: Annotated[ClassifyQ
     return images_response(model, results, request_id_of(request), _predictions)
 
 
-async def parse_body(parse: Callable[[bytes, *Rest], Parsed], body: bytes, *args: *Rest) -> Parsed:
+async def parse_body(parse: Callable[[Buffer, *Rest], Parsed], body: Buffer, *args: *Rest) -> Parsed:
     """Parse a body; a large one in a thread, so that the event loop stays free."""
     if len(body) > _LARGE_BODY_BYTES:
         return await asyncio.to_thread(parse, body, *args)

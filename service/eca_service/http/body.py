@@ -38,14 +38,14 @@ class BodyReader:
     @asynccontextmanager
     async def read(
         self, headers: Mapping[str, str], receive: Receive, *, max_bytes: int, num_copies: int = 1
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[bytearray]:
         """Read the whole body. It counts against the memory limit until the block ends.
 
         Args:
             headers: Of the request.
             receive: Of the request.
             max_bytes: Size of the body.
-            num_copies: How often its bytes are in memory at once while it is processed: joined, split, decoded.
+            num_copies: How often its bytes are in memory at once while it is processed: split, decoded.
 
         Raises:
             BodyTooLarge: more than `max_bytes`.
@@ -61,7 +61,7 @@ class BodyReader:
             raise InvalidRequest("Content-Length is not a number.")
         if int(announced) > max_bytes:
             raise _too_large(max_bytes)
-        # One buffer that grows: a list of chunks and their join would hold the body twice.
+        # One buffer that grows and is handed on: chunks and their join, or a copy of it, would hold the body twice.
         received = bytearray()
         num_counted = 0
         try:
@@ -71,9 +71,7 @@ class BodyReader:
                 received += chunk
                 num_counted += num_copies * len(chunk)
                 self.total_bytes += num_copies * len(chunk)
-            body = bytes(received)
-            received.clear()
-            yield body
+            yield received
         finally:
             self.total_bytes -= num_counted
 

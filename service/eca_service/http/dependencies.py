@@ -37,7 +37,7 @@ class AppState:
     """Repositories that may be loaded while the service runs: ids, in which `*` stands for any letters."""
 
     @asynccontextmanager
-    async def read_body(self, request: Request, model_id: str | None, content_type: str) -> AsyncIterator[bytes]:
+    async def read_body(self, request: Request, model_id: str | None, content_type: str) -> AsyncIterator[bytearray]:
         """Read the body of a request for a model, unless it can be refused unread.
 
         Args:

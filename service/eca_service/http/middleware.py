@@ -19,6 +19,8 @@ from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
 
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,64}")
+# Version 00; a later version may have more fields (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
+_TRACEPARENT = re.compile(rb"(?:00|[0-9a-e][0-9a-f]|f[0-9a-e])-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"),
@@ -78,7 +80,7 @@ class RequestMiddleware:
             duration_s = time.perf_counter() - started_s
             route = _route_template(scope)
             counted(route, status, duration_s)
-        log_access(request_id, scope["method"], route, status, duration_s)
+        log_access(request_id, scope["method"], route, status, duration_s, _trace_id(scope))
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
         """Run the app; return the error that it did not answer with."""
@@ -148,6 +150,13 @@ def _header_bytes(scope: Scope) -> int:
     """Return the size of request line and headers, which uvicorn bounds only while they are incomplete."""
     fields = sum(len(name) + len(value) for name, value in scope["headers"])
     return fields + len(scope.get("raw_path", b"")) + len(scope["query_string"])
+
+
+def _trace_id(scope: Scope) -> str:
+    """Return the trace id of a valid W3C traceparent header, or an empty string."""
+    values = [value for name, value in scope["headers"] if name == b"traceparent"]
+    match = _TRACEPARENT.fullmatch(values[0]) if len(values) == 1 else None
+    return match[1].decode() if match and match[1].strip(b"0") and match[2].strip(b"0") else ""
 
 
 def _request_id(scope: Scope) -> str:

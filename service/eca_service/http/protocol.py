@@ -11,6 +11,8 @@ pins the versions, and tests/service/http/test_protocol.py names what is missing
 import asyncio
 import json
 import re
+import socket
+import struct
 import uuid
 from collections.abc import Callable
 from typing import Any, Literal, cast
@@ -27,6 +29,9 @@ _LINGER_BYTES = 64 * 2**20
 
 _TINY_BYTES = 64
 _MAX_TINY_CHUNKS = 20_000
+
+_RESET = struct.pack("ii", 1, 0)
+"""For SO_LINGER: closing discards what was not sent."""
 
 _RESERVED_FILES = 64
 """File descriptors that are not connections: libraries, logs, weights, the listener."""
@@ -241,6 +246,9 @@ class TimeoutH11Protocol(H11Protocol):
         self._write_deadline = None
         num_unsent = self._raw_transport.get_write_buffer_size()
         if num_unsent and self._num_written - num_unsent == self._num_taken:
+            if (connection := self._raw_transport.get_extra_info("socket")) is not None:
+                # Without this, the kernel would keep megabytes of the response for minutes.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._raw_transport.abort()
         else:
             self._watch_writes()

@@ -79,9 +79,10 @@ class HFRequest:
 
 
 Shape = TypeVar("Shape", bound=BaseModel)
+Buffer = bytes | bytearray
 
 
-def parse_images_json(body: bytes) -> list[bytes | EcaHubError]:
+def parse_images_json(body: Buffer) -> list[bytes | EcaHubError]:
     """Return the images in `{"images": [...]}`; one that is not base64 comes back as its error.
 
     Raises:
@@ -91,7 +92,7 @@ def parse_images_json(body: bytes) -> list[bytes | EcaHubError]:
     return [decode_base64(text) for text in parse_json(body, ClassifyRequest).images]
 
 
-def parse_hf_json(body: bytes) -> HFRequest:
+def parse_hf_json(body: Buffer) -> HFRequest:
     """Return the image and its options in `{"inputs": ..., "parameters": {...}}`.
 
     Raises:
@@ -103,7 +104,7 @@ def parse_hf_json(body: bytes) -> HFRequest:
     return HFRequest(decode_base64(request.inputs), parameters.top_k, parameters.function_to_apply or "softmax")
 
 
-def parse_load_request(body: bytes) -> LoadModelRequest:
+def parse_load_request(body: Buffer) -> LoadModelRequest:
     """Return the model to load in `{"model": ..., "revision": ...}`.
 
     Raises:
@@ -113,7 +114,7 @@ def parse_load_request(body: bytes) -> LoadModelRequest:
     return parse_json(body, LoadModelRequest)
 
 
-def parse_json(body: bytes, shape: type[Shape], *, max_marks: int = _MAX_MARKS) -> Shape:
+def parse_json(body: Buffer, shape: type[Shape], *, max_marks: int = _MAX_MARKS) -> Shape:
     """Parse a body of one shape.
 
     Args:

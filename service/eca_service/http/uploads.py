@@ -10,7 +10,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from eca_hub import EcaHubError
 from eca_service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
-from eca_service.http.strict_json import HFRequest, parse_hf_json, parse_images_json
+from eca_service.http.strict_json import Buffer, HFRequest, parse_hf_json, parse_images_json
 
 # The last one is what curl --data-binary sends by default.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
@@ -19,6 +19,7 @@ _JSON_TYPE = "application/json"
 
 _MAX_PART_HEADER_BYTES = 4096
 _MAX_PART_HEADERS = 8
+_CHUNK_BYTES = 2**16
 # RFC 2046, 5.1.1; an empty or absurd boundary would be searched for in megabytes.
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
 
@@ -43,12 +44,12 @@ class UploadLimits:
 def num_copies_of(content_type: str) -> int:
     """Return how often the bytes of a body of this type are in memory at once while it is parsed.
 
-    An image: received and joined. A form: the body and its files. JSON: the body, its text, its strings, the images.
+    An image: the body and the image. A form: the body and its files. JSON: the body, its text, its strings, the images.
     """
     return 4 if media_type_of(content_type) == _JSON_TYPE else 2
 
 
-def parse_images(body: bytes, content_type: str, limits: UploadLimits) -> list[bytes | EcaHubError]:
+def parse_images(body: Buffer, content_type: str, limits: UploadLimits) -> list[bytes | EcaHubError]:
     """Find the images in a body; a bad one comes back as its error and does not affect the others.
 
     Args:
@@ -75,7 +76,7 @@ def parse_images(body: bytes, content_type: str, limits: UploadLimits) -> list[b
     return [check_image_size(image, limits) for image in images]
 
 
-def parse_hf_request(body: bytes, content_type: str, limits: UploadLimits) -> HFRequest:
+def parse_hf_request(body: Buffer, content_type: str, limits: UploadLimits) -> HFRequest:
     """Find the one image of a request in Hugging Face's shape: its bytes, or JSON with options.
 
     Raises:
@@ -106,44 +107,51 @@ def check_image_size(image: bytes | EcaHubError, limits: UploadLimits) -> bytes 
     )
 
 
-def _raw_image(body: bytes, media_type: str) -> bytes:
+def _raw_image(body: Buffer, media_type: str) -> bytes:
     if media_type in _RAW_TYPES or media_type.startswith("image/"):
-        return body
+        return bytes(body)
     raise UnsupportedType(
         "This content type holds no images.",
         hint="Send the bytes of an image as image/*, files named 'file' in a form, or JSON.",
     )
 
 
-def _parse_form(body: bytes, content_type: str, max_files: int) -> list[bytes]:
+def _parse_form(body: Buffer, content_type: str, max_files: int) -> list[bytes]:
     boundary = parse_options_header(content_type)[1].get("boundary", "")
     if not _BOUNDARY.fullmatch(boundary):
         raise BadMultipart(
             "The form's Content-Type has no valid boundary.", hint="Let your HTTP client write the header."
         )
-    files: list[list[bytes | bytearray]] = []
+    files: list[bytearray] = []
     try:
         with PushMultipartParser(
             boundary, max_header_size=_MAX_PART_HEADER_BYTES, max_header_count=_MAX_PART_HEADERS
         ) as parser:
-            for event in parser.parse(body):
-                if isinstance(event, MultipartSegment):
-                    _check_part(event)
-                    if len(files) == max_files:
-                        raise InvalidRequest(
-                            f"The form has more than {max_files} files.", hint="Send several requests."
-                        )
-                    files.append([])
-                elif event:
-                    files[-1].append(event)
+            for start in range(0, len(body), _CHUNK_BYTES):
+                # In chunks, because the parser copies what it is given.
+                for event in parser.parse(bytes(memoryview(body)[start : start + _CHUNK_BYTES])):
+                    if isinstance(event, MultipartSegment):
+                        _check_part(event)
+                        if len(files) == max_files:
+                            raise InvalidRequest(
+                                f"The form has more than {max_files} files.", hint="Send several requests."
+                            )
+                        files.append(bytearray())
+                    elif event:
+                        files[-1] += event
+                if parser.closed:
+                    break
     except MultipartError as error:
         raise BadMultipart(
             "The form is malformed or incomplete.", hint="Let your HTTP client write it: curl -F file=@cat.jpg"
         ) from error
     if not files:
         raise InvalidRequest("The form has no files.", hint="Name each file part 'file': curl -F file=@cat.jpg")
-    # One piece a file, as the whole body is parsed at once: joining copies nothing.
-    return [b"".join(pieces) for pieces in files]
+    images = []
+    for file in files:
+        images.append(bytes(file))
+        file.clear()
+    return images
 
 
 def _check_part(part: MultipartSegment) -> None:

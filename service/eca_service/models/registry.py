@@ -94,6 +94,8 @@ class ModelEntry:
     """The model, once it is ready."""
     error: Exception | None = field(default=None, repr=False)
     """Why it failed to load."""
+    load_s: float = 0.0
+    """How long its last load took: download, checks, optimization and warm-up."""
     last_used: int = 0
     """When it was used last, counted in uses of any model."""
 
@@ -217,7 +219,7 @@ class Registry:
         for entry in list(self.entries):
             async with self._one_at_a_time:
                 try:
-                    model = await self._open_with_retries(entry.source, until_s)
+                    model = await self._open_with_retries(entry, until_s)
                     self._check_memory(model, self.weights_bytes)
                     entry.model, entry.state = model, "ready"
                     _logger.info("%s at %s is ready", entry.model_id, model.info.revision)
@@ -277,7 +279,7 @@ class Registry:
         old = entry.model
         try:
             async with self._one_at_a_time:
-                new = await self._open_model(replace(source, revision=revision or source.revision))
+                new = await self._open(entry, replace(source, revision=revision or source.revision))
                 self._evict_lru(entry, new)
         except BaseException:
             if old is None:
@@ -292,18 +294,24 @@ class Registry:
             self._close_later(old)
         return entry
 
-    async def _open_with_retries(self, source: ModelSource, until_s: float) -> ServedModel[Any, Any]:
+    async def _open(self, entry: ModelEntry, source: ModelSource) -> ServedModel[Any, Any]:
+        started_s = asyncio.get_running_loop().time()
+        model = await self._open_model(source)
+        entry.load_s = asyncio.get_running_loop().time() - started_s
+        return model
+
+    async def _open_with_retries(self, entry: ModelEntry, until_s: float) -> ServedModel[Any, Any]:
         """Open a model; retry while the hub may still get it."""
         reason = ""
         while True:
             try:
-                return await self._open_model(source)
+                return await self._open(entry, entry.source)
             except EcaHubError as error:
                 if error.code not in _TRANSIENT_ERRORS or asyncio.get_running_loop().time() + _RETRY_S > until_s:
                     raise
                 if error.message != reason:
                     reason = error.message
-                    _logger.info("%s is not available yet: %s", source.id_or_folder, reason)
+                    _logger.info("%s is not available yet: %s", entry.source.id_or_folder, reason)
             await asyncio.sleep(_RETRY_S)
 
     def _evict_lru(self, entry: ModelEntry, new: ServedModel[Any, Any]) -> None:

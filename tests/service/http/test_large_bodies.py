@@ -143,6 +143,15 @@ def test_while_many_upload_slowly_others_are_answered(service: Served) -> None:
     assert re.search(r'eca_requests_total\{code="200",route="/v1/classify"\} [1-9]', metrics)
 
 
+def test_a_large_form_takes_no_more_memory_than_is_counted_for_it(service: Served) -> None:
+    form = PART + bytes(9 * 2**20) + b"\r\n" + PART + bytes(9 * 2**20) + b"\r\n" + PART + bytes(9 * 2**20) + END
+    before_mib = service.forget_peak()
+    response = service.client.post("/v1/classify", content=form, headers={"content-type": FORM.decode()})
+    assert response.status_code == 422
+    # Two copies count: the body and its files. The growing buffer has up to an eighth more.
+    assert service.peak_mib() - before_mib < 2.25 * len(form) / 2**20 + 8
+
+
 NAMES = ["../../etc/cron.d/x", "/etc/passwd", "..\\..\\x", "C:\\x", "a\x00b", "a" * 1000, "file:///x", "| touch y", ""]
 
 

@@ -1,5 +1,6 @@
 """Host names, web pages of other origins, and a path prefix of a reverse proxy."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -77,6 +78,30 @@ def test_a_page_of_a_listed_origin_can() -> None:
             assert response.headers["access-control-allow-origin"] == "https://shop.example"
         other = client.post("/v1/classify", content=b"7", headers=key | {"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    ("header", "is_valid"),
+    [
+        (f"00-{'a1' * 16}-{'b2' * 8}-01", True),
+        (f"cc-{'a1' * 16}-{'b2' * 8}-01", True),
+        (f"ff-{'a1' * 16}-{'b2' * 8}-01", False),
+        (f"00-{'0' * 32}-{'b2' * 8}-01", False),
+        (f"00-{'a1' * 16}-{'0' * 16}-01", False),
+        (f"00-{'A1' * 16}-{'b2' * 8}-01", False),
+        ("SENTINEL", False),
+    ],
+)
+def test_the_access_log_has_the_trace_of_the_caller(
+    header: str, is_valid: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "eca_service.access")
+    with TestClient(app_with("acme/digits")) as client:
+        client.get("/healthz", headers={"traceparent": header})
+    [record] = [record for record in caplog.records if record.name == "eca_service.access"]
+    fields = vars(record)["fields"]
+    assert fields.get("trace_id") == ("a1" * 16 if is_valid else None)
+    assert "SENTINEL" not in str(fields)
 
 
 def test_links_and_redirects_carry_the_prefix_that_a_proxy_strips() -> None:

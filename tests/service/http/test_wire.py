@@ -4,11 +4,12 @@ import json
 import os
 import re
 import resource
+import select
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(package: Path) -> Iterator[Served]:
-    options = ("--header_timeout_s", "1", "--body_timeout_s", "1", "--keep_alive_s", "1")
+    timeouts = ("--header_timeout_s", "--body_timeout_s", "--write_timeout_s", "--keep_alive_s")
+    options = [word for name in timeouts for word in (name, "1")]
     with served("--model", str(package), *options, ECA_API_KEYS=KEY.decode()) as running:
         # An idle connection is closed after a second, which a busy machine may need for the next request.
         running.client.headers["connection"] = "close"
@@ -226,6 +228,25 @@ def test_idle_connections_are_no_load(service: Served) -> None:
             peer = idle.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=20))
             peer.sendall(request(b"/healthz", method=b"GET", body=None))
         assert is_healthy(service)
+
+
+def test_clients_that_never_read_their_responses_are_disconnected(service: Served) -> None:
+    sent = request(b"/openapi.json", method=b"GET", body=None) * 600
+    with ExitStack() as clients:
+        hang_ups, waiting = select.poll(), set()
+        for _ in range(8):
+            peer = clients.enter_context(socket.socket())
+            # The kernels keep up to 4 MiB of the responses; the rest stays in the service.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.settimeout(20)
+            peer.connect(("127.0.0.1", service.port))
+            with suppress(ConnectionError):
+                peer.sendall(sent)
+            hang_ups.register(peer, 0)
+            waiting.add(peer.fileno())
+        assert is_healthy(service), "others are answered meanwhile"
+        while waiting:
+            waiting -= {file for file, _ in hang_ups.poll()}
 
 
 @pytest.mark.parametrize("header", [b"", b"Authorization: Bearer wrong\r\n"])
