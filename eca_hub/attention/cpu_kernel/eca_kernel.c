@@ -52,8 +52,8 @@ static inline float sum_of(const Vector *vector) {
 /* Numbers that are summed as floats before they are added to a double, by layout of the map. */
 enum { PLANE_BLOCK = 2048, ROW_BLOCK = 32 };
 
-/* Channels of an NCP image that are averaged before the first of them is written. */
-enum { CHANNEL_BLOCK = 16 };
+/* Numbers of an NCP image that are averaged before the first of them is written, and the fewest channels. */
+enum { NUMBERS_BLOCK = 16384, CHANNEL_BLOCK = 16 };
 
 typedef int32_t Integers __attribute__((vector_size(64), aligned(4), may_alias));
 
@@ -106,7 +106,8 @@ VECTORS static void sigmoid(float *logits, Int width) {
 }
 
 VECTORS static void divide(const double *sums, double by, float *restrict quotients, Int width) {
-    for (Int c = 0; c < width; c++) quotients[c] = (float)(sums[c] / by);
+    double factor = 1 / by;
+    for (Int c = 0; c < width; c++) quotients[c] = (float)(sums[c] * factor);
 }
 
 VECTORS static void gradients_of_logits(const double *sums, const float *gates, float *restrict dlogits, Int width) {
@@ -310,7 +311,8 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
     /* A gate needs the means of its neighbors only. So a thread with a whole NCP image averages some channels, then
        writes those whose neighbors are done, and finds them in its own cache even if the image does not fit there. */
     bool is_pipelined = share.has_whole_images && !job->is_channels_last;
-    Int step = is_pipelined ? CHANNEL_BLOCK : width;
+    Int in_block = NUMBERS_BLOCK / job->num_positions;
+    Int step = !is_pipelined ? width : in_block > CHANNEL_BLOCK ? in_block : CHANNEL_BLOCK;
     for (Int image = share.image_begin; image < share.image_end; image++) {
         double *sums = sums_of(scratch, image, shares_line ? 0 : thread);
         if (!share.has_whole_images) {
