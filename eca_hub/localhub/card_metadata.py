@@ -14,7 +14,7 @@ MAX_METADATA_CHARS = 64_000
 MAX_TAGS = 500
 MAX_DEPTH = 30
 
-_METADATA = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_METADATA = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LISTS = ("tags", "datasets", "metrics", "language", "library_name", "license", "base_model", "pipeline_tag")
 
 

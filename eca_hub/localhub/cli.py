@@ -113,7 +113,7 @@ def _read_users(token: str | None, token_file: Path | None, users: Path | None) 
         return Users.from_file(users)
     if token_file:
         try:
-            token = token_file.read_text().strip()
+            token = token_file.read_text("utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"the token file {token_file} cannot be read: {getattr(error, 'strerror', 'it is not text')}"

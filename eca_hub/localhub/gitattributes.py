@@ -40,7 +40,7 @@ def is_lfs_by_name(path: str, gitattributes: str) -> bool:
 
 
 def _lines(text: str) -> Iterator[str]:
-    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    lines = (line for line in text.removeprefix("\ufeff").splitlines() if line.strip() and not line.startswith("#"))
     for _, line in zip(range(MAX_PATTERNS), lines, strict=False):
         yield line
 

@@ -74,8 +74,10 @@ def running_hub(
                 if users:
                     first = next(iter(users.values()))
                     token = first["token"] if isinstance(first, dict) else str(first)
-                else:
+                elif (root / "token").exists():
                     token = (root / "token").read_text().strip()
+                else:
+                    token = ""
                 yield Hub(line.split()[3], token, root, process)
             finally:
                 if process.poll() is None:

@@ -88,6 +88,13 @@ def test_the_token_may_come_from_the_environment(
     assert "secret" not in capsys.readouterr().err
 
 
+def test_a_token_file_may_have_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "token.txt").write_text("\ufeffsecret-token\r\n")
+    with running_hub(tmp_path / "hub", options=("--token-file", str(tmp_path / "token.txt"))) as hub:
+        headers = {"Authorization": "Bearer secret-token"}
+        assert httpx2.get(f"{hub.url}/api/whoami-v2", headers=headers).json()["name"] == "local"
+
+
 def test_a_mistyped_option_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", "x", "--token-fiel", "y"]) == 2
     assert "Did you mean --token_file?" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from eca_hub.localhub.gitattributes import is_ignored, is_lfs_by_name
         ("[ab].txt", "a.txt", True),
         ("*.txt\n!keep.txt", "keep.txt", False),
         ("# *.txt", "a.txt", False),
+        ("\ufeff*.txt", "a.txt", True),
         ("*a" * 200, "a" * 200 + "b", False),
     ],
 )

@@ -69,6 +69,7 @@ def test_no_card_makes_the_hub_fail(tmp_path: Path, card: str) -> None:
 def test_metadata_are_read_with_any_line_ends() -> None:
     assert read_metadata("---\r\nlicense: mit\r\n---\r\n# Card") == {"license": "mit"}
     assert read_metadata("---\n---\n") == {}
-    assert read_metadata("# no head") == {}
+    assert read_metadata("# no metadata") == {}
+    assert read_metadata("\ufeff---\nlicense: mit\n---\n# Card") == {"license": "mit"}
     assert validate_card("---\nlicense: my-own\nmodel-index: x\n---\n") == ([], [])
     assert "<h1>" in render_card("# x", "http://h/")
