@@ -59,9 +59,17 @@ def num_fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["eca_resnet18", "eca_resnet50", "eca_resnet26d", "eca_resnet20"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "memory_format", "dtype"),
+    [
+        ("eca_resnet20", torch.contiguous_format, torch.float32),
+        ("eca_resnet20", torch.channels_last, torch.float32),
+        ("eca_resnet18", torch.contiguous_format, torch.bfloat16),
+        ("eca_resnet18", torch.channels_last, torch.bfloat16),
+        ("eca_resnet26d", torch.channels_last, torch.float32),
+        ("eca_resnet50", torch.contiguous_format, torch.float32),
+    ],
+)
 def test_inference_is_that_of_timms_blocks(
     name: str, memory_format: torch.memory_format, dtype: torch.dtype, num_fused: list[int]
 ) -> None:

@@ -15,21 +15,11 @@ def config_of(name: str) -> ModelConfig:
     return ModelConfig(name, split_name(name)[1], labels=("a", "b"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(
-            "eca_resnet18",
-            "eca_resnet20",
-            "mobilenet_v2",
-            "densenet161",
-            "convnext_atto",
-            "eca_nfnet_l0",
-            "cspresnet50",
-        ),
-        *("eca_nfnet_l0", "hrnet_w18_small", "dla34", "efficientnet_b0", "vit_tiny_patch16_224", "vgg11"),
-    ],
-)
+SLOW = ("densenet161", "eca_nfnet_l0", "cspresnet50", "hrnet_w18_small", "dla34", "efficientnet_b0", "vgg11")
+NAMES = ("eca_resnet18", "eca_resnet20", "mobilenet_v2", "convnext_atto", "vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_dropout_changes_the_outputs_of_training_and_not_those_of_inference(name: str) -> None:
     torch.manual_seed(0)
     config = config_of(name)
