@@ -14,14 +14,17 @@ import h11
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from eca_hub.localhub import timeouts
 from eca_hub.localhub.blobs import READ_BYTES
-from eca_hub.localhub.timeouts import TimeoutH11Protocol
+
+BLOCK_BYTES = 1 << 20
+"""Bytes that a client must receive in the time that it would have to send as many."""
 
 EXTENSION = "eca_hub.sendfile"
 """Key in the scope's `extensions`; its value is a coroutine function of a file, an offset and a number of bytes."""
 
 
-class SendfileH11Protocol(TimeoutH11Protocol):
+class SendfileH11Protocol(timeouts.TimeoutH11Protocol):
     """Adds the extension to the scope of every request."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -40,12 +43,17 @@ class SendfileH11Protocol(TimeoutH11Protocol):
             return
         # h11 only counts the bytes, which it takes from anything that has a length.
         self.conn.send_with_data_passthrough(h11.Data(data=_FileRange(num_bytes)))  # type: ignore[arg-type]
-        num_sent = 0
-        # An OSError means that the client has disconnected.
+        end = offset + num_bytes
+        # An OSError means that the client has disconnected, a TimeoutError, which is one, that it does not receive.
         with contextlib.suppress(OSError):
-            if not self.transport.is_closing():
-                num_sent = await self.loop.sendfile(self.transport, file, offset, num_bytes)
-        if num_sent != num_bytes:
+            while offset < end and not self.transport.is_closing():
+                num_bytes = min(BLOCK_BYTES, end - offset)
+                async with asyncio.timeout(timeouts.BODY_GRACE_S + num_bytes / timeouts.BODY_BYTES_PER_S):
+                    num_sent = await self.loop.sendfile(self.transport, file, offset, num_bytes)
+                if num_sent < num_bytes:
+                    break
+                offset += num_sent
+        if offset < end:
             # Or the file became shorter: the connection ends before Content-Length, which clients report.
             self.transport.abort()
             # The event loop reports it to uvicorn in its next round.

@@ -17,8 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from eca_hub.localhub import timeouts
 from eca_hub.localhub.sendfile import EXTENSION, FileRangeResponse, SendfileH11Protocol
 from eca_hub.localhub.server import listen
 
@@ -38,16 +40,22 @@ def app(tmp_path: Path) -> Starlette:
     return Starlette(routes=[Route("/", send)])
 
 
-@pytest.fixture
-def url(app: Starlette) -> Iterator[str]:
+@contextlib.contextmanager
+def serving(app: ASGIApp) -> Iterator[tuple[str, int]]:
     with listen("127.0.0.1", 0) as listener:
         config = uvicorn.Config(app, http=SendfileH11Protocol, loop="asyncio", lifespan="off", log_level="warning")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield "http://{}:{}".format(*listener.getsockname())
+        yield listener.getsockname()
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture
+def url(app: Starlette) -> Iterator[str]:
+    with serving(app) as address:
+        yield "http://{}:{}".format(*address)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, len(CONTENT)), (1000, 1_000_000), (0, 1), (5, 5)])
@@ -73,6 +81,34 @@ def test_a_client_that_disconnects_is_not_an_error_of_the_server(url: str, caplo
                 connection.sendall(f"GET /?start=0&end={len(CONTENT)} HTTP/1.1\r\nHost: hub\r\n\r\n".encode())
                 assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         assert httpx2.get(url, params={"start": 0, "end": 10}).content == CONTENT[:10]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_client_that_never_receives_is_disconnected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(timeouts, "BODY_GRACE_S", 0.1)
+    monkeypatch.setattr(timeouts, "BODY_BYTES_PER_S", 1 << 30)
+    num_bytes = 256 << 20  # more than the buffers of both sockets
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, num_bytes)
+    is_done = threading.Event()
+
+    async def send(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {"Content-Length": str(num_bytes)}
+        response = FileRangeResponse(path.open("rb"), 0, num_bytes, 200, headers, "application/octet-stream")
+        await response(scope, receive, send)
+        is_done.set()
+
+    with serving(send) as (host, port), socket.create_connection((host, port), timeout=30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: hub\r\n\r\n")
+        assert is_done.wait(30)
+        num_received = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(1 << 20):
+                num_received += len(piece)
+        assert num_received < num_bytes
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
