@@ -122,6 +122,8 @@ def gate_rows(shapes: Iterable[Shape], args: argparse.Namespace) -> Iterator[Row
     for shape in shapes:
         written_NCHW = torch.rand(shape.batch, shape.channels, shape.side_px, shape.side_px, device=args.device) + 0.5
         written_NCHW = written_NCHW.contiguous(memory_format=FORMATS[shape.memory_format])
+        # Otherwise the compiler stops at its limit of recompilations, and the later shapes run in eager mode.
+        torch.compiler.reset()
         layers = layers_for(shape.channels, args.methods, args.compiled)
         layers = {name: layer.to(args.device).eval() for name, layer in layers.items()}
         num_turns = max(4, min(60, args.budget // (shape.num_elements * len(layers))))

@@ -1,4 +1,4 @@
-"""ECA as an operator of torch, `torch.ops.eca_hub.rescale_channels`: what compiled networks call on the CPU.
+"""ECA as an operator of torch, `torch.ops.eca_hub.rescale_channels`: what compiled training calls on the CPU.
 
 It has fake implementations, gradients and a rule for vmap, so that torch.compile, torch.export and vmap see one
 operator. In eager mode ECA calls the kernel directly, because an operator defined in Python takes some 20 us a call.

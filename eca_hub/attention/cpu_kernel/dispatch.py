@@ -3,8 +3,8 @@
 A channel gate is bound by memory: it has to read the map once for the mean, and read and write it once for the
 product. The compiled kernel (fused.py) visits each map twice while it is in the cache. Without it, one autograd
 function writes the gradient of the map once (operations.py), where autograd alone writes three maps and adds them.
-Under torch.compile the kernel is one operator (custom_op.py). Tensors that are traced, transformed or observed in
-another way go through the layers. Measured by experiments/bench/attention.py.
+Under torch.compile the kernel is one operator in training (custom_op.py). Tensors that are traced, transformed or
+observed in another way go through the layers. Measured by experiments/bench/attention.py.
 
 Shapes: N images, C channels, H height, W width, k kernel size.
 """
@@ -96,9 +96,13 @@ def is_supported(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
 
 
 def is_supported_compiled(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
-    """Whether torch.compile should call the operator: on the CPU, where it is faster than what the compiler makes."""
+    """Whether torch.compile should call the operator: in training on the CPU.
+
+    In inference the compiler makes one loop of the product and what follows it, which is faster than an operator.
+    """
     return (
         fused.is_built
+        and requires_grad(x_NCHW, weight_11k)
         and x_NCHW.is_cpu
         and x_NCHW.dtype in (torch.float32, torch.bfloat16)
         and x_NCHW.dtype == weight_11k.dtype

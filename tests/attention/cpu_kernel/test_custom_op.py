@@ -53,7 +53,7 @@ def test_vmap_gives_what_a_loop_gives(in_dims: tuple[int | None, int | None]) ->
 @pytest.mark.slow
 @pytest.mark.skipif(not fused.is_built, reason="eca-hub was installed without a C compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the compiler's own
-def test_a_compiled_layer_is_one_operator_without_graph_breaks_and_an_exported_one_is_portable() -> None:
+def test_compiled_training_calls_the_operator_and_compiled_inference_and_exports_do_not() -> None:
     targets: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
@@ -65,5 +65,10 @@ def test_a_compiled_layer_is_one_operator_without_graph_breaks_and_an_exported_o
     compiled = torch.compile(layer, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(x_NCHW), layer(x_NCHW))
     assert any("eca_hub.rescale_channels" in target for target in targets)
+    targets.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x_NCHW), layer(x_NCHW))
+    assert targets
+    assert not any("eca_hub" in target for target in targets)
     program = torch.export.export(layer, (x_NCHW,))
     assert not any("eca_hub" in str(node.target) for node in program.graph.nodes)
