@@ -40,9 +40,7 @@ def create_app(
         find_commit: Resolves a branch to a commit, for `revision_poll_s`.
         hub: App to mount at /hub.
     """
-    app = FastAPI(
-        title="eca-hub", summary="Name what is in a picture.", lifespan=_lifespan, docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="eca-hub", summary="Classify images.", lifespan=_lifespan, docs_url=None, redoc_url=None)
     bodies = BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s)
     metrics = Metrics(lambda: health.measure(registry, bodies))
     app.state.service = AppState(
@@ -60,7 +58,8 @@ def create_app(
     )
     poll_s = settings.revision_poll_s
     app.state.watcher = RevisionWatcher(registry, find_commit, period_s=poll_s) if poll_s else None
-    # First: FastAPI resolves dependencies and parameters anew for each request.
+    # First: FastAPI resolves dependencies and parameters anew for each request, which takes a third of the app's own
+    # CPU time (0.46 against 0.31 ms a request without a model).
     app.router.routes.insert(0, v1.plain_classify_route)
     app.include_router(v1.router)
     app.include_router(embed.router)

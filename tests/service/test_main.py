@@ -194,6 +194,7 @@ def test_sigterm_shuts_it_down_gracefully(package: Path) -> None:
         assert running.process.stdout.read() == "", "one line on standard output, no more"
 
 
+@pytest.mark.slow
 def test_it_answers_while_draining_and_a_second_signal_exits_at_once(package: Path) -> None:
     with served("--model", str(package), "--drain_delay_s", "60") as running:
         running.wait_until_ready()
@@ -206,12 +207,14 @@ def test_it_answers_while_draining_and_a_second_signal_exits_at_once(package: Pa
         assert time.monotonic() - started < 2
 
 
+@pytest.mark.slow
 def test_a_signal_during_loading_shuts_it_down(package: Path) -> None:
     with served("--model", str(package)) as running:
         assert running.client.get("/readyz").status_code == 503
         assert running.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.slow
 def test_weights_that_are_overwritten_on_disk_change_no_result(package: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(package, tmp_path / "digits"))
     with served("--model", str(copied)) as running:
@@ -232,6 +235,7 @@ def test_weights_that_are_overwritten_on_disk_change_no_result(package: Path, tm
         assert running.client.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_named_pipe_in_place_of_a_file_does_not_block(package: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(package, tmp_path / "digits"))
     for name in ("model.safetensors", "config.json"):

@@ -44,6 +44,7 @@ def test_a_model_is_published_to_the_service_and_pulled_from_it(
         assert store.folders()
 
 
+@pytest.mark.slow
 def test_without_hub_root_no_hub_is_served(tmp_path: Path) -> None:
     with served("--model", str(save_tiny_package(tmp_path / "package"))) as service:
         assert service.client.get("/hub/api/models").status_code == 404

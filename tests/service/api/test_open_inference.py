@@ -253,6 +253,7 @@ def scores_by_index(predictions: Sequence[eca_hub.Prediction]) -> list[float]:
     return [one.score for one in sorted(predictions, key=lambda one: one.index)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_bytes", [True, False])
 def test_the_client_of_triton_works(service: Served, package: Path, as_bytes: bool) -> None:
     numpy = pytest.importorskip("numpy")

@@ -155,6 +155,7 @@ def test_a_large_form_takes_no_more_memory_than_is_counted_for_it(service: Serve
 NAMES = ["../../etc/cron.d/x", "/etc/passwd", "..\\..\\x", "C:\\x", "a\x00b", "a" * 1000, "file:///x", "| touch y", ""]
 
 
+@pytest.mark.slow
 def test_names_of_files_are_never_names_on_disk(tmp_path: Path) -> None:
     package = save_tiny_package(tmp_path / "models" / "acme" / "digits")
     for name in ("home", "temporary", "work"):
@@ -172,6 +173,7 @@ def test_names_of_files_are_never_names_on_disk(tmp_path: Path) -> None:
         assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_large_images_are_classified_where_only_small_files_can_be_written(tmp_path: Path) -> None:
     package = save_tiny_package(tmp_path / "digits")
     large = encode(scene(1600, 1200), "BMP")

@@ -230,6 +230,7 @@ def test_idle_connections_are_no_load(service: Served) -> None:
         assert is_healthy(service)
 
 
+@pytest.mark.slow
 def test_clients_that_never_read_their_responses_are_disconnected(service: Served) -> None:
     sent = request(b"/openapi.json", method=b"GET", body=None) * 600
     with ExitStack() as clients:
@@ -257,6 +258,7 @@ def test_without_a_key_the_body_is_not_awaited(service: Served, header: bytes) -
         assert peer.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
+@pytest.mark.slow
 def test_with_few_files_to_open_it_recovers_from_a_flood(package: Path) -> None:
     limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
     run = "sys.argv = ['eca-hub', *sys.argv[1:]]; runpy.run_module('eca_hub', run_name='__main__')"
@@ -283,6 +285,7 @@ def test_with_few_files_to_open_it_recovers_from_a_flood(package: Path) -> None:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_it_keeps_running_when_its_log_is_closed(package: Path) -> None:
     process = start("--port", "0", "--model", str(package))
     try:
