@@ -72,6 +72,14 @@ class _FileDescriptorHandler(logging.Handler):
                 line = line[os.write(self._descriptor, line) :]
 
 
+def _handler_of_stderr() -> logging.Handler:
+    try:
+        return _FileDescriptorHandler(sys.stderr.fileno())
+    except OSError:
+        # A notebook's or a test's standard error is no file.
+        return logging.StreamHandler(sys.stderr)
+
+
 @contextmanager
 def log_to_stderr(
     log_format: Literal["auto", "text", "json"], access_log: Literal["auto", "on", "off"]
@@ -84,7 +92,7 @@ def log_to_stderr(
     """
     is_terminal = sys.stderr.isatty()
     is_json = log_format == "json" or (log_format == "auto" and not is_terminal)
-    output = _FileDescriptorHandler(sys.stderr.fileno())
+    output = _handler_of_stderr()
     output.setFormatter(JsonFormatter() if is_json else logging.Formatter(_TEXT))
     records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MAX_PENDING)
 
