@@ -50,4 +50,4 @@ def test_the_list_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(capsys.readouterr().out)
     assert {"name", "architecture", "attention", "parameters", "attention_parameters"} == set(rows[0])
     assert main(["nothing*"]) == 0
-    assert "No network is called 'nothing*'" in capsys.readouterr().out
+    assert "No network matches 'nothing*'" in capsys.readouterr().out
