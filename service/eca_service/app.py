@@ -78,7 +78,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=split(settings.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
             expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
         )
     if (hosts := _allowed_hosts(settings, keys)) != ("*",):

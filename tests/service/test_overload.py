@@ -28,7 +28,7 @@ async def app_behind(gate: GatedRunner, **model: Any) -> FastAPI:
 
 
 @dataclass
-class Caller:
+class FakeClient:
     """One request over ASGI, whose client can disconnect."""
 
     app: FastAPI
@@ -74,7 +74,7 @@ class Caller:
 
 async def counted(app: FastAPI) -> tuple[int, dict[tuple[str, str], int]]:
     """Requests received and ended, without this one."""
-    asking = Caller(app, path="/metrics")
+    asking = FakeClient(app, path="/metrics")
     await asking.task
     text = asking.body.decode()
     received = re.search(r"eca_requests_received_total ([\d.]+)", text)
@@ -87,19 +87,19 @@ def test_beyond_the_limit_exactly_the_surplus_is_refused_and_all_admitted_reques
     async def scene() -> None:
         gate = GatedRunner()
         app = await app_behind(gate, max_items=8)
-        clients = [Caller(app, b"%d" % number) for number in range(18)]
+        clients = [FakeClient(app, b"%d" % number) for number in range(18)]
         await settle()
-        refused = [caller for caller in clients if caller.task.done()]
-        assert [caller.status for caller in refused] == [429] * 10
-        for caller in refused:
-            assert int(caller.headers[b"retry-after"]) >= 1
-            assert json.loads(caller.body)["error"]["code"] == "overloaded"
-        probe = Caller(app, path="/healthz")
+        refused = [client for client in clients if client.task.done()]
+        assert [client.status for client in refused] == [429] * 10
+        for client in refused:
+            assert int(client.headers[b"retry-after"]) >= 1
+            assert json.loads(client.body)["error"]["code"] == "overloaded"
+        probe = FakeClient(app, path="/healthz")
         await settle()
         assert probe.status == 200, "the event loop is free while the engine works"
         gate.gate.set()
-        await asyncio.gather(*(caller.task for caller in clients))
-        assert [caller.status for caller in clients].count(200) == 8
+        await asyncio.gather(*(client.task for client in clients))
+        assert [client.status for client in clients].count(200) == 8
         assert sorted(item for batch in gate.batches for item in batch) == list(range(8)), "refused before decoding"
         received, ended = await counted(app)
         assert received == sum(ended.values()) == 19
@@ -112,15 +112,15 @@ def test_when_the_expected_wait_is_too_long_a_request_gets_429_with_retry_after(
     async def scene() -> None:
         gate = GatedRunner()
         app = await app_behind(gate, max_items=100, max_batch=1, max_queue_delay_s=4.0, s_per_item=1.0)
-        clients = [Caller(app, b"%d" % number) for number in range(8)]
+        clients = [FakeClient(app, b"%d" % number) for number in range(8)]
         await settle()
-        refused = [caller for caller in clients if caller.task.done()]
+        refused = [client for client in clients if client.task.done()]
         assert refused == clients[5:]
-        assert [(caller.status, caller.headers[b"retry-after"]) for caller in refused] == [(429, b"5")] * 3
+        assert [(client.status, client.headers[b"retry-after"]) for client in refused] == [(429, b"5")] * 3
         gate.gate.set()
-        await asyncio.gather(*(caller.task for caller in clients))
-        assert [caller.status for caller in clients[:5]] == [200] * 5
-        after = Caller(app, b"9")
+        await asyncio.gather(*(client.task for client in clients))
+        assert [client.status for client in clients[:5]] == [200] * 5
+        after = FakeClient(app, b"9")
         await after.task
         assert after.status == 200
         received, ended = await counted(app)
@@ -133,18 +133,18 @@ def test_images_of_disconnected_clients_are_not_run() -> None:
     async def scene() -> None:
         gate = GatedRunner()
         app = await app_behind(gate, max_items=8, max_batch=1)
-        clients = [Caller(app, b"%d" % number) for number in range(8)]
+        clients = [FakeClient(app, b"%d" % number) for number in range(8)]
         await settle()
-        for caller in clients[1:7]:
-            caller.hang_up()
+        for client in clients[1:7]:
+            client.hang_up()
         await settle()
-        assert all(caller.task.done() for caller in clients[1:7]), "their capacity is free at once"
-        newcomers = [Caller(app, b"%d" % number) for number in range(10, 16)]
+        assert all(client.task.done() for client in clients[1:7]), "their capacity is free at once"
+        newcomers = [FakeClient(app, b"%d" % number) for number in range(10, 16)]
         await settle()
         gate.gate.set()
-        await asyncio.gather(*(caller.task for caller in [*clients, *newcomers]))
+        await asyncio.gather(*(client.task for client in [*clients, *newcomers]))
         assert gate.batches == [[0], [7], [10], [11], [12], [13], [14], [15]]
-        assert all(caller.status is None for caller in clients[1:7])
+        assert all(client.status is None for client in clients[1:7])
         received, ended = await counted(app)
         assert received == sum(ended.values())
         assert ended == {("/v1/classify", "200"): 8, ("/v1/classify", "disconnected"): 6}
@@ -156,13 +156,13 @@ def test_with_an_engine_that_hangs_clients_get_504_at_the_deadline() -> None:
     async def scene() -> None:
         gate = GatedRunner()
         app = await app_behind(gate, deadline_s=3.0)
-        caller = Caller(app, b"1")
-        await caller.task
+        client = FakeClient(app, b"1")
+        await client.task
         assert asyncio.get_running_loop().time() < 3.1
-        assert caller.status == 504
-        assert json.loads(caller.body)["error"]["code"] == "deadline_exceeded"
+        assert client.status == 504
+        assert json.loads(client.body)["error"]["code"] == "deadline_exceeded"
         gate.gate.set()
-        after = Caller(app, b"2")
+        after = FakeClient(app, b"2")
         await after.task
         assert after.status == 200
 
@@ -172,11 +172,11 @@ def test_with_an_engine_that_hangs_clients_get_504_at_the_deadline() -> None:
 def test_a_request_that_is_cancelled_by_shutdown_gets_503() -> None:
     async def scene() -> None:
         app = await app_behind(GatedRunner())
-        caller = Caller(app, b"1")
+        client = FakeClient(app, b"1")
         await settle()
-        caller.task.cancel()
-        await asyncio.gather(caller.task, return_exceptions=True)
-        assert caller.status == 503
-        assert json.loads(caller.body)["error"]["code"] == "not_ready"
+        client.task.cancel()
+        await asyncio.gather(client.task, return_exceptions=True)
+        assert client.status == 503
+        assert json.loads(client.body)["error"]["code"] == "not_ready"
 
     run(scene())

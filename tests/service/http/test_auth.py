@@ -87,7 +87,7 @@ def test_a_file_without_keys_stops_the_startup(tmp_path: Path) -> None:
             ApiKeys.from_env({}, str(tmp_path / name))
 
 
-class Shelf:
+class FakeKeyFile:
     """A key file and a fake clock."""
 
     def __init__(self, folder: Path, text: str) -> None:
@@ -105,8 +105,8 @@ class Shelf:
         self.path.write_text(text)
         os.utime(self.path, (self.now_s, self.now_s))
 
-    def opening(self) -> list[str]:
-        """Who may come in."""
+    def accepted(self) -> list[str]:
+        """Return the keys that are accepted."""
         names = ("alice", "bob", "carol", "of-the-environment", "")
         return [name for name in names if self.keys.authenticates(sent(f"Bearer {name}".encode()))]
 
@@ -115,38 +115,38 @@ ALL = ["alice", "bob", "of-the-environment"]
 
 
 def test_a_key_that_is_removed_from_the_file_is_revoked_without_a_restart(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, "alice\nbob\n")
-    assert shelf.opening() == ALL
-    shelf.write("bob\ncarol\n")
-    shelf.now_s += 3600
-    assert shelf.opening() == ["bob", "carol", "of-the-environment"], (
+    fake = FakeKeyFile(tmp_path, "alice\nbob\n")
+    assert fake.accepted() == ALL
+    fake.write("bob\ncarol\n")
+    fake.now_s += 3600
+    assert fake.accepted() == ["bob", "carol", "of-the-environment"], (
         "the first request after a long pause uses the current file"
     )
 
 
 def test_a_file_that_is_being_written_changes_nothing_until_it_is_complete(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, "alice\nbob\n")
+    fake = FakeKeyFile(tmp_path, "alice\nbob\n")
     for text in ("", "car", "carol\nali"):
-        shelf.write(text)
-        shelf.now_s += 0.6
-        assert shelf.opening() == ALL
-    shelf.write("carol\nalice\n")
-    shelf.now_s += 1.1
-    assert shelf.opening() == ["alice", "carol", "of-the-environment"]
+        fake.write(text)
+        fake.now_s += 0.6
+        assert fake.accepted() == ALL
+    fake.write("carol\nalice\n")
+    fake.now_s += 1.1
+    assert fake.accepted() == ["alice", "carol", "of-the-environment"]
 
 
 def test_a_file_with_a_future_timestamp_is_read_when_it_was_unchanged_twice(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, "alice\nbob\n")
-    shelf.now_s += 10_000
-    shelf.write("bob\n")
-    shelf.now_s -= 9_000
-    assert shelf.opening() == ALL
-    shelf.now_s += 1
-    assert shelf.opening() == ["bob", "of-the-environment"]
+    fake = FakeKeyFile(tmp_path, "alice\nbob\n")
+    fake.now_s += 10_000
+    fake.write("bob\n")
+    fake.now_s -= 9_000
+    assert fake.accepted() == ALL
+    fake.now_s += 1
+    assert fake.accepted() == ["bob", "of-the-environment"]
 
 
 def test_the_file_is_checked_once_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf, looks, stat = Shelf(tmp_path, "alice\nbob\n"), [], Path.stat
+    fake, looks, stat = FakeKeyFile(tmp_path, "alice\nbob\n"), [], Path.stat
 
     def look(path: Path) -> os.stat_result:
         looks.append(path)
@@ -154,31 +154,31 @@ def test_the_file_is_checked_once_a_second_at_most(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "stat", look)
     for _ in range(40):
-        shelf.now_s += 0.25
-        shelf.keys.authenticates(sent(b"Bearer alice"))
+        fake.now_s += 0.25
+        fake.keys.authenticates(sent(b"Bearer alice"))
     assert len(looks) == 10
 
 
 def test_an_empty_file_revokes_all_of_its_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shelf = Shelf(tmp_path, "alice\nbob\n")
-    assert shelf.opening() == ALL
-    shelf.write("\n")
+    fake = FakeKeyFile(tmp_path, "alice\nbob\n")
+    assert fake.accepted() == ALL
+    fake.write("\n")
     for _ in range(5):
-        shelf.now_s += 10
-        assert shelf.opening() == ["of-the-environment"]
+        fake.now_s += 10
+        assert fake.accepted() == ["of-the-environment"]
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert record.getMessage().endswith("is empty: all of its keys are revoked")
-    shelf.write("alice\n")
-    shelf.now_s += 10
-    assert shelf.opening() == ["alice", "of-the-environment"]
+    fake.write("alice\n")
+    fake.now_s += 10
+    assert fake.accepted() == ["alice", "of-the-environment"]
 
 
 def test_when_its_only_source_of_keys_is_emptied_the_service_is_closed_and_not_open(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, "alice\n")
-    keys = ApiKeys([], KeyFile(str(shelf.path), shelf.clock), shelf.clock)
-    shelf.write("")
-    shelf.now_s += 10
+    fake = FakeKeyFile(tmp_path, "alice\n")
+    keys = ApiKeys([], KeyFile(str(fake.path), fake.clock), fake.clock)
+    fake.write("")
+    fake.now_s += 10
     for value in (b"Bearer alice", b"Bearer ", b"Bearer"):
         with pytest.raises(Unauthorized):
             keys.check(sent(value))
@@ -190,27 +190,27 @@ def test_when_its_only_source_of_keys_is_emptied_the_service_is_closed_and_not_o
 def test_a_file_that_is_gone_or_malformed_leaves_its_last_keys_valid_and_an_error_every_minute(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    shelf = Shelf(tmp_path, "alice\nbob\n")
+    fake = FakeKeyFile(tmp_path, "alice\nbob\n")
     if damage == "removed":
-        shelf.path.unlink()
+        fake.path.unlink()
     elif damage == "scrambled":
-        shelf.path.write_bytes(b"\xff\xfe")
+        fake.path.write_bytes(b"\xff\xfe")
     else:
-        shelf.write("SENTINEL until tomorrow\n")
+        fake.write("SENTINEL until tomorrow\n")
     for _ in range(14):
-        shelf.now_s += 10
-        assert shelf.opening() == ALL
+        fake.now_s += 10
+        assert fake.accepted() == ALL
     assert len(caplog.records) == 3, "at once, after a minute and after two"
     for record in caplog.records:
         assert record.levelno == logging.ERROR
         assert record.getMessage().startswith("The last keys that were read stay valid: ")
         assert "SENTINEL" not in record.getMessage()
-    shelf.write("alice\n")
-    shelf.now_s += 10
-    assert shelf.opening() == ["alice", "of-the-environment"]
+    fake.write("alice\n")
+    fake.now_s += 10
+    assert fake.accepted() == ["alice", "of-the-environment"]
     caplog.clear()
-    shelf.now_s += 600
-    shelf.opening()
+    fake.now_s += 600
+    fake.accepted()
     assert not caplog.records
 
 
@@ -223,13 +223,13 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 def test_an_expired_key_is_refused_and_a_key_is_still_required(tmp_path: Path) -> None:
     # The clock stands at 2027-01-15T08:01:00Z.
-    shelf = Shelf(tmp_path, "alice 2027-01-15T08:02:00Z\nbob 2027-01-16\ncarol 2027-01-15T08:00:00Z\n")
-    assert shelf.opening() == ALL
-    shelf.now_s += 60
-    assert shelf.opening() == ["bob", "of-the-environment"]
-    shelf.now_s += 86_400
-    assert shelf.opening() == ["of-the-environment"]
-    over = ApiKeys([], KeyFile(str(shelf.path), shelf.clock), shelf.clock)
+    fake = FakeKeyFile(tmp_path, "alice 2027-01-15T08:02:00Z\nbob 2027-01-16\ncarol 2027-01-15T08:00:00Z\n")
+    assert fake.accepted() == ALL
+    fake.now_s += 60
+    assert fake.accepted() == ["bob", "of-the-environment"]
+    fake.now_s += 86_400
+    assert fake.accepted() == ["of-the-environment"]
+    over = ApiKeys([], KeyFile(str(fake.path), fake.clock), fake.clock)
     with pytest.raises(Unauthorized):
         over.check(sent())
 
