@@ -70,7 +70,11 @@ def collect(runs: Sequence[SweepRun], out_dir: Path) -> Tables:
             **{columns[key]: _plain(value) for key, value in run.point.items()},
             "config_hash": run.config_hash,
         }
-        measured = {key: _plain(value) for key, value in result.items() if key not in COST_COLUMNS}
+        measured = {
+            key: _plain(value)
+            for key, value in result.items()
+            if key not in COST_COLUMNS and not isinstance(value, list)
+        }
         machine = {
             "hardware": environment.get("device", ""),
             "commit": (environment.get("git") or {}).get("commit", ""),

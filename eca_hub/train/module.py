@@ -5,6 +5,7 @@ Batches arrive as uint8 pixels and are normalized on the training device, by the
 Shapes: N images, H height, W width, K classes.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.distributed.fsdp import shard_model
 from eca_hub.train.ema import EMA
+from eca_hub.train.losses import ClassificationLoss, ClassWeights, LossName, balanced_weights
 from eca_hub.train.metrics import ClassificationMetrics
 from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
 from eca_hub.train.optim import OptimConfig
@@ -50,6 +52,9 @@ class ImageClassifier(TrainingModule):
         freeze: `none`; `norms`, which keep their statistics as well; or `backbone`, so that only the head is trained
             (a linear probe).
         optim: Optimizer and learning rate.
+        loss: `cross_entropy`; or `bce`, the binary cross entropy of each class against the others.
+        class_weights: `balanced` weighs the training loss of each class by the inverse of its number of images, for
+            data in which some classes are rare; see also data.balanced_sampling.
         label_smoothing: Share of each target that is spread over all classes.
         mix: MixUp and CutMix.
         ema_decay: Decay of an exponential moving average of the weights, such as 0.9999; the average is then validated
@@ -58,6 +63,7 @@ class ImageClassifier(TrainingModule):
         distill_alpha: Share of the loss that the teacher sets.
         distill_temperature: Temperature of the softmax of teacher and student.
         drop_rate: Share of the features before the head that are dropped.
+        drop_path_rate: Share of the residual branches that are dropped (stochastic depth), for networks that have it.
         channels_last: Use the channels_last memory format. On a CPU a step of ResNet-18 at 128 px is then 1.1 times as
             fast, one of ResNet-20 at 32 px 1.3 times; the last bits then depend on the number of threads.
         compile: Use torch.compile.
@@ -75,6 +81,8 @@ class ImageClassifier(TrainingModule):
         revision: str | None = None,
         freeze: Freeze = "none",
         optim: OptimConfig = OptimConfig(),
+        loss: LossName = "cross_entropy",
+        class_weights: ClassWeights = "none",
         label_smoothing: float = 0.0,
         mix: MixUpConfig = MixUpConfig(),
         ema_decay: float = 0.0,
@@ -82,6 +90,7 @@ class ImageClassifier(TrainingModule):
         distill_alpha: float = 0.5,
         distill_temperature: float = 2.0,
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
         channels_last: bool = False,
         compile: bool = False,
         labels: Sequence[str] = (),
@@ -115,14 +124,16 @@ class ImageClassifier(TrainingModule):
                 )
             )
             self.model = build_model(self.config)
-        set_drop_rates(self.model, self.config, drop_rate=drop_rate)
+        set_drop_rates(self.model, self.config, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         freeze_parameters(self.model, self.config, freeze)
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.optim_config = optim
         self.last_lr = optim.lr
         self.transform = EvalTransform(image)
-        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.loss = ClassificationLoss(loss, label_smoothing)
+        self._train_loss = ClassificationLoss(loss, label_smoothing)
+        self._class_weights = class_weights
         num_classes = self.config.num_classes
         self.metrics = nn.ModuleDict(
             {
@@ -143,6 +154,20 @@ class ImageClassifier(TrainingModule):
         # Lightning trains a module in the mode in which it is given.
         self.train()
 
+    def setup(self, stage: str) -> None:
+        """Set the weights of the classes, and refuse batches that are too small for the norms, before training.
+
+        Raises:
+            InvalidConfig: a process has batches of one image, and the norms of the network cannot train on it.
+        """
+        if stage != "fit":
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self._class_weights == "balanced":
+            self._train_loss.class_weights_K = balanced_weights(data.class_counts())
+        if min(data.batch_size, data.num_images("train") // self.trainer.world_size) == 1:
+            self._check_batch_of_one()
+
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """Map uint8 pixels (N, 3, H, W) to logits (N, K)."""
         logits_NK: Tensor = self.model(self._normalized(pixels_N3HW))
@@ -154,7 +179,7 @@ class ImageClassifier(TrainingModule):
         seed_rng(derive_seed("step", self.seed, *position), self.device)
         x_N3HW, target = self._mix(self._normalized(batch.pixels), batch.targets)
         logits_NK = self._run_model[0](x_N3HW)
-        loss: Tensor = self.loss(logits_NK, target)
+        loss: Tensor = self._train_loss(logits_NK, target)
         if self._teacher is not None:
             # The teacher computes in float32, also beside a student whose weights are bfloat16 or float64.
             teacher_NK = self._teacher(x_N3HW.float()).to(logits_NK.dtype) / self._temperature
@@ -275,6 +300,19 @@ class ImageClassifier(TrainingModule):
         image = self.config.image
         blank = torch.zeros(1, image.in_chans, image.height_px, image.width_px, dtype=torch.uint8, device=self.device)
         self._run_model[0](self._normalized(blank))
+
+    def _check_batch_of_one(self) -> None:
+        image = self.config.image
+        blank = torch.zeros(1, image.in_chans, image.height_px, image.width_px)
+        try:
+            # A copy, because norms in training update their statistics.
+            copy.deepcopy(self.model).float().cpu()(blank)
+        except ValueError:
+            raise InvalidConfig(
+                f"Batches have one image, and the last feature map of {self.config.architecture} at "
+                f"{image.height_px} x {image.width_px} px is 1 x 1 px: batch norms need more than one value.",
+                hint="Raise --data.batch_size or the image size, or give --model.freeze norms.",
+            ) from None
 
     def _normalized(self, pixels_N3HW: Tensor) -> Tensor:
         x_N3HW = self.transform.normalize(pixels_N3HW).contiguous(memory_format=self._memory_format)

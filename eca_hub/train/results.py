@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.plots import draw_confusion, draw_curves, write_classes
 
+_MAX_CLASSES_IN_RESULT = 100
 _SAME_SPLIT = "The epoch was chosen on the images that it is tested on, because one split serves for both."
 
 
@@ -64,6 +66,7 @@ def finalize_run(
     module.ema = None
     [measured] = trainer.test(module, datamodule=data, verbose=False)
     confusion_KK = module.metrics_for("test").compute_confusion().cpu()
+    per_class = {name: values.tolist() for name, values in module.metrics_for("test").compute_per_class().items()}
     if not trainer.is_global_zero:
         return
     num_train, num_test = data.num_images("train"), int(confusion_KK.sum())
@@ -71,10 +74,12 @@ def finalize_run(
     num_batches = int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
     batch_size = min(data.batch_size * trainer.world_size, num_train)
     # The metric is a float32; the share of correct answers that it stands for is exact.
-    result = {
+    result: dict[str, Any] = {
         "test_top1": int(confusion_KK.trace()) / num_test,
         "test_top5": round(float(measured["test_top5"]) * num_test) / num_test,
         "test_macro": round(float(measured["test_macro"]), 6),
+        "test_macro_f1": round(float(measured["test_macro_f1"]), 6),
+        "test_calibration_error": round(float(measured["test_calibration_error"]), 6),
         "test_loss": measured["test_loss"],
         "val_top1": None if val_top1 is None else round(val_top1, 6),
         "val_top5": None if val_top5 is None else round(val_top5, 6),
@@ -91,6 +96,12 @@ def finalize_run(
     write_classes(confusion_KK, data.labels, run_dir / "classes.csv")
     if (run_dir / "metrics.csv").is_file():
         draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
+    if len(data.labels) <= _MAX_CLASSES_IN_RESULT:
+        result["classes"] = [
+            {"label": label} | {name: _rounded(values[index]) for name, values in per_class.items()}
+            for index, label in enumerate(data.labels)
+        ]
+        result["confusion"] = confusion_KK.tolist()
     write_atomic(run_dir / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     facts = _card_facts(trainer, module, data, result)
     # A new network: the trained one may be sharded, or have norms for training only.
@@ -98,6 +109,11 @@ def finalize_run(
     network.load_state_dict(weights)
     save_pretrained(network, run_dir / "model", config=module.config, facts=facts)
     _print_result(result, run_dir, _SAME_SPLIT if data.has_single_eval_split else "")
+
+
+def _rounded(value: float) -> float | None:
+    """Round a metric for JSON, which has no NaN: the recall of a class without images."""
+    return None if math.isnan(value) else round(value, 6)
 
 
 def write_environment(trainer: Trainer, run_dir: Path) -> None:

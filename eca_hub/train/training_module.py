@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
 from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor
 from eca_hub.train.ema import EMA
-from eca_hub.train.optim import OptimConfig, lr_factor, make_optimizer
+from eca_hub.train.optim import OptimConfig, clip_adaptively, lr_factor, make_optimizer
 
 
 class TrainingModule(LightningModule):
@@ -86,6 +86,14 @@ class TrainingModule(LightningModule):
             broadcast_buffers(self.model)
         if self.ema is not None:
             self.ema.update(self.model, self.global_step)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as the trainer is asked to, and adaptively with `optim.agc`."""
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.optim_config.agc:
+            clip_adaptively(self.optim_config, self.model, self.head_weights())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the average beside the weights, and what `carry_over` compares."""

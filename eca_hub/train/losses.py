@@ -1,0 +1,59 @@
+"""Losses of classification.
+
+Shapes: N images, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
+
+LossName = Literal["cross_entropy", "bce"]
+ClassWeights = Literal["none", "balanced"]
+
+
+class ClassificationLoss(nn.Module):
+    """Cross entropy, or binary cross entropy of each class against the others.
+
+    Args:
+        name: `cross_entropy`, or `bce` as in "ResNet strikes back" (Wightman et al. 2021).
+        label_smoothing: Share of each target that is spread over all classes.
+    """
+
+    def __init__(self, name: LossName = "cross_entropy", label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self._name = name
+        self._label_smoothing = label_smoothing
+        self.class_weights_K: Tensor | None = None
+        """Weight of each class; set before training, and no part of a checkpoint."""
+
+    def forward(self, logits_NK: Tensor, target: Tensor) -> Tensor:
+        """Return the mean loss.
+
+        Args:
+            logits_NK: Of the network.
+            target: Class indices (N,), or the share of each class (N, K) after MixUp.
+        """
+        weights_K = None if self.class_weights_K is None else self.class_weights_K.to(logits_NK)
+        if self._name == "cross_entropy":
+            return cross_entropy(logits_NK, target, weights_K, label_smoothing=self._label_smoothing)
+        num_classes = logits_NK.shape[1]
+        share_NK = one_hot(target, num_classes) if target.ndim == 1 else target
+        share_NK = share_NK.to(logits_NK.dtype)
+        if weights_K is not None:
+            # A term weighs what the class of its image weighs, as in cross_entropy.
+            weights_N1 = share_NK @ weights_K[:, None]
+            weights_NK = (weights_N1 / weights_N1.mean()).expand_as(share_NK)
+        else:
+            weights_NK = None
+        share_NK = share_NK * (1 - self._label_smoothing) + self._label_smoothing / num_classes
+        return binary_cross_entropy_with_logits(logits_NK, share_NK, weights_NK)
+
+
+def balanced_weights(class_counts: Sequence[int]) -> Tensor:
+    """Return weights inverse to the number of images of each class, whose mean over the images is 1: (K,)."""
+    counts_K = torch.tensor(class_counts, dtype=torch.float32)
+    weights_K: Tensor = counts_K.sum() / (len(counts_K) * counts_K)
+    return weights_K
