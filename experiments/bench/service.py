@@ -208,7 +208,8 @@ def make_package(architecture: str, folder: Path) -> None:
 
     labels = tuple(f"class {index}" for index in range(1000))
     config = eca_hub.ModelConfig(architecture, labels=labels, image=eca_hub.ImageConfig(224, 224))
-    eca_hub.save_pretrained(eca_hub.create_model(architecture), folder, config=config)
+    model = eca_hub.create_model(architecture, attention=config.attention)
+    eca_hub.save_pretrained(model, folder, config=config)
 
 
 def say(line: str) -> None:

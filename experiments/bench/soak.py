@@ -222,7 +222,8 @@ def main(argv: list[str]) -> int:
         _save_model(Path(folder) / _MODEL)
         # From here the folder's path reads like a model id, by which it can be loaded again.
         os.chdir(folder)
-        options = ["--model", _MODEL, "--port", "0", "--header_timeout_s", "2", "--body_timeout_s", "2"]
+        options = ["--model", _MODEL, "--allow_repos", _MODEL, "--port", "0"]
+        options += ["--header_timeout_s", "2", "--body_timeout_s", "2"]
         environment = {"ECA_ADMIN_KEYS": _ADMIN_KEY, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
         served = Served("eca-hub", ["-m", "eca_hub", "serve", *options], "/v1/classify", photo, environment)
         with started(served) as server:
