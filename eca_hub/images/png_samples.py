@@ -12,7 +12,7 @@ from eca_hub.images.containers import StrippedImage
 _log = logging.getLogger(__name__)
 
 # 16-bit samples that stay below this use 12 bits at most.
-_DARK_UPPER_BYTE = 16
+_DARK_BELOW = 2**12
 
 _LOW_BYTE_RAW_MODES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 
@@ -34,22 +34,21 @@ def read_sample_format(
             transparent = tuple(value * 255 // (2**stripped.sample_bits - 1) for value in transparent)
         return SampleFormat(transparent=transparent), None
     is_gray = image.mode.startswith("I")
-    max_upper_byte = _max_sample(image) >> 8 if is_gray else _max_sample(image)
-    stated_bits = stripped.significant_bits if bit_depth is None else bit_depth
-    if stated_bits is None and 0 < max_upper_byte < _DARK_UPPER_BYTE:
+    # Of colors the upper bytes are known: the largest sample is at least this.
+    max_sample = _max_sample(image) if is_gray else _max_sample(image) << 8
+    num_bits = stripped.significant_bits if bit_depth is None else bit_depth
+    if num_bits is None and max_sample < _DARK_BELOW and (max_sample > 0 or not is_gray):
         _warn_dark()
-    num_bits = stated_bits if stated_bits is not None and 0 < stated_bits < 16 else 16
     # The PNG standard asks encoders to scale samples to all 16 bits, and sBIT only says how many are exact. Many
     # instruments do not scale: then no sample is beyond the stated bits.
-    if bit_depth is None and max_upper_byte >= max(1, 2**num_bits >> 8):
+    if num_bits is None or not 0 < num_bits < 16 or (bit_depth is None and max_sample >= 2**num_bits):
         num_bits = 16
-    if is_gray:
-        if bit_depth is None and num_bits < 8 and _max_sample(image) >= 2**num_bits:
-            num_bits = 16
-        return SampleFormat(num_bits, transparent), None
-    if num_bits == 16 and transparent is None:
-        return SampleFormat(), None
-    return SampleFormat(num_bits, transparent), _decode_low_bytes(image, stripped)
+    if is_gray or (num_bits == 16 and transparent is None):
+        return SampleFormat(num_bits, transparent if is_gray else None), None
+    low_bytes = _decode_low_bytes(image, stripped)
+    if bit_depth is None and max_sample + _max_sample(low_bytes) >= 2**num_bits:
+        num_bits = 16
+    return SampleFormat(num_bits, transparent), low_bytes
 
 
 def _max_sample(image: Image.Image) -> int:

@@ -51,12 +51,15 @@ class ImageConfig:
             raise InvalidConfig(f"crop is {self.crop}; it must be above 0 and at most 1.")
         if self.in_chans not in (1, 3):
             raise InvalidConfig(f"in_chans is {self.in_chans}; it must be 3 (RGB) or 1 (gray).")
-        if self.in_chans == 1 and (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
-            object.__setattr__(self, "mean", (round(sum(IMAGENET_MEAN) / 3, 3),))
-            object.__setattr__(self, "std", (round(sum(IMAGENET_STD) / 3, 3),))
+        if self.in_chans == 1:
+            # The defaults are those of RGB.
+            for name in ("mean", "std"):
+                numbers = tuple(getattr(self, name))
+                if len(numbers) == 3:
+                    object.__setattr__(self, name, (round(sum(numbers) / 3, 3),))
         if {len(self.mean), len(self.std)} != {self.in_chans} or min(self.std) <= 0:
-            numbers = "one number" if self.in_chans == 1 else "three numbers"
-            raise InvalidConfig(f"mean is {self.mean} and std {self.std}; each needs {numbers}, std above 0.")
+            needed = "one number" if self.in_chans == 1 else "three numbers"
+            raise InvalidConfig(f"mean is {self.mean} and std {self.std}; each needs {needed}, std above 0.")
         if self.bit_depth is not None and not 1 <= self.bit_depth <= 16:
             raise InvalidConfig(f"bit_depth is {self.bit_depth}; it must be 1 to 16.")
 

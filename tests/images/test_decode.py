@@ -202,11 +202,25 @@ def test_the_bit_depth_may_be_given_where_the_file_does_not_state_it(num_channel
 
 
 def test_a_nearly_black_image_of_unknown_bit_depth_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    for samples in (RAMP << 4, RAMP, with_channels(RAMP, 3)):
+        _warn_dark.cache_clear()
+        caplog.clear()
+        for _ in range(2):
+            decode_image(png_of_samples(samples))
+        [record] = caplog.records
+        assert "bit_depth" in record.message
     _warn_dark.cache_clear()
-    for _ in range(2):
-        decode_image(png_of_samples(RAMP << 4))
-    [record] = caplog.records
-    assert "bit_depth" in record.message
+    caplog.clear()
+    decode_image(png_of_samples(RAMP * 257))
+    decode_image(png_of_samples(RAMP * 0))
+    assert not caplog.records
+
+
+def test_stated_bits_that_samples_exceed_are_not_believed() -> None:
+    for num_channels in (1, 3):
+        samples = with_channels(RAMP, num_channels)
+        stated = png_of_samples(samples, chunk(b"sBIT", b"\5" * num_channels))
+        assert decode_image(stated).tobytes() == decode_image(png_of_samples(samples)).tobytes()
 
 
 def test_interlaced_colors_of_twelve_bits_are_scaled() -> None:

@@ -113,6 +113,13 @@ def test_the_bit_depth_of_the_configuration_reaches_the_pixels() -> None:
         assert transform.resize_and_crop(transform.decode(source)).min() == 255
 
 
+def test_the_defaults_for_color_are_averaged_for_a_gray_network() -> None:
+    assert ImageConfig(in_chans=1).mean == (0.449,)
+    config = ImageConfig(in_chans=1, mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35))
+    assert (config.mean, config.std) == ((0.3,), (0.35,))
+    assert ImageConfig(in_chans=1, mean=(0.2,), std=(0.4,)).mean == (0.2,)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"in_chans": 4}, "in_chans is 4"), ({"bit_depth": 17}, "bit_depth is 17"), ({"mean": (0.5,)}, "three numbers")],
