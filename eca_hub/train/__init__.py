@@ -1,1 +1,1 @@
-"""Training: a LightningModule, the data it learns from, and what a run leaves behind."""
+"""Training: LightningModules, their data, and the results of a run."""

@@ -4,7 +4,7 @@ The learning rate is a pure function of the step, so it needs no saved state.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -114,7 +114,7 @@ def lr_factor(config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> C
     return factor
 
 
-def clip_adaptively(config: OptimConfig, model: nn.Module, head: set[str]) -> None:
+def clip_adaptively(config: OptimConfig, model: nn.Module, head: Collection[str]) -> None:
     """Clip each gradient by the norm of its weights (Brock et al. 2021); the head is not clipped.
 
     Args:

@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
 from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor
 from eca_hub.train.ema import EMA
@@ -36,6 +38,7 @@ class TrainingModule(LightningModule):
     """Learning rate of the last step, of the first parameter group."""
     base_model: str = ""
     """Id of the hub's model from which training starts; empty for a folder or random weights."""
+    _head: frozenset[str] | set[str] = frozenset()
     _num_missing_forwards: int = 0
     _schedule: Callable[[int], float] = staticmethod(lambda step: 1.0)
 
@@ -61,17 +64,29 @@ class TrainingModule(LightningModule):
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         # Without a limit a cosine is refused, and the other schedules do not need the number.
         self._schedule = self.make_schedule(0 if math.isinf(num_steps) else int(num_steps), steps_per_epoch)
+        if self.optim_config.agc:
+            self._head = self.head_weights()
         [config] = self.trainer.lr_scheduler_configs
         for group, base_lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.base_lrs, strict=True):
             group["lr"] = base_lr * self._schedule(self.global_step)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer, and the schedule of its learning rates by steps."""
+        if self.optim_config.agc and self.device_mesh is not None:
+            raise InvalidConfig(
+                "--model.optim.agc needs the norms of full weights, which --trainer.strategy fsdp shards.",
+                hint="Give --trainer.gradient_clip_val instead.",
+            )
         optimizer = make_optimizer(self.optim_config, self.model)
         # The number of steps is not known yet: asking for it would start the data loader before the position in
         # training is restored. A lambda, because LambdaLR saves the attributes of anything else.
         scheduler = LambdaLR(optimizer, lambda step: self._schedule(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradients adaptively, if asked to."""
+        if self.optim_config.agc:
+            clip_adaptively(self.optim_config, self.model, self._head)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

@@ -13,7 +13,7 @@ SMALL = ImageConfig(height_px=8, width_px=8, crop=1.0)
 
 
 def png(shade: int, side_px: int = 12) -> bytes:
-    """Encode a picture of one colour."""
+    """Encode an image of one color."""
     buffer = io.BytesIO()
     Image.new("RGB", (side_px, side_px), (shade, 255 - shade, 0)).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -51,7 +51,7 @@ def take_one_class(root: Path) -> None:
 
 
 def take_every_file(root: Path) -> None:
-    """Leave the classes without pictures."""
+    """Leave the classes without images."""
     for path in root.rglob("*.png"):
         path.unlink()
 

@@ -1,4 +1,4 @@
-"""Data that cannot be learnt from: one sentence of the command, exit code 2, and no traceback."""
+"""Data that cannot be trained on: one sentence, exit code 2, and no traceback."""
 
 import shutil
 import subprocess
@@ -31,7 +31,7 @@ def _take_train(root: Path) -> None:
 
 def _break_every_file(root: Path) -> None:
     for path in root.rglob("*.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"not an image")
 
 
 def _break_one_file(root: Path) -> None:
@@ -70,14 +70,14 @@ def words_for(root: Path, spoil: Callable[[Path], None]) -> list[str]:
     write_folder(root)
     spoil(root)
     data = "ParquetData" if "parquet" in spoil.__name__ else "ImageFolderData"
-    # Three pictures in a batch, so that of a single broken file the rest is learnt from.
+    # Three images in a batch, so that beside a broken one there are others.
     small = "--data.batch_size 3 --data.image.height_px 8 --data.image.width_px 8 --model.architecture resnet20"
     run = ["--run_dir", str(root.with_name("run")), "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     return ["fit", "--data", data, "--data.root", str(root), *small.split(), *run]
 
 
 @pytest.mark.parametrize(("spoil", "sentence"), CASES)
-def test_data_that_cannot_be_learnt_from_are_one_sentence(
+def test_data_that_cannot_be_trained_on_are_one_sentence(
     spoil: Callable[[Path], None], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words_for(tmp_path / "set", spoil)) == 2
@@ -86,7 +86,7 @@ def test_data_that_cannot_be_learnt_from_are_one_sentence(
     assert len(said.splitlines()) == 1
 
 
-def test_when_the_data_are_mended_the_same_command_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_when_the_data_are_repaired_the_same_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*words_for(tmp_path / "set", _break_every_file), "--trainer.max_epochs", "1"]
     assert main(words) == 2
     shutil.rmtree(tmp_path / "set")
@@ -97,7 +97,7 @@ def test_when_the_data_are_mended_the_same_command_starts(tmp_path: Path, capsys
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize(("spoil", "sentence"), CASES)
-def test_a_process_says_it_and_nothing_else(
+def test_a_process_prints_one_sentence_and_nothing_else(
     spoil: Callable[[Path], None], sentence: str, num_workers: int, tmp_path: Path
 ) -> None:
     words = [*words_for(tmp_path / "set", spoil), "--data.num_workers", str(num_workers)]

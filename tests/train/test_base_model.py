@@ -1,4 +1,4 @@
-"""A package tells which model of a hub it was fine-tuned from: that one, and no other."""
+"""The card of a package names the hub's model from which it was fine-tuned, and no other."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FROM = "--model.from_pretrained"
 ONE_EPOCH = CONFIG.replace("max_epochs: 3", "max_epochs: 1")
 
 
-def test_what_was_fine_tuned_from_a_model_of_a_hub_names_it_there(
+def test_a_network_fine_tuned_from_a_model_of_the_hub_names_it(
     hub: Hub, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", hub.token)
@@ -29,7 +29,9 @@ def test_what_was_fine_tuned_from_a_model_of_a_hub_names_it_there(
 
 
 @pytest.mark.parametrize("start", ["folder", "scratch"])
-def test_what_has_no_model_of_a_hub_to_name_names_none(start: str, tiny_package: Path, tmp_path: Path) -> None:
+def test_a_network_trained_from_a_folder_or_from_scratch_names_no_base_model(
+    start: str, tiny_package: Path, tmp_path: Path
+) -> None:
     options = (FROM, str(tiny_package)) if start == "folder" else ()
     assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0
     card = ModelCard.load(tmp_path / "run" / "model" / "README.md")

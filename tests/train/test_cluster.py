@@ -1,4 +1,4 @@
-"""The ways to many GPUs in experiments/cluster: each parses, and its training command is one that we understand."""
+"""The cluster files of experiments/configs/cluster parse, and their training commands are valid."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ VARIABLES = {"FIRST": "node1", "IMAGENET": "/data/imagenet", "RUN": "/runs/resne
 
 
 def words_of(name: str, folder: Path) -> list[str]:
-    """What a file starts: the words that its shell hands to the launcher, or those of its container."""
+    """Return the command that a file starts: from its shell script, or of its container."""
     if name.endswith(".yaml"):
         [container] = job()["spec"]["template"]["spec"]["containers"]
         return [*container["command"], *container["args"]]
@@ -45,7 +45,7 @@ def option(words: list[str], name: str) -> str:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_training_command_is_understood(
+def test_the_training_command_is_valid(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = words_of(name, tmp_path)
@@ -73,7 +73,7 @@ def test_as_many_processes_are_started_as_the_trainer_expects(name: str, tmp_pat
         assert f"#SBATCH --gpus-per-node={trainer[1]}\n" in text
 
 
-def test_torchrun_understands_its_words(tmp_path: Path) -> None:
+def test_the_options_of_torchrun_are_valid(tmp_path: Path) -> None:
     from torch.distributed.run import get_args_parser
 
     for name in ("torchrun.sh", "kubernetes.yaml"):
@@ -97,5 +97,5 @@ def test_the_pods_of_the_job_find_each_other_and_get_their_gpus() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_file_says_its_command(name: str) -> None:
+def test_every_file_names_its_command(name: str) -> None:
     assert f"experiments/configs/cluster/{name}" in (CLUSTER / name).read_text().split("# Command: ")[1].splitlines()[0]

@@ -1,4 +1,4 @@
-"""`--model.compile true`: the same package comes of it, under the names that everybody knows."""
+"""`--model.compile true` writes the same package, with the same names of weights."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ trainer: {max_epochs: 1, accelerator: cpu, devices: 1}
 """
 
 
-def test_a_compiled_run_leaves_the_weights_that_a_plain_one_leaves(tmp_path: Path) -> None:
+def test_a_compiled_run_writes_the_weights_of_an_uncompiled_one(tmp_path: Path) -> None:
     weights = []
     for name in ("true", "false"):
         run_dir = tmp_path / name

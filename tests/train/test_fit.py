@@ -34,7 +34,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of eight pictures, as class folders and as parquet files."""
+    """Three classes of eight images, as class folders and as parquet files."""
     root = tmp_path_factory.mktemp("data")
     for split in ("train", "val"):
         for number, label in enumerate(("cat", "dog", "eel")):
@@ -64,9 +64,9 @@ def test_every_configuration_trains(
     assert main(["fit", "--config", str(config), "--run_dir", str(tmp_path / "run"), *options]) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     # Beside the class folders of `train` there is `val` alone; of the others, all three splits.
-    is_flattered = "chosen on the pictures that it is measured on" in capsys.readouterr().out
-    assert is_flattered == (words["data"]["class_path"] == "ImageFolderData")
-    assert is_flattered == ("chosen on the pictures" in (tmp_path / "run" / "model" / "README.md").read_text())
+    is_marked = "chosen on the images that it is tested on" in capsys.readouterr().out
+    assert is_marked == (words["data"]["class_path"] == "ImageFolderData")
+    assert is_marked == ("chosen on the images" in (tmp_path / "run" / "model" / "README.md").read_text())
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *LOGS], ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -78,7 +78,7 @@ def test_every_configuration_says_its_claim_command_and_expected_result(config: 
     assert third.startswith("# Expected: ")
 
 
-def test_everything_of_a_run_lies_in_its_folder(run_dir: Path) -> None:
+def test_all_files_of_a_run_are_in_its_folder(run_dir: Path) -> None:
     assert {path.name for path in run_dir.iterdir()} == {
         "checkpoints", "classes.csv", "config.yaml", "confusion.png", "curves.png", "environment.json", "metrics.csv",
         "model", "result.json",
@@ -86,7 +86,7 @@ def test_everything_of_a_run_lies_in_its_folder(run_dir: Path) -> None:
     assert {path.name for path in (run_dir / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
 
 
-def test_the_log_has_a_line_an_epoch_with_loss_and_accuracy(run_dir: Path) -> None:
+def test_metrics_csv_has_a_row_per_epoch_with_loss_and_accuracy(run_dir: Path) -> None:
     with (run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"epoch", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "lr", "images_per_s"} <= set(
@@ -94,7 +94,7 @@ def test_the_log_has_a_line_an_epoch_with_loss_and_accuracy(run_dir: Path) -> No
     )
 
 
-def test_the_published_number_is_that_of_the_package(run_dir: Path) -> None:
+def test_the_published_accuracy_is_that_of_the_package(run_dir: Path) -> None:
     result = json.loads((run_dir / "result.json").read_text())
     classifier = Classifier.from_pretrained(run_dir)
     files = list(DigitsData().png_files("test"))
@@ -106,7 +106,7 @@ def test_the_published_number_is_that_of_the_package(run_dir: Path) -> None:
         assert sum(int(row["num_images"]) for row in csv.DictReader(file)) == len(files)
 
 
-def test_what_was_used_is_written_down(run_dir: Path) -> None:
+def test_the_environment_is_recorded(run_dir: Path) -> None:
     environment = json.loads((run_dir / "environment.json").read_text())
     assert {"torch", "lightning"} <= environment["packages"].keys()
     assert environment["git"] is None or len(environment["git"]["commit"]) == 40
@@ -120,7 +120,7 @@ def test_the_saved_configuration_trains_again(run_dir: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_a_package_is_measured_again(command: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_package_is_evaluated_again(command: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     {"validate": cli.validate, "test": cli.test}[command](
         ["-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]
     )
@@ -131,7 +131,7 @@ def test_a_package_is_measured_again(command: str, run_dir: Path, capsys: pytest
         assert "on 360 images" in said
 
 
-def test_predictions_are_a_row_a_picture(run_dir: Path) -> None:
+def test_predictions_have_a_row_per_image(run_dir: Path) -> None:
     cli.predict(["-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)])
     with (run_dir / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -147,7 +147,7 @@ def test_a_finished_run_is_not_replaced_by_mistake(run_dir: Path, capsys: pytest
     assert (run_dir / "result.json").read_bytes() == before
 
 
-def test_a_run_of_some_steps_is_measured_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_some_steps_is_validated_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", [0, 1] * 12, names=["cat", "dog"])
     small = "--model.architecture resnet20 --data.image.height_px 8 --data.image.width_px 8 --data.batch_size 8"
@@ -169,7 +169,7 @@ def test_a_run_of_some_steps_is_measured_where_it_ends(tmp_path: Path, capsys: p
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.05, 0.1 * 4 / 6])
 
 
-def test_a_run_folder_that_is_a_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").touch()
     assert main(["fit", "--run_dir", str(tmp_path / "run"), "--data", "DigitsData"]) == 2
     assert "cannot be used: Not a directory" in capsys.readouterr().err
@@ -190,7 +190,7 @@ def test_an_unknown_architecture_is_one_sentence(tmp_path: Path, capsys: pytest.
         (["--push_to", "no name"], "no name"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(
+def test_an_invalid_option_is_refused_in_one_sentence(
     args: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", "--run_dir", str(tmp_path / "run"), "--data", "DigitsData", *args]) == 2

@@ -1,4 +1,4 @@
-"""Loggers by YAML: every file of experiments/log writes the numbers of every epoch, and the configuration."""
+"""Loggers by YAML: every file of experiments/configs/log logs the metrics of every epoch and the configuration."""
 
 import csv
 import os
@@ -31,7 +31,7 @@ def fit_logged(work: Path, name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_tensorboard_gets_the_numbers_of_every_epoch(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_metrics_of_every_epoch(tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="pip install 'eca-hub[tensorboard]'"
     )
@@ -42,7 +42,7 @@ def test_tensorboard_gets_the_numbers_of_every_epoch(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("train_top1")] == [3, 7]
 
 
-def test_a_csv_logger_goes_where_it_is_told_to(tmp_path: Path) -> None:
+def test_a_csv_logger_writes_to_the_given_folder(tmp_path: Path) -> None:
     logger = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "log"))
     assert fit(tmp_path / "run", *logger, "--trainer.max_epochs", "1") == 0
     [table] = (tmp_path / "log").rglob("metrics.csv")
@@ -52,7 +52,7 @@ def test_a_csv_logger_goes_where_it_is_told_to(tmp_path: Path) -> None:
     assert "ema_decay: 0.9" in settings.read_text()
 
 
-def test_wandb_gets_the_numbers_and_the_configuration(tmp_path: Path) -> None:
+def test_wandb_gets_the_metrics_and_the_configuration(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="W&B is not installed: pip install wandb")
     fit_logged(tmp_path, "wandb")
     [log] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
@@ -61,7 +61,7 @@ def test_wandb_gets_the_numbers_and_the_configuration(tmp_path: Path) -> None:
         assert name.encode() in content
 
 
-def test_mlflow_gets_the_numbers_and_the_configuration(tmp_path: Path) -> None:
+def test_mlflow_gets_the_metrics_and_the_configuration(tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install mlflow")
     fit_logged(tmp_path, "mlflow")
     with sqlite3.connect(tmp_path / "mlflow.db") as database:

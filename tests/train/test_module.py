@@ -115,3 +115,18 @@ def test_distillation_is_the_cross_entropy_and_the_softened_divergence_from_the_
 def test_shares_that_cannot_work_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InvalidConfig, match=next(iter(options))):
         ImageClassifier("resnet20", labels=LABELS, **options)  # type: ignore[arg-type]
+
+
+def test_adaptive_clipping_limits_the_gradients_by_the_weights_except_in_the_head() -> None:
+    module = ImageClassifier("resnet20", labels=LABELS, image=TINY.image, optim=OptimConfig(agc=0.01))
+    module._head = module.head_weights()
+    for parameter in module.model.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    module.on_before_optimizer_step(make_optimizer(module.optim_config, module.model))
+    for name, parameter in module.model.named_parameters():
+        assert parameter.grad is not None
+        if name in {"fc.weight", "fc.bias"}:
+            assert bool((parameter.grad == 100).all())
+        elif parameter.ndim == 4:
+            ratio = parameter.grad.norm(dim=(1, 2, 3)) / parameter.norm(dim=(1, 2, 3)).clamp(min=1e-3)
+            assert float(ratio.max()) <= 0.0101

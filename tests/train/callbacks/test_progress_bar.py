@@ -46,7 +46,7 @@ def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
     except OSError:
-        # Linux says so when the last process has closed its side.
+        # Linux raises this when the last process has closed its side.
         return b""
 
 
