@@ -175,6 +175,7 @@ class RunCLI(LightningCLI):
         )
         self.checkpoint.check_limits(trainer.max_epochs, trainer.max_steps)
         num_images, batch_size = self.datamodule.num_images("train"), self.datamodule.batch_size * trainer.world_size
+        self.model.check_batch(min(self.datamodule.batch_size, num_images // trainer.world_size))
         check_validation(trainer, max(num_images // batch_size, 1), is_needed=save.keep == "best")
         trainer.callbacks.append(self.checkpoint)  # type: ignore[attr-defined]
 

@@ -274,6 +274,28 @@ class ImageClassifier(TrainingModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] |= self.metrics_for("fit").summed("metrics.fit.")
 
+    def check_batch(self, num_images: int) -> None:
+        """Check that the norms can be trained with a batch of so many images.
+
+        Raises:
+            InvalidConfig: a norm would see a single value per channel: one image, and a feature map of 1 x 1.
+        """
+        if num_images > 1 or self._freeze != "none":
+            return
+        image = self.config.image
+        with torch.device("meta"):
+            network = build_model(self.config).train()
+            try:
+                network(torch.zeros(1, image.in_chans, image.height_px, image.width_px))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise InvalidConfig(
+                    f"A batch of one image of {image.height_px} x {image.width_px} px has a feature map of 1 x 1 in "
+                    f"{self.config.architecture}, which its norms cannot be trained with.",
+                    hint="Give --data.batch_size 2 or more, larger images, --model.stem small or --model.freeze norms.",
+                ) from None
+
     def head_weights(self) -> set[str]:
         """Return the names of the weights that depend on the labels."""
         return head_names(self.config)

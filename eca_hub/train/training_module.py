@@ -54,6 +54,13 @@ class TrainingModule(LightningModule):
         """Return the names of the weights that depend on the labels."""
         return set()
 
+    def check_batch(self, num_images: int) -> None:
+        """Check that the network can be trained with a batch of so many images.
+
+        Raises:
+            InvalidConfig: it cannot.
+        """
+
     def forward_blank(self) -> None:
         """Make one forward of a blank image and discard the result."""
         raise NotImplementedError

@@ -128,5 +128,15 @@ def test_adaptive_clipping_limits_the_gradients_by_the_weights_except_in_the_hea
         if name in {"fc.weight", "fc.bias"}:
             assert bool((parameter.grad == 100).all())
         elif parameter.ndim == 4:
-            ratio = parameter.grad.norm(dim=(1, 2, 3)) / parameter.norm(dim=(1, 2, 3)).clamp(min=1e-3)
+            ratio = parameter.grad.flatten(1).norm(dim=1) / parameter.detach().flatten(1).norm(dim=1).clamp(min=1e-3)
             assert float(ratio.max()) <= 0.0101
+
+
+def test_a_batch_of_one_image_is_refused_where_norms_would_see_one_value() -> None:
+    small = eca_hub.ImageConfig(height_px=32, width_px=32)
+    module = ImageClassifier("resnet18", labels=LABELS, image=small)
+    module.check_batch(2)
+    with pytest.raises(InvalidConfig, match=r"A batch of one image of 32 x 32 px has a feature map of 1 x 1"):
+        module.check_batch(1)
+    ImageClassifier("resnet18", labels=LABELS, image=small, freeze="norms").check_batch(1)
+    ImageClassifier("resnet20", labels=LABELS, image=small).check_batch(1)
