@@ -55,7 +55,7 @@ def _remove_train(root: Path) -> None:
         (add_class_to_test, "The test split of set has the class 'dusk', which the train split does not have."),
     ],
 )
-def test_a_folder_that_cannot_be_learnt_from_is_one_sentence(
+def test_a_folder_that_cannot_be_trained_on_is_one_sentence(
     spoil: Callable[[Path], None], sentence: str, folder: Path
 ) -> None:
     spoil(folder)
