@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import eca_hub
-from eca_service.errors import BadSetting
+from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification, Embedding, WorkItem
 from eca_service.inference.types import ImageResult
@@ -104,6 +104,20 @@ def test_by_default_a_model_runs_in_the_fastest_number_format_that_passes_the_pa
             assert model.info.parity.max_difference <= model.info.parity.allowed_difference
 
     asyncio.run(scene())
+
+
+def test_a_network_that_fails_on_ordinary_images_is_a_typed_error(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Kernel size can't be greater than actual input size")
+
+    monkeypatch.setattr("eca_service.optimize.optimize.optimize_model", fail)
+
+    async def scene() -> None:
+        async with opened(folder, num_engines=1):
+            pass
+
+    with pytest.raises(UnfitModel, match="does not run: RuntimeError"):
+        asyncio.run(scene())
 
 
 def test_each_engine_of_a_lost_device_asks_for_the_end_and_the_process_is_signalled_once(
