@@ -26,6 +26,7 @@ COMMANDS = {
     "card": ("Show and check the model card of a package", "eca_hub.commands.card:main"),
     "verify": ("Check cached models for damage", "eca_hub.commands.verify:main"),
     "convert": ("Convert weights of ECANet, torchvision or timm to a package", "eca_hub.commands.convert:main"),
+    "export": ("Export a model to ONNX, torch.export or TorchScript", "eca_hub.commands.export:main"),
     "complexity": ("Count parameters and multiply-adds, next to the paper's", "eca_hub.commands.complexity:main"),
     "localhub": ("Run a hub on this machine", "eca_hub.commands.localhub:main"),
     "serve": ("Serve models over HTTP", "eca_service.__main__:main"),

@@ -44,6 +44,28 @@ def test_a_list_gives_a_list_and_each_answer_is_that_of_the_picture_alone(classi
     assert classifier.predict([]) == []
 
 
+def test_a_long_list_runs_in_batches_and_reports_progress(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = classifier.probabilities
+
+    def count(pixels_NCHW: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels_NCHW))
+        return forward(pixels_NCHW)
+
+    monkeypatch.setattr(classifier, "probabilities", count)
+    progress: list[tuple[int, int]] = []
+    predictions = classifier.predict(
+        [make_picture()] * 7, batch_size=3, on_progress=lambda done, total: progress.append((done, total))
+    )
+    assert len(predictions) == 7
+    assert sizes == [3, 3, 1]
+    assert progress == [(3, 7), (6, 7), (7, 7)]
+    with pytest.raises(InvalidConfig, match="batch_size is 0"):
+        classifier.predict([make_picture()], batch_size=0)
+
+
 def test_top_k_bounds_how_many_classes_are_named(classifier: Classifier) -> None:
     assert len(classifier.predict(make_picture(), top_k=2)) == 2
     assert len(classifier.predict(make_picture(), top_k=100)) == 3

@@ -5,7 +5,18 @@ import dataclasses
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from eca_hub.hub.card import MODEL_ID_PLACEHOLDER, CardFacts, Result, render_card, set_model_id, sparkline
+from eca_hub.errors import InvalidConfig
+from eca_hub.hub.card import (
+    MODEL_ID_PLACEHOLDER,
+    CardFacts,
+    Result,
+    escape,
+    read_metadata,
+    render_card,
+    set_license,
+    set_model_id,
+    sparkline,
+)
 from eca_hub.models.complexity import count_complexity
 from tests.conftest import TINY
 
@@ -53,6 +64,38 @@ def test_the_page_shows_training_with_curves_and_the_base_model() -> None:
     assert "- epochs: 3" in page
     assert "▁▅█ from 0.1 to 0.9" in page
     assert "fine-tuned from `timm/ecaresnet50d.miil_in1k`" in page
+
+
+def test_a_data_set_without_latin_letters_still_has_a_type() -> None:
+    data = ModelCard(render_card(TINY, COST, CardFacts(results=(Result("猫狗", "test", "accuracy", 0.5, 8),)))).data
+    assert isinstance(data, ModelCardData)
+    [result] = data.eval_results or []
+    assert (result.dataset_type, result.dataset_name) == ("imagefolder", "猫狗")
+
+
+def test_no_license_is_claimed_and_a_given_one_is_in_the_metadata_and_on_the_page() -> None:
+    card = render_card(TINY, COST, CardFacts()).encode()
+    assert "license" not in read_metadata(card)
+    licensed = set_license(card, "mit")
+    assert read_metadata(licensed) == {**read_metadata(card), "license": "mit"}
+    assert b"Of the weights: mit." in licensed
+    assert read_metadata(set_license(licensed, "apache-2.0"))["license"] == "apache-2.0"
+    assert read_metadata(set_license(b"# Mine\n", "mit")) == {"license": "mit"}
+    with pytest.raises(InvalidConfig, match="license is 'M I T'"):
+        set_license(card, "M I T")
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("2026-11-28, eca_resnet50 (v1.2) + 3 ~ 4 #1", "2026-11-28, eca_resnet50 (v1.2) + 3 ~ 4 #1"),
+        ("_private_ *bold*", r"\_private\_ \*bold\*"),
+        ("http://example.org", r"http:\//example.org"),
+        ("<b>", "&lt;b&gt;"),
+    ],
+)
+def test_only_characters_with_a_meaning_are_escaped(name: str, escaped: str) -> None:
+    assert escape(name) == escaped
 
 
 def test_a_sparkline_is_short_and_keeps_the_last_value() -> None:

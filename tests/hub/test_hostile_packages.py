@@ -78,6 +78,24 @@ def first_tensor(header: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
+IMAGE = {
+    "height_px": 32,
+    "width_px": 32,
+    "crop": 1.0,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+}
+
+
+def with_timm_arguments(arguments: dict[str, Any]) -> Callable[[Files], None]:
+    """A config.json of timm's with other arguments for its ResNet."""
+    pretrained_cfg = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
+    document = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": pretrained_cfg, "model_args": arguments}
+    return lambda files: files.update({CONFIG: json.dumps(document).encode()})
+
+
 REPOSITORIES: dict[str, Callable[[Files], None]] = {
     "weights without their last byte": with_weights(lambda data: data[:-1]),
     "weights of a header only": with_weights(lambda data: data[: 8 + int.from_bytes(data[:8], "little")]),
@@ -126,6 +144,14 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
         image={"height_px": 10**9, "width_px": 10**9, "crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
     ),
     "an image that is a text": with_config(image="224"),
+    "a mean of NaN": with_config(image={**IMAGE, "mean": [float("nan"), 0.5, 0.5]}),
+    "a std of infinity": with_config(image={**IMAGE, "std": [float("inf"), 0.5, 0.5]}),
+    "a label that controls the terminal": with_config(label_names=["\x1b]0;owned\x07", "dog", "eel"]),
+    "a label that reverses the text around it": with_config(label_names=["\u202ecat", "dog", "eel"]),
+    **{
+        f"timm arguments {arguments}": with_timm_arguments(arguments)
+        for arguments in ({"act_layer": "nope"}, {"block": 1}, {"layers": [6000, 1, 1, 1]}, {"layers": "many"})
+    },
 }
 
 

@@ -18,6 +18,7 @@ from eca_hub.errors import (
     PushConflict,
     RepoNotFound,
 )
+from eca_hub.hub.card import read_metadata
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pretrained import read_package
 from eca_hub.hub.pull import pull, pull_to
@@ -125,6 +126,68 @@ def test_a_tag_does_not_move(hub: Hub, push: Callable[..., PushResult], package:
     with pytest.raises(PushConflict, match=r"The tag 'v1' of .* exists, at .* nothing was published"):
         push(tag="v1")
     assert pull(model_id, "v1", endpoint=hub.url).revision == first.revision
+
+
+def test_a_taken_tag_is_refused_before_anything_is_published(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
+) -> None:
+    push(tag="v1")
+    before = commits(hub, model_id)
+    change_card(package)
+    for branch in ("main", "new"):
+        with pytest.raises(PushConflict, match="nothing was published"):
+            push(tag="v1", branch=branch)
+    assert commits(hub, model_id) == before
+    refs = HfApi(endpoint=hub.url, token=hub.token).list_repo_refs(model_id)
+    assert [ref.name for ref in refs.branches] == ["main"]
+
+
+def test_a_folder_without_a_card_is_published_with_one(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, tmp_path: Path
+) -> None:
+    (package / "README.md").unlink()
+    push(license="mit")
+    pull_to(model_id, tmp_path / "copy", endpoint=hub.url)
+    metadata = read_metadata((tmp_path / "copy" / "README.md").read_bytes())
+    assert metadata["license"] == "mit"
+    assert not (package / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("Modèle".encode("latin-1"), "README.md is not UTF-8: byte 3 is 0xe8"),
+        (b"---\nlicense: [\n---\n", "metadata of the model card README.md cannot be read"),
+        (b"---\n- a\n---\n", "is not a mapping"),
+    ],
+)
+def test_a_card_that_the_hub_cannot_read_is_refused_before_anything_is_sent(
+    card: bytes, message: str, hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
+) -> None:
+    (package / "README.md").write_bytes(card)
+    with pytest.raises(InvalidConfig, match=message):
+        push()
+    with pytest.raises(RepoNotFound):
+        pull(model_id, endpoint=hub.url)
+
+
+def test_metadata_that_the_hub_refuses_stops_the_push_before_weights_are_uploaded(
+    push: Callable[..., PushResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusal:
+        status_code = 400
+
+        def json(self) -> dict[str, list[dict[str, str]]]:
+            return {"errors": [{"message": '"license" must be one of [mit]'}]}
+
+    class Session:
+        def post(self, *_: object, **__: object) -> Refusal:
+            return Refusal()
+
+    monkeypatch.setattr("eca_hub.hub.push.get_session", Session)
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", lambda *_, **__: pytest.fail("weights were uploaded"))
+    with pytest.raises(InvalidConfig, match=r'refuses the metadata .* "license" must be one of'):
+        push()
 
 
 def test_a_repository_with_the_other_visibility_is_refused_before_anything_is_sent(

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from timm.models import save_for_hf
 
 from eca_hub import Classifier, ImageConfig, ModelConfig, create_model, load_pretrained, save_pretrained
+from eca_hub.commands.convert import main
 from eca_hub.errors import EcaHubError, InvalidPackage
 from eca_hub.hub.push import push_folder
 from tests.conftest import make_picture
@@ -241,6 +242,47 @@ def test_the_pipeline_of_transformers_gives_the_same_answers_without_eca_hub(
     assert theirs == {
         each.label: pytest.approx(each.score, abs=1e-5) for each in Classifier.from_pretrained(package).predict(picture)
     }
+
+
+def test_a_folder_as_timm_writes_it_without_a_card_classifies(tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet10t")
+    (tmp_path / "stock" / "README.md").unlink()
+    classifier = Classifier.from_pretrained(tmp_path / "stock")
+    assert {each.label for each in classifier.predict(make_picture())} == set(LABELS)
+
+
+def test_a_pickle_instead_of_safetensors_is_named_with_the_command_that_converts_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = timm.create_model("resnet10t", num_classes=3, pretrained_cfg_overlay=SMALL)
+    folder = tmp_path / "stock"
+    save_for_hf(model, str(folder), model_config={"label_names": LABELS})
+    with pytest.raises(InvalidPackage, match=r"only pytorch_model\.bin, .* eca-hub convert .*pytorch_model\.bin --to"):
+        load_pretrained(folder)
+    # The config.json beside it has what the tensors do not: name, labels and preprocessing.
+    assert main([str(folder / "pytorch_model.bin"), "--to", str(tmp_path / "package")]) == 0
+    loaded, config = load_pretrained(tmp_path / "package")
+    assert config.labels == tuple(LABELS)
+    assert config.image.height_px == 64
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(pixels), model.eval()(pixels))
+
+
+def test_equal_label_names_of_timm_get_their_index(tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet10t")
+    document = json.loads((tmp_path / "stock" / "config.json").read_text())
+    document["label_names"] = ["crane", "dog", "crane"]
+    (tmp_path / "stock" / "config.json").write_text(json.dumps(document))
+    assert load_pretrained(tmp_path / "stock")[1].labels == ("crane (0)", "dog", "crane (2)")
+
+
+def test_a_network_of_one_channel_loads_as_timm_saved_it(tmp_path: Path) -> None:
+    model = timm.create_model("resnet10t", num_classes=3, in_chans=1).eval()
+    save_for_hf(model, str(tmp_path / "gray"), model_config={"label_names": LABELS}, safe_serialization=True)
+    loaded, config = load_pretrained(tmp_path / "gray")
+    assert config.image.in_chans == 1
+    pixels = torch.randn(1, 1, 64, 64)
+    torch.testing.assert_close(loaded(pixels), model(pixels))
 
 
 def test_a_repository_of_something_else_is_refused(tmp_path: Path) -> None:

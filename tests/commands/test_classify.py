@@ -1,0 +1,86 @@
+"""`eca-hub classify`: folders, standard input, files of results that are continued."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from eca_hub.commands.classify import main
+from eca_hub.errors import InvalidConfig, InvalidUsage
+from tests.conftest import make_picture
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for name in ("b.png", "sub/a.JPG", ".hidden/c.png", "__MACOSX/d.png", "._e.png", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(make_picture())
+    return folder
+
+
+def test_a_folder_gives_a_line_for_each_image_below_it(
+    tiny_package: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(photos), "--model", str(tiny_package)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [str(photos / "b.png"), str(photos / "sub" / "a.JPG")]
+
+
+def test_an_image_is_read_from_standard_input(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(make_picture())))
+    assert main(["-", "--model", str(tiny_package), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 3
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+def test_a_file_of_results_is_continued_after_its_last_complete_line(
+    name: str, tiny_package: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / name
+    (photos / "bad.png").write_bytes(b"nothing")
+    command = [str(photos), "--model", str(tiny_package), "--batch_size", "2", "--output", str(output)]
+    assert main(command) == 2
+    complete = output.read_bytes()
+    images = (
+        [row["image"] for row in csv.DictReader(io.StringIO(complete.decode()))]
+        if name.endswith(".csv")
+        else [json.loads(line)["image"] for line in complete.splitlines()]
+    )
+    assert images == [str(photos / each) for each in ("b.png", "bad.png", "sub/a.JPG")]
+    output.write_bytes(complete[:-20])
+    assert main(command) == 0
+    assert output.read_bytes() == complete
+
+
+def test_a_file_of_another_model_is_not_continued(tiny_package: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results.csv"
+    output.write_text("image,label_1,score_1,error,revision\r\na.png,cat,1.0,,0000\r\n")
+    before = output.read_bytes()
+    with pytest.raises(InvalidUsage, match="results of another revision"):
+        main([str(photos), "--model", str(tiny_package), "--top_k", "1", "--output", str(output)])
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["https://example.org/cat.jpg"], "eca-hub does not download images"),
+        (["x.png", "--top_k", "0"], "--top_k is 0"),
+        (["x.png", "--output", "results.xlsx"], r"must end in \.csv or \.jsonl"),
+        (["{empty}"], "has no images"),
+    ],
+)
+def test_mistakes_are_refused_before_a_model_is_loaded(options: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidUsage, match=message):
+        main([option.format(empty=tmp_path) for option in options] + ["--model", "acme/absent"])
+
+
+def test_a_device_that_does_not_exist_is_refused(tiny_package: Path) -> None:
+    with pytest.raises(InvalidConfig, match="device 'nonsense' cannot be used: torch has no such device"):
+        main(["x.png", "--model", str(tiny_package), "--device", "nonsense"])

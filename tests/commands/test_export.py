@@ -1,0 +1,63 @@
+"""`eca-hub export`: the file gives the probabilities of Classifier, for any number of images."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from eca_hub import Classifier
+from eca_hub.commands import export
+from eca_hub.errors import InvalidUsage
+from eca_hub.hub.export import METADATA_KEY, Format, load_exported
+from tests.conftest import LABELS
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load:FutureWarning")
+@pytest.mark.parametrize("file_format", ["onnx", "torch_export", "torchscript"])
+def test_an_exported_network_gives_the_same_probabilities_and_has_metadata(
+    file_format: Format, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "exported"
+    assert export.main([str(tiny_package), "--to", file_format, "--output", str(path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["difference"] <= 1e-5
+    classifier = Classifier.from_pretrained(tiny_package)
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = load_exported(path, file_format)(classifier.transform.normalize(pixels))
+    torch.testing.assert_close(logits.softmax(1), classifier.probabilities(pixels), atol=1e-5, rtol=0)
+    metadata = json.loads(read_metadata(path, file_format))
+    assert metadata["labels"] == list(LABELS)
+    assert metadata["preprocessing"]["height_px"] == 16
+    assert [each.name for each in tmp_path.iterdir()] == ["exported"]
+
+
+def read_metadata(path: Path, file_format: Format) -> str:
+    extra = {METADATA_KEY: ""}
+    if file_format == "torchscript":
+        torch.jit.load(str(path), _extra_files=extra)  # type: ignore[no-untyped-call]
+    elif file_format == "torch_export":
+        torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra)
+    else:
+        import onnx
+
+        extra = {each.key: each.value for each in onnx.load(path).metadata_props}
+    return extra[METADATA_KEY]
+
+
+def test_a_network_that_differs_is_not_written(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "eca_hub.hub.export.load_exported", lambda *_: lambda x_NCHW: torch.eye(3)[:1] * x_NCHW.shape[0]
+    )
+    assert export.main([str(tiny_package), "--to", "torchscript", "--output", str(tmp_path / "x.pt")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_exists_is_not_replaced(tiny_package: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(InvalidUsage, match="exists"):
+        export.main([str(tiny_package), "--to", "onnx", "--output", str(tmp_path / "model.onnx")])

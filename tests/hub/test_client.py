@@ -1,0 +1,73 @@
+"""Names of models as people type them, and errors of the client as ours."""
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+
+from eca_hub.errors import HubError, InvalidConfig
+from eca_hub.hub.client import hub_errors, parse_model_id
+
+COMMIT = "c" * 40
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("acme/x", ("acme/x", None)),
+        ("acme/x@v1", ("acme/x", "v1")),
+        ("hf-hub:acme/x", ("acme/x", None)),
+        ("hf-hub:acme/x@main", ("acme/x", "main")),
+        ("https://huggingface.co/acme/x", ("acme/x", None)),
+        ("https://huggingface.co/acme/x/", ("acme/x", None)),
+        ("https://hf.co/acme/x?library=timm#use", ("acme/x", None)),
+        ("https://huggingface.co/acme/x/tree/v1", ("acme/x", "v1")),
+        (f"https://huggingface.co/acme/x/blob/{COMMIT}/README.md", ("acme/x", COMMIT)),
+    ],
+)
+def test_every_spelling_of_a_model_is_understood(name: str, expected: tuple[str, str | None]) -> None:
+    assert parse_model_id(name) == expected
+
+
+def test_an_address_belongs_to_the_hub_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:8000/hub")
+    assert parse_model_id("http://127.0.0.1:8000/hub/acme/x") == ("acme/x", None)
+    with pytest.raises(InvalidConfig, match="is not an address of the hub at http://127"):
+        parse_model_id("https://huggingface.co/acme/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("https://huggingface.co/datasets/acme/x", "one of the hub's datasets"),
+        ("https://example.org/acme/x", "is not an address of the hub"),
+        ("acme/x@", "cannot be a revision"),
+        ("acme/x@../main", "cannot be a revision"),
+        ("nosuch", "neither a folder nor OWNER/NAME"),
+    ],
+)
+def test_other_names_are_refused(name: str, message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        parse_model_id(name)
+
+
+def test_two_revisions_are_refused_if_they_differ() -> None:
+    assert parse_model_id("acme/x@v1", "v1") == ("acme/x", "v1")
+    with pytest.raises(InvalidConfig, match="names revision 'v1', but 'v2' is given too"):
+        parse_model_id("acme/x@v1", "v2")
+
+
+def test_a_socks_proxy_without_its_package_names_what_to_install() -> None:
+    with pytest.raises(InvalidConfig, match=r"pip install 'httpx2\[socks\]'"), hub_errors("acme/x"):
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+    with pytest.raises(ImportError), hub_errors("acme/x"):
+        raise ImportError("another package")
+
+
+def test_a_malformed_response_is_not_taken_for_a_bug() -> None:
+    with pytest.raises(HubError, match="is not one of a hub"), hub_errors("acme/x"):
+        raise KeyError("sha")
+
+
+def test_the_client_still_has_the_private_name_that_the_limits_use() -> None:
+    has_factory = callable(getattr(_http, "_GLOBAL_CLIENT_FACTORY", None))
+    assert has_factory, "huggingface_hub has renamed _GLOBAL_CLIENT_FACTORY: change http_limits._install_hooks."
