@@ -20,8 +20,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--timm", action="store_true", help="Also list timm's networks with attention; a minute for all."
     )
+    parser.add_argument(
+        "--pretrained", action="store_true", help="List timm's networks with ECA that have ImageNet weights on the Hub."
+    )
     parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     args = parser.read(argv)
+
+    if args.pretrained:
+        return _print_pretrained(args.pattern, as_json=args.json)
 
     from eca_hub.models.catalog import networks, timm_networks
 
@@ -49,3 +55,32 @@ def _with_progress(found: "Iterator[Network]") -> "Iterator[Network]":
         show_progress(network.name)
         yield network
     show_progress("")
+
+
+def _print_pretrained(pattern: str, *, as_json: bool) -> int:
+    """Print what timm's registry records of weights: their id on the Hub, input, license and source."""
+    import fnmatch
+
+    import timm
+
+    rows = []
+    for name in fnmatch.filter(timm.list_pretrained(["eca_*", "ecaresnet*"]), pattern):
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is not None and cfg.hf_hub_id:
+            model_id = f"{cfg.hf_hub_id.rstrip('/')}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
+            rows.append(
+                {
+                    "model": model_id,
+                    "image_size_px": cfg.input_size[-1],
+                    "license": cfg.license or "not stated",
+                    "source": cfg.origin_url or cfg.url or "not stated",
+                }
+            )
+    if as_json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        print(f"{row['model']:<44} {row['image_size_px']:>4} px  {row['license']:<12} {row['source']}")
+    if rows:
+        print(f"From timm {timm.__version__}'s registry. Try: eca-hub classify image.jpg --model {rows[0]['model']}")
+    return 0
