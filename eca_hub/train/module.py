@@ -5,7 +5,6 @@ Batches arrive as uint8 pixels and are normalized on the training device, by the
 Shapes: N images, H height, W width, K classes.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -155,18 +154,12 @@ class ImageClassifier(TrainingModule):
         self.train()
 
     def setup(self, stage: str) -> None:
-        """Set the weights of the classes, and refuse batches that are too small for the norms, before training.
-
-        Raises:
-            InvalidConfig: a process has batches of one image, and the norms of the network cannot train on it.
-        """
+        """Set the weights of the classes in the training loss."""
         if stage != "fit":
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self._class_weights == "balanced":
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
             self._train_loss.class_weights_K = balanced_weights(data.class_counts())
-        if min(data.batch_size, data.num_images("train") // self.trainer.world_size) == 1:
-            self._check_batch_of_one()
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """Map uint8 pixels (N, 3, H, W) to logits (N, K)."""
@@ -322,19 +315,6 @@ class ImageClassifier(TrainingModule):
         image = self.config.image
         blank = torch.zeros(1, image.in_chans, image.height_px, image.width_px, dtype=torch.uint8, device=self.device)
         self._run_model[0](self._normalized(blank))
-
-    def _check_batch_of_one(self) -> None:
-        image = self.config.image
-        blank = torch.zeros(1, image.in_chans, image.height_px, image.width_px)
-        try:
-            # A copy, because norms in training update their statistics.
-            copy.deepcopy(self.model).float().cpu()(blank)
-        except ValueError:
-            raise InvalidConfig(
-                f"Batches have one image, and the last feature map of {self.config.architecture} at "
-                f"{image.height_px} x {image.width_px} px is 1 x 1 px: batch norms need more than one value.",
-                hint="Raise --data.batch_size or the image size, or give --model.freeze norms.",
-            ) from None
 
     def _normalized(self, pixels_N3HW: Tensor) -> Tensor:
         x_N3HW = self.transform.normalize(pixels_N3HW).contiguous(memory_format=self._memory_format)

@@ -60,7 +60,7 @@ def test_every_configuration_trains(
         option = "distill_from" if config.name == "distil.yaml" else "from_pretrained"
         options += [f"--model.{option}", str(tiny_package)]
         if option == "distill_from":
-            options += ["--data.image.mean", "[0.485, 0.456, 0.406]"]
+            options += ["--data.image.height_px", "16", "--data.image.width_px", "16"]
     assert main(["fit", "--config", str(config), "--run_dir", str(tmp_path / "run"), *options]) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     # Beside the class folders of `train` there is `val` alone; of the others, all three splits.

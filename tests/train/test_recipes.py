@@ -45,5 +45,5 @@ def test_batches_of_one_image_and_a_map_of_one_pixel_are_refused_before_training
     options = ("--data.batch_size", "1", "--model.architecture", "resnet18", "--model.mix.mixup_alpha", "0")
     assert fit(tmp_path / "run", *options) == 2
     captured = capsys.readouterr()
-    assert "Batches have one image, and the last feature map of resnet18 at 8 x 8 px is 1 x 1 px" in captured.err
+    assert "A batch of one image of 8 x 8 px has a feature map of 1 x 1 in resnet18" in captured.err
     assert "epoch 1" not in captured.out
