@@ -45,7 +45,7 @@ def test_each_missing_thing_has_its_own_error(hub: Hub, push: Callable[..., Push
         pull(model_id, "v9", endpoint=hub.url)
     api = HfApi(endpoint=hub.url, token=hub.token)
     api.delete_file("model.safetensors", model_id)
-    with pytest.raises(InvalidPackage, match="is not a package"):
+    with pytest.raises(InvalidPackage, match=r"has no model\.safetensors; a package needs"):
         pull(model_id, endpoint=hub.url)
 
 
