@@ -16,7 +16,7 @@ from tests.train.runs import CONFIG
 
 ROWS, COLUMNS = 30, 100
 BAR = re.compile(
-    r"epoch 1/3 +[━╸╺ ]+ \d/4 +loss: \d\.\d{3} +top1: [01]\.\d{3} +images/s: \d+ +left: (\d+ min )?\d+ s",
+    r"epoch [123]/3 +[━╸╺ ]+ \d/4 +loss: \d\.\d{3} +top1: [01]\.\d{3} +images/s: \d+ +left: (\d+ min )?\d+ s",
 )
 
 
