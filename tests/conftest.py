@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: a tiny package on disk, and pictures made here."""
+"""Fixtures that several test packages share: a tiny package on disk, and generated images."""
 
 import io
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def picture() -> Callable[..., bytes]:
-    """Make the bytes of a picture that is darker at the left and the top."""
+    """Make the bytes of an image that is darker at the left and the top."""
     return make_picture
 
 

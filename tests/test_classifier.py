@@ -1,4 +1,4 @@
-"""`Classifier`: pictures in, named scores out."""
+"""`Classifier`: maps images to named scores."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The main job, as a stranger would start it."""
+"""The quickstart, run as a new user would."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The README's commands, as a stranger would type them."""
+"""The README's commands, typed as a new user would."""
 
 import os
 import re

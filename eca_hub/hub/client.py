@@ -32,7 +32,7 @@ from eca_hub.errors import (
 
 
 def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """Read the ways in which people name a model: all of them give `owner/name` and a revision.
+    """Parse the name of a model in any of its spellings to `owner/name` and a revision.
 
     Args:
         name: `owner/name`, `owner/name@revision`, `hf-hub:owner/name`, or the address of its page on the hub.

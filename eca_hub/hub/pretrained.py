@@ -230,7 +230,7 @@ def _config_of(model: nn.Module, config: ModelConfig | None, labels: Sequence[st
     known = getattr(model, "config", None) if config is None else config
     if not isinstance(known, ModelConfig):
         raise InvalidConfig(
-            "This network has no configuration, so a package could not tell how to build it again.",
+            "This network has no configuration, from which a package could be loaded again.",
             hint="create_model sets model.config for methods that have a name; or give config=ModelConfig(...).",
         )
     if labels is not None:

@@ -91,7 +91,7 @@ def config_from_timm_dict(document: Mapping[str, Any], default_labels_for: Label
         # Labels that eca-hub wrote differ from each other; timm's may repeat, as ImageNet's two cranes do.
         labels=labels if ECA_HUB_KEY in document else unique_labels(labels),
         image=dataclasses.replace(image_config_from_timm(pretrained_cfg), bit_depth=ours.get("bit_depth")),
-        # Where the attention is ours, model_args only tell timm how to build the same.
+        # Where the attention is ours, model_args only serve timm, which builds the same network from them.
         timm_args=_check_model_args(document.get("model_args") or {}) if attention == "none" else {},
     )
 

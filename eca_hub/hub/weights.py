@@ -27,8 +27,8 @@ def build_and_load(
 ) -> nn.Module:
     """Build a network with the tensors as its weights, without copying them.
 
-    It is built on the meta device first, where nothing is allocated or initialized, so that a configuration that lies
-    about its size costs nothing before the weights are compared with it. Networks with tensors outside their state dict
+    It is built on the meta device first, where nothing is allocated or initialized, so that a configuration with a
+    false size costs nothing before the weights are compared with it. Networks with tensors outside their state dict
     (non-persistent buffers, such as the index tables of Swin) are then built once more on the CPU, which computes them.
 
     Args:

@@ -100,7 +100,7 @@ def create_app(store: Store, users: Users) -> ASGIApp:
 class _RequestMiddleware:
     """Route by the path as it was sent, and add a request id to every response.
 
-    Starlette routes on the decoded path, in which the slash of `feature%2Fx` cannot be told from a separator.
+    Starlette routes on the decoded path, in which the slash of `feature%2Fx` looks like a separator.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -36,7 +36,7 @@ async def receive(request: Request, write: Callable[[bytearray], object], limit_
                 writing = asyncio.ensure_future(run_in_threadpool(write, buffer))
                 buffer = bytearray()
     finally:
-        # Also on failure: the caller closes the file, and the thread may still be writing to it.
+        # Also on failure: the file is closed after this, and the thread may still be writing to it.
         if writing:
             await asyncio.wait([writing])
     if writing:

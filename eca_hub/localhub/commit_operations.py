@@ -118,7 +118,7 @@ class CommitOperations:
         sha256 = check_sha256(value.get("oid"))
         size_bytes = self.blobs.size_bytes(sha256)
         claimed_bytes = value.get("size", size_bytes)
-        # One response for a missing blob and for another user's: it must not tell which hashes the hub has.
+        # One response for a missing blob and for another user's: it must not reveal which hashes the hub has.
         if size_bytes is None or claimed_bytes != size_bytes or not self.can_use_blob(sha256):
             message = f"LFS pointer pointed to a file that does not exist: {sha256}. Upload its bytes, then commit."
             raise HubHTTPError(400, "lfs_object_missing", message)

@@ -102,7 +102,7 @@ def entry_not_found(path: str, commit_id: str | None = None) -> HubHTTPError:
 
 def blob_corrupt(sha256: str) -> HubHTTPError:
     """500: stored bytes that no longer have their hash."""
-    message = f"The stored bytes of {sha256} are damaged or gone. Push the file again, or run: eca-hub localhub fsck"
+    message = f"The stored bytes of {sha256} are damaged or missing. Push the file again, or run: eca-hub localhub fsck"
     return HubHTTPError(500, "blob_corrupt", message)
 
 

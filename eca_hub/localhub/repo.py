@@ -86,7 +86,7 @@ class Repo:
             self.settings = settings
 
     def mark_deleted(self) -> None:
-        """Answer 404 from now on, also to requests that found the repository before."""
+        """Respond with 404 from now on, also to requests that found the repository before."""
         with self.lock:
             self._is_deleted = True
 

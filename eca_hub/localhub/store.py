@@ -186,11 +186,11 @@ class Store:
             repo = self._repos.pop(folder, None)
             if repo:
                 repo.mark_deleted()
-        # A request that reads it now may find a file gone, which a deleted repository answers with 404.
+        # A request that reads it now may miss a file; in a deleted repository that becomes a 404.
         shutil.rmtree(self.root / "repos" / folder, ignore_errors=True)
 
     def record_upload(self, user: str, sha256: str) -> None:
-        """Remember that a user has uploaded a blob.
+        """Record that a user has uploaded a blob.
 
         Not synced: after a power cut the client uploads the blob again.
         """
@@ -203,7 +203,7 @@ class Store:
         return (self.root / "uploads" / user / sha256).exists()
 
     def renew_id(self) -> None:
-        """Get a new id, so that clients forget what they have sent to this store."""
+        """Get a new id, and with it a new Xet address, so that clients send everything again."""
         with self._lock:
             self._write_identity({**self._identity, "store_id": secrets.token_hex(16)})
 

@@ -80,7 +80,7 @@ class TimeoutH11Protocol(H11Protocol):
             return
         self._deadline = None
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            # Part of the next headers; the response to the request before may be long gone.
+            # Part of the next headers; the response to the request before may have ended long ago.
             if was_in_body or self._timer is None:
                 self._set_timer(HEADERS_TIMEOUT_S)
         else:

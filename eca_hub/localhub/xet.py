@@ -15,7 +15,7 @@ from eca_hub.localhub.xorbs import ChunkLocations
 def write_token(context: RequestContext) -> Response:
     """GET .../xet-write-token/REVISION: where to send chunks, and the permission to do so."""
     _, _, user = context.writable_repo()
-    # The client remembers for each address what it has sent there: the store's id gives a new or cleaned store a new
+    # The client records for each address what it has sent there: the store's id gives a new or cleaned store a new
     # address.
     url = f"{context.base_url}/-/xet/{context.store.id}/{user.name}"
     expires_at = link_expiry()

@@ -181,7 +181,7 @@ class _Comparison:
 
 
 def _one_ahead(pieces: Iterator[bytes], threads: Executor) -> Iterator[bytes]:
-    """Produce the next piece in a thread while the caller uses one."""
+    """Produce the next piece in a thread while the current one is used."""
     coming = threads.submit(next, pieces, None)
     while (piece := coming.result()) is not None:
         coming = threads.submit(next, pieces, None)

@@ -1,10 +1,10 @@
-"""The one load generator of the benches: clients on bare sockets, in closed and open loop, slow ones, and a monitor.
+"""Load generator of the benches: clients on bare sockets, in closed and open loop, slow clients, and a monitor.
 
     python -m experiments.bench.clients closed URL BODY NUM_CLIENTS SECONDS
     python -m experiments.bench.clients open URL BODY PER_S SECONDS
 
-As a command it loads one route from a process of its own and prints one JSON object. BODY is a file. A client of a few
-lines on sockets: a comfortable one would be slower than the servers.
+As a command it loads one route from a process of its own and prints one JSON object. BODY is a file. The clients use
+sockets directly, because an HTTP client library would be slower than the servers.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _RESPONSE_S = 30.0
 
 
 class Response(NamedTuple):
-    """What became of one request."""
+    """Outcome of one request."""
 
     status: int
     """0 where there was no response."""
@@ -90,7 +90,7 @@ class ClientKind:
     send: Callable[[], Awaitable[str]]
     """Sends one request and returns its outcome."""
     allowed: frozenset[str]
-    """Outcomes that are right."""
+    """Outcomes that are expected."""
 
 
 class ClientPool:

@@ -1,4 +1,4 @@
-"""Small files that cost much to decode, or would if they were not refused: what a careless decoder dies of."""
+"""Decompression bombs: small files that are costly to decode, or would be if they were not refused."""
 
 import io
 import struct

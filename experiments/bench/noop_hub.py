@@ -1,7 +1,7 @@
-"""A hub that checks nothing and keeps nothing: what a push or a pull still costs with it is the stock client alone.
+"""A hub that checks and stores nothing: the time of a push or a pull with it is the time of the stock client alone.
 
-It speaks just enough of the protocol for one commit and one download, throws uploads away and sends a file from the
-page cache, so that `bench_hub` can say how much of a figure is the client's and how much is ours.
+It implements the part of the protocol that one commit and one download need, discards uploads and sends a file from
+the page cache, so that `hub.py` can separate the client's share of a figure from ours.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _MANY_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def running(source: Path) -> Iterator[str]:
-    """Run such a hub as a process of its own, and give its address.
+    """Run such a hub as a process of its own, and yield its URL.
 
     Args:
         source: The file that every download gets.

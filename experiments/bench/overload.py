@@ -1,13 +1,13 @@
-"""What the service promises under load, each promise with its figure, measured on a process over a socket.
+"""Measure what the service guarantees under load, on a process over a socket: each guarantee with its figure.
 
     python -m experiments.bench.overload            everything, in about three minutes
     python -m experiments.bench.overload --json     as one JSON object
 
 The server has one core and the clients another, so that neither slows the other down. C is the capacity: what the
-server answers to 32 clients in closed loop. The figures hold for a machine with no other load. Ends with 1 when a
-promise about load is not kept; what the timing of keys reveals is only reported.
+server serves to 32 clients in closed loop. The figures hold for a machine with no other load. Ends with 1 when a
+guarantee about load is not met; what the timing of keys reveals is only reported.
 
-The lag of the event loop is measured from outside: no probe can be answered sooner than the loop gets to it. The bombs
+The lag of the event loop is measured from outside: a probe waits at least as long as the loop is busy. The bombs
 are files of a few kilobytes that cost most to decode or to refuse (decompression_bombs.py); one request in ten is one
 of them. The cost of the checks is the time to check a photo's segments, as a share of the CPU time of its request. On
 one core a batch gains little: a packed network (optimize/fuse.py) takes about as long for an image alone as in a batch.
@@ -46,7 +46,7 @@ class Promise:
     """One row."""
 
     id: str
-    """As in the list of promises: G for load, K for keys."""
+    """G for load, K for keys, with a number."""
     what: str
     figure: float
     bound: float
@@ -62,7 +62,7 @@ class Promise:
 
 def main(argv: list[str]) -> int:
     """Measure and print."""
-    parser = CommandParser("bench overload", "Hold the service to what it promises under load.")
+    parser = CommandParser("bench overload", "Measure what the service guarantees under load.")
     parser.add_argument("--seconds", type=float, default=10.0, help="How long each figure takes.")
     parser.add_argument("--architecture", default="ecaresnet26t", help="The network, with random weights.")
     parser.add_argument("--precision", default="auto", help="Its number format.")

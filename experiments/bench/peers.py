@@ -23,8 +23,8 @@ from typing import Any, cast
 _MAX_BATCH = 8
 _MAX_WAIT_MS = 5
 
-# Their worker processes find the classes below by name, so that these are at module level; the environment tells them
-# which one is wanted.
+# Their worker processes import the classes below by name, so that these are at module level; an environment variable
+# selects one.
 if len(sys.argv) == 4:
     os.environ.setdefault("BENCH_PEER", sys.argv[1])
 _PEER = os.environ.get("BENCH_PEER")
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 class Network:
-    """What a worker has: images in, named classes out.
+    """The model of one worker: maps images to named classes.
 
     Args:
         form: As above.
@@ -105,7 +105,7 @@ def serve_fastapi(form: str, folder: str, port: int) -> None:
 
 
 class LitServeApi(litserve.LitAPI if litserve else object):  # type: ignore[misc]
-    """The five steps that LitServe asks for."""
+    """The five methods that LitServe requires."""
 
     def setup(self, device: str) -> None:
         """Load once in every process."""
@@ -143,7 +143,7 @@ def serve_litserve(form: str, folder: str, port: int) -> None:
 
 
 class MosecWorker(mosec.Worker if mosec else object):  # type: ignore[misc]
-    """The steps that mosec asks for."""
+    """The methods that mosec requires."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,13 +36,13 @@ class Served:
 
     name: str
     command: list[str]
-    """What stands after `python`."""
+    """Arguments of `python`."""
     path: str
     """Its route."""
     body: bytes
     """Body of a request."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Beside what every server gets."""
+    """Environment variables in addition to those of every server."""
     precision: str = "fp32"
     """Number format of its network."""
 
@@ -77,7 +77,7 @@ class FirstResponse:
     start_s: float
     """From the start of its process."""
     took_s: float
-    """From its question, which was the first that was not refused."""
+    """From its request, the first whose connection was not refused."""
 
 
 class Server:
@@ -137,7 +137,7 @@ class Server:
 
 @contextmanager
 def started(served: Served) -> Iterator[Server]:
-    """A server from its line on standard output and its first response to its end, with whatever it started itself.
+    """Start a server, yield it after its first response, and end it with all of its child processes.
 
     Raises:
         ServerEnded: it ended, or gave no response.
@@ -181,7 +181,7 @@ def _wait_for_response(process: "subprocess.Popen[bytes]", url: str, body: bytes
     """Send requests until one succeeds; None if none does."""
     import httpx2
 
-    # The boot time of the machine and ticks since then: the process has been running since before we got here.
+    # The boot time of the machine and ticks since then: the process started before this function was called.
     started_s = int(_stat(process.pid)[19]) / os.sysconf("SC_CLK_TCK")
     headers = {"content-type": content_type_of(body)}
     deadline_s = time.monotonic() + _START_S
@@ -214,7 +214,7 @@ def _memory_mib(pid: int) -> float:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all below it, those that its threads started included."""
+    """A process and all of its descendants, those that its threads started included."""
     below = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     return [pid, *(each for children in below for child in children for each in _family(int(child)))]
 

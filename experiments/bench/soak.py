@@ -135,7 +135,7 @@ class SoakClients:
 
 
 def wrong_outcomes(outcomes: Mapping[tuple[str, str], int], kinds: Mapping[str, ClientKind]) -> list[str]:
-    """Outcomes that should not have been."""
+    """Outcomes that are not expected."""
     return [
         f"{kind}: {outcome} ({number} times)"
         for (kind, outcome), number in outcomes.items()

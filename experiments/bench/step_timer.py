@@ -1,4 +1,4 @@
-"""Note when each training batch of `eca-hub fit` begins and ends, from outside: a callback for benches.
+"""A callback for benches: record when each training batch of `eca-hub fit` begins and ends.
 
     ECA_TRAIN_IMPORTS=experiments.bench.step_timer eca-hub fit ... \
         --trainer.callbacks experiments.bench.step_timer.StepTimer \
@@ -30,13 +30,13 @@ class StepTimer(Callback):
         self._epochs.append([time.monotonic()])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note when the network was first given a batch."""
+        """Record when the first batch began."""
         self._first_batch_s = self._first_batch_s or time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note when it was done with one."""
+        """Record when a batch ended."""
         self._epochs[-1].append(time.monotonic())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

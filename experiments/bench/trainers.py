@@ -1,9 +1,9 @@
-"""The same network trained by other loops, written as their own guides write them; a contestant a process.
+"""The same network trained by other loops, written as in their own guides, each in a process of its own.
 
     python -m experiments.bench.trainers limit|timm|torchvision|ours TASK.json
 
-`limit` is forward, backward and step on tensors that lie ready. `timm` is the loop of timm's train.py, which its wheel
-does not hold, around timm's own dataset, loader, optimizer and meters. `torchvision` is the loop of the official
+`limit` is forward, backward and step on tensors in memory. `timm` is the loop of timm's train.py, which its wheel
+does not include, around timm's own dataset, loader, optimizer and meters. `torchvision` is the loop of the official
 ECANet main.py: ImageFolder, ToTensor, Normalize on each image. With `trains` false, the loader runs alone: only then
 `ours` is run here too; else ours is `eca-hub fit` itself, timed by `experiments.bench.step_timer`.
 
@@ -31,7 +31,7 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4
 
 @dataclass(frozen=True)
 class Task:
-    """What every contestant is given."""
+    """The options of one run, the same for every trainer."""
 
     folder: str
     """Class folders below train/ and val/."""
@@ -53,7 +53,7 @@ class Task:
 
 
 def limit(task: Task) -> list[list[float]]:
-    """Tensors that lie ready, in the layout that eca-hub trains in."""
+    """Tensors in memory, in the layout that eca-hub trains in."""
     batches = [
         (pixels.contiguous(memory_format=torch.channels_last), target) for pixels, target in _batches_of_ours(task)()
     ]
@@ -153,7 +153,7 @@ def train_like_ecanet(task: Task) -> list[list[float]]:
 
 
 def load_ours(task: Task) -> list[list[float]]:
-    """The loader of `eca-hub fit` alone, with the normalisation that its step does."""
+    """The loader of `eca-hub fit` alone, with the normalization that its step does."""
     assert not task.trains
     return timed(_batches_of_ours(task), lambda *batch: None, task)
 
@@ -198,7 +198,7 @@ def _batches_of_ours(task: Task) -> Callable[[], Iterable[tuple[Tensor, Tensor]]
 
 
 def main(argv: list[str]) -> None:
-    """Run one contestant."""
+    """Run one trainer."""
     name, path = argv
     task = Task(**json.loads(Path(path).read_text()))
     print(json.dumps(CONTESTANTS[name](task)), flush=True)

@@ -5,7 +5,7 @@
     python -m experiments.bench.training --report                             print all that was measured so far
 
 DIR holds train.parquet in the Hub's image layout; without one, JPEG images of the same size are synthesized. Every
-contestant has a process of its own and gets the same files, network, batch and number of data workers; they run in
+trainer has a process of its own and gets the same files, network, batch and number of data workers; they run in
 turns and the best epoch of each counts. `first` is ours while it still decodes every file, `later` when the decoded
 images are in memory; the others always decode. Rows are kept in a file, so that a call may measure a part. Rows:
 
@@ -88,12 +88,12 @@ def main(argv: list[str]) -> int:
     """Measure and print."""
     names = [case.name for case in CASES] + ["start"]
     parser = CommandParser("bench training", "Measure training beside its limit and beside other trainers.")
-    parser.add_argument("--photos", help="Folder with train.parquet of photos; made up without one.")
-    parser.add_argument("--cifar10", help="Folder with train.parquet of CIFAR-10; made up without one.")
+    parser.add_argument("--photos", help="Folder with train.parquet of photos; synthetic without one.")
+    parser.add_argument("--cifar10", help="Folder with train.parquet of CIFAR-10; synthetic without one.")
     parser.add_argument("--only", default=",".join(names), help="Rows, separated by commas, as in photos,start.")
     parser.add_argument("--report", action="store_true", help="Measure nothing; print what was measured before.")
-    parser.add_argument("--num_workers", type=int, default=0, help="Data workers of every contestant.")
-    parser.add_argument("--rounds", type=int, default=2, help="Turns of each contestant; the best counts.")
+    parser.add_argument("--num_workers", type=int, default=0, help="Data workers of every trainer.")
+    parser.add_argument("--rounds", type=int, default=2, help="Turns of each trainer; the best counts.")
     parser.add_argument("--quick", action="store_true", help="One round on few images: does it run?")
     parser.add_argument("--results", default="runs/bench_training.json", help="Where rows are kept between calls.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
@@ -132,7 +132,7 @@ def measure_row(name: str, work: Path, args: Any) -> dict[str, Any]:
 
 
 def measure(case: Case, images: Path, rounds: int, num_workers: int, data: str) -> Row:
-    """Let the contestants run in turns."""
+    """Run the trainers in turns."""
     task = {
         "folder": str(images),
         "architecture": case.architecture,
@@ -170,7 +170,7 @@ def run_contestant(name: str, images: Path, task: dict[str, Any]) -> list[list[f
 
 
 def run_fit(images: Path, task: dict[str, Any]) -> list[list[float]]:
-    """Run `eca-hub fit` as a user does, with a stopwatch."""
+    """Run `eca-hub fit` as a user does, with the step timer."""
     options = {
         "data": "ImageFolderData",
         "data.root": str(images),
@@ -190,7 +190,7 @@ def run_fit(images: Path, task: dict[str, Any]) -> list[list[float]]:
 
 
 def timed_fit(work: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Run `eca-hub fit` with options; return what the stopwatch wrote."""
+    """Run `eca-hub fit` with options; return what the step timer wrote."""
     seconds = work / "seconds.json"
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     run(

@@ -1,4 +1,4 @@
-"""The images of the training bench, as class folders that every contestant reads: from a parquet file, or synthetic."""
+"""The images of the training bench, as class folders that every trainer reads: from a parquet file, or synthetic."""
 
 import io
 import random
@@ -16,10 +16,10 @@ def write_images(root: Path, kind: str, num_images: int, num_val: int, data: str
 
     Args:
         root: Where to.
-        kind: `photos` or `cifar10`: how large they are made up, and of how many classes.
+        kind: `photos` or `cifar10`: the size and number of classes of synthetic images.
         num_images: How many to train on.
         num_val: How many of them stand in val/ as well.
-        data: Folder with train.parquet; None makes them up.
+        data: Folder with train.parquet; None: synthetic images.
     """
     images = read_parquet(Path(data), num_images) if data else synthetic(kind, num_images)
     for number, (content, label) in enumerate(images):

@@ -129,7 +129,7 @@ def log_access(
         route: Template of the route, such as /models/{model_id}.
         status: Status of its response; None when the client disconnected before.
         duration_s: How long it took.
-        trace_id: Trace of the caller, from its W3C traceparent header; empty without one.
+        trace_id: Trace of the client, from its W3C traceparent header; empty without one.
     """
     if _access_logger.isEnabledFor(logging.INFO):
         ms = round(duration_s * 1000, 1)

@@ -58,13 +58,13 @@ class Settings(BaseModel):
     explain: bool = _option(
         "model",
         False,
-        "Serve /v1/explain, which shows what a network looked at. Keeps each network a second time in memory.",
+        "Serve /v1/explain, which explains a classification. Keeps each network a second time in memory.",
         rare=False,
     )
     revision_poll_s: float = _option(
         "model",
         0.0,
-        "Seconds between two looks at the models' branches; 0: never. When a branch has moved, its new commit is "
+        "Seconds between two polls of the models' branches; 0: never. When a branch has moved, its new commit is "
         "loaded beside the old one and takes its place.",
         0,
         86_400,

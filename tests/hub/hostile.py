@@ -1,4 +1,4 @@
-"""A hub of one repository that tells every lie a test asks of it, down to the bytes on the wire."""
+"""A hub of one repository that sends any malformed response that a test configures, down to the bytes on the wire."""
 
 import contextlib
 import hashlib

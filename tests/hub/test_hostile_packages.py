@@ -114,7 +114,7 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
     "a tensor of nothing": with_header(
         lambda header: header.update(x={"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]})
     ),
-    "a type nobody knows": with_header(lambda header: first_tensor(header).update(dtype="F31")),
+    "an unknown dtype": with_header(lambda header: first_tensor(header).update(dtype="F31")),
     "NaN": with_tensors(lambda tensors: tensors["fc.bias"].fill_(torch.nan)),
     "infinity": with_tensors(lambda tensors: tensors["fc.bias"].fill_(-torch.inf)),
     "a tensor too few": with_tensors(lambda tensors: tensors.pop("fc.bias")),
@@ -129,9 +129,9 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
     "a config of 50 MB": lambda files: files.update({CONFIG: b" " * 50_000_000}),
     **{f"num_classes {value!r}": with_config(num_classes=value) for value in (10**9, -1, 0, "10", 2.5, True, None)},
     "no num_classes": with_config(num_classes=..., label_names=...),
-    "an architecture nobody knows": with_config(architecture="resnet5000"),
+    "an unknown architecture": with_config(architecture="resnet5000"),
     "an architecture that is a path": with_config(architecture="../../etc/passwd"),
-    "an attention nobody knows": with_config(attention="os.system", eca_hub={"attention": "os.system", "format": 1}),
+    "an unknown attention": with_config(attention="os.system", eca_hub={"attention": "os.system", "format": 1}),
     **{
         f"kernel sizes {sizes}": with_config(attention_args={"kernel_sizes": sizes})
         for sizes in ([2, 2, 2], [0, 0, 0], [10**6 + 1] * 3, [-3, 3, 3], [3.5, 3, 3], {"a": 1})
@@ -140,7 +140,7 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
     "a class less": with_config(label_names=["a", "b"]),
     "classes without a name": with_config(label_names=[None, 1, {}]),
     "a million classes": with_config(label_names=[str(index) for index in range(1_000_000)], num_classes=1_000_000),
-    "a picture of 10**9 pixels a side": with_config(
+    "an image of 10**9 pixels a side": with_config(
         image={"height_px": 10**9, "width_px": 10**9, "crop": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
     ),
     "an image that is a text": with_config(image="224"),

@@ -90,7 +90,7 @@ def test_pushes_interrupted_before_and_after_each_request_end_in_one_commit(
     hub: Hub, package: Path, model_id: str, interrupted: Callable[[str, Callable[[Any], None]], None]
 ) -> None:
     class Killed(BaseException):
-        """Like a signal: nobody catches it."""
+        """Like a signal: no `except Exception` catches it."""
 
     for moment in ("request", "response"):
         for nth in range(12):

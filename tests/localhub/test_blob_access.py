@@ -53,7 +53,7 @@ def test_a_user_cannot_take_a_hidden_file_by_its_hash(alice: TestClient, setting
     response = commit_pointer(bob, "bob/stolen")
     assert (response.status_code, response.headers["x-error-code"]) == (400, "lfs_object_missing")
     assert bob.get("/bob/stolen/resolve/main/model.safetensors").status_code == 404
-    # The same as for bytes that the hub does not have: the response must not tell that they exist.
+    # The same as for bytes that the hub does not have: the response must not reveal that they exist.
     assert is_upload_needed(bob, "bob/stolen")
     verify = {"oid": SHA256, "size": len(SECRET)}
     assert bob.post("/bob/stolen.git/info/lfs/verify", json=verify).status_code == 404

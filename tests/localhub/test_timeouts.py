@@ -100,7 +100,7 @@ def test_a_large_body_on_a_slow_connection_continues(address: tuple[str, int], m
 
 def test_responses_do_not_wait_for_more_to_send() -> None:
     with listen("127.0.0.1", 0) as listener:
-        # What asyncio looks at before it turns the delay off for a connection.
+        # What asyncio reads before it turns the delay off for a connection.
         assert listener.proto == socket.IPPROTO_TCP
 
 

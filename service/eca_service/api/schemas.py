@@ -83,7 +83,7 @@ class GatesInfo(_Schema):
 
 
 class ExplainResponse(_Schema):
-    """What a network looked at."""
+    """Explanation of a classification."""
 
     model: Annotated[str, Field(description="Id of the model.", examples=["acme/eca_resnet50"])]
     revision: Annotated[str, Field(description="Commit of the model, 40 hex digits.", examples=["3f9c1d2" + "0" * 33])]

@@ -179,7 +179,7 @@ async def classify_hf(request: Request, state: StateDep, model_id: str) -> Respo
 
 @router.post(
     "/v1/explain",
-    summary="Show what a network looked at",
+    summary="Explain the classification of an image",
     response_model=None,
     responses={200: {"model": ExplainResponse}, **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
     openapi_extra={"requestBody": CLASSIFY_BODY},

@@ -10,8 +10,8 @@ A key that is removed from the file or has expired stops working within two seco
 of the file does:
 
 - The file is there and empty: every key of it is revoked, and requests without another valid key get 401.
-- The file is gone, unreadable or malformed: the last keys that were read stay valid, so that a volume that is briefly
-  unmounted does not lock every client out. An error is logged at once and every minute until the file is back.
+- The file is missing, unreadable or malformed: the last keys that were read stay valid, so that a volume that is
+  briefly unmounted does not lock every client out. An error is logged at once and every minute until the file is back.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 _Stamp = tuple[int, int, int]
 
 _POLL_S = 1.0
-"""Between two looks at a file; also how long a file must be unchanged before it is read, as it may be half written."""
+"""Time between two checks of a file. A file must also be unchanged for so long, as it may be half written."""
 _REPEAT_ERROR_S = 60.0
 
 _logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class KeyFile:
         self._logged_at_s = -math.inf
 
     def keys(self) -> Sequence[_Key]:
-        """Return the current keys; looks at the file once a second at most."""
+        """Return the current keys; checks the file once a second at most."""
         now_s = self._clock()
         # The system clock may jump in both directions.
         if abs(now_s - self._polled_at_s) >= _POLL_S:

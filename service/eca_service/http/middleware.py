@@ -26,7 +26,7 @@ _SECURITY_HEADERS = [
     (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 ]
-# A client that believes the connection to stay open could send a request at the moment at which it is closed.
+# Otherwise a client could send its next request at the moment at which the connection is closed.
 _CLOSE_HEADERS = [(b"connection", b"close")]
 
 _MAX_HEADER_BYTES = 16384
@@ -41,7 +41,7 @@ class RequestMiddleware:
     Args:
         app: The app inside.
         metrics: Counts requests.
-        registry: Knows whether the service drains.
+        registry: Whether the service drains is read from it.
         keeps_alive: Whether a connection is used for more than one request.
     """
 
@@ -83,7 +83,7 @@ class RequestMiddleware:
         log_access(request_id, scope["method"], route, status, duration_s, _trace_id(scope))
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
-        """Run the app; return the error that it did not answer with."""
+        """Run the app; return the error for which it sent no response."""
         if len(scope["headers"]) > _MAX_HEADERS or _header_bytes(scope) > _MAX_HEADER_BYTES:
             return HeadersTooLarge(
                 f"Request line and headers have more than {_MAX_HEADER_BYTES} bytes, or more than {_MAX_HEADERS} lines."
@@ -93,7 +93,7 @@ class RequestMiddleware:
         except ClientDisconnected:
             return None
         except EcaHubError as error:
-            # Of a middleware; those of routes are handled inside.
+            # Raised by a middleware; errors of routes are handled inside the app.
             return error
         except asyncio.CancelledError:
             # The server cancels what still runs when the time to drain is over; the client gets a response first.

@@ -157,7 +157,7 @@ class TimeoutH11Protocol(H11Protocol):
         self._await("headers")
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived, and see what is still missing."""
+        """Parse what arrived, and determine what is still missing."""
         if self._awaited == "rest":
             self._lingered_bytes += len(data)
             if self._lingered_bytes > _LINGER_BYTES:
@@ -171,7 +171,7 @@ class TimeoutH11Protocol(H11Protocol):
         self._await(self._missing())
 
     def on_response_complete(self) -> None:
-        """See what the client still has to send."""
+        """Determine what the client still has to send."""
         super().on_response_complete()
         self._await(self._missing())
 

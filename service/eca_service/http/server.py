@@ -65,7 +65,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def flush_stdio() -> None:
-    """Flush standard output and error; where the reader has gone, redirect them to the null device.
+    """Flush standard output and error; where the pipe is closed, redirect them to the null device.
 
     Otherwise Python would flush again at exit and return 120.
     """

@@ -9,7 +9,7 @@ Admission is bounded in items, and in the time that the runners need for the ite
 
     expected wait = (items in flight - half of those being run) * seconds of a runner for one item / runners
 
-so that admitted items are answered about equally soon on a fast machine and on a slow one.
+so that admitted items wait about equally long on a fast machine and on a slow one.
 
 Uses asyncio only: no torch, no images, no HTTP.
 """

@@ -97,7 +97,7 @@ class Engine:
 
     The event loop stays free while the network works. Several engines may share one network: its weights are only read.
     A thread cannot be stopped, so one that hangs is abandoned and replaced; the engine is not healthy again until the
-    new thread has answered, for which a blank image is run again and again.
+    new thread has run a batch, for which a blank image is submitted repeatedly.
 
     Args:
         run_batch: The network with its preprocessing.
@@ -133,7 +133,7 @@ class Engine:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether an image would be answered: the thread lives, is not overdue, and has answered since it started."""
+        """Whether the thread is alive, is not overdue, and has finished a batch since it started."""
         return self._is_verified and self._worker.is_alive and time.monotonic() < self._suspicious_at_s
 
     @property
@@ -241,7 +241,7 @@ class Engine:
                 outputs = self._run_batch(items)
                 self._num_device_losses = 0
         except torch.AcceleratorError as error:
-            # The memory of the device may be gone or wrong, and running the images one by one would fail for each.
+            # The memory of the device may be lost or corrupt, and running the images one by one would fail for each.
             self._num_device_losses += 1
             _logger.exception("the device failed")
             if self._num_device_losses == _MAX_DEVICE_LOSSES:

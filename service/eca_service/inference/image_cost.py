@@ -2,7 +2,7 @@
 
 The unit is one megapixel of PNG, which takes about 20 ms of one core. Reads at most 500 segments of a JPEG, so
 that it may run in the event loop. Limits are the decoder's: a size that cannot be read costs nothing
-here, because such an image is refused as soon as a thread looks at it.
+here, because such an image is refused as soon as a thread reads it.
 """
 
 import re

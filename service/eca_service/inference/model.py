@@ -1,6 +1,6 @@
 """A served model: admission, decoding, batching and the task's result, separately for each image.
 
-Imports no torch and no HTTP: tensors pass through unseen.
+Imports no torch and no HTTP: tensors are passed on unread.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ ReserveDecoding = Callable[[Sequence[bytes | RawPixels]], AbstractContextManager
 
 
 class ServedModel(Generic[Pixels, Output]):
-    """A model that answers requests.
+    """A model that serves requests.
 
     Args:
         info: What clients may read about it.
@@ -38,7 +38,7 @@ class ServedModel(Generic[Pixels, Output]):
         batcher: Runs batches of decoded images.
         deadline_s: Time from admission to `DeadlineExceeded`.
         close: Frees what the model holds, after the last result.
-        is_healthy: Whether the engines can answer.
+        is_healthy: Whether every engine is healthy.
         explainer: Explains single images; None where that is not switched on.
     """
 
@@ -66,7 +66,7 @@ class ServedModel(Generic[Pixels, Output]):
 
     @property
     def is_healthy(self) -> bool:
-        """Whether an image would be answered now."""
+        """Whether every engine is healthy now."""
         return self.batcher.is_alive and self._engines_are_healthy()
 
     @contextmanager

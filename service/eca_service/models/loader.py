@@ -59,7 +59,7 @@ class ModelLoader:
         self._decoder_threads: DecoderThreads | None = None
         self._is_ending = threading.Lock()
         self.is_draining: Callable[[], bool] = lambda: False
-        """Tells whether the process is ending already, so that a lost device does not cut its drain short."""
+        """Returns whether the process is ending already, so that a lost device does not cut its drain short."""
 
     async def open(self, source: ModelSource) -> ServedModel["Tensor", "Tensor"]:
         """Load a model, warm it up and start to serve it.

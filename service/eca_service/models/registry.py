@@ -1,7 +1,7 @@
-"""Model id to served model: which are loading, which answer, which are evicted.
+"""The registry of served models by id: loading, replacing, eviction.
 
 An entry is `loading`, then `ready` or `failed`; a ready one is `updating` while another commit is loaded beside it. The
-old model answers until the new one can, and is freed when the last request that holds it is finished: no request is
+old model serves until the new one is ready, and is freed when the last request that holds it is finished: no request is
 lost to a swap.
 """
 
@@ -68,7 +68,7 @@ def _id_of_folder(path: str) -> str:
 
 
 def check_ids(sources: Sequence[ModelSource]) -> None:
-    """Refuse folders that clients could not tell apart.
+    """Refuse folders with the same id.
 
     Raises:
         BadSetting: two sources have the same id.
@@ -123,7 +123,7 @@ _TRANSIENT_ERRORS = frozenset(["offline", "hub_error", "repo_not_found", "revisi
 _RETRY_S = 2.0
 
 OpenModel = Callable[[ModelSource], Awaitable[ServedModel[Any, Any]]]
-"""Loads, checks and warms up one; returns when it can answer."""
+"""Loads, checks and warms up one; returns when it is ready."""
 
 
 class Registry:
@@ -230,7 +230,7 @@ class Registry:
         self.loaded.set()
 
     async def load(self, source: ModelSource, *, revision: str | None = None) -> ModelEntry:
-        """Load a model, or another revision of one that is served, which answers until the new one can.
+        """Load a model, or another revision of one that is served, which serves until the new one is ready.
 
         Args:
             source: What to load, and what the entry follows from now on.
@@ -301,7 +301,7 @@ class Registry:
         return model
 
     async def _open_with_retries(self, entry: ModelEntry, until_s: float) -> ServedModel[Any, Any]:
-        """Open a model; retry while the hub may still get it."""
+        """Open a model; retry while the hub may become available or the model may be published."""
         reason = ""
         while True:
             try:

@@ -62,7 +62,7 @@ class OptimizedModel:
 def optimize_model(
     classifier: Classifier, precision: Precision, *, compiled: bool = False, num_cores: int = 1
 ) -> OptimizedModel:
-    """Make the fastest form of a network that gives the same answers.
+    """Make the fastest form of a network that passes the parity check.
 
     Convolutions prefer channels_last on processors and GPUs, a norm can be merged into the convolution before it, and
     weights can be laid out once: on two cores that made 64 images/s of 15, and a number format of half the width
@@ -85,7 +85,7 @@ def optimize_model(
     if compiled:
         check_compiler(device.type)
     pixels_N3HW = parity_images(classifier.transform)
-    # The network as it was loaded takes about as long for its answers as all the rest, so both run at once.
+    # The network as it was loaded takes about as long for its outputs as all the rest, so both run at once.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
         expecting = thread.submit(classifier.probabilities, pixels_N3HW)
         if compiled:
@@ -136,7 +136,7 @@ def release_memory(module: nn.Module) -> None:
 
 
 def trim_heap() -> None:
-    """Return freed memory to the system, where there is a glibc: it keeps what the commands tell it to keep."""
+    """Return freed memory to the system. Only with glibc, which the commands configure to keep freed memory."""
     if sys.platform.startswith("linux"):
         try:
             ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Whether an optimized network still answers as it did, on images that are stored beside this file.
+"""Parity check: compare an optimized network with the original, on images that are stored beside this file.
 
 The images are synthetic (experiments/bench/draw_parity_images.py): they are free of rights and have the edges, textures
 and colors of photographs. They go through the model's own decoding and preprocessing, as served images do.

@@ -14,7 +14,7 @@ from eca_service.inference.tasks import Classification, WorkItem, run_batch
 
 
 def count_up(pixels_N3HW: Tensor) -> Tensor:
-    """Logits that tell which image they belong to."""
+    """Logits that identify the image they belong to."""
     first_N1 = pixels_N3HW[:, 0, 0, :1].float()
     return first_N1 + torch.arange(3.0)
 

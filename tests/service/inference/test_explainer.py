@@ -1,4 +1,4 @@
-"""What a network looked at, asked over HTTP."""
+"""Explanations over HTTP: gates and Grad-CAM maps."""
 
 import asyncio
 import threading

@@ -54,7 +54,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             published = eca_hub.push_to_hub(package, MODEL, branch=branch, endpoint=hub.url, token=hub.token)
             predictions = eca_hub.Classifier.from_pretrained(package).predict(IMAGE, top_k=10)
             scores[published.revision] = next(one.score for one in predictions if one.label == "digit 0")
-        assert abs(len(scores) * max(scores.values()) - sum(scores.values())) > 0.01, "the two can be told apart"
+        assert abs(len(scores) * max(scores.values()) - sum(scores.values())) > 0.01, (
+            "the two models give different scores"
+        )
         environment = {
             "HF_ENDPOINT": hub.url,
             "HF_TOKEN": hub.token,

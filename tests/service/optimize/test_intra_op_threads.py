@@ -1,4 +1,4 @@
-"""A image that is alone gets all cores, and nobody else does."""
+"""An image that is alone gets all cores; any other batch gets one."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

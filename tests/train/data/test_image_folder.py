@@ -22,7 +22,7 @@ from tests.train.datasets import (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes, in three splits, four pictures each."""
+    """Two classes, in three splits, four images each."""
     return write_folder(tmp_path / "set")
 
 

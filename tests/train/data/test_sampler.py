@@ -1,4 +1,4 @@
-"""Which pictures stand in which batch: nothing is lost or repeated, for any number of processes."""
+"""Which images are in which batch: nothing is lost or repeated, for any number of processes."""
 
 import numpy as np
 import pytest

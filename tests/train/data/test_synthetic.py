@@ -1,4 +1,4 @@
-"""Made-up pictures: the same again, and kept in memory."""
+"""Synthetic images: reproducible, and kept in memory."""
 
 import numpy as np
 import torch

@@ -9,7 +9,7 @@ from eca_hub.train.data.workers import SignalIgnoringDataLoader
 
 
 class HeldBack(Dataset[set[int]]):
-    """Tells which signals are held back where it is read."""
+    """Returns which signals are blocked in the process that reads it."""
 
     def __len__(self) -> int:
         return 1
