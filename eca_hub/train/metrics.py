@@ -150,11 +150,14 @@ class ClassificationMetrics(nn.Module):
             metric.reset()
 
     def _values(self) -> dict[str, Tensor]:
+        # Before `per_class.compute()`, which ends the synchronization of that metric: torchmetrics' own context inside
+        # `compute` sets the counts back to those of this process.
+        loss = self._loss()
         per_class = self.per_class.compute()
         recall_K = per_class["recall"]
         has_target_K = ~recall_K.isnan()
         values = {
-            "loss": self._loss(),
+            "loss": loss,
             "top1": self.top1.compute(),
             "top5": self.top5.compute(),
             "macro": recall_K[has_target_K].mean(),
