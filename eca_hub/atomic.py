@@ -2,7 +2,7 @@
 
 After a crash or a power cut a file or folder holds its old content or its new content, never a part of either.
 Temporary names are `.NAME.HEX.tmp`, beside the target and so on the same file system. A file written with a checksum
-has a second file, NAME.sha256.json, with its SHA-256, its size and the metadata of the caller.
+has a second file, NAME.sha256.json, with its SHA-256, its size and metadata given by the writer.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def write_with_checksum(path: Path, content: bytes | memoryview, metadata: Mapping[str, Any]) -> None:
     """Replace a file and its checksum file; the content is read back and compared before anything is renamed.
 
-    A crash between the two renames leaves a checksum without its file, never a file with a checksum of its own.
+    A crash between the two renames leaves a checksum without its file, never a file with the checksum of other content.
 
     Args:
         path: The file; missing folders are made.
@@ -159,7 +159,7 @@ def verify(path: Path) -> None:
 
 
 def metadata_of(path: Path) -> dict[str, Any]:
-    """Read the checksum file of a file or folder: `sha256`, `num_bytes` and the metadata of the caller.
+    """Read the checksum file of a file or folder: `sha256`, `num_bytes` and the metadata given by the writer.
 
     Raises:
         NotIntact: there is none, or it is damaged.

@@ -1,4 +1,4 @@
-"""The argument parser of every command: one dialect, one-sentence errors, and a suggestion for a mistyped option.
+"""The argument parser of every command: one syntax, one-sentence errors, and a suggestion for a mistyped option.
 
 With `eca_hub` itself this is the only module that `eca_service` may import: `eca-hub serve` is one more command.
 """
@@ -67,7 +67,7 @@ class CommandParser(SuggestionMixin, jsonargparse.ArgumentParser):
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Short help: usage on one line, defaults that say something, no types and no environment variable names."""
+    """Short help: usage on one line, no empty defaults, no types and no environment variable names."""
 
     def _format_usage(self, usage: Any, actions: Any, *args: Any, **kwargs: Any) -> str:
         needed = [each for each in actions if not each.option_strings or each.required]

@@ -172,7 +172,7 @@ def _wait_until_ready(url: str, processes: Processes) -> None:
 
 
 def _read_precision(url: str, report: Report) -> None:
-    """Note which number format the service has chosen, and how far it may move a probability."""
+    """Record which number format the service has chosen, and how far it may move a probability."""
     import httpx2
 
     [model] = httpx2.get(f"{url}/v1/models").json()["models"]

@@ -25,7 +25,9 @@ def test_all_classes_come_with_probabilities_in_falling_order(classifier: Classi
     assert predictions == sorted(predictions, key=lambda each: -each.score)
 
 
-def test_a_path_the_bytes_and_the_decoded_picture_give_the_same_answer(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_path_the_bytes_and_the_decoded_image_give_the_same_predictions(
+    classifier: Classifier, tmp_path: Path
+) -> None:
     data = make_picture()
     path = tmp_path / "picture.png"
     path.write_bytes(data)
@@ -34,7 +36,7 @@ def test_a_path_the_bytes_and_the_decoded_picture_give_the_same_answer(classifie
     assert classifier.predict(Image.open(io.BytesIO(data))) == expected
 
 
-def test_a_list_gives_a_list_and_each_answer_is_that_of_the_picture_alone(classifier: Classifier) -> None:
+def test_a_list_gives_a_list_and_each_result_is_that_of_the_image_alone(classifier: Classifier) -> None:
     pictures = [make_picture(), make_picture(100, 20), make_picture(mode="L")]
     together = classifier.predict(pictures, top_k=1)
     for [answer], picture in zip(together, pictures, strict=True):
@@ -81,7 +83,7 @@ def test_a_bad_file_is_named(classifier: Classifier, tmp_path: Path) -> None:
         classifier.predict(tmp_path / "empty.png")
 
 
-def test_a_folder_is_known_by_the_hash_of_its_files(classifier: Classifier, tiny_package: Path) -> None:
+def test_the_revision_of_a_folder_is_the_hash_of_its_files(classifier: Classifier, tiny_package: Path) -> None:
     assert classifier.model_id == str(tiny_package)
     assert len(classifier.revision) == 40
     assert int(classifier.revision, 16)

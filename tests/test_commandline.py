@@ -66,7 +66,7 @@ def test_the_help_of_every_command_is_short_and_needs_no_torch() -> None:
     assert [command for command, text in helps.items() if "ARG:" in text or "0x" in text] == []
 
 
-def test_the_help_shows_defaults_that_say_something_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_shows_defaults_that_are_not_empty_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
     parser = CommandParser("try", "Try something.", examples=["eca-hub try --often 3"], env_prefix="TRY")
     parser.add_argument("--often", type=int, default=0, help="How often.")
     parser.add_argument("--deeply", type=int, help="How deeply.")

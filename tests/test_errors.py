@@ -1,4 +1,4 @@
-"""The tree of mistakes: every class has a code of its own and reads as one sentence."""
+"""The tree of errors: every class has a code of its own and reads as one sentence."""
 
 import eca_hub.errors
 from eca_hub.errors import EcaHubError, UnknownName
@@ -23,8 +23,8 @@ def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
 
 
 def test_the_message_and_the_hint_make_one_text() -> None:
-    error = EcaHubError("The picture has 20 MiB; the limit is 10 MiB.", hint="Shrink it.")
-    assert str(error) == "The picture has 20 MiB; the limit is 10 MiB. Shrink it."
+    error = EcaHubError("The image has 20 MiB; the limit is 10 MiB.", hint="Shrink it.")
+    assert str(error) == "The image has 20 MiB; the limit is 10 MiB. Shrink it."
 
 
 def test_an_unknown_name_comes_with_the_closest_ones() -> None:

@@ -1,4 +1,4 @@
-"""The front door: every name resolves, in order, and opening it costs no torch."""
+"""The public API: every name resolves, in order, and the import needs no torch."""
 
 import subprocess
 import sys

@@ -87,7 +87,7 @@ class SimAM(nn.Module):
     github.com/ZjjConan/SimAM, networks/attentions/simam_module.py (no license: written from the formula).
 
     Args:
-        channels: C. Not needed; every method is called with it.
+        channels: C. Unused; every method is called with it.
         strength: lambda; larger values make the gate flatter.
     """
 

@@ -55,7 +55,7 @@ class SEVar1(nn.Module):
     """Rescale each channel by its own mean: gate = sigmoid(mean_HW(x)). No parameters at all.
 
     Args:
-        channels: C. Not needed; every method is called with it.
+        channels: C. Unused; every method is called with it.
     """
 
     def __init__(self, channels: int) -> None:

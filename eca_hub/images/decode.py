@@ -96,11 +96,11 @@ def decode_reduced(
     bit_depth: int | None = None,
     mode: ColorMode = "RGB",
 ) -> DecodedImage:
-    """Decode an image file like `decode_image`, but no larger than the caller needs.
+    """Decode an image file like `decode_image`, but no larger than needed.
 
     Args:
         data: The content of the file.
-        min_side_px: Shorter side that the caller needs. A much larger JPEG is then decoded at a fraction of its size,
+        min_side_px: Shorter side that is needed. A much larger JPEG is then decoded at a fraction of its size,
             and any other image of more than 16 megapixels is shrunk before anything else, which is several times faster
             and changes resized pixels by a gray level or two.
         limits: What decoding may cost.
@@ -170,9 +170,9 @@ def load_image(
     """Decode a path, the bytes of a file, or a PIL image, with the same result for the same image.
 
     Args:
-        source: What to decode. `limits` do not apply to a PIL image, which the caller has opened. Its EXIF orientation
+        source: What to decode. `limits` do not apply to a PIL image, which is open already. Its EXIF orientation
             is applied, so do not rotate it by hand; `PIL.ImageOps.exif_transpose` removes what it has applied.
-        min_side_px: Shorter side that the caller needs: see `decode_reduced`.
+        min_side_px: Shorter side that is needed: see `decode_reduced`.
         limits: What decoding may cost.
         bit_depth: Bits in use of 16-bit samples; by default what the file states, or 16.
         mode: `RGB` or `L` (gray).
@@ -216,7 +216,7 @@ def _decode_unloaded(
     try:
         file.seek(0)
         data = file.read()
-        # The caller has opened the image, so there are no limits.
+        # The image was opened before this function, so there are no limits.
         limits = ImageLimits(len(data), float("inf"), max(image.size), 2**31)
         decoded = decode_reduced(data, min_side_px=min_side_px, limits=limits, bit_depth=bit_depth, mode=mode)
     except BadImage:

@@ -66,7 +66,7 @@ def check_size(width: int, height: int, limits: ImageLimits, *, weight: float = 
 
 
 def cost_per_pixel(name: str, image: ImageFile.ImageFile, stripped: StrippedImage) -> float:
-    """Cost of a pixel compared with one of a JPEG, as far as the header tells."""
+    """Cost of a pixel compared with one of a JPEG, estimated from the header."""
     if name == "WebP":
         return _WEBP_ALPHA_WEIGHT if image.has_transparency_data else WEBP_WEIGHT
     if name != "PNG":

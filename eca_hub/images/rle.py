@@ -1,6 +1,6 @@
 """COCO's run-length code of masks: runs of 0 and 1 in turn, column by column, written as text.
 
-The text is that of pycocotools: five bits a character from '0' on, the sixth says that more follow, and from the third
+The text is that of pycocotools: five bits a character from '0' on, the sixth marks a continuation, and from the third
 run on each number is the difference to the one two before.
 
 Shapes: H height, W width.

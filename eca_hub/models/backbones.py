@@ -39,7 +39,7 @@ class Build(Protocol):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network, and what is known of its stages."""
+    """A network, and the properties of its stages."""
 
     build: Build
     widths: tuple[int, ...] = ()

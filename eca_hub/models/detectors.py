@@ -1,8 +1,8 @@
 """Faster R-CNN, Mask R-CNN and RetinaNet on a backbone with attention and a feature pyramid.
 
 The parts are torchvision's; the backbone is ours. Differences to torchvision's own models: object classes are numbered
-from 0 in targets and answers of all three (torchvision counts the background in two of them), RetinaNet takes P6 from
-the last stage of the backbone as the paper's code does, and masks are answered as the 28 x 28 map of each box, which
+from 0 in targets and outputs of all three (torchvision counts the background in two of them), RetinaNet takes P6 from
+the last stage of the backbone as the paper's code does, and masks are returned as the 28 x 28 map of each box, which
 `paste_mask` puts into the image.
 
 Source of the layers: Lin et al., Feature Pyramid Networks, CVPR 2017; Ren et al., Faster R-CNN, 2015; He et al., Mask
@@ -58,13 +58,13 @@ class InputTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvi
 
 
 class PyramidBackbone(nn.Module):
-    """A backbone and its feature pyramid: an image batch in, an ordered dict of maps with 256 channels out.
+    """A backbone and its feature pyramid: maps a batch of images to an ordered dict of maps with 256 channels.
 
     Args:
-        body: A network that answers the maps of all its stages, made with `features_only`.
+        body: A network that returns the maps of all its stages, made with `features_only`.
         strides_px: The strides of the maps that the pyramid takes.
         extra_levels: Makes the levels above the last; called with the channels of the last map.
-        title: What to call the backbone in a message.
+        title: Name of the backbone in messages.
     """
 
     def __init__(self, body: nn.Module, strides_px: Sequence[int], extra_levels: Any, title: str) -> None:
@@ -155,7 +155,7 @@ class ZeroBasedFasterRCNN(_ZeroBasedLabels, FasterRCNN):  # type: ignore[misc]
 
 
 class ZeroBasedMaskRCNN(_ZeroBasedLabels, MaskRCNN):  # type: ignore[misc]
-    """torchvision's Mask R-CNN with object classes from 0; masks are answered as (N, 1, 28, 28), see `paste_mask`."""
+    """torchvision's Mask R-CNN with object classes from 0; masks are returned as (N, 1, 28, 28), see `paste_mask`."""
 
 
 def create_detector(
@@ -290,7 +290,7 @@ def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], *, origin: st
     Args:
         model: The detector.
         weights: The state dict of a network that `create_model` makes.
-        origin: What to call the classifier in a message.
+        origin: Name of the classifier in messages.
 
     Raises:
         CheckpointMismatch: the classifier has another architecture or other attention; nothing was loaded.

@@ -18,7 +18,7 @@ MISSING_POINT = {
     AfterBlock: "no slot after its blocks",
     ReplaceConv: "no 3x3 convolution that can be replaced",
 }
-"""What an error message says of a backbone that lacks a kind of insertion point."""
+"""Kind of insertion point to the words for a backbone that lacks it, in error messages."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def build_timm_network(config: ModelConfig, *, num_classes: int, features_only: 
             )
     except InvalidConfig:
         raise
-    except Exception as error:  # the families raise whatever the wrong argument leads to
+    except Exception as error:  # timm's families raise errors of many types
         reason = " ".join(str(error).split())[:200]
         raise InvalidConfig(
             f"timm cannot build {config.architecture} with {dict(config.timm_args)}: {type(error).__name__}: {reason}."

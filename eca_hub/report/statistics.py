@@ -1,6 +1,6 @@
 """Statistics of a comparison between methods, each trained with several seeds.
 
-Seeds are not paired: a seed that two different networks share decides little that is common to both, so the tests treat
+Seeds are not paired: with one seed two different networks still start from unrelated weights, so the tests treat
 the two groups as independent samples.
 
 Sources: exact permutation test: Fisher, The Design of Experiments, 1935; step-down correction: Holm, Scandinavian

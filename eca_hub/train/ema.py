@@ -36,7 +36,7 @@ class EMA:
 
         Args:
             model: The network.
-            step: Number of steps made. The first ones weigh more, so that the initial weights are soon forgotten.
+            step: Number of steps made. The first ones weigh more, so that the initial weights soon have no effect.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
         current = model.state_dict()

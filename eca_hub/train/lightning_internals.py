@@ -1,6 +1,6 @@
 """The private names of Lightning that this project uses, all in one place; pyproject.toml pins the tested range.
 
-`REQUIRED` lists them for a test, which fails with a sentence when a release of Lightning drops one.
+`REQUIRED` lists them for a test, which fails with a message when a release of Lightning drops one.
 """
 
 from typing import Any

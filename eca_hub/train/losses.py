@@ -43,7 +43,7 @@ class ClassificationLoss(nn.Module):
         share_NK = one_hot(target, num_classes) if target.ndim == 1 else target
         share_NK = share_NK.to(logits_NK.dtype)
         if weights_K is not None:
-            # A term weighs what the class of its image weighs, as in cross_entropy.
+            # Each term has the weight of the class of its image, as in cross_entropy.
             weights_N1 = share_NK @ weights_K[:, None]
             weights_NK = (weights_N1 / weights_N1.mean()).expand_as(share_NK)
         else:

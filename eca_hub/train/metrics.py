@@ -1,4 +1,4 @@
-"""Classification metrics, summed over processes, so uneven shares of the images weigh what they hold.
+"""Classification metrics, summed over processes, so that each image has the same weight.
 
 A table of pairs of classes takes K x K numbers, so only the test split has one; the other splits keep a few numbers a
 class. (torchmetrics' own macro accuracy builds a K x K table for every batch: 3.8 GB at 21,843 classes.)

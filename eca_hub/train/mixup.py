@@ -1,7 +1,7 @@
 """MixUp and CutMix: blend the images of a batch in pairs, and their targets with them.
 
-Uses torchvision.transforms.v2, on the device that trains. Random numbers come from torch's generator, which the caller
-seeds.
+Uses torchvision.transforms.v2, on the device that trains. Random numbers come from torch's generator, which is seeded
+before every step.
 
 Shapes: N images, H height, W width, K classes.
 """

@@ -47,7 +47,7 @@ def finalize_run(
         data: The data it was trained on.
         run_dir: The run folder.
         store: The checkpoints, with the best weights among them.
-        checkpoint: Knows which weights are the best.
+        checkpoint: The callback that has recorded which weights are the best.
 
     Raises:
         TrainingStopped: the best weights are to be kept, and no validation had a finite loss.
@@ -73,7 +73,7 @@ def finalize_run(
     epochs, steps = int(trainer.current_epoch), int(trainer.global_step)
     num_batches = int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
     batch_size = min(data.batch_size * trainer.world_size, num_train)
-    # The metric is a float32; the share of correct answers that it stands for is exact.
+    # The metric is a float32; the share of correct predictions, from which it was rounded, is exact.
     result: dict[str, Any] = {
         "test_top1": int(confusion_KK.trace()) / num_test,
         "test_top5": round(float(measured["test_top5"]) * num_test) / num_test,

@@ -20,7 +20,7 @@ class Task:
     data: type[Any]
     """The base of its data modules."""
     links: tuple[tuple[str, str], ...]
-    """Options that come from others once these are made: source and target."""
+    """Linked options: the target gets its value from the object that the source names."""
     finalize_run: Callable[..., None]
     print_metrics: Callable[..., None]
     write_predictions: Callable[..., None]

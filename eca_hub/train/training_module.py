@@ -138,7 +138,7 @@ class TrainingModule(LightningModule):
             self.ema.load(checkpoint.get("ema", own))
 
     def count_missing_forwards(self, num_batches: Sequence[float]) -> None:
-        """Find out how many batches fewer than other processes this one evaluates; all processes must call it.
+        """Compute how many batches fewer than other processes this one evaluates; all processes must call it.
 
         A forward of a sharded network gathers its weights from all processes, so all must make the same number.
 

@@ -118,7 +118,7 @@ def test_channels_in_reverse_with_the_kernel_in_reverse_give_the_map_in_reverse(
     torch.testing.assert_close(mirrored(x_NCHW.flip(1)), layer(x_NCHW).flip(1))
 
 
-def test_a_channel_reaches_only_its_neighbours() -> None:
+def test_a_channel_reaches_only_its_neighbors() -> None:
     layer = ECA(16, kernel_size=5)
     mean_NC = torch.randn(1, 16, requires_grad=True)
     layer(mean_NC[:, :, None, None])[0, 8].sum().backward()

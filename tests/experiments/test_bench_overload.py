@@ -10,13 +10,13 @@ from experiments.bench.decompression_bombs import bombs
 from experiments.bench.overload import Promise, goodput, median_s, most_overtaken, quantile
 
 
-def test_only_images_that_were_answered_in_time_count() -> None:
+def test_only_images_that_were_served_in_time_count() -> None:
     responses = [Response(200, 0.0, 1.0), Response(429, 0.1, 0.1), Response(200, 9.0, 0.9), Response(200, 9.0, 2.0)]
     assert goodput(responses, 10.0) == pytest.approx(0.2)
     assert median_s(responses) == 1.0
 
 
-def test_a_request_is_overtaken_by_later_requests_that_are_answered_sooner() -> None:
+def test_a_request_is_overtaken_by_later_requests_that_end_sooner() -> None:
     in_order = [Response(200, place, 5.0) for place in range(6)]
     assert most_overtaken(in_order) == 0
     assert most_overtaken([Response(200, -1.0, 9.5), *in_order]) == 4

@@ -1,4 +1,4 @@
-"""What a soak says of its samples, and a short one for real."""
+"""What a soak reports about its samples, and a short real soak."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_memory_that_rises_with_each_request_grows() -> None:
 
 
 @pytest.mark.slow
-def test_a_minute_of_everything_leaves_nothing_behind(
+def test_a_minute_of_mixed_clients_leaks_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])

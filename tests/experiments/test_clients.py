@@ -111,7 +111,7 @@ def test_samples_are_found_whatever_their_labels() -> None:
     assert samples_in(METRICS.decode(), "eca_images_in_flight") == [3, 4]
 
 
-def test_a_summary_counts_refused_and_unanswered_requests_apart() -> None:
+def test_a_summary_counts_refused_and_lost_requests_separately() -> None:
     responses = [Response(200, 0, 0.1), Response(200, 0, 0.3), Response(429, 0, 0.01), Response(0, 0, 9)]
     found = summarize(responses, 2.0)
     assert found["per_s"] == 1.0

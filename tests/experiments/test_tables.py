@@ -13,7 +13,7 @@ from experiments import tables
 ROWS = [row for row in tables.rows() if row.file]
 
 
-def test_the_files_are_what_the_tables_say() -> None:
+def test_the_files_match_the_tables() -> None:
     for path, text in tables.files().items():
         assert path.read_text() == text, f"{path.name} is outdated; run: python -m experiments.tables"
     assert set(tables.ROWS.glob("*.yaml")) == {row.file for row in ROWS}

@@ -1,4 +1,4 @@
-"""A real local hub for the whole room, and a client cache of its own for each test."""
+"""A real local hub for all tests of this package, and a client cache of its own for each test."""
 
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Other people's weights: the outputs stay theirs, whatever they are wrapped in and whatever it is called."""
+"""Converted checkpoints keep their outputs, whatever dict, prefix and file name the training script used."""
 
 import json
 from pathlib import Path

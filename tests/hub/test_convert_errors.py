@@ -1,4 +1,4 @@
-"""Other people's weights that cannot be used: what does not fit is named, nothing in a file is run, nothing is left."""
+"""Checkpoints that cannot be converted: what does not fit is named, no code of the file runs, no files are left."""
 
 import errno
 import re
@@ -137,7 +137,7 @@ def test_the_nearest_backbone_is_named_when_a_relative_does_not_fit(save: Save) 
     assert model.num_classes == 2
 
 
-def test_weights_of_no_known_network_are_refused(save: Save) -> None:
+def test_weights_of_an_unknown_network_are_refused(save: Save) -> None:
     with pytest.raises(CheckpointMismatch, match="belong to none of resnet18"):
         convert_checkpoint(save({"a": torch.zeros(2), "b": torch.zeros(3)}))
 

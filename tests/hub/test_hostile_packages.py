@@ -1,4 +1,4 @@
-"""Repositories that lie about what they hold: a typed refusal, nothing executed, nothing large allocated."""
+"""Repositories with false metadata: a typed error, nothing executed, nothing large allocated."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Pulling from a hub that lies, stalls or breaks: a typed refusal in bounded time, and nothing left behind by it."""
+"""Pulling from a hub that sends malformed responses, stalls or breaks: a typed error in bounded time, no files left."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -206,7 +206,7 @@ def test_a_broken_download_goes_on_where_it_broke(
     assert hub.num_bytes_sent <= 2 * sum(len(content) for content in hub.files.values())
 
 
-def test_a_connection_that_breaks_before_the_answer_is_made_anew(hub: LyingHub, pauses: list[float]) -> None:
+def test_a_connection_that_breaks_before_the_response_is_opened_again(hub: LyingHub, pauses: list[float]) -> None:
     hub.lie = lambda method, name, nth, answer: setattr(answer, "is_gone", nth == 0)
     assert fetch(hub).revision == COMMIT
     hub.lie = lambda method, name, nth, answer: setattr(answer, "is_gone", True)

@@ -1,4 +1,4 @@
-"""A package on disk: three files that say everything, and nothing hostile gets through."""
+"""A package on disk: three files that describe the network completely, and hostile values are refused."""
 
 import json
 import shutil
@@ -109,7 +109,7 @@ def test_a_package_without_labels_cannot_be_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_folder_is_known_by_the_package_inside(package: Path) -> None:
+def test_a_run_folder_is_identified_by_the_package_inside(package: Path) -> None:
     run = package.parent / "run"
     run.mkdir()
     shutil.copytree(package, run / "model")
@@ -138,7 +138,7 @@ def test_a_missing_file_is_named(package: Path) -> None:
         ({"image": {"height_px": 224}}, "lacks 'interpolation'"),
     ],
 )
-def test_a_config_that_lies_is_refused(package: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_config_with_false_values_is_refused(package: Path, changes: dict[str, Any], message: str) -> None:
     edit_config(package, **changes)
     with pytest.raises(InvalidPackage) as refusal:
         load_pretrained(package)

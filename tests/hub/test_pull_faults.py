@@ -1,4 +1,4 @@
-"""One cache for many pullers: those that die, those that wait, and a disk that is full."""
+"""One cache for many processes that pull: some are killed, some wait, and the disk is full."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Publishing while everything goes wrong: readers see the old revision or the new one, and pushing again mends it."""
+"""Publishing with faults: readers see the old revision or the new one, and pushing again succeeds."""
 
 import concurrent.futures
 import json
@@ -233,7 +233,7 @@ def test_a_large_file_is_uploaded_where_there_is_no_xet(
 @pytest.mark.parametrize(
     "point", ["blob.before_rename", "commit.before_rename", "refs.before_rename", "refs.after_rename"]
 )
-def test_a_hub_that_dies_under_a_push_is_pushed_to_again(
+def test_a_push_to_a_hub_that_was_killed_can_be_repeated(
     point: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Xet waits in its own way for a hub that is gone, for minutes.

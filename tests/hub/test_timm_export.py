@@ -1,4 +1,4 @@
-"""The way back: stock timm loads what it can express, with the same outputs; the rest is refused with a reason."""
+"""Export to timm: stock timm loads what it can express, with the same outputs; the rest is refused with a reason."""
 
 import json
 from pathlib import Path

@@ -116,7 +116,7 @@ def test_model_args_from_a_repository_cannot_reach_beyond_the_network(model_args
         ({"architecture": "nosuch"}, "There is no architecture 'nosuch'"),
     ],
 )
-def test_a_stock_config_that_lies_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_stock_config_with_false_values_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     stock_repository(tmp_path / "stock", "resnet18")
     document = json.loads((tmp_path / "stock" / "config.json").read_text())
     (tmp_path / "stock" / "config.json").write_text(json.dumps({**document, **change}))
@@ -228,7 +228,7 @@ def run_stock(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.slow
-def test_the_pipeline_of_transformers_gives_the_same_answers_without_eca_hub(
+def test_the_pipeline_of_transformers_gives_the_same_scores_without_eca_hub(
     hub: Hub, tmp_path: Path, run_stock: Callable[..., str]
 ) -> None:
     pytest.importorskip("transformers")

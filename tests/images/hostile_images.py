@@ -1,4 +1,4 @@
-"""More than two hundred images as clients may send them: broken, lying, enormous, or merely awkward.
+"""More than two hundred images as clients may send them: broken, with false headers, enormous, or merely unusual.
 
 Each has the statuses that are right for it: 200 where a person would see an image, 422 where there is none or too
 much, both where a decoder may do either.

@@ -216,7 +216,7 @@ def test_a_nearly_black_image_of_unknown_bit_depth_is_reported_once(caplog: pyte
     assert not caplog.records
 
 
-def test_stated_bits_that_samples_exceed_are_not_believed() -> None:
+def test_stated_bits_that_samples_exceed_are_ignored() -> None:
     for num_channels in (1, 3):
         samples = with_channels(RAMP, num_channels)
         stated = png_of_samples(samples, chunk(b"sBIT", b"\5" * num_channels))

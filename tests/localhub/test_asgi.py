@@ -50,7 +50,7 @@ def ask(root: Path, receive: Callable[[], Awaitable[Message]], clock: Callable[[
     return int(sent[0]["status"])
 
 
-def test_a_body_that_never_comes_is_answered_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_never_arrives_gets_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "BODY_GRACE_S", 0.01)
 
     async def receive() -> Message:
@@ -60,7 +60,7 @@ def test_a_body_that_never_comes_is_answered_408(tmp_path: Path, monkeypatch: py
     assert ask(tmp_path, receive) == 408
 
 
-def test_a_body_that_comes_in_small_pieces_is_answered_408(tmp_path: Path) -> None:
+def test_a_body_that_arrives_in_small_pieces_gets_408(tmp_path: Path) -> None:
     client = SlowClient(piece_s=BODY_GRACE_S / 2)
     assert ask(tmp_path, client.receive, client.clock) == 408
 

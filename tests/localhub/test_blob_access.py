@@ -124,7 +124,7 @@ def test_an_upload_link_of_one_user_does_not_count_for_another(alice: TestClient
     assert commit_pointer(alice, "alice/own").status_code == 200
 
 
-def test_uploads_are_remembered_after_a_restart_and_forgotten_by_gc(tmp_path: Path) -> None:
+def test_uploads_are_recorded_across_a_restart_and_cleared_by_gc(tmp_path: Path) -> None:
     with opened_hub(tmp_path, USERS, "alice") as alice:
         push(alice, {}, {"model.safetensors": SECRET}, repo="alice/own")
         alice.request("DELETE", "/api/repos/delete", json={"name": "alice/own"}).raise_for_status()

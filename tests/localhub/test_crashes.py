@@ -131,7 +131,7 @@ def test_a_full_disk_is_a_507_and_changes_nothing(point: str, tmp_path: Path, fa
     assert check(tmp_path / "hub").problems == []
 
 
-def test_an_error_after_the_rename_does_not_let_a_later_commit_forget_the_renamed_one(
+def test_an_error_after_the_rename_does_not_let_a_later_commit_drop_the_renamed_one(
     tmp_path: Path, fault: Callable[[str], None]
 ) -> None:
     with opened_hub(tmp_path / "hub") as client:

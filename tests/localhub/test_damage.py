@@ -195,7 +195,7 @@ def test_a_shard_that_does_not_add_up_is_refused_and_the_next_session_has_anothe
         assert client.post(f"{cas}/v1/shards", content=good, headers={"Authorization": "Bearer x"}).status_code == 401
 
 
-def test_a_chunk_cannot_unpack_to_more_than_it_says(tmp_path: Path) -> None:
+def test_a_chunk_cannot_unpack_to_more_than_its_header_states(tmp_path: Path) -> None:
     bomb = lz4.frame.compress(bytes(30 << 20))
     header = bytes([0]) + len(bomb).to_bytes(3, "little") + bytes([1]) + (1000).to_bytes(3, "little")
     content = bytes(1000)

@@ -67,7 +67,9 @@ def test_a_second_push_of_the_same_bytes_is_a_no_op(api: HfApi, repo_id: str, we
     assert [commit.title for commit in api.list_repo_commits(repo_id)] == ["one", "initial commit"]
 
 
-def test_the_same_bytes_in_another_repository_after_xet_remembers_them(api: HfApi, repo_id: str, weights: Path) -> None:
+def test_the_same_bytes_in_another_repository_after_xet_has_recorded_them(
+    api: HfApi, repo_id: str, weights: Path
+) -> None:
     api.create_commit(repo_id, [CommitOperationAdd("model.safetensors", weights)], commit_message="one")
     other = str(api.create_repo(f"{repo_id}-other").repo_id)
     api.create_commit(other, [CommitOperationAdd("model.safetensors", weights)], commit_message="one")
@@ -194,7 +196,7 @@ def test_a_moved_repository_is_found_under_both_names_and_a_deleted_one_under_no
     assert api.list_repo_files(repo_id) == [".gitattributes"]
 
 
-def test_a_missing_file_is_remembered_with_its_commit(api: HfApi, repo_id: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_cached_with_its_commit(api: HfApi, repo_id: str, tmp_path: Path) -> None:
     with pytest.raises(EntryNotFoundError):
         api.hf_hub_download(repo_id, "nothing.txt", cache_dir=tmp_path)
     assert [path.name for path in tmp_path.glob("**/.no_exist/*/*")] == ["nothing.txt"]

@@ -61,7 +61,7 @@ def test_second_headers_that_never_end_are_cut_off_too(address: tuple[str, int])
         assert b"HTTP/1.1" not in read_response(connection)
 
 
-def test_a_body_that_never_comes_is_answered_408(address: tuple[str, int]) -> None:
+def test_a_body_that_never_arrives_gets_408(address: tuple[str, int]) -> None:
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(UPLOAD + b"abc")
         response = read_response(connection)
@@ -69,7 +69,7 @@ def test_a_body_that_never_comes_is_answered_408(address: tuple[str, int]) -> No
     assert b"X-Error-Code: body_timeout" in response
 
 
-def test_a_body_that_comes_byte_by_byte_is_answered_408(address: tuple[str, int]) -> None:
+def test_a_body_that_arrives_byte_by_byte_gets_408(address: tuple[str, int]) -> None:
     is_done = threading.Event()
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(UPLOAD)

@@ -70,7 +70,7 @@ def test_every_option_is_resolved(name: str, args: dict[str, Any], resolved: dic
     assert resolve_config(once) == once
 
 
-def test_augmented_convolutions_plan_for_the_picture() -> None:
+def test_augmented_convolutions_depend_on_the_image_size() -> None:
     config = ModelConfig("resnet18", "aa", image=TINY, stem="small")
     assert resolve_config(config).attention_args["map_sizes_px"] == [16, 8, 4, 2]
 
@@ -238,7 +238,7 @@ def test_a_configuration_with_one_input_channel_builds_a_gray_network(name: str)
     assert count_complexity(config).num_parameters == count_parameters(build_model(config))
 
 
-def test_a_network_knows_its_configuration() -> None:
+def test_a_network_has_its_configuration() -> None:
     model = create_model("eca_resnet20", num_classes=2, kernel_sizes=5)
     assert model.config == resolve_config(ModelConfig("eca_resnet20", attention_args={"kernel_sizes": 5}))
     assert copy.deepcopy(model).config == model.config

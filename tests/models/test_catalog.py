@@ -37,7 +37,7 @@ def test_all_listed_parameters_are_those_of_the_built_networks() -> None:
         assert network.parameters == parameters_of(network.name), network.name
 
 
-def test_networks_of_timm_are_found_by_asking_timm() -> None:
+def test_networks_of_timm_are_listed_from_its_registry() -> None:
     found = {network.name: network.parameters for network in timm_networks("ecaresnet50*")}
     assert found["ecaresnet50d"] == 25576350
     assert found["ecaresnet50t"] == 25573814

@@ -175,7 +175,7 @@ UNMET = {
 
 
 @pytest.mark.parametrize(("table", "num_rows"), [("3", 26), ("4", 7), ("5", 20)])
-def test_every_figure_is_met_or_says_why_not(table: str, num_rows: int) -> None:
+def test_every_figure_is_met_or_has_a_reason_why_not(table: str, num_rows: int) -> None:
     rows = [compare(row) for row in published_rows(table)]  # type: ignore[arg-type]
     assert len(rows) == num_rows
     unmet = {
@@ -233,6 +233,6 @@ def test_one_network_is_counted_by_both_rules(capsys: pytest.CaptureFixture[str]
         (["--model", "resnet18", "--image_size_px", "0"], InvalidUsage),
     ],
 )
-def test_mistakes_are_said(argv: list[str], error: type[Exception]) -> None:
+def test_mistakes_are_reported(argv: list[str], error: type[Exception]) -> None:
     with pytest.raises(error):
         main(argv)

@@ -1,4 +1,4 @@
-"""Detectors: the parameters of the paper, the answers of torchvision's own models, labels from 0, frozen stages."""
+"""Detectors: the parameters of the paper, the outputs of torchvision's own models, labels from 0, frozen stages."""
 
 import dataclasses
 from typing import Any
@@ -57,7 +57,7 @@ def test_the_parameters_of_table_5_counted_on_the_built_networks() -> None:
         ("retinanet", "retinanet_resnet50_fpn_v2", {"head_norm": "group"}),
     ],
 )
-def test_with_the_weights_of_torchvision_the_answers_are_its_own(name: Any, theirs: str, options: Any) -> None:
+def test_with_the_weights_of_torchvision_the_outputs_are_its_own(name: Any, theirs: str, options: Any) -> None:
     torch.manual_seed(0)
     is_rcnn = name != "retinanet"
     reference = torchvision.models.get_model(

@@ -59,7 +59,7 @@ def test_the_smallest_detectable_difference_at_a_deviation_of_a_quarter(n: int, 
     assert smallest_detectable_difference(list(values), list(values)) == pytest.approx(expected, abs=0.006)
 
 
-def test_comparisons_are_corrected_as_one_family_and_say_what_they_show() -> None:
+def test_comparisons_are_corrected_as_one_family_and_state_a_conclusion() -> None:
     groups = {"eca": [90.0, 90.1, 90.2, 90.3], "none": [88.0, 88.1, 88.2, 88.3], "se": [90.05, 90.1, 90.2, 90.25]}
     planned = [
         ("eca", "none", "difference", 0.0),

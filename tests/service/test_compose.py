@@ -113,7 +113,7 @@ def is_job(name: str) -> bool:
 
 
 @pytest.mark.slow
-def test_the_services_start_in_order_answer_and_stop(machine: Machine) -> None:
+def test_the_services_start_in_order_respond_and_stop(machine: Machine) -> None:
     running: dict[str, subprocess.Popen[bytes]] = {}
     dependencies = [spec.get("depends_on", {}) for spec in COMPOSE["services"].values()]
     needed = {name for one in dependencies for name, how in one.items() if how["condition"] == "service_healthy"}
@@ -216,7 +216,7 @@ def test_the_builder_gets_only_the_files_that_are_copied() -> None:
     assert {line[1:] for line in kept if line.startswith("!")} == set(" ".join(wanted).split())
 
 
-def test_the_healthcheck_tells_healthy_from_unhealthy() -> None:
+def test_the_healthcheck_distinguishes_healthy_from_unhealthy() -> None:
     assert "eca_service.healthcheck" in STAGES["serve"]
     assert healthcheck.main([]) == 2
     assert healthcheck.main(["file:///etc/passwd"]) == 2

@@ -18,6 +18,6 @@ def test_each_code_has_a_status() -> None:
     assert not missing
 
 
-def test_what_a_picture_can_cause_is_never_ours() -> None:
+def test_no_hostile_image_causes_an_internal_error() -> None:
     for error in every_class(eca_hub.errors.BadImage):
         assert 400 <= eca_service.errors.STATUS_OF[error.code] < 500

@@ -64,7 +64,7 @@ def test_each_gets_a_right_status_for_little_time_and_memory(service: Served, im
     assert service.client.get("/readyz").status_code == 200
 
 
-def test_many_at_once_spoil_no_good_picture(service: Served, images: list[Hostile]) -> None:
+def test_many_hostile_images_at_once_do_not_affect_a_good_one(service: Served, images: list[Hostile]) -> None:
     good = Hostile("good", encode(scene(), "JPEG"), frozenset({200}))
     # Those of very many pixels go one after the other, and many at once would be late.
     small = [hostile for hostile in images if len(hostile.data) < 2**20 and "megapixels" not in hostile.name]

@@ -195,7 +195,7 @@ def test_sigterm_shuts_it_down_gracefully(package: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_answers_while_draining_and_a_second_signal_exits_at_once(package: Path) -> None:
+def test_it_responds_while_draining_and_a_second_signal_exits_at_once(package: Path) -> None:
     with served("--model", str(package), "--drain_delay_s", "60") as running:
         running.wait_until_ready()
         running.process.send_signal(signal.SIGTERM)

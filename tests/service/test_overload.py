@@ -83,7 +83,7 @@ async def counted(app: FastAPI) -> tuple[int, dict[tuple[str, str], int]]:
     return int(float(received[1])) - 1, {(route, code): int(float(count)) for code, route, count in ended}
 
 
-def test_beyond_the_limit_exactly_the_surplus_is_refused_and_all_admitted_requests_are_answered() -> None:
+def test_beyond_the_limit_exactly_the_surplus_is_refused_and_all_admitted_requests_get_results() -> None:
     async def scene() -> None:
         gate = GatedRunner()
         app = await app_behind(gate, max_items=8)

@@ -1,4 +1,4 @@
-"""Settings: where they come from, what they allow, and what is said about a wrong one."""
+"""Settings: their sources, their allowed values, and the messages for wrong ones."""
 
 import subprocess
 import sys
@@ -30,7 +30,9 @@ def test_a_switch_reads_the_usual_words(word: str, value: bool) -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_a_name_of_before_still_works_with_one_warning(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_option_name_still_works_with_one_warning(
+    old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert getattr(read_settings(["--model", "a/b", f"--{old}", "7"], {}), new) == 7
     assert capsys.readouterr().err == f"eca-hub serve: {old} is now called {new}.\n"
     assert getattr(read_settings(["--model", "a/b"], {f"ECA_{old.upper()}": "7"}), new) == 7
@@ -123,7 +125,7 @@ def test_zero_is_zero() -> None:
     assert (settings.keep_alive_s, settings.drain_timeout_s) == (0, 0)
 
 
-def test_mistakes_and_help_are_answered_without_torch() -> None:
+def test_mistakes_and_help_need_no_torch() -> None:
     code = (
         "import sys; from eca_hub.__main__ import main\n"
         "assert main(['serve']) == 2\n"

@@ -200,7 +200,7 @@ async def ask_until_the_end(service: Served, statuses: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drain_delay_s", ["0", "0.5"])
-def test_accepted_requests_are_answered_during_shutdown(package: Path, drain_delay_s: str) -> None:
+def test_accepted_requests_are_finished_during_shutdown(package: Path, drain_delay_s: str) -> None:
     with served("--model", str(package), "--drain_delay_s", drain_delay_s) as running:
         running.wait_until_ready()
 

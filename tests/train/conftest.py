@@ -1,4 +1,4 @@
-"""A real local hub, which the client takes for the only one."""
+"""A real local hub, to which HF_ENDPOINT points."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -29,7 +29,7 @@ OF_THE_RUN = ("config", "run_dir", "resume", "overwrite", "allow_changes", "push
 
 
 @pytest.mark.parametrize("option", cli.OPTIONS, ids=lambda option: option.name)
-def test_the_short_help_is_true(option: cli.Option, parser: LightningArgumentParser) -> None:
+def test_the_short_help_matches_the_real_options(option: cli.Option, parser: LightningArgumentParser) -> None:
     if option.name in OF_THE_RUN:
         return
     known = {*parser.get_defaults().keys()}

@@ -70,7 +70,7 @@ def test_every_configuration_trains(
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *LOGS], ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_configuration_says_its_claim_command_and_expected_result(config: Path) -> None:
+def test_every_configuration_states_its_claim_command_and_expected_result(config: Path) -> None:
     first, second, third, *_ = config.read_text().splitlines()
     assert first.startswith("# Claim: ")
     assert second.startswith("# Command: eca-hub fit --config ")

@@ -142,8 +142,8 @@ def rescale_add_relu(
         x_NCHW: The output of the residual branch.
         weight_11k: The kernel along the channels.
         shortcut_NCHW: The shortcut.
-        may_overwrite: Whether the result may be written into x if no gradient is needed: the caller has just computed
-            x, and nothing else refers to it.
+        may_overwrite: Whether the result may be written into x if no gradient is needed: x was just computed and
+            has no other reference.
 
     Returns:
         None if the kernel does not support these tensors.

@@ -1,4 +1,4 @@
-"""Save checkpoints from which a run resumes to bit-identical weights, and remember the best weights.
+"""Save checkpoints from which a run resumes to bit-identical weights, and keep the best weights.
 
 A run is saved every few minutes, after every epoch, and when a signal asks it to stop.
 """
@@ -263,7 +263,7 @@ class ResumableCheckpoint(Callback):
         if any(name.startswith(_INCOMPARABLE) for name in names):
             # The best weights so far are of another network, or were validated on other images.
             self.best, self.best_score, self.best_metrics, self.best_epoch = None, -1.0, {}, 0
-        # Batch numbers of the epoch mean nothing with another batch size or other data.
+        # Batch numbers of the epoch are not valid with another batch size or other data.
         self._position = TrainingPosition(self._position.epoch, 0)
 
     def _flags(self) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""The position in training, and the state of Lightning's loops that stands for it.
+"""The position in training, and the state of Lightning's loops at that position.
 
 A checkpoint is taken inside a hook, when some of Lightning's counters have already moved and others have not. Its
 counters are therefore rewritten to one of three well-defined positions: inside an epoch, after a batch whose validation
@@ -60,7 +60,7 @@ def loop_state_at(position: TrainingPosition, loops: dict[str, Any]) -> dict[str
 
 
 def restart_epoch(trainer: Trainer, position: TrainingPosition) -> None:
-    """At the start of an epoch, let the batch loop begin as if no checkpoint had been loaded."""
+    """At the start of an epoch, reset the batch loop, as if no checkpoint had been loaded."""
     if position.batch == 0:
         clear_restarting(trainer)
 

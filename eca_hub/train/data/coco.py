@@ -195,7 +195,7 @@ def _check_annotations(
 
 
 def find_mask_fault(mask: Any, height: int, width: int) -> str:
-    """Say what is wrong with a COCO segmentation; an empty string if it decodes."""
+    """Return what is wrong with a COCO segmentation; an empty string if it decodes."""
     if mask is None or mask == []:
         return "are absent"
     if isinstance(mask, list):

@@ -20,7 +20,7 @@ class CocoData(DetectionDataModule):
         train_images: Folder with its images.
         val_annotations: JSON file of the validation split.
         val_images: Folder with its images.
-        test_annotations: JSON file of the test split; the validation split stands for it where there is none.
+        test_annotations: JSON file of the test split; the validation split serves as test split where there is none.
         test_images: Folder with its images.
         options: Of all data of detectors.
     """

@@ -110,7 +110,7 @@ class ImageDataModule(LightningDataModule):
         return counts
 
     def fingerprint(self) -> str:
-        """Hash what the data consist of, so that a resumed run notices other data."""
+        """Hash what the data consist of, so that a resumed run detects other data."""
         return fingerprint_of([*self.labels, *(self._source(split).fingerprint() for split in SPLITS)])
 
     def check(self) -> None:

@@ -35,14 +35,14 @@ class DetectionDataModule(LightningDataModule):
             random in every epoch.
         group_by_aspect: Whether a training batch has either upright or sideways images.
         smallest_images: Take only so many images of each split, those with the fewest objects, to see whether a network
-            can learn them by heart. 0 takes all.
+            can overfit them. 0 takes all.
         with_masks: Whether objects come with masks; set by the detector.
     """
 
     title: str
-    """What to call the data set on a model card."""
+    """Name of the data set on a model card."""
     has_single_eval_split = False
-    """Whether one split stands for both `val` and `test`, so that the best epoch is chosen on what is reported."""
+    """Whether one split serves as both `val` and `test`, so that the best epoch is chosen on what is reported."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class DetectionDataModule(LightningDataModule):
         return len(self.split(name).images)
 
     def fingerprint(self) -> str:
-        """Hash images, boxes and classes, so that a resumed run notices other data."""
+        """Hash images, boxes and classes, so that a resumed run detects other data."""
         return fingerprint_of([*self.labels, *(part for name in SPLITS for part in self._fingerprint_parts(name))])
 
     def check(self) -> None:
@@ -129,7 +129,7 @@ class DetectionDataModule(LightningDataModule):
             print("\n".join(dict.fromkeys(reports)), flush=True)
 
     def train_dataloader(self) -> DataLoader[DetectionBatch]:
-        """Load the training split in a new order every epoch, from wherever training stands."""
+        """Load the training split from the current position in training, in another order every epoch."""
         images = self.split("train").images
         common: tuple[Any, ...] = (self.batch_size, self.seed, self._share(), self._position)
         if self.group_by_aspect:

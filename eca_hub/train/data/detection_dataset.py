@@ -226,7 +226,7 @@ class AspectRatioBatchSampler(TrainBatchSampler):
         batch_size: Images in a batch of one process.
         seed: Decides the order.
         share: This process.
-        position: Tells the epoch and how many of its batches are done.
+        position: Returns the epoch and the number of its batches that are done.
     """
 
     def __init__(

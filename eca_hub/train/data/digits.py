@@ -1,4 +1,4 @@
-"""Real data without a download: the handwritten digits inside scikit-learn."""
+"""The handwritten digits that scikit-learn contains: real data without a download."""
 
 import io
 from collections.abc import Iterator

@@ -222,7 +222,7 @@ def _is_ignored(name: str) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder in the order of their names, following links to folders, but in no circle."""
+    """Yield the files below a folder in the order of their names, following links to folders without cycles."""
     for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not _is_ignored(name) and not _is_circle(where, name))
         yield from (Path(where) / name for name in sorted(names) if not _is_ignored(name))
@@ -235,7 +235,7 @@ def _is_circle(where: str, name: str) -> bool:
 
 
 def _kind_of(path: Path) -> str:
-    """Tell images from sidecar files and from what cannot be decoded: by the ending, or by the first bytes."""
+    """Distinguish images, sidecar files and files that cannot be decoded: by the ending, or by the first bytes."""
     name = path.name.lower()
     if name.endswith(_IMAGE_ENDINGS):
         return "image"

@@ -45,7 +45,7 @@ class Split:
     """The images of a split, its classes, and what its predictions are evaluated against."""
 
     title: str
-    """What to call it in a message."""
+    """Name of the split in messages."""
     images: list[ImageObjects]
     labels: list[str]
     category_ids: list[int]
@@ -97,7 +97,7 @@ class Report:
             raise InvalidConfig(f"{self.title} cannot be used: {_list_kinds(self.refused)}.")
 
     def summary(self) -> str:
-        """Write what was found as a line or two for people."""
+        """Describe what was found in one or two lines of text."""
         width, height = self.median_box_px
         absent = f", {self.num_absent_classes} of them without a box" if self.num_absent_classes else ""
         crowd = f", {self.num_crowd} crowd regions" if self.num_crowd else ""
@@ -155,7 +155,7 @@ def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObj
     """Compare the size of every file with its annotation, from its header alone.
 
     A file that is turned by its EXIF orientation may be annotated as it is displayed or as it is stored: the sizes
-    tell.
+    show which.
     """
     from PIL import Image
 
@@ -165,7 +165,7 @@ def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObj
             with Image.open(image.path) as file:
                 stored, orientation = file.size, file.getexif().get(_EXIF_ORIENTATION, 1)
         except OSError:
-            # Counted as a broken image when it is decoded, within `max_bad_samples`.
+            # It counts as a broken image, within `max_bad_samples`, when it is decoded.
             checked.append(image)
             continue
         displayed = stored[::-1] if orientation in _TURNED else stored

@@ -1,6 +1,6 @@
 """A temporary file of many records, for random access to what can only be read in order.
 
-It is written at the first access, has no name, and vanishes with the process that wrote it; worker processes open it
+It is written at the first access, has no name, and is removed with the process that wrote it; worker processes open it
 through /proc.
 
 Shapes: N records.

@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 
 class StopConsensus:
-    """An asynchronous "any rank says yes" over flags; a single process sees its own flags at once.
+    """An asynchronous logical OR of flags over all ranks; a single process sees its own flags at once.
 
     A reduction on the device after every step would make it idle. So the flags are reduced between the CPUs, on a gloo
     group of their own, while the device computes: flags posted after one step are polled after the next one. A flag

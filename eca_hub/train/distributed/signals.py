@@ -40,7 +40,7 @@ def kill_workers() -> None:
     one forever.
     """
     if hasattr(signal, "SIGCHLD"):
-        # Torch would report their end as an accident.
+        # Torch would report their end as an error.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
@@ -73,7 +73,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def defer(self) -> None:
-        """From now on record a signal only; the caller checks `is_requested` and calls `exit` after saving.
+        """From now on record a signal only; `ResumableCheckpoint` checks `is_requested` and calls `exit` after saving.
 
         Installs the handlers again, in case another library has replaced them.
         """

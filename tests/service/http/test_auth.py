@@ -187,7 +187,7 @@ def test_when_its_only_source_of_keys_is_emptied_the_service_is_closed_and_not_o
 
 
 @pytest.mark.parametrize("damage", ["removed", "scrambled", "a bad line"])
-def test_a_file_that_is_gone_or_malformed_leaves_its_last_keys_valid_and_an_error_every_minute(
+def test_a_missing_or_malformed_file_leaves_its_last_keys_valid_and_an_error_every_minute(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     fake = FakeKeyFile(tmp_path, "alice\nbob\n")

@@ -132,7 +132,7 @@ def test_stuffed_json_costs_little(service: Served, text: bytes) -> None:
     assert service.cpu_s() - begun_s < MAX_CPU_S
 
 
-def test_while_many_upload_slowly_others_are_answered(service: Served) -> None:
+def test_while_many_upload_slowly_others_are_served(service: Served) -> None:
     with ExitStack() as slow:
         for content_type in (FORM, b"image/png", b"application/json") * 20:
             peer = slow.enter_context(connect(service))

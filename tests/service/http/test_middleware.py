@@ -92,7 +92,7 @@ def test_a_page_of_a_listed_origin_can() -> None:
         ("SENTINEL", False),
     ],
 )
-def test_the_access_log_has_the_trace_of_the_caller(
+def test_the_access_log_has_the_trace_of_the_client(
     header: str, is_valid: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "eca_service.access")

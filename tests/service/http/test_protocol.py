@@ -82,7 +82,7 @@ def now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_a_connection_whose_first_request_is_on_its_way_during_shutdown_is_answered_once() -> None:
+def test_a_connection_whose_first_request_is_on_its_way_during_shutdown_gets_one_response() -> None:
     async def scene() -> None:
         connection, client = connect()
         connection.shutdown()
@@ -95,7 +95,7 @@ def test_a_connection_whose_first_request_is_on_its_way_during_shutdown_is_answe
     run(scene())
 
 
-def test_a_second_request_that_is_on_its_way_during_shutdown_is_answered() -> None:
+def test_a_second_request_that_is_on_its_way_during_shutdown_gets_a_response() -> None:
     async def scene() -> None:
         connection, client = connect()
         connection.data_received(REQUEST + REQUEST[:9])

@@ -213,7 +213,7 @@ def test_a_long_path_is_refused(service: Served) -> None:
     assert talk(service, request(b"/v1/classify?model=" + b"a" * 20_000)) in ([431], [414], [400])
 
 
-def test_pipelined_requests_are_answered_in_order_up_to_the_malformed_one(service: Served) -> None:
+def test_pipelined_requests_get_responses_in_order_up_to_the_malformed_one(service: Served) -> None:
     row = b"".join(request(b"/v1/classify?top_k=%d" % (number % 10 + 1)) for number in range(49))
     assert talk(service, row + b"nonsense\r\n\r\n") == [200] * 49 + [400]
 

@@ -106,7 +106,7 @@ async def test_an_item_whose_client_has_disconnected_never_reaches_the_runner() 
 
 
 @with_fake_clock
-async def test_of_a_batch_that_raises_only_the_culprit_fails() -> None:
+async def test_of_a_batch_that_raises_only_the_faulty_item_fails() -> None:
     runner = GatedRunner(poison=frozenset({2}))
     batcher = make(runner)
     asked = [asyncio.create_task(ask(batcher, item)) for item in range(4)]

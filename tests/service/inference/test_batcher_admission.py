@@ -84,7 +84,7 @@ async def test_what_is_being_run_counts_half() -> None:
 
 
 @with_fake_clock
-async def test_the_bound_follows_the_runners_when_they_turn_out_to_be_slower_than_was_thought() -> None:
+async def test_the_bound_follows_the_runners_when_they_are_slower_than_estimated() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.01)
     for _ in range(60):
         await asyncio.gather(*(ask(batcher, item) for item in range(4)))

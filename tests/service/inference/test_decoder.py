@@ -117,7 +117,7 @@ def test_an_image_goes_to_the_lane_of_its_cost() -> None:
     assert transform.threads == ["decoder", "decoder", "costly decoder", "decoder", "large decoder"]
 
 
-def test_an_image_whose_pixels_take_more_memory_than_its_size_tells_is_decoded_in_the_large_lane() -> None:
+def test_an_image_whose_pixels_take_more_memory_than_its_size_suggests_is_decoded_in_the_large_lane() -> None:
     transform = RecordingTransform()
     with lanes() as threads:
         decode(Decoder(transform, eca_hub.ImageLimits(), threads), grey(3000, 3000, "WEBP"))

@@ -1,4 +1,4 @@
-"""Many large images at once, against a real process: each gets a result or 429, and small images are answered."""
+"""Many large images at once, against a real process: each gets a result or 429, and small images are served."""
 
 import asyncio
 from collections import Counter
@@ -16,9 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("path", "number"), [("/v1/classify", 100), ("/v1/explain", 300)])
-def test_a_flood_of_large_images_is_refused_and_small_images_are_answered(
-    tmp_path: Path, path: str, number: int
-) -> None:
+def test_a_flood_of_large_images_is_refused_and_small_images_are_served(tmp_path: Path, path: str, number: int) -> None:
     large = encode(Image.new("RGB", (3990, 4000), "teal"), "PNG")
 
     async def scene(url: str) -> tuple[Counter[int], Counter[int]]:

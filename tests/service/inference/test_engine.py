@@ -48,7 +48,7 @@ def test_each_image_gets_its_own_logits_from_the_engines_thread() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_logit_that_is_not_a_number_is_never_an_answer(value: float) -> None:
+def test_a_logit_that_is_not_a_number_is_never_returned(value: float) -> None:
     engine = Engine(batched(lambda pixels_N3HW: torch.full((len(pixels_N3HW), 3), value)))
     with pytest.raises(ArithmeticError):
         asyncio.run(engine.run([image(1)]))

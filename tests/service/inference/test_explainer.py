@@ -47,7 +47,7 @@ def client(package: Path) -> Iterator[TestClient]:
     loader.close()
 
 
-def test_the_answer_is_the_librarys(client: TestClient, package: Path) -> None:
+def test_the_result_equals_the_librarys(client: TestClient, package: Path) -> None:
     expected = explain_image(eca_hub.Classifier.from_pretrained(package), IMAGE)
     answer = client.post("/v1/explain?gates=true", content=IMAGE)
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""Hot swaps in the real process: a hub of our own, two commits with other answers, and clients all the while."""
+"""Hot swaps in the real process: a hub of our own, two commits with different scores, and clients that keep sending."""
 
 import concurrent.futures
 import threading
@@ -69,7 +69,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             yield Scene(hub, service, scores)
 
 
-def test_ten_swaps_under_load_lose_no_request_and_every_answer_is_of_the_commit_it_names(scene: Scene) -> None:
+def test_ten_swaps_under_load_lose_no_request_and_every_response_is_of_the_commit_it_names(scene: Scene) -> None:
     is_over = threading.Event()
 
     def ask() -> list[dict[str, Any]]:

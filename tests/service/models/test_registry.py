@@ -44,7 +44,7 @@ def test_among_several_models_one_must_be_named() -> None:
     run(scene())
 
 
-def test_a_model_that_is_loading_says_so() -> None:
+def test_a_model_that_is_loading_is_not_ready() -> None:
     async def scene() -> None:
         gate = asyncio.Event()
 
@@ -112,7 +112,7 @@ def test_a_model_that_the_hub_does_not_have_yet_is_retried_for_the_given_time() 
     run(scene_of_giving_up())
 
 
-def test_what_waiting_does_not_mend_is_not_waited_for() -> None:
+def test_errors_that_waiting_cannot_fix_are_not_retried() -> None:
     async def scene() -> None:
         async def open_broken(source: ModelSource) -> ServedModel[Any, Any]:
             raise CheckpointMismatch("other shapes")

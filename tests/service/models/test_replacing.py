@@ -55,7 +55,7 @@ def revision_of(registry: Registry, model_id: str | None = None) -> str:
     return registry.find(model_id).info.revision
 
 
-def test_the_old_model_answers_until_the_new_one_can_and_is_freed_after_its_last_request() -> None:
+def test_the_old_model_serves_until_the_new_one_is_ready_and_is_freed_after_its_last_request() -> None:
     async def scene() -> None:
         workshop = Workshop()
         workshop.runner = slow = GatedRunner()
@@ -246,7 +246,7 @@ def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() ->
     run(scene())
 
 
-def test_a_hub_that_does_not_answer_changes_nothing() -> None:
+def test_a_hub_that_does_not_respond_changes_nothing() -> None:
     async def scene() -> None:
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")

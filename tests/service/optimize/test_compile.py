@@ -1,4 +1,4 @@
-"""Compiled networks: what is needed, and that they answer the same after a restart as well."""
+"""Compiled networks: what is needed, and the same outputs after a restart."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_answers_the_same_and_is_not_compiled_again(tmp_path: Path) -> None:
+def test_a_compiled_network_has_the_same_outputs_and_is_not_compiled_again(tmp_path: Path) -> None:
     def start() -> list[float]:
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
         done = subprocess.run(

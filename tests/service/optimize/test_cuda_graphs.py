@@ -16,7 +16,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "auto"])
-def test_every_batch_size_answers_as_the_library_does(precision: Precision) -> None:
+def test_every_batch_size_gives_the_outputs_of_the_library(precision: Precision) -> None:
     on_cpu, on_gpu = classifier(), classifier()
     on_gpu.model.cuda()
     prepared = optimize_model(on_gpu, precision)
@@ -50,7 +50,7 @@ def test_two_engines_record_and_run_beside_each_other() -> None:
     assert all(torch.allclose(one, expected, atol=1e-3) for one in found)
 
 
-def test_compiled_on_a_gpu_it_answers_the_same() -> None:
+def test_compiled_on_a_gpu_it_has_the_same_outputs() -> None:
     on_gpu = classifier()
     on_gpu.model.cuda()
     prepared = optimize_model(on_gpu, "fp32", compiled=True)

@@ -36,7 +36,7 @@ def images(number: int) -> Tensor:
     return torch.randint(0, 256, (number, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_prepared_network_answers_as_the_library_does() -> None:
+def test_the_optimized_network_gives_the_outputs_of_the_library() -> None:
     original = classifier()
     expected = original.probabilities(images(16))
     prepared = optimize_model(original, "fp32")
@@ -77,7 +77,7 @@ def test_the_network_that_was_loaded_stays_as_it_was() -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_bf16_is_used_when_it_passes_the_self_test_and_not_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_used_when_it_passes_the_parity_check_and_not_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.5)
     prepared = optimize_model(classifier(), "bf16")
     assert prepared.parity.precision == "bfloat16"
@@ -94,7 +94,7 @@ def test_when_nothing_passes_the_network_runs_as_it_was_loaded(monkeypatch: pyte
     assert prepared.parity.max_difference == 0.0
 
 
-def test_a_prepared_network_can_be_emptied() -> None:
+def test_an_optimized_network_can_release_its_memory() -> None:
     prepared = optimize_model(classifier(), "fp32")
     release_memory(prepared.module)
     assert sum(tensor.numel() for tensor in (*prepared.module.parameters(), *prepared.module.buffers())) == 0

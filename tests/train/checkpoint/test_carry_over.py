@@ -67,7 +67,7 @@ def test_changed_hyperparameters_are_used_and_the_momentum_is_kept() -> None:
     assert len(state["state"]) == 4
 
 
-def test_another_optimizer_starts_with_an_empty_state_and_says_so() -> None:
+def test_another_optimizer_starts_with_an_empty_state_and_a_message() -> None:
     model = network()
     checkpoint = checkpoint_of(model, sgd(model))
     optimizer = AdamW(model.parameters(), lr=0.01)

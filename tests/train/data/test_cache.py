@@ -19,7 +19,7 @@ def picture(shade: int) -> np.ndarray:
     return np.full((2, 4, 3), shade, dtype=np.uint8)
 
 
-def test_a_picture_comes_back_as_it_was_and_an_unknown_one_does_not() -> None:
+def test_a_stored_image_is_returned_unchanged_and_an_unknown_one_is_not() -> None:
     cache = DecodedImageCache(3, 1000)
     cache.put(1, picture(7))
     found = cache.get(1)
@@ -66,7 +66,7 @@ def test_each_worker_has_a_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_two_workers_decode_each_picture_once(tmp_path: Path) -> None:
+def test_two_workers_decode_each_image_once(tmp_path: Path) -> None:
     """What they find in memory they no longer read from disk: so the files may be gone."""
     for split in ("train", "val"):
         for number, label in enumerate(("dark", "light")):

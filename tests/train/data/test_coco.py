@@ -155,7 +155,7 @@ def test_a_file_that_is_not_coco_is_refused(text: str, sentence: str, tmp_path: 
         read_coco(path, tmp_path, with_masks=False)
 
 
-def test_masks_are_not_looked_at_for_boxes_only(tmp_path: Path) -> None:
+def test_masks_are_ignored_for_boxes_only(tmp_path: Path) -> None:
     document = coco_document()
     first(document)["segmentation"] = "nonsense"
     assert read(write_coco(tmp_path, document), with_masks=False).report.num_objects == 10

@@ -1,4 +1,4 @@
-"""Batches of images with objects: flips and mosaics keep boxes on their objects, order and chance follow from place."""
+"""Batches of images with objects: flips and mosaics keep boxes on their objects, randomness depends on the seed."""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def test_a_mosaic_keeps_boxes_and_masks_on_their_objects(root: Path) -> None:
         assert float(mask.sum()) == pytest.approx((x2 - x1) * (y2 - y1), rel=0.4)
 
 
-def test_chance_follows_from_seed_epoch_and_index_alone(root: Path) -> None:
+def test_random_numbers_depend_on_seed_epoch_and_index_only(root: Path) -> None:
     config = DetectionAugmentConfig(flip_prob=0.5, mosaic_prob=0.5)
     one, two = (CocoData(str(root), augment=config).dataset("train") for _ in range(2))
     together, alone = one[BatchIndex(3, [0, 1, 2])], two[BatchIndex(3, [2])]

@@ -1,4 +1,4 @@
-"""A data set of the hub trains by its name, and again when the hub is gone."""
+"""A data set of the hub trains by its name, and again when the hub is stopped."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_what_is_neither_a_folder_nor_a_name_is_one_sentence(name: str) -> None:
 # columns that are called otherwise, as in CIFAR-10 on the Hub
 
 
-def test_the_only_pictures_and_the_only_classes_are_found(tmp_path: Path) -> None:
+def test_the_only_columns_of_images_and_of_classes_are_found(tmp_path: Path) -> None:
     data = ParquetData(str(pets(tmp_path, image="img", label="fine_label")))
     assert data.labels == ["cat", "dog"]
 

@@ -68,13 +68,13 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         ImageFolderData(str(tmp_path / "nowhere"))
 
 
-def test_without_a_test_folder_the_validation_pictures_stand_for_both(folder: Path) -> None:
+def test_without_a_test_folder_the_validation_images_serve_as_both(folder: Path) -> None:
     (folder / "test").rename(folder / ".test")
     data = ImageFolderData(str(folder))
     assert data.source("test").name(0) == data.source("val").name(0)
 
 
-def test_a_broken_picture_is_left_out_and_named(folder: Path) -> None:
+def test_a_broken_image_is_left_out_and_named(folder: Path) -> None:
     broken = folder / "train" / "dark" / "1.png"
     broken.write_bytes(broken.read_bytes()[:40])
     batch = ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchIndex(0, [0, 1, 2])]

@@ -1,4 +1,4 @@
-"""Folders as other tools leave them: what is meant happens, or one sentence names the folder and the option."""
+"""Folder layouts of other tools: they are read as intended, or one sentence names the folder and the option."""
 
 import os
 import unicodedata

@@ -33,7 +33,7 @@ def test_validation_drops_and_repeats_nothing(num_images: int, num_ranks: int) -
     assert all(len(list(share)) == len(share) for share in shares)
 
 
-def test_fewer_pictures_than_processes_are_refused() -> None:
+def test_fewer_images_than_processes_are_refused() -> None:
     with pytest.raises(InvalidConfig, match="1 images cannot be divided among 2 processes"):
         EvalBatchSampler(1, 4, RankShard(0, 2))
 

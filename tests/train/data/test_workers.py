@@ -19,7 +19,7 @@ class HeldBack(Dataset[set[int]]):
 
 
 @pytest.mark.parametrize(("num_workers", "is_deaf"), [(0, False), (1, True)])
-def test_workers_are_deaf_to_signals_and_the_trainer_is_not(num_workers: int, is_deaf: bool) -> None:
+def test_workers_ignore_signals_and_the_trainer_does_not(num_workers: int, is_deaf: bool) -> None:
     method = "spawn" if num_workers else None
     [held] = SignalIgnoringDataLoader(
         HeldBack(), batch_size=None, num_workers=num_workers, multiprocessing_context=method

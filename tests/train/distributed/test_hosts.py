@@ -1,4 +1,4 @@
-"""Two hosts: two network namespaces with a cable between them, and torchrun on each."""
+"""Two hosts: two network namespaces with a virtual link between them, and torchrun on each."""
 
 import contextlib
 import json

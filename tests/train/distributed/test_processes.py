@@ -193,7 +193,7 @@ def test_ctrl_c_while_one_process_waits_for_the_other_ends_both_at_once_and_quie
     assert (process.returncode, output) == (130, "")
 
 
-def test_a_process_that_dies_before_training_ends_the_one_that_waits_for_it(tmp_path: Path) -> None:
+def test_a_process_that_exits_before_training_ends_the_one_that_waits_for_it(tmp_path: Path) -> None:
     process = start(tmp_path / "run")
     while not (second := second_of(process)):
         assert process.poll() is None
