@@ -12,6 +12,35 @@ import eca_hub
 
 torch.set_num_threads(1)
 
+SOAK_FILES = (
+    "attention/test_every_method.py",
+    "experiments/test_bench_soak.py",
+    "experiments/test_bench_training.py",
+    "hub/test_convert.py",
+    "hub/test_every_architecture.py",
+    "service/api/test_schema_fuzz.py",
+    "service/inference/test_decoding_flood.py",
+    "service/optimize/test_compile.py",
+    "sweep/test_ray_launcher.py",
+    "train/checkpoint/test_store.py",
+    "train/distributed/test_hosts.py",
+    "train/distributed/test_processes.py",
+    "train/test_bad_data.py",
+    "train/test_compile.py",
+    "train/test_interrupts.py",
+    "train/test_resume.py",
+    "train/test_trainer_options.py",
+)
+"""Files whose slow tests take longer than CI has: `pytest -m soak` runs them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests of those files, before pytest selects by marks."""
+    for item in items:
+        if item.get_closest_marker("slow") and item.path.as_posix().endswith(SOAK_FILES):
+            item.add_marker("soak")
+
 LABELS = ("cat", "dog", "eel")
 TINY = eca_hub.ModelConfig(
     "resnet20", "eca", labels=LABELS, image=eca_hub.ImageConfig(height_px=16, width_px=16, crop=1.0)
