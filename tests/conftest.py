@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("slow") and item.path.as_posix().endswith(SOAK_FILES):
             item.add_marker("soak")
 
+
 LABELS = ("cat", "dog", "eel")
 TINY = eca_hub.ModelConfig(
     "resnet20", "eca", labels=LABELS, image=eca_hub.ImageConfig(height_px=16, width_px=16, crop=1.0)
