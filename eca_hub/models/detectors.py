@@ -143,11 +143,11 @@ class _ZeroBasedLabels(nn.Module):
         """
         if targets is not None:
             targets = [{**target, "labels": target["labels"] + 1} for target in targets]
-        answer = super().forward(images, targets)
+        outputs = super().forward(images, targets)
         if not self.training:
-            for each in answer:
+            for each in outputs:
                 each["labels"] = each["labels"] - 1
-        return answer
+        return outputs
 
 
 class ZeroBasedFasterRCNN(_ZeroBasedLabels, FasterRCNN):  # type: ignore[misc]

@@ -46,7 +46,7 @@ def test_a_rule_that_cannot_work_is_refused(wrong: dict[str, object]) -> None:
 
 
 def gate_by_loop(x_NCHW: Tensor, kernel_CK: Tensor) -> Tensor:
-    """Equation 7 and 9, one channel at a time: each sees k neighbours, and nothing beyond the ends."""
+    """Equation 7 and 9, one channel at a time: each sees k neighbors, and zeros beyond the ends."""
     mean_NC, half = x_NCHW.mean((2, 3)), kernel_CK.shape[1] // 2
     y_NCHW = torch.empty_like(x_NCHW)
     for c in range(x_NCHW.shape[1]):

@@ -114,7 +114,7 @@ class Inverted(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """The gate ends every block: one neighbour below `wide_from` channels, three from there on."""
+    """The gate ends every block: one neighbor below `wide_from` channels, three from there on."""
 
     def __init__(self, num_classes: int, wide_from: int = 96) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ class Answer:
     silent_at: int = 10
     """How long that part is."""
     is_gone: bool = False
-    """Reset the connection without an answer."""
+    """Reset the connection without a response."""
 
 
 Lie = Callable[[str, str, int, Answer], Any]

@@ -36,7 +36,7 @@ def with_weights(change: Callable[[bytes], bytes]) -> Callable[[Files], None]:
 
 
 def with_header(change: Callable[[dict[str, Any]], Any], spare_bytes: int = 0) -> Callable[[Files], None]:
-    """Change what the header says and leave the numbers, with more bytes behind them where it claims more."""
+    """Change the header and leave the numbers, with more bytes behind them where it claims more."""
 
     def rewrite(data: bytes) -> bytes:
         length = int.from_bytes(data[:8], "little")

@@ -53,7 +53,7 @@ def test_a_network_that_create_model_built_is_saved_with_its_labels(tmp_path: Pa
     pixels = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(pixels), loaded(pixels))
     assert (config.architecture, config.attention, config.labels) == ("resnet20", "eca", LABELS)
-    # A loaded network knows its labels too.
+    # A loaded network has its labels too.
     _, again = load_pretrained(save_pretrained(loaded, tmp_path / "second"))
     assert again == config
 

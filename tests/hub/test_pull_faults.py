@@ -47,7 +47,7 @@ class Watch:
             if self.num_waiting == NUM_PULLERS:
                 self.all_waiting.set()
         if name == WEIGHTS and method == "GET" and nth == 0:
-            # Half of the file, and then nothing: who asked for it holds the lock.
+            # Half of the file, and then nothing: the client that requested it holds the lock.
             answer.is_silent, answer.silent_at = True, len(answer.body) // 2
             self.some_waiting.set()
 

@@ -23,7 +23,7 @@ from eca_hub.hub.push import push_folder
 from eca_hub.localhub.fsck import check
 from tests.localhub.hub_process import Hub, running_hub
 
-# A pusher that dies before or after its nth request, as `kill -9` would have it.
+# A process that exits during a push, before or after its nth request, as after `kill -9`.
 DYING_PUSHER = """
 import os, signal, sys
 folder, model_id, url, token, moment, nth = sys.argv[1:]
@@ -236,7 +236,7 @@ def test_a_large_file_is_uploaded_where_there_is_no_xet(
 def test_a_push_to_a_hub_that_was_killed_can_be_repeated(
     point: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Xet waits in its own way for a hub that is gone, for minutes.
+    # Xet waits in its own way for a hub that is stopped, for minutes.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     root = tmp_path / "hub"

@@ -37,7 +37,7 @@ def stock_repository(folder: Path, name: str = "ecaresnet26t", **options: Any) -
 
 
 def stock_probabilities(model: torch.nn.Module, picture: bytes) -> torch.Tensor:
-    """Answer as timm's users do: its own transform, its own network."""
+    """Classify as timm's users do: its own transform, its own network."""
     import io
 
     from PIL import Image

@@ -20,7 +20,7 @@ def push(
     """Create the repository if need be, upload the big files by LFS, commit everything, and return the commit's id.
 
     Raises:
-        httpx2.HTTPError: The hub refused, or died.
+        httpx2.HTTPError: The hub refused, or was killed.
     """
     owner, name = repo.split("/")
     created = client.post("/api/repos/create", json={"name": name, "organization": owner, "type": "model"})

@@ -95,7 +95,7 @@ def test_gc_keeps_what_is_needed_and_removes_the_rest(tmp_path: Path, capsys: py
     assert capsys.readouterr().out.endswith("removed 0 files, 0 bytes\n")
     with opened_hub(tmp_path) as client:
         assert client.get(f"/{REPO}/resolve/main/model.safetensors").content == CONTENT
-        # Clients that remember what they sent must see another store, or they would not send it again.
+        # Clients that record what they sent must see another store, or they would not send it again.
         assert xet_session(client)[0] != old_cas
     assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
 

@@ -158,7 +158,7 @@ def test_table_2_has_ten_variants_with_exact_parameters() -> None:
     assert all(row.parameters_match for row in rows)
 
 
-# The rows that cannot be met, and which figure of them; each says why in its note.
+# The rows that cannot be met, and which figure of them; the note of each has the reason.
 UNMET = {
     ("3", "ResNet-50", "A2-Nets"): (False, False),
     ("3", "ResNet-50", "GCNet"): (True, False),

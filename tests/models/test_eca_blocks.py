@@ -1,4 +1,4 @@
-"""The fused end of residual blocks computes what timm's blocks compute, and keeps what a module promises."""
+"""The fused end of residual blocks computes what timm's blocks compute, and keeps the interface of a module."""
 
 import copy
 import pickle

@@ -13,11 +13,11 @@ FORBIDDEN_CALLS = {
     "os.forkpty": "as os.fork",
     "multiprocessing.Process": "it may fork: get_context('spawn').Process",
     "multiprocessing.Pool": "as multiprocessing.Process",
-    "pickle.load": "it runs whatever the file says",
+    "pickle.load": "it runs code from the file",
     "pickle.loads": "as pickle.load",
     "eval": "it runs text",
     "exec": "it runs text",
-    "safetensors.torch.load_file": "weights stay mapped: who overwrites the file changes the network",
+    "safetensors.torch.load_file": "weights stay mapped: overwriting the file changes the network",
 }
 FORBIDDEN_VALUES = {("MAX_IMAGE_PIXELS", None), ("LOAD_TRUNCATED_IMAGES", True)}
 

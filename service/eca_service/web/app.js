@@ -1,5 +1,5 @@
 // The page at /: posts images to the API of the same origin and shows the responses. No build step, nothing fetched from
-// elsewhere. Labels and messages come from other people's models: they are only ever set as text.
+// elsewhere. Labels and messages come from models that are not trusted: they are only ever set as text.
 
 const byId = (id) => document.getElementById(id);
 const element = (name, properties = {}, ...children) => {

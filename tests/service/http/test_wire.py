@@ -245,7 +245,7 @@ def test_clients_that_never_read_their_responses_are_disconnected(service: Serve
                 peer.sendall(sent)
             hang_ups.register(peer, 0)
             waiting.add(peer.fileno())
-        assert is_healthy(service), "others are answered meanwhile"
+        assert is_healthy(service), "other clients get responses meanwhile"
         while waiting:
             waiting -= {file for file, _ in hang_ups.poll()}
 

@@ -64,7 +64,7 @@ async def test_no_request_is_admitted_while_the_expected_wait_is_above_the_limit
     assert isinstance(refusal, Overloaded)
     assert refusal.retry_after_s == 3, "2.05 s of work are in flight"
     await asyncio.gather(*asked[:41])
-    assert asyncio.get_running_loop().time() == pytest.approx(2.1), "the last one is answered when it was expected"
+    assert asyncio.get_running_loop().time() == pytest.approx(2.1), "the last result arrives at the expected time"
     await batcher.close()
 
 

@@ -49,10 +49,10 @@ def client(package: Path) -> Iterator[TestClient]:
 
 def test_the_result_equals_the_librarys(client: TestClient, package: Path) -> None:
     expected = explain_image(eca_hub.Classifier.from_pretrained(package), IMAGE)
-    answer = client.post("/v1/explain?gates=true", content=IMAGE)
-    assert answer.status_code == 200, answer.text
-    ExplainResponse.model_validate(answer.json())
-    body = answer.json()
+    response = client.post("/v1/explain?gates=true", content=IMAGE)
+    assert response.status_code == 200, response.text
+    ExplainResponse.model_validate(response.json())
+    body = response.json()
     assert body["prediction"]["label"] == expected.prediction.label
     assert body["prediction"]["score"] == pytest.approx(expected.prediction.score, abs=1e-4)
     assert [gates["name"] for gates in body["gates"]] == [gates.name for gates in expected.gates]

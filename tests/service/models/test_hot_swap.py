@@ -24,7 +24,7 @@ IMAGE = png(40, 30, "teal")
 
 @dataclass
 class Scene:
-    """A hub, a service that follows it, and what each commit answers."""
+    """A hub, a service that follows it, and the scores of each commit."""
 
     hub: Hub
     service: Served
@@ -39,7 +39,7 @@ class Scene:
         return answer.json()  # type: ignore[no-any-return]
 
     def check(self, body: dict[str, Any]) -> None:
-        """The commit that an answer names is the one whose weights gave it."""
+        """The commit that a response names is the one whose weights gave its scores."""
         scores = {one["label"]: one["score"] for one in body["predictions"]}
         assert scores["digit 0"] == pytest.approx(self.scores[body["revision"]], abs=1e-3)
 

@@ -18,7 +18,7 @@ A, B, C = ("a" * 40, "b" * 40, "c" * 40)
 
 
 class Workshop:
-    """Opens fake models; remembers which it freed."""
+    """Opens fake models; records which were freed."""
 
     def __init__(self) -> None:
         self.opened: list[str] = []

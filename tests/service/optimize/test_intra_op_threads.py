@@ -28,7 +28,7 @@ def test_a_single_image_uses_all_cores_and_restores_the_number_of_threads() -> N
     run = share_cores(count_cores, 2, IntraOpThreads())
     assert run(ONE).item() == 2
     assert torch.get_num_threads() == 1
-    assert run(ONE).item() == 2, "the one before has gone"
+    assert run(ONE).item() == 2, "the batch before has ended"
 
 
 def test_a_batch_has_one_core() -> None:

@@ -67,7 +67,7 @@ def test_each_worker_has_a_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_two_workers_decode_each_image_once(tmp_path: Path) -> None:
-    """What they find in memory they no longer read from disk: so the files may be gone."""
+    """What they find in memory they no longer read from disk: so the files may be removed."""
     for split in ("train", "val"):
         for number, label in enumerate(("dark", "light")):
             (tmp_path / split / label).mkdir(parents=True)

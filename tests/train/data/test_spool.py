@@ -1,4 +1,4 @@
-"""Records of a temporary file: read in any order, in another process, and gone with the process."""
+"""Records of a temporary file: read in any order, in another process, and removed with the process."""
 
 import pickle
 from collections.abc import Iterator
