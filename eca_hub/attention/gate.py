@@ -1,4 +1,4 @@
-"""Average channels and rescale channels, in torch operations.
+"""Average and rescale channels, in torch operations.
 
 Shapes: N images, C channels, H height, W width.
 """

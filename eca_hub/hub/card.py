@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eca_hub.models.complexity import Complexity
 
 MODEL_ID_PLACEHOLDER = "OWNER/NAME"
-"""Stands for the id of the model until it is pushed."""
+"""Placeholder for the id of the model until it is pushed."""
 
 _NUM_SHOWN_LABELS = 20
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Samples of PNG files that Pillow does not read as they are meant: 16 bits, fewer bits in 16, transparent colors."""
+"""Samples of PNG files that Pillow does not read correctly: 16 bits, fewer bits in 16, transparent colors."""
 
 import io
 import logging

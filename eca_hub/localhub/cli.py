@@ -11,7 +11,7 @@ from eca_hub.localhub.store import Store
 
 
 class UsageError(Exception):
-    """A mistake of the user; the message says how to correct it."""
+    """A user error; the message says how to correct it."""
 
 
 def serve(

@@ -113,7 +113,7 @@ class FileRangeResponse(Response):
 
 
 class _FileRange:
-    """Stands for bytes of a file."""
+    """Placeholder with the length of a part of a file."""
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes

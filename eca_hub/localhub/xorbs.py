@@ -157,7 +157,7 @@ class _CompactedXorb:
 
 
 class _Comparison:
-    """Stands in for a BlobWriter where the blob exists: compares the hash."""
+    """Replaces a BlobWriter where the blob exists: compares the hash."""
 
     def __init__(self, sha256: str) -> None:
         self._expected = sha256

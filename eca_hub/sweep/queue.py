@@ -1,6 +1,6 @@
 """Run the runs of a sweep, some at a time, and write the results after each.
 
-Everything that the queue needs to continue lies in the run folders, so it may be killed at any moment and started
+Everything that the queue needs to continue is in the run folders, so it may be killed at any moment and started
 again. Each run is a process of its own, `eca_hub.sweep.worker`, started by a launcher: on this machine, or on a Ray
 cluster.
 """

@@ -29,7 +29,7 @@ RENAMED = {
     "data.augment.magnitude": "data.augment.randaugment_magnitude",
     "data.augment.erase": "data.augment.random_erasing",
 }
-"""Old option to new option. In a YAML file, options of the data stand below `data.init_args`."""
+"""Old option to new option. In a YAML file, options of the data are below `data.init_args`."""
 
 RENAMED_VALUES: dict[str, dict[str, Any]] = {
     "model.stem": {"own": "default"},

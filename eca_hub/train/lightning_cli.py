@@ -1,6 +1,6 @@
 """LightningCLI with a run folder that can be resumed.
 
-Everything of a run lies in its folder: config.yaml, environment.json, metrics.csv, curves.png, confusion.png,
+All files of a run are in its folder: config.yaml, environment.json, metrics.csv, curves.png, confusion.png,
 classes.csv, checkpoints/, result.json and, at the end, the package in model/.
 """
 

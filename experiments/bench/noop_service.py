@@ -29,7 +29,7 @@ class _Decoded:
 
 
 class _Output:
-    """Stands for logits, and for the values and indices of the highest ones."""
+    """Fake logits, and the values and indices of the highest ones."""
 
     def __init__(self, values: Sequence[float] = ()) -> None:
         self._values = list(values)

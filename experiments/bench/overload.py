@@ -155,15 +155,15 @@ async def _overloaded(load: Load, alone_s: float, full_per_s: float) -> list[Pro
         async with ExternalMonitor(load.pool) as monitor:
             responses = await load.open(factor * full_per_s)
         good, lost = goodput(responses, load.seconds), sum(one.status not in (200, 429) for one in responses)
-        rows.append(Promise("G1", f"answered at {factor} C, of C", good / full_per_s, share, at_least=True))
-        rows.append(Promise("G1", f"neither answered nor refused at {factor} C", lost, 0))
+        rows.append(Promise("G1", f"served at {factor} C, of C", good / full_per_s, share, at_least=True))
+        rows.append(Promise("G1", f"neither served nor refused at {factor} C", lost, 0))
     refused_s = [one.took_s for one in responses if one.status == 429]
-    answered_s = [one.took_s for one in responses if one.status == 200]
+    served_s = [one.took_s for one in responses if one.status == 200]
     bound_s = 1.5 * max(monitor.num_images) / full_per_s + 2 * _MAX_BATCH / full_per_s
     return [
         *rows,
-        Promise("G2", "p99 of the answered at 5 C", quantile(answered_s), bound_s, "s"),
-        Promise("G3", "median of a refusal, of an answer alone", statistics.median(refused_s) / alone_s, 0.25),
+        Promise("G2", "p99 of the served at 5 C", quantile(served_s), bound_s, "s"),
+        Promise("G3", "median of a refusal, of a result alone", statistics.median(refused_s) / alone_s, 0.25),
         Promise("G4", "p99 of /healthz at 5 C, lag of the event loop included", quantile(monitor.health_s), 0.1, "s"),
         Promise("G5", "images in flight at 5 C", max(monitor.num_images), 128),
     ]
@@ -174,7 +174,7 @@ async def _with_slow_clients(load: Load) -> list[Promise]:
     without = goodput(await load.closed(_NUM_CLIENTS), load.seconds)
     async with load.pool.slow_clients(_NUM_SLOW, load.request):
         beside = goodput(await load.closed(_NUM_CLIENTS), load.seconds)
-    what = f"answered beside {_NUM_SLOW} slow clients, of without"
+    what = f"served beside {_NUM_SLOW} slow clients, of without"
     return [Promise("G8", what, beside / without, 0.9, at_least=True)]
 
 
@@ -192,7 +192,7 @@ async def _with_bombs(load: Load, full_per_s: float) -> list[Promise]:
     good = goodput(await load.open(full_per_s, lambda: next(mixed)), load.seconds)
     return [
         Promise("G9", f"processor time of the worst bomb ({worst})", cost_s[worst], 0.5, "s"),
-        Promise("G9", "answered among bombs, of 0.9 C", good / (0.9 * full_per_s), 0.8, at_least=True),
+        Promise("G9", "served among bombs, of 0.9 C", good / (0.9 * full_per_s), 0.8, at_least=True),
     ]
 
 
@@ -204,9 +204,9 @@ async def _with_costly_images(load: Load) -> list[Promise]:
     responses = await costly
     late = sum(one.status not in (200, 429) for one in responses)
     return [
-        Promise("G16", f"of {_NUM_COSTLY} PNGs of 16 megapixels: neither answered nor refused", late, 0),
+        Promise("G16", f"of {_NUM_COSTLY} PNGs of 16 megapixels: neither served nor refused", late, 0),
         Promise("G16", "p99 of an ordinary image beside them", quantile([one.took_s for one in light]), 1.0, "s"),
-        Promise("G16", "ordinary images beside them that were not answered", sum(r.status != 200 for r in light), 0),
+        Promise("G16", "ordinary images beside them that were not served", sum(r.status != 200 for r in light), 0),
     ]
 
 
@@ -261,7 +261,7 @@ def _seconds_to_check(photo: bytes) -> float:
 
 
 def goodput(responses: Sequence[Response], seconds: float) -> float:
-    """Images answered a second, from the first request on; later responses do not count."""
+    """Images served a second, from the first request on; later responses do not count."""
     end_s = min(response.sent_at_s for response in responses) + seconds
     return sum(response.status == 200 and response.ended_at_s <= end_s for response in responses) / seconds
 
@@ -277,7 +277,7 @@ def quantile(values: Sequence[float], share: float = 0.99) -> float:
 
 
 def most_overtaken(responses: Sequence[Response]) -> int:
-    """The largest number of later requests that were answered before an earlier one."""
+    """The largest number of later requests that ended before an earlier one."""
     ordered = sorted(responses, key=lambda response: response.sent_at_s)
     ends_s = [response.ended_at_s for response in ordered]
     return max(sum(later < own for later in ends_s[place + 1 :]) for place, own in enumerate(ends_s))

@@ -18,7 +18,7 @@ def write_images(root: Path, kind: str, num_images: int, num_val: int, data: str
         root: Where to.
         kind: `photos` or `cifar10`: the size and number of classes of synthetic images.
         num_images: How many to train on.
-        num_val: How many of them stand in val/ as well.
+        num_val: How many of them are in val/ as well.
         data: Folder with train.parquet; None: synthetic images.
     """
     images = read_parquet(Path(data), num_images) if data else synthetic(kind, num_images)

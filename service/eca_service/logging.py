@@ -24,7 +24,7 @@ _access_logger = logging.getLogger("eca_service.access")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; the fields of an access record stand beside the message."""
+    """One JSON object a line; the fields of an access record are on the same level as the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""

@@ -1,7 +1,7 @@
 """Metrics for Prometheus. Labels are model ids, route templates and status codes, never anything that a client sent.
 
-Every bounded number stands beside its limit. Each app has its own registry, so that two apps in one process (tests) do
-not add up.
+Every bounded number has a metric for its limit. Each app has its own registry, so that two apps in one process (tests)
+do not add up.
 """
 
 import sys

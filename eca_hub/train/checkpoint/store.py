@@ -35,7 +35,7 @@ from eca_hub.atomic import (
 from eca_hub.train.errors import CheckpointCorrupt, TrainingStopped
 
 LOCAL_ROWS = "local_rows"
-"""Key of a dict that stands for a sharded tensor in the file of one process."""
+"""Key of the dict that represents a sharded tensor in the file of one process."""
 _NUM_KEPT = 2
 
 

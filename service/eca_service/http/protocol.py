@@ -157,7 +157,7 @@ class TimeoutH11Protocol(H11Protocol):
         self._await("headers")
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived, and determine what is still missing."""
+        """Parse the received bytes, and determine what is still missing."""
         if self._awaited == "rest":
             self._lingered_bytes += len(data)
             if self._lingered_bytes > _LINGER_BYTES:

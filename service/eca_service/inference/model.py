@@ -92,7 +92,7 @@ class ServedModel(Generic[Pixels, Output]):
 
         Args:
             task: What is asked for, with the options of the request.
-            images: Their bytes; an error stands for an image that was refused before, and is returned as it is.
+            images: Their bytes, or the error of an image that was refused before, which is returned as it is.
             received_at_s: When the request arrived, on `time.perf_counter`; None is now.
 
         Raises:
