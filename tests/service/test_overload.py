@@ -139,10 +139,10 @@ def test_images_of_disconnected_clients_are_not_run() -> None:
             client.hang_up()
         await settle()
         assert all(client.task.done() for client in clients[1:7]), "their capacity is free at once"
-        newcomers = [FakeClient(app, b"%d" % number) for number in range(10, 16)]
+        later_clients = [FakeClient(app, b"%d" % number) for number in range(10, 16)]
         await settle()
         gate.gate.set()
-        await asyncio.gather(*(client.task for client in [*clients, *newcomers]))
+        await asyncio.gather(*(client.task for client in [*clients, *later_clients]))
         assert gate.batches == [[0], [7], [10], [11], [12], [13], [14], [15]]
         assert all(client.status is None for client in clients[1:7])
         received, ended = await counted(app)

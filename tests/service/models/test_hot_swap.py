@@ -34,9 +34,9 @@ class Scene:
         return self.service.client.post("/v1/models", json={"model": model, "revision": revision}, headers=ADMIN)
 
     def answer(self) -> dict[str, Any]:
-        answer = self.service.client.post("/v1/classify?top_k=10&model=acme/digits", content=IMAGE)
-        assert answer.status_code == 200, answer.text
-        return answer.json()  # type: ignore[no-any-return]
+        response = self.service.client.post("/v1/classify?top_k=10&model=acme/digits", content=IMAGE)
+        assert response.status_code == 200, response.text
+        return response.json()  # type: ignore[no-any-return]
 
     def check(self, body: dict[str, Any]) -> None:
         """The commit that a response names is the one whose weights gave its scores."""
@@ -136,9 +136,9 @@ def broken_files() -> dict[str, tuple[str, bytes | None]]:
 def test_a_broken_revision_is_refused_and_the_old_one_runs_on(scene: Scene, how: str) -> None:
     before = scene.answer()["revision"]
     publish_broken(scene, how, *broken_files()[how])
-    answer = scene.load(how)
-    assert 400 <= answer.status_code < 500, answer.text
-    assert answer.json()["error"]["code"] in ("checkpoint_mismatch", "not_an_eca_model", "invalid_config")
+    response = scene.load(how)
+    assert 400 <= response.status_code < 500, response.text
+    assert response.json()["error"]["code"] in ("checkpoint_mismatch", "not_an_eca_model", "invalid_config")
     assert scene.service.client.get("/readyz").status_code == 200
     body = scene.answer()
     assert body["revision"] == before
