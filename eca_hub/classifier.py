@@ -75,7 +75,7 @@ class Classifier:
             CheckpointMismatch: the weights do not fit the network that config.json describes.
             InvalidConfig: this machine has no such device.
         """
-        checked_device = _check_device(device)
+        checked_device = check_device(device)
         package = pull(id_or_folder, revision, endpoint=endpoint, token=token)
         model, config = read_package(package)
         return cls(model.to(checked_device), config, model_id=package.model_id, revision=package.revision)
@@ -151,7 +151,7 @@ class Classifier:
         ]
 
 
-def _check_device(name: str | torch.device) -> torch.device:
+def check_device(name: str | torch.device) -> torch.device:
     """Return the device, if this machine has it."""
     try:
         device = torch.device(name)

@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -86,11 +87,37 @@ def render_card(
     """
     name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
     title = facts.title or name
-    data = ModelCardData(
+    data = card_metadata("image-classification", title, facts, is_timm=is_timm)
+    sections = [
+        f"# {escape(title)}",
+        facts.summary or f"A {name} image classifier with {config.num_classes} classes.",
+        usage_section(MODEL_ID_PLACEHOLDER, is_timm=is_timm),
+        # torchvision's MobileNetV2 has other methods.
+        _EMBEDDINGS if config.architecture != "mobilenet_v2" else "",
+        results_section(facts),
+        _network_section(config, name, complexity),
+        training_section(facts),
+        f"## Limits and bias\n\n{facts.limits or _UNKNOWN_LIMITS}",
+        license_section(facts),
+        CITATION,
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def card_metadata(task: str, title: str, facts: CardFacts, *, is_timm: bool = False) -> ModelCardData:
+    """Return the metadata of a card.
+
+    Args:
+        task: The Hub's name of the task.
+        title: Heading of the card.
+        facts: Training, results and texts.
+        is_timm: Whether stock timm loads the package as well.
+    """
+    return ModelCardData(
         library_name="timm" if is_timm else "eca-hub",
-        pipeline_tag="image-classification",
+        pipeline_tag=task,
         license=facts.license or None,
-        tags=["eca-hub", "image-classification", "eca-net", *(["timm", "transformers"] if is_timm else [])],
+        tags=["eca-hub", task, "eca-net", *(["timm", "transformers"] if is_timm else [])],
         model_name=title,
         datasets=list(facts.datasets) or None,
         base_model=facts.base_model or None,
@@ -99,7 +126,7 @@ def render_card(
         metrics=sorted({result.metric for result in facts.results}) or None,
         eval_results=[
             EvalResult(
-                task_type="image-classification",
+                task_type=task,
                 # The Hub refuses an empty type, which a name without a Latin letter or digit would give.
                 dataset_type=re.sub(r"[^a-z0-9]+", "-", result.dataset.lower()).strip("-") or "imagefolder",
                 dataset_name=result.dataset,
@@ -111,20 +138,6 @@ def render_card(
         ]
         or None,
     )
-    sections = [
-        f"# {escape(title)}",
-        facts.summary or f"A {name} image classifier with {config.num_classes} classes.",
-        usage_section(MODEL_ID_PLACEHOLDER, is_timm=is_timm),
-        # torchvision's MobileNetV2 has other methods.
-        _EMBEDDINGS if config.architecture != "mobilenet_v2" else "",
-        _results_section(facts),
-        _network_section(config, name, complexity),
-        _training_section(facts),
-        f"## Limits and bias\n\n{facts.limits or _UNKNOWN_LIMITS}",
-        f"## License\n\n{f'Of the weights: {escape(facts.license)}.' if facts.license else _NO_LICENSE}",
-        _CITATION,
-    ]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
 def usage_section(model_id: str, *, is_timm: bool) -> str:
@@ -147,6 +160,24 @@ def usage_section(model_id: str, *, is_timm: bool) -> str:
     )
 
 
+def detector_usage_section(model_id: str) -> str:
+    """Return the section of a detector's card that shows what to type.
+
+    Args:
+        model_id: Hub `owner/name`, or the placeholder.
+    """
+    return (
+        "## Use\n\n"
+        "```python\n"
+        "import eca_hub\n\n"
+        f'detector = eca_hub.Detector.from_pretrained("{model_id}")  # this repository, or a folder\n'
+        'detector.predict("street.jpg", min_score=0.5)\n'
+        "```\n\n```sh\n"
+        f"eca-hub detect street.jpg --model {model_id} --save_image found\n"
+        "```"
+    )
+
+
 def set_model_id(card: bytes, model_id: str) -> bytes:
     """Put the id of the model into the usage section that eca-hub wrote; every other byte of the card stays.
 
@@ -158,14 +189,14 @@ def set_model_id(card: bytes, model_id: str) -> bytes:
         model_id: Hub `owner/name`.
     """
     text = card.decode("utf-8", "surrogateescape")
-    for is_timm in (False, True):
-        section = re.escape(usage_section(MODEL_ID_PLACEHOLDER, is_timm=is_timm))
-        pattern = section.replace(re.escape(MODEL_ID_PLACEHOLDER), r"[\w.-]+/[\w.-]+")
-        named = usage_section(model_id, is_timm=is_timm)
+    sections = (partial(usage_section, is_timm=False), partial(usage_section, is_timm=True), detector_usage_section)
+    for section in sections:
+        pattern = re.escape(section(MODEL_ID_PLACEHOLDER)).replace(re.escape(MODEL_ID_PLACEHOLDER), r"[\w.-]+/[\w.-]+")
+        named = section(model_id)
         text = re.sub(pattern, lambda _, named=named: named, text)  # type: ignore[misc]
-    for line in usage_section(MODEL_ID_PLACEHOLDER, is_timm=True).splitlines():
-        if MODEL_ID_PLACEHOLDER in line:
-            text = text.replace(line, line.replace(MODEL_ID_PLACEHOLDER, model_id))
+        for line in section(MODEL_ID_PLACEHOLDER).splitlines():
+            if MODEL_ID_PLACEHOLDER in line:
+                text = text.replace(line, line.replace(MODEL_ID_PLACEHOLDER, model_id))
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -226,7 +257,13 @@ def escape(text: str) -> str:
     return escaped.replace("://", r":\//").replace("www.", r"www\.")
 
 
-def _results_section(facts: CardFacts) -> str:
+def license_section(facts: CardFacts) -> str:
+    """Return the section about the license of the weights."""
+    return f"## License\n\n{f'Of the weights: {escape(facts.license)}.' if facts.license else _NO_LICENSE}"
+
+
+def results_section(facts: CardFacts) -> str:
+    """Return the table of results; nothing if there are none."""
     if not facts.results:
         return ""
     rows = [
@@ -258,7 +295,8 @@ def _network_section(config: ModelConfig, name: str, complexity: "Complexity | N
     return "\n".join(lines)
 
 
-def _training_section(facts: CardFacts) -> str:
+def training_section(facts: CardFacts) -> str:
+    """Return the recipe; nothing if there is none."""
     lines = [f"- fine-tuned from `{facts.base_model}`"] if facts.base_model else []
     lines += [f"- data set `{dataset}`" for dataset in facts.datasets]
     lines += [f"- {escape(key)}: {escape(value)}" for key, value in facts.recipe.items()]
@@ -306,7 +344,7 @@ _UNKNOWN_LIMITS = (
     "the network cannot recognize: measure it on your own images before you rely on it."
 )
 
-_CITATION = """## Citation
+CITATION = """## Citation
 
 ```bibtex
 @inproceedings{wang2020eca,

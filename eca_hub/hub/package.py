@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from eca_hub.atomic import atomic_folder
-from eca_hub.errors import InvalidConfig, InvalidPackage
+from eca_hub.errors import InvalidConfig, InvalidPackage, UnknownName
+from eca_hub.hub.detector_format import TASK as DETECTION_TASK
+from eca_hub.hub.detector_format import detector_from_dict
 from eca_hub.hub.hashes import read_and_hash
 from eca_hub.hub.timm_format import ECA_HUB_KEY, LabelNaming, config_from_timm_dict, index_labels
 from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem, current_stem
+from eca_hub.models.detector_config import DetectorConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -159,6 +162,10 @@ def config_from_json(text: bytes, *, origin: str, default_labels_for: LabelNamin
         InvalidPackage: not JSON, neither ours nor timm's, of a later format, or with a value that cannot be used.
     """
     document = _parse_document(text, origin)
+    if document.get("task") == DETECTION_TASK:
+        raise InvalidPackage(
+            f"{origin} is a detector, not a classifier.", hint="Load it with eca_hub.Detector, or eca-hub detect."
+        )
     try:
         if document.get("library_name") == LIBRARY_NAME:
             config = _config_from_dict(document)
@@ -169,6 +176,38 @@ def config_from_json(text: bytes, *, origin: str, default_labels_for: LabelNamin
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
     return config
+
+
+def detector_config_from_json(text: bytes, *, origin: str) -> DetectorConfig:
+    """Parse and check the config.json of a detector.
+
+    Args:
+        text: The bytes of the file.
+        origin: Name of the package in messages.
+
+    Raises:
+        InvalidPackage: not JSON, of a later format, a classifier, or with a value that cannot be used.
+    """
+    document = _parse_document(text, origin)
+    if document.get("task") != DETECTION_TASK:
+        raise InvalidPackage(
+            f"{origin} is a classifier, not a detector.", hint="Load it with eca_hub.Classifier, or eca-hub classify."
+        )
+    try:
+        config = detector_from_dict(document)
+        _check_labels(config.labels)
+    except (KeyError, TypeError, ValueError, OverflowError, InvalidConfig, UnknownName) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
+    return config
+
+
+def is_detector(text: bytes) -> bool:
+    """Return whether a config.json says that the package is a detector."""
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(text)
+        return isinstance(document, dict) and document.get("task") == DETECTION_TASK
+    return False
 
 
 def is_timm_compatible(text: bytes) -> bool:
@@ -234,7 +273,11 @@ def _check_values(config: ModelConfig) -> None:
     for name, numbers in (("mean", config.image.mean), ("std", config.image.std)):
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError(f"{name} is {list(numbers)}; it must be finite.")
-    for index, label in enumerate(config.labels):
+    _check_labels(config.labels)
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    for index, label in enumerate(labels):
         if any(unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTION_CHARS for char in label):
             raise ValueError(f"label {index} is {ascii(label)[:60]}; control characters are not allowed.")
 

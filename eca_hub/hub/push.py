@@ -18,9 +18,21 @@ from huggingface_hub.hf_api import RepoFile
 from eca_hub.errors import HubError, InvalidConfig, InvalidPackage, PushConflict
 from eca_hub.hub.card import CardFacts, read_metadata, render_card, set_license, set_model_id
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, status_of
+from eca_hub.hub.detector_card import render_detector_card
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub
 from eca_hub.hub.http_limits import limit_requests
-from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, FILES, WEIGHTS_FILE, config_from_json, find_package
+from eca_hub.hub.package import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FILES,
+    WEIGHTS_FILE,
+    config_from_json,
+    detector_config_from_json,
+    find_package,
+    is_detector,
+)
+from eca_hub.models.config import ModelConfig
+from eca_hub.models.detector_config import DetectorConfig
 
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)
 
@@ -150,7 +162,12 @@ class _Source:
         self.weights_path = self.path / WEIGHTS_FILE
         self._model_id = model_id
         self._license_id = license_id
-        self._config = config_from_json((self.path / CONFIG_FILE).read_bytes(), origin=str(self.path))
+        config_bytes, origin = (self.path / CONFIG_FILE).read_bytes(), str(self.path)
+        self._config: ModelConfig | DetectorConfig
+        if is_detector(config_bytes):
+            self._config = detector_config_from_json(config_bytes, origin=origin)
+        else:
+            self._config = config_from_json(config_bytes, origin=origin)
         try:
             with safetensors.safe_open(self.weights_path, framework="numpy"):
                 pass
@@ -164,11 +181,15 @@ class _Source:
         if card_path.is_file():
             card = card_path.read_bytes()
         else:
-            is_timm = b'"pretrained_cfg"' in config_bytes
-            card = render_card(self._config, None, CardFacts(), is_timm=is_timm).encode()
+            card = self._render_card(is_timm=b'"pretrained_cfg"' in config_bytes).encode()
         if self._license_id is not None:
             card = set_license(card, self._license_id)
         return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id)}
+
+    def _render_card(self, *, is_timm: bool) -> str:
+        if isinstance(self._config, DetectorConfig):
+            return render_detector_card(self._config, None, CardFacts())
+        return render_card(self._config, None, CardFacts(), is_timm=is_timm)
 
     def changed_files(self, remote: dict[str, str]) -> set[str]:
         """Return the names of files of which the hub has other bytes, or none."""

@@ -88,6 +88,8 @@ class RunCLI(LightningCLI):
         parser.add_class_arguments(CheckpointConfig, "save")
         for source, target in self.task.links:
             parser.link_arguments(source, target, apply_on="instantiate")
+        for source, target, compute in self.task.parse_links:
+            parser.link_arguments(source, target, compute_fn=compute)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments after `eca-hub`."""

@@ -1,6 +1,7 @@
 """The tasks that `eca-hub fit` trains for: which module, which data, and how results are written.
 
-The data decide the task. Another task is another entry here.
+The data decide the task: CocoData and YoloData are for detectors, all others for classifiers. Another task is another
+entry here.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ class Task:
     """The base of its data modules."""
     links: tuple[tuple[str, str], ...]
     """Linked options: the target gets its value from the object that the source names."""
+    parse_links: tuple[tuple[str, str, Callable[[Any], Any]], ...]
+    """Options that follow from others before anything is made: source, target, and the function between them."""
     finalize_run: Callable[..., None]
     print_metrics: Callable[..., None]
     write_predictions: Callable[..., None]
@@ -39,6 +42,7 @@ def image_classification() -> Task:
         ImageClassifier,
         ImageDataModule,
         (("data.labels", "model.labels"), ("data.image", "model.image")),
+        (),
         finalize_run,
         print_metrics,
         write_predictions,
@@ -48,10 +52,28 @@ def image_classification() -> Task:
     )
 
 
-TASKS = {"image-classification": image_classification}
+def object_detection() -> Task:
+    """Return the task of detectors."""
+    from eca_hub.train.data.detection import DetectionDataModule
+    from eca_hub.train.detection import DetectionModule
+    from eca_hub.train.detection_results import finalize_run, print_metrics, write_predictions
+
+    return Task(
+        DetectionModule,
+        DetectionDataModule,
+        (("data.labels", "model.labels"),),
+        (("model.detector", "data.init_args.with_masks", lambda detector: detector == "mask_rcnn"),),
+        finalize_run,
+        print_metrics,
+        write_predictions,
+        lambda model: f"{model['detector']}_{model['attention']}_{model['backbone']}",
+    )
+
+
+TASKS = {"image-classification": image_classification, "object-detection": object_detection}
 """Name of a task, as the Hub has it, to the function that imports what it needs."""
 
-_TASK_OF_DATA: dict[str, str] = {}
+_TASK_OF_DATA = {"CocoData": "object-detection", "YoloData": "object-detection"}
 
 
 def task_for(argv: Sequence[str]) -> Task:

@@ -7,8 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eca_hub.train.data.coco_data import CocoData, YoloData
     from eca_hub.train.data.csv import CsvData
     from eca_hub.train.data.datamodule import ImageDataModule
+    from eca_hub.train.data.detection import DetectionDataModule
+    from eca_hub.train.data.detection_dataset import DetectionAugmentConfig
     from eca_hub.train.data.digits import DigitsData
     from eca_hub.train.data.image_folder import ImageFolderData
     from eca_hub.train.data.parquet import ParquetData
@@ -18,24 +21,32 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AugmentConfig",
+    "CocoData",
     "CsvData",
+    "DetectionAugmentConfig",
+    "DetectionDataModule",
     "DigitsData",
     "ImageDataModule",
     "ImageFolderData",
     "ParquetData",
     "SyntheticData",
     "WebDatasetData",
+    "YoloData",
 ]
 
 _MODULE_OF = {
     "AugmentConfig": "transforms",
     "CsvData": "csv",
+    "CocoData": "coco_data",
+    "DetectionAugmentConfig": "detection_dataset",
+    "DetectionDataModule": "detection",
     "DigitsData": "digits",
     "ImageDataModule": "datamodule",
     "ImageFolderData": "image_folder",
     "ParquetData": "parquet",
     "SyntheticData": "synthetic",
     "WebDatasetData": "webdataset",
+    "YoloData": "coco_data",
 }
 
 
