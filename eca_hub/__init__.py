@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eca_hub.attention import ATTENTIONS
     from eca_hub.attention.eca import ECA, kernel_size_for
     from eca_hub.classifier import Classifier, Prediction
+    from eca_hub.detector import Detection, Detector
     from eca_hub.errors import EcaHubError
     from eca_hub.explain import Explanation, explain_image
     from eca_hub.hub.convert import convert_checkpoint
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from eca_hub.models.build import create_model, list_models
     from eca_hub.models.complexity import Complexity, count_complexity
     from eca_hub.models.config import ImageConfig, ModelConfig
+    from eca_hub.models.detector_config import DetectorConfig
+    from eca_hub.models.detectors import create_detector
 
 __version__ = "0.1.0"
 
@@ -33,6 +36,9 @@ _LAZY_IMPORTS = {
     "ECA": "eca_hub.attention.eca",
     "Classifier": "eca_hub.classifier",
     "Complexity": "eca_hub.models.complexity",
+    "Detection": "eca_hub.detector",
+    "Detector": "eca_hub.detector",
+    "DetectorConfig": "eca_hub.models.detector_config",
     "EcaHubError": "eca_hub.errors",
     "EvalTransform": "eca_hub.images.transform",
     "Explanation": "eca_hub.explain",
@@ -43,6 +49,7 @@ _LAZY_IMPORTS = {
     "Prediction": "eca_hub.classifier",
     "convert_checkpoint": "eca_hub.hub.convert",
     "count_complexity": "eca_hub.models.complexity",
+    "create_detector": "eca_hub.models.detectors",
     "create_model": "eca_hub.models.build",
     "decode_image": "eca_hub.images.decode",
     "explain_image": "eca_hub.explain",
@@ -59,6 +66,9 @@ __all__ = [
     "ECA",
     "Classifier",
     "Complexity",
+    "Detection",
+    "Detector",
+    "DetectorConfig",
     "EcaHubError",
     "EvalTransform",
     "Explanation",
@@ -69,6 +79,7 @@ __all__ = [
     "Prediction",
     "convert_checkpoint",
     "count_complexity",
+    "create_detector",
     "create_model",
     "decode_image",
     "explain_image",

@@ -20,6 +20,7 @@ COMMANDS = {
     "sweep": ("Train every combination of a grid, resumable", "eca_hub.commands.sweep:main"),
     "report": ("Tables, plots and statistics of a sweep", "eca_hub.commands.report:main"),
     "classify": ("Classify images", "eca_hub.commands.classify:main"),
+    "detect": ("Find the objects in images", "eca_hub.commands.detect:main"),
     "models": ("List the networks that can be built", "eca_hub.commands.models:main"),
     "push": ("Publish a run or a package to a hub", "eca_hub.commands.push:main"),
     "pull": ("Download a package from a hub", "eca_hub.commands.pull:main"),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from eca_hub.atomic import write_atomic
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts, render_card
+from eca_hub.hub.detectors import save_detector
 from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
@@ -41,6 +42,7 @@ from eca_hub.hub.weights import Shapes, build_and_load, check_finite
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
+from eca_hub.models.detector_config import DetectorConfig
 
 
 def save_pretrained(
@@ -52,7 +54,7 @@ def save_pretrained(
     facts: CardFacts | None = None,
     for_timm: bool = False,
 ) -> Path:
-    """Write a network as a package: config.json, model.safetensors and a model card.
+    """Write a network, classifier or detector, as a package: config.json, model.safetensors and a model card.
 
     Where stock timm can build the network, the package is in timm's format as well: `timm.create_model("hf-hub:...")`
     and transformers load it without eca-hub, with the same outputs. Each file is written atomically, and config.json,
@@ -76,6 +78,8 @@ def save_pretrained(
         CheckpointMismatch: the configuration describes another network, or a weight is NaN or infinite.
     """
     folder, labels, config = _accept_old_order(folder, labels, config)
+    if isinstance(getattr(model, "config", None), DetectorConfig):
+        return save_detector(model, folder, labels=labels, facts=facts)
     resolved = resolve_config(_config_of(model, config, labels))
     check_finite(_weights_of(model), sentence="The network cannot be saved")
     _check_describes(resolved, model)

@@ -1,0 +1,142 @@
+"""Detections are in pixels of the image as it is displayed, whatever it is given as and however large it is."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eca_hub
+from eca_hub.detector import Detection, Detector, encode_prediction, to_full_size
+from eca_hub.errors import BadImage, InvalidConfig
+from eca_hub.hub.detectors import save_detector
+from eca_hub.images.decode import DecodedImage, decode_reduced
+from eca_hub.images.rle import decode_mask
+from eca_hub.models.detectors import create_detector
+from tests.conftest import make_picture
+
+LABELS = ("bar", "disk")
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    """A Mask R-CNN with random weights, loaded in three lines."""
+    torch.manual_seed(0)
+    model = create_detector("mask_rcnn", backbone="resnet18", num_classes=2, min_side_px=64, max_side_px=96)
+    folder = save_detector(model, tmp_path_factory.mktemp("detector"), labels=LABELS)
+    loaded = eca_hub.Detector.from_pretrained(folder)
+    assert isinstance(loaded, Detector)
+    return loaded
+
+
+def test_a_path_its_bytes_and_a_pil_image_have_the_same_detections(detector: Detector, tmp_path: Path) -> None:
+    data = make_picture(120, 90)
+    (tmp_path / "x.png").write_bytes(data)
+    ways: list[Any] = [str(tmp_path / "x.png"), tmp_path / "x.png", data, Image.open(io.BytesIO(data))]
+    first, *others = [detector.predict(way, min_score=0.05) for way in ways]
+    assert first
+    for other in others:
+        assert [(each.label, each.score, each.box) for each in other] == [
+            (each.label, each.score, each.box) for each in first
+        ]
+
+
+def test_detections_are_ordered_and_inside_the_image(detector: Detector) -> None:
+    found = detector.predict(make_picture(200, 80), min_score=0.05)
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+    for each in found:
+        left, top, right, bottom = each.box
+        assert 0 <= left <= right <= 200
+        assert 0 <= top <= bottom <= 80
+        assert each.label == LABELS[each.index]
+        assert each.mask is not None
+        assert each.mask.shape == (80, 200)
+        assert each.mask.dtype == bool
+
+
+def test_score_and_number_are_limited(detector: Detector) -> None:
+    picture = make_picture(200, 80)
+    everything = detector.predict(picture, min_score=0.05)
+    middle = everything[len(everything) // 2].score
+    assert len(detector.predict(picture, min_score=middle)) < len(everything)
+    assert [each.box for each in detector.predict(picture, min_score=0.05, max_detections=1)] == [everything[0].box]
+    with pytest.raises(InvalidConfig, match=r"answers from 0\.05 to 1"):
+        detector.predict(picture, min_score=0.01)
+    with pytest.raises(InvalidConfig, match="max_detections is 0"):
+        detector.predict(picture, max_detections=0)
+
+
+def test_several_images_have_a_list_each_and_progress_is_told(detector: Detector) -> None:
+    told: list[tuple[int, int]] = []
+    found = detector.predict(
+        [make_picture(), make_picture(50, 60)],
+        min_score=0.05,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    assert len(found) == 2
+    assert told == [(1, 2), (2, 2)]
+    assert detector.predict([]) == []
+
+
+def test_a_bad_image_is_named(detector: Detector, tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="absent"):
+        detector.predict(str(tmp_path / "absent.png"))
+    with pytest.raises(BadImage):
+        detector.predict(b"no image")
+
+
+def test_boxes_of_a_reduced_image_are_brought_to_full_size() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (1600, 1203), (200, 30, 30)).save(buffer, format="JPEG")
+    image = decode_reduced(buffer.getvalue(), min_side_px=64)
+    assert image.image.width < 1600
+    scale = image.image.width / 1600
+    [box] = to_full_size(torch.tensor([[160.0, 80.0, 800.0, 400.0]]) * scale, image).tolist()
+    assert box == pytest.approx([160, 80, 800, 400], rel=0.01)
+    [outside] = to_full_size(torch.tensor([[-5.0, -5.0, 9999.0, 9999.0]]), image).tolist()
+    assert outside == [0, 0, 1600, 1203]
+
+
+def test_a_large_image_is_answered_in_its_own_pixels(detector: Detector) -> None:
+    small = Image.open(io.BytesIO(make_picture(96, 64)))
+    large = small.resize((1536, 1024), Image.Resampling.BILINEAR)
+    [first, *_] = detector.predict(small, min_score=0.05)
+    [scaled, *_] = detector.predict(large, min_score=0.05)
+    assert np.array(scaled.box) == pytest.approx(np.array(first.box) * 16, abs=40)
+    assert scaled.mask is not None
+    assert scaled.mask.shape == (1024, 1536)
+
+
+def test_detections_of_a_gray_or_turned_image_are_those_of_the_displayed_one(detector: Detector) -> None:
+    upright = Image.open(io.BytesIO(make_picture(120, 90))).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(buffer, format="PNG", exif=exif)
+    expected, found = (detector.predict(way, min_score=0.05) for way in (upright, buffer.getvalue()))
+    assert [each.box for each in found] == [each.box for each in expected]
+
+
+def test_a_prediction_is_encoded_as_a_coco_result() -> None:
+    answer = {
+        "boxes": torch.tensor([[2.0, 3.0, 10.0, 9.0]]),
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.75]),
+        "masks": torch.ones(1, 1, 28, 28),
+    }
+    [(label, result)] = encode_prediction(answer, 12, 20)
+    assert label == 1
+    assert result["bbox"] == [2, 3, 8, 6]
+    assert result["score"] == 0.75
+    mask_HW = decode_mask(result["segmentation"])
+    assert mask_HW.shape == (12, 20)
+    assert mask_HW[4:8, 3:9].all()
+    assert not mask_HW[:2].any()
+
+
+def test_a_detection_says_what_it_is() -> None:
+    assert Detection("bar", 0, 0.5, (0, 0, 1, 1)).mask is None
+    assert DecodedImage.of(Image.new("RGB", (4, 3))).full_size == (4, 3)
