@@ -45,7 +45,7 @@ def draw_shapes(image: Image.Image, shapes: Iterable[Shape]) -> Image.Image:
     for shape in ordered:
         color = _COLORS[shape.color_index % len(_COLORS)]
         draw.rectangle(shape.box, outline=color, width=line_px)
-        left, top, right, bottom = draw.textbbox((0, 0), shape.text, font=font)
+        left, _, right, bottom = draw.textbbox((0, 0), shape.text, font=font)
         width, height = right - left + 4, bottom + 4
         x = min(max(shape.box[0], 0), max(drawn.width - width, 0))
         y = shape.box[1] - height if shape.box[1] >= height else shape.box[1]

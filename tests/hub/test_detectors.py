@@ -155,7 +155,7 @@ def edit_weights(package: Path, edit: Callable[[dict[str, torch.Tensor]], None])
 
 
 def test_weights_with_nan_are_refused(copy: Path) -> None:
-    edit_weights(copy, lambda weights: weights["backbone.body.conv1.weight"].fill_(float("nan")))  # type: ignore[arg-type,return-value]
+    edit_weights(copy, lambda weights: weights["backbone.body.conv1.weight"].fill_(float("nan")))  # type: ignore[arg-type]
     with pytest.raises(CheckpointMismatch, match="NaN"):
         read_detector(pull(copy))
 
