@@ -83,7 +83,10 @@ def test_many_hostile_images_at_once_do_not_affect_a_good_one(service: Served, i
             is_over.set()
         probing.result()
     assert probes == {200}
-    assert [one.name for one, status in zip(mixed, statuses, strict=True) if status not in one.statuses] == []
+    # Images that are costly to decode are refused for a while when many arrive at once; ordinary ones are not.
+    allowed = [one.statuses if one is good else one.statuses | {429} for one in mixed]
+    wrong = [one.name for one, status, each in zip(mixed, statuses, allowed, strict=True) if status not in each]
+    assert wrong == []
     assert "eca_body_bytes 0" in service.client.get("/metrics").text
 
 

@@ -32,7 +32,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> str:
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"},
+        env={name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+        | {"TERM": "xterm-256color"},
     )
     os.close(theirs)
     chunks = []
