@@ -17,8 +17,9 @@ from eca_hub.detector import encode_prediction, load_detector_weights
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import load_pretrained
 from eca_hub.hub.pull import is_folder
+from eca_hub.models.build import resolve_config
 from eca_hub.models.detector_config import DetectorConfig, DetectorName, HeadNorm
-from eca_hub.models.detectors import build_detector, load_backbone, pyramid_of
+from eca_hub.models.detectors import backbone_config, build_detector, load_backbone, pyramid_of
 from eca_hub.train.data.detection_dataset import DetectionBatch
 from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.detection_metrics import AveragePrecision, DetectionLosses, IouType
@@ -39,8 +40,8 @@ class DetectionModule(TrainingModule):
 
     Args:
         detector: `faster_rcnn`, `mask_rcnn` or `retinanet`.
-        backbone: Name of the backbone, see `eca-hub models`.
-        attention: Name of the attention inside each block of the backbone, or `none`.
+        backbone: Name of the backbone, see `eca-hub models`; resnet50 by default.
+        attention: Name of the attention inside each block of the backbone, or `none`; eca by default.
         attention_args: Options of the attention, such as `kernel_sizes: [5, 5, 5, 5]`.
         backbone_from: Classifier package whose weights the backbone starts from, `owner/name` or a folder; backbone,
             attention, mean and std are then its own.
@@ -72,8 +73,8 @@ class DetectionModule(TrainingModule):
     def __init__(
         self,
         detector: DetectorName = "faster_rcnn",
-        backbone: str = "resnet50",
-        attention: str = "eca",
+        backbone: str | None = None,
+        attention: str | None = None,
         attention_args: Mapping[str, Any] | None = None,
         backbone_from: str | None = None,
         from_pretrained: str | None = None,
@@ -114,8 +115,8 @@ class DetectionModule(TrainingModule):
             )
         config = DetectorConfig(
             detector,
-            backbone,
-            attention,
+            backbone or DetectorConfig.backbone,
+            attention or DetectorConfig.attention,
             attention_args or {},
             tuple(labels),
             min_side_px,
@@ -127,6 +128,8 @@ class DetectionModule(TrainingModule):
         start = from_pretrained or backbone_from or ""
         self.base_model = start if start and not is_folder(start) else ""
         self.model, self.config = _start(config, backbone_from, from_pretrained, revision, rois_per_image)
+        if start:
+            _check_agrees(self.config, start, backbone, attention, attention_args)
         transform = self.model.get_submodule("transform")
         # In evaluation mode the last one counts.
         transform.min_size = (*train_min_sides_px, self.config.min_side_px)  # type: ignore[assignment]
@@ -289,6 +292,27 @@ class DetectionModule(TrainingModule):
     def _to_float(self, images: list[Tensor]) -> list[Tensor]:
         dtype = next(self.model.parameters()).dtype
         return [image.to(dtype) / 255 for image in images]
+
+
+def _check_agrees(
+    config: DetectorConfig, start: str, backbone: str | None, attention: str | None, args: Mapping[str, Any] | None
+) -> None:
+    """Refuse a backbone or attention other than that of the package to start from, which would be passed over."""
+    own_args = config.attention_args if attention in (None, config.attention) else {}
+    given = DetectorConfig(
+        config.detector, backbone or config.backbone, attention or config.attention, args or own_args
+    )
+    asked = resolve_config(backbone_config(given))
+    for name, own, other in (
+        ("backbone", config.backbone, asked.architecture),
+        ("attention", config.attention, asked.attention),
+        ("attention_args", dict(config.attention_args), dict(asked.attention_args)),
+    ):
+        if own != other:
+            raise InvalidConfig(
+                f"{start} has {name} {own}, and model.{name} is {other}.",
+                hint=f"Leave model.{name} out, or start from another package.",
+            )
 
 
 def _start(

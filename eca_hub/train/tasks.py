@@ -54,6 +54,7 @@ def image_classification() -> Task:
 
 def object_detection() -> Task:
     """Return the task of detectors."""
+    from eca_hub.models.detector_config import DetectorConfig
     from eca_hub.train.data.detection import DetectionDataModule
     from eca_hub.train.detection import DetectionModule
     from eca_hub.train.detection_results import finalize_run, print_metrics, write_predictions
@@ -66,7 +67,10 @@ def object_detection() -> Task:
         finalize_run,
         print_metrics,
         write_predictions,
-        lambda model: f"{model['detector']}_{model['attention']}_{model['backbone']}",
+        lambda model: (
+            f"{model['detector']}_{model['attention'] or DetectorConfig.attention}_"
+            f"{model['backbone'] or DetectorConfig.backbone}"
+        ),
     )
 
 

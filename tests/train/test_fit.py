@@ -16,7 +16,9 @@ from tests.train.datasets import png, write_parquet
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "configs"
 CONFIGS = sorted(
-    path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name not in ("cluster", "coco", "log", "rows")
+    path
+    for path in EXPERIMENTS.rglob("*.yaml")
+    if path.parent.name not in ("cluster", "coco", "coco_mini", "log", "rows")
 )
 LOGS = sorted((EXPERIMENTS / "log").glob("*.yaml"))
 SHORT = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
