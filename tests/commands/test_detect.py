@@ -1,0 +1,127 @@
+"""`eca-hub detect`: boxes on the terminal, drawings, COCO results, and one sentence for each mistake."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eca_hub
+from eca_hub.__main__ import main
+from eca_hub.hub.detectors import save_detector
+from eca_hub.images.draw import Shape, draw_shapes
+from eca_hub.models.detectors import create_detector
+from eca_hub.train.detection_metrics import evaluate_detections
+from tests.train.data.detection_files import coco_document, write_coco
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Mask R-CNN with random weights, which finds something everywhere."""
+    torch.manual_seed(0)
+    model = create_detector("mask_rcnn", backbone="resnet18", num_classes=2, min_side_px=64, max_side_px=96)
+    return save_detector(model, tmp_path_factory.mktemp("detector"), labels=("bar", "disk"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_coco(tmp_path_factory.mktemp("coco")) / "val2017"
+
+
+def detect(package: Path, *words: object) -> int:
+    return main(["detect", *map(str, words), "--model", str(package), "--min_score", "0.05"])
+
+
+def test_detections_are_printed_drawn_and_written(
+    package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [images / "0.png", images / "1.png"]
+    drawn, results = tmp_path / "drawn", tmp_path / "results.json"
+    assert detect(package, *files, "--save_image", drawn, "--to", results) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{files[0]}  ")
+    assert " at (" in first
+    assert second.startswith(f"{files[1]}  ")
+    written = json.loads(results.read_text())
+    assert {each["image_id"] for each in written} == {0, 1}
+    assert {each["category_id"] for each in written} <= {1, 2}
+    [expected, *_] = eca_hub.Detector.from_pretrained(package).predict(files[0], min_score=0.05)
+    left, top, right, bottom = expected.box
+    assert written[0]["bbox"] == pytest.approx([left, top, right - left, bottom - top])
+    assert written[0]["segmentation"]["size"] == [48, 64]
+    picture = Image.open(drawn / "0.png")
+    assert picture.size == (64, 48)
+    assert not np.array_equal(np.asarray(picture), np.asarray(Image.open(files[0])))
+
+
+def test_results_take_the_ids_of_an_annotation_file_and_can_be_evaluated(
+    package: Path, images: Path, tmp_path: Path
+) -> None:
+    annotations = images.parent / "annotations/instances_val2017.json"
+    results = tmp_path / "results.json"
+    assert detect(package, *sorted(images.glob("*.png")), "--to", results, "--annotations", annotations) == 0
+    written = json.loads(results.read_text())
+    assert {each["image_id"] for each in written} <= {each["id"] for each in coco_document()["images"]}
+    assert {each["category_id"] for each in written} <= {3, 7}
+    assert 0 <= evaluate_detections(coco_document(), written).figures["AP"] <= 1
+
+
+def test_json_has_a_line_an_image_and_a_broken_one_does_not_stop_the_others(
+    package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert detect(package, tmp_path / "broken.png", images / "2.png", "--json") == 2
+    broken, found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert broken["error"]["code"] == "not_an_image"
+    assert set(found["detections"][0]) == {"label", "index", "score", "box", "mask"}
+    assert set(found["detections"][0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--min_score", "2"], "min_score is 2.0"),
+        (["--annotations", "x.json"], "--annotations has the ids for --to"),
+        (["--to", "absent/x.json"], "There is no folder"),
+        (["--to", "x.json", "--annotations", "absent.json"], "absent.json cannot be read"),
+        (["--max_detections", "0"], "max_detections is 0"),
+        (["--device", "nonsense"], "nonsense"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    words: list[str], sentence: str, package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / word) if word.endswith(".json") else word for word in words]
+    argv = ["detect", str(images / "0.png"), "--model", str(package), "--min_score", "0.05", *words]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_classifier_asked_to_detect_gets_one_sentence(
+    tiny_package: Path, images: Path, package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", str(images / "0.png"), "--model", str(tiny_package)]) == 2
+    assert "is a classifier, not a detector. Load it with" in capsys.readouterr().err
+    assert main(["classify", str(images / "0.png"), "--model", str(package)]) == 2
+    assert "is a detector, not a classifier. Load it with" in capsys.readouterr().err
+
+
+def test_two_images_of_one_name_are_not_drawn_over_each_other(
+    package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detect(package, images / "0.png", images.parent / "train2017/0.png", "--save_image", tmp_path) == 2
+    assert "Two images are named 0" in capsys.readouterr().err
+
+
+def test_masks_and_boxes_are_drawn_in_place() -> None:
+    mask_HW = np.zeros((60, 80), bool)
+    mask_HW[20:40, 30:50] = True
+    drawn = np.asarray(draw_shapes(Image.new("RGB", (80, 60)), [Shape("x", 0, (30, 20, 50, 40), mask_HW)]))
+    assert drawn[30, 40].any()
+    assert tuple(drawn[40, 40]) == (230, 25, 75)
+    assert not drawn[50:, 60:].any()
