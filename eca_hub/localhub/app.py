@@ -1,10 +1,12 @@
 """The hub as an ASGI application: routes, error handlers, request ids."""
 
+import contextlib
 import inspect
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -15,11 +17,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from eca_hub.localhub import downloads, management, reads, uploads, xet
-from eca_hub.localhub.auth import Users
+from eca_hub.localhub import downloads, management, reads, uploads
+from eca_hub.localhub.auth import Users, read_or_create_token
 from eca_hub.localhub.context import RequestContext, error_response, read_body
 from eca_hub.localhub.errors import HubHTTPError, disk_full, is_disk_full, repo_not_found
 from eca_hub.localhub.store import Store
+from eca_hub.localhub.timeouts import BodyTimeoutMiddleware
 from eca_hub.localhub.validation import REPO_TYPES, RepoType
 
 Handler = Callable[[RequestContext], Response] | Callable[[RequestContext], Awaitable[Response]]
@@ -40,8 +43,8 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/api/repos/create", management.create_repo),
     ("DELETE", "/api/repos/delete", management.delete_repo),
     ("POST", "/api/repos/move", management.move_repo),
-    ("POST", _XET + "/v1/xorbs/default/{xorb}", xet.put_xorb),
-    ("POST", _XET + "/v1/shards", xet.put_shard),
+    ("POST", _XET + "/v1/xorbs/default/{xorb}", uploads.put_xorb),
+    ("POST", _XET + "/v1/shards", uploads.put_shard),
     ("PUT", "/-/lfs/{oid}", uploads.put_lfs_object),
 )
 _API_ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -61,7 +64,7 @@ _API_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/paths-info/{rev}", reads.paths_info),
     ("POST", "/preupload/{rev}", uploads.preupload),
     ("POST", "/commit/{rev}", uploads.commit),
-    ("GET", "/xet-write-token/{rev}", xet.write_token),
+    ("GET", "/xet-write-token/{rev}", uploads.xet_write_token),
 )
 _PAGE_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", ".git/info/lfs/objects/batch", uploads.lfs_batch),
@@ -95,6 +98,19 @@ def create_app(store: Store, users: Users) -> ASGIApp:
     app = Starlette(routes=routes, exception_handlers={**handlers, ClientDisconnect: _on_disconnect})
     app.router.redirect_slashes = False
     return _RequestMiddleware(app)
+
+
+@contextlib.contextmanager
+def open_app(root: Path, users: Path | None = None) -> Iterator[ASGIApp]:
+    """Open a hub's folder as an ASGI application, to be mounted under a path of another one.
+
+    Args:
+        root: Folder of the hub; created if it is missing.
+        users: JSON file with users and their tokens; without it the one token is that of ROOT/token.
+    """
+    known = Users.from_file(users) if users else None
+    with contextlib.closing(Store(root)) as store:
+        yield BodyTimeoutMiddleware(create_app(store, known or Users.single(read_or_create_token(root))))
 
 
 class _RequestMiddleware:

@@ -1,5 +1,6 @@
-"""Request context of the routes: user, repository and rights, parsing of parameters and bodies, JSON responses."""
+"""Request context of the routes: user, repository and rights, parameters and bodies, JSON responses."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -8,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes, urlencode
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,6 +31,7 @@ from eca_hub.localhub.validation import REPO_TYPES, RepoId, RepoType, parse_repo
 
 Item = TypeVar("Item")
 MAX_BODY_BYTES = 4 << 20
+PIECE_BYTES = 2 << 20
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -221,6 +224,40 @@ async def read_body(request: Request, limit_bytes: int = MAX_BODY_BYTES) -> byte
         if len(body) > limit_bytes:
             raise too_large(f"The body is larger than {limit_bytes} bytes.")
     return bytes(body)
+
+
+async def stream_body(request: Request, write: Callable[[bytearray], object], limit_bytes: int) -> int:
+    """Pass a body of any size to `write`, piece by piece, in a thread; return its size.
+
+    Memory holds two pieces. While one piece is written the next one is received, so hashing and the network overlap.
+
+    Raises:
+        HubHTTPError: 413, the body is larger than the limit.
+    """
+    check_length(request, limit_bytes)
+    num_bytes = 0
+    buffer = bytearray()
+    writing: asyncio.Future[object] | None = None
+    try:
+        async for piece in request.stream():
+            num_bytes += len(piece)
+            if num_bytes > limit_bytes:
+                raise too_large(f"The body is larger than {limit_bytes} bytes.")
+            buffer += piece
+            if len(buffer) >= PIECE_BYTES:
+                if writing:
+                    await writing
+                writing = asyncio.ensure_future(run_in_threadpool(write, buffer))
+                buffer = bytearray()
+    finally:
+        # Also on failure: the file is closed after this, and the thread may still be writing to it.
+        if writing:
+            await asyncio.wait([writing])
+    if writing:
+        await writing
+    if buffer:
+        await run_in_threadpool(write, buffer)
+    return num_bytes
 
 
 def check_length(request: Request, limit_bytes: int) -> None:

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 from eca_hub.atomic import make_folder, write_atomic
 from eca_hub.localhub.blobs import FILE_MODE, FOLDER_MODE
-from eca_hub.localhub.commit_operations import CommitOperations
-from eca_hub.localhub.commits import Commit, StoredFile, canonical_json, decode_commit, utc_now
+from eca_hub.localhub.commits import Commit, CommitOperations, StoredFile, canonical_json, decode_commit, utc_now
 from eca_hub.localhub.errors import (
     HubHTTPError,
     conflict,

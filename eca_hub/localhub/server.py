@@ -7,7 +7,7 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
-from eca_hub.localhub.sendfile import SendfileH11Protocol
+from eca_hub.localhub.downloads import SendfileH11Protocol
 
 GRACE_S = 1.0
 BACKLOG = 1024

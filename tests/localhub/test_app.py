@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message
 
 from eca_hub.localhub import Store, Users, create_app, timeouts
-from eca_hub.localhub.asgi import open_app
+from eca_hub.localhub.app import open_app
 from eca_hub.localhub.timeouts import BODY_GRACE_S, BodyTimeoutMiddleware
 
 PATH = "/api/validate-yaml"

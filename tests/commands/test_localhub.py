@@ -32,7 +32,7 @@ def test_the_first_start_creates_a_token_that_only_its_owner_can_read(tmp_path: 
 
 
 def test_a_hub_loads_neither_torch_nor_the_stock_client() -> None:
-    code = "import eca_hub.commands.localhub, eca_hub.localhub.cli, eca_hub.localhub.server, sys; print(*sys.modules)"
+    code = "import eca_hub.commands.localhub, eca_hub.localhub.app, eca_hub.localhub.server, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     assert not {"torch", "huggingface_hub", "eca_hub.hub"} & set(loaded)
 
@@ -54,8 +54,8 @@ def test_a_signal_ends_the_hub_at_once_also_with_idle_connections(tmp_path: Path
         (["--prot", "1"], ["--prot"]),
         (["--port", "x"], ["port", "x"]),
         (["--port", "70000"], ["70000"]),
-        (["--host", "0.0.0.0"], ["0.0.0.0", "--token-file", "--users"]),
-        (["--public"], ["0.0.0.0", "--token-file"]),
+        (["--host", "0.0.0.0"], ["0.0.0.0", "--token_file", "--users"]),
+        (["--public"], ["0.0.0.0", "--token_file"]),
         (["--host", "192.0.2.1", "--token", "secret-token"], ["192.0.2.1", "--port"]),
         (["--token", "a b"], ["token"]),
         (["--token", "secret-token", "--users", "u.json"], ["exclude"]),

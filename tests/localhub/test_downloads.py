@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eca_hub.localhub import timeouts
-from eca_hub.localhub.sendfile import EXTENSION, FileRangeResponse, SendfileH11Protocol
+from eca_hub.localhub.downloads import EXTENSION, FileRangeResponse, SendfileH11Protocol
 from eca_hub.localhub.server import listen
 
 CONTENT = os.urandom(5 << 20)
