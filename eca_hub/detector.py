@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from eca_hub.classifier import check_device
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.detectors import read_detector
+from eca_hub.hub.pretrained import read_detector
 from eca_hub.hub.pull import pull
 from eca_hub.images.decode import DecodedImage, ImageSource, load_image
 from eca_hub.images.rle import encode_mask

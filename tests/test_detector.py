@@ -12,7 +12,7 @@ from PIL import Image
 import eca_hub
 from eca_hub.detector import Detection, Detector, encode_prediction, to_full_size
 from eca_hub.errors import BadImage, InvalidConfig
-from eca_hub.hub.detectors import save_detector
+from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.decode import DecodedImage, decode_reduced
 from eca_hub.images.rle import decode_mask
 from eca_hub.models.detectors import create_detector

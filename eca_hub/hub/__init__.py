@@ -1,1 +1,17 @@
-"""Packages: three files that hold a classifier, on disk and on a hub."""
+"""Packages of three files: config.json, model.safetensors and README.md.
+
+    pretrained        save a network as a package, load it again
+    package           the files in a folder; config.json
+    timm_format       config.json as timm and transformers read it
+    detector_package  config.json and README.md of a detector
+    card              README.md of a classifier
+    weights           safetensors -> tensors -> a network
+    push              publish a package in one commit
+    pull              download a package, and compare its bytes with the announced hashes
+    hashes            the two hashes that a hub announces
+    client            names of models and revisions; the client's exceptions as ours
+    http_limits       limits on the client's requests
+    convert           a checkpoint of ECANet, torchvision or timm -> a package
+    detect            which network a state dict belongs to
+    export            a network -> stock timm, ONNX, torch.export, TorchScript
+"""

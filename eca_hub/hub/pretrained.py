@@ -1,4 +1,4 @@
-"""Save a network as a package, load it again, and publish it.
+"""Save a network, classifier or detector, as a package, load it again, and publish it.
 
 Weights are read into memory once and the network uses that memory. A memory map would let a change of the file change,
 or crash, a running model.
@@ -20,29 +20,32 @@ from torch import Tensor, nn
 from eca_hub.atomic import write_atomic
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts, render_card
-from eca_hub.hub.detectors import save_detector
+from eca_hub.hub.detector_package import detector_to_dict, render_detector_card
+from eca_hub.hub.export import default_cfg_of, remove_padding, to_stock_timm
 from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
+    FORMAT,
+    LIBRARY_NAME,
     WEIGHTS_FILE,
     Package,
     check_new_folder,
     config_from_json,
     config_to_dict,
+    detector_config_from_json,
     is_timm_compatible,
     new_folder,
     to_json_text,
 )
 from eca_hub.hub.pull import pull
 from eca_hub.hub.push import PushResult, push_folder
-from eca_hub.hub.safetensors_reader import read_tensors
-from eca_hub.hub.timm_export import default_cfg_of, remove_padding, to_stock_timm
 from eca_hub.hub.timm_format import config_to_timm_dict, index_labels
-from eca_hub.hub.weights import Shapes, build_and_load, check_finite
-from eca_hub.models.build import build_model, resolve_config
+from eca_hub.hub.weights import Shapes, build_and_load, check_finite, read_tensors
+from eca_hub.models.build import build_model, count_parameters, resolve_config
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
+from eca_hub.models.detectors import build_detector
 
 
 def save_pretrained(
@@ -182,10 +185,7 @@ def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
     The network uses the memory of the package's bytes, so a package makes one network.
     """
     config = config_from_json(package.config_bytes, origin=package.model_id, default_labels_for=default_labels)
-    try:
-        weights = read_tensors(package.weights_bytes)
-    except ValueError as error:
-        raise CheckpointMismatch(f"{WEIGHTS_FILE} of {package.model_id} is broken: {error}.") from None
+    weights = _read_tensors(package)
     resolved = resolve_config(config)
     is_padded = config.attention != "none" and is_timm_compatible(package.config_bytes)
 
@@ -196,6 +196,67 @@ def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
     model = build_and_load(lambda: build_model(resolved), weights_for, sentence=sentence)
     model.config = config  # type: ignore[assignment]
     return model.eval(), config
+
+
+def save_detector(
+    model: nn.Module, folder: str | Path, *, labels: Sequence[str] | None = None, facts: CardFacts | None = None
+) -> Path:
+    """Write a detector as a package: config.json, model.safetensors and a model card; config.json last.
+
+    Args:
+        model: The network, as `create_detector` makes it.
+        folder: Where to; made if absent.
+        labels: Class names in the order of the outputs; those of the configuration when not given.
+        facts: Training and results for the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InvalidConfig: there are no labels, or not one for each class, or the network is no detector.
+        CheckpointMismatch: a weight is NaN or infinite.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, DetectorConfig):
+        raise InvalidConfig("This network is no detector: it has no DetectorConfig.", hint="create_detector sets it.")
+    if labels is not None:
+        config = dataclasses.replace(config, labels=tuple(labels))
+    if not config.labels:
+        raise InvalidConfig("A package needs labels, one for each class.", hint='Give labels=["car", "dog"].')
+    num_classes = num_classes_of(model)
+    if config.num_classes != num_classes:
+        raise InvalidConfig(f"There are {config.num_classes} labels, and the network has {num_classes} classes.")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    check_finite(weights, sentence="The network cannot be saved")
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    card = render_detector_card(config, count_parameters(model), facts or CardFacts())
+    document = {"format": FORMAT, "library_name": LIBRARY_NAME, **detector_to_dict(config)}
+    write_atomic(path / CARD_FILE, card.encode())
+    write_atomic(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
+    write_atomic(path / CONFIG_FILE, to_json_text(document).encode())
+    return path
+
+
+def read_detector(package: Package) -> nn.Module:
+    """Build the detector of a package, with its weights, in evaluation mode; its `config` has the labels.
+
+    Raises:
+        InvalidPackage: the package is no detector, or its config.json cannot be used.
+        CheckpointMismatch: the weights do not fit the network that config.json describes.
+    """
+    config = detector_config_from_json(package.config_bytes, origin=package.model_id)
+    weights = _read_tensors(package)
+    sentence = f"The weights of {package.model_id} do not fit its {CONFIG_FILE}"
+    # Anchors are outside the state dict, so the network is built a second time, off the meta device.
+    return build_and_load(lambda: build_detector(config), weights, sentence=sentence).eval()
+
+
+def num_classes_of(model: nn.Module) -> int:
+    """Count the object classes of a detector by its last layer."""
+    if hasattr(model, "head"):
+        return int(model.get_submodule("head.classification_head").num_classes)  # type: ignore[arg-type]
+    return int(model.get_submodule("roi_heads.box_predictor.cls_score").out_features) - 1  # type: ignore[arg-type]
 
 
 def default_labels(num_classes: int) -> tuple[str, ...]:
@@ -212,6 +273,13 @@ def imagenet_labels() -> tuple[str, ...]:
         f"{name} ({wordnet_id})" if names.count(name) > 1 else name
         for name, wordnet_id in zip(names, wordnet_ids, strict=True)
     )
+
+
+def _read_tensors(package: Package) -> dict[str, Tensor]:
+    try:
+        return read_tensors(package.weights_bytes)
+    except ValueError as error:
+        raise CheckpointMismatch(f"{WEIGHTS_FILE} of {package.model_id} is broken: {error}.") from None
 
 
 def _accept_old_order(

@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 from eca_hub.errors import HubError, InvalidConfig, InvalidPackage, PushConflict
 from eca_hub.hub.card import CardFacts, read_metadata, render_card, set_license, set_model_id
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors, status_of
-from eca_hub.hub.detector_card import render_detector_card
+from eca_hub.hub.detector_package import render_detector_card
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub
 from eca_hub.hub.http_limits import limit_requests
 from eca_hub.hub.package import (

@@ -5,6 +5,13 @@
 
 It implements the part of the Hub's protocol that an unmodified `huggingface_hub` needs for models (datasets and spaces
 may exist), with uploads by Xet and by LFS. Of eca_hub it imports nothing but `eca_hub.atomic`.
+
+    HTTP      server, timeouts, app, context, errors, auth, validation
+    routes    reads, management, uploads, downloads
+    content   serializers, html, card_metadata, gitattributes
+    storage   store > repo > commits > blobs; xorbs and xet_format for uploads by Xet; fsck
+
+A push becomes one commit in `Repo.add_commit`; a blob is compared with its hash in `Blobs`.
 """
 
 from eca_hub.localhub.app import create_app

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from eca_hub import __version__
 from eca_hub.atomic import write_atomic
 from eca_hub.hub.card import CardFacts, Result
-from eca_hub.hub.detectors import save_detector
+from eca_hub.hub.pretrained import save_detector
 from eca_hub.models.detectors import build_detector
 from eca_hub.train.callbacks.checkpointing import ResumableCheckpoint
 from eca_hub.train.callbacks.epoch_log import format_s

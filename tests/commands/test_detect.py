@@ -10,7 +10,7 @@ from PIL import Image
 
 import eca_hub
 from eca_hub.__main__ import main
-from eca_hub.hub.detectors import save_detector
+from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.draw import Shape, draw_shapes
 from eca_hub.models.detectors import create_detector
 from eca_hub.train.detection_metrics import evaluate_detections

@@ -13,7 +13,7 @@ import torch
 import eca_hub
 from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, InvalidPackage
 from eca_hub.hub.card import read_metadata
-from eca_hub.hub.detectors import read_detector, save_detector
+from eca_hub.hub.pretrained import read_detector, save_detector
 from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import push_folder
 from eca_hub.models.detectors import create_detector

@@ -13,7 +13,7 @@ import yaml
 import eca_hub
 from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.detectors import save_detector
+from eca_hub.hub.pretrained import save_detector
 from eca_hub.models.detector_config import DetectorConfig
 from eca_hub.models.detectors import create_detector, pyramid_of, resolve_detector_config
 from eca_hub.train.detection import DetectionModule
