@@ -14,4 +14,6 @@
     convert           a checkpoint of ECANet, torchvision or timm -> a package
     detect            which network a state dict belongs to
     export            a network -> stock timm, ONNX, torch.export, TorchScript
+
+Nothing else of a folder is published, pulled or read.
 """
