@@ -119,7 +119,7 @@ class Detector:
 
         Args:
             images: A path, the bytes of a file, a PIL image, or a list of these.
-            min_score: Leave out what is less certain. The network itself answers from `config.min_score` upwards.
+            min_score: Leave out what is less certain. The network itself leaves out scores below `config.min_score`.
             max_detections: How many objects to return for an image at most.
             on_progress: Called after each image with the number of images done and of all images.
 
@@ -128,7 +128,7 @@ class Detector:
             InvalidConfig: min_score or max_detections is out of range.
         """
         if not self.config.min_score <= min_score <= 1:
-            raise InvalidConfig(f"min_score is {min_score}; this detector answers from {self.config.min_score:g} to 1.")
+            raise InvalidConfig(f"min_score is {min_score}; for this detector it is {self.config.min_score:g} to 1.")
         if max_detections < 1:
             raise InvalidConfig(f"max_detections is {max_detections}; it must be 1 or more.")
         if isinstance(images, str | Path | bytes | Image.Image):

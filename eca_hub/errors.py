@@ -12,7 +12,7 @@
      |   |- ChecksumMismatch   bytes differ from what the hub announced
      |   |- AccessDenied       the hub refused the token
      |   |- PushConflict       the branch moved between reading it and publishing to it
-     |   `- HubUnavailable     the hub does not answer
+     |   `- HubUnavailable     the hub does not respond
      `- BadImage
          |- NotAnImage         the bytes are no image, or a broken one
          |- TooLarge           more bytes than allowed
@@ -123,7 +123,7 @@ class PushConflict(HubError):
 
 
 class HubUnavailable(HubError):
-    """The hub does not answer, and the cache does not hold what was requested."""
+    """The hub does not respond, and the cache does not hold what was requested."""
 
     code = "offline"
 

@@ -193,7 +193,7 @@ async def _post_all(url: str, files: list[bytes]) -> list[dict[str, Any]]:
             headers = {"Content-Type": "image/png"}
             response = await client.post(f"{url}/v1/classify?top_k={NUM_CLASSES}", content=content, headers=headers)
             if response.status_code != 200:
-                raise ProcessFailed(f"the service answered {response.status_code} to image {index}: {response.text}")
+                raise ProcessFailed(f"image {index} got status {response.status_code}: {response.text}")
             responses[index] = response.json()
 
     async with httpx2.AsyncClient(timeout=60) as client:

@@ -1,7 +1,6 @@
 """Fixtures that several test packages share: a tiny package on disk, and generated images."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,15 +55,10 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return eca_hub.save_pretrained(model, tmp_path_factory.mktemp("package"), config=TINY)
 
 
-@pytest.fixture
-def picture() -> Callable[..., bytes]:
-    """Make the bytes of an image that is darker at the left and the top."""
-    return make_picture
-
-
-def make_picture(
+def make_image(
     width: int = 40, height: int = 30, *, mode: str = "RGB", file_format: str = "PNG", **options: object
 ) -> bytes:
+    """Make the bytes of an image that is darker at the left and the top."""
     gradient = Image.linear_gradient("L").resize((width, height))
     sideways = gradient.transpose(Image.Transpose.ROTATE_90).resize((width, height))
     image = Image.merge("RGB", (gradient, sideways, gradient)).convert(mode)

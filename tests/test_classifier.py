@@ -9,7 +9,7 @@ from PIL import Image
 
 from eca_hub import Classifier
 from eca_hub.errors import InvalidConfig, NotAnImage
-from tests.conftest import LABELS, make_picture
+from tests.conftest import LABELS, make_image
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def classifier(tiny_package: Path) -> Classifier:
 
 
 def test_all_classes_come_with_probabilities_in_falling_order(classifier: Classifier) -> None:
-    predictions = classifier.predict(make_picture())
+    predictions = classifier.predict(make_image())
     assert {each.label for each in predictions} == set(LABELS)
     assert [each.label for each in predictions] == [LABELS[each.index] for each in predictions]
     assert sum(each.score for each in predictions) == pytest.approx(1)
@@ -28,8 +28,8 @@ def test_all_classes_come_with_probabilities_in_falling_order(classifier: Classi
 def test_a_path_the_bytes_and_the_decoded_image_give_the_same_predictions(
     classifier: Classifier, tmp_path: Path
 ) -> None:
-    data = make_picture()
-    path = tmp_path / "picture.png"
+    data = make_image()
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     expected = classifier.predict(data)
     assert classifier.predict(path) == classifier.predict(str(path)) == expected
@@ -37,12 +37,12 @@ def test_a_path_the_bytes_and_the_decoded_image_give_the_same_predictions(
 
 
 def test_a_list_gives_a_list_and_each_result_is_that_of_the_image_alone(classifier: Classifier) -> None:
-    pictures = [make_picture(), make_picture(100, 20), make_picture(mode="L")]
-    together = classifier.predict(pictures, top_k=1)
-    for [answer], picture in zip(together, pictures, strict=True):
-        [alone] = classifier.predict(picture, top_k=1)
-        assert answer.label == alone.label
-        assert answer.score == pytest.approx(alone.score, abs=1e-5)
+    images = [make_image(), make_image(100, 20), make_image(mode="L")]
+    together = classifier.predict(images, top_k=1)
+    for [prediction], image in zip(together, images, strict=True):
+        [alone] = classifier.predict(image, top_k=1)
+        assert prediction.label == alone.label
+        assert prediction.score == pytest.approx(alone.score, abs=1e-5)
     assert classifier.predict([]) == []
 
 
@@ -59,20 +59,20 @@ def test_a_long_list_runs_in_batches_and_reports_progress(
     monkeypatch.setattr(classifier, "probabilities", count)
     progress: list[tuple[int, int]] = []
     predictions = classifier.predict(
-        [make_picture()] * 7, batch_size=3, on_progress=lambda done, total: progress.append((done, total))
+        [make_image()] * 7, batch_size=3, on_progress=lambda done, total: progress.append((done, total))
     )
     assert len(predictions) == 7
     assert sizes == [3, 3, 1]
     assert progress == [(3, 7), (6, 7), (7, 7)]
     with pytest.raises(InvalidConfig, match="batch_size is 0"):
-        classifier.predict([make_picture()], batch_size=0)
+        classifier.predict([make_image()], batch_size=0)
 
 
 def test_top_k_bounds_how_many_classes_are_named(classifier: Classifier) -> None:
-    assert len(classifier.predict(make_picture(), top_k=2)) == 2
-    assert len(classifier.predict(make_picture(), top_k=100)) == 3
+    assert len(classifier.predict(make_image(), top_k=2)) == 2
+    assert len(classifier.predict(make_image(), top_k=100)) == 3
     with pytest.raises(InvalidConfig, match="top_k is 0"):
-        classifier.predict(make_picture(), top_k=0)
+        classifier.predict(make_image(), top_k=0)
 
 
 def test_a_bad_file_is_named(classifier: Classifier, tmp_path: Path) -> None:

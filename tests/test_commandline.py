@@ -11,7 +11,7 @@ import pytest
 
 from eca_hub.__main__ import COMMANDS, main
 from eca_hub.commandline import CommandParser
-from tests.conftest import make_picture
+from tests.conftest import make_image
 
 
 def run_command(*args: str) -> subprocess.CompletedProcess[str]:
@@ -107,7 +107,7 @@ def test_a_missing_extra_names_the_install_command() -> None:
 
 def test_classify_prints_a_line_for_each_image(tiny_package: Path, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
-    good.write_bytes(make_picture())
+    good.write_bytes(make_image())
     bad.write_bytes(b"nothing")
     done = run_command("classify", str(good), str(bad), "--model", str(tiny_package), "--top_k", "2")
     assert done.returncode == 2

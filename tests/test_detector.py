@@ -16,7 +16,7 @@ from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.decode import DecodedImage, decode_reduced
 from eca_hub.images.rle import decode_mask
 from eca_hub.models.detectors import create_detector
-from tests.conftest import make_picture
+from tests.conftest import make_image
 
 LABELS = ("bar", "disk")
 
@@ -33,7 +33,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
 
 
 def test_a_path_its_bytes_and_a_pil_image_have_the_same_detections(detector: Detector, tmp_path: Path) -> None:
-    data = make_picture(120, 90)
+    data = make_image(120, 90)
     (tmp_path / "x.png").write_bytes(data)
     ways: list[Any] = [str(tmp_path / "x.png"), tmp_path / "x.png", data, Image.open(io.BytesIO(data))]
     first, *others = [detector.predict(way, min_score=0.05) for way in ways]
@@ -45,7 +45,7 @@ def test_a_path_its_bytes_and_a_pil_image_have_the_same_detections(detector: Det
 
 
 def test_detections_are_ordered_and_inside_the_image(detector: Detector) -> None:
-    found = detector.predict(make_picture(200, 80), min_score=0.05)
+    found = detector.predict(make_image(200, 80), min_score=0.05)
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     for each in found:
         left, top, right, bottom = each.box
@@ -58,26 +58,26 @@ def test_detections_are_ordered_and_inside_the_image(detector: Detector) -> None
 
 
 def test_score_and_number_are_limited(detector: Detector) -> None:
-    picture = make_picture(200, 80)
-    everything = detector.predict(picture, min_score=0.05)
+    image = make_image(200, 80)
+    everything = detector.predict(image, min_score=0.05)
     middle = everything[len(everything) // 2].score
-    assert len(detector.predict(picture, min_score=middle)) < len(everything)
-    assert [each.box for each in detector.predict(picture, min_score=0.05, max_detections=1)] == [everything[0].box]
-    with pytest.raises(InvalidConfig, match=r"answers from 0\.05 to 1"):
-        detector.predict(picture, min_score=0.01)
+    assert len(detector.predict(image, min_score=middle)) < len(everything)
+    assert [each.box for each in detector.predict(image, min_score=0.05, max_detections=1)] == [everything[0].box]
+    with pytest.raises(InvalidConfig, match=r"it is 0\.05 to 1"):
+        detector.predict(image, min_score=0.01)
     with pytest.raises(InvalidConfig, match="max_detections is 0"):
-        detector.predict(picture, max_detections=0)
+        detector.predict(image, max_detections=0)
 
 
 def test_several_images_have_a_list_each_and_progress_is_told(detector: Detector) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     found = detector.predict(
-        [make_picture(), make_picture(50, 60)],
+        [make_image(), make_image(50, 60)],
         min_score=0.05,
-        on_progress=lambda done, total: told.append((done, total)),
+        on_progress=lambda done, total: progress.append((done, total)),
     )
     assert len(found) == 2
-    assert told == [(1, 2), (2, 2)]
+    assert progress == [(1, 2), (2, 2)]
     assert detector.predict([]) == []
 
 
@@ -100,8 +100,8 @@ def test_boxes_of_a_reduced_image_are_brought_to_full_size() -> None:
     assert outside == [0, 0, 1600, 1203]
 
 
-def test_a_large_image_is_answered_in_its_own_pixels(detector: Detector) -> None:
-    small = Image.open(io.BytesIO(make_picture(96, 64)))
+def test_a_large_image_has_boxes_in_its_own_pixels(detector: Detector) -> None:
+    small = Image.open(io.BytesIO(make_image(96, 64)))
     large = small.resize((1536, 1024), Image.Resampling.BILINEAR)
     [first, *_] = detector.predict(small, min_score=0.05)
     [scaled, *_] = detector.predict(large, min_score=0.05)
@@ -111,7 +111,7 @@ def test_a_large_image_is_answered_in_its_own_pixels(detector: Detector) -> None
 
 
 def test_detections_of_a_gray_or_turned_image_are_those_of_the_displayed_one(detector: Detector) -> None:
-    upright = Image.open(io.BytesIO(make_picture(120, 90))).convert("RGB")
+    upright = Image.open(io.BytesIO(make_image(120, 90))).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -121,13 +121,13 @@ def test_detections_of_a_gray_or_turned_image_are_those_of_the_displayed_one(det
 
 
 def test_a_prediction_is_encoded_as_a_coco_result() -> None:
-    answer = {
+    output = {
         "boxes": torch.tensor([[2.0, 3.0, 10.0, 9.0]]),
         "labels": torch.tensor([1]),
         "scores": torch.tensor([0.75]),
         "masks": torch.ones(1, 1, 28, 28),
     }
-    [(label, result)] = encode_prediction(answer, 12, 20)
+    [(label, result)] = encode_prediction(output, 12, 20)
     assert label == 1
     assert result["bbox"] == [2, 3, 8, 6]
     assert result["score"] == 0.75

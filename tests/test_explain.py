@@ -11,6 +11,7 @@ import eca_hub
 from eca_hub.attention.eca import ECA
 from eca_hub.errors import InvalidConfig
 from eca_hub.explain import explain_image
+from tests.conftest import make_image
 
 LABELS = ("left", "right")
 
@@ -38,10 +39,10 @@ def gates_by_hand(model: nn.Module, run: Callable[[], object]) -> list[Tensor]:
         return [layer.conv(mean[:, None]).sigmoid()[0, 0] for layer, mean in zip(layers, means, strict=True)]
 
 
-def test_the_gates_are_those_of_the_layers(picture: Callable[..., bytes]) -> None:
+def test_the_gates_are_those_of_the_layers() -> None:
     classifier = classifier_of(network("eca"))
-    expected = gates_by_hand(classifier.model, lambda: classifier.predict(picture()))
-    explained = explain_image(classifier, picture())
+    expected = gates_by_hand(classifier.model, lambda: classifier.predict(make_image()))
+    explained = explain_image(classifier, make_image())
     assert [gates.stage for gates in explained.gates] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert explained.gates[0].name == "layer1.0.se"
     for gates, gate_C in zip(explained.gates, expected, strict=True):
@@ -51,31 +52,29 @@ def test_the_gates_are_those_of_the_layers(picture: Callable[..., bytes]) -> Non
 
 
 @pytest.mark.parametrize("attention", ["se", "cbam", "srm", "simam", "eca_ns"])
-def test_every_attention_that_rescales_channels_has_gates(attention: str, picture: Callable[..., bytes]) -> None:
-    explained = explain_image(classifier_of(network(attention)), picture())
+def test_every_attention_that_rescales_channels_has_gates(attention: str) -> None:
+    explained = explain_image(classifier_of(network(attention)), make_image())
     assert len(explained.gates) == 9
     assert all(math.isfinite(value) for gates in explained.gates for value in gates.values)
 
 
-def test_attention_of_timm_has_gates_and_a_network_without_has_none(picture: Callable[..., bytes]) -> None:
+def test_attention_of_timm_has_gates_and_a_network_without_has_none() -> None:
     timms = eca_hub.create_model("ecaresnet26t", num_classes=2)
-    explained = explain_image(classifier_of(timms, side_px=64), picture())
+    explained = explain_image(classifier_of(timms, side_px=64), make_image())
     assert len(explained.gates) == 8
     assert [len(gates.values) for gates in explained.gates] == [256, 256, 512, 512, 1024, 1024, 2048, 2048]
-    assert explain_image(classifier_of(network("none")), picture()).gates == ()
+    assert explain_image(classifier_of(network("none")), make_image()).gates == ()
 
 
-def test_an_explanation_agrees_with_the_classifier_and_leaves_it_unchanged(
-    picture: Callable[..., bytes],
-) -> None:
+def test_an_explanation_agrees_with_the_classifier_and_leaves_it_unchanged() -> None:
     classifier = classifier_of(network("eca"))
-    before = classifier.predict(picture(), top_k=2)
-    explained = explain_image(classifier, picture())
+    before = classifier.predict(make_image(), top_k=2)
+    explained = explain_image(classifier, make_image())
     assert explained.prediction.label == before[0].label
     assert explained.prediction.score == pytest.approx(before[0].score, abs=1e-5)
-    other = explain_image(classifier, picture(), class_index=1 - before[0].index)
+    other = explain_image(classifier, make_image(), class_index=1 - before[0].index)
     assert other.prediction.label == before[1].label
-    assert classifier.predict(picture(), top_k=2) == before
+    assert classifier.predict(make_image(), top_k=2) == before
     assert all(parameter.grad is None for parameter in classifier.model.parameters())
     assert not any(module._forward_hooks for module in classifier.model.modules())
 

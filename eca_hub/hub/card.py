@@ -152,10 +152,10 @@ def usage_section(model_id: str, *, is_timm: bool) -> str:
         "```python\n"
         "import eca_hub\n\n"
         f'classifier = eca_hub.Classifier.from_pretrained("{model_id}")  # this repository, or a folder\n'
-        'classifier.predict("picture.png", top_k=3)\n'
+        'classifier.predict("image.png", top_k=3)\n'
         "```\n\n" + (_WITH_TIMM.format(model_id) if is_timm else "") + "```sh\n"
         f"eca-hub serve --model {model_id} --port 8000\n"
-        "curl --data-binary @picture.png -H 'Content-Type: image/png' http://127.0.0.1:8000/v1/classify\n"
+        "curl --data-binary @image.png -H 'Content-Type: image/png' http://127.0.0.1:8000/v1/classify\n"
         "```"
     )
 
@@ -192,6 +192,8 @@ def set_model_id(card: bytes, model_id: str) -> bytes:
     sections = (partial(usage_section, is_timm=False), partial(usage_section, is_timm=True), detector_usage_section)
     for section in sections:
         pattern = re.escape(section(MODEL_ID_PLACEHOLDER)).replace(re.escape(MODEL_ID_PLACEHOLDER), r"[\w.-]+/[\w.-]+")
+        # Version 0.1.0 called the image picture.png.
+        pattern = pattern.replace(re.escape("image.png"), r"(?:image|picture)\.png")
         named = section(model_id)
         text = re.sub(pattern, lambda _, named=named: named, text)  # type: ignore[misc]
         for line in section(MODEL_ID_PLACEHOLDER).splitlines():
@@ -332,7 +334,7 @@ model = timm.create_model("hf-hub:{}", pretrained=True)
 _EMBEDDINGS = """The network before its classifier gives embeddings of images:
 
 ```python
-pixels = classifier.transform(classifier.transform.decode("picture.png"))[None]
+pixels = classifier.transform(classifier.transform.decode("image.png"))[None]
 network = classifier.model
 embedding = network.forward_head(network.forward_features(pixels), pre_logits=True)
 ```"""

@@ -146,8 +146,8 @@ def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubErro
             return _translate(error.__cause__, model_id, revision)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | IncompleteSnapshotError() | httpx2.TransportError():
             return HubUnavailable(
-                f"The hub does not answer, and the cache does not hold {model_id} at {revision}: {_first_line(error)}",
-                hint="HF_ENDPOINT names the hub, HF_HUB_OFFLINE=1 forbids asking it.",
+                f"The hub does not respond, and the cache does not hold {model_id} at {revision}: {_first_line(error)}",
+                hint="HF_ENDPOINT names the hub, HF_HUB_OFFLINE=1 forbids requests to it.",
             )
         case EntryNotFoundError():
             return InvalidPackage(f"{model_id} is not a package: {_first_line(error)}")
@@ -162,7 +162,7 @@ def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubErro
             )
     return HubError(
         f"The response for {model_id} is not one of a hub: {_first_line(error)}",
-        hint="HF_ENDPOINT names the hub; a proxy or a login page may have answered instead.",
+        hint="HF_ENDPOINT names the hub; a proxy or a login page may have responded instead.",
     )
 
 
@@ -189,9 +189,9 @@ def _refusal(error: HfHubHTTPError, model_id: str) -> HubError:
         )
     if status in (408, 429) or (status is not None and status >= 500):
         return HubUnavailable(
-            f"The hub answered {status} for {model_id}: {_first_line(error)}", hint="Try again later."
+            f"The hub responded with {status} for {model_id}: {_first_line(error)}", hint="Try again later."
         )
-    return HubError(f"The hub answered {status} for {model_id}: {_first_line(error)}")
+    return HubError(f"The hub responded with {status} for {model_id}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

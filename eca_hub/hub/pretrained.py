@@ -154,7 +154,7 @@ def push_to_hub(
         InvalidConfig: as for `save_pretrained`, or a name is malformed.
         AccessDenied: the token is absent or may not write there.
         PushConflict: another commit was published in between, or the tag is taken; nothing was changed.
-        HubUnavailable: the hub does not answer.
+        HubUnavailable: the hub does not respond.
     """
     if isinstance(model, str | Path):
         if labels is not None or config is not None or facts is not None:

@@ -142,7 +142,7 @@ def _downloader(model_id: str, revision: str | None, endpoint: str | None, token
                 raise HubError(f"The hub returned commit {commit[:40]!r} of {model_id} for {at!r}.")
             if path.is_symlink():
                 return CachedFile(path, announced=path.resolve().name)
-            # Without symbolic links the cache does not keep the hash, so ask the hub for it.
+            # Without symbolic links the cache does not keep the hash, so request it from the hub.
             [entry] = HfApi(endpoint=endpoint, token=token).get_paths_info(model_id, [name], revision=commit)
             assert isinstance(entry, RepoFile)
             return CachedFile(path, announced=entry.lfs.sha256 if entry.lfs else entry.blob_id)
@@ -177,12 +177,12 @@ def _read_checked(download: Download, name: str, commit: str) -> memoryview:
     try:
         # In offline mode the client raises ValueError for a forced download.
         if constants.HF_HUB_OFFLINE:
-            raise HubUnavailable("HF_HUB_OFFLINE forbids asking the hub.")
+            raise HubUnavailable("HF_HUB_OFFLINE forbids requests to the hub.")
         cached = download(name, commit, True)
     except HubUnavailable:
         raise ChecksumMismatch(
-            f"{name} at {commit[:12]} is damaged in the cache, and the hub does not answer.",
-            hint="Pull again when the hub answers.",
+            f"{name} at {commit[:12]} is damaged in the cache, and the hub does not respond.",
+            hint="Pull again when it responds.",
         ) from None
     content, actual = _read(cached)
     if actual == cached.announced:

@@ -98,7 +98,7 @@ def push_folder(
             metadata of the card.
         AccessDenied: the token is absent or may not write there.
         PushConflict: another commit was published in between, or the tag is taken; nothing was changed.
-        HubUnavailable: the hub does not answer.
+        HubUnavailable: the hub does not respond.
     """
     source = _Source(folder, model_id, branch, tag, license)
     api = HfApi(endpoint=endpoint, token=token)

@@ -24,7 +24,7 @@ class RayLauncher:
         num_cpus: Cores that a run reserves, and its number of threads.
 
     Raises:
-        InvalidUsage: no cluster answers there.
+        InvalidUsage: no cluster responds there.
     """
 
     def __init__(self, address: str, *, num_cpus: int = 1) -> None:
@@ -33,7 +33,7 @@ class RayLauncher:
         except (ConnectionError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InvalidUsage(
-                f"No Ray cluster answers at {address!r}: {reason}", hint="Start one: ray start --head"
+                f"No Ray cluster responds at {address!r}: {reason}", hint="Start one: ray start --head"
             ) from None
         resources: dict[str, float] = ray.cluster_resources()
         num_gpus = 1 if resources.get("GPU") else 0

@@ -1,6 +1,6 @@
 """The LightningModule of detectors: a network, its losses, average precision and its optimizer.
 
-Batches arrive as uint8 pixels and are normalized and resized by the network itself, so training and answering share
+Batches arrive as uint8 pixels and are normalized and resized by the network itself, so training and inference share
 one transform.
 
 Shapes: N objects of an image.
@@ -302,11 +302,11 @@ def _check_agrees(
     given = DetectorConfig(
         config.detector, backbone or config.backbone, attention or config.attention, args or own_args
     )
-    asked = resolve_config(backbone_config(given))
+    requested = resolve_config(backbone_config(given))
     for name, own, other in (
-        ("backbone", config.backbone, asked.architecture),
-        ("attention", config.attention, asked.attention),
-        ("attention_args", dict(config.attention_args), dict(asked.attention_args)),
+        ("backbone", config.backbone, requested.architecture),
+        ("attention", config.attention, requested.attention),
+        ("attention_args", dict(config.attention_args), dict(requested.attention_args)),
     ):
         if own != other:
             raise InvalidConfig(

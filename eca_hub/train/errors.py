@@ -40,13 +40,13 @@ def user_message_for(error: BaseException) -> EcaHubError | None:
     text = " ".join(str(error).split())
     if misuse := _in_chain(error, MisconfigurationException):
         # An option of the Trainer that Lightning refuses; its first sentence says which.
-        said = " ".join(str(misuse).split())[:300]
-        if no_device := re.match(r"No supported (\w+) backend found", said):
+        message = " ".join(str(misuse).split())[:300]
+        if no_device := re.match(r"No supported (\w+) backend found", message):
             return InvalidConfig(
                 f"--trainer.accelerator {no_device[1]}: torch finds no such device on this machine.",
                 hint="Leave the option out, or give --trainer.accelerator cpu.",
             )
-        return InvalidConfig(said)
+        return InvalidConfig(message)
     if (missing := _in_chain(error, ModuleNotFoundError)) and missing is not error:
         # A logger or plugin named in the configuration is not installed; Lightning's message says how to install it.
         return InvalidConfig(" ".join(str(missing).split())[:300])

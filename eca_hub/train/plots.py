@@ -93,14 +93,14 @@ def write_classes(confusion_KK: Tensor, labels: Sequence[str], table: Path) -> N
             num_predicted = int(confusion_KK[:, index].sum())
             others_K = confusion_KK[index].clone()
             others_K[index] = 0
-            times, rival = int(others_K.max()), int(others_K.argmax())
+            times, likeliest = int(others_K.max()), int(others_K.argmax())
             writer.writerow(
                 [
                     label,
                     num_seen,
                     f"{num_correct / num_seen:.4f}" if num_seen else "",
                     f"{num_correct / num_predicted:.4f}" if num_predicted else "",
-                    labels[rival] if times else "",
+                    labels[likeliest] if times else "",
                     times,
                 ]
             )

@@ -32,7 +32,7 @@ from eca_hub.images.containers import sniff_format, strip_metadata
 from experiments.bench.clients import ClientPool, ExternalMonitor, Response, samples_in
 from experiments.bench.decompression_bombs import bombs, phone_photo, png_of
 from experiments.bench.server_process import Served, Server, started
-from experiments.bench.service import make_image, make_package, say
+from experiments.bench.service import log, make_image, make_package
 
 _NUM_CLIENTS, _NUM_SLOW, _NUM_COSTLY = 32, 256, 100
 _NUM_TRIES = 2000
@@ -42,7 +42,7 @@ _MAX_BATCH = 4
 
 
 @dataclass(frozen=True)
-class Promise:
+class Guarantee:
     """One row."""
 
     id: str
@@ -55,7 +55,7 @@ class Promise:
     """Whether the bound is a minimum; otherwise it is a maximum."""
 
     @property
-    def is_kept(self) -> bool:
+    def is_met(self) -> bool:
         """Whether the figure is within the bound."""
         return self.figure >= self.bound if self.at_least else self.figure <= self.bound
 
@@ -79,10 +79,10 @@ def main(argv: list[str]) -> int:
         with _pinned_to_core(cores[0]), started(served) as server, _pinned_to_core(cores[-1]):
             rows = asyncio.run(measure(server, image, args.seconds))
     if args.json:
-        print(json.dumps([asdict(row) | {"is_kept": row.is_kept} for row in rows]))
+        print(json.dumps([asdict(row) | {"is_met": row.is_met} for row in rows]))
     else:
         print_rows(rows)
-    return int(not all(row.is_kept for row in rows if row.id.startswith("G")))
+    return int(not all(row.is_met for row in rows if row.id.startswith("G")))
 
 
 @contextmanager
@@ -121,15 +121,15 @@ class Load:
         return [response for request, response in finished if request is self.request]
 
 
-async def measure(server: Server, image: bytes, seconds: float) -> list[Promise]:
+async def measure(server: Server, image: bytes, seconds: float) -> list[Guarantee]:
     """Load the server in every way, one after the other."""
     load = Load(server, image, seconds)
-    say("one client, then 32 ...")
+    log("one client, then 32 ...")
     alone_s = median_s(await load.closed(1))
     alone_per_s, full_per_s = 1 / alone_s, goodput(await load.closed(_NUM_CLIENTS), seconds)
     rows = [
-        Promise("G11", "first request after readiness, of the median", server.first.took_s / alone_s, 2.0),
-        Promise("G6", "32 clients, of what one client gets", full_per_s / alone_per_s, 1.05, at_least=True),
+        Guarantee("G11", "first request after readiness, of the median", server.first.took_s / alone_s, 2.0),
+        Guarantee("G6", "32 clients, of what one client gets", full_per_s / alone_per_s, 1.05, at_least=True),
     ]
     rows += await _overloaded(load, alone_s, full_per_s)
     rows += await _with_slow_clients(load)
@@ -143,43 +143,43 @@ async def measure(server: Server, image: bytes, seconds: float) -> list[Promise]
     received = sum(samples_in(metrics, "eca_requests_received_total")) - 1
     ended = samples_in(metrics, "eca_requests_total")
     rows.append(
-        Promise("G13", "requests that were received and not counted at their end", abs(received - sum(ended)), 0)
+        Guarantee("G13", "requests that were received and not counted at their end", abs(received - sum(ended)), 0)
     )
     return sorted(rows, key=lambda row: (row.id[0], int(row.id[1:])))
 
 
-async def _overloaded(load: Load, alone_s: float, full_per_s: float) -> list[Promise]:
+async def _overloaded(load: Load, alone_s: float, full_per_s: float) -> list[Guarantee]:
     rows = []
     for factor, share in ((2, 0.9), (5, 0.8)):
-        say(f"open loop at {factor} times the capacity ...")
+        log(f"open loop at {factor} times the capacity ...")
         async with ExternalMonitor(load.pool) as monitor:
             responses = await load.open(factor * full_per_s)
         good, lost = goodput(responses, load.seconds), sum(one.status not in (200, 429) for one in responses)
-        rows.append(Promise("G1", f"served at {factor} C, of C", good / full_per_s, share, at_least=True))
-        rows.append(Promise("G1", f"neither served nor refused at {factor} C", lost, 0))
+        rows.append(Guarantee("G1", f"served at {factor} C, of C", good / full_per_s, share, at_least=True))
+        rows.append(Guarantee("G1", f"neither served nor refused at {factor} C", lost, 0))
     refused_s = [one.took_s for one in responses if one.status == 429]
     served_s = [one.took_s for one in responses if one.status == 200]
     bound_s = 1.5 * max(monitor.num_images) / full_per_s + 2 * _MAX_BATCH / full_per_s
     return [
         *rows,
-        Promise("G2", "p99 of the served at 5 C", quantile(served_s), bound_s, "s"),
-        Promise("G3", "median of a refusal, of a result alone", statistics.median(refused_s) / alone_s, 0.25),
-        Promise("G4", "p99 of /healthz at 5 C, lag of the event loop included", quantile(monitor.health_s), 0.1, "s"),
-        Promise("G5", "images in flight at 5 C", max(monitor.num_images), 128),
+        Guarantee("G2", "p99 of the served at 5 C", quantile(served_s), bound_s, "s"),
+        Guarantee("G3", "median of a refusal, of a result alone", statistics.median(refused_s) / alone_s, 0.25),
+        Guarantee("G4", "p99 of /healthz at 5 C, lag of the event loop included", quantile(monitor.health_s), 0.1, "s"),
+        Guarantee("G5", "images in flight at 5 C", max(monitor.num_images), 128),
     ]
 
 
-async def _with_slow_clients(load: Load) -> list[Promise]:
-    say(f"{_NUM_SLOW} slow clients ...")
+async def _with_slow_clients(load: Load) -> list[Guarantee]:
+    log(f"{_NUM_SLOW} slow clients ...")
     without = goodput(await load.closed(_NUM_CLIENTS), load.seconds)
     async with load.pool.slow_clients(_NUM_SLOW, load.request):
         beside = goodput(await load.closed(_NUM_CLIENTS), load.seconds)
     what = f"served beside {_NUM_SLOW} slow clients, of without"
-    return [Promise("G8", what, beside / without, 0.9, at_least=True)]
+    return [Guarantee("G8", what, beside / without, 0.9, at_least=True)]
 
 
-async def _with_bombs(load: Load, full_per_s: float) -> list[Promise]:
-    say("decompression bombs, one by one and among ordinary images ...")
+async def _with_bombs(load: Load, full_per_s: float) -> list[Guarantee]:
+    log("decompression bombs, one by one and among ordinary images ...")
     requests = {name: load.pool.request(data) for name, data in bombs().items()}
     cost_s = {}
     for name, request in requests.items():
@@ -191,47 +191,47 @@ async def _with_bombs(load: Load, full_per_s: float) -> list[Promise]:
     mixed = itertools.cycle(request for bomb in requests.values() for request in [*[load.request] * 9, bomb])
     good = goodput(await load.open(full_per_s, lambda: next(mixed)), load.seconds)
     return [
-        Promise("G9", f"processor time of the worst bomb ({worst})", cost_s[worst], 0.5, "s"),
-        Promise("G9", "served among bombs, of 0.9 C", good / (0.9 * full_per_s), 0.8, at_least=True),
+        Guarantee("G9", f"processor time of the worst bomb ({worst})", cost_s[worst], 0.5, "s"),
+        Guarantee("G9", "served among bombs, of 0.9 C", good / (0.9 * full_per_s), 0.8, at_least=True),
     ]
 
 
-async def _with_costly_images(load: Load) -> list[Promise]:
-    say(f"{_NUM_COSTLY} large PNGs at once, and ordinary images beside them ...")
+async def _with_costly_images(load: Load) -> list[Guarantee]:
+    log(f"{_NUM_COSTLY} large PNGs at once, and ordinary images beside them ...")
     request = load.pool.request(png_of(3990, 4000, 8, 2, row_bytes=3))
     costly = asyncio.gather(*(load.pool.once(request) for _ in range(_NUM_COSTLY)))
     light = await load.closed(1)
     responses = await costly
     late = sum(one.status not in (200, 429) for one in responses)
     return [
-        Promise("G16", f"of {_NUM_COSTLY} PNGs of 16 megapixels: neither served nor refused", late, 0),
-        Promise("G16", "p99 of an ordinary image beside them", quantile([one.took_s for one in light]), 1.0, "s"),
-        Promise("G16", "ordinary images beside them that were not served", sum(r.status != 200 for r in light), 0),
+        Guarantee("G16", f"of {_NUM_COSTLY} PNGs of 16 megapixels: neither served nor refused", late, 0),
+        Guarantee("G16", "p99 of an ordinary image beside them", quantile([one.took_s for one in light]), 1.0, "s"),
+        Guarantee("G16", "ordinary images beside them that were not served", sum(r.status != 200 for r in light), 0),
     ]
 
 
-async def _in_order(load: Load, full_per_s: float) -> list[Promise]:
-    say("open loop at 0.95 of the capacity ...")
+async def _in_order(load: Load, full_per_s: float) -> list[Guarantee]:
+    log("open loop at 0.95 of the capacity ...")
     responses = [one for one in await load.open(0.95 * full_per_s) if one.status == 200]
     slowest_s = max(one.took_s for one in responses)
     return [
-        Promise("G12", "slowest of the median at 0.95 C", slowest_s / median_s(responses), 5.0),
-        Promise("G12", "most that overtook one request", most_overtaken(responses), _MAX_BATCH),
+        Guarantee("G12", "slowest of the median at 0.95 C", slowest_s / median_s(responses), 5.0),
+        Guarantee("G12", "most that overtook one request", most_overtaken(responses), _MAX_BATCH),
     ]
 
 
-async def _cost_of_checks(load: Load) -> list[Promise]:
-    say("photos of 12 megapixels ...")
+async def _cost_of_checks(load: Load) -> list[Guarantee]:
+    log("photos of 12 megapixels ...")
     photo = phone_photo()
     checks_s = min(_seconds_to_check(photo) for _ in range(20))
     before_s = load.server.cpu_s()
     num_responses = len(await load.closed(1, load.pool.request(photo)))
     request_s = (load.server.cpu_s() - before_s) / num_responses
-    return [Promise("G15", "checks of a 12-megapixel photo, of its request", checks_s / request_s, 0.1)]
+    return [Guarantee("G15", "checks of a 12-megapixel photo, of its request", checks_s / request_s, 0.1)]
 
 
-async def _time_of_wrong_keys(pool: ClientPool) -> Promise:
-    say("keys that are wrong in the first byte and in the last ...")
+async def _time_of_wrong_keys(pool: ClientPool) -> Guarantee:
+    log("keys that are wrong in the first byte and in the last ...")
     requests = [
         pool.request(b"", f"Authorization: Bearer {key}", path="/v1/models")
         for key in ("x" + _KEY[1:], _KEY[:-1] + "x")
@@ -251,7 +251,7 @@ async def _time_of_wrong_keys(pool: ClientPool) -> Promise:
     spreads = [1.4826 * statistics.median(abs(v - m) for v in vs) for vs, m in zip(took_s, medians, strict=True)]
     error_s = 1.2533 * (sum(spread**2 for spread in spreads) / _NUM_TRIES) ** 0.5
     what = "difference of keys wrong in the first byte and the last"
-    return Promise("K13", what, abs(medians[0] - medians[1]) / error_s, 3.0, "sigma")
+    return Guarantee("K13", what, abs(medians[0] - medians[1]) / error_s, 3.0, "sigma")
 
 
 def _seconds_to_check(photo: bytes) -> float:
@@ -283,11 +283,11 @@ def most_overtaken(responses: Sequence[Response]) -> int:
     return max(sum(later < own for later in ends_s[place + 1 :]) for place, own in enumerate(ends_s))
 
 
-def print_rows(rows: Sequence[Promise]) -> None:
+def print_rows(rows: Sequence[Guarantee]) -> None:
     """Print a table."""
     for row in rows:
         sign = ">=" if row.at_least else "<="
-        kept = "" if row.is_kept else "  NOT KEPT"
+        kept = "" if row.is_met else "  NOT MET"
         print(f"{row.id:<4} {row.what:<66} {row.figure:>8.3f} {sign} {row.bound:.3g} {row.unit}{kept}")
 
 

@@ -111,7 +111,7 @@ class Bench:
 
     def measure(self, part: str) -> dict[str, Any]:
         """Measure one part: its rows, and the limit at the time."""
-        say(f"{part}: the limit ...")
+        log(f"{part}: the limit ...")
         found: dict[str, Any] = {"when": time.strftime("%Y-%m-%d %H:%M"), "cores": len(os.sched_getaffinity(0))}
         found["limit"] = {precision: self._plain(precision) for precision in ("fp32", "bf16")}
         if part == "engine":
@@ -148,7 +148,7 @@ class Bench:
                 yield Served("ours", [*serve, "--precision", precision], "/v1/classify", self._image, {}, precision)
         else:
             if importlib.util.find_spec(part) is None:
-                say(f"{part} is not installed: pip install 'eca-hub[bench]'")
+                log(f"{part} is not installed: pip install 'eca-hub[bench]'")
                 return
             path, body = {
                 "fastapi": ("/predict", self._image),
@@ -169,15 +169,15 @@ class Bench:
         try:
             with started(served) as server:
                 for clients in [32] if served.precision == "none" else self._args.clients:
-                    say(f"{served.name} in {served.precision}, {clients} clients ...")
+                    log(f"{served.name} in {served.precision}, {clients} clients ...")
                     yield server.load(clients, 0.0, seconds)
                 # Once for each server, in its fastest form.
                 if served.precision in ("auto", "bf16") or served.name.startswith("fastapi"):
-                    say(f"{served.name} in {served.precision}, open loop at {_OVERLOAD:g} times the limit ...")
+                    log(f"{served.name} in {served.precision}, open loop at {_OVERLOAD:g} times the limit ...")
                     fastest = limit[limit_key(served.precision)]["with_decoding"]
                     yield server.load(0, _OVERLOAD * fastest, 2 * seconds)
         except ServerEnded as error:
-            say(f"{served.name} failed: {error}")
+            log(f"{served.name} failed: {error}")
 
     def _start(self) -> dict[str, float]:
         """Time to the first response, beside importing torch and timm and loading the weights."""
@@ -212,7 +212,7 @@ def make_package(architecture: str, folder: Path) -> None:
     eca_hub.save_pretrained(model, folder, config=config)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Print the progress."""
     print(line, file=sys.stderr, flush=True)
 
@@ -223,5 +223,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except EcaHubError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         sys.exit(2)

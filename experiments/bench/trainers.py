@@ -158,7 +158,7 @@ def load_ours(task: Task) -> list[list[float]]:
     return timed(_batches_of_ours(task), lambda *batch: None, task)
 
 
-CONTESTANTS: dict[str, Callable[[Task], list[list[float]]]] = {
+TRAINERS: dict[str, Callable[[Task], list[list[float]]]] = {
     "limit": limit,
     "timm": train_like_timm,
     "torchvision": train_like_ecanet,
@@ -201,7 +201,7 @@ def main(argv: list[str]) -> None:
     """Run one trainer."""
     name, path = argv
     task = Task(**json.loads(Path(path).read_text()))
-    print(json.dumps(CONTESTANTS[name](task)), flush=True)
+    print(json.dumps(TRAINERS[name](task)), flush=True)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def measure(case: Case, images: Path, rounds: int, num_workers: int, data: str) 
         for name in ("ours", *_PEERS, *(["limit"] if case.trains else [])):
             report_progress(f"{case.name}: {name}, turn {turn + 1} of {rounds}")
             task["num_epochs"] = 3 if name == "ours" else 2
-            epochs = run_fit(images, task) if name == "ours" and case.trains else run_contestant(name, images, task)
+            epochs = run_fit(images, task) if name == "ours" and case.trains else run_peer(name, images, task)
             # The first step of a process pays for what is made once; so the first epoch counts from its second batch.
             first = case.batch_size * (len(epochs[0]) - 2) / (epochs[0][-1] - epochs[0][1])
             later = max(case.batch_size * (len(each) - 1) / (each[-1] - each[0]) for each in epochs[1:])
@@ -160,7 +160,7 @@ def measure(case: Case, images: Path, rounds: int, num_workers: int, data: str) 
     return Row(case.name, case.dominates, data, when, best["ours, first"], best["ours"], best.get("limit"), peers)
 
 
-def run_contestant(name: str, images: Path, task: dict[str, Any]) -> list[list[float]]:
+def run_peer(name: str, images: Path, task: dict[str, Any]) -> list[list[float]]:
     """Run another trainer, or our loader alone."""
     file = images.with_suffix(".json")
     file.write_text(json.dumps(task))

@@ -153,7 +153,7 @@ def _serve(settings: Settings) -> None:
         stack.callback(loader.close)
         max_weights_bytes = int(settings.max_weights_mib * 2**20)
         registry = Registry(
-            sources, loader.open, max_weights_bytes=max_weights_bytes, patience_s=settings.wait_for_models_s
+            sources, loader.open, max_weights_bytes=max_weights_bytes, wait_s=settings.wait_for_models_s
         )
         loader.is_draining = lambda: registry.is_draining
         hub = stack.enter_context(open_hub(settings.hub_root, settings.hub_users)) if settings.hub_root else None

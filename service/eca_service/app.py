@@ -30,7 +30,7 @@ def create_app(
     find_commit: FindCommit = find_commit_on_hub,
     hub: ASGIApp | None = None,
 ) -> FastAPI:
-    """Build the app. It loads the models when it starts, and answers requests meanwhile.
+    """Build the app. It loads the models when it starts, and responds to requests meanwhile.
 
     Args:
         settings: How the service runs.

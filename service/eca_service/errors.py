@@ -32,7 +32,7 @@ from collections.abc import Iterable
 from eca_hub import EcaHubError
 
 STATUS_OF = {
-    # The request cannot be answered.
+    # The request cannot be carried out.
     "bad_http": 400,
     "bad_host": 400,
     "bad_json": 400,
@@ -63,7 +63,7 @@ STATUS_OF = {
     "not_an_eca_model": 422,
     "checkpoint_mismatch": 422,
     "unfit_model": 422,
-    # The request can be answered at another time.
+    # The request can be carried out at another time.
     "overloaded": 429,
     "not_ready": 503,
     "worker_lost": 503,

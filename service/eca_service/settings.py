@@ -73,7 +73,7 @@ class Settings(BaseModel):
     wait_for_models_s: float = _option(
         "model",
         0.0,
-        "How long to wait at the start for a hub or a model that is not there yet. Until then /readyz answers 503; 0 "
+        "How long to wait at the start for a hub or a model that is not there yet. Until then /readyz returns 503; 0 "
         "fails at once.",
         0,
         86_400,
@@ -131,7 +131,7 @@ class Settings(BaseModel):
         "network", 30.0, "Time that an idle connection stays open; 0: one request a connection.", 0, 3600
     )
     drain_delay_s: float = _option(
-        "network", 0.0, "After SIGTERM: how long to accept requests while /readyz already answers 503.", 0, 600
+        "network", 0.0, "After SIGTERM: how long to accept requests while /readyz already returns 503.", 0, 600
     )
     drain_timeout_s: float = _option(
         "network", 15.0, "After that: how long accepted requests may take before they are cancelled.", 0, 600

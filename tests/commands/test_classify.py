@@ -10,7 +10,7 @@ import pytest
 
 from eca_hub.commands.classify import main
 from eca_hub.errors import InvalidConfig, InvalidUsage
-from tests.conftest import make_picture
+from tests.conftest import make_image
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for name in ("b.png", "sub/a.JPG", ".hidden/c.png", "__MACOSX/d.png", "._e.png", "notes.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(make_picture())
+        (folder / name).write_bytes(make_image())
     return folder
 
 
@@ -33,7 +33,7 @@ def test_a_folder_gives_a_line_for_each_image_below_it(
 def test_an_image_is_read_from_standard_input(
     tiny_package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(make_picture())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(make_image())))
     assert main(["-", "--model", str(tiny_package), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["predictions"]) == 3
 

@@ -51,9 +51,9 @@ def test_detections_are_printed_drawn_and_written(
     left, top, right, bottom = expected.box
     assert written[0]["bbox"] == pytest.approx([left, top, right - left, bottom - top])
     assert written[0]["segmentation"]["size"] == [48, 64]
-    picture = Image.open(drawn / "0.png")
-    assert picture.size == (64, 48)
-    assert not np.array_equal(np.asarray(picture), np.asarray(Image.open(files[0])))
+    image = Image.open(drawn / "0.png")
+    assert image.size == (64, 48)
+    assert not np.array_equal(np.asarray(image), np.asarray(Image.open(files[0])))
 
 
 def test_results_take_the_ids_of_an_annotation_file_and_can_be_evaluated(
@@ -96,9 +96,9 @@ def test_mistakes_are_one_sentence(
     words = [str(tmp_path / word) if word.endswith(".json") else word for word in words]
     argv = ["detect", str(images / "0.png"), "--model", str(package), "--min_score", "0.05", *words]
     assert main(argv) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert len(said.strip().splitlines()) == 1
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert len(output.strip().splitlines()) == 1
     assert not (tmp_path / "x.json").exists()
 
 

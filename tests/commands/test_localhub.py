@@ -67,11 +67,11 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]
 ) -> None:
     assert main(["--root", str(tmp_path / "hub"), *options]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert len(said.err.splitlines()) == 1
-    assert all(word in said.err for word in words)
-    assert "secret-token" not in said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert all(word in captured.err for word in words)
+    assert "secret-token" not in captured.err
 
 
 def test_the_token_may_come_from_the_environment(

@@ -7,7 +7,7 @@ from eca_hub.errors import EcaHubError
 from eca_hub.images.decode import decode_reduced
 from experiments.bench.clients import Response
 from experiments.bench.decompression_bombs import bombs
-from experiments.bench.overload import Promise, goodput, median_s, most_overtaken, quantile
+from experiments.bench.overload import Guarantee, goodput, median_s, most_overtaken, quantile
 
 
 def test_only_images_that_were_served_in_time_count() -> None:
@@ -22,10 +22,10 @@ def test_a_request_is_overtaken_by_later_requests_that_end_sooner() -> None:
     assert most_overtaken([Response(200, -1.0, 9.5), *in_order]) == 4
 
 
-def test_a_promise_is_kept_up_to_its_bound() -> None:
-    assert Promise("G1", "share", 0.9, 0.9, at_least=True).is_kept
-    assert not Promise("G1", "share", 0.89, 0.9, at_least=True).is_kept
-    assert not Promise("G2", "time", 2.1, 2.0).is_kept
+def test_a_guarantee_is_met_up_to_its_bound() -> None:
+    assert Guarantee("G1", "share", 0.9, 0.9, at_least=True).is_met
+    assert not Guarantee("G1", "share", 0.89, 0.9, at_least=True).is_met
+    assert not Guarantee("G2", "time", 2.1, 2.0).is_met
     assert quantile(list(range(101))) == 99
 
 

@@ -29,10 +29,10 @@ def test_a_report_prints_what_earlier_calls_have_kept(tmp_path: Path, capsys: py
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"loader": vars(DECODING), "start": {"floor_s": 4.0, "first_step_s": 5.0}}))
     assert main(["--report", "--results", str(results)]) == 0
-    said = capsys.readouterr().out
-    assert "loader" in said
-    assert "photos" not in said
-    assert "start: first step after 5.00 s, imports and network 4.00 s   1.25 x (aim at most 1.3)" in said
+    output = capsys.readouterr().out
+    assert "loader" in output
+    assert "photos" not in output
+    assert "start: first step after 5.00 s, imports and network 4.00 s   1.25 x (aim at most 1.3)" in output
 
 
 def test_an_unknown_row_is_refused_with_the_known_ones() -> None:

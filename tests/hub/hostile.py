@@ -20,8 +20,8 @@ TOKEN = "hf_SENTINEL"
 
 
 @dataclass
-class Answer:
-    """What will be sent; a lie changes it."""
+class Response:
+    """What will be sent; a fault changes it."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -30,26 +30,26 @@ class Answer:
     """Send so many bytes of the body, then reset the connection."""
     drip_s: float = 0.0
     """Send a byte, wait so long, and so on."""
-    is_silent: bool = False
+    is_stalled: bool = False
     """Send a part of the body and then nothing."""
-    silent_at: int = 10
+    stalled_at: int = 10
     """How long that part is."""
-    is_gone: bool = False
+    is_dropped: bool = False
     """Reset the connection without a response."""
 
 
-Lie = Callable[[str, str, int, Answer], Any]
-"""Called with the method, the name of the file, how often that was asked before, and the answer to change."""
+Fault = Callable[[str, str, int, Response], Any]
+"""Called with the method, the name of the file, how often that was requested before, and the response to change."""
 
 
-class LyingHub:
-    """Serves a package; `lie` may be replaced while it runs."""
+class FaultyHub:
+    """Serves a package; `fault` may be replaced while it runs."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.commit = COMMIT
-        self.lie: Lie = lambda *_: None
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.fault: Fault = lambda *_: None
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.num_bytes_sent = 0
         self.stop = threading.Event()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -59,7 +59,7 @@ class LyingHub:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                hub.answer(self)
+                hub.respond(self)
 
             do_HEAD = do_GET  # noqa: N815
 
@@ -71,7 +71,7 @@ class LyingHub:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @contextlib.contextmanager
-    def running(self) -> Iterator["LyingHub"]:
+    def running(self) -> Iterator["FaultyHub"]:
         thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
@@ -82,55 +82,59 @@ class LyingHub:
             self._server.server_close()
             thread.join()
 
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+    def respond(self, handler: BaseHTTPRequestHandler) -> None:
         name = handler.path.rpartition("/")[2]
         method = handler.command
-        self.asked.append((method, handler.path, {key.lower(): value for key, value in handler.headers.items()}))
-        answer = self._honest(name, handler.headers.get("Range"))
-        self.lie(method, name, self._counts[method, name], answer)
+        self.requests.append((method, handler.path, {key.lower(): value for key, value in handler.headers.items()}))
+        response = self._correct_response(name, handler.headers.get("Range"))
+        self.fault(method, name, self._counts[method, name], response)
         self._counts[method, name] += 1
         with contextlib.suppress(OSError):
-            self._send(handler, answer, method)
+            self._send(handler, response, method)
 
-    def _honest(self, name: str, asked_range: str | None) -> Answer:
+    def _correct_response(self, name: str, requested_range: str | None) -> Response:
         body = self.files.get(name)
         headers = {"X-Repo-Commit": self.commit, "Accept-Ranges": "bytes"}
         if body is None:
-            return Answer(404, headers | {"X-Error-Code": "EntryNotFound"})
+            return Response(404, headers | {"X-Error-Code": "EntryNotFound"})
         headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
-        if asked_range:
-            start = int(asked_range.removeprefix("bytes=").rstrip("-"))
+        if requested_range:
+            start = int(requested_range.removeprefix("bytes=").rstrip("-"))
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            return Answer(206, headers, body[start:])
-        return Answer(200, headers, body)
+            return Response(206, headers, body[start:])
+        return Response(200, headers, body)
 
-    def _send(self, handler: BaseHTTPRequestHandler, answer: Answer, method: str) -> None:
-        if answer.is_gone:
+    def _send(self, handler: BaseHTTPRequestHandler, response: Response, method: str) -> None:
+        if response.is_dropped:
             self._reset(handler)
             return
-        handler.send_response(answer.status)
-        for key, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+        handler.send_response(response.status)
+        for key, value in {"Content-Length": str(len(response.body)), **response.headers}.items():
             handler.send_header(key, value)
         handler.end_headers()
         if method == "HEAD":
             return
-        if answer.cut_at is not None or answer.is_silent:
-            self._write(handler, answer.body[: answer.cut_at if answer.cut_at is not None else answer.silent_at])
-            if answer.is_silent:
+        if response.cut_at is not None or response.is_stalled:
+            self._write(
+                handler, response.body[: response.cut_at if response.cut_at is not None else response.stalled_at]
+            )
+            if response.is_stalled:
                 self.stop.wait(20)
             self._reset(handler)
-        elif answer.drip_s:
-            for index in range(len(answer.body)):
-                self._write(handler, answer.body[index : index + 1])
-                if self.stop.wait(answer.drip_s):
+        elif response.drip_s:
+            for index in range(len(response.body)):
+                self._write(handler, response.body[index : index + 1])
+                if self.stop.wait(response.drip_s):
                     break
             handler.close_connection = True
         else:
-            self._write(handler, answer.body)
-            handler.close_connection = len(answer.body) != int(answer.headers.get("Content-Length", len(answer.body)))
+            self._write(handler, response.body)
+            handler.close_connection = len(response.body) != int(
+                response.headers.get("Content-Length", len(response.body))
+            )
 
     def _reset(self, handler: BaseHTTPRequestHandler) -> None:
-        """A reset and not an end: nothing that follows can be taken for the rest."""
+        """A reset and not an end: the client must not take what follows for the rest."""
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # The reading side shares the descriptor, which closes with its last user.
         handler.rfile.close()

@@ -139,6 +139,11 @@ def test_every_line_of_the_usage_section_names_the_model(is_timm: bool, num_line
     assert MODEL_ID_PLACEHOLDER.encode() not in named
 
 
+def test_a_card_of_version_0_1_0_is_named_too() -> None:
+    of_0_1_0 = set_model_id(card(), "acme/old").replace(b"image.png", b"picture.png")
+    assert set_model_id(of_0_1_0, "acme/new") == set_model_id(card(), "acme/new")
+
+
 @pytest.mark.parametrize("is_timm", [False, True])
 def test_naming_twice_is_naming_once_and_another_repository_renames(is_timm: bool) -> None:
     once = set_model_id(card(is_timm=is_timm), "acme/eca_tiny")
@@ -162,5 +167,5 @@ def test_what_the_user_wrote_stays(own: bytes) -> None:
 
 
 def test_a_line_with_the_placeholder_is_named_also_where_the_section_was_changed() -> None:
-    changed = card().replace(b"picture.png", b"cat.png")
+    changed = card().replace(b"image.png", b"cat.png")
     assert set_model_id(changed, "acme/eca_tiny") == changed.replace(MODEL_ID_PLACEHOLDER.encode(), b"acme/eca_tiny")

@@ -15,15 +15,15 @@ import torch
 from eca_hub import Classifier
 from eca_hub.errors import EcaHubError, InvalidPackage
 from eca_hub.hub.pull import pull_to
-from tests.hub.hostile import MODEL_ID, LyingHub, files_of
+from tests.hub.hostile import MODEL_ID, FaultyHub, files_of
 
 Files = dict[str, bytes]
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @pytest.fixture
-def hub(tiny_package: Path) -> Iterator[LyingHub]:
-    with LyingHub(files_of(tiny_package)).running() as running:
+def hub(tiny_package: Path) -> Iterator[FaultyHub]:
+    with FaultyHub(files_of(tiny_package)).running() as running:
         yield running
 
 
@@ -156,7 +156,7 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)
-def test_a_hostile_repository_is_refused_and_the_next_one_loads(name: str, hub: LyingHub) -> None:
+def test_a_hostile_repository_is_refused_and_the_next_one_loads(name: str, hub: FaultyHub) -> None:
     good = dict(hub.files)
     REPOSITORIES[name](hub.files)
     with pytest.raises(EcaHubError) as refused:
@@ -178,7 +178,7 @@ class Canary:
 
 @pytest.mark.parametrize("is_beside_weights", [False, True])
 @pytest.mark.parametrize("place", ["pytorch_model.bin", "model.safetensors"])
-def test_a_pickle_is_never_opened(place: str, is_beside_weights: bool, hub: LyingHub, tmp_path: Path) -> None:
+def test_a_pickle_is_never_opened(place: str, is_beside_weights: bool, hub: FaultyHub, tmp_path: Path) -> None:
     nest = tmp_path / "hatched"
     if not is_beside_weights:
         hub.files.pop(WEIGHTS)
@@ -189,13 +189,13 @@ def test_a_pickle_is_never_opened(place: str, is_beside_weights: bool, hub: Lyin
         with pytest.raises(EcaHubError):
             Classifier.from_pretrained(MODEL_ID, endpoint=hub.url)
     assert not nest.exists()
-    assert not any("pytorch_model" in path for _, path, _ in hub.asked)
+    assert not any("pytorch_model" in path for _, path, _ in hub.requests)
 
 
 @pytest.mark.parametrize(
     "label", ["<script>alert(1)</script>", "two\nlines", "\u202eright to left", "NUL\x00", "\ud83d", "x" * 10_000]
 )
-def test_class_names_with_markup_stay_text(label: str, hub: LyingHub) -> None:
+def test_class_names_with_markup_stay_text(label: str, hub: FaultyHub) -> None:
     with_config(label_names=[label, "dog", "eel"])(hub.files)
     try:
         labels = Classifier.from_pretrained(MODEL_ID, endpoint=hub.url).config.labels
@@ -214,7 +214,7 @@ def test_class_names_with_markup_stay_text(label: str, hub: LyingHub) -> None:
         b"<script>",
     ],
 )
-def test_a_hostile_card_is_copied_and_not_parsed(card: bytes, hub: LyingHub, tmp_path: Path) -> None:
+def test_a_hostile_card_is_copied_and_not_parsed(card: bytes, hub: FaultyHub, tmp_path: Path) -> None:
     hub.files["README.md"] = card
     pull_to(MODEL_ID, tmp_path / "copy", endpoint=hub.url)
     assert (tmp_path / "copy" / "README.md").read_bytes() == card

@@ -92,7 +92,7 @@ def test_a_damaged_file_is_refused_when_the_hub_is_away(
     blob = blob_of(cache, "model.safetensors")
     blob.write_bytes(blob.read_bytes()[:-1])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ChecksumMismatch, match="damaged in the cache, and the hub does not answer"):
+    with pytest.raises(ChecksumMismatch, match="damaged in the cache, and the hub does not respond"):
         pull(model_id, published.revision, endpoint=hub.url)
 
 

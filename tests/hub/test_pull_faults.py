@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from eca_hub.errors import HubUnavailable
 from eca_hub.hub.pull import check_cache, pull
-from tests.hub.hostile import COMMIT, MODEL_ID, Answer, LyingHub, files_of
+from tests.hub.hostile import COMMIT, MODEL_ID, FaultyHub, Response, files_of
 
 WEIGHTS = "model.safetensors"
 NUM_PULLERS = 8
@@ -34,32 +34,32 @@ else:
 
 
 class Watch:
-    """Sees what is asked of the hub, and can hold the first body back in the middle."""
+    """Records the requests, and can hold the first body back in the middle."""
 
     def __init__(self) -> None:
         self.num_waiting = 0
         self.some_waiting = threading.Event()
         self.all_waiting = threading.Event()
 
-    def lie(self, method: str, name: str, nth: int, answer: Answer) -> None:
+    def fault(self, method: str, name: str, nth: int, response: Response) -> None:
         if name == WEIGHTS and method == "HEAD":
             self.num_waiting = nth + 1
             if self.num_waiting == NUM_PULLERS:
                 self.all_waiting.set()
         if name == WEIGHTS and method == "GET" and nth == 0:
             # Half of the file, and then nothing: the client that requested it holds the lock.
-            answer.is_silent, answer.silent_at = True, len(answer.body) // 2
+            response.is_stalled, response.stalled_at = True, len(response.body) // 2
             self.some_waiting.set()
 
 
 @pytest.fixture
-def hub(tiny_package: Path) -> Iterator[LyingHub]:
-    with LyingHub(files_of(tiny_package)).running() as running:
+def hub(tiny_package: Path) -> Iterator[FaultyHub]:
+    with FaultyHub(files_of(tiny_package)).running() as running:
         yield running
 
 
 @pytest.fixture
-def start(hub: LyingHub, cache: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(hub: FaultyHub, cache: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a process that pulls into the cache of the test, and kill what is left of it afterwards."""
     started: list[subprocess.Popen[str]] = []
 
@@ -77,15 +77,15 @@ def start(hub: LyingHub, cache: Path) -> Iterator[Callable[..., subprocess.Popen
         process.stdout.close()
 
 
-def what_is_right(hub: LyingHub) -> str:
+def what_is_right(hub: FaultyHub) -> str:
     return f"{COMMIT} {hashlib.sha256(hub.files[WEIGHTS]).hexdigest()}\n"
 
 
 def test_eight_pull_at_once_and_the_one_with_the_lock_is_killed(
-    hub: LyingHub, start: Callable[..., subprocess.Popen[str]]
+    hub: FaultyHub, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     watch = Watch()
-    hub.lie = watch.lie
+    hub.fault = watch.fault
     first = start()
     assert watch.some_waiting.wait(60)
     others = [start() for _ in range(NUM_PULLERS - 1)]
@@ -98,10 +98,10 @@ def test_eight_pull_at_once_and_the_one_with_the_lock_is_killed(
 
 
 def test_a_puller_killed_half_way_leaves_no_half_file_behind(
-    hub: LyingHub, start: Callable[..., subprocess.Popen[str]], cache: Path
+    hub: FaultyHub, start: Callable[..., subprocess.Popen[str]], cache: Path
 ) -> None:
     watch = Watch()
-    hub.lie = watch.lie
+    hub.fault = watch.fault
     first = start()
     assert watch.some_waiting.wait(60)
     first.send_signal(signal.SIGKILL)
@@ -112,7 +112,7 @@ def test_a_puller_killed_half_way_leaves_no_half_file_behind(
 
 
 def test_half_a_cache_without_the_hub_is_a_clear_error_and_not_half_a_model(
-    hub: LyingHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FaultyHub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pull(MODEL_ID, endpoint=hub.url)
     [weights] = [path for path in cache.rglob(WEIGHTS) if path.is_symlink()]
@@ -125,7 +125,7 @@ def test_half_a_cache_without_the_hub_is_a_clear_error_and_not_half_a_model(
 
 
 def test_a_cache_that_may_not_grow_is_named_and_the_next_pull_is_good(
-    hub: LyingHub, start: Callable[..., subprocess.Popen[str]]
+    hub: FaultyHub, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     refused = start(str(len(hub.files[WEIGHTS]) // 2)).communicate(timeout=60)[0]
     assert refused.startswith("HubError: ")
@@ -134,7 +134,7 @@ def test_a_cache_that_may_not_grow_is_named_and_the_next_pull_is_good(
     assert start().communicate(timeout=60)[0] == what_is_right(hub)
 
 
-def test_a_cache_on_a_full_disk_is_named_and_the_next_pull_is_good(hub: LyingHub, tmp_path: Path) -> None:
+def test_a_cache_on_a_full_disk_is_named_and_the_next_pull_is_good(hub: FaultyHub, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     size = f"size={len(hub.files[WEIGHTS]) // 2}"
@@ -146,8 +146,8 @@ def test_a_cache_on_a_full_disk_is_named_and_the_next_pull_is_good(hub: LyingHub
     """
     environment = {**os.environ, "PULLER": PULLER, "HF_HUB_CACHE": str(disk), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = ["unshare", "-m", "sh", "-c", script]
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
-    refused, pulled = answer.split("\n", 1)[0], answer.splitlines(keepends=True)[-1]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    refused, pulled = output.split("\n", 1)[0], output.splitlines(keepends=True)[-1]
     assert refused.startswith("HubError: ")
     assert "cannot be used: No space left on device." in refused
     assert pulled == what_is_right(hub)

@@ -264,11 +264,11 @@ def test_a_commit_of_another_user_in_between_is_a_conflict_and_nothing_is_writte
 def test_a_commit_whose_response_was_lost_is_recognized(
     hub: Hub, push: Callable[..., PushResult], model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose_the_answer(commit: Callable[[], Any]) -> Any:
+    def lose_the_response(commit: Callable[[], Any]) -> Any:
         commit()
         raise refusal(500)
 
-    interference = Interference(monkeypatch, lose_the_answer)
+    interference = Interference(monkeypatch, lose_the_response)
     published = push()
     assert interference.calls == 1
     assert published.is_new
@@ -279,10 +279,10 @@ def test_a_commit_whose_response_was_lost_is_recognized(
 def test_requests_to_a_busy_hub_are_retried_with_longer_pauses(
     push: Callable[..., PushResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([refusal(409), refusal(409)])
+    responses = iter([refusal(409), refusal(409)])
 
     def be_busy_twice(commit: Callable[[], Any]) -> Any:
-        for error in answers:
+        for error in responses:
             raise error
         return commit()
 

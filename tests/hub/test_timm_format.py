@@ -17,7 +17,7 @@ from eca_hub import Classifier, ImageConfig, ModelConfig, create_model, load_pre
 from eca_hub.commands.convert import main
 from eca_hub.errors import EcaHubError, InvalidPackage
 from eca_hub.hub.push import push_folder
-from tests.conftest import make_picture
+from tests.conftest import make_image
 from tests.hub import ecanet
 from tests.localhub.hub_process import Hub
 
@@ -36,7 +36,7 @@ def stock_repository(folder: Path, name: str = "ecaresnet26t", **options: Any) -
     return model
 
 
-def stock_probabilities(model: torch.nn.Module, picture: bytes) -> torch.Tensor:
+def stock_probabilities(model: torch.nn.Module, image: bytes) -> torch.Tensor:
     """Classify as timm's users do: its own transform, its own network."""
     import io
 
@@ -44,9 +44,9 @@ def stock_probabilities(model: torch.nn.Module, picture: bytes) -> torch.Tensor:
     from timm.data import create_transform, resolve_data_config
 
     transform = create_transform(**resolve_data_config(model.pretrained_cfg, model=model))  # type: ignore
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    decoded = Image.open(io.BytesIO(image)).convert("RGB")
     with torch.inference_mode():
-        return model(transform(image)[None]).softmax(1)[0]  # type: ignore[no-any-return]
+        return model(transform(decoded)[None]).softmax(1)[0]  # type: ignore[no-any-return]
 
 
 def test_a_stock_timm_repository_on_the_hub_classifies_as_timm_does(hub: Hub, tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_a_stock_timm_repository_on_the_hub_classifies_as_timm_does(hub: Hub, tm
     classifier = Classifier.from_pretrained("timm/ecaresnet26t.test_in1k", endpoint=hub.url)
     assert classifier.config.labels == tuple(LABELS)
     assert classifier.config.image == ImageConfig(64, 64, 0.9, mean=(0.5,) * 3, std=(0.5,) * 3)
-    picture = make_picture(300, 200)
-    ours = {each.index: each.score for each in classifier.predict(picture)}
-    for index, score in enumerate(stock_probabilities(model, picture).tolist()):
+    image = make_image(300, 200)
+    ours = {each.index: each.score for each in classifier.predict(image)}
+    for index, score in enumerate(stock_probabilities(model, image).tolist()):
         assert ours[index] == pytest.approx(score, abs=1e-5)
 
 
@@ -184,11 +184,11 @@ def test_stock_timm_loads_from_the_hub_what_was_pushed_without_eca_hub(
     model = ecanet.randomize(create_model("eca_resnet18", num_classes=3)).eval()
     package = save_pretrained(model, tmp_path / "package", config=config)
     push_folder(package, "acme/eca_resnet18_timm", endpoint=hub.url, token=hub.token)
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(make_picture(300, 200))
-    answer = json.loads(run_stock(hub, "acme/eca_resnet18_timm", picture))
-    expected = Classifier.from_pretrained(package).predict(picture)
-    assert answer == {each.label: pytest.approx(each.score, abs=1e-5) for each in expected}
+    image = tmp_path / "image.png"
+    image.write_bytes(make_image(300, 200))
+    theirs = json.loads(run_stock(hub, "acme/eca_resnet18_timm", image))
+    expected = Classifier.from_pretrained(package).predict(image)
+    assert theirs == {each.label: pytest.approx(each.score, abs=1e-5) for each in expected}
 
 
 STOCK_TIMM = """
@@ -217,11 +217,11 @@ print(json.dumps({each["label"]: each["score"] for each in classify(Image.open(s
 def run_stock(tmp_path: Path) -> Callable[..., str]:
     """Classify in a process where eca-hub cannot be imported."""
 
-    def run(hub: Hub, model_id: str, picture: Path, code: str = STOCK_TIMM) -> str:
+    def run(hub: Hub, model_id: str, image: Path, code: str = STOCK_TIMM) -> str:
         import os
 
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "stock_cache")}
-        command = [sys.executable, "-c", code, model_id, str(picture)]
+        command = [sys.executable, "-c", code, model_id, str(image)]
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     return run
@@ -236,11 +236,11 @@ def test_the_pipeline_of_transformers_gives_the_same_scores_without_eca_hub(
     model = ecanet.randomize(create_model("resnet50", attention="eca", num_classes=3, kernel_sizes="released"))
     package = save_pretrained(model, tmp_path / "package", config=config)
     push_folder(package, "acme/eca_resnet50_timm", endpoint=hub.url, token=hub.token)
-    picture = tmp_path / "picture.png"
-    picture.write_bytes(make_picture(300, 200))
-    theirs = json.loads(run_stock(hub, "acme/eca_resnet50_timm", picture, STOCK_TRANSFORMERS))
+    image = tmp_path / "image.png"
+    image.write_bytes(make_image(300, 200))
+    theirs = json.loads(run_stock(hub, "acme/eca_resnet50_timm", image, STOCK_TRANSFORMERS))
     assert theirs == {
-        each.label: pytest.approx(each.score, abs=1e-5) for each in Classifier.from_pretrained(package).predict(picture)
+        each.label: pytest.approx(each.score, abs=1e-5) for each in Classifier.from_pretrained(package).predict(image)
     }
 
 
@@ -248,7 +248,7 @@ def test_a_folder_as_timm_writes_it_without_a_card_classifies(tmp_path: Path) ->
     stock_repository(tmp_path / "stock", "resnet10t")
     (tmp_path / "stock" / "README.md").unlink()
     classifier = Classifier.from_pretrained(tmp_path / "stock")
-    assert {each.label for each in classifier.predict(make_picture())} == set(LABELS)
+    assert {each.label for each in classifier.predict(make_image())} == set(LABELS)
 
 
 def test_a_pickle_instead_of_safetensors_is_named_with_the_command_that_converts_it(

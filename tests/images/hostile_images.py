@@ -39,7 +39,7 @@ class Hostile(NamedTuple):
 
 def hostile_images() -> Iterator[Hostile]:
     """All of them, the same at every call."""
-    for family in (_awkward, _turned, _cut, _flipped, _lying, _bombs, _padded, _strangers, _polyglots, _edges):
+    for family in (_awkward, _turned, _cut, _flipped, _false_headers, _bombs, _padded, _not_images, _polyglots, _edges):
         yield from family()
 
 
@@ -156,7 +156,7 @@ def _flipped() -> Iterator[Hostile]:
         yield Hostile(f"{name} with zeros in its second half", zeros, EITHER)
 
 
-def _lying() -> Iterator[Hostile]:
+def _false_headers() -> Iterator[Hostile]:
     row = zlib.compress(b"\0" * 100)
     for width, height in (
         (0, 10),
@@ -275,9 +275,9 @@ def _padded() -> Iterator[Hostile]:
     yield Hostile("jpeg with a film after it", encode(scene(), "JPEG", progressive=True) + film, SEEN)
 
 
-def _strangers() -> Iterator[Hostile]:
+def _not_images() -> Iterator[Hostile]:
     whole = scene()
-    strangers = {
+    others = {
         "nothing": b"",
         "one byte": b"\xff",
         "spaces": b" " * 1000,
@@ -311,7 +311,7 @@ def _strangers() -> Iterator[Hostile]:
         "pcx": encode(whole, "PCX"),
         "dds": encode(whole, "DDS"),
     }
-    for name, data in strangers.items():
+    for name, data in others.items():
         yield Hostile(name, data, REFUSED)
 
 

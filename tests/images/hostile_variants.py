@@ -86,7 +86,9 @@ def _pngs() -> Iterator[Hostile]:
     frames = [Image.new("RGBA", (20, 20), (number, 0, 0, number)) for number in range(20)]
     animated = encode(frames[0], "PNG", save_all=True, append_images=frames[1:])
     yield Hostile("animated png that is cut", animated[: len(animated) * 2 // 3], EITHER)
-    yield Hostile("animated png whose numbers lie", animated.replace(b"fcTL\0\0\0\1", b"fcTL\xff\xff\xff\xff"), SEEN)
+    yield Hostile(
+        "animated png whose numbers are false", animated.replace(b"fcTL\0\0\0\1", b"fcTL\xff\xff\xff\xff"), SEEN
+    )
 
 
 def _gifs() -> Iterator[Hostile]:

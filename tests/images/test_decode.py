@@ -17,7 +17,7 @@ from eca_hub.images.color import ColorMode
 from eca_hub.images.decode import decode_image, load_image
 from eca_hub.images.limits import ImageLimits
 from eca_hub.images.png_samples import _warn_dark
-from tests.conftest import make_picture
+from tests.conftest import make_image
 from tests.images.image_files import chunk, encode, exif_of, png_of
 
 
@@ -27,13 +27,13 @@ def difference(left: Image.Image, right: Image.Image) -> float:
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_every_allowed_format_decodes_to_the_same_image(file_format: str) -> None:
-    expected = decode_image(make_picture())
-    assert difference(decode_image(make_picture(file_format=file_format)), expected) < 6
+    expected = decode_image(make_image())
+    assert difference(decode_image(make_image(file_format=file_format)), expected) < 6
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_rotated_photo_is_turned_upright(orientation: int) -> None:
-    upright = Image.open(io.BytesIO(make_picture(64, 48)))
+    upright = Image.open(io.BytesIO(make_image(64, 48)))
     turn_back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = upright.transpose(Image.Transpose(turn_back[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
@@ -44,11 +44,11 @@ def test_a_rotated_photo_is_turned_upright(orientation: int) -> None:
 
 
 def test_cmyk_palette_and_gray_become_rgb() -> None:
-    expected = decode_image(make_picture())
-    assert difference(decode_image(make_picture(mode="CMYK", file_format="JPEG", quality=95)), expected) < 6
-    assert difference(decode_image(make_picture(mode="P")), expected) < 20  # 216 colors, dithered
-    assert decode_image(make_picture(mode="L")).mode == "RGB"
-    assert decode_image(make_picture(mode="1")).mode == "RGB"
+    expected = decode_image(make_image())
+    assert difference(decode_image(make_image(mode="CMYK", file_format="JPEG", quality=95)), expected) < 6
+    assert difference(decode_image(make_image(mode="P")), expected) < 20  # 216 colors, dithered
+    assert decode_image(make_image(mode="L")).mode == "RGB"
+    assert decode_image(make_image(mode="1")).mode == "RGB"
 
 
 def test_sixteen_bit_gray_keeps_its_shades() -> None:
@@ -73,7 +73,7 @@ def test_an_animation_shows_its_first_frame() -> None:
 
 
 def test_bytes_after_the_image_do_not_matter() -> None:
-    assert difference(decode_image(make_picture() + b"trailing" * 100), decode_image(make_picture())) == 0
+    assert difference(decode_image(make_image() + b"trailing" * 100), decode_image(make_image())) == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.7", b"PK\x03\x04" + bytes(100), bytes(1000)])
@@ -84,7 +84,7 @@ def test_bytes_that_are_not_an_image_are_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_an_image_cut_in_half_is_refused(file_format: str) -> None:
-    whole = make_picture(200, 200, file_format=file_format)
+    whole = make_image(200, 200, file_format=file_format)
     with pytest.raises(NotAnImage, match="cannot be decoded"):
         decode_image(whole[: len(whole) // 2])
 
@@ -113,7 +113,7 @@ def test_a_webp_bomb_of_thirty_bytes_is_refused() -> None:
 
 
 def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    progressive = make_picture(64, 64, file_format="JPEG", progressive=True)
+    progressive = make_image(64, 64, file_format="JPEG", progressive=True)
     assert decode_image(progressive).size == (64, 64)
     start = progressive.rindex(b"\xff\xda")
     scan = progressive[start:-2]
@@ -130,7 +130,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
 def test_damaged_bytes_give_an_image_or_a_clear_refusal(
     file_format: str, cut: int, flips: list[tuple[int, int]]
 ) -> None:
-    data = bytearray(make_picture(file_format=file_format)[:cut])
+    data = bytearray(make_image(file_format=file_format)[:cut])
     for position, value in flips:
         data[position % len(data)] = value
     with contextlib.suppress(BadImage):
@@ -198,7 +198,7 @@ def test_the_bit_depth_may_be_given_where_the_file_does_not_state_it(num_channel
     data = png_of_samples(with_channels(RAMP << 4, num_channels))
     assert np.asarray(decode_image(data)).max() == 15
     assert (np.asarray(decode_image(data, bit_depth=12)) == RAMP[..., None]).all()
-    assert decode_image(make_picture(), bit_depth=12).tobytes() == decode_image(make_picture()).tobytes()
+    assert decode_image(make_image(), bit_depth=12).tobytes() == decode_image(make_image()).tobytes()
 
 
 def test_a_nearly_black_image_of_unknown_bit_depth_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -252,24 +252,24 @@ def test_a_transparent_color_is_white_and_its_neighbors_are_not(
 
 
 IMAGE_FILES = {
-    "photo": make_picture(400, 300, file_format="JPEG"),
-    "rotated photo": encode(Image.open(io.BytesIO(make_picture(400, 300))), "JPEG", exif=exif_of(6)),
-    "large photo": make_picture(2400, 1800, file_format="JPEG"),
+    "photo": make_image(400, 300, file_format="JPEG"),
+    "rotated photo": encode(Image.open(io.BytesIO(make_image(400, 300))), "JPEG", exif=exif_of(6)),
+    "large photo": make_image(2400, 1800, file_format="JPEG"),
     "transparent PNG": encode(Image.linear_gradient("L").convert("LA"), "PNG"),
     "RGBA PNG": encode(Image.merge("RGBA", [Image.linear_gradient("L")] * 4), "PNG"),
-    "rotated PNG": encode(Image.open(io.BytesIO(make_picture(60, 40))), "PNG", exif=exif_of(3)),
+    "rotated PNG": encode(Image.open(io.BytesIO(make_image(60, 40))), "PNG", exif=exif_of(3)),
     "palette with transparency": encode(Image.linear_gradient("L").convert("P"), "PNG", transparency=100),
-    "transparent color": encode(Image.open(io.BytesIO(make_picture())), "PNG", transparency=(0, 0, 0)),
+    "transparent color": encode(Image.open(io.BytesIO(make_image())), "PNG", transparency=(0, 0, 0)),
     "transparent gray": encode(Image.linear_gradient("L"), "PNG", transparency=7),
     "16-bit gray": encode(Image.fromarray(RAMP * 257), "PNG"),
     "transparent 16-bit gray": png_of_samples(RAMP * 257, chunk(b"tRNS", b"\1\1")),
     "16-bit color": png_of_samples(with_channels(RAMP * 257, 3)),
-    "gray photo": make_picture(mode="L", file_format="JPEG"),
-    "CMYK photo": make_picture(mode="CMYK", file_format="JPEG"),
-    "GIF": make_picture(mode="P", file_format="GIF"),
+    "gray photo": make_image(mode="L", file_format="JPEG"),
+    "CMYK photo": make_image(mode="CMYK", file_format="JPEG"),
+    "GIF": make_image(mode="P", file_format="GIF"),
     "WebP": encode(Image.merge("RGBA", [Image.linear_gradient("L")] * 4), "WEBP", lossless=True, exif=exif_of(8)),
-    "BMP": make_picture(file_format="BMP"),
-    "bilevel": make_picture(mode="1"),
+    "BMP": make_image(file_format="BMP"),
+    "bilevel": make_image(mode="1"),
 }
 
 
@@ -296,7 +296,7 @@ def test_bytes_a_path_and_a_pil_image_give_the_same_pixels(name: str, mode: Colo
 
 def test_a_pil_image_that_is_no_longer_its_file_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
-    path.write_bytes(make_picture(400, 300, file_format="JPEG"))
+    path.write_bytes(make_image(400, 300, file_format="JPEG"))
     with Image.open(path) as opened:
         opened.draft(None, (100, 75))
         assert load_image(opened).full_size == (100, 75)

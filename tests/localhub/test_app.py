@@ -34,7 +34,7 @@ class SlowClient:
         return {"type": "http.request", "body": self._pieces.pop(0), "more_body": bool(self._pieces)}
 
 
-def ask(root: Path, receive: Callable[[], Awaitable[Message]], clock: Callable[[], float] = time.monotonic) -> int:
+def send(root: Path, receive: Callable[[], Awaitable[Message]], clock: Callable[[], float] = time.monotonic) -> int:
     """Send one request to the application and return the status of the response."""
     sent: list[Message] = []
 
@@ -57,18 +57,18 @@ def test_a_body_that_never_arrives_gets_408(tmp_path: Path, monkeypatch: pytest.
         await asyncio.Event().wait()
         raise AssertionError("nothing ever comes")
 
-    assert ask(tmp_path, receive) == 408
+    assert send(tmp_path, receive) == 408
 
 
 def test_a_body_that_arrives_in_small_pieces_gets_408(tmp_path: Path) -> None:
     client = SlowClient(piece_s=BODY_GRACE_S / 2)
-    assert ask(tmp_path, client.receive, client.clock) == 408
+    assert send(tmp_path, client.receive, client.clock) == 408
 
 
 def test_a_long_body_on_a_slow_connection_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "BODY_BYTES_PER_S", 5 / BODY_GRACE_S)
     client = SlowClient(piece_s=BODY_GRACE_S / 2)
-    assert ask(tmp_path, client.receive, client.clock) == 200
+    assert send(tmp_path, client.receive, client.clock) == 200
 
 
 def test_a_mounted_hub_has_the_time_limit(tmp_path: Path) -> None:

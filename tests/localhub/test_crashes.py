@@ -177,7 +177,7 @@ def test_sixteen_pushers_make_a_linear_history_in_which_every_tree_is_whole(tmp_
 @pytest.mark.slow
 def test_killed_at_random_moments_of_thirty_pushes_fsck_stays_clean(tmp_path: Path) -> None:
     rng = random.Random(7)
-    promised: set[str] = set()
+    acknowledged: set[str] = set()
     for number in range(30):
         with running_hub(tmp_path / "hub") as hub, client_of(hub) as client:
             killer = threading.Timer(rng.uniform(0.0, 0.2), hub.process.kill)
@@ -186,10 +186,10 @@ def test_killed_at_random_moments_of_thirty_pushes_fsck_stays_clean(tmp_path: Pa
                 for part in range(50):
                     name = f"{number}-{part}"
                     push(client, {f"{name}.txt": b"x"}, {f"{name}.bin": os.urandom(1 << 20)})
-                    promised |= {f"{name}.txt", f"{name}.bin"}
+                    acknowledged |= {f"{name}.txt", f"{name}.bin"}
             killer.join()
         assert check(tmp_path / "hub").problems == []
     with opened_hub(tmp_path / "hub") as client:
         commit = push(client, {"last.txt": b"x"}, {})
         listed = client.get(f"/api/models/{REPO}/revision/{commit}").json()["siblings"]
-        assert promised <= {item["rfilename"] for item in listed}
+        assert acknowledged <= {item["rfilename"] for item in listed}

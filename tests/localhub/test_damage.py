@@ -46,8 +46,8 @@ def test_a_flipped_bit_is_never_served_and_a_second_push_repairs_it(
             response = client.get(url, headers=headers)
             assert (response.status_code, response.headers["x-error-code"]) == (500, "blob_corrupt")
             assert SHA256 in response.json()["error"]
-        asked = {"files": [{"path": "model.safetensors", "size": len(CONTENT), "sample": ""}]}
-        assert "oid" not in client.post(f"/api/models/{REPO}/preupload/main", json=asked).json()["files"][0]
+        requested = {"files": [{"path": "model.safetensors", "size": len(CONTENT), "sample": ""}]}
+        assert "oid" not in client.post(f"/api/models/{REPO}/preupload/main", json=requested).json()["files"][0]
     assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 1
     assert f"blob {SHA256} of model.safetensors is damaged" in capsys.readouterr().out
     with opened_hub(tmp_path) as client:
@@ -61,8 +61,8 @@ def test_a_damaged_gitattributes_can_be_pushed_again(tmp_path: Path) -> None:
     with opened_hub(tmp_path) as client:
         push(client, {".gitattributes": b"*.bin filter=lfs\n"}, {})
         flip_a_bit(blob_path(tmp_path, hashlib.sha256(b"*.bin filter=lfs\n").hexdigest()))
-        asked = {"files": [{"path": "a.safetensors", "size": 9, "sample": "AAEC"}]}
-        response = client.post(f"/api/models/{REPO}/preupload/main", json=asked)
+        requested = {"files": [{"path": "a.safetensors", "size": 9, "sample": "AAEC"}]}
+        response = client.post(f"/api/models/{REPO}/preupload/main", json=requested)
         assert response.json()["files"][0]["uploadMode"] == "lfs"
         push(client, {".gitattributes": b"*.bin filter=lfs\n"}, {})
         assert client.get(f"/{REPO}/resolve/main/.gitattributes").content == b"*.bin filter=lfs\n"

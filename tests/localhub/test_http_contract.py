@@ -55,13 +55,13 @@ def test_successful_responses_have_a_request_id_too(http: httpx2.Client) -> None
 
 
 def test_the_clients_own_request_id_is_kept_if_it_is_valid_in_a_header(http: httpx2.Client) -> None:
-    def answered(**headers: str) -> str:
+    def request_id_of(**headers: str) -> str:
         return http.get("/api/models", headers=headers).headers["x-request-id"]
 
-    assert answered(**{"X-Request-Id": "custom-id"}) == "custom-id"
-    assert answered(**{"X-Amzn-Trace-Id": "Root=1-67a:b"}) == "Root=1-67a:b"
+    assert request_id_of(**{"X-Request-Id": "custom-id"}) == "custom-id"
+    assert request_id_of(**{"X-Amzn-Trace-Id": "Root=1-67a:b"}) == "Root=1-67a:b"
     for bad in ("", "a b", "x" * 129, "<script>"):
-        assert answered(**{"X-Request-Id": bad}) != bad
+        assert request_id_of(**{"X-Request-Id": bad}) != bad
 
 
 def test_a_wrong_method_is_405(http: httpx2.Client) -> None:
@@ -90,8 +90,8 @@ def test_a_wrong_method_is_405(http: httpx2.Client) -> None:
 def test_a_path_that_could_leave_its_folder_is_refused(http: httpx2.Client, repo_id: str, path: str) -> None:
     response = commit(http, repo_id, path)
     assert response.status_code in (400, 422)
-    asked = {"files": [{"path": path, "sample": "", "size": 1}]}
-    response = http.post(f"/api/models/{repo_id}/preupload/main", content=json.dumps(asked))
+    requested = {"files": [{"path": path, "sample": "", "size": 1}]}
+    response = http.post(f"/api/models/{repo_id}/preupload/main", content=json.dumps(requested))
     assert response.status_code in (400, 422)
 
 
@@ -175,7 +175,7 @@ def test_writing_without_a_token_is_401_and_with_a_readers_token_403(hub: Hub, r
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "served"),
+    ("requested", "status", "served"),
     [
         ("bytes=0-3", 206, b"0123"),
         ("bytes=4-", 206, b"456789"),
@@ -193,11 +193,11 @@ def test_writing_without_a_token_is_401_and_with_a_readers_token_403(hub: Hub, r
     ],
 )
 def test_one_range_is_served_and_others_are_refused(
-    http: httpx2.Client, repo_id: str, asked: str, status: int, served: bytes
+    http: httpx2.Client, repo_id: str, requested: str, status: int, served: bytes
 ) -> None:
     commit(http, repo_id, "digits.txt", b"0123456789").raise_for_status()
     url = f"/{repo_id}/resolve/main/digits.txt"
-    response = http.get(url, headers={"Range": asked})
+    response = http.get(url, headers={"Range": requested})
     assert response.status_code == status
     if status < 400:
         assert response.content == served

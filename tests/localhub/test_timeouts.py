@@ -107,7 +107,7 @@ def test_responses_do_not_wait_for_more_to_send() -> None:
 def test_reading_and_writing_during_a_deletion_is_never_a_server_error(tmp_path: Path) -> None:
     with opened_hub(tmp_path) as client:
 
-        def live_and_die(number: int) -> set[int]:
+        def create_and_delete(number: int) -> set[int]:
             seen = set()
             for _ in range(10):
                 seen.add(client.request("DELETE", "/api/repos/delete", json={"name": REPO}).status_code)
@@ -115,14 +115,19 @@ def test_reading_and_writing_during_a_deletion_is_never_a_server_error(tmp_path:
                     push(client, {f"{number}.txt": os.urandom(8)}, {})
             return seen
 
-        def look() -> set[int]:
+        def read() -> set[int]:
             paths = ("", "/tree/main", "/commits/main", "/refs", "/revision/main")
             urls = [f"/api/models/{REPO}{path}" for path in paths]
             urls += [f"/{REPO}/resolve/main/.gitattributes", f"/{REPO}", "/", "/api/models"]
             return {client.get(url).status_code for _ in range(15) for url in urls}
 
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            jobs = [pool.submit(live_and_die, 1), pool.submit(live_and_die, 2), pool.submit(look), pool.submit(look)]
+            jobs = [
+                pool.submit(create_and_delete, 1),
+                pool.submit(create_and_delete, 2),
+                pool.submit(read),
+                pool.submit(read),
+            ]
             seen = set().union(*(job.result() for job in jobs))
     assert seen <= {200, 404}
 

@@ -49,7 +49,7 @@ def pack_shard(files: Sequence[tuple[str, Sequence[tuple[str, int, int, int]]]])
 
 
 def xet_session(client: httpx2.Client, repo: str = REPO) -> tuple[str, dict[str, str]]:
-    """Ask for an address and the headers to write there."""
+    """Request an address and the headers to write there."""
     body = client.get(f"/api/models/{repo}/xet-write-token/main").raise_for_status().json()
     return body["casUrl"], {"Authorization": f"Bearer {body['accessToken']}"}
 

@@ -192,7 +192,7 @@ def make(*runners: GatedRunner, max_batch: int = 4, max_wait_ms: float = 5, max_
     return batcher
 
 
-async def ask(batcher: Batcher[int, int], item: int) -> ItemResult[int]:
+async def send(batcher: Batcher[int, int], item: int) -> ItemResult[int]:
     """Run one item."""
     with batcher.reserve(1) as (reservation,):
         return await reservation.run(item)

@@ -93,6 +93,6 @@ def served(*argv: str, cwd: Path | None = None, **environment: str) -> Iterator[
         process.communicate(timeout=20)
 
 
-def answers_of(client: Any, contents: list[bytes]) -> list[Any]:
+def responses_of(client: Any, contents: list[bytes]) -> list[Any]:
     """Post images one after the other."""
     return [client.post("/v1/classify", content=content).json() for content in contents]

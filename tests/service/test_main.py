@@ -21,7 +21,7 @@ import eca_hub
 import eca_service as service_package
 from eca_service.http.server import DAEMON_THREADS
 from tests.service.fakes import png
-from tests.service.server_process import Served, answers_of, save_tiny_package, served, start
+from tests.service.server_process import Served, responses_of, save_tiny_package, served, start
 
 IMAGES = [png(40, 30, color) for color in ("red", "green", "blue", "white", "black", "orange", "teal", "gray")]
 
@@ -182,14 +182,14 @@ def test_sigterm_shuts_it_down_gracefully(package: Path) -> None:
         idle = socket.create_connection(("127.0.0.1", running.port))
         with idle, concurrent.futures.ThreadPoolExecutor(8) as clients:
             content = IMAGES[0]
-            asked = [clients.submit(running.client.post, "/v1/classify", content=content) for _ in range(8)]
-            concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
+            requests = [clients.submit(running.client.post, "/v1/classify", content=content) for _ in range(8)]
+            concurrent.futures.wait(requests, return_when=concurrent.futures.FIRST_COMPLETED)
             started = time.monotonic()
             assert running.stop(signal.SIGTERM) == 0
             assert time.monotonic() - started < 8, "shutdown waited for the idle connection"
             # A client that has not connected by then may be refused.
-            answered = [one for one in asked if not isinstance(one.exception(), httpx2.ConnectError)]
-            assert {one.result().status_code for one in answered} == {200}
+            responded = [one for one in requests if not isinstance(one.exception(), httpx2.ConnectError)]
+            assert {one.result().status_code for one in responded} == {200}
         assert running.process.stdout is not None
         assert running.process.stdout.read() == "", "one line on standard output, no more"
 
@@ -221,7 +221,7 @@ def test_weights_that_are_overwritten_on_disk_change_no_result(package: Path, tm
         running.wait_until_ready()
 
         def scores() -> list[float]:
-            responses = answers_of(running.client, IMAGES)
+            responses = responses_of(running.client, IMAGES)
             return [one["score"] for response in responses for one in response["predictions"]]
 
         before, weights = scores(), copied / "model.safetensors"
@@ -248,7 +248,7 @@ def test_a_named_pipe_in_place_of_a_file_does_not_block(package: Path, tmp_path:
 
 
 def test_an_image_gets_the_same_result_in_a_batch_and_alone(service: Served) -> None:
-    alone = [response["predictions"] for response in answers_of(service.client, IMAGES)]
+    alone = [response["predictions"] for response in responses_of(service.client, IMAGES)]
     files = [("file", ("a.png", content, "image/png")) for content in IMAGES]
     response = service.client.post("/v1/classify", files=files).json()
     assert max(result["batch_size"] for result in response["results"]) > 1
@@ -259,7 +259,7 @@ def test_an_image_gets_the_same_result_in_a_batch_and_alone(service: Served) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "lasts_s", "code"), [("engine", "0", 3), ("engine", "1e6", 3), ("somebody else's", "1e6", 3)]
+    ("name", "lasts_s", "code"), [("engine", "0", 3), ("engine", "1e6", 3), ("of a library", "1e6", 3)]
 )
 def test_daemon_threads_are_joined_with_a_timeout_at_exit(name: str, lasts_s: str, code: int) -> None:
     thread = f"threading.Thread(target=threading.Event().wait, args=({lasts_s},), name={name!r}, daemon=True)"

@@ -74,9 +74,9 @@ class FakeClient:
 
 async def counted(app: FastAPI) -> tuple[int, dict[tuple[str, str], int]]:
     """Requests received and ended, without this one."""
-    asking = FakeClient(app, path="/metrics")
-    await asking.task
-    text = asking.body.decode()
+    client = FakeClient(app, path="/metrics")
+    await client.task
+    text = client.body.decode()
     received = re.search(r"eca_requests_received_total ([\d.]+)", text)
     assert received is not None
     ended = re.findall(r'eca_requests_total{code="(.*?)",route="(.*?)"} ([\d.]+)', text)

@@ -41,7 +41,7 @@ def wake(running: Served) -> None:
     running.wait_until_ready()
 
     async def clients() -> list[int]:
-        return await asyncio.gather(*(ask(running) for _ in range(8)))
+        return await asyncio.gather(*(send(running) for _ in range(8)))
 
     assert asyncio.run(clients()) == [200] * 8
 
@@ -51,7 +51,7 @@ class Vitals(NamedTuple):
     num_threads: int
     body_bytes: int
     num_images: int
-    unanswered: int
+    num_without_response: int
     """Requests that were received and have not ended: the one for these metrics."""
 
 
@@ -97,7 +97,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def ask(service: Served) -> int:
+async def send(service: Served) -> int:
     """One request over a connection of its own: the status of its response."""
     reader, writer = await connect(service)
     try:
@@ -124,7 +124,7 @@ def test_clients_that_disconnect_anywhere_leave_nothing_behind(service: Served) 
     async def storm() -> None:
         for _ in range(4):
             await asyncio.gather(*(leave(service, dice) for _ in range(100)))
-            assert set(await asyncio.gather(*(ask(service) for _ in range(8)))) == {200}
+            assert set(await asyncio.gather(*(send(service) for _ in range(8)))) == {200}
         await calm_again(service, before)
 
     asyncio.run(storm())
@@ -138,7 +138,7 @@ def test_clients_that_stall_do_not_delay_others(service: Served) -> None:
         stalled = [await connect(service) for _ in range(256)]
         for number, (_, writer) in enumerate(stalled):
             writer.write((b"", b"POST", HEAD, HEAD + IMAGE[:10])[number % 4])
-        assert {await ask(service) for _ in range(20)} == {200}
+        assert {await send(service) for _ in range(20)} == {200}
         assert service.client.get("/healthz").status_code == 200
         ends = await asyncio.gather(*(reader.read() for reader, _ in stalled))
         assert Counter(end[9:12] for end in ends) == {b"": 128, b"408": 128}
@@ -166,7 +166,7 @@ def test_of_far_too_many_requests_each_gets_a_result_or_429(package: Path) -> No
         before, ended_before = vitals_of(running), ended(running)
 
         async def flood() -> tuple[Counter[int], list[Vitals]]:
-            clients = asyncio.gather(*(ask(running) for _ in range(400)))
+            clients = asyncio.gather(*(send(running) for _ in range(400)))
             seen = []
             while not clients.done():
                 seen.append(await asyncio.to_thread(vitals_of, running))

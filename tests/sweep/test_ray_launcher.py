@@ -37,4 +37,4 @@ def test_an_address_without_a_cluster_is_one_sentence(tmp_path: Path, capsys: py
     (tmp_path / "sweep.yaml").write_text(f"configs: [{CONFIG}]\ngrid: {{seed_everything: [0]}}")
     options = ["--out", str(tmp_path / "out"), "--ray", "auto"]
     assert main(["sweep", "-c", str(tmp_path / "sweep.yaml"), *options]) == 2
-    assert "No Ray cluster answers at 'auto'" in capsys.readouterr().err
+    assert "No Ray cluster responds at 'auto'" in capsys.readouterr().err

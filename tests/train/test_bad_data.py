@@ -81,9 +81,9 @@ def test_data_that_cannot_be_trained_on_are_one_sentence(
     spoil: Callable[[Path], None], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words_for(tmp_path / "set", spoil)) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert len(output.splitlines()) == 1
 
 
 def test_when_the_data_are_repaired_the_same_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

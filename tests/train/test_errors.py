@@ -73,9 +73,9 @@ def test_data_that_cannot_be_opened_are_one_sentence(
 ) -> None:
     options = ["--data", "ImageFolderData", "--data.root", str(tmp_path / root), "--run_dir", str(tmp_path / "run")]
     assert main(["fit", *options]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert len(output.splitlines()) == 1
 
 
 def test_an_unexpected_error_keeps_its_traceback() -> None:

@@ -41,8 +41,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         for number, label in enumerate(("cat", "dog", "eel")):
             (root / split / label).mkdir(parents=True)
-            for picture in range(8):
-                (root / split / label / f"{picture}.png").write_bytes(png(number * 80 + picture, side_px=40))
+            for index in range(8):
+                (root / split / label / f"{index}.png").write_bytes(png(number * 80 + index, side_px=40))
     for split in ("train", "validation", "test"):
         write_parquet(root / f"{split}.parquet", [0, 1, 2] * 8, names=["cat", "dog", "eel"])
     return root
@@ -126,11 +126,11 @@ def test_a_package_is_evaluated_again(command: str, run_dir: Path, capsys: pytes
     {"validate": cli.validate, "test": cli.test}[command](
         ["-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]
     )
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     if command == "test":
         result = json.loads((run_dir / "result.json").read_text())
-        assert f"test_top1 {result['test_top1']:.4f}" in said
-        assert "on 360 images" in said
+        assert f"test_top1 {result['test_top1']:.4f}" in output
+        assert "on 360 images" in output
 
 
 def test_predictions_have_a_row_per_image(run_dir: Path) -> None:
@@ -156,14 +156,14 @@ def test_a_run_of_some_steps_is_validated_where_it_ends(tmp_path: Path, capsys: 
     steps = "--trainer.max_steps 4 --model.optim.warmup_epochs 2"
     data = ["--data", "ParquetData", "--data.root", str(tmp_path), "--run_dir", str(tmp_path / "run")]
     assert main(["fit", *data, *small.split(), *steps.split(), *CPU]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["steps"], result["epochs"], result["num_test_images"]) == (4, 2, 24)
     # Three steps are an epoch, so the fourth is the first of another one.
-    assert re.search(r"^epoch 1/2 .* left$", said, re.MULTILINE)
-    assert re.search(r"^epoch 2/2 .* s$", said, re.MULTILINE)
-    assert f"best validation top-1 {result['val_top1']:.4f}, top-5 {result['val_top5']:.4f} in epoch" in said
-    assert "4 steps in " in said
+    assert re.search(r"^epoch 1/2 .* left$", output, re.MULTILINE)
+    assert re.search(r"^epoch 2/2 .* s$", output, re.MULTILINE)
+    assert f"best validation top-1 {result['val_top1']:.4f}, top-5 {result['val_top5']:.4f} in epoch" in output
+    assert "4 steps in " in output
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(row["val_top1"] for row in rows)
@@ -196,6 +196,6 @@ def test_an_invalid_option_is_refused_in_one_sentence(
     args: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", "--run_dir", str(tmp_path / "run"), "--data", "DigitsData", *args]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert len(output.splitlines()) == 1

@@ -82,12 +82,12 @@ def test_a_run_that_is_stopped_saves_and_resumes_to_the_same_weights(
         wait_for("step 5 is done", process)
         (process.send_signal if who == "main process" else partial(os.killpg, process.pid))(number)
         # Both outputs end when all processes have ended, workers included.
-        said, complaints = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=10)
     assert process.returncode == 128 + number
-    [sentence] = [line for line in said.splitlines() if "is done" not in line and not line.startswith("epoch ")]
+    [sentence] = [line for line in output.splitlines() if "is done" not in line and not line.startswith("epoch ")]
     assert sentence.startswith("Stopped at step ")
     assert sentence.endswith("; a checkpoint was saved. To continue, give the same command with --resume.")
-    assert complaints == ""
+    assert errors == ""
     assert fit(run_dir, "--resume", *options) == 0
     assert weights_hash(run_dir) == weights_hash(whole_run)
 
@@ -98,9 +98,9 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_quietly(tmp_path: Path) -
     with start(tmp_path / "run", "--resume") as process:
         wait_for("No valid checkpoint: starting from the beginning.", process)
         os.killpg(process.pid, signal.SIGINT)
-        said, complaints = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert (said, complaints) == ("", "")
+    assert (output, errors) == ("", "")
 
 
 @SLOW
@@ -114,13 +114,13 @@ def test_a_killed_data_worker_ends_the_run_with_a_sentence_and_the_run_can_be_re
         # Of the training and of the validation split, in this order.
         worker, _ = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(int(worker), signal.SIGKILL)
-        _, complaints = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     # Torch gets SIGCHLD, or finds the dead worker itself, whichever is first.
     assert re.fullmatch(
         rf"eca-hub fit: A data worker died: process {worker} (is killed by signal: Killed|exited unexpectedly)\. "
         r"The last checkpoint is intact; add --resume to continue from it\.\n",
-        complaints,
+        errors,
     )
     saved = CheckpointStore(run_dir / "checkpoints").latest_valid()
     assert saved is not None

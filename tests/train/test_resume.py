@@ -93,10 +93,10 @@ def test_a_damaged_checkpoint_is_skipped(
     else:
         newest.write_bytes(bytes({"cut": content[:-100], "flipped": content, "empty": bytearray()}[damage]))
     assert fit(stopped_run, "--resume") == 0
-    said = capsys.readouterr().out
-    assert f"{newest}" in said
-    assert "Trying the checkpoint before it." in said
-    assert f"Resuming from {older.name}" in said
+    output = capsys.readouterr().out
+    assert f"{newest}" in output
+    assert "Trying the checkpoint before it." in output
+    assert f"Resuming from {older.name}" in output
     assert weights_hash(stopped_run) == weights_hash(whole_run)
 
 
@@ -150,9 +150,9 @@ def test_a_run_with_other_settings_or_data_is_not_resumed(
 ) -> None:
     before = [path.read_bytes() for path in checkpoints(stopped_run)]
     assert fit(stopped_run, "--resume", *option) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert "--allow_changes" in said
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert "--allow_changes" in output
     assert [path.read_bytes() for path in checkpoints(stopped_run)] == before
 
 

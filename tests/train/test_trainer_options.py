@@ -105,9 +105,9 @@ def refused(options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("option", REFUSED)
 def test_a_refused_option_is_one_sentence(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused((f"--trainer.{option}", *REFUSED[option]), tmp_path, capsys)
-    assert f"--trainer.{option} " in said
-    assert f"is not supported: {UNSUPPORTED[option].reason}. {UNSUPPORTED[option].hint}" in said
+    output = refused((f"--trainer.{option}", *REFUSED[option]), tmp_path, capsys)
+    assert f"--trainer.{option} " in output
+    assert f"is not supported: {UNSUPPORTED[option].reason}. {UNSUPPORTED[option].hint}" in output
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -125,8 +125,8 @@ def test_a_mistake_is_one_sentence_before_training(
 def test_a_callback_that_cannot_work_is_refused(
     name: str, options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(("--trainer.callbacks", name, *options), tmp_path, capsys)
-    assert f"The callback {name} is not supported: {UNSUPPORTED_CALLBACKS[name]}" in said
+    output = refused(("--trainer.callbacks", name, *options), tmp_path, capsys)
+    assert f"The callback {name} is not supported: {UNSUPPORTED_CALLBACKS[name]}" in output
 
 
 @pytest.mark.slow

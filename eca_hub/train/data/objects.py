@@ -169,15 +169,15 @@ def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObj
             checked.append(image)
             continue
         displayed = stored[::-1] if orientation in _TURNED else stored
-        said = (image.width, image.height)
-        if said == displayed:
+        annotated = (image.width, image.height)
+        if annotated == displayed:
             checked.append(image)
-        elif said == stored:
+        elif annotated == stored:
             checked.append(image._replace(is_unrotated=True))
         else:
             report.refuse(
                 "images of another size than annotated",
-                f"{Path(image.path).name}: {displayed[0]} x {displayed[1]}, annotated {said[0]} x {said[1]}",
+                f"{Path(image.path).name}: {displayed[0]} x {displayed[1]}, annotated {annotated[0]} x {annotated[1]}",
             )
     return checked
 

@@ -68,7 +68,7 @@ async def load_model(request: Request, state: StateDep) -> Response:
     responses={200: {"model": ModelsResponse}, **error_responses(403, 404, 409, 422)},
 )
 async def unload_model(state: StateDep, model_id: str) -> Response:
-    """Needs an admin key. Requests in flight are still answered. Returns the remaining models."""
+    """Needs an admin key. Requests in flight are still completed. Returns the remaining models."""
     if not model_id:
         raise ModelNotLoaded(entry.model_id for entry in state.registry.entries)
     await state.registry.unload(model_id)

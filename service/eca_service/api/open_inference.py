@@ -92,11 +92,11 @@ def _model_route(method: str, ending: str, summary: str, **options: Any) -> Call
 
 @_model_route("GET", "/ready", "Is {} ready", responses={200: {"model": V2State}, **v2_error_responses(404, 422, 503)})
 async def is_model_ready(state: StateDep, model_id: str, version: str | None = None) -> Response:
-    """Whether the model is loaded and its engines answer."""
+    """Whether the model is loaded and its engines respond."""
     model = state.registry.find(model_id)
     _check_version(model, version)
     if not model.is_healthy:
-        raise NotReady("An engine of the model does not answer.", retry_after_s=2)
+        raise NotReady("An engine of the model does not respond.", retry_after_s=2)
     return json_response({"name": model.info.model_id, "ready": True})
 
 

@@ -142,8 +142,8 @@ class TimeoutH11Protocol(H11Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether the connection waits for its next request and has none in part."""
-        is_answered = self.cycle is None or bool(self.cycle.response_complete)
-        return is_answered and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        is_complete = self.cycle is None or bool(self.cycle.response_complete)
+        return is_complete and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first request."""

@@ -95,8 +95,8 @@ def join_daemon_threads(timeout_s: float = 2.0) -> None:
 class GracefulServer(Server):
     """uvicorn with a graceful shutdown.
 
-    First SIGTERM or SIGINT: `/readyz` answers 503 and every response closes its connection; the port stays open for
-    `drain_delay_s`; then open requests are answered and the process exits with 0. Second signal: it exits at once.
+    First SIGTERM or SIGINT: `/readyz` returns 503 and every response closes its connection; the port stays open for
+    `drain_delay_s`; then open requests are completed and the process exits with 0. Second signal: it exits at once.
     """
 
     def __init__(self, config: Config, state: "AppState", settings: Settings) -> None:
@@ -125,7 +125,7 @@ class GracefulServer(Server):
         print(f"serving on {url_of(sockets[0])}", flush=True)  # noqa: T201
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept what the kernel has queued, close the port, answer open requests, end the app.
+        """Accept what the kernel has queued, close the port, complete open requests, end the app.
 
         Closing a listener resets the connections that the kernel has queued and the program has not accepted. So the
         last ones are accepted and the port is closed without the event loop in between.

@@ -315,4 +315,4 @@ class Batcher(Generic[Item, Output]):
             return
         _logger.error("the engine failed for one image", exc_info=error)
         if not batch[0].future.done():
-            batch[0].future.set_exception(EngineFailed("The network cannot answer for this image."))
+            batch[0].future.set_exception(EngineFailed("The network fails for this image."))

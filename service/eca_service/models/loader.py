@@ -1,6 +1,6 @@
 """From the name of a model to a served model: pull, verify, optimize, start engines, warm up.
 
-torch is imported here, in a thread, after the port is open: `/healthz` answers while the weights are fetched.
+torch is imported here, in a thread, after the port is open: `/healthz` responds while the weights are fetched.
 """
 
 import asyncio

@@ -89,7 +89,7 @@ class ModelEntry:
     source: ModelSource
     """Where it comes from."""
     state: State = "loading"
-    """Whether it answers."""
+    """Whether it responds."""
     model: ServedModel[Any, Any] | None = None
     """The model, once it is ready."""
     error: Exception | None = field(default=None, repr=False)
@@ -134,7 +134,7 @@ class Registry:
         open_model: Makes one.
         max_weights_bytes: Limit on the weights of all models together; 0 is no limit. The models that were used least
             recently are evicted for a model that is loaded later.
-        patience_s: How long to retry a model of the start that the hub does not have yet.
+        wait_s: How long to retry a model of the start that the hub does not have yet.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Registry:
         open_model: OpenModel,
         *,
         max_weights_bytes: int = 0,
-        patience_s: float = 0.0,
+        wait_s: float = 0.0,
     ) -> None:
         self.entries = [ModelEntry(source) for source in sources]
         self.loaded = asyncio.Event()
@@ -154,14 +154,14 @@ class Registry:
         # Requests without a model id go to the only model of the start, whatever is loaded beside it later.
         self._default = self.entries[0] if len(self.entries) == 1 else None
         self._open_model = open_model
-        self._patience_s = patience_s
+        self._wait_s = wait_s
         self._one_at_a_time = asyncio.Lock()
         self._num_uses = 0
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def is_ready(self) -> bool:
-        """Whether there are models, and every model of the start and all their engines answer."""
+        """Whether there are models, and every model of the start and all their engines respond."""
         is_starting = not self.loaded.is_set()
         required = [entry for entry in self.entries if entry.model is not None or entry.error or is_starting]
         return bool(required) and all(entry.model is not None and entry.model.is_healthy for entry in required)
@@ -177,9 +177,9 @@ class Registry:
         return sum(entry.model.info.weights_bytes for entry in self.entries if entry.model)
 
     def pending(self) -> list[str]:
-        """Ids of the models that do not answer, each with the reason."""
+        """Ids of the models that do not respond, each with the reason."""
         return [
-            f"{entry.model_id}: {entry.state if entry.model is None else 'an engine does not answer'}"
+            f"{entry.model_id}: {entry.state if entry.model is None else 'an engine does not respond'}"
             for entry in self.entries
             if entry.model is None or not entry.model.is_healthy
         ]
@@ -215,7 +215,7 @@ class Registry:
 
     async def load_all(self) -> None:
         """Load the models of the start one after the other; a failure is kept in its entry."""
-        until_s = asyncio.get_running_loop().time() + self._patience_s
+        until_s = asyncio.get_running_loop().time() + self._wait_s
         for entry in list(self.entries):
             async with self._one_at_a_time:
                 try:

@@ -22,7 +22,7 @@ function apiHeaders(extra = {}) {
 class ApiError extends Error {
   constructor(status, body) {
     const error = body?.error ?? {};
-    super([error.message ?? `The service answered with status ${status}.`, error.hint].filter(Boolean).join(" "));
+    super([error.message ?? `The service responded with status ${status}.`, error.hint].filter(Boolean).join(" "));
     this.status = status;
   }
 }
@@ -52,7 +52,7 @@ async function loadModels() {
   try {
     models = (await request("v1/models")).models;
   } catch (error) {
-    say(error.message);
+    showStatus(error.message);
     return;
   }
   select.replaceChildren(
@@ -65,26 +65,26 @@ async function loadModels() {
   );
   if (models.some((model) => model.id === chosen)) select.value = chosen;
   select.disabled = !models.some((model) => model.state === "ready");
-  say(models.length ? "" : "No model is loaded.");
+  showStatus(models.length ? "" : "No model is loaded.");
   showCode();
   if (models.some((model) => model.state === "loading")) setTimeout(loadModels, 1000);
 }
 
-const say = (text) => { byId("status").textContent = text; };
+const showStatus = (text) => { byId("status").textContent = text; };
 
 // Images
 
 async function classifyFiles(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
-  if (images.length < files.length) say("Files that are not images were left out.");
-  else say(images.length > 1 ? `Classifying ${images.length} images.` : "");
+  if (images.length < files.length) showStatus("Files that are not images were left out.");
+  else showStatus(images.length > 1 ? `Classifying ${images.length} images.` : "");
   for (const file of images) {
     lastName = file.name || "image.png";
     const card = addCard(file);
     await classify(file, card);
   }
   showCode();
-  if (images.length) say(`${images.length} ${images.length > 1 ? "images are" : "image is"} classified.`);
+  if (images.length) showStatus(`${images.length} ${images.length > 1 ? "images are" : "image is"} classified.`);
 }
 
 function addCard(file) {

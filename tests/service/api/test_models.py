@@ -18,7 +18,7 @@ from tests.service.app_fixtures import refusal
 from tests.service.fakes import REVISION, fake_model
 
 ADMIN = {"authorization": "Bearer SENTINEL-admin"}
-ASKER = {"authorization": "Bearer SENTINEL-asker"}
+USER = {"authorization": "Bearer SENTINEL-user"}
 ERRORS = {
     "acme/absent": RepoNotFound("no such repository"),
     "acme/torn": ChecksumMismatch("other bytes"),
@@ -26,7 +26,9 @@ ERRORS = {
 }
 
 
-def house(*, keys: tuple[str, ...] = ("SENTINEL-asker",), admin_keys: tuple[str, ...] = ("SENTINEL-admin",)) -> FastAPI:
+def app_with(
+    *, keys: tuple[str, ...] = ("SENTINEL-user",), admin_keys: tuple[str, ...] = ("SENTINEL-admin",)
+) -> FastAPI:
     async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
         if source.id_or_folder in ERRORS:
             raise ERRORS[source.id_or_folder]
@@ -38,7 +40,7 @@ def house(*, keys: tuple[str, ...] = ("SENTINEL-asker",), admin_keys: tuple[str,
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    with TestClient(house(), raise_server_exceptions=False) as client:
+    with TestClient(app_with(), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -47,12 +49,12 @@ def test_a_model_is_loaded_and_unloaded(client: TestClient) -> None:
     assert loaded.status_code == 200
     ModelResponse.model_validate(loaded.json())
     assert loaded.json()["state"] == "ready"
-    assert client.post("/v1/classify?model=acme/new", content=b"7", headers=ASKER).status_code == 200
+    assert client.post("/v1/classify?model=acme/new", content=b"7", headers=USER).status_code == 200
     left = client.delete("/v1/models/acme/new", headers=ADMIN)
     assert left.status_code == 200
     ModelsResponse.model_validate(left.json())
     assert [model["id"] for model in left.json()["models"]] == ["acme/digits"]
-    refusal(client.post("/v1/classify?model=acme/new", content=b"7", headers=ASKER), 404, "model_not_loaded")
+    refusal(client.post("/v1/classify?model=acme/new", content=b"7", headers=USER), 404, "model_not_loaded")
     refusal(client.delete("/v1/models/acme/new", headers=ADMIN), 404, "model_not_loaded")
     refusal(client.delete("/v1/models/", headers=ADMIN), 404, "model_not_loaded")
 
@@ -68,20 +70,20 @@ def test_an_admin_key_is_needed_before_anything_is_read(client: TestClient) -> N
     for body in ({"model": "acme/new"}, {"nonsense": 1}):
         refusal(client.post("/v1/models", json=body), 401, "unauthorized")
         refusal(client.post("/v1/models", json=body, headers={"authorization": "Bearer x"}), 401, "unauthorized")
-        refusal(client.post("/v1/models", json=body, headers=ASKER), 403, "forbidden")
+        refusal(client.post("/v1/models", json=body, headers=USER), 403, "forbidden")
     refusal(client.delete("/v1/models/acme/digits"), 401, "unauthorized")
-    refusal(client.delete("/v1/models/acme/digits", headers=ASKER), 403, "forbidden")
+    refusal(client.delete("/v1/models/acme/digits", headers=USER), 403, "forbidden")
 
 
 def test_without_admin_keys_models_cannot_be_changed() -> None:
-    with TestClient(house(keys=(), admin_keys=())) as client:
+    with TestClient(app_with(keys=(), admin_keys=())) as client:
         refusal(client.post("/v1/models", json={"model": "acme/new"}, headers=ADMIN), 404, "not_found")
         refusal(client.delete("/v1/models/acme/digits", headers=ADMIN), 404, "not_found")
         assert client.get("/v1/models").status_code == 200
 
 
 def test_an_admin_key_alone_does_not_require_keys_for_inference() -> None:
-    with TestClient(house(keys=())) as client:
+    with TestClient(app_with(keys=())) as client:
         assert client.post("/v1/classify", content=b"7").status_code == 200
         refusal(client.post("/v1/models", json={"model": "acme/new"}), 401, "unauthorized")
 
@@ -112,7 +114,7 @@ def test_what_cannot_be_loaded_is_refused_and_changes_nothing(
     refusal(response, status, code)
     assert "passwd" not in response.text
     assert "SENTINEL" not in response.text
-    assert [model["id"] for model in client.get("/v1/models", headers=ASKER).json()["models"]] == ["acme/digits"]
+    assert [model["id"] for model in client.get("/v1/models", headers=USER).json()["models"]] == ["acme/digits"]
     assert client.get("/readyz").status_code == 200
 
 

@@ -166,7 +166,7 @@ def test_while_an_engine_hangs_the_service_is_healthy_but_not_ready() -> None:
         model = app.state.service.registry.find(None)
         model._engines_are_healthy = lambda: False
         error = refusal(client.get("/readyz"), 503, "not_ready")
-        assert "acme/digits: an engine does not answer" in error["message"]
+        assert "acme/digits: an engine does not respond" in error["message"]
         assert client.get("/healthz").status_code == 200
         model._engines_are_healthy = lambda: True
         assert client.get("/readyz").status_code == 200

@@ -49,7 +49,7 @@ def test_the_key_is_checked_before_anything_else(locked: TestClient) -> None:
 
 def test_nothing_of_the_body_is_read_without_the_key() -> None:
     async def receive() -> NoReturn:
-        raise AssertionError("the body was asked for")
+        raise AssertionError("the body was read")
 
     async def scene() -> list[int]:
         statuses: list[int] = []

@@ -63,11 +63,11 @@ def test_by_default_no_page_of_another_origin_can_read_a_response() -> None:
 def test_a_page_of_a_listed_origin_can() -> None:
     app = app_with("acme/digits", keys=["sesame"], cors_origins="https://shop.example, http://localhost:3000")
     with TestClient(app, raise_server_exceptions=False) as client:
-        asked = {
+        asks_for_post = {
             "access-control-request-method": "POST",
             "access-control-request-headers": "authorization,content-type",
         }
-        preflight = client.options("/v1/classify", headers=ORIGIN | asked)
+        preflight = client.options("/v1/classify", headers=ORIGIN | asks_for_post)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
         assert "x-request-id" in preflight.headers

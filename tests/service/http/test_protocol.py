@@ -73,7 +73,7 @@ def connect(
     return connection, client
 
 
-async def answered(client: Client) -> None:
+async def response_of(client: Client) -> None:
     while not client.received:
         await asyncio.sleep(0)
 
@@ -99,7 +99,7 @@ def test_a_second_request_that_is_on_its_way_during_shutdown_gets_a_response() -
     async def scene() -> None:
         connection, client = connect()
         connection.data_received(REQUEST + REQUEST[:9])
-        await answered(client)
+        await response_of(client)
         connection.shutdown()
         connection.data_received(REQUEST[9:])
         await client.is_closed.wait()
@@ -122,7 +122,7 @@ def test_an_idle_connection_is_closed_when_shutdown_begins() -> None:
     async def scene() -> None:
         connection, client = connect()
         connection.data_received(REQUEST)
-        await answered(client)
+        await response_of(client)
         connection.shutdown()
         assert client.is_closed.is_set()
 
@@ -165,7 +165,7 @@ def test_a_client_that_reads_slowly_is_waited_for_and_one_that_stops_is_not() ->
     async def scene() -> None:
         connection, client = connect(Client(reads=False), write_timeout_s=7, keep_alive_s=3600)
         connection.data_received(REQUEST)
-        await answered(client)
+        await response_of(client)
         for _ in range(3):
             await asyncio.sleep(6)
             client.num_unsent -= 1
@@ -195,7 +195,7 @@ def test_beyond_the_limit_an_idle_connection_makes_room() -> None:
         server = ServerState()
         connections = [connect(server=server, max_connections=3) for _ in range(3)]
         connections[1][0].data_received(REQUEST)
-        await answered(connections[1][1])
+        await response_of(connections[1][1])
         _, late = connect(server=server, max_connections=3)
         assert [client.is_closed.is_set() for _, client in connections] == [False, True, False]
         assert not late.received

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
 from eca_service.inference.batcher import Batcher, ItemResult
-from tests.service.fakes import GatedRunner, ask, make, run, settle, with_fake_clock
+from tests.service.fakes import GatedRunner, make, run, send, settle, with_fake_clock
 
 
 @with_fake_clock
@@ -17,8 +17,8 @@ async def test_a_single_client_waits_for_no_timer() -> None:
     runner = GatedRunner()
     runner.gate.set()
     batcher = make(runner)
-    answered = await ask(batcher, 21)
-    assert answered == ItemResult(42, 0.0, 0.0, 1)
+    result = await send(batcher, 21)
+    assert result == ItemResult(42, 0.0, 0.0, 1)
     assert asyncio.get_running_loop().time() == 0.0
     await batcher.close()
 
@@ -27,10 +27,10 @@ async def test_a_single_client_waits_for_no_timer() -> None:
 async def test_items_that_come_while_the_runner_is_busy_go_together_and_in_order() -> None:
     runner = GatedRunner()
     batcher = make(runner)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(8)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(8)]
     await settle()
     runner.gate.set()
-    assert [answered.value for answered in await asyncio.gather(*asked)] == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert [result.value for result in await asyncio.gather(*requests)] == [0, 2, 4, 6, 8, 10, 12, 14]
     assert [item for batch in runner.batches for item in batch] == list(range(8))
     assert max(len(batch) for batch in runner.batches) == 4
     await batcher.close()
@@ -80,12 +80,12 @@ async def test_a_free_runner_stops_waiting_when_the_pending_item_is_released() -
 async def test_two_free_runners_share_what_waits() -> None:
     runners = GatedRunner(), GatedRunner()
     batcher = make(*runners)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(4)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(4)]
     await settle()
     assert sorted(len(batch) for runner in runners for batch in runner.batches) == [2, 2]
     for runner in runners:
         runner.gate.set()
-    await asyncio.gather(*asked)
+    await asyncio.gather(*requests)
     await batcher.close()
 
 
@@ -93,14 +93,14 @@ async def test_two_free_runners_share_what_waits() -> None:
 async def test_an_item_whose_client_has_disconnected_never_reaches_the_runner() -> None:
     runner = GatedRunner()
     batcher = make(runner, max_batch=1)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(3)]
     await settle()
-    asked[1].cancel()
+    requests[1].cancel()
     await settle()
     assert batcher.num_items == 2
     assert batcher.queue_depth == 1
     runner.gate.set()
-    await asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.gather(*requests, return_exceptions=True)
     assert runner.batches == [[0], [2]]
     await batcher.close()
 
@@ -109,12 +109,12 @@ async def test_an_item_whose_client_has_disconnected_never_reaches_the_runner() 
 async def test_of_a_batch_that_raises_only_the_faulty_item_fails() -> None:
     runner = GatedRunner(poison=frozenset({2}))
     batcher = make(runner)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(4)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(4)]
     await settle()
     runner.gate.set()
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ItemResult, ItemResult, EngineFailed, ItemResult]
-    assert (await ask(batcher, 7)).value == 14
+    assert (await send(batcher, 7)).value == 14
     await batcher.close()
 
 
@@ -129,9 +129,9 @@ async def test_when_a_runner_hangs_its_whole_batch_fails_and_the_next_one_runs()
 
     batcher: Batcher[int, int] = Batcher([hanging], max_batch=4, max_wait_ms=5, max_items=9)
     batcher.start()
-    outcomes = await asyncio.gather(*(ask(batcher, item) for item in range(3)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(send(batcher, item) for item in range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [WorkerLost] * 3
-    assert (await ask(batcher, 7)).value == 7
+    assert (await send(batcher, 7)).value == 7
     await batcher.close()
 
 
@@ -143,7 +143,7 @@ async def test_a_runner_that_returns_too_few_outputs_fails_its_batch_only() -> N
     batcher: Batcher[int, int] = Batcher([forgetful], max_batch=4, max_wait_ms=5, max_items=9)
     batcher.start()
     with pytest.raises(EngineFailed):
-        await ask(batcher, 1)
+        await send(batcher, 1)
     assert batcher.is_alive
     await batcher.close()
 
@@ -152,7 +152,7 @@ async def test_a_runner_that_returns_too_few_outputs_fails_its_batch_only() -> N
 async def test_closing_finishes_the_items_in_flight_and_refuses_new_ones() -> None:
     runner = GatedRunner()
     batcher = make(runner, max_batch=1)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(3)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(3)]
     await settle()
     closing = asyncio.create_task(batcher.close())
     await settle()
@@ -160,7 +160,7 @@ async def test_closing_finishes_the_items_in_flight_and_refuses_new_ones() -> No
         batcher.reserve(1)
     assert not closing.done()
     runner.gate.set()
-    assert [answered.value for answered in await asyncio.gather(*asked)] == [0, 2, 4]
+    assert [result.value for result in await asyncio.gather(*requests)] == [0, 2, 4]
     await closing
     assert not batcher.is_alive
 
@@ -206,10 +206,10 @@ def test_every_request_gets_exactly_one_reply(
                     await asyncio.sleep(decode_ms / 1000)
                     items = [(number, place) for place in range(num_items)]
                     started.extend(items)
-                    answers = await asyncio.gather(
+                    results = await asyncio.gather(
                         *(reservation.run(item) for reservation, item in zip(reservations, items, strict=True))
                     )
-                    assert [answered.value for answered in answers] == items
+                    assert [result.value for result in results] == items
                     return "finished"
             except Overloaded:
                 return "refused"

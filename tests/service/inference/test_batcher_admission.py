@@ -7,20 +7,20 @@ import pytest
 
 from eca_service.errors import Overloaded
 from eca_service.inference.batcher import Batcher
-from tests.service.fakes import GatedRunner, ask, make, run, settle, with_fake_clock
+from tests.service.fakes import GatedRunner, make, run, send, settle, with_fake_clock
 
 
 @with_fake_clock
 async def test_beyond_the_bound_exactly_the_surplus_is_refused_at_once() -> None:
     runner = GatedRunner()
     batcher = make(runner, max_items=6)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(16)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(16)]
     await settle()
-    refused = [task for task in asked if task.done()]
+    refused = [task for task in requests if task.done()]
     assert [type(task.exception()) for task in refused] == [Overloaded] * 10
-    assert asked[:6] == [task for task in asked if not task.done()]
+    assert requests[:6] == [task for task in requests if not task.done()]
     runner.gate.set()
-    assert [(await task).value for task in asked[:6]] == [0, 2, 4, 6, 8, 10]
+    assert [(await task).value for task in requests[:6]] == [0, 2, 4, 6, 8, 10]
     assert batcher.num_items == 0
     await batcher.close()
 
@@ -56,14 +56,14 @@ def make_timed(*, num_runners: int = 2, min_items: int = 0, **bounds: float) -> 
 @with_fake_clock
 async def test_no_request_is_admitted_while_the_expected_wait_is_above_the_limit() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.1)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(100)]
     await settle()
     # Two runners need 2 s for 40 items; the next one finds them in flight, and the one behind it finds more.
     assert batcher.num_items == 41
-    refusal = asked[-1].exception()
+    refusal = requests[-1].exception()
     assert isinstance(refusal, Overloaded)
     assert refusal.retry_after_s == 3, "2.05 s of work are in flight"
-    await asyncio.gather(*asked[:41])
+    await asyncio.gather(*requests[:41])
     assert asyncio.get_running_loop().time() == pytest.approx(2.1), "the last result arrives at the expected time"
     await batcher.close()
 
@@ -73,12 +73,12 @@ async def test_what_is_being_run_counts_half() -> None:
     runner = GatedRunner()
     batcher: Batcher[int, int] = Batcher([runner], max_batch=4, max_wait_ms=5, max_items=9, s_per_item=1.0)
     batcher.start()
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(6)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(6)]
     await settle()
     assert runner.batches == [[0, 1, 2, 3]]
     assert batcher.expected_wait_s == pytest.approx(2 + 2)
     runner.gate.set()
-    await asyncio.gather(*asked)
+    await asyncio.gather(*requests)
     assert batcher.expected_wait_s == 0
     await batcher.close()
 
@@ -87,11 +87,11 @@ async def test_what_is_being_run_counts_half() -> None:
 async def test_the_bound_follows_the_runners_when_they_are_slower_than_estimated() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=0.01)
     for _ in range(60):
-        await asyncio.gather(*(ask(batcher, item) for item in range(4)))
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(100)]
+        await asyncio.gather(*(send(batcher, item) for item in range(4)))
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(100)]
     await settle()
     assert batcher.num_items == 41
-    await asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.gather(*requests, return_exceptions=True)
     await batcher.close()
 
 
@@ -109,7 +109,7 @@ def test_under_overload_admitted_items_are_finished_in_time_on_a_fast_and_on_a_s
 
         async def client(item: int) -> None:
             asked_s = loop.time()
-            await ask(batcher, item)
+            await send(batcher, item)
             took_s.append(loop.time() - asked_s)
 
         tasks = []
@@ -129,20 +129,20 @@ def test_under_overload_admitted_items_are_finished_in_time_on_a_fast_and_on_a_s
 @with_fake_clock
 async def test_a_burst_is_admitted_however_slow_the_runners_are() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(20)]
     await settle()
     assert batcher.num_items == 8, "two batches of two for each of two runners"
-    await asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.gather(*requests, return_exceptions=True)
     await batcher.close()
 
 
 @with_fake_clock
 async def test_min_items_are_admitted_whatever_the_expected_wait() -> None:
     batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60, min_items=15)
-    asked = [asyncio.create_task(ask(batcher, item)) for item in range(20)]
+    requests = [asyncio.create_task(send(batcher, item)) for item in range(20)]
     await settle()
     assert batcher.num_items == 15
-    await asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.gather(*requests, return_exceptions=True)
     await batcher.close()
 
 

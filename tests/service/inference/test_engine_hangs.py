@@ -68,10 +68,10 @@ def test_its_client_gets_an_error_and_readiness_turns_red_and_green_again() -> N
             pass
         assert client.post("/v1/classify", content=b"7").status_code == 200
         hangs.set()
-        asked = thread.submit(client.post, "/v1/classify", content=b"7")
+        request = thread.submit(client.post, "/v1/classify", content=b"7")
         while client.get("/readyz").status_code == 200:
-            assert not asked.done(), "readiness turns red before the engine is replaced"
-        refusal(asked.result(), 503, "worker_lost")
+            assert not request.done(), "readiness turns red before the engine is replaced"
+        refusal(request.result(), 503, "worker_lost")
         while client.get("/readyz").status_code != 200:
             pass
         assert client.post("/v1/classify", content=b"7").status_code == 200

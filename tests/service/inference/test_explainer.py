@@ -99,16 +99,16 @@ def test_few_may_be_in_flight() -> None:
     async def scene() -> None:
         explainer = Explainer(None, slow)  # type: ignore[arg-type]
 
-        async def ask() -> Explanation:
+        async def send() -> Explanation:
             with explainer.reserve():
                 return await explainer.explain(torch.zeros(1), None)
 
-        asked = [asyncio.create_task(ask()) for _ in range(4)]
+        requests = [asyncio.create_task(send()) for _ in range(4)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await ask()
+            await send()
         gate.set()
-        assert len(await asyncio.gather(*asked)) == 4
+        assert len(await asyncio.gather(*requests)) == 4
         explainer.close()
 
     asyncio.run(scene())

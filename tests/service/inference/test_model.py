@@ -63,10 +63,10 @@ def test_a_late_result_is_an_error_and_its_reservation_is_released() -> None:
 def test_a_client_that_disconnects_releases_all_reservations() -> None:
     async def scene() -> None:
         model = fake_model(GatedRunner())
-        asked = asyncio.create_task(model.run(Classification(), [b"1", b"2", b"3"]))
+        request = asyncio.create_task(model.run(Classification(), [b"1", b"2", b"3"]))
         await settle()
         assert model.batcher.num_items == 3
-        asked.cancel()
+        request.cancel()
         await settle()
         assert model.batcher.num_items == 0
 

@@ -33,7 +33,7 @@ class Scene:
     def load(self, revision: str | None, model: str = MODEL) -> Any:
         return self.service.client.post("/v1/models", json={"model": model, "revision": revision}, headers=ADMIN)
 
-    def answer(self) -> dict[str, Any]:
+    def classify(self) -> dict[str, Any]:
         response = self.service.client.post("/v1/classify?top_k=10&model=acme/digits", content=IMAGE)
         assert response.status_code == 200, response.text
         return response.json()  # type: ignore[no-any-return]
@@ -72,24 +72,24 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 def test_ten_swaps_under_load_lose_no_request_and_every_response_is_of_the_commit_it_names(scene: Scene) -> None:
     is_over = threading.Event()
 
-    def ask() -> list[dict[str, Any]]:
+    def send() -> list[dict[str, Any]]:
         bodies = []
         while not is_over.is_set():
-            bodies.append(scene.answer())
+            bodies.append(scene.classify())
         return bodies
 
     a, b = scene.scores
     with concurrent.futures.ThreadPoolExecutor(4) as clients:
-        asking = [clients.submit(ask) for _ in range(4)]
+        requests = [clients.submit(send) for _ in range(4)]
         try:
             for revision in [b, a] * 5:
                 loaded = scene.load(revision)
                 assert loaded.status_code == 200, loaded.text
                 assert loaded.json()["revision"] == revision
-                assert scene.answer()["revision"] == revision
+                assert scene.classify()["revision"] == revision
         finally:
             is_over.set()
-        bodies = [body for one in asking for body in one.result()]
+        bodies = [body for one in requests for body in one.result()]
     for body in bodies:
         scene.check(body)
     assert {body["revision"] for body in bodies} == {a, b}
@@ -134,13 +134,13 @@ def broken_files() -> dict[str, tuple[str, bytes | None]]:
 
 @pytest.mark.parametrize("how", broken_files())
 def test_a_broken_revision_is_refused_and_the_old_one_runs_on(scene: Scene, how: str) -> None:
-    before = scene.answer()["revision"]
+    before = scene.classify()["revision"]
     publish_broken(scene, how, *broken_files()[how])
     response = scene.load(how)
     assert 400 <= response.status_code < 500, response.text
     assert response.json()["error"]["code"] in ("checkpoint_mismatch", "not_an_eca_model", "invalid_config")
     assert scene.service.client.get("/readyz").status_code == 200
-    body = scene.answer()
+    body = scene.classify()
     assert body["revision"] == before
     scene.check(body)
 
@@ -161,7 +161,7 @@ def test_a_branch_that_moves_is_followed_past_a_bad_commit(scene: Scene, tmp_pat
     predictions = eca_hub.Classifier.from_pretrained(package).predict(IMAGE, top_k=10)
     scene.scores[published.revision] = next(one.score for one in predictions if one.label == "digit 0")
     deadline = time.monotonic() + 30
-    while (body := scene.answer())["revision"] != published.revision:
+    while (body := scene.classify())["revision"] != published.revision:
         assert body["revision"] == first != bad
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -92,20 +92,20 @@ def test_a_model_that_the_hub_does_not_have_yet_is_retried_for_the_given_time() 
                 raise RepoNotFound("no such repository")
             return fake_model(model_id=source.id_or_folder)
 
-        patient = Registry([ModelSource("acme/a")], open_late, patience_s=10)
-        loading = asyncio.create_task(patient.load_all())
+        waiting = Registry([ModelSource("acme/a")], open_late, wait_s=10)
+        loading = asyncio.create_task(waiting.load_all())
         await settle()
-        assert patient.pending() == ["acme/a: loading"]
-        assert not patient.is_ready
+        assert waiting.pending() == ["acme/a: loading"]
+        assert not waiting.is_ready
         await loading
-        assert patient.pending() == []
+        assert waiting.pending() == []
         assert asked_s == [0, 2, 4, 6]
-        await patient.close()
+        await waiting.close()
 
     async def scene_of_giving_up() -> None:
-        impatient = Registry([ModelSource("acme/absent")], open_fake, patience_s=10)
-        await impatient.load_all()
-        assert isinstance(impatient.failure, RepoNotFound)
+        failing = Registry([ModelSource("acme/absent")], open_fake, wait_s=10)
+        await failing.load_all()
+        assert isinstance(failing.failure, RepoNotFound)
         assert asyncio.get_running_loop().time() == 10
 
     run(scene())
@@ -117,7 +117,7 @@ def test_errors_that_waiting_cannot_fix_are_not_retried() -> None:
         async def open_broken(source: ModelSource) -> ServedModel[Any, Any]:
             raise CheckpointMismatch("other shapes")
 
-        registry = Registry([ModelSource("acme/a")], open_broken, patience_s=10)
+        registry = Registry([ModelSource("acme/a")], open_broken, wait_s=10)
         await registry.load_all()
         assert isinstance(registry.failure, CheckpointMismatch)
         assert asyncio.get_running_loop().time() == 0

@@ -61,13 +61,13 @@ def test_the_old_model_serves_until_the_new_one_is_ready_and_is_freed_after_its_
         workshop.runner = slow = GatedRunner()
         registry = await started(workshop, "acme/a")
 
-        async def ask() -> str:
+        async def send() -> str:
             with registry.acquire(None) as model:
                 (outcome,) = await model.run(Classification(), [b"1"])
                 assert isinstance(outcome, ImageResult)
                 return model.info.revision
 
-        asked_before = asyncio.create_task(ask())
+        sent_before = asyncio.create_task(send())
         await settle()
         workshop.gate.clear()
         workshop.runner = None
@@ -79,10 +79,10 @@ def test_the_old_model_serves_until_the_new_one_is_ready_and_is_freed_after_its_
         workshop.gate.set()
         await loading
         assert revision_of(registry) == B
-        assert await ask() == B
+        assert await send() == B
         assert workshop.freed == [], "a request still holds the old one"
         slow.gate.set()
-        assert await asked_before == A
+        assert await sent_before == A
         await settle()
         assert workshop.freed == ["acme/a@a"]
         await registry.close()
@@ -230,7 +230,7 @@ def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() ->
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")
         watcher = RevisionWatcher(registry, branch.find, period_s=30)
-        workshop.errors = {B: ChecksumMismatch("other bytes"), C: HubUnavailable("no answer")}
+        workshop.errors = {B: ChecksumMismatch("other bytes"), C: HubUnavailable("no response")}
         for commit, num_tries in ((B, 1), (C, 3)):
             branch.commit = commit
             for _ in range(3):

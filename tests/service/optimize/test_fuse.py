@@ -86,13 +86,13 @@ def test_while_norms_are_folded_other_networks_go_on_in_other_threads() -> None:
 
     class Calling(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            def ask() -> None:
+            def send() -> None:
                 try:
                     other(torch.zeros(1, 2))
                 except BaseException as error:
                     errors.append(error)
 
-            thread = threading.Thread(target=ask)
+            thread = threading.Thread(target=send)
             thread.start()
             thread.join()
             return x

@@ -68,9 +68,9 @@ def choose(page: Any, *paths: Path) -> None:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image_file(tmp_path: Path) -> Path:
     source = next(Path(eca_service_folder()).glob("optimize/images/*.jpg"))
-    return Path(shutil.copy(source, tmp_path / "a picture.jpg"))
+    return Path(shutil.copy(source, tmp_path / "a photo.jpg"))
 
 
 def eca_service_folder() -> Path:
@@ -79,8 +79,8 @@ def eca_service_folder() -> Path:
     return Path(eca_service.__file__).parent
 
 
-def test_an_uploaded_image_gets_bars_a_timing_and_labels_that_are_only_text(page: Any, picture: Path) -> None:
-    choose(page, picture)
+def test_an_uploaded_image_gets_bars_a_timing_and_labels_that_are_only_text(page: Any, image_file: Path) -> None:
+    choose(page, image_file)
     card = page.locator(".result")
     playwright.expect(card.locator(".bars li")).to_have_count(3)
     assert sorted(card.locator(".bars .label").all_inner_texts()) == sorted(["cat", "dog", HOSTILE])
@@ -88,14 +88,14 @@ def test_an_uploaded_image_gets_bars_a_timing_and_labels_that_are_only_text(page
     assert "batch of 1" in card.locator(".timing").inner_text()
 
 
-def test_several_images_are_classified_and_the_newest_is_first(page: Any, picture: Path, tmp_path: Path) -> None:
-    other = Path(shutil.copy(picture, tmp_path / "other.jpg"))
-    choose(page, picture, other)
+def test_several_images_are_classified_and_the_newest_is_first(page: Any, image_file: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copy(image_file, tmp_path / "other.jpg"))
+    choose(page, image_file, other)
     playwright.expect(page.locator(".result .bars").nth(1).locator("li")).to_have_count(3)
-    assert page.locator(".result h3").all_inner_texts() == ["other.jpg", "a picture.jpg"]
+    assert page.locator(".result h3").all_inner_texts() == ["other.jpg", "a photo.jpg"]
 
 
-def test_a_dropped_image_and_a_pasted_image_are_classified(page: Any, picture: Path) -> None:
+def test_a_dropped_image_and_a_pasted_image_are_classified(page: Any, image_file: Path) -> None:
     page.evaluate(
         """async ([name]) => {
             const bytes = await (await fetch("static/samples/0.jpg")).blob();
@@ -107,7 +107,7 @@ def test_a_dropped_image_and_a_pasted_image_are_classified(page: Any, picture: P
                 document.querySelector(target).dispatchEvent(event);
             }
         }""",
-        [picture.name],
+        [image_file.name],
     )
     playwright.expect(page.locator(".result .timing").filter(has_text="batch of")).to_have_count(2)
     assert set(page.locator(".result h3").all_inner_texts()) == {"drop.jpg", "paste.jpg"}
@@ -126,33 +126,33 @@ def test_a_file_that_is_no_image_shows_the_message_and_the_hint(page: Any, tmp_p
     assert len(error.inner_text()) > 20
 
 
-def test_another_model_is_a_choice_of_the_picker(page: Any, picture: Path) -> None:
+def test_another_model_is_a_choice_of_the_picker(page: Any, image_file: Path) -> None:
     page.select_option("#model", index=1)
-    choose(page, picture)
+    choose(page, image_file)
     playwright.expect(page.locator(".result .bars li")).to_have_count(2)
     assert set(page.locator(".bars .label").all_inner_texts()) == {"apple", "pear"}
 
 
-def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: Any, picture: Path) -> None:
-    choose(page, picture)
+def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: Any, image_file: Path) -> None:
+    choose(page, image_file)
     page.locator(".explain").click()
     playwright.expect(page.locator(".gates figure")).to_have_count(9)
     assert "stage 1" in page.locator(".gates figcaption").first.inner_text()
-    box, image = page.locator(".overlay").bounding_box(), page.locator(".picture img").bounding_box()
+    box, image = page.locator(".overlay").bounding_box(), page.locator(".image img").bounding_box()
     # The network sees the central 0.875 of the shorter side.
     assert box["height"] / min(image["width"], image["height"]) == pytest.approx(0.875, abs=0.03)
     assert box["x"] + box["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, abs=2)
 
 
-def test_the_lines_for_programs_name_this_model_and_this_image(page: Any, picture: Path) -> None:
-    choose(page, picture)
+def test_the_lines_for_programs_name_this_model_and_this_image(page: Any, image_file: Path) -> None:
+    choose(page, image_file)
     playwright.expect(page.locator(".result .bars li")).to_have_count(3)
     code = page.locator("#code")
-    assert "--data-binary @'a picture.jpg'" in code.inner_text()
+    assert "--data-binary @'a photo.jpg'" in code.inner_text()
     page.get_by_role("tab", name="curl").press("ArrowRight")
     assert "Classifier.from_pretrained(" in code.inner_text()
     page.get_by_role("tab", name="InferenceClient").click()
-    assert 'image_classification("a picture.jpg")' in code.inner_text()
+    assert 'image_classification("a photo.jpg")' in code.inner_text()
     page.get_by_role("tab", name="JavaScript").click()
     assert "/v1/classify?model=" in code.inner_text()
 
@@ -169,7 +169,7 @@ def test_dark_follows_the_system_and_the_button(service: Served, browser: Any) -
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(service: Served, browser: Any, picture: Path, scheme: str) -> None:
+def test_axe_finds_nothing_serious(service: Served, browser: Any, image_file: Path, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     # axe is injected into the page, which the policy of the page forbids.
@@ -177,7 +177,7 @@ def test_axe_finds_nothing_serious(service: Served, browser: Any, picture: Path,
     page = context.new_page()
     page.goto(f"{service.url}/")
     playwright.expect(page.locator("#model option")).to_have_count(2)
-    choose(page, picture)
+    choose(page, image_file)
     page.locator(".explain").click()
     playwright.expect(page.locator(".gates figure")).to_have_count(9)
     violations = Axe().run(page).response["violations"]
@@ -185,18 +185,18 @@ def test_axe_finds_nothing_serious(service: Served, browser: Any, picture: Path,
     context.close()
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(service: Served, browser: Any, picture: Path) -> None:
+def test_on_a_phone_nothing_is_wider_than_the_screen(service: Served, browser: Any, image_file: Path) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 740})
     page = context.new_page()
     page.goto(f"{service.url}/")
     playwright.expect(page.locator("#model option")).to_have_count(2)
-    choose(page, picture)
+    choose(page, image_file)
     playwright.expect(page.locator(".result .bars li")).to_have_count(3)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     context.close()
 
 
-def test_a_service_with_keys_asks_for_one(tmp_path: Path, browser: Any, picture: Path) -> None:
+def test_a_service_with_keys_asks_for_one(tmp_path: Path, browser: Any, image_file: Path) -> None:
     save(tmp_path / "model", ("cat", "dog"))
     with served("--model", str(tmp_path / "model"), ECA_API_KEYS="a-key-of-sixteen-chars") as running:
         while running.client.get("/readyz").status_code != 200:
@@ -209,7 +209,7 @@ def test_a_service_with_keys_asks_for_one(tmp_path: Path, browser: Any, picture:
         page.press("#api-key", "Enter")
         page.locator("h1").click()
         playwright.expect(page.locator("#model option")).to_have_count(1)
-        choose(page, picture)
+        choose(page, image_file)
         playwright.expect(page.locator(".result .bars li")).to_have_count(2)
         context.close()
 

@@ -15,8 +15,8 @@ def test_broken_images_are_named_once_and_one_too_many_stops_the_run(
     for split in ("train", "val"):
         for number, label in enumerate(("cat", "dog")):
             (tmp_path / "set" / split / label).mkdir(parents=True)
-            for picture in range(8):
-                (tmp_path / "set" / split / label / f"{picture}.png").write_bytes(png(number * 90 + picture))
+            for index in range(8):
+                (tmp_path / "set" / split / label / f"{index}.png").write_bytes(png(number * 90 + index))
     (tmp_path / "set" / "train" / "cat" / "3.png").write_bytes(b"not an image")
     config = "\n".join(
         [

@@ -12,32 +12,32 @@ from eca_hub.train.data import ImageFolderData
 from eca_hub.train.data.cache import DecodedImageCache
 from tests.train.datasets import png
 
-PICTURE_BYTES = 2 * 4 * 3
+IMAGE_BYTES = 2 * 4 * 3
 
 
-def picture(shade: int) -> np.ndarray:
+def image_of(shade: int) -> np.ndarray:
     return np.full((2, 4, 3), shade, dtype=np.uint8)
 
 
 def test_a_stored_image_is_returned_unchanged_and_an_unknown_one_is_not() -> None:
     cache = DecodedImageCache(3, 1000)
-    cache.put(1, picture(7))
+    cache.put(1, image_of(7))
     found = cache.get(1)
     assert found is not None
-    assert np.array_equal(found, picture(7))
+    assert np.array_equal(found, image_of(7))
     assert cache.get(0) is None
 
 
 def test_when_the_memory_is_full_what_came_first_stays() -> None:
-    cache = DecodedImageCache(3, 2 * PICTURE_BYTES)
+    cache = DecodedImageCache(3, 2 * IMAGE_BYTES)
     for number in range(3):
-        cache.put(number, picture(number))
+        cache.put(number, image_of(number))
     assert [cache.get(number) is not None for number in range(3)] == [True, True, False]
 
 
 def test_without_room_nothing_is_kept() -> None:
     cache = DecodedImageCache(1, 0)
-    cache.put(0, picture(1))
+    cache.put(0, image_of(1))
     assert cache.get(0) is None
 
 
@@ -46,22 +46,22 @@ def test_another_process_finds_what_the_first_put_in_later() -> None:
     if "None" in cache.__getstate__()["path"]:
         pytest.skip("this system has no files in memory")
     copy = pickle.loads(pickle.dumps(cache))
-    cache.put(0, picture(5))
+    cache.put(0, image_of(5))
     found = copy.get(0)
     assert found is not None
-    assert np.array_equal(found, picture(5))
+    assert np.array_equal(found, image_of(5))
 
 
 def test_each_worker_has_a_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     class Worker:
         id = 1
 
-    cache = DecodedImageCache(4, 2 * PICTURE_BYTES, num_workers=2)
+    cache = DecodedImageCache(4, 2 * IMAGE_BYTES, num_workers=2)
     other = pickle.loads(pickle.dumps(cache))
-    cache.put(0, picture(1))
-    cache.put(1, picture(2))
+    cache.put(0, image_of(1))
+    cache.put(1, image_of(2))
     monkeypatch.setattr("eca_hub.train.data.cache.get_worker_info", Worker)
-    other.put(2, picture(3))
+    other.put(2, image_of(3))
     assert [other.get(number) is not None for number in range(4)] == [True, False, True, False]
 
 

@@ -45,15 +45,15 @@ def load(files: list[bytes], num_threads: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     source = Watched(files)
     # The second epoch finds in memory what had room there.
-    pictures = ImageDataset(
+    images = ImageDataset(
         source, EvalTransform(SMALL), RandomAugmentation(AugmentConfig(), SMALL, seed=0), cache_mib=0.05
     )
-    return [pictures[key] for key in BATCHES], source.threads
+    return [images[key] for key in BATCHES], source.threads
 
 
 def test_several_threads_make_the_batches_that_one_makes(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [noise(seed) for seed in range(12)]
-    files[5] = files[7] = b"no picture"
+    files[5] = files[7] = b"no image"
     expected, one = load(files, 1, monkeypatch)
     found, many = load(files, 3, monkeypatch)
     assert one == {threading.get_ident()}
@@ -74,7 +74,7 @@ def test_small_files_are_left_to_one_thread(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_goes_wrong_in_a_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watched, "name", lambda self, index: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        load([noise(seed) for seed in range(11)] + [b"no picture"], 3, monkeypatch)
+        load([noise(seed) for seed in range(11)] + [b"no image"], 3, monkeypatch)
 
 
 def dataset_of(files: list[bytes], *, is_augmented: bool, **image: Any) -> ImageDataset:

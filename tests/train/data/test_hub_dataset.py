@@ -45,7 +45,7 @@ def test_a_data_set_that_is_not_there_and_one_without_parquet_files_are_one_sent
     with pytest.raises(RepoNotFound, match="'acme/pets'"):
         ParquetData("acme/pets")
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "notes.txt").write_text("no pictures")
+    (tmp_path / "set" / "notes.txt").write_text("no image")
     upload(hub, tmp_path / "set")
     with pytest.raises(InvalidConfig, match="acme/pets on the hub has no parquet files"):
         ParquetData("acme/pets")

@@ -86,6 +86,6 @@ def test_a_broken_image_is_left_out_and_named(folder: Path) -> None:
 
 def test_a_training_split_of_broken_images_stops_the_run(folder: Path) -> None:
     for path in (folder / "train").rglob("*.png"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(TrainingStopped, match="Every image of a batch is broken"):
         ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchIndex(0, [0, 1, 2])]

@@ -15,7 +15,7 @@ from eca_hub.train.data import AugmentConfig, SyntheticData
 from eca_hub.train.data.rng import derive_seed
 from eca_hub.train.data.sampler import BatchIndex
 from eca_hub.train.data.transforms import RandomAugmentation
-from tests.conftest import make_picture
+from tests.conftest import make_image
 from tests.train.datasets import SMALL
 
 
@@ -54,7 +54,7 @@ def test_the_batched_shift_is_a_crop_of_the_padded_image_or_its_flip() -> None:
 
 
 def test_a_crop_is_that_of_torchvision_with_the_seed_of_the_image() -> None:
-    pixels_HW3 = np.array(Image.open(io.BytesIO(make_picture(90, 70))))
+    pixels_HW3 = np.array(Image.open(io.BytesIO(make_image(90, 70))))
     image = ImageConfig(height_px=24, width_px=32, interpolation="bilinear")
     augmentation = RandomAugmentation(AugmentConfig(hflip=0), image, seed=3)
     rows, pixels_N3HW = augmentation.batch([(1, pixels_HW3)], 5, [10, 11])
@@ -96,10 +96,10 @@ def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
 
 def test_a_flipped_image_is_the_plain_one_reversed() -> None:
     image = ImageConfig(height_px=8, width_px=8)
-    picture_HW3 = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    pixels_HW3 = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     plain, flipped = (
-        RandomAugmentation(AugmentConfig(crop="none", hflip=flip), image, seed=0).batch([(0, picture_HW3)], 0, [0])[1]
+        RandomAugmentation(AugmentConfig(crop="none", hflip=flip), image, seed=0).batch([(0, pixels_HW3)], 0, [0])[1]
         for flip in (0, 1)
     )
     assert torch.equal(flipped, plain.flip(3))
-    assert np.array_equal(plain[0].permute(1, 2, 0), picture_HW3)
+    assert np.array_equal(plain[0].permute(1, 2, 0), pixels_HW3)
