@@ -48,15 +48,15 @@ def main(argv: list[str]) -> int:
             found = detector.predict(path, min_score=args.min_score, max_detections=args.max_detections)
         except BadImage as error:
             num_bad += 1
-            answer = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
-            print(json.dumps(answer) if args.json else str(error))
+            document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
+            print(json.dumps(document) if args.json else str(error))
             continue
         results += [ids.result(path, each) for each in found]
         if folder is not None:
             _draw(path, found, folder / f"{Path(path).stem}.png")
         if args.json:
-            answer = {"image": path, "model": detector.model_id, "revision": detector.revision}
-            print(json.dumps({**answer, "detections": [_as_json(each) for each in found]}))
+            document = {"image": path, "model": detector.model_id, "revision": detector.revision}
+            print(json.dumps({**document, "detections": [_as_json(each) for each in found]}))
         else:
             objects = ", ".join(f"{each.label} {each.score:.2f} at {_format_box(each)}" for each in found)
             print(f"{path}  {objects or 'nothing found'}")
@@ -110,8 +110,8 @@ def _coco_fields(detection: "Detection") -> dict[str, Any]:
 def _as_json(detection: "Detection") -> dict[str, Any]:
     fields = _coco_fields(detection)
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), detection.box, strict=True))
-    answer = {"label": detection.label, "index": detection.index, "score": detection.score, "box": box}
-    return {**answer, "mask": fields["segmentation"]} if "segmentation" in fields else answer
+    document = {"label": detection.label, "index": detection.index, "score": detection.score, "box": box}
+    return {**document, "mask": fields["segmentation"]} if "segmentation" in fields else document
 
 
 def _format_box(detection: "Detection") -> str:

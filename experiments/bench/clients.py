@@ -161,12 +161,12 @@ class ClientPool:
             request = pick()
             tasks[asyncio.create_task(run(request, due_s))] = (request, due_s)
             due_s += dice.expovariate(per_s)
-        _, unanswered = await asyncio.wait(tasks, timeout=drain_s)
-        for task in unanswered:
+        _, pending = await asyncio.wait(tasks, timeout=drain_s)
+        for task in pending:
             task.cancel()
             request, due_s = tasks[task]
             finished.append((request, Response(0, due_s, time.perf_counter() - due_s)))
-        await asyncio.gather(*unanswered, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
         for connection in idle:
             connection.close()
         return finished
@@ -276,7 +276,7 @@ def summarize(responses: Sequence[Response], seconds: float) -> dict[str, Any]:
         "p50_ms": took_s[len(took_s) // 2] * 1000,
         "p99_ms": took_s[int(len(took_s) * 0.99)] * 1000,
         "num_refused": sum(response.status not in (0, 200) for response in responses),
-        "num_unanswered": sum(response.status == 0 for response in responses),
+        "num_without_response": sum(response.status == 0 for response in responses),
     }
 
 

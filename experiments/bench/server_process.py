@@ -61,7 +61,7 @@ class Row:
     p50_ms: float
     p99_ms: float
     num_refused: int
-    num_unanswered: int
+    num_without_response: int
     memory_mib: float
     start_s: float
     server_cpu_ms: float

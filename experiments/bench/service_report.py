@@ -25,7 +25,7 @@ def print_report(kept: dict[str, Any]) -> None:
         for row, share in rows_with_share(found, http_ms):
             print(f"{row['server']:<24}{row['precision']:>7}{row['clients'] or 'open':>8}{row['per_s']:>9.1f}", end="")
             print(f"{'' if share is None else f'{share:.2f}':>9}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}", end="")
-            print(f"{row['num_refused']:>8}{row['num_unanswered']:>6}{row['memory_mib']:>7.0f}", end="")
+            print(f"{row['num_refused']:>8}{row['num_without_response']:>6}{row['memory_mib']:>7.0f}", end="")
             print(f"{row['start_s']:>8.1f}{row['server_cpu_ms']:>7.2f}{row['foreign']:>8.0%}")
         if "start" in found:
             start = found["start"]

@@ -116,4 +116,4 @@ def test_a_summary_counts_refused_and_lost_requests_separately() -> None:
     found = summarize(responses, 2.0)
     assert found["per_s"] == 1.0
     assert found["p99_ms"] == pytest.approx(300)
-    assert (found["num_refused"], found["num_unanswered"]) == (1, 1)
+    assert (found["num_refused"], found["num_without_response"]) == (1, 1)

@@ -18,7 +18,7 @@ ROW = {
     "p50_ms": 1.0,
     "p99_ms": 2.0,
     "num_refused": 0,
-    "num_unanswered": 0,
+    "num_without_response": 0,
     "memory_mib": 900.0,
     "start_s": 4.0,
     "server_cpu_ms": 22.0,

@@ -41,7 +41,7 @@ def change(package: Path, **values: Any) -> None:
     (package / "config.json").write_text(json.dumps(document))
 
 
-def test_a_loaded_detector_answers_as_the_saved_one(tmp_path: Path) -> None:
+def test_a_loaded_detector_finds_what_the_saved_one_finds(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_detector("mask_rcnn", backbone="resnet18", num_classes=2, min_side_px=64, max_side_px=96).eval()
     loaded = read_detector(pull(save_detector(model, tmp_path, labels=LABELS)))

@@ -100,8 +100,8 @@ def test_the_published_accuracy_is_that_of_the_package(run_dir: Path) -> None:
     result = json.loads((run_dir / "result.json").read_text())
     classifier = Classifier.from_pretrained(run_dir)
     files = list(DigitsData().png_files("test"))
-    answers = classifier.predict([content for content, _ in files], top_k=1)
-    right = sum(answer.label == str(digit) for [answer], (_, digit) in zip(answers, files, strict=True))
+    predictions = classifier.predict([content for content, _ in files], top_k=1)
+    right = sum(prediction.label == str(digit) for [prediction], (_, digit) in zip(predictions, files, strict=True))
     assert right / len(files) == pytest.approx(result["test_top1"])
     assert f"| {result['test_top1']:.4f} |" in (run_dir / "model" / "README.md").read_text()
     with (run_dir / "classes.csv").open() as file:

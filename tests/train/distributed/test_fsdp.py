@@ -71,7 +71,7 @@ def test_the_average_of_a_sharded_network_is_that_of_a_full_one() -> None:
     models = network(), network()
     shard_model(models[0], init_device_mesh("cpu", (1,)))
     averages = [EMA(model, 0.5) for model in models]
-    answers = []
+    outputs = []
     x = torch.ones(1, 3, 8, 8)
     for model, average in zip(models, averages, strict=True):
         step(model, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -79,11 +79,11 @@ def test_the_average_of_a_sharded_network_is_that_of_a_full_one() -> None:
         own = [full_tensor(tensor).clone() for tensor in model.state_dict().values()]
         average.swap_in(model)
         with torch.no_grad():
-            answers.append(model.eval()(x))
+            outputs.append(model.eval()(x))
         average.swap_out(model)
         for tensor, before in zip(model.state_dict().values(), own, strict=True):
             assert torch.equal(full_tensor(tensor), before)
-    torch.testing.assert_close(*answers)
+    torch.testing.assert_close(*outputs)
     torch.testing.assert_close(averages[0].full_weights(), averages[1].full_weights())
 
 
