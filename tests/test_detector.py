@@ -69,7 +69,7 @@ def test_score_and_number_are_limited(detector: Detector) -> None:
         detector.predict(image, max_detections=0)
 
 
-def test_several_images_have_a_list_each_and_progress_is_told(detector: Detector) -> None:
+def test_several_images_have_a_list_each_and_progress_is_reported(detector: Detector) -> None:
     progress: list[tuple[int, int]] = []
     found = detector.predict(
         [make_image(), make_image(50, 60)],

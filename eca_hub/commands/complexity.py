@@ -124,7 +124,7 @@ def _tables(chosen: "TableName | None", *, as_json: bool) -> int:
 
 
 def _render(title: str, rows: list["ComparedRow"], footnotes: list[str]) -> str:
-    """Align the rows in columns; notes stand below, numbered."""
+    """Align the rows in columns; notes follow, numbered."""
     notes: list[str] = []
     for row in rows:
         if row.published.note and row.published.note not in notes:

@@ -188,7 +188,7 @@ def _too_slow() -> HubUnavailable:
 
 
 def _requested_wait_s(response: httpx2.Response) -> int:
-    """Return the wait that the hub asks for by Retry-After or RateLimit, the two headers that the client obeys."""
+    """Return the wait that the hub asks for by Retry-After or RateLimit, the two headers that the client follows."""
     waits = [response.headers.get("retry-after", "").strip()]
     if found := _RESET.search(response.headers.get("ratelimit", "")):
         waits.append(found[1])

@@ -81,7 +81,7 @@ class DetectorConfig:
             raise InvalidConfig(f"std is {self.std}; it needs three numbers above 0.")
         repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
         if repeated:
-            raise InvalidConfig(f"These labels stand twice: {', '.join(repeated[:5])}. Each class needs its own name.")
+            raise InvalidConfig(f"These labels occur twice: {', '.join(repeated[:5])}. Each class needs its own name.")
 
     @property
     def num_classes(self) -> int:

@@ -63,7 +63,7 @@ def read_sweep(path: Path) -> list[SweepRun]:
     grid = {key: _values(key, values, path) for key, values in _mapping(document, "grid", path).items()}
     excluded = [_exclusion(each, grid, path) for each in _list(document, "exclude", path)]
     if twice := sorted(options.keys() & grid.keys()):
-        raise InvalidConfig(f"{path}: {twice[0]} stands under options and under grid.", hint="Keep one of both.")
+        raise InvalidConfig(f"{path}: {twice[0]} is under options and under grid.", hint="Keep one of both.")
     hashes = [_hash_of_file(config) for config in configs]
     size = 1
     for values in grid.values():

@@ -42,7 +42,7 @@ class RayLauncher:
         self._task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(_run_worker)
 
     def start(self, run: SweepRun, run_dir: Path) -> "RayJob":
-        """Submit one run; Ray queues it until a node has room, and starts it again if its node dies."""
+        """Submit one run; Ray queues it until a node has room, and starts it again if its node fails."""
         return RayJob(self._task.remote(str(run_dir.resolve()), list(run.arguments), str(Path.cwd()), self._num_cpus))
 
 

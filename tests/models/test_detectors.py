@@ -220,8 +220,8 @@ def test_what_cannot_work_is_refused_in_one_sentence(
         create_detector(**given)
 
 
-def test_a_label_that_stands_twice_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match="stand twice: cat"):
+def test_a_label_that_occurs_twice_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="occur twice: cat"):
         dataclasses.replace(DetectorConfig(), labels=("cat", "dog", "cat"))
 
 

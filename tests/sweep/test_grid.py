@@ -76,7 +76,7 @@ def test_columns_are_named_by_the_last_word_where_it_is_unique() -> None:
         ),
         ("grid: {model.attention: []}", InvalidConfig, "must be a list of values"),
         ("grid: {a: [1, 1]}", InvalidConfig, "has '1' more than once"),
-        ("grid: {a: [1]}\noptions: {a: 2}", InvalidConfig, "a stands under options and under grid"),
+        ("grid: {a: [1]}\noptions: {a: 2}", InvalidConfig, "a is under options and under grid"),
         ("grid: {a: [1]}\nexclude: [{b: 1}]", InvalidConfig, "must name options of the grid: a"),
         ("grid: {a: [1]}\nexclude: [{a: 2}]", InvalidConfig, "exclude names a: 2, which the grid does not have"),
         ("grid: {a: [1]}\nexclude: [{a: 1}]", InvalidConfig, "every combination is excluded"),

@@ -92,7 +92,7 @@ def sweep(launcher: FakeLauncher, out: Path, num_runs: int = 4, **options: Any) 
     )
 
 
-def test_all_runs_finish_and_stand_in_the_results_in_the_order_of_the_grid(tmp_path: Path) -> None:
+def test_all_runs_finish_and_are_in_the_results_in_the_order_of_the_grid(tmp_path: Path) -> None:
     seen: list[int] = []
     launcher = FakeLauncher()
     state = sweep(launcher, tmp_path, report=lambda state: seen.append(len(state.running)))

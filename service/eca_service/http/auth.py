@@ -4,7 +4,7 @@ A key comes as `Authorization: Bearer KEY`. A line of a key file is a key, or a 
 
     key-of-alice
     key-of-bob 2027-01-31
-    key-of-a-guest   2026-12-24T18:00:00Z
+    key-of-a-guest 2026-12-24T18:00:00Z
 
 A key that is removed from the file or has expired stops working within two seconds, without a restart. What a change
 of the file does:
