@@ -10,7 +10,7 @@ from eca_hub.commandline import CommandParser
 from eca_hub.commands.progress import show_progress
 
 if TYPE_CHECKING:
-    from eca_hub.models.catalog import Network
+    from eca_hub.models.catalog import Accuracy, Network
 
 
 def main(argv: list[str]) -> int:
@@ -58,29 +58,30 @@ def _with_progress(found: "Iterator[Network]") -> "Iterator[Network]":
 
 
 def _print_pretrained(pattern: str, *, as_json: bool) -> int:
-    """Print what timm's registry records of weights: their id on the Hub, input, license and source."""
-    import fnmatch
-
+    """Print timm's weights with ECA: size, published accuracy for each image size, license."""
     import timm
 
-    rows = []
-    for name in fnmatch.filter(timm.list_pretrained(["eca_*", "ecaresnet*"]), pattern):
-        cfg = timm.get_pretrained_cfg(name)
-        if cfg is not None and cfg.hf_hub_id:
-            model_id = f"{cfg.hf_hub_id.rstrip('/')}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
-            rows.append(
-                {
-                    "model": model_id,
-                    "image_size_px": cfg.input_size[-1],
-                    "license": cfg.license or "not stated",
-                    "source": cfg.origin_url or cfg.url or "not stated",
-                }
-            )
+    from eca_hub.models.catalog import published_weights
+
+    found = published_weights(pattern)
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps([asdict(weights) for weights in found]))
         return 0
-    for row in rows:
-        print(f"{row['model']:<44} {row['image_size_px']:>4} px  {row['license']:<12} {row['source']}")
-    if rows:
-        print(f"From timm {timm.__version__}'s registry. Try: eca-hub classify image.jpg --model {rows[0]['model']}")
+    if not found:
+        print(f"No weights match {pattern!r}. All of them: eca-hub models --pretrained")
+        return 0
+    print(f"{'model':<37} {'params':>8}  {'px':>4} {'top-1':>6} {'top-5':>6}   license")
+    for weights in found:
+        name, millions = weights.model, weights.parameters_millions
+        size = "" if millions is None else f"{millions:.2f} M"
+        for row in weights.accuracies or (None,):
+            figures = f"{weights.image_size_px:>4}" if row is None else _figures(row)
+            print(f"{name:<37} {size:>8}  {figures:<18}   {weights.license}")
+            name = size = ""
+    print(f"Weights of timm {timm.__version__}; top-1 and top-5 in percent on ImageNet's validation set, as published.")
+    print(f"Try: eca-hub classify image.jpg --model {found[0].model}")
     return 0
+
+
+def _figures(row: "Accuracy") -> str:
+    return f"{row.image_size_px:>4} {row.top1:>6.2f} {row.top5:>6.2f}"

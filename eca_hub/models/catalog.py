@@ -1,16 +1,19 @@
-"""List every network that can be built, with its number of parameters: backbones times attention methods.
+"""List every network that can be built, with its number of parameters, and published weights with their accuracy.
 
 Each backbone is built once, on the meta device. A method adds the same module to each block of a stage, so one module
 a width is built and multiplied. Only where a method replaces layers is the whole network built.
 """
 
 import fnmatch
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
+import timm
 import torch
 
 from eca_hub.attention import ATTENTIONS
@@ -39,6 +42,71 @@ class Network:
     """Parameters with 1000 classes and default options."""
     attention_parameters: int
     """Parameters of the attention modules."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Published accuracy on ImageNet's validation set for images of one size."""
+
+    image_size_px: int
+    top1: float
+    """Percent."""
+    top5: float
+    """Percent."""
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights of timm on the Hub, trained on ImageNet."""
+
+    model: str
+    """Hub `owner/name`."""
+    image_size_px: int
+    """Size for which the package prepares images."""
+    license: str
+    source: str
+    """Where timm's authors published the file."""
+    parameters_millions: float | None
+    accuracies: tuple[Accuracy, ...]
+    """Of each published size, smallest first; empty where none was published."""
+
+
+def published_weights(pattern: str = "*") -> list[PublishedWeights]:
+    """Return timm's weights with ECA that are on the Hub, the most accurate first.
+
+    Their license and source are those of timm's registry, their accuracy is in timm_results.json.
+
+    Args:
+        pattern: Shell-style, such as `ecaresnet*`.
+    """
+    results = published_results()
+    found = []
+    for name in fnmatch.filter(timm.list_pretrained(["eca_*", "ecaresnet*"]), pattern):
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg is None or not cfg.hf_hub_id:
+            continue
+        rows = results.get(name, [])
+        found.append(
+            PublishedWeights(
+                model=f"{cfg.hf_hub_id}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id,
+                image_size_px=cfg.input_size[-1],
+                license=cfg.license or "not stated",
+                source=str(cfg.origin_url or cfg.url or "not stated"),
+                parameters_millions=rows[0][0] if rows else None,
+                accuracies=tuple(Accuracy(*row[1:]) for row in rows),
+            )
+        )
+    return sorted(found, key=lambda each: max((row.top1 for row in each.accuracies), default=0.0), reverse=True)
+
+
+@cache
+def published_results() -> dict[str, list[tuple[float, int, float, float]]]:
+    """Return timm's published results: name to millions of parameters, image size, top-1 and top-5, smallest first."""
+    document = json.loads(files("eca_hub.models").joinpath("timm_results.json").read_text("utf-8"))
+    results: dict[str, list[tuple[float, int, float, float]]] = {}
+    for name, millions, size_px, top1, top5 in document["rows"]:
+        results.setdefault(name, []).append((millions, size_px, top1, top5))
+    return results
 
 
 def networks(pattern: str = "*") -> Iterator[Network]:
