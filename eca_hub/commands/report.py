@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
     results_file = Path(args.results)
     plan = read_plan(Path(args.plan) if args.plan else None, args.metric)
     results = read_table(results_file)
-    beside = {name: table_beside(results_file, name) for name in ("curves", "classes", "costs")}
-    curves, classes, costs = (read_table(path) if path.is_file() else [] for path in beside.values())
+    beside = {name: table_beside(results_file, name) for name in ("curves", "classes", "costs", "gates")}
+    curves, classes, costs, gates = (read_table(path) if path.is_file() else [] for path in beside.values())
     blocks = group(results, plan)
     page = write_report(
         Path(args.out),
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         plan=plan,
         results=results,
         costs=costs,
-        figures=draw_all(blocks, curves, classes),
+        figures=draw_all(blocks, curves, classes, gates),
     )
     if args.json:
         comparisons = [

@@ -26,6 +26,7 @@ _CAPTIONS = {
     "kernel_size": "Accuracy against the kernel size (compare figure 4 of the paper).",
     "curves": "Validation accuracy: mean and range over the seeds.",
     "classes": "Change of the recall of each class.",
+    "gates": "Learned gates of each channel, averaged over the images of a class; the last block of each stage.",
 }
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -50,7 +51,7 @@ def write_report(
     """Write report.html, report.md and figures/*.png, and return the path of the page."""
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "figures").mkdir(exist_ok=True)
-    images = {name: _png(figure) for name, figure in figures.items()}
+    images = {name: png(figure) for name, figure in figures.items()}
     for name, content in images.items():
         write_atomic(out_dir / "figures" / f"{name}.png", content)
     notes = _notes(plan, results)
@@ -59,6 +60,13 @@ def write_report(
     for number, block in enumerate(blocks, start=1):
         page.append(f"<h2>{html.escape(block.name)}</h2>")
         text += [f"## {block.name}", ""]
+        if block.num_missing_runs:
+            note = (
+                f"Incomplete: {block.num_missing_runs} runs of the compared methods are missing from the "
+                f"{plan.num_seeds} seeds of the plan. The comparisons below are not its result."
+            )
+            page.append(f"<p><strong>{note}</strong></p>")
+            text += [f"**{note}**", ""]
         for heading, table in (("Methods", _methods(block, costs)), ("Comparisons", _comparisons(block.comparisons))):
             if table[1]:
                 page += [f"<h3>{heading}</h3>", _html_table(table)]
@@ -162,8 +170,9 @@ def _markdown_table(table: Table) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def _png(figure: "Figure") -> bytes:
+def png(figure: "Figure") -> bytes:
+    """Encode a figure; the same data give the same bytes."""
     buffer = io.BytesIO()
-    # No date and version in the file, so that the same data give the same bytes.
+    # No date and version in the file.
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()

@@ -17,7 +17,9 @@ _MORE_COLORS = ("#2a9d8f", "#e9a23b", "#7b5ea7", "#4f772d", "#a44a3f", "#1b7f9e"
 _MAX_CLASSES = 40
 
 
-def draw_all(blocks: Sequence[Block], curves: Sequence[Row], classes: Sequence[Row]) -> dict[str, "Figure"]:
+def draw_all(
+    blocks: Sequence[Block], curves: Sequence[Row], classes: Sequence[Row], gates_of_classes: Sequence[Row] = ()
+) -> dict[str, "Figure"]:
     """Draw every figure that the tables have data for, by file name."""
     figures: dict[str, Figure] = {}
     for number, block in enumerate(blocks, start=1):
@@ -31,6 +33,8 @@ def draw_all(blocks: Sequence[Block], curves: Sequence[Row], classes: Sequence[R
             figures[f"curves{suffix}"] = training_curves(block, curves)
         if classes and {"eca", "none"} <= {method.name for method in block.methods}:
             figures[f"classes{suffix}"] = class_gains(block, classes)
+    if gates_of_classes:
+        figures["gates_1" if len(blocks) > 1 else "gates"] = gates(gates_of_classes)
     return figures
 
 
@@ -121,6 +125,31 @@ def class_gains(block: Block, classes: Sequence[Row]) -> "Figure":
     colors = [_COLORS["eca"] if gain >= 0 else _COLORS["none"] for gain, _ in gains]
     axes.barh(range(len(gains)), [gain for gain, _ in gains], color=colors)
     axes.set_yticks(range(len(gains)), [label for _, label in gains], fontsize=8)
+    return figure
+
+
+def gates(rows: Sequence[Row]) -> "Figure":
+    """Gates of the last block of each stage: a line for each class over the channels (the paper's channel weights).
+
+    Args:
+        rows: As `eca_hub.report.gates.mean_gates` returns them.
+    """
+    from matplotlib.figure import Figure
+
+    stages = sorted({int(row["stage"]) for row in rows})
+    labels = list(dict.fromkeys(str(row["label"]) for row in rows))
+    figure = Figure(figsize=(6.4, 1.4 * len(stages) + 0.6), layout="constrained")
+    all_axes = figure.subplots(len(stages), 1, squeeze=False)[:, 0]
+    for axes, stage in zip(all_axes, stages, strict=True):
+        for position, label in enumerate(labels):
+            values = [float(row["gate"]) for row in rows if row["stage"] == stage and str(row["label"]) == label]
+            axes.plot(values, lw=0.8, color=_MORE_COLORS[position % len(_MORE_COLORS)], label=label)
+        axes.set_title(f"stage {stage}, {len(values)} channels", loc="left", fontsize=9)
+        axes.margins(x=0.01)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].legend(frameon=False, fontsize=8, ncols=len(labels), loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    all_axes[-1].set_xlabel("channel")
+    figure.supylabel("gate", fontsize=9)
     return figure
 
 

@@ -30,6 +30,8 @@ class Plan:
     """Column of the results, a share between 0 and 1; reported in percentage points."""
     comparisons: tuple[Planned, ...]
     """Method a, method b, kind and margin in points; empty compares each method with none and with se."""
+    num_seeds: int = 0
+    """Seeds of each method when the study is complete; 0 if the plan states none."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ class Block:
     name: str
     methods: tuple[Method, ...]
     comparisons: tuple[Comparison, ...]
+    num_missing_runs: int = 0
+    """Runs of its compared methods that the plan has and the results have not."""
 
 
 def read_plan(path: Path | None, metric: str) -> Plan:
-    """Read a plan file: `metric` and `comparisons`, a list of {a, b, kind, margin}.
+    """Read a plan file: `metric`, `num_seeds`, and `comparisons`, a list of {a, b, kind, margin}.
 
     Raises:
         InvalidConfig: the file is not such a plan.
@@ -71,6 +75,7 @@ def read_plan(path: Path | None, metric: str) -> Plan:
             (str(each["a"]), str(each["b"]), each.get("kind", "difference"), float(each.get("margin", 0.0)))
             for each in document["comparisons"]
         )
+        num_seeds = int(document.get("num_seeds", 0))
     except OSError as error:
         raise InvalidConfig(f"The plan {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
@@ -82,7 +87,7 @@ def read_plan(path: Path | None, metric: str) -> Plan:
             raise InvalidConfig(f"{path}: kind {kind!r} is none of {', '.join(get_args(Kind))}.")
         if kind == "non_inferiority" and margin <= 0:
             raise InvalidConfig(f"{path}: a comparison of kind non_inferiority needs a margin above 0 points.")
-    return Plan(str(document.get("metric", metric)), comparisons)
+    return Plan(str(document.get("metric", metric)), comparisons, num_seeds)
 
 
 def group(rows: Sequence[Row], plan: Plan) -> list[Block]:
@@ -113,7 +118,10 @@ def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan) -> B
     methods = tuple(_method(method, members, plan.metric, grid) for method, members in by_method.items())
     groups = {method.name: list(method.values) for method in methods}
     planned = plan.comparisons or _default_comparisons(list(groups))
-    return Block(name, methods, tuple(compare(groups, planned)))
+    comparisons = tuple(compare(groups, planned))
+    compared = {method for each in comparisons for method in (each.a, each.b)}
+    num_missing = sum(max(plan.num_seeds - len(groups[method]), 0) for method in compared)
+    return Block(name, methods, comparisons, num_missing)
 
 
 def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str]) -> Method:

@@ -143,3 +143,22 @@ def test_a_missing_table_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
     assert report(tmp_path / "absent.csv", tmp_path / "out") == 2
     assert "absent.csv cannot be read: No such file or directory." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_results_with_fewer_seeds_than_planned_are_labeled_as_incomplete(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("num_seeds: 8\ncomparisons: [{a: eca, b: none}]")
+    assert report(results, tmp_path / "out", "--plan", str(tmp_path / "plan.yaml")) == 0
+    words = "Incomplete: 6 runs of the compared methods are missing from the 8 seeds of the plan."
+    assert words in (tmp_path / "out" / "report.html").read_text()
+    assert words in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_plan_of_the_study_can_be_read() -> None:
+    plan = read_plan(Path("experiments/results/plan.yaml"), "val_top1")
+    assert (plan.metric, plan.num_seeds) == ("test_top1", 8)
+    assert plan.comparisons == (
+        ("eca", "none", "difference", 0.0),
+        ("se_var3", "se", "difference", 0.0),
+        ("eca", "se_var2", "difference", 0.0),
+        ("eca", "se", "non_inferiority", 0.5),
+    )

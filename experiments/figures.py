@@ -1,0 +1,124 @@
+"""Draw the figures of the README from committed data: `python -m experiments.figures [--out DIR]`.
+
+- `bubbles.png`: accuracy against parameters, the area of a bubble its multiply-adds, for ResNets on ImageNet. The
+  accuracies are the published ones of table 3; parameters and multiply-adds are counted by this library.
+- `gates.png`: learned gates of the photos release, from `results/photos34_gates.csv` of `python -m experiments.gates`.
+- `latency.png`: latency against load, from `results/service.json`, which is what
+  `python -m experiments.bench.service --results` writes: parts with rows of `server`, `precision`, `clients`, `per_s`,
+  `p50_ms` and `p99_ms`.
+
+A figure without its data is left out, with a line that names the file.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eca_hub.atomic import write_atomic
+from eca_hub.models.complexity import count_complexity
+from eca_hub.models.config import ModelConfig
+from eca_hub.models.paper import published_rows
+from eca_hub.report.page import png
+from eca_hub.report.plots import gates
+from eca_hub.sweep.results import read_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parent / "results"
+_METHODS = {
+    "none": ("ResNet", "#8c8c8c"),
+    "se": ("SENet", "#3b6fb6"),
+    "cbam": ("CBAM", "#e9a23b"),
+    "eca": ("ECA-Net", "#d1495b"),
+}
+_DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+def bubbles() -> "Figure":
+    """Published accuracy against counted parameters; the area is the counted multiply-adds (the paper's figure 1)."""
+    figure, axes = _axes("parameters (millions)", "published top-1 on ImageNet (%)")
+    legend: set[str] = set()
+    for row in published_rows("3"):
+        if row.architecture not in _DEPTHS or row.attention not in _METHODS or row.top1 is None:
+            continue
+        name, color = _METHODS[row.attention]
+        complexity = count_complexity(ModelConfig(row.architecture, row.attention, row.attention_args))
+        x = complexity.num_parameters / 1e6
+        label = name if name not in legend else None
+        legend.add(name)
+        axes.scatter(x, row.top1, s=50 * complexity.multiply_adds / 1e9, color=color, alpha=0.5, label=label)
+        if row.attention == "eca":
+            axes.annotate(row.architecture.removeprefix("resnet"), (x, row.top1), ha="center", va="center", fontsize=8)
+    axes.margins(0.12)
+    for handle in axes.legend(frameon=False, loc="lower right").legend_handles:
+        handle.set_sizes([60])  # type: ignore[union-attr]
+    axes.set_title("area: multiply-adds; numbers: depth", loc="left", fontsize=10)
+    return figure
+
+
+def learned_gates(file: Path) -> "Figure":
+    """Gates of each channel of the photos release, a line a class."""
+    return gates(read_table(file))
+
+
+def latency(file: Path) -> "Figure":
+    """Median and 99th percentile of the latency against the images a second, a line for each server."""
+    figure, axes = _axes("images a second", "latency (ms)")
+    servers: dict[str, list[dict[str, Any]]] = {}
+    for part in json.loads(file.read_text()).values():
+        for row in part.get("rows", []):
+            if row["clients"] and row["precision"] != "none":
+                servers.setdefault(f"{row['server']}, {row['precision']}", []).append(row)
+    for position, (name, rows) in enumerate(servers.items()):
+        color = f"C{position % 10}"
+        rows.sort(key=lambda row: row["clients"])
+        per_s = [row["per_s"] for row in rows]
+        axes.plot(per_s, [row["p50_ms"] for row in rows], "o-", ms=4, color=color, label=name)
+        axes.plot(per_s, [row["p99_ms"] for row in rows], ":", color=color)
+        if name.startswith("ours"):
+            for row in rows:
+                point = (row["per_s"], row["p50_ms"])
+                axes.annotate(str(row["clients"]), point, fontsize=7, xytext=(3, -9), textcoords="offset points")
+    axes.set_yscale("log")
+    axes.set_title("lines: median, dotted: 99th percentile; numbers: clients", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+FROM_FILES: dict[str, tuple[Path, Callable[[Path], "Figure"]]] = {
+    "gates": (RESULTS / "photos34_gates.csv", learned_gates),
+    "latency": (RESULTS / "service.json", latency),
+}
+"""Name of a figure to its data and the function that draws them."""
+
+
+def _axes(x: str, y: str) -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / "figures", help="Folder of the figures.")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "bubbles.png", png(bubbles()))
+    for name, (file, draw) in FROM_FILES.items():
+        if file.is_file():
+            write_atomic(out / f"{name}.png", png(draw(file)))
+        else:
+            print(f"{name}.png is left out: there is no {file}.")
+
+
+if __name__ == "__main__":
+    main()
