@@ -10,16 +10,20 @@ A test fails when the files are not what this module writes.
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from eca_hub.models.paper import published_rows
 
 ROOT = Path(__file__).parent
 ROWS = ROOT / "configs" / "imagenet" / "rows"
 COCO = ROOT / "configs" / "coco"
+SWEEPS = ROOT / "sweeps"
 RESULTS = ROOT / "results" / "measured.csv"
 """Own results, by configuration: config, metric, value, date, hardware, commit, hub_id."""
 
@@ -134,6 +138,7 @@ def index(all_rows: Sequence[ConfigRow], coco: Sequence[Path], measured: Sequenc
         claim = path.read_text().splitlines()[0]
         if path.parent != COCO and claim.startswith("# Claim: "):
             lines.append(f"| `{path.relative_to(ROOT)}` | {claim.removeprefix('# Claim: ')} |")
+    lines += ["", "## The study", "", *_study()]
     lines += [
         "",
         "## Benches",
@@ -143,6 +148,35 @@ def index(all_rows: Sequence[ConfigRow], coco: Sequence[Path], measured: Sequenc
         + ". Each prints ratios to a limit and to its peers, measured in the same run.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _study() -> list[str]:
+    """The blocks of the plan, each with the command that runs or continues it and the state of its results."""
+    lines = [
+        "`results/plan.yaml` was committed before any comparison was computed: the blocks, the number of seeds,",
+        "four comparisons and their tests. `data/cifar10` and `data/photos` are folders with parquet files, or links",
+        "to them. The command of a block also continues it: finished runs are never repeated.",
+        "",
+        "| block | runs | finished | command |",
+        "| --- | --- | --- | --- |",
+    ]
+    for path in sorted(SWEEPS.glob("*.yaml")):
+        command = next(line for line in path.read_text().splitlines() if line.startswith("# eca-hub sweep"))
+        document = yaml.safe_load(path.read_text())
+        num_runs = math.prod(len(values) for values in document["grid"].values())
+        results = RESULTS.parent / f"{path.stem}.csv"
+        num_finished = len(list(csv.DictReader(results.open(newline="")))) if results.is_file() else 0
+        lines.append(f"| `sweeps/{path.name}` | {num_runs} | {num_finished} | `{command.removeprefix('# ')}` |")
+    return [
+        *lines,
+        "",
+        "```sh",
+        "eca-hub report experiments/results/w.csv --plan experiments/results/plan.yaml --out runs/report",
+        "```",
+        "",
+        "writes tables, plots and statistics of the committed results. `python -m experiments.figures` draws the",
+        "figures of the README into `results/figures/`.",
+    ]
 
 
 def _ours(file: Path | None, ours: Mapping[str, Mapping[str, str]]) -> str:
