@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from eca_hub.errors import InvalidConfig
@@ -124,7 +123,7 @@ class Classifier:
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value < 1:
                 raise InvalidConfig(f"{name} is {value}; it must be 1 or more.")
-        if isinstance(images, str | Path | bytes | Image.Image):
+        if not isinstance(images, list | tuple):
             return self.predict([images], top_k=top_k, on_progress=on_progress)[0]
         predictions: list[list[Prediction]] = []
         for start in range(0, len(images), batch_size):

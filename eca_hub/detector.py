@@ -10,7 +10,6 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from eca_hub.classifier import check_device
@@ -131,7 +130,7 @@ class Detector:
             raise InvalidConfig(f"min_score is {min_score}; for this detector it is {self.config.min_score:g} to 1.")
         if max_detections < 1:
             raise InvalidConfig(f"max_detections is {max_detections}; it must be 1 or more.")
-        if isinstance(images, str | Path | bytes | Image.Image):
+        if not isinstance(images, list | tuple):
             return self.predict([images], min_score=min_score, max_detections=max_detections, on_progress=on_progress)[
                 0
             ]

@@ -28,7 +28,7 @@ __all__ = [
     "load_image",
 ]
 
-ImageSource = str | Path | bytes | Image.Image
+ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image
 """Path of an image file, its content, or a PIL image."""
 
 _EXIF_ORIENTATION = 0x0112
@@ -182,9 +182,15 @@ def load_image(
     """
     if isinstance(source, Image.Image):
         return _convert_pil(source, min_side_px, bit_depth, mode)
-    if isinstance(source, bytes):
-        return decode_reduced(source, min_side_px=min_side_px, limits=limits, bit_depth=bit_depth, mode=mode)
-    path = Path(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decode_reduced(bytes(source), min_side_px=min_side_px, limits=limits, bit_depth=bit_depth, mode=mode)
+    try:
+        path = Path(source)
+    except TypeError:
+        raise NotAnImage(
+            f"A value of type {type(source).__name__} is not an image.",
+            hint="Give a path, the bytes of a file or a PIL image; PIL.Image.fromarray makes one of an array.",
+        ) from None
     try:
         data = path.read_bytes()
     except OSError as error:

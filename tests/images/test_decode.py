@@ -312,6 +312,18 @@ def test_a_float_image_is_refused_because_its_range_is_unknown() -> None:
         load_image(Image.new("F", (8, 8)))
 
 
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_any_bytes_are_decoded(kind: type[bytearray] | type[memoryview]) -> None:
+    data = make_picture(file_format="PNG")
+    assert np.array_equal(np.asarray(load_image(kind(data)).image), np.asarray(load_image(data).image))
+
+
+@pytest.mark.parametrize("value", [np.zeros((4, 4, 3), np.uint8), 7, None])
+def test_what_is_not_an_image_is_named_by_its_type(value: object) -> None:
+    with pytest.raises(NotAnImage, match=type(value).__name__):
+        load_image(value)  # type: ignore[arg-type]
+
+
 def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotAnImage, match=r"none\.png cannot be read"):
         load_image(tmp_path / "none.png")
