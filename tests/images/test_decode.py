@@ -314,7 +314,7 @@ def test_a_float_image_is_refused_because_its_range_is_unknown() -> None:
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
 def test_any_bytes_are_decoded(kind: type[bytearray] | type[memoryview]) -> None:
-    data = make_picture(file_format="PNG")
+    data = make_image(file_format="PNG")
     assert np.array_equal(np.asarray(load_image(kind(data)).image), np.asarray(load_image(data).image))
 
 
