@@ -28,7 +28,7 @@ def write(
     return str(path)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_table_is_read_in_the_usual_encodings_and_delimiters(encoding: str, delimiter: str, folder: Path) -> None:
     rows = [(name, label.replace("a", "\u00e4")) for name, label in ROWS]
@@ -37,6 +37,42 @@ def test_a_table_is_read_in_the_usual_encodings_and_delimiters(encoding: str, de
     assert data.labels == ["c\u00e4t", "dog"]
     assert (data.num_images("train"), data.num_images("val")) == (6, 2)
     assert len(data.dataset("train")[BatchIndex(0, [0, 1, 2])].targets) == 3
+
+
+def test_tables_of_windows_programs_are_read(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "8.png").write_bytes(png(9))
+    text = 'sep=;\r\nfile;label;note\r\nsub\\8.png;"a \u201cquoted\u201d; name";"two\nlines"\r\n'
+    text += "0.png;dog;\r\n1.png;dog;\r\n"
+    (folder / "labels.csv").write_bytes(text.encode("cp1252"))
+    data = CsvData(str(folder / "labels.csv"), val_fraction=0.5, image=SMALL)
+    assert data.labels == ["a \u201cquoted\u201d; name", "dog"]
+    assert data.source("train").read(0) == png(9)
+
+
+@pytest.mark.parametrize("test_columns", ["path,label", "path"])
+def test_a_folder_may_have_a_table_for_each_split(test_columns: str, folder: Path) -> None:
+    write(folder / "train.csv", "path,label", ROWS[:4])
+    write(folder / "Validation.csv", "path,label", ROWS[4:6])
+    write(folder / "test.csv", test_columns, [row[: test_columns.count(",") + 1] for row in ROWS[6:]])
+    (folder / "sample_submission.csv").write_text("id,label\n")
+    data = CsvData(str(folder))
+    assert [data.num_images(split) for split in ("train", "val")] == [4, 2]
+    assert len(data.predict_source().targets) == 2
+    assert data.title == folder.name
+
+
+def test_a_folder_without_a_table_to_train_on_is_refused(folder: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        write(folder / name, "path,label", ROWS)
+    with pytest.raises(InvalidConfig, match=r"has no train.csv; it holds a.csv, b.csv. Give --data.root FILE.csv"):
+        CsvData(str(folder))
+
+
+def test_a_table_that_is_cut_off_is_refused(folder: Path) -> None:
+    (folder / "labels.csv").write_bytes("path,label\n0.png,cat\n".encode("utf-16")[:-1])
+    with pytest.raises(InvalidConfig, match=r"labels.csv is no CSV file: .*Save it as CSV in UTF-8"):
+        CsvData(str(folder / "labels.csv"))
 
 
 def test_a_column_of_splits_is_followed(folder: Path) -> None:
