@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.images import STDIN, find_images
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import BadImage, InvalidUsage
 
 if TYPE_CHECKING:
     from eca_hub.classifier import Classifier, Prediction
-
-SUFFIXES = frozenset([".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
-"""Of files that are taken from a folder. A file that is named on the command line may have any name."""
-
-STDIN = "-"
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def main(argv: list[str]) -> int:
             raise InvalidUsage(f"--{name} is {args[name]}; it must be 1 or more.")
     if args.output and Path(args.output).suffix not in (".csv", ".jsonl"):
         raise InvalidUsage(f"--output is {args.output!r}; the file must end in .csv or .jsonl.")
-    images = list(dict.fromkeys(each for given in args.images for each in _find_images(given)))
+    images = list(dict.fromkeys(each for given in args.images for each in find_images(given)))
 
     from eca_hub.classifier import Classifier
 
@@ -69,29 +65,6 @@ def main(argv: list[str]) -> int:
         num_bad += row.error is not None
         print(json.dumps(_to_dict(classifier, row)) if args.json else _to_line(row), flush=True)
     return 2 if num_bad else 0
-
-
-def _find_images(given: str) -> list[str]:
-    """Return the images that an argument names: itself, or those in the folder and its subfolders."""
-    if given == STDIN:
-        return [given]
-    if "://" in given:
-        raise InvalidUsage(
-            f"{given} is an address, and eca-hub does not download images.", hint=f"curl -o image.jpg {given}"
-        )
-    if not Path(given).is_dir():
-        return [given]
-    found = []
-    for folder, subfolders, names in os.walk(given, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-        found += [
-            str(Path(folder, name))
-            for name in sorted(names)
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
-    if not found:
-        raise InvalidUsage(f"{given} has no images: no files that end in {', '.join(sorted(SUFFIXES))}.")
-    return found
 
 
 def _classify(classifier: "Classifier", images: list[str], top_k: int, batch_size: int) -> Iterator[Row]:

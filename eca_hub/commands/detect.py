@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.images import find_images
 from eca_hub.errors import BadImage, InvalidConfig, InvalidUsage
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Find the objects in each image; a broken image is reported and does not stop the others."""
     parser = CommandParser("detect", "Find the objects in images.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Path of an image.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image file, or folder of images.")
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub, or a folder with a detector package.")
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument("--min_score", type=float, default=0.5, help="Leave out what is less certain.")
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
     if args.annotations and not args.to:
         raise InvalidUsage("--annotations has the ids for --to, which is not given.")
-    names = [Path(path).stem for path in args.images]
+    images = list(dict.fromkeys(path for given in args.images for path in find_images(given)))
+    names = [Path(path).stem for path in images]
     if args.save_image and len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise InvalidUsage(f"Two images are named {repeated}; one drawing would replace the other.")
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
     ids = _Ids(args.annotations, detector.config.labels)
     results: list[dict[str, Any]] = []
     num_bad = 0
-    for path in args.images:
+    for path in images:
         try:
             found = detector.predict(path, min_score=args.min_score, max_detections=args.max_detections)
         except BadImage as error:

@@ -16,9 +16,10 @@ from tests.conftest import make_image
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
-    for name in ("b.png", "sub/a.JPG", ".hidden/c.png", "__MACOSX/d.png", "._e.png", "notes.txt"):
+    for name in ("b.png", "sub/a.JPG", ".hidden/c.png", "__MACOSX/d.png", "._e.png", "@eaDir/f.png", "notes.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(make_image())
+    (folder / "sub" / "up").symlink_to(folder)
     return folder
 
 

@@ -39,7 +39,12 @@ def test_detections_are_printed_drawn_and_written(
 ) -> None:
     files = [images / "0.png", images / "1.png"]
     drawn, results = tmp_path / "drawn", tmp_path / "results.json"
-    assert detect(package, *files, "--save_image", drawn, "--to", results) == 0
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for file in files:
+        (folder / file.name).write_bytes(file.read_bytes())
+    files = [folder / file.name for file in files]
+    assert detect(package, folder, "--save_image", drawn, "--to", results) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{files[0]}  ")
     assert " at (" in first

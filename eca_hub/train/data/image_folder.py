@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,13 +10,12 @@ import numpy as np
 
 from eca_hub.errors import InvalidConfig, NotAnImage
 from eca_hub.images.containers import FORMATS, sniff_format
+from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.source import UNLABELED, Split, fingerprint_of, readable_name
 
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
 _SIDECAR_ENDINGS = (".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".yaml", ".yml", ".npy", ".npz", ".html")
 _SIDECAR_NAMES = {"license", "readme", "copying", "makefile"}
-_SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "icon\r"}
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "dev"),
@@ -76,7 +75,7 @@ class ImageFolderData(FileDataModule):
                 )
         labels = sorted(label for label, scan in folders.classes.items() if scan.paths)
         if not labels:
-            raise InvalidConfig(f"The class folders in {folder} hold no images ({', '.join(_IMAGE_ENDINGS)}).")
+            raise InvalidConfig(f"The class folders in {folder} hold no images ({', '.join(IMAGE_ENDINGS)}).")
         if empty := sorted(folders.classes.keys() - set(labels)):
             self.remarks.append(f"{folder}: folders without images are left out: {', '.join(empty[:5])}.")
         unsupported = sum((scan.unsupported for scan in folders.classes.values()), Counter[str]())
@@ -119,7 +118,7 @@ class ImageFolderData(FileDataModule):
                 return InvalidConfig(
                     f"{self._root} has no folder train, but {folder} has.", hint=f"Give --data.root {folder}."
                 )
-        names = sorted(entry.name for entry in os.scandir(self._root) if not _is_ignored(entry.name))
+        names = sorted(entry.name for entry in os.scandir(self._root) if not is_ignored(entry.name))
         for ending, kind in _OTHER_DATA:
             if files := [name for name in names if name.lower().endswith(ending)]:
                 where = self._root if kind in ("ParquetData", "WebDatasetData") else self._root / files[0]
@@ -128,7 +127,7 @@ class ImageFolderData(FileDataModule):
                     hint=f"Give --data {kind} --data.root {where}.",
                 )
         split_names = {name for names in _SPLIT_NAMES.values() for name in names}
-        with_images = [folder.name for folder in folders if next(_files(folder), None) is not None]
+        with_images = [folder.name for folder in folders if next(walk_files(folder), None) is not None]
         if len(with_images) > 1 and not {name.casefold() for name in with_images} & split_names:
             return InvalidConfig(
                 f"{self._root} has no folder train; it has the folders {', '.join(with_images[:5])}.",
@@ -158,7 +157,7 @@ class _ClassFolders:
         self.classes: dict[str, _Scan] = {}
         for each in _subfolders(folder):
             scan = self.classes.setdefault(readable_name(each.name), _Scan())
-            for path in _files(each):
+            for path in walk_files(each):
                 kind = _kind_of(path)
                 if kind == "image":
                     scan.paths.append(path)
@@ -167,7 +166,7 @@ class _ClassFolders:
         self.loose = sorted(
             folder / entry.name
             for entry in os.scandir(folder)
-            if not entry.is_dir() and not _is_ignored(entry.name) and _kind_of(folder / entry.name) == "image"
+            if not entry.is_dir() and not is_ignored(entry.name) and _kind_of(folder / entry.name) == "image"
         )
 
 
@@ -213,31 +212,13 @@ class ImageFolderSource:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not _is_ignored(entry.name))
-
-
-def _is_ignored(name: str) -> bool:
-    """Whether a name is hidden (so are macOS's ._name and .DS_Store), or made by an operating system or a NAS."""
-    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder in the order of their names, following links to folders without cycles."""
-    for where, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_ignored(name) and not _is_circle(where, name))
-        yield from (Path(where) / name for name in sorted(names) if not _is_ignored(name))
-
-
-def _is_circle(where: str, name: str) -> bool:
-    """Whether a folder is a link to a folder that it lies in."""
-    path = Path(where, name)
-    return path.is_symlink() and Path(where).resolve().is_relative_to(path.resolve())
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_ignored(entry.name))
 
 
 def _kind_of(path: Path) -> str:
     """Distinguish images, sidecar files and files that cannot be decoded: by the ending, or by the first bytes."""
     name = path.name.lower()
-    if name.endswith(_IMAGE_ENDINGS):
+    if name.endswith(IMAGE_ENDINGS):
         return "image"
     if name.endswith(_SIDECAR_ENDINGS) or name in _SIDECAR_NAMES:
         return "sidecar"

@@ -14,6 +14,7 @@ import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.hub_dataset import fetch_parquet
 from eca_hub.train.data.labels import class_names, to_targets
@@ -175,7 +176,8 @@ def _unpack(value: Any) -> tuple[int, bytes, str]:
 def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
     if subset and not (folder / subset).is_dir():
         raise InvalidConfig(f"{folder} has no subset {subset!r}; it holds {_listing(folder.iterdir())}.")
-    paths = sorted((folder / subset if subset else folder).rglob("*.parquet"))
+    inside = folder / subset if subset else folder
+    paths = sorted(path for path in walk_files(inside) if path.suffix == ".parquet")
     found: dict[Split, list[Path]] = {}
     for split, names in _SPLIT_NAMES.items():
         by_name = {name: [path for path in paths if _is_of_split(path, name)] for name in names}
@@ -190,8 +192,8 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
     if "train" not in found:
         hint = f"Give --data WebDatasetData --data.root {folder}." if any(folder.rglob("*.tar")) else ""
         raise InvalidConfig(f"{folder} has no train*.parquet; it holds {_listing(paths)}.", hint=hint)
-    inside = {path.relative_to(folder).parts[0] for path in found["train"] if path.parent != folder}
-    if len(subsets := sorted(inside - set(_SPLIT_NAMES["train"]))) > 1 and not subset:
+    folders = {path.relative_to(folder).parts[0] for path in found["train"] if path.parent != folder}
+    if len(subsets := sorted(folders - set(_SPLIT_NAMES["train"]))) > 1 and not subset:
         raise InvalidConfig(
             f"{folder} has the subsets {', '.join(subsets[:5])}.", hint=f"Give one, such as --data.subset {subsets[0]}."
         )

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, to_targets
 from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
@@ -105,7 +106,7 @@ class TarSource:
 
 
 def _find_shards(folder: Path) -> dict[Split, list[Path]]:
-    paths = sorted(path for path in folder.rglob("*.tar") if not path.name.startswith("."))
+    paths = sorted(path for path in walk_files(folder) if path.suffix == ".tar")
     found: dict[Split, list[Path]] = {}
     for split, pattern in _SPLIT_NAMES.items():
         mark = re.compile(rf"{pattern}(?![a-z])", re.IGNORECASE)

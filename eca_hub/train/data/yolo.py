@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.images.folders import walk_files
 from eca_hub.train.data.objects import MIN_SIDE_PX, ImageObjects, Report, Split, count_objects
 
 _SPLIT_NAMES = {"train": ("train", "train2017"), "val": ("val", "valid", "validation", "val2017"), "test": ("test",)}
@@ -73,10 +74,10 @@ def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool) -> S
     """
     labels_dir = _labels_dir(images_dir)
     report = Report(str(images_dir))
-    paths = sorted(path for path in images_dir.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in walk_files(images_dir) if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise InvalidConfig(f"{images_dir} has no images.")
-    texts = {path.relative_to(labels_dir).with_suffix("") for path in labels_dir.rglob("*.txt")}
+    texts = {path.relative_to(labels_dir).with_suffix("") for path in walk_files(labels_dir) if path.suffix == ".txt"}
     texts.discard(Path("classes"))
     if not texts:
         raise InvalidConfig(f"{labels_dir} has no text files with boxes for the images of {images_dir}.")

@@ -134,6 +134,13 @@ def test_shards_of_different_integer_types_and_a_log_beside_them_are_read(tmp_pa
         ParquetData(str(tmp_path), val_fraction=0.5)
 
 
+def test_copies_that_an_editor_hides_are_not_read(tmp_path: Path) -> None:
+    for name in ("train.parquet", "test.parquet", ".ipynb_checkpoints/train-checkpoint.parquet", "._train.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_parquet(tmp_path / name, [0, 1])
+    assert ParquetData(str(tmp_path)).num_images("train") == 2
+
+
 def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "val.parquet", [0, 1])
     with pytest.raises(InvalidConfig, match=r"has validation.parquet and val.parquet; which is the val split"):
