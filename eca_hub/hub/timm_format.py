@@ -74,14 +74,15 @@ def config_from_timm_dict(document: Mapping[str, Any], default_labels_for: Label
         KeyError: a key is missing.
         TypeError, ValueError, InvalidConfig: a value has the wrong type or cannot be used.
     """
+    document = _with_pretrained_cfg(document)
     pretrained_cfg = document["pretrained_cfg"]
     ours = document.get(ECA_HUB_KEY, {"format": 1, "attention": "none", "attention_args": {}})
     if not isinstance(pretrained_cfg, dict) or not isinstance(ours, dict) or ours["format"] != 1:
         raise ValueError("pretrained_cfg or eca_hub is not what this eca-hub reads.")
-    num_classes = document.get("num_classes", pretrained_cfg.get("num_classes"))
+    num_classes = _first(document.get("num_classes"), pretrained_cfg.get("num_classes"))
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 1 <= num_classes <= 100_000:
         raise ValueError(f"num_classes is {num_classes!r}.")
-    names = document.get("label_names", pretrained_cfg.get("label_names"))
+    names = _first(document.get("label_names"), pretrained_cfg.get("label_names"))
     labels = _read_labels(names, num_classes) or default_labels_for(num_classes)
     attention = _text(ours["attention"], "attention")
     return ModelConfig(
@@ -94,6 +95,31 @@ def config_from_timm_dict(document: Mapping[str, Any], default_labels_for: Label
         # Where the attention is ours, model_args only serve timm, which builds the same network from them.
         timm_args=_check_model_args(document.get("model_args") or {}) if attention == "none" else {},
     )
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def is_timm_document(document: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is one of timm's, of any version."""
+    return "pretrained_cfg" in document or document.keys() >= _LEGACY_KEYS
+
+
+_LEGACY_KEYS = {"architecture", "input_size", "mean", "std"}
+"""Before 0.8, timm wrote `pretrained_cfg` into the document itself."""
+
+
+def _with_pretrained_cfg(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a document of timm before 0.8 in the format of today, any other as it is."""
+    if "pretrained_cfg" in document:
+        return document
+    names = document.get("label_names", document.get("labels"))
+    return {
+        "architecture": document["architecture"],
+        "pretrained_cfg": dict(document),
+        **({} if names is None else {"label_names": names}),
+    }
 
 
 def _text(value: object, name: str) -> str:
@@ -123,35 +149,39 @@ def unique_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def image_config_from_timm(pretrained_cfg: Mapping[str, Any]) -> ImageConfig:
-    """Return the preprocessing in timm's `pretrained_cfg`.
+    """Return the preprocessing in timm's `pretrained_cfg`; what is absent or null is timm's default.
 
     Raises:
-        KeyError: a key is missing.
         TypeError, ValueError, InvalidConfig: a value has the wrong type or cannot be used.
     """
-    channels, height_px, width_px = pretrained_cfg["input_size"]
+    given = {**_DEFAULT_CFG, **{name: value for name, value in pretrained_cfg.items() if value is not None}}
+    channels, height_px, width_px = given["input_size"]
     if channels not in (1, 3):
         raise ValueError(f"the network takes images of {channels!r} channels; eca-hub supports 3 (RGB) and 1 (gray).")
-    interpolation = pretrained_cfg.get("interpolation", "bicubic")
-    crop_mode = pretrained_cfg.get("crop_mode", "center")
-    for name, value, allowed in (
-        ("interpolation", interpolation, get_args(Interpolation)),
-        ("crop_mode", crop_mode, get_args(CropMode)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; eca-hub supports {', '.join(allowed)}.")
-    mean, std = (tuple(float(number) for number in pretrained_cfg[name]) for name in ("mean", "std"))
+    for name, allowed in (("interpolation", get_args(Interpolation)), ("crop_mode", get_args(CropMode))):
+        if given[name] not in allowed:
+            raise ValueError(f"{name} is {given[name]!r}; eca-hub supports {', '.join(allowed)}.")
+    mean, std = (tuple(float(number) for number in given[name]) for name in ("mean", "std"))
     return ImageConfig(
         height_px=int(height_px),
         width_px=int(width_px),
-        crop=float(pretrained_cfg.get("crop_pct", 0.875)),
-        crop_mode=crop_mode,
-        interpolation=interpolation,
+        crop=float(given["crop_pct"]),
+        crop_mode=given["crop_mode"],
+        interpolation=given["interpolation"],
         mean=mean,
         std=std,
         in_chans=channels,
     )
 
+
+_DEFAULT_CFG: Mapping[str, Any] = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 
 # Arguments of timm.create_model itself: a repository must not make it read files or the network.
 _FORBIDDEN_MODEL_ARGS = frozenset(

@@ -268,6 +268,34 @@ def test_a_pickle_instead_of_safetensors_is_named_with_the_command_that_converts
     torch.testing.assert_close(loaded(pixels), model.eval()(pixels))
 
 
+@pytest.mark.parametrize("labels_key", ["labels", "label_names"])
+def test_a_config_of_timm_before_0_8_loads(labels_key: str, tmp_path: Path) -> None:
+    stock = stock_repository(tmp_path / "stock", "resnet10t")
+    document = json.loads((tmp_path / "stock" / "config.json").read_text())
+    legacy = {"architecture": "resnet10t", "num_features": 512, labels_key: LABELS, **document["pretrained_cfg"]}
+    (tmp_path / "stock" / "config.json").write_text(json.dumps(legacy))
+    loaded, config = load_pretrained(tmp_path / "stock")
+    assert config.labels == tuple(LABELS)
+    assert (config.image.height_px, config.image.crop, config.image.mean) == (64, 0.9, (0.5,) * 3)
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(pixels), stock(pixels))
+
+
+def test_what_a_config_of_timm_leaves_empty_has_timms_default(tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet10t")
+    document = json.loads((tmp_path / "stock" / "config.json").read_text())
+    absent = {"crop_pct", "mean", "label_names", "input_size"}
+    empty = dict.fromkeys(["interpolation", "std", "crop_mode", "test_input_size", "num_classes"])
+    document["pretrained_cfg"] = {
+        name: value for name, value in document["pretrained_cfg"].items() if name not in absent
+    } | empty
+    document |= {"label_names": None, "model_args": None}
+    (tmp_path / "stock" / "config.json").write_text(json.dumps(document))
+    _, config = load_pretrained(tmp_path / "stock")
+    assert config.image == ImageConfig()
+    assert config.labels == ("0", "1", "2")
+
+
 def test_equal_label_names_of_timm_get_their_index(tmp_path: Path) -> None:
     stock_repository(tmp_path / "stock", "resnet10t")
     document = json.loads((tmp_path / "stock" / "config.json").read_text())
