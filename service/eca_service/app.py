@@ -1,6 +1,7 @@
 """Build the ASGI app: settings and models in, FastAPI app out."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,8 @@ from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
 from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, find_commit_on_hub
 from eca_service.settings import Settings, split
+
+_logger = logging.getLogger(__name__)
 
 
 def create_app(
@@ -82,6 +85,12 @@ def create_app(
             expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
         )
     if (hosts := _allowed_hosts(settings, keys)) != ("*",):
+        if settings.root_path and not settings.allowed_hosts:
+            _logger.warning(
+                "only the host names %s are accepted; where the proxy of --root_path passes on the client's Host "
+                "header, add its name: --allowed_hosts NAME",
+                ", ".join(dict.fromkeys(hosts)),
+            )
         app.add_middleware(HostCheckMiddleware, allowed_hosts=hosts)
     app.add_middleware(RequestMiddleware, metrics=metrics, registry=registry, keeps_alive=settings.keep_alive_s > 0)
     add_error_handlers(app)

@@ -124,17 +124,23 @@ class HostCheckMiddleware:
         Raises:
             BadHost: it is missing or not allowed.
         """
-        if scope["type"] == "http":
+        if scope["type"] == "http" and not _is_without_host(scope):
             await self._trusted(scope, receive, _discard)
             if not scope["state"].get("has_trusted_host"):
                 raise BadHost(
-                    "The Host header is not allowed.", hint="The operator lists host names in --allowed_hosts."
+                    "The Host header is not a name that this service accepts.",
+                    hint="Its operator lists the names that clients and proxies use: --allowed_hosts NAME.",
                 )
         await self._app(scope, receive, send)
 
     @staticmethod
     async def _accept(scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["has_trusted_host"] = True
+
+
+def _is_without_host(scope: Scope) -> bool:
+    """Whether a request has no Host header, as health checks in HTTP/1.0; a browser always sends one."""
+    return scope.get("http_version") == "1.0" and all(name != b"host" for name, _ in scope["headers"])
 
 
 async def _discard(message: Message) -> None:

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
+from eca_service.errors import BadHost
+from eca_service.http.middleware import HostCheckMiddleware
 from tests.service.app_fixtures import app_with, refusal
 
 ORIGIN = {"origin": "https://shop.example"}
@@ -34,6 +37,36 @@ def test_without_keys_another_name_is_refused_because_of_dns_rebinding(host: str
                 error = refusal(response, 400, "bad_host")
                 assert "--allowed_hosts" in error["hint"]
         assert "evil" not in response.text
+
+
+@pytest.mark.anyio
+async def test_a_health_check_in_http_1_0_needs_no_host() -> None:
+    reached = []
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        """Drop the refusal, which the middleware replaces."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope["http_version"])
+
+    check = HostCheckMiddleware(app, ["localhost"])
+    scope = {"type": "http", "headers": [], "state": {}}
+    await check({**scope, "http_version": "1.0"}, receive, send)
+    assert reached == ["1.0"]
+    for version, headers in (("1.1", []), ("1.0", [(b"host", b"evil.example")])):
+        with pytest.raises(BadHost):
+            await check({**scope, "http_version": version, "headers": headers}, receive, send)
+
+
+@pytest.mark.parametrize(("settings", "is_warned"), [({}, True), ({"allowed_hosts": "vision.example"}, False)])
+def test_a_prefix_without_host_names_is_a_warning_at_the_start(
+    settings: dict[str, Any], is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app_with("acme/digits", root_path="/vision", **({"allowed_hosts": ""} | settings))
+    assert ("--allowed_hosts NAME" in caplog.text) == is_warned
 
 
 def test_a_required_key_or_insecure_allows_any_name() -> None:
