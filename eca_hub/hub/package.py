@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +19,7 @@ from eca_hub.atomic import atomic_folder
 from eca_hub.errors import InvalidConfig, InvalidPackage, UnknownName
 from eca_hub.hub.detector_package import DETECTION_TASK, detector_from_dict
 from eca_hub.hub.hashes import read_and_hash
-from eca_hub.hub.timm_format import ECA_HUB_KEY, LabelNaming, config_from_timm_dict, index_labels
+from eca_hub.hub.timm_format import ECA_HUB_KEY, LabelNaming, config_from_timm_dict, index_labels, is_timm_document
 from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem, current_stem
 from eca_hub.models.detector_config import DetectorConfig
 
@@ -194,7 +194,7 @@ def detector_config_from_json(text: bytes, *, origin: str) -> DetectorConfig:
         )
     try:
         config = detector_from_dict(document)
-        _check_labels(config.labels)
+        check_label_text(config.labels)
     except (KeyError, TypeError, ValueError, OverflowError, InvalidConfig, UnknownName) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
@@ -222,7 +222,7 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} is not JSON.") from None
     if not isinstance(document, dict) or (
-        document.get("library_name") != LIBRARY_NAME and "pretrained_cfg" not in document
+        document.get("library_name") != LIBRARY_NAME and not is_timm_document(document)
     ):
         raise InvalidPackage(
             f"{CONFIG_FILE} of {origin} is neither eca-hub's, which says library_name {LIBRARY_NAME!r}, nor timm's, "
@@ -272,13 +272,18 @@ def _check_values(config: ModelConfig) -> None:
     for name, numbers in (("mean", config.image.mean), ("std", config.image.std)):
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError(f"{name} is {list(numbers)}; it must be finite.")
-    _check_labels(config.labels)
+    check_label_text(config.labels)
 
 
-def _check_labels(labels: tuple[str, ...]) -> None:
+def check_label_text(labels: Sequence[str]) -> None:
+    """Check that class names cannot control a terminal or a page.
+
+    Raises:
+        InvalidConfig: names the first one that can.
+    """
     for index, label in enumerate(labels):
         if any(unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTION_CHARS for char in label):
-            raise ValueError(f"label {index} is {ascii(label)[:60]}; control characters are not allowed.")
+            raise InvalidConfig(f"Label {index} is {ascii(label)[:60]}; control characters are not allowed.")
 
 
 _DIRECTION_CHARS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -29,6 +29,7 @@ from eca_hub.hub.package import (
     LIBRARY_NAME,
     WEIGHTS_FILE,
     Package,
+    check_label_text,
     check_new_folder,
     config_from_json,
     config_to_dict,
@@ -76,14 +77,15 @@ def save_pretrained(
         The folder.
 
     Raises:
-        InvalidConfig: there are no labels, or not one for each output; the network has no configuration; or timm cannot
-            build it and must.
+        InvalidConfig: there are no labels, not one for each output, or one with control characters; the network has no
+            configuration; or timm cannot build it and must.
         CheckpointMismatch: the configuration describes another network, or a weight is NaN or infinite.
     """
     folder, labels, config = _accept_old_order(folder, labels, config)
     if isinstance(getattr(model, "config", None), DetectorConfig):
         return save_detector(model, folder, labels=labels, facts=facts)
     resolved = resolve_config(_config_of(model, config, labels))
+    check_label_text(resolved.labels)
     check_finite(_weights_of(model), sentence="The network cannot be saved")
     _check_describes(resolved, model)
     network, document = model, config_to_dict(resolved)

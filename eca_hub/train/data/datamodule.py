@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import check_label_text
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data.dataset import Batch, ImageDataset
@@ -117,8 +118,10 @@ class ImageDataModule(LightningDataModule):
         """Check what would make training useless before it starts, and print the remarks.
 
         Raises:
-            InvalidConfig: a split is empty or unreadable, or there are fewer than two classes.
+            InvalidConfig: a split is empty or unreadable, there are fewer than two classes, or the name of one has
+                control characters.
         """
+        check_label_text(self.labels)
         if len(self.labels) < 2:
             raise InvalidConfig(f"{self.title} has one class, {self.labels[0]!r}; a classifier needs two or more.")
         for split in SPLITS:

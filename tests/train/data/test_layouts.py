@@ -31,7 +31,8 @@ def tiff(path: Path) -> None:
     [
         "train/dark/._0.png", "train/dark/.DS_Store", "train/dark/Thumbs.db", "train/__MACOSX/dark/0.png",
         "train/.ipynb_checkpoints/0.png", "train/@eaDir/0.png", "train/dark/@eaDir/0.png", "train/dark/notes.txt",
-        "__MACOSX/train/dark/0.png",
+        "__MACOSX/train/dark/0.png", "train/dark/desktop.ini", "train/dark/Thumbs.db:encryptable", "train/.gitkeep",
+        "train/lost+found/0.png", "train/dark/.nfs000000001", "train/dark/p0.json", "train/$RECYCLE.BIN/0.png",
     ],
 )  # fmt: skip
 def test_files_of_operating_systems_are_neither_images_nor_classes(path: str, root: Path) -> None:
@@ -82,6 +83,12 @@ def test_linked_folders_are_entered_and_circles_are_not(root: Path, tmp_path: Pa
     assert (ImageFolderData(str(root)).source("train").targets == 0).sum() == 7
 
 
+def test_folders_that_link_to_each_other_are_read_once(root: Path) -> None:
+    (root / "train" / "dark" / "other").symlink_to(root / "train" / "light")
+    (root / "train" / "light" / "other").symlink_to(root / "train" / "dark")
+    assert ImageFolderData(str(root)).num_images("train") == 16
+
+
 def test_a_class_folder_that_is_a_link_is_a_class(root: Path, tmp_path: Path) -> None:
     (root / "train" / "dark").rename(tmp_path / "elsewhere")
     (root / "train" / "dark").symlink_to(tmp_path / "elsewhere")
@@ -124,6 +131,13 @@ def test_names_in_latin_1_bytes_become_text(root: Path) -> None:
     name = data.source("train").name(0)
     assert name.encode().endswith("caf\u00e9/0.png".encode())
     assert len(data.dataset("train")[BatchIndex(0, [0, 1])].targets) == 2
+
+
+def test_a_class_name_with_a_control_character_is_refused_before_training(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "dark").rename(root / split / "da\x1b[31mrk")
+    with pytest.raises(InvalidConfig, match=r"Label 0 is 'da\\x1b\[31mrk'; control characters are not allowed"):
+        ImageFolderData(str(root)).check()
 
 
 def test_the_same_name_in_two_unicode_forms_is_one_class(root: Path) -> None:
