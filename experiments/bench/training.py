@@ -15,6 +15,7 @@ images are in memory; the others always decode. Rows are kept in a file, so that
     loader       the loaders alone, photos at 128 px: what a fast accelerator would wait for
     start        from typing the command to the first step, beside importing torch, timm and lightning and building
                  the network
+    profile      where a step's time goes, on the photos: decoding, augmenting, forward, backward, optimizer, loop
 """
 
 import json
@@ -86,7 +87,7 @@ class Row:
 
 def main(argv: list[str]) -> int:
     """Measure and print."""
-    names = [case.name for case in CASES] + ["start"]
+    names = [case.name for case in CASES] + ["start", "profile"]
     parser = CommandParser("bench training", "Measure training beside its limit and beside other trainers.")
     parser.add_argument("--photos", help="Folder with train.parquet of photos; synthetic without one.")
     parser.add_argument("--cifar10", help="Folder with train.parquet of CIFAR-10; synthetic without one.")
@@ -121,34 +122,28 @@ def measure_row(name: str, work: Path, args: Any) -> dict[str, Any]:
     rounds = 1 if args.quick else args.rounds
     if name == "start":
         return measure_start(work, rounds)
-    [case] = [each for each in CASES if each.name == name]
+    [case] = [each for each in CASES if each.name == ("photos" if name == "profile" else name)]
     if args.quick:
         case = replace(case, num_images=3 * case.batch_size)
     data = getattr(args, case.images)
     images = work / f"{case.images}_{case.num_images}"
     if not images.exists():
         write_images(images, case.images, case.num_images, case.batch_size, data)
+    if name == "profile":
+        return measure_profile(case, images, args.num_workers)
     return asdict(measure(case, images, rounds, args.num_workers, Path(data).name if data else "synthetic"))
 
 
 def measure(case: Case, images: Path, rounds: int, num_workers: int, data: str) -> Row:
     """Run the trainers in turns."""
-    task = {
-        "folder": str(images),
-        "architecture": case.architecture,
-        "side_px": case.side_px,
-        "batch_size": case.batch_size,
-        "num_workers": num_workers,
-        "crop": case.crop,
-        "min_area": 0.08,
-        "trains": case.trains,
-    }
+    task = task_of(case, images, num_workers)
     best: dict[str, float] = {}
     for turn in range(rounds):
         for name in ("ours", *_PEERS, *(["limit"] if case.trains else [])):
             report_progress(f"{case.name}: {name}, turn {turn + 1} of {rounds}")
             task["num_epochs"] = 3 if name == "ours" else 2
-            epochs = run_fit(images, task) if name == "ours" and case.trains else run_peer(name, images, task)
+            is_fit = name == "ours" and case.trains
+            epochs = run_fit(images, task)["epochs"] if is_fit else run_peer(name, images, task)
             # The first step of a process pays for what is made once; so the first epoch counts from its second batch.
             first = case.batch_size * (len(epochs[0]) - 2) / (epochs[0][-1] - epochs[0][1])
             later = max(case.batch_size * (len(each) - 1) / (each[-1] - each[0]) for each in epochs[1:])
@@ -160,6 +155,35 @@ def measure(case: Case, images: Path, rounds: int, num_workers: int, data: str) 
     return Row(case.name, case.dominates, data, when, best["ours, first"], best["ours"], best.get("limit"), peers)
 
 
+def measure_profile(case: Case, images: Path, num_workers: int) -> dict[str, float]:
+    """Milliseconds of each phase of a step of `eca-hub fit`.
+
+    The first epoch decodes, the last finds decoded images in memory: the difference is decoding. What the last waits
+    for data is augmenting. With data workers both are what the step waits for them, not what they cost.
+    """
+    report_progress("profile: ours")
+    task = task_of(case, images, num_workers) | {"num_epochs": 3}
+    phases: list[dict[str, float]] = run_fit(images, task)["phases"]
+    report_progress("")
+    per_step_ms = 1000 * case.batch_size / case.num_images
+    first, last = ({name: s * per_step_ms for name, s in phases[epoch].items()} for epoch in (0, -1))
+    return {"decode": first["data"] - last["data"], "augment": last.pop("data"), **last}
+
+
+def task_of(case: Case, images: Path, num_workers: int) -> dict[str, Any]:
+    """The options of a run."""
+    return {
+        "folder": str(images),
+        "architecture": case.architecture,
+        "side_px": case.side_px,
+        "batch_size": case.batch_size,
+        "num_workers": num_workers,
+        "crop": case.crop,
+        "min_area": 0.08,
+        "trains": case.trains,
+    }
+
+
 def run_peer(name: str, images: Path, task: dict[str, Any]) -> list[list[float]]:
     """Run another trainer, or our loader alone."""
     file = images.with_suffix(".json")
@@ -169,8 +193,8 @@ def run_peer(name: str, images: Path, task: dict[str, Any]) -> list[list[float]]
     return epochs
 
 
-def run_fit(images: Path, task: dict[str, Any]) -> list[list[float]]:
-    """Run `eca-hub fit` as a user does, with the step timer."""
+def run_fit(images: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """Run `eca-hub fit` as a user does, with the step timer; return what that wrote."""
     options = {
         "data": "ImageFolderData",
         "data.root": str(images),
@@ -185,8 +209,7 @@ def run_fit(images: Path, task: dict[str, Any]) -> list[list[float]]:
         "model.channels_last": "true",
         "trainer.max_epochs": task["num_epochs"],
     }
-    epochs: list[list[float]] = timed_fit(images.parent, options)["epochs"]
-    return epochs
+    return timed_fit(images.parent, options)
 
 
 def timed_fit(work: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -259,6 +282,10 @@ def print_report(kept: dict[str, Any]) -> None:
             f"start: first step after {start['first_step_s']:.2f} s, imports and network {start['floor_s']:.2f} s   "
             f"{ratio:.2f} x (aim at most {_START_AIM})"
         )
+    if profile := kept.get("profile"):
+        total_ms = sum(profile.values())
+        parts = "  ".join(f"{name} {ms:.1f} ms ({ms / total_ms:.1%})" for name, ms in profile.items())
+        print(f"profile, a step of the first epoch: {parts}")
 
 
 def report_progress(sentence: str) -> None:

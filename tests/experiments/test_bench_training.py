@@ -27,12 +27,15 @@ def test_where_decoding_dominates_the_aims_are_ratios_to_the_others_and_the_firs
 
 def test_a_report_prints_what_earlier_calls_have_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"loader": vars(DECODING), "start": {"floor_s": 4.0, "first_step_s": 5.0}}))
+    profile = {"decode": 10.0, "augment": 5.0, "forward": 35.0, "backward": 45.0, "optimizer": 4.0, "loop": 1.0}
+    start = {"floor_s": 4.0, "first_step_s": 5.0}
+    results.write_text(json.dumps({"loader": vars(DECODING), "start": start, "profile": profile}))
     assert main(["--report", "--results", str(results)]) == 0
     output = capsys.readouterr().out
     assert "loader" in output
     assert "photos" not in output
     assert "start: first step after 5.00 s, imports and network 4.00 s   1.25 x (aim at most 1.3)" in output
+    assert "decode 10.0 ms (10.0%)  augment 5.0 ms (5.0%)  forward 35.0 ms (35.0%)" in output
 
 
 def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
