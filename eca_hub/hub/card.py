@@ -214,7 +214,7 @@ def set_license(card: bytes, license_id: str) -> bytes:
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license_id):
         raise InvalidConfig(f"license is {license_id!r}; the Hub's ids are like apache-2.0, mit or cc-by-4.0.")
-    metadata, text = read_metadata(card), card.decode("utf-8")
+    metadata, text = read_metadata(card), card.decode("utf-8-sig")
     if metadata.get("license") != license_id:
         line = f"license: {license_id}\n"
         found = _FRONT_MATTER.match(text)

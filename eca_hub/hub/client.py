@@ -99,6 +99,26 @@ def check_revision(revision: str) -> None:
         raise InvalidConfig(f"{revision!r} cannot be a revision.", hint="Give a branch, a tag or a commit.")
 
 
+def check_new_ref(kind: str, name: str) -> None:
+    """Check that a branch or a tag can get this name, by the rules of git that hubs apply, before anything is sent.
+
+    Args:
+        kind: `branch` or `tag`, for the message.
+        name: The new name.
+
+    Raises:
+        InvalidConfig: it cannot.
+    """
+    check_revision(name)
+    parts = name.split("/")
+    if is_commit(name) or parts[0] == "refs" or any(part[:1] == "." or part.endswith((".", ".lock")) for part in parts):
+        raise InvalidConfig(
+            f"{name!r} cannot be a {kind}: no part of it may begin or end with '.' or end with '.lock', and names like "
+            "refs/... and 40 hexadecimal digits are reserved.",
+            hint=f"Give another --{kind}.",
+        )
+
+
 def is_commit(revision: str) -> bool:
     """Return whether this is the full id of a commit; no branch may have such a name."""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None

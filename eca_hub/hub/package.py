@@ -36,6 +36,7 @@ LIBRARY_NAME = "eca-hub"
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_LABELS = 100_000
+_LFS_POINTER = b"version https://git-lfs"
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar")
 """Of checkpoints that may contain code."""
 
@@ -67,14 +68,35 @@ def find_package(folder: str | Path) -> Path:
         if (candidate / CONFIG_FILE).is_file():
             if not (candidate / WEIGHTS_FILE).is_file():
                 raise _no_weights(candidate)
+            _check_readable(candidate)
             return candidate
     raise InvalidPackage(
         f"{given} has no {CONFIG_FILE}, nor has {given / 'model'}.", hint="Did the training run finish?"
     )
 
 
+def _check_readable(folder: Path) -> None:
+    """Refuse files that cannot be opened, and what git leaves in place of weights where git-lfs is not installed."""
+    for path in (folder / name for name in FILES if (folder / name).is_file()):
+        try:
+            with path.open("rb") as file:
+                start = file.read(len(_LFS_POINTER))
+        except OSError as error:
+            raise InvalidPackage(f"{path} cannot be read: {error.strerror or error}.") from None
+        if start == _LFS_POINTER:
+            raise InvalidPackage(
+                f"{path} is a Git LFS pointer, not the file itself.",
+                hint=f"Fetch it: git -C {folder} lfs pull, or download the model again with eca-hub pull.",
+            )
+
+
 def _no_weights(folder: Path) -> InvalidPackage:
-    pickles = sorted(each.name for each in folder.iterdir() if each.suffix in PICKLE_SUFFIXES)
+    names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+    pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    others = [name for name in names if name.endswith(".safetensors")]
+    if others:
+        hint = f"mv {folder / others[0]} {folder / WEIGHTS_FILE}" if len(others) == 1 else "Save it as one file."
+        return InvalidPackage(f"{folder} has no {WEIGHTS_FILE}, but {', '.join(others[:3])}.", hint=hint)
     if not pickles:
         return InvalidPackage(f"{folder} has no {WEIGHTS_FILE}; a package needs {CONFIG_FILE} and {WEIGHTS_FILE}.")
     return InvalidPackage(

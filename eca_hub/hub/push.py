@@ -17,7 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import HubError, InvalidConfig, InvalidPackage, PushConflict
 from eca_hub.hub.card import CardFacts, read_metadata, render_card, set_license, set_model_id
-from eca_hub.hub.client import check_model_id, check_revision, hub_errors, status_of
+from eca_hub.hub.client import check_model_id, check_new_ref, hub_errors, status_of
 from eca_hub.hub.detector_package import render_detector_card
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub
 from eca_hub.hub.http_limits import limit_requests
@@ -155,14 +155,19 @@ class _Source:
 
     def __init__(self, folder: str | Path, model_id: str, branch: str, tag: str | None, license_id: str | None) -> None:
         check_model_id(model_id)
-        check_revision(branch)
+        check_new_ref("branch", branch)
         if tag is not None:
-            check_revision(tag)
+            check_new_ref("tag", tag)
+        if tag == branch:
+            raise InvalidConfig(
+                f"Branch and tag are both {tag!r}; the name would mean both.", hint="Give another --tag."
+            )
         self.path = find_package(folder)
         self.weights_path = self.path / WEIGHTS_FILE
         self._model_id = model_id
         self._license_id = license_id
         config_bytes, origin = (self.path / CONFIG_FILE).read_bytes(), str(self.path)
+        _check_utf8(config_bytes, self.path / CONFIG_FILE)
         self._config: ModelConfig | DetectorConfig
         if is_detector(config_bytes):
             self._config = detector_config_from_json(config_bytes, origin=origin)
@@ -207,6 +212,19 @@ class _Source:
         return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
+def _check_utf8(config_bytes: bytes, path: Path) -> None:
+    """Refuse other encodings, which Python's JSON parser accepts and timm and transformers do not."""
+    try:
+        is_plain = not config_bytes.decode("utf-8").startswith("\ufeff")
+    except UnicodeDecodeError:
+        is_plain = False
+    if not is_plain:
+        raise InvalidPackage(
+            f"{path} is not UTF-8, or begins with a byte order mark; timm and transformers could not read it.",
+            hint="Save it as UTF-8.",
+        )
+
+
 def _ensure_repository(api: HfApi, model_id: str, private: bool | None) -> None:
     """Make the repository, or check that an existing one has the requested visibility, before anything is sent."""
     try:
@@ -223,9 +241,31 @@ def _ensure_repository(api: HfApi, model_id: str, private: bool | None) -> None:
 
 
 def _tagged_commit(api: HfApi, model_id: str, tag: str | None) -> str | None:
+    """Return the commit of an existing tag, and refuse a name that cannot exist beside another one."""
     if tag is None:
         return None
-    return next((ref.target_commit for ref in api.list_repo_refs(model_id).tags if ref.name == tag), None)
+    refs = api.list_repo_refs(model_id)
+    if tag in [branch.name for branch in refs.branches]:
+        raise PushConflict(
+            f"{model_id} has a branch {tag!r}, and the name would mean both; nothing was published.",
+            hint="Give another --tag.",
+        )
+    for ref in refs.tags:
+        if ref.name == tag:
+            return ref.target_commit
+        if _collide(ref.name, tag):
+            raise PushConflict(
+                f"{model_id} has the tag {ref.name!r}, beside which {tag!r} cannot exist where names are files; "
+                "nothing was published.",
+                hint="Give another --tag.",
+            )
+    return None
+
+
+def _collide(name: str, other: str) -> bool:
+    """Return whether two refs are equal but for case, or one is a folder of the other: git stores them in one place."""
+    name, other = f"{name.casefold()}/", f"{other.casefold()}/"
+    return name.startswith(other) or other.startswith(name)
 
 
 def _check_tag(api: HfApi, source: _Source, model_id: str, branch: str, tag: str, tagged: str) -> None:

@@ -122,6 +122,22 @@ def test_a_missing_file_is_named(package: Path) -> None:
         load_pretrained(package)
 
 
+def test_weights_under_another_name_are_named_with_the_command(package: Path) -> None:
+    (package / "model.safetensors").rename(package / "eca.safetensors")
+    (package / "._model.safetensors").write_bytes(b"left by macOS")
+    with pytest.raises(
+        InvalidPackage, match=r"has no model\.safetensors, but eca\.safetensors\. mv .*eca\.safetensors"
+    ):
+        read_folder(package)
+
+
+def test_a_git_lfs_pointer_in_place_of_weights_is_named(package: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1155\n"
+    (package / "model.safetensors").write_text(pointer)
+    with pytest.raises(InvalidPackage, match="is a Git LFS pointer, not the file itself"):
+        read_folder(package)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

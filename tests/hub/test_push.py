@@ -142,6 +142,60 @@ def test_a_taken_tag_is_refused_before_anything_is_published(
     assert [ref.name for ref in refs.branches] == ["main"]
 
 
+@pytest.mark.parametrize(
+    ("tag", "message"),
+    [
+        ("V1.0", "has the tag 'v1.0', beside which 'V1.0' cannot exist"),
+        ("v1.0/a", "has the tag 'v1.0', beside which 'v1.0/a' cannot exist"),
+        ("next", "has a branch 'next', and the name would mean both"),
+    ],
+)
+def test_a_tag_that_collides_with_another_name_is_refused_before_anything_is_published(
+    tag: str, message: str, hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
+) -> None:
+    push(tag="v1.0")
+    push(branch="next")
+    before = commits(hub, model_id)
+    change_card(package)
+    with pytest.raises(PushConflict, match=message):
+        push(tag=tag)
+    assert commits(hub, model_id) == before
+
+
+@pytest.mark.parametrize("name", ["v1.lock", "a/.b", "v1.", "refs/tags/v1", "c0ffee" + "0" * 34, "v 1", "../v1", ""])
+@pytest.mark.parametrize("kind", ["tag", "branch"])
+def test_a_name_that_no_tag_or_branch_can_have_is_refused_without_a_request(
+    kind: str, name: str, package: Path
+) -> None:
+    with pytest.raises(InvalidConfig):
+        push_folder(package, "acme/model", endpoint="http://127.0.0.1:9", **{kind: name})
+
+
+def test_a_tag_called_like_the_branch_is_refused_without_a_request(package: Path) -> None:
+    with pytest.raises(InvalidConfig, match="Branch and tag are both 'next'"):
+        push_folder(package, "acme/model", endpoint="http://127.0.0.1:9", branch="next", tag="next")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_that_timm_could_not_read_is_refused(encoding: str, package: Path) -> None:
+    path = package / "config.json"
+    path.write_bytes(path.read_text().encode(encoding))
+    with pytest.raises(InvalidPackage, match="is not UTF-8, or begins with a byte order mark"):
+        push_folder(package, "acme/model", endpoint="http://127.0.0.1:9")
+
+
+def test_a_card_with_a_byte_order_mark_gets_its_license(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, tmp_path: Path
+) -> None:
+    card = (package / "README.md").read_text()
+    (package / "README.md").write_text(card, "utf-8-sig")
+    push(license="mit")
+    pull_to(model_id, tmp_path / "copy", endpoint=hub.url)
+    copy = (tmp_path / "copy" / "README.md").read_bytes()
+    assert read_metadata(copy) == {**read_metadata(card.encode()), "license": "mit"}
+    assert copy.count(b"\n---\n") == card.count("\n---\n")
+
+
 def test_a_folder_without_a_card_is_published_with_one(
     hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, tmp_path: Path
 ) -> None:
