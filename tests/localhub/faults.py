@@ -50,19 +50,21 @@ FAULT_POINTS = (
 
 
 class Fault:
-    """One fault: `POINT:kill`, `POINT:raise` or `POINT:enospc`; it happens once, at the first passage."""
+    """One fault, `POINT:kill`, `POINT:raise` or `POINT:enospc`, at the first passage, or the third: `POINT:kill:3`."""
 
     def __init__(self, text: str) -> None:
-        self._point, _, self._action = text.partition(":")
+        self._point, self._action, nth = [*text.split(":"), "1"][:3]
+        self._num_left = int(nth)
         assert self._point in FAULT_POINTS, text
         assert self._action in ("kill", "raise", "enospc"), text
-        self.has_happened = False
 
     def pass_point(self, point: str) -> None:
         """Fail if this is the moment."""
-        if point != self._point or self.has_happened:
+        if point != self._point or self._num_left == 0:
             return
-        self.has_happened = True
+        self._num_left -= 1
+        if self._num_left:
+            return
         if self._action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self._action == "enospc":

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import random
+import socket
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -171,6 +172,65 @@ def test_sixteen_pushers_make_a_linear_history_in_which_every_tree_is_whole(tmp_
             assert len([name for name in files if name.endswith(".txt")]) == 16 - age
             with httpx2.Client(base_url=f"{hub.url}/{REPO}/resolve/{commit.commit_id}/") as client:
                 assert client.get("config.json").content == client.get("labels.json").content
+    assert check(tmp_path / "hub").problems == []
+
+
+@pytest.mark.slow
+def test_sixteen_pushers_of_a_hub_that_is_killed_ten_times_make_48_commits(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options, token, finished = ("--port", str(port), "--token", "local-token"), "local-token", threading.Event()
+    api = HfApi(endpoint=f"http://127.0.0.1:{port}", token=token)
+
+    def push_three(number: int) -> None:
+        for part in range(3):
+            while not push_once(f"{number}-{part}"):
+                assert not finished.is_set()
+
+    def push_once(name: str) -> bool:
+        """Make a commit, unless an earlier attempt, whose response was lost, has made it."""
+        files = {"config.json": b"{}", f"{name}.txt": name.encode(), f"{name}.bin": os.urandom(20_000)}
+        operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+        try:
+            commits = api.list_repo_commits(REPO)
+            if name not in [commit.title for commit in commits]:
+                api.create_commit(REPO, operations, commit_message=name, parent_commit=commits[0].commit_id)
+            return True
+        except HfHubHTTPError as error:
+            if error.response.status_code != 412:
+                raise
+        except (httpx2.TransportError, RuntimeError):
+            # The hub was killed; the client's Xet library raises RuntimeError.
+            pass
+        return False
+
+    with running_hub(tmp_path / "hub", options=options):
+        api.create_repo(REPO)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        try:
+            pushers = [pool.submit(push_three, number) for number in range(16)]
+            for point in rng.sample(
+                [point for point in PUSH_POINTS if point.startswith(("blob.", "commit.", "refs."))], 10
+            ):
+                with running_hub(tmp_path / "hub", fault=f"{point}:kill:{rng.randint(1, 5)}", options=options) as hub:
+                    assert hub.process.wait(120) == -9
+                assert check(tmp_path / "hub").problems == []
+            with running_hub(tmp_path / "hub", options=options):
+                concurrent.futures.wait(pushers, timeout=120)
+                finished.set()
+                for pusher in pushers:
+                    pusher.result()
+                commits = api.list_repo_commits(REPO)
+                assert len(commits) == 49
+                assert {commit.title for commit in commits[:-1]} == {
+                    f"{n}-{part}" for n in range(16) for part in range(3)
+                }
+                for age, commit in enumerate(commits[:-1]):
+                    names = api.list_repo_files(REPO, revision=commit.commit_id)
+                    assert len([name for name in names if name.endswith((".txt", ".bin"))]) == 2 * (48 - age)
+        finally:
+            finished.set()
     assert check(tmp_path / "hub").problems == []
 
 
