@@ -30,7 +30,9 @@ def main(argv: list[str]) -> int:
         plan = plan_push(args.folder, args.model_id, branch=args.branch)
         if not args.json:
             for each in plan:
-                print(f"  {each.name:<18} {each.num_bytes / 2**20:>9.2f} MiB  {'' if each.is_changed else 'unchanged'}")
+                print(
+                    f"  {each.name:<18} {_size(each.num_bytes):>10}  {'' if each.is_changed else 'unchanged'}".rstrip()
+                )
         if args.dry_run:
             document = {"model_id": args.model_id, "branch": args.branch, "files": [asdict(each) for each in plan]}
             print(json.dumps(document) if args.json else f"Nothing was sent to {args.model_id} (dry run).")
@@ -50,3 +52,7 @@ def main(argv: list[str]) -> int:
     print(f"{'published as' if published.is_new else 'already published as'} {published.revision}  {published.url}")
     print(f"Try: eca-hub classify image.png --model {published.model_id}")
     return 0
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"

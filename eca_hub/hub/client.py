@@ -192,10 +192,10 @@ def status_of(error: HfHubHTTPError) -> int | None:
 
 
 def _refusal(error: HfHubHTTPError, model_id: str) -> HubError:
-    status = status_of(error)
+    status, reason = status_of(error), _reason(error)
     if status in (401, 403):
         return AccessDenied(
-            f"The hub refused {model_id} ({status}): {_first_line(error)}",
+            f"The hub refused {model_id} ({status}): {reason}.",
             hint="Set HF_TOKEN to a key that may do this.",
         )
     if status == 412:
@@ -208,10 +208,14 @@ def _refusal(error: HfHubHTTPError, model_id: str) -> HubError:
             f"The hub is busy with another commit to {model_id}; nothing was written.", hint="Push again."
         )
     if status in (408, 429) or (status is not None and status >= 500):
-        return HubUnavailable(
-            f"The hub responded with {status} for {model_id}: {_first_line(error)}", hint="Try again later."
-        )
-    return HubError(f"The hub responded with {status} for {model_id}: {_first_line(error)}")
+        return HubUnavailable(f"The hub responded with {status} for {model_id}: {reason}.", hint="Try again later.")
+    return HubError(f"The hub responded with {status} for {model_id}: {reason}.")
+
+
+def _reason(error: HfHubHTTPError) -> str:
+    """Return the sentence that the hub sent, else the client's, without control characters and not too long."""
+    sentence = " ".join((error.server_message or _first_line(error)).split())
+    return "".join(char for char in sentence if char.isprintable())[:300].rstrip(".")
 
 
 def _first_line(error: BaseException) -> str:

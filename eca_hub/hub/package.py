@@ -94,6 +94,10 @@ def _no_weights(folder: Path) -> InvalidPackage:
     names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     others = [name for name in names if name.endswith(".safetensors")]
+    if WEIGHTS_FILE in names:
+        path = folder / WEIGHTS_FILE
+        kind = f"a link to {path.readlink()}, which does not exist" if path.is_symlink() else "not a file"
+        return InvalidPackage(f"{path} is {kind}.", hint="Put the weights there.")
     if others:
         hint = f"mv {folder / others[0]} {folder / WEIGHTS_FILE}" if len(others) == 1 else "Save it as one file."
         return InvalidPackage(f"{folder} has no {WEIGHTS_FILE}, but {', '.join(others[:3])}.", hint=hint)

@@ -185,6 +185,11 @@ class _Source:
         config_bytes, card_path = (self.path / CONFIG_FILE).read_bytes(), self.path / CARD_FILE
         if card_path.is_file():
             card = card_path.read_bytes()
+        elif others := [each.name for each in self.path.iterdir() if each.name.lower() == CARD_FILE.lower()]:
+            raise InvalidPackage(
+                f"{self.path} has {others[0]}; the Hub shows only a file called {CARD_FILE}.",
+                hint=f"Rename it, or move it away to publish with a new card: mv {self.path / others[0]} {card_path}",
+            )
         else:
             card = self._render_card(is_timm=b'"pretrained_cfg"' in config_bytes).encode()
         if self._license_id is not None:

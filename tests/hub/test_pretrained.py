@@ -131,6 +131,13 @@ def test_weights_under_another_name_are_named_with_the_command(package: Path) ->
         read_folder(package)
 
 
+def test_weights_that_are_a_link_to_nothing_are_named(package: Path) -> None:
+    (package / "model.safetensors").unlink()
+    (package / "model.safetensors").symlink_to("/nowhere/model.safetensors")
+    with pytest.raises(InvalidPackage, match=r"is a link to /nowhere/model\.safetensors, which does not exist"):
+        read_folder(package)
+
+
 def test_a_git_lfs_pointer_in_place_of_weights_is_named(package: Path) -> None:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1155\n"
     (package / "model.safetensors").write_text(pointer)

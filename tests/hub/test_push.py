@@ -184,6 +184,19 @@ def test_a_config_that_timm_could_not_read_is_refused(encoding: str, package: Pa
         push_folder(package, "acme/model", endpoint="http://127.0.0.1:9")
 
 
+def test_a_card_in_lower_case_is_not_replaced_by_a_new_one(package: Path) -> None:
+    (package / "README.md").rename(package / "readme.md")
+    with pytest.raises(
+        InvalidPackage, match=r"has readme\.md; the Hub shows only a file called README\.md\. Rename it"
+    ):
+        push_folder(package, "acme/model", endpoint="http://127.0.0.1:9")
+
+
+def test_the_sentence_of_the_hub_is_the_reason_of_a_refusal(push: Callable[..., PushResult]) -> None:
+    with pytest.raises(AccessDenied, match=r"\(401\): Invalid credentials in Authorization header\. Set HF_TOKEN"):
+        push(token="nonsense")
+
+
 def test_a_card_with_a_byte_order_mark_gets_its_license(
     hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, tmp_path: Path
 ) -> None:
