@@ -14,16 +14,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
 
-    from eca_hub.hub.pull import pull, pull_to
+    from eca_hub.hub.client import parse_model_id
+    from eca_hub.hub.pull import is_folder, pull, pull_to
 
     if args.to:
-        commit, model = pull_to(args.model_id, args.to, args.revision), args.to
+        commit = pull_to(args.model_id, args.to, args.revision)
+        model_id, _ = parse_model_id(args.model_id)
     else:
-        commit, model = pull(args.model_id, args.revision).revision, f"{args.model_id} --revision "
-        model += commit
+        package = pull(args.model_id, args.revision)
+        model_id, commit = package.model_id, package.revision
     if args.json:
-        print(json.dumps({"model_id": args.model_id, "revision": commit, "folder": args.to}))
+        print(json.dumps({"model_id": model_id, "revision": commit, "folder": args.to}))
         return 0
-    print(f"{args.model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
+    print(f"{model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
+    model = args.to or (model_id if is_folder(model_id) else f"{model_id}@{commit}")
     print(f"Try: eca-hub classify image.png --model {model}")
     return 0

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from eca_hub.atomic import make_folder, rename_synced, sha256_of
 from eca_hub.localhub.errors import blob_corrupt, invalid
@@ -39,6 +39,11 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 
 _FileState = tuple[int, int, int, int]
+
+
+def create_file(path: Path) -> BinaryIO:
+    """Create a file that no other user of the machine can read."""
+    return os.fdopen(os.open(path, _NEW_FILE, FILE_MODE), "wb")
 
 
 class BlobWriter:

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from eca_hub.localhub.auth import is_signed, link_expiry, sign
+from eca_hub.localhub.blobs import create_file
 from eca_hub.localhub.commits import CommitOperations
 from eca_hub.localhub.context import RequestContext, check_length, json_response, read_body, stream_body
 from eca_hub.localhub.errors import HubHTTPError, bad_request, invalid, revision_not_found, too_large
@@ -153,7 +154,7 @@ async def put_xorb(context: RequestContext) -> Response:
     xorb = check_sha256(context.param("xorb"))
     temporary = context.store.blobs.new_temporary()
     try:
-        with temporary.open("xb") as file:
+        with create_file(temporary) as file:
             await stream_body(context.request, file.write, MAX_XORB_BODY_BYTES)
         await run_in_threadpool(context.store.xorbs.commit_file, temporary, writer, xorb)
     finally:

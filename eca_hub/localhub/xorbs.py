@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Self
 
-from eca_hub.localhub.blobs import FOLDER_MODE, Blobs
+from eca_hub.localhub.blobs import FOLDER_MODE, Blobs, create_file
 from eca_hub.localhub.errors import HubHTTPError, bad_request
 from eca_hub.localhub.validation import check_sha256
 from eca_hub.localhub.xet_format import ShardFile, read_chunks
@@ -50,7 +50,9 @@ class Xorbs:
         with temporary.open("rb") as file:
             read_chunks(file)
         path = self.path(writer, xorb)
-        path.parent.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+        # Not `parents=True`, which gives the folders above the default permissions.
+        for folder in (path.parent.parent, path.parent):
+            folder.mkdir(FOLDER_MODE, exist_ok=True)
         temporary.replace(path)
 
     def rebuild(self, shard_file: ShardFile, writer: str, blobs: Blobs, locations: ChunkLocations) -> None:
@@ -93,7 +95,8 @@ class Xorbs:
                 continue
             if len(chunks) == num_chunks:
                 listing = self.temporary_folder / secrets.token_hex(12)
-                listing.write_text(json.dumps([chunks[chunk] for chunk in range(num_chunks)]))
+                with create_file(listing) as file:
+                    file.write(json.dumps([chunks[chunk] for chunk in range(num_chunks)]).encode())
                 listing.replace(path.with_suffix(".json"))
                 path.unlink(missing_ok=True)
 

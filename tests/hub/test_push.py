@@ -167,8 +167,9 @@ def test_a_tag_that_collides_with_another_name_is_refused_before_anything_is_pub
 def test_a_name_that_no_tag_or_branch_can_have_is_refused_without_a_request(
     kind: str, name: str, package: Path
 ) -> None:
+    names: dict[str, Any] = {kind: name}
     with pytest.raises(InvalidConfig):
-        push_folder(package, "acme/model", endpoint="http://127.0.0.1:9", **{kind: name})
+        push_folder(package, "acme/model", endpoint="http://127.0.0.1:9", **names)
 
 
 def test_a_tag_called_like_the_branch_is_refused_without_a_request(package: Path) -> None:

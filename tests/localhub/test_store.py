@@ -11,6 +11,7 @@ from eca_hub.__main__ import main
 from eca_hub.localhub.store import Store, StoreLocked, StoreUnusable
 from tests.localhub.hub_process import opened_hub
 from tests.localhub.push_client import REPO, push
+from tests.localhub.xet_client import push_by_xet
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
@@ -78,6 +79,8 @@ def test_other_users_of_the_machine_can_read_nothing(tmp_path: Path) -> None:
     root = tmp_path / "hub"
     with opened_hub(root) as client:
         push(client, {"README.md": b"# secret"}, {"model.safetensors": b"secret"})
+        push_by_xet(client, {}, {"other.safetensors": b"secret" * 10})
+    assert list((root / "xorbs").rglob("*.json"))
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
     for path in root.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path

@@ -1,0 +1,71 @@
+"""`eca-hub push` and `eca-hub pull` against a local hub: what they print, and that the printed commands work."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from eca_hub.__main__ import main
+from tests.conftest import make_image
+from tests.localhub.hub_process import Hub, running_hub
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with running_hub(tmp_path_factory.mktemp("hub") / "root") as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The client reads its settings when it is imported, so they are set where it keeps them."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", running.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", running.token)
+    return running
+
+
+def test_a_dry_run_lists_the_files_and_sends_nothing(
+    hub: Hub, tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(tiny_package), "acme/dry", "--dry_run"]) == 0
+    *files, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in files] == ["config.json", "model.safetensors", "README.md"]
+    assert files[1].split()[1:] == ["1.1", "MiB"]
+    assert last == "Nothing was sent to acme/dry (dry run)."
+    assert main(["pull", "acme/dry"]) == 2
+
+
+def test_the_command_that_each_prints_works(
+    hub: Hub, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "image.png"
+    image.write_bytes(make_image())
+    for command in (
+        ["push", str(tiny_package), "acme/model", "--tag", "v1"],
+        ["pull", "acme/model"],
+        ["pull", "acme/model@v1"],
+        ["pull", f"{hub.url}/acme/model/tree/v1"],
+        ["pull", "acme/model", "--to", str(tmp_path / "copy")],
+    ):
+        assert main(command) == 0, command
+        printed = capsys.readouterr().out.splitlines()[-1].removeprefix("Try: eca-hub ")
+        words = [str(image) if word == "image.png" else word for word in shlex.split(printed)]
+        assert main(words) == 0, words
+        assert capsys.readouterr().out.startswith(str(image))
+
+
+def test_json_names_the_model_and_the_commit(hub: Hub, tiny_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(tiny_package), "acme/json", "--json"]) == 0
+    published = json.loads(capsys.readouterr().out)
+    assert main(["pull", "hf-hub:acme/json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "model_id": "acme/json",
+        "revision": published["revision"],
+        "folder": None,
+    }
