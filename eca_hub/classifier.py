@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import Package
 from eca_hub.hub.pretrained import read_package
-from eca_hub.hub.pull import pull
 from eca_hub.images.decode import ImageSource
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ModelConfig
+from eca_hub.predictor import Predictor
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 
@@ -33,7 +34,7 @@ class Prediction:
     """Probability, 0 to 1."""
 
 
-class Classifier:
+class Classifier(Predictor):
     """A network with its labels and preprocessing.
 
     Args:
@@ -43,41 +44,16 @@ class Classifier:
         revision: 40 hexadecimal digits: the commit, or for a folder the hash of its files.
     """
 
+    config: ModelConfig
+
     def __init__(self, model: nn.Module, config: ModelConfig, *, model_id: str, revision: str) -> None:
-        self.model = model.eval()
-        self.config = config
-        self.model_id = model_id
-        self.revision = revision
+        super().__init__(model, config, model_id=model_id, revision=revision)
         self.transform = EvalTransform(config.image)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        id_or_folder: str | Path,
-        revision: str | None = None,
-        *,
-        device: str | torch.device = "cpu",
-        endpoint: str | None = None,
-        token: str | None = None,
-    ) -> "Classifier":
-        """Load a package from the Hub or from a folder.
-
-        Args:
-            id_or_folder: `owner/name`, `owner/name@revision`, the address of its page, or a folder with a package.
-            revision: Branch, tag or commit; the main branch when none is given.
-            device: Device of the network, such as `cpu` or `cuda:1`.
-            endpoint: Address of the hub; HF_ENDPOINT when none is given.
-            token: Key to private repositories; HF_TOKEN or the client's login when none is given.
-
-        Raises:
-            HubError: the package cannot be downloaded or used, or its bytes are not what the hub announced.
-            CheckpointMismatch: the weights do not fit the network that config.json describes.
-            InvalidConfig: this machine has no such device.
-        """
-        checked_device = check_device(device)
-        package = pull(id_or_folder, revision, endpoint=endpoint, token=token)
-        model, config = read_package(package)
-        return cls(model.to(checked_device), config, model_id=package.model_id, revision=package.revision)
+    @staticmethod
+    def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
+        """Make the network of a package, and its configuration."""
+        return read_package(package)
 
     @overload
     def predict(
@@ -148,20 +124,3 @@ class Classifier:
             Prediction(self.config.labels[index], index, score)
             for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
-
-
-def check_device(name: str | torch.device) -> torch.device:
-    """Return the device, if this machine has it."""
-    try:
-        device = torch.device(name)
-        if device.type == "meta":
-            raise ValueError("the meta device has no memory")
-        torch.empty(0, device=device)
-    # Each backend of torch raises exceptions of its own types when it is absent.
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-        reason = "torch has no such device" if reason.startswith("Expected one of") else reason[:200]
-        raise InvalidConfig(
-            f"device {str(name)!r} cannot be used: {reason}.", hint="Devices are cpu, cuda, cuda:1 or mps."
-        ) from None
-    return device

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eca_hub.classifier import check_device
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import Package
 from eca_hub.hub.pretrained import read_detector
 from eca_hub.hub.pull import pull
 from eca_hub.images.decode import DecodedImage, ImageSource, load_image
 from eca_hub.images.rle import encode_mask
 from eca_hub.models.detector_config import DetectorConfig
-from eca_hub.models.detectors import build_detector, paste_mask
+from eca_hub.models.detectors import build_detector, is_class_weight, paste_mask
+from eca_hub.predictor import Predictor
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 
@@ -40,7 +41,7 @@ class Detection:
     """bool (H, W), the pixels of the object; None for a detector without masks."""
 
 
-class Detector:
+class Detector(Predictor):
     """A network that finds objects, with its labels and preprocessing.
 
     Args:
@@ -50,42 +51,14 @@ class Detector:
         revision: 40 hexadecimal digits: the commit, or for a folder the hash of its files.
     """
 
-    def __init__(self, model: nn.Module, config: DetectorConfig, *, model_id: str, revision: str) -> None:
-        self.model = model.eval()
-        self.config = config
-        self.model_id = model_id
-        self.revision = revision
+    config: DetectorConfig
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        id_or_folder: str | Path,
-        revision: str | None = None,
-        *,
-        device: str | torch.device = "cpu",
-        endpoint: str | None = None,
-        token: str | None = None,
-    ) -> "Detector":
-        """Load a package from the Hub or from a folder.
-
-        Args:
-            id_or_folder: `owner/name`, or a folder with a package.
-            revision: Branch, tag or commit; the main branch when none is given.
-            device: Device of the network, such as `cpu` or `cuda:1`.
-            endpoint: Address of the hub; HF_ENDPOINT when none is given.
-            token: Key to private repositories; HF_TOKEN or the client's login when none is given.
-
-        Raises:
-            HubError: the package cannot be downloaded or used, or is a classifier.
-            CheckpointMismatch: the weights do not fit the network that config.json describes.
-            InvalidConfig: this machine has no such device.
-        """
-        checked_device = check_device(device)
-        package = pull(id_or_folder, revision, endpoint=endpoint, token=token)
+    @staticmethod
+    def read_package(package: Package) -> tuple[nn.Module, DetectorConfig]:
+        """Make the network of a package, and its configuration."""
         model = read_detector(package)
-        config = model.config
-        assert isinstance(config, DetectorConfig)
-        return cls(model.to(checked_device), config, model_id=package.model_id, revision=package.revision)
+        assert isinstance(model.config, DetectorConfig)
+        return model, model.config
 
     @overload
     def predict(
@@ -215,18 +188,16 @@ def load_detector_weights(
         labels: Class names of the new detector.
         rois_per_image: See `create_detector`.
     """
-    source = read_detector(pull(id_or_folder, revision))
-    assert isinstance(source.config, DetectorConfig)
-    config = dataclasses.replace(source.config, labels=tuple(labels))
+    source, source_config = Detector.read_package(pull(id_or_folder, revision))
+    config = dataclasses.replace(source_config, labels=tuple(labels))
     model = build_detector(config, rois_per_image=rois_per_image)
     weights, own = source.state_dict(), model.state_dict()
-    if config.labels != source.config.labels:
+    if config.labels != source_config.labels:
         # The shapes of other layers do not depend on the classes; with as many classes, the layers are named.
-        per_class = ("box_predictor.", "mask_fcn_logits.", "classification_head.cls_logits.")
         weights = {
             name: tensor
             for name, tensor in weights.items()
-            if tensor.shape == own[name].shape and not any(part in name for part in per_class)
+            if tensor.shape == own[name].shape and not is_class_weight(name)
         }
     model.load_state_dict(weights, strict=False)
     return model, config

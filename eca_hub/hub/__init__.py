@@ -5,6 +5,7 @@
     timm_format       config.json as timm and transformers read it
     detector_package  config.json and README.md of a detector
     card              README.md of a classifier
+    card_edit         the name of the model and the license in a README.md that may have been edited
     weights           safetensors -> tensors -> a network
     push              publish a package in one commit
     pull              download a package, and compare its bytes with the announced hashes

@@ -7,13 +7,10 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -23,7 +20,6 @@ MODEL_ID_PLACEHOLDER = "OWNER/NAME"
 """Placeholder for the id of the model until it is pushed."""
 
 _NUM_SHOWN_LABELS = 20
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -160,97 +156,6 @@ def usage_section(model_id: str, *, is_timm: bool) -> str:
     )
 
 
-def detector_usage_section(model_id: str) -> str:
-    """Return the section of a detector's card that shows what to type.
-
-    Args:
-        model_id: Hub `owner/name`, or the placeholder.
-    """
-    return (
-        "## Use\n\n"
-        "```python\n"
-        "import eca_hub\n\n"
-        f'detector = eca_hub.Detector.from_pretrained("{model_id}")  # this repository, or a folder\n'
-        'detector.predict("street.jpg", min_score=0.5)\n'
-        "```\n\n```sh\n"
-        f"eca-hub detect street.jpg --model {model_id} --save_image found\n"
-        "```"
-    )
-
-
-def set_model_id(card: bytes, model_id: str) -> bytes:
-    """Put the id of the model into the usage section that eca-hub wrote; every other byte of the card stays.
-
-    Replaced are the section as a whole, whichever model it named, and single lines of it with the placeholder. The same
-    card and id always give the same bytes.
-
-    Args:
-        card: README.md of the package.
-        model_id: Hub `owner/name`.
-    """
-    text = card.decode("utf-8", "surrogateescape")
-    sections = (partial(usage_section, is_timm=False), partial(usage_section, is_timm=True), detector_usage_section)
-    for section in sections:
-        pattern = re.escape(section(MODEL_ID_PLACEHOLDER)).replace(re.escape(MODEL_ID_PLACEHOLDER), r"[\w.-]+/[\w.-]+")
-        # Version 0.1.0 called the image picture.png.
-        pattern = pattern.replace(re.escape("image.png"), r"(?:image|picture)\.png")
-        named = section(model_id)
-        text = re.sub(pattern, lambda _, named=named: named, text)  # type: ignore[misc]
-        for line in section(MODEL_ID_PLACEHOLDER).splitlines():
-            if MODEL_ID_PLACEHOLDER in line:
-                text = text.replace(line, line.replace(MODEL_ID_PLACEHOLDER, model_id))
-    return text.encode("utf-8", "surrogateescape")
-
-
-def set_license(card: bytes, license_id: str) -> bytes:
-    """Put a license into the metadata of a card, and into the sentence that says that none was given.
-
-    Args:
-        card: README.md of the package.
-        license_id: License as the Hub spells it, such as `apache-2.0`.
-
-    Raises:
-        InvalidConfig: this is not an id, or the metadata of the card cannot be read.
-    """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license_id):
-        raise InvalidConfig(f"license is {license_id!r}; the Hub's ids are like apache-2.0, mit or cc-by-4.0.")
-    metadata, text = read_metadata(card), card.decode("utf-8-sig")
-    if metadata.get("license") != license_id:
-        line = f"license: {license_id}\n"
-        found = _FRONT_MATTER.match(text)
-        if found is None:
-            text = f"---\n{line}---\n\n{text}"
-        elif re.search(r"^license:.*$", found[1], re.MULTILINE):
-            head = re.sub(r"^license:.*\r?\n?(?:[ \t]*- .*\r?\n?|[ \t]+.*\r?\n?)*", line, found[1], flags=re.MULTILINE)
-            text = text[: found.start(1)] + head + text[found.end(1) :]
-        else:
-            text = text[: found.start(1)] + line + text[found.start(1) :]
-    text = text.replace(_NO_LICENSE, f"Of the weights: {escape(license_id)}.")
-    return text.encode()
-
-
-def read_metadata(card: bytes) -> dict[str, Any]:
-    """Return the YAML metadata at the start of a card; an empty dict if there is none.
-
-    Raises:
-        InvalidConfig: the card is not UTF-8, or its metadata cannot be read.
-    """
-    try:
-        found = _FRONT_MATTER.match(card.decode("utf-8-sig"))
-        value = yaml.safe_load(found[1]) if found else None
-    except UnicodeDecodeError as error:
-        raise InvalidConfig(
-            f"The model card README.md is not UTF-8: byte {error.start} is {card[error.start]:#04x}.",
-            hint="Save it as UTF-8.",
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidConfig(f"The metadata of the model card README.md cannot be read: {reason}.") from None
-    if not isinstance(value, dict | None):
-        raise InvalidConfig("The metadata of the model card README.md is not a mapping of keys to values.")
-    return value or {}
-
-
 def escape(text: str) -> str:
     """Escape the characters of a name from data that mean something in Markdown, HTML or on the Hub's pages."""
     single_line = html.escape(" ".join(text.split()), quote=False)
@@ -261,7 +166,7 @@ def escape(text: str) -> str:
 
 def license_section(facts: CardFacts) -> str:
     """Return the section about the license of the weights."""
-    return f"## License\n\n{f'Of the weights: {escape(facts.license)}.' if facts.license else _NO_LICENSE}"
+    return f"## License\n\n{f'Of the weights: {escape(facts.license)}.' if facts.license else NO_LICENSE}"
 
 
 def results_section(facts: CardFacts) -> str:
@@ -339,7 +244,7 @@ network = classifier.model
 embedding = network.forward_head(network.forward_features(pixels), pre_logits=True)
 ```"""
 
-_NO_LICENSE = "The authors of the weights have not stated a license."
+NO_LICENSE = "The authors of the weights have not stated a license."
 
 _UNKNOWN_LIMITS = (
     "Every image gets one of the classes above, whatever it shows. What the training data lacks or shows one-sidedly, "

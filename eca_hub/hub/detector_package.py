@@ -13,7 +13,6 @@ from eca_hub.hub.card import (
     MODEL_ID_PLACEHOLDER,
     CardFacts,
     card_metadata,
-    detector_usage_section,
     escape,
     license_section,
     results_section,
@@ -111,6 +110,24 @@ def render_detector_card(config: DetectorConfig, num_parameters: int | None, fac
         CITATION,
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def detector_usage_section(model_id: str) -> str:
+    """Return the section of a detector's card that shows what to type.
+
+    Args:
+        model_id: Hub `owner/name`, or the placeholder.
+    """
+    return (
+        "## Use\n\n"
+        "```python\n"
+        "import eca_hub\n\n"
+        f'detector = eca_hub.Detector.from_pretrained("{model_id}")  # this repository, or a folder\n'
+        'detector.predict("street.jpg", min_score=0.5)\n'
+        "```\n\n```sh\n"
+        f"eca-hub detect street.jpg --model {model_id} --save_image found\n"
+        "```"
+    )
 
 
 def _network_section(config: DetectorConfig, num_parameters: int | None) -> str:

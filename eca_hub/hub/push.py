@@ -16,7 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import HubError, InvalidConfig, InvalidPackage, PushConflict
-from eca_hub.hub.card import CardFacts, read_metadata, render_card, set_license, set_model_id
+from eca_hub.hub.card import CardFacts, render_card
+from eca_hub.hub.card_edit import read_metadata, set_license, set_model_id
 from eca_hub.hub.client import check_model_id, check_new_ref, hub_errors, status_of
 from eca_hub.hub.detector_package import render_detector_card
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub

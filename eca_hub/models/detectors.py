@@ -12,8 +12,7 @@ Shapes: N images or boxes, H height, W width.
 """
 
 import dataclasses
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,18 +23,19 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_config import DetectorConfig, DetectorName
+from eca_hub.models.feature_pyramid import PYRAMID_CHANNELS, PyramidBackbone, p6_and_p7, pyramid_of
 
-_PYRAMID_CHANNELS = 256
 _OCTAVE_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 """RetinaNet has three anchors of each ratio at a position."""
 _FIRST_STRIDE_PX = {"faster_rcnn": 4, "mask_rcnn": 4, "retinanet": 8}
 _LAST_STRIDE_PX = 32
+_CLASS_LAYERS = ("box_predictor.", "mask_fcn_logits.", "classification_head.cls_logits.")
 
 
 class InputTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
@@ -55,78 +55,6 @@ class InputTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvi
             for each, shape, original in zip(result, image_shapes, original_image_sizes, strict=True):
                 each["boxes"] = resize_boxes(each["boxes"], shape, original)
         return result
-
-
-class PyramidBackbone(nn.Module):
-    """A backbone and its feature pyramid: maps a batch of images to an ordered dict of maps with 256 channels.
-
-    Args:
-        body: A network that returns the maps of all its stages, made with `features_only`.
-        strides_px: The strides of the maps that the pyramid takes.
-        extra_levels: Makes the levels above the last; called with the channels of the last map.
-        title: Name of the backbone in messages.
-    """
-
-    def __init__(self, body: nn.Module, strides_px: Sequence[int], extra_levels: Any, title: str) -> None:
-        super().__init__()
-        self.body = body
-        info: Any = body.feature_info
-        reductions = list(info.reduction())
-        if not set(strides_px) <= set(reductions):
-            raise InvalidConfig(
-                f"{title} has maps of stride {', '.join(map(str, reductions))} px; a detector needs "
-                f"{', '.join(map(str, strides_px))}.",
-                hint="Take a backbone for large images, such as resnet50 or mobilenet_v2.",
-            )
-        self._taken = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides_px]
-        channels = [info.channels()[index] for index in self._taken]
-        self.fpn = FeaturePyramidNetwork(channels, _PYRAMID_CHANNELS, extra_blocks=extra_levels(channels[-1]))
-        self.out_channels = _PYRAMID_CHANNELS
-        self._module_names = [name.replace(".", "_") for name in info.module_name()]
-        self._reductions = reductions
-        self._frozen: list[nn.Module] = []
-        self._has_frozen_norms = False
-
-    def forward(self, x_N3HW: Tensor) -> dict[str, Tensor]:
-        """Map (N, 3, H, W) to the levels of the pyramid, finest first."""
-        maps = self.body(x_N3HW)
-        levels: dict[str, Tensor] = self.fpn(OrderedDict((str(n), maps[i]) for n, i in enumerate(self._taken)))
-        return levels
-
-    def freeze(self, num_stages: int, *, norms: bool) -> None:
-        """Keep early stages as they are, and the statistics of all norms.
-
-        Args:
-            num_stages: Stages that do not learn; 1 is the stem and the stage of stride 4, 0 is none.
-            norms: Whether batch norms of the backbone keep their statistics; their scale and shift go on learning.
-
-        Raises:
-            InvalidConfig: the backbone has not so many stages.
-        """
-        if not 0 <= num_stages <= 4:
-            raise InvalidConfig(f"frozen_stages is {num_stages}; it must be 0 to 4.")
-        self._has_frozen_norms = norms
-        self._frozen = []
-        if num_stages:
-            last = self._module_names[len(self._reductions) - 1 - self._reductions[::-1].index(2 ** (num_stages + 1))]
-            children = dict(self.body.named_children())
-            if last not in children:
-                raise InvalidConfig("This backbone cannot be frozen by stages.", hint="Give frozen_stages 0.")
-            self._frozen = list(children.values())[: list(children).index(last) + 1]
-        for module in self._frozen:
-            module.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "PyramidBackbone":
-        """Switch between training and evaluation; what is frozen stays in evaluation mode."""
-        super().train(mode)
-        if mode:
-            for module in self._frozen:
-                module.eval()
-            for module in self.body.modules():
-                if self._has_frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
 
 
 class _ZeroBasedLabels(nn.Module):
@@ -221,14 +149,14 @@ def build_detector(config: DetectorConfig, *, num_classes: int | None = None, ro
         "image_std": list(resolved.std),
     }
     if resolved.detector == "retinanet":
-        pyramid = PyramidBackbone(body, strides_px, _p6_and_p7, resolved.backbone)
+        pyramid = PyramidBackbone(body, strides_px, p6_and_p7, resolved.backbone)
         anchors = _anchors(resolved)
         model: nn.Module = RetinaNet(
             pyramid,
             num_classes,
             anchor_generator=anchors,
             head=RetinaNetHead(
-                _PYRAMID_CHANNELS,
+                PYRAMID_CHANNELS,
                 anchors.num_anchors_per_location()[0],
                 num_classes,
                 norm_layer=partial(nn.GroupNorm, 32) if resolved.head_norm == "group" else None,
@@ -277,63 +205,9 @@ def backbone_config(config: DetectorConfig) -> ModelConfig:
     return ModelConfig(config.backbone, config.attention, config.attention_args)
 
 
-def pyramid_of(model: nn.Module) -> PyramidBackbone:
-    """Return backbone and pyramid of a detector: the part that exports."""
-    pyramid = model.get_submodule("backbone")
-    assert isinstance(pyramid, PyramidBackbone)
-    return pyramid
-
-
-def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
-    """Give the backbone of a detector the weights of a classifier; the classifier's head is left out.
-
-    Args:
-        model: The detector.
-        weights: The state dict of a network that `create_model` makes.
-        origin: Name of the classifier in messages.
-
-    Raises:
-        CheckpointMismatch: the classifier has another architecture or other attention; nothing was loaded.
-    """
-    body = pyramid_of(model).body
-    found: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for name, tensor in body.state_dict().items():
-        # torchvision's MobileNetV2 keeps its blocks in `features`, which are the body here.
-        given = weights.get(name, weights.get(f"features.{name}"))
-        if given is None:
-            problems.append(f"{name} is missing")
-        elif given.shape != tensor.shape:
-            problems.append(f"{name} is {tuple(given.shape)} there, {tuple(tensor.shape)} in the detector")
-        else:
-            found[name] = given
-    known = {*found, *(f"features.{name}" for name in found)}
-    # Layers after the last map: the head. Anything inside a stage that the body lacks is another architecture.
-    stages = {name.partition(".")[0] for name, _ in body.named_parameters()}
-    problems += [
-        f"{name} is unexpected"
-        for name in weights
-        if name not in known and name.removeprefix("features.").partition(".")[0] in stages
-    ]
-    if problems:
-        raise CheckpointMismatch(
-            f"The classifier {origin} does not fit the backbone, {len(problems)} tensors: {'; '.join(problems[:5])}.",
-            hint="Backbone, attention and kernel sizes must be the classifier's.",
-        )
-    body.load_state_dict(found)
-
-
-def refresh_anchors(model: nn.Module) -> None:
-    """Make the anchors of a detector again, which torchvision keeps outside the state dict.
-
-    A detector that was built on the meta device has none until this is called.
-    """
-    for module in model.modules():
-        if isinstance(module, AnchorGenerator):
-            module.cell_anchors = [
-                module.generate_anchors(sizes, ratios)
-                for sizes, ratios in zip(module.sizes, module.aspect_ratios, strict=True)
-            ]
+def is_class_weight(name: str) -> bool:
+    """Whether the name of a detector's weight is that of a layer that has an output for each class."""
+    return any(part in name for part in _CLASS_LAYERS)
 
 
 def paste_mask(mask_HW: Tensor, box: Sequence[float], height: int, width: int) -> Tensor:
@@ -360,10 +234,3 @@ def _anchors(config: DetectorConfig) -> AnchorGenerator:
         tuple(int(size * scale) if scale > 1 else size for scale in scales) for size in config.anchor_sizes_px
     )
     return AnchorGenerator(sizes, (tuple(config.anchor_ratios),) * len(sizes))
-
-
-def _p6_and_p7(channels: int) -> LastLevelP6P7:
-    extra = LastLevelP6P7(channels, _PYRAMID_CHANNELS)
-    # torchvision decides by the channels, and would take P5 where a backbone ends in 256.
-    extra.use_P5 = False
-    return extra

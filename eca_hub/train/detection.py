@@ -19,7 +19,8 @@ from eca_hub.hub.pretrained import load_pretrained
 from eca_hub.hub.pull import is_folder
 from eca_hub.models.build import resolve_config
 from eca_hub.models.detector_config import DetectorConfig, DetectorName, HeadNorm
-from eca_hub.models.detectors import backbone_config, build_detector, load_backbone, pyramid_of
+from eca_hub.models.detectors import backbone_config, build_detector, is_class_weight
+from eca_hub.models.feature_pyramid import load_backbone, pyramid_of
 from eca_hub.train.data.detection_dataset import DetectionBatch
 from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.detection_metrics import AveragePrecision, DetectionLosses, IouType
@@ -68,7 +69,8 @@ class DetectionModule(TrainingModule):
         labels: Class names; come from the data.
     """
 
-    score_name: ClassVar[str] = "AP"
+    score_name = "AP"
+    metrics_prefix: ClassVar[str] = "losses."
 
     def __init__(
         self,
@@ -215,53 +217,13 @@ class DetectionModule(TrainingModule):
                 hint=f"Give --model.detector {self.config.detector}.",
             )
 
-    def on_train_start(self) -> None:
-        """Set the schedule; the losses of an epoch that is resumed are those of all processes, so rank 0 keeps them."""
-        super().on_train_start()
-        if not self.trainer.is_global_zero:
-            self.losses.reset()
+    def start_measuring(self, split: str) -> None:
+        """Reset the metrics, and give them the annotations of the split."""
+        self._precision[split].reset(self._split(split).ground_truth)
 
-    def on_train_epoch_start(self) -> None:
-        """Start the losses anew; an epoch without a validation has no average precision."""
-        self.losses.reset()
-        self._precision["val"].reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Start the metrics anew, and put the average of the weights into the network."""
-        self._precision["val"].reset(self._split("val").ground_truth)
-        if self.ema is not None and self.trainer.state.fn == "fit":
-            self.ema.swap_in(self.model)
-
-    def on_test_epoch_start(self) -> None:
-        """Start the metrics anew."""
-        self._precision["test"].reset(self._split("test").ground_truth)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics, and give the network its own weights back."""
-        self.log_metrics("val", "val")
-        self.restore_weights()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        self.log_metrics("test", "test")
-
-    def on_train_epoch_end(self) -> None:
-        """Log the losses and the learning rate."""
-        self.log_metrics("fit", "train")
-        self.log("lr", torch.tensor(self.last_lr, device=self.device), sync_dist=True, batch_size=1)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the average beside the weights, and the losses of all processes instead of those of this one."""
-        checkpoint["state_dict"]["losses.sums"] = self.losses.summed()
-        checkpoint["last_lr"] = self.last_lr
-        if self.ema is not None:
-            checkpoint["ema"] = dict(self.ema.weights)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue with the saved average."""
-        self.last_lr = checkpoint["last_lr"]
-        if self.ema is not None:
-            self.ema.load(checkpoint["ema"])
+    def head_weights(self) -> set[str]:
+        """Return the names of the weights that depend on the labels."""
+        return {name for name in self.model.state_dict() if is_class_weight(name)}
 
     def metrics_for(self, split: str) -> Any:
         """Return the losses of `fit`, or the average precision of `val` or `test`."""

@@ -110,6 +110,10 @@ class DetectionLosses(nn.Module):
 
     def reset(self) -> None:
         """Start anew."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Set the sums to zero, because another process holds those before the run was resumed."""
         self.sums.zero_()
 
     def update(self, losses: Mapping[str, Tensor], num_images: int) -> None:
@@ -119,23 +123,31 @@ class DetectionLosses(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """Return `loss`, the sum, and each part; each process must call it."""
-        *sums, num_images = self.summed()
+        *sums, num_images = self._total()
         means = [each / num_images.clamp(min=1) for each in sums]
         return {
             "loss": torch.stack(means).sum().float(),
             **{n: m.float() for n, m in zip(self.parts, means, strict=True)},
         }
 
-    def summed(self) -> Tensor:
-        """Return the sums of all processes together, the number of images last; each process must call it."""
-        sums = self.sums.clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        return sums
+    def summed(self, prefix: str) -> dict[str, Tensor]:
+        """Return the sums of all processes together; each process must call it.
+
+        Args:
+            prefix: Put before each name.
+        """
+        return {f"{prefix}sums": self._total()}
 
     def local_means(self) -> dict[str, float]:
         """Return the loss of this process so far."""
         return {"loss": float(self.sums[:-1].sum()) / max(float(self.sums[-1]), 1.0)}
+
+    def _total(self) -> Tensor:
+        """Return the sums of all processes, the number of images last."""
+        sums = self.sums.clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        return sums
 
 
 class AveragePrecision:
@@ -193,10 +205,6 @@ class AveragePrecision:
             for iou_type, found in self.evaluations.items()
             for name in FIGURES[:6]
         }
-
-    def local_means(self) -> dict[str, float]:
-        """Return nothing: average precision is known at the end only."""
-        return {}
 
 
 def restrict(ground_truth: Mapping[str, Any], image_ids: set[Any]) -> dict[str, Any]:

@@ -1,130 +1,111 @@
-"""Results of a run of a detector: the best weights, tested, as a package in model/; result.json; detections.json."""
+"""Results of a run of a detector: average precision, plots, classes.csv and detections.json."""
 
 import csv
-import datetime
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
-from lightning.pytorch import Trainer
+from torch import Tensor
 
-from eca_hub import __version__
 from eca_hub.atomic import write_atomic
 from eca_hub.hub.card import CardFacts, Result
 from eca_hub.hub.pretrained import save_detector
 from eca_hub.models.detectors import build_detector
-from eca_hub.train.callbacks.checkpointing import ResumableCheckpoint
-from eca_hub.train.callbacks.epoch_log import format_s
-from eca_hub.train.checkpoint.store import CheckpointStore
 from eca_hub.train.data.detection import DetectionDataModule
 from eca_hub.train.data.detection_dataset import load_pixels
 from eca_hub.train.detection import DetectionModule
 from eca_hub.train.detection_metrics import FIGURES
 from eca_hub.train.detection_plots import draw_contact_sheet, draw_curves, draw_precision_recall
-from eca_hub.train.environment import device_name, peak_memory_mib
-from eca_hub.train.errors import TrainingStopped
+from eca_hub.train.results import RunResults
 
 _NUM_SHOWN = 12
-_SAME_SPLIT = "The epoch was chosen on the images that it is tested on, because one split serves for both."
 
 
-def finalize_run(
-    trainer: Trainer,
-    module: DetectionModule,
-    data: DetectionDataModule,
-    run_dir: Path,
-    store: CheckpointStore,
-    checkpoint: ResumableCheckpoint,
-) -> None:
-    """Test the best weights, write them as a package, and print the results and the next command.
+class DetectionResults(RunResults):
+    """Results of a detector."""
 
-    Args:
-        trainer: The trainer, after training.
-        module: The trained module.
-        data: The data it was trained on.
-        run_dir: The run folder.
-        store: The checkpoints, with the best weights among them.
-        checkpoint: Knows which weights are the best.
+    score_title = "AP"
 
-    Raises:
-        TrainingStopped: there was no validation.
-    """
-    if checkpoint.best is None:
-        raise TrainingStopped("There was no validation, so there are no best weights.", hint="Train longer.")
-    fit_s = checkpoint.fit_s
-    memory_mib = peak_memory_mib(trainer.strategy.root_device)
-    best = store.load_best(checkpoint.best)
-    module.model.load_state_dict(best)
-    module.ema = None
-    trainer.test(module, datamodule=data, verbose=False)
-    precision = module.metrics_for("test")
-    found, predictions = precision.compute(), precision.gather()
-    if not trainer.is_global_zero:
-        return
-    result = {
-        **{f"test_{name}": round(float(value), 6) for name, value in found.items()},
-        **{f"val_{name}": round(value, 6) for name, value in checkpoint.best_metrics.items()},
-        "best_epoch": checkpoint.best_epoch,
-        "num_test_images": len(predictions),
-        "epochs": int(trainer.current_epoch),
-        "steps": int(trainer.global_step),
-        "fit_s": round(fit_s, 3),
-        "peak_memory_mib": memory_mib and round(memory_mib, 1),
-    }
-    results = [each for per_image in predictions.values() for each in per_image]
-    write_atomic(run_dir / "detections.json", json.dumps(results).encode())
-    _write_classes(module, data, run_dir / "classes.csv")
-    draw_precision_recall(precision.evaluations, run_dir / "precision_recall.png")
-    _draw_detections(data, predictions, run_dir / "detections.png")
-    if (run_dir / "metrics.csv").is_file():
-        draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
-    write_atomic(run_dir / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    network = build_detector(module.config)
-    network.load_state_dict(best)
-    save_detector(network, run_dir / "model", facts=_card_facts(trainer, module, data, result))
-    remark = _SAME_SPLIT if data.has_single_eval_split else ""
-    print(
-        f"test {_figures(result, 'test_')} on {len(predictions)} images\n"
-        f"best validation {_figures(result, 'val_')} in epoch {result['best_epoch']} of {result['epochs']}\n"
-        f"{result['steps']} steps in {format_s(fit_s)}"
-        + (f", peak memory {memory_mib:.0f} MiB\n" if memory_mib else "\n")
-        + (f"{remark}\n" if remark else "")
-        + f"run: {run_dir}   package: {run_dir / 'model'}\n"
-        f"Next: eca-hub push {run_dir} OWNER/NAME",
-        flush=True,
-    )
+    def collect(self, measured: Mapping[str, float]) -> None:
+        """Gather the predictions of all processes."""
+        self._precision = self.module.metrics_for("test")
+        self._found = self._precision.compute()
+        self._predictions: dict[Any, list[dict[str, Any]]] = self._precision.gather()
 
+    def test_figures(self) -> dict[str, Any]:
+        """Return the average precision of boxes and masks."""
+        figures = {f"test_{name}": round(float(value), 6) for name, value in self._found.items()}
+        return {**figures, "num_test_images": len(self._predictions)}
 
-def print_metrics(trainer: Trainer, module: DetectionModule, split: str) -> None:
-    """Print the average precision of a split."""
-    metrics = module.metrics_for(split)
-    found = {f"{split}_{name}": float(value) for name, value in metrics.compute().items()}
-    num_images = len(metrics.gather())
-    if trainer.is_global_zero:
-        print(f"{_figures(found, f'{split}_')}  on {num_images} images", flush=True)
+    def write_files(self, run_dir: Path) -> dict[str, Any]:
+        """Write detections.json and classes.csv, and draw curves, precision over recall, and some images."""
+        results = [each for per_image in self._predictions.values() for each in per_image]
+        write_atomic(run_dir / "detections.json", json.dumps(results).encode())
+        _write_classes(self.module, self.data, run_dir / "classes.csv")
+        draw_precision_recall(self._precision.evaluations, run_dir / "precision_recall.png")
+        _draw_detections(self.data, self._predictions, run_dir / "detections.png")
+        if (run_dir / "metrics.csv").is_file():
+            draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
+        return {}
 
+    def save(self, weights: Mapping[str, Tensor], folder: Path, facts: CardFacts) -> None:
+        """Write the package."""
+        network = build_detector(self.module.config)
+        network.load_state_dict(weights)
+        save_detector(network, folder, facts=facts)
 
-def write_predictions(trainer: Trainer, module: DetectionModule, data: DetectionDataModule, table: Path) -> None:
-    """Write the detections of the test split as a COCO results file, next to where a classifier writes its table."""
-    batches: Any = trainer.predict(module, datamodule=data) or []
-    found = [each for batch in batches for each in batch.items()]
-    if trainer.world_size > 1:
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, found)
-        found = [each for share in gathered for each in share]
-    if not trainer.is_global_zero:
-        return
-    results = [each for _, predictions in found for each in predictions]
-    path = table.with_suffix(".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(results).encode())
-    print(f"{len(results)} detections in {len(found)} images: {path}", flush=True)
+    def headline(self, result: Mapping[str, Any]) -> str:
+        """Return the average precision and the number of images."""
+        return f"test {_figures(result, 'test_')} on {result['num_test_images']} images"
+
+    def validation_line(self, result: Mapping[str, Any]) -> str:
+        """Return the average precision of the validation."""
+        if "val_AP" not in result:
+            return ""
+        return (
+            f"{result['kept']} validation {_figures(result, 'val_')} in epoch {result['best_epoch']} of "
+            f"{result['epochs']}"
+        )
+
+    def card_texts(self) -> tuple[str, str]:
+        """Return what the model does and what it is not for."""
+        return (
+            f"Finds the {len(self.data.labels)} kinds of objects of {self.data.title}.",
+            f"Only the classes of {self.data.title} are found.",
+        )
+
+    def card_results(self, result: Mapping[str, Any]) -> tuple[Result, ...]:
+        """Return the average precision of boxes and masks, for all sizes of objects that occur."""
+        kinds = [("", "boxes"), ("mask_", "masks")] if self.module.config.has_masks else [("", "boxes")]
+        values = {f"{name} of {kind}": result[f"test_{prefix}{name}"] for prefix, kind in kinds for name in FIGURES[:6]}
+        num_images = result["num_test_images"]
+        # COCO's -1 stands for a size that no object has.
+        return tuple(
+            Result(self.data.title, "test", name, value, num_images) for name, value in values.items() if value >= 0
+        )
+
+    def metrics_line(self, split: str) -> str:
+        """Return the average precision of a split."""
+        metrics = self.module.metrics_for(split)
+        found = {f"{split}_{name}": float(value) for name, value in metrics.compute().items()}
+        return f"{_figures(found, f'{split}_')}  on {len(metrics.gather())} images"
+
+    def write_predictions(self, table: Path) -> None:
+        """Write the detections of the test split as a COCO results file."""
+        batches: Any = self.trainer.predict(self.module, datamodule=self.data) or []
+        found = self.gather([each for batch in batches for each in batch.items()])
+        if not self.trainer.is_global_zero:
+            return
+        results = [each for _, predictions in found for each in predictions]
+        path = table.with_suffix(".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(results).encode())
+        print(f"{len(results)} detections in {len(found)} images: {path}", flush=True)
 
 
-def _figures(values: dict[str, Any], prefix: str) -> str:
+def _figures(values: Mapping[str, Any], prefix: str) -> str:
     boxes = ", ".join(f"{name} {values[prefix + name]:.4f}" for name in FIGURES[:3])
     if f"{prefix}mask_AP" not in values:
         return boxes
@@ -164,33 +145,3 @@ def _draw_detections(data: DetectionDataModule, predictions: dict[Any, list[dict
             samples.append((pixels_HW3, each.boxes.tolist(), predictions[each.image_id]))
     label_of = dict(zip(split.category_ids, split.labels, strict=True))
     draw_contact_sheet(samples, label_of, image)
-
-
-def _card_facts(
-    trainer: Trainer, module: DetectionModule, data: DetectionDataModule, result: dict[str, Any]
-) -> CardFacts:
-    optim = module.optim_config
-    kinds = [("", "boxes"), ("mask_", "masks")] if module.config.has_masks else [("", "boxes")]
-    num_images = result["num_test_images"]
-    values = {f"{name} of {kind}": result[f"test_{prefix}{name}"] for prefix, kind in kinds for name in FIGURES[:6]}
-    # COCO's -1 stands for a size that no object has.
-    results = tuple(Result(data.title, "test", name, value, num_images) for name, value in values.items() if value >= 0)
-    return CardFacts(
-        summary=f"Finds the {len(data.labels)} kinds of objects of {data.title}.",
-        results=results,
-        recipe={
-            "data": f"{data.title}, {data.num_images('train')} training images",
-            "optimizer": f"{optim.name}, weight decay {optim.weight_decay:g}",
-            "learning rate": f"{optim.lr:g}, {optim.warmup_epochs:g} epochs of warm-up",
-            "epochs": f"{result['epochs']}, batch size {data.batch_size * trainer.world_size}; the epoch with the best "
-            "validation AP was kept",
-            "time": f"{result['fit_s']:.0f} s",
-        },
-        base_model=module.base_model,
-        measured_on=(
-            f"{datetime.date.today():%Y-%m-%d} on {trainer.num_devices} x {device_name(trainer.strategy.root_device)}, "
-            f"eca-hub {__version__}, torch {torch.__version__}, lightning {lightning.__version__}"
-        ),
-        limits=f"Only the classes of {data.title} are found."
-        + (f" {_SAME_SPLIT}" if data.has_single_eval_split else ""),
-    )

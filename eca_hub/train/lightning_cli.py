@@ -33,7 +33,7 @@ from eca_hub.train.distributed.signals import Stopped, StopRequest, kill_workers
 from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync_batchnorm, make_strategy
 from eca_hub.train.errors import user_message_for
 from eca_hub.train.legacy_options import upgrade_argv
-from eca_hub.train.results import write_environment
+from eca_hub.train.results import RunResults, write_environment
 from eca_hub.train.run_folder import RunFolder, choose_run_dir, open_run_folder
 from eca_hub.train.tasks import Task, task_for
 from eca_hub.train.trainer_options import check_monitors, check_options, check_validation
@@ -194,20 +194,22 @@ class RunCLI(LightningCLI):
         """Test the best weights, write them as a package, and publish it with --push_to."""
         assert self.folder is not None
         assert self.checkpoint is not None
-        self.task.finalize_run(
-            self.trainer, self.model, self.datamodule, self.run_dir, self.folder.checkpoints, self.checkpoint
-        )
+        self._results().finalize(self.run_dir, self.folder.checkpoints, self.checkpoint)
         if (model_id := self.config["fit"]["push_to"]) and self.trainer.is_global_zero:
             published = push_folder(self.run_dir, model_id)
             print(f"published as {published.revision}  {published.url}", flush=True)
 
     def after_validate(self) -> None:
         """Print the metrics."""
-        self.task.print_metrics(self.trainer, self.model, "val")
+        self._results().print_metrics("val")
 
     def after_test(self) -> None:
         """Print the metrics."""
-        self.task.print_metrics(self.trainer, self.model, "test")
+        self._results().print_metrics("test")
+
+    def _results(self) -> RunResults:
+        results: RunResults = self.task.results(self.trainer, self.model, self.datamodule)
+        return results
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
@@ -219,7 +221,7 @@ class RunCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "predict":
-            self.task.write_predictions(self.trainer, self.model, self.datamodule, self.run_dir / "predictions.csv")
+            self._results().write_predictions(self.run_dir / "predictions.csv")
             return
         super()._run_subcommand(subcommand)
 

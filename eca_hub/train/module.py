@@ -206,52 +206,6 @@ class ImageClassifier(TrainingModule):
             if self.ema is not None:
                 self.ema.reset(self.model)
 
-    def on_train_start(self) -> None:
-        """Set the schedule; metrics of an epoch that is resumed are those of all processes, so rank 0 keeps them."""
-        super().on_train_start()
-        if not self.trainer.is_global_zero:
-            self.metrics_for("fit").clear()
-
-    def on_train_epoch_start(self) -> None:
-        """Reset the metrics."""
-        self.metrics_for("fit").reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Reset the metrics, and put the average of the weights into the network."""
-        self.metrics_for("val").reset()
-        self.count_missing_forwards(self.trainer.num_val_batches)
-        if self.ema is not None and self.trainer.state.fn == "fit":
-            self.ema.swap_in(self.model)
-
-    def on_test_epoch_start(self) -> None:
-        """Reset the metrics."""
-        self.metrics_for("test").reset()
-        self.count_missing_forwards(self.trainer.num_test_batches)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics, and give the network its own weights back."""
-        self.make_missing_forwards()
-        self.log_metrics("val", "val")
-        self.restore_weights()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        self.make_missing_forwards()
-        self.log_metrics("test", "test")
-
-    def on_predict_epoch_start(self) -> None:
-        """Count the batches of all processes."""
-        self.count_missing_forwards(self.trainer.num_predict_batches)
-
-    def on_predict_epoch_end(self) -> None:
-        """Make as many forwards as the other processes."""
-        self.make_missing_forwards()
-
-    def on_train_epoch_end(self) -> None:
-        """Log the metrics and the learning rate."""
-        self.log_metrics("fit", "train")
-        self.log("lr", torch.tensor(self.last_lr, device=self.device), sync_dist=True, batch_size=1)
-
     def train(self, mode: bool = True) -> "ImageClassifier":
         """Switch between training and evaluation mode; frozen norms stay in evaluation mode."""
         super().train(mode)
@@ -261,11 +215,6 @@ class ImageClassifier(TrainingModule):
         if mode and self._freeze == "backbone":
             self.model.eval()
         return self
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the metrics of all processes instead of those of this one."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"] |= self.metrics_for("fit").summed("metrics.fit.")
 
     def check_batch(self, num_images: int) -> None:
         """Check that the norms can be trained with a batch of so many images.

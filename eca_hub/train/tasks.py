@@ -24,9 +24,8 @@ class Task:
     """Linked options: the target gets its value from the object that the source names."""
     parse_links: tuple[tuple[str, str, Callable[[Any], Any]], ...]
     """Options that follow from others before anything is made: source, target, and the function between them."""
-    finalize_run: Callable[..., None]
-    print_metrics: Callable[..., None]
-    write_predictions: Callable[..., None]
+    results: Callable[[Any, Any, Any], Any]
+    """Makes the `RunResults` of a trainer, a module and its data."""
     run_name: Callable[[Any], str]
     """From the options of the module to the end of a new run folder's name."""
 
@@ -34,18 +33,16 @@ class Task:
 def image_classification() -> Task:
     """Return the task of classifiers."""
     from eca_hub.models.config import ModelConfig
+    from eca_hub.train.classification_results import ClassificationResults
     from eca_hub.train.data.datamodule import ImageDataModule
     from eca_hub.train.module import ImageClassifier
-    from eca_hub.train.results import finalize_run, print_metrics, write_predictions
 
     return Task(
         ImageClassifier,
         ImageDataModule,
         (("data.labels", "model.labels"), ("data.image", "model.image")),
         (),
-        finalize_run,
-        print_metrics,
-        write_predictions,
+        ClassificationResults,
         lambda model: (
             f"{model['attention'] or ModelConfig.attention}_{model['architecture'] or ModelConfig.architecture}"
         ),
@@ -57,16 +54,14 @@ def object_detection() -> Task:
     from eca_hub.models.detector_config import DetectorConfig
     from eca_hub.train.data.detection import DetectionDataModule
     from eca_hub.train.detection import DetectionModule
-    from eca_hub.train.detection_results import finalize_run, print_metrics, write_predictions
+    from eca_hub.train.detection_results import DetectionResults
 
     return Task(
         DetectionModule,
         DetectionDataModule,
         (("data.labels", "model.labels"),),
         (("model.detector", "data.init_args.with_masks", lambda detector: detector == "mask_rcnn"),),
-        finalize_run,
-        print_metrics,
-        write_predictions,
+        DetectionResults,
         lambda model: (
             f"{model['detector']}_{model['attention'] or DetectorConfig.attention}_"
             f"{model['backbone'] or DetectorConfig.backbone}"

@@ -24,8 +24,10 @@ from eca_hub.train.optim import OptimConfig, clip_adaptively, lr_factor, make_op
 class TrainingModule(LightningModule):
     """Base of the modules of all tasks."""
 
-    score_name: ClassVar[str] = "top1"
+    score_name: str = "top1"
     """The metric of the validation by which the best weights are chosen, higher is better."""
+    metrics_prefix: ClassVar[str] = "metrics.fit."
+    """Of the names of the metrics of `fit` in a checkpoint."""
 
     model: nn.Module
     config: Any
@@ -43,8 +45,15 @@ class TrainingModule(LightningModule):
     _schedule: Callable[[int], float] = staticmethod(lambda step: 1.0)
 
     def metrics_for(self, split: str) -> Any:
-        """Return the metrics of `fit`, `val` or `test`: `update_called`, `reset`, `compute` and `local_means`."""
+        """Return the metrics of `fit`, `val` or `test`.
+
+        All have `update_called`, `reset` and `compute`; those of `fit` have `clear`, `summed` and `local_means` too.
+        """
         raise NotImplementedError
+
+    def start_measuring(self, split: str) -> None:
+        """Reset the metrics of `val` or `test`."""
+        self.metrics_for(split).reset()
 
     def make_schedule(self, num_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
         """Return the function from the step to the factor of the learning rate."""
@@ -66,7 +75,7 @@ class TrainingModule(LightningModule):
         raise NotImplementedError
 
     def on_train_start(self) -> None:
-        """Set the schedule of the learning rate, which needs the number of steps."""
+        """Set the schedule of the learning rate, which needs the number of steps, and the metrics of this process."""
         num_steps = self.trainer.estimated_stepping_batches
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         # Without a limit a cosine is refused, and the other schedules do not need the number.
@@ -76,6 +85,50 @@ class TrainingModule(LightningModule):
         [config] = self.trainer.lr_scheduler_configs
         for group, base_lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.base_lrs, strict=True):
             group["lr"] = base_lr * self._schedule(self.global_step)
+        if not self.trainer.is_global_zero:
+            # The metrics of an epoch that is resumed are those of all processes, so rank 0 keeps them.
+            self.metrics_for("fit").clear()
+
+    def on_train_epoch_start(self) -> None:
+        """Reset the metrics; an epoch without a validation has none of it."""
+        self.metrics_for("fit").reset()
+        self.start_measuring("val")
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics and the learning rate."""
+        self.log_metrics("fit", "train")
+        self.log("lr", torch.tensor(self.last_lr, device=self.device), sync_dist=True, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the metrics, and put the average of the weights into the network."""
+        self.start_measuring("val")
+        self.count_missing_forwards(self.trainer.num_val_batches)
+        if self.ema is not None and self.trainer.state.fn == "fit":
+            self.ema.swap_in(self.model)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics, and give the network its own weights back."""
+        self.make_missing_forwards()
+        self.log_metrics("val", "val")
+        self.restore_weights()
+
+    def on_test_epoch_start(self) -> None:
+        """Reset the metrics."""
+        self.start_measuring("test")
+        self.count_missing_forwards(self.trainer.num_test_batches)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self.make_missing_forwards()
+        self.log_metrics("test", "test")
+
+    def on_predict_epoch_start(self) -> None:
+        """Count the batches of all processes."""
+        self.count_missing_forwards(self.trainer.num_predict_batches)
+
+    def on_predict_epoch_end(self) -> None:
+        """Make as many forwards as the other processes."""
+        self.make_missing_forwards()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer, and the schedule of its learning rates by steps."""
@@ -109,19 +162,12 @@ class TrainingModule(LightningModule):
         if self.ema is not None:
             self.ema.update(self.model, self.global_step)
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip as the trainer is asked to, and adaptively with `optim.agc`."""
-        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        if self.optim_config.agc:
-            clip_adaptively(self.optim_config, self.model, self.head_weights())
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the average beside the weights, and what `carry_over` compares."""
+        """Save the average beside the weights, the metrics of all processes, and what `carry_over` compares."""
         checkpoint["last_lr"] = self.last_lr
         checkpoint["labels"] = list(self.config.labels)
         checkpoint["optimizer_name"] = optimizer_name(self.trainer.optimizers[0])
+        checkpoint["state_dict"] |= self.metrics_for("fit").summed(self.metrics_prefix)
         if self.ema is not None:
             checkpoint["ema"] = dict(self.ema.weights)
 

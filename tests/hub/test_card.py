@@ -11,12 +11,10 @@ from eca_hub.hub.card import (
     CardFacts,
     Result,
     escape,
-    read_metadata,
     render_card,
-    set_license,
-    set_model_id,
     sparkline,
 )
+from eca_hub.hub.card_edit import read_metadata, set_license, set_model_id
 from eca_hub.models.complexity import count_complexity
 from tests.conftest import TINY
 

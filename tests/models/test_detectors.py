@@ -11,14 +11,8 @@ from torch import Tensor, nn
 from eca_hub.errors import CheckpointMismatch, InvalidConfig, UnknownName
 from eca_hub.models.build import count_parameters, create_model
 from eca_hub.models.detector_config import DETECTORS, DetectorConfig
-from eca_hub.models.detectors import (
-    build_detector,
-    create_detector,
-    load_backbone,
-    paste_mask,
-    pyramid_of,
-    refresh_anchors,
-)
+from eca_hub.models.detectors import build_detector, create_detector, paste_mask
+from eca_hub.models.feature_pyramid import load_backbone, pyramid_of
 from eca_hub.models.paper import compare, prints_as, published_rows
 
 SMALL: dict[str, Any] = {"backbone": "resnet18", "num_classes": 3, "min_side_px": 64, "max_side_px": 96}
@@ -157,20 +151,6 @@ def test_a_classifier_that_does_not_fit_is_refused_with_the_first_tensors(classi
     model = create_detector("faster_rcnn", **SMALL)
     with pytest.raises(CheckpointMismatch, match=sentence):
         load_backbone(model, create_model(**classifier, num_classes=7).state_dict(), origin="acme/seven")
-
-
-def test_a_detector_that_was_built_on_the_meta_device_gets_its_anchors_again() -> None:
-    config = DetectorConfig("faster_rcnn", "resnet18", labels=("a", "b"))
-    with torch.device("meta"):
-        model = build_detector(config)
-    refresh_anchors(model)
-    expected = build_detector(config)
-    for ours, theirs in zip(
-        model.get_submodule("rpn.anchor_generator").cell_anchors,  # type: ignore[arg-type]
-        expected.get_submodule("rpn.anchor_generator").cell_anchors,  # type: ignore[arg-type]
-        strict=True,
-    ):
-        assert torch.equal(ours, theirs)
 
 
 def test_custom_anchors_and_sizes_reach_the_network() -> None:

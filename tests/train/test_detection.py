@@ -15,7 +15,8 @@ from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import save_detector
 from eca_hub.models.detector_config import DetectorConfig
-from eca_hub.models.detectors import create_detector, pyramid_of, resolve_detector_config
+from eca_hub.models.detectors import create_detector, resolve_detector_config
+from eca_hub.models.feature_pyramid import pyramid_of
 from eca_hub.train.detection import DetectionModule
 from eca_hub.train.optim import OptimConfig
 from eca_hub.train.tasks import task_for

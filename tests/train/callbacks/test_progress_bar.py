@@ -1,6 +1,7 @@
 """The output of `eca-hub fit` on a pseudo-terminal: the bar, and the lines that a log file gets as well."""
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -10,8 +11,12 @@ import sys
 import termios
 
 import pytest
+from lightning.pytorch import Trainer
 
+from eca_hub.models.config import ImageConfig
 from eca_hub.train.callbacks.progress_bar import ProgressBar
+from eca_hub.train.data.synthetic import SyntheticData
+from eca_hub.train.module import ImageClassifier
 from tests.train.runs import CONFIG
 
 ROWS, COLUMNS = 30, 100
@@ -75,8 +80,31 @@ def screen(written: str) -> list[str]:
 def test_the_bar_shows_loss_accuracy_speed_and_the_remaining_time(written: str) -> None:
     drawn = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", written)
     assert BAR.search(drawn), drawn
-    # The bar of a validation is drawn only if it takes longer than the interval between two frames.
-    assert ProgressBar(None).validation_description == "validation"
+
+
+class DrawnAtOnce(ProgressBar):
+    """Draws every change, where the bar itself draws a frame four times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.drawn = io.StringIO()
+        self._console_kwargs |= {"file": self.drawn, "force_terminal": True, "width": COLUMNS}
+
+    def refresh(self, hard: bool = False) -> None:
+        super().refresh(hard=True)
+
+
+def test_a_validation_has_a_bar_of_its_own() -> None:
+    small = ImageConfig(height_px=8, width_px=8, crop=1.0)
+    data = SyntheticData(num_train=8, num_eval=20, batch_size=8, image=small)
+    module = ImageClassifier("resnet20", labels=data.labels, image=small)
+    bar = DrawnAtOnce()
+    Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=[bar]
+    ).validate(module, data, verbose=False)
+    drawn = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", bar.drawn.getvalue())
+    for done in (1, 2, 3):
+        assert re.search(rf"validation [━╸╺ ]+ {done}/3", drawn), drawn
 
 
 def test_after_the_run_the_screen_shows_the_lines_of_a_log_file_and_no_bar(written: str) -> None:

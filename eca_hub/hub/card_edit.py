@@ -1,0 +1,86 @@
+"""Change the model card of a package: the name of the model, the license. Imports no torch."""
+
+import re
+from functools import partial
+from typing import Any
+
+import yaml
+
+from eca_hub.errors import InvalidConfig
+from eca_hub.hub.card import MODEL_ID_PLACEHOLDER, NO_LICENSE, escape, usage_section
+from eca_hub.hub.detector_package import detector_usage_section
+
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+
+
+def set_model_id(card: bytes, model_id: str) -> bytes:
+    """Put the id of the model into the usage section that eca-hub wrote; every other byte of the card stays.
+
+    Replaced are the section as a whole, whichever model it named, and single lines of it with the placeholder. The same
+    card and id always give the same bytes.
+
+    Args:
+        card: README.md of the package.
+        model_id: Hub `owner/name`.
+    """
+    text = card.decode("utf-8", "surrogateescape")
+    sections = (partial(usage_section, is_timm=False), partial(usage_section, is_timm=True), detector_usage_section)
+    for section in sections:
+        pattern = re.escape(section(MODEL_ID_PLACEHOLDER)).replace(re.escape(MODEL_ID_PLACEHOLDER), r"[\w.-]+/[\w.-]+")
+        # Version 0.1.0 called the image picture.png.
+        pattern = pattern.replace(re.escape("image.png"), r"(?:image|picture)\.png")
+        named = section(model_id)
+        text = re.sub(pattern, lambda _, named=named: named, text)  # type: ignore[misc]
+        for line in section(MODEL_ID_PLACEHOLDER).splitlines():
+            if MODEL_ID_PLACEHOLDER in line:
+                text = text.replace(line, line.replace(MODEL_ID_PLACEHOLDER, model_id))
+    return text.encode("utf-8", "surrogateescape")
+
+
+def set_license(card: bytes, license_id: str) -> bytes:
+    """Put a license into the metadata of a card, and into the sentence that says that none was given.
+
+    Args:
+        card: README.md of the package.
+        license_id: License as the Hub spells it, such as `apache-2.0`.
+
+    Raises:
+        InvalidConfig: this is not an id, or the metadata of the card cannot be read.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license_id):
+        raise InvalidConfig(f"license is {license_id!r}; the Hub's ids are like apache-2.0, mit or cc-by-4.0.")
+    metadata, text = read_metadata(card), card.decode("utf-8-sig")
+    if metadata.get("license") != license_id:
+        line = f"license: {license_id}\n"
+        found = _FRONT_MATTER.match(text)
+        if found is None:
+            text = f"---\n{line}---\n\n{text}"
+        elif re.search(r"^license:.*$", found[1], re.MULTILINE):
+            head = re.sub(r"^license:.*\r?\n?(?:[ \t]*- .*\r?\n?|[ \t]+.*\r?\n?)*", line, found[1], flags=re.MULTILINE)
+            text = text[: found.start(1)] + head + text[found.end(1) :]
+        else:
+            text = text[: found.start(1)] + line + text[found.start(1) :]
+    text = text.replace(NO_LICENSE, f"Of the weights: {escape(license_id)}.")
+    return text.encode()
+
+
+def read_metadata(card: bytes) -> dict[str, Any]:
+    """Return the YAML metadata at the start of a card; an empty dict if there is none.
+
+    Raises:
+        InvalidConfig: the card is not UTF-8, or its metadata cannot be read.
+    """
+    try:
+        found = _FRONT_MATTER.match(card.decode("utf-8-sig"))
+        value = yaml.safe_load(found[1]) if found else None
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(
+            f"The model card README.md is not UTF-8: byte {error.start} is {card[error.start]:#04x}.",
+            hint="Save it as UTF-8.",
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidConfig(f"The metadata of the model card README.md cannot be read: {reason}.") from None
+    if not isinstance(value, dict | None):
+        raise InvalidConfig("The metadata of the model card README.md is not a mapping of keys to values.")
+    return value or {}
