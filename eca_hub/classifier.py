@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar, overload
 
 import torch
@@ -13,7 +12,7 @@ from eca_hub.hub.package import Package
 from eca_hub.hub.pretrained import read_package
 from eca_hub.images.decode import ImageSource
 from eca_hub.images.transform import EvalTransform
-from eca_hub.models.config import ModelConfig
+from eca_hub.models.config import Activation, ModelConfig
 from eca_hub.predictor import Predictor
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
@@ -61,6 +60,7 @@ class Classifier(Predictor):
         images: ImageSource,
         *,
         top_k: int = 5,
+        min_score: float = 0.0,
         batch_size: int = BATCH_SIZE,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> list[Prediction]: ...
@@ -70,6 +70,7 @@ class Classifier(Predictor):
         images: list[AnyImage],
         *,
         top_k: int = 5,
+        min_score: float = 0.0,
         batch_size: int = BATCH_SIZE,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> list[list[Prediction]]: ...
@@ -79,33 +80,39 @@ class Classifier(Predictor):
         images: ImageSource | list[AnyImage],
         *,
         top_k: int = 5,
+        min_score: float = 0.0,
         batch_size: int = BATCH_SIZE,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> list[Prediction] | list[list[Prediction]]:
         """Predict the labels of an image, the likeliest first; of several images, a list for each.
+
+        Of a multi-label model (`config.is_multi_label`) each score is the probability of that class by itself.
 
         Images are decoded and run in batches, so the memory does not grow with their number.
 
         Args:
             images: A path, the bytes of a file, a PIL image, or a list of these.
             top_k: How many classes to return; all of them if there are fewer.
+            min_score: Leave out classes that are less likely, such as 0.5 for the labels of a multi-label model.
             batch_size: How many images to decode and run at a time.
             on_progress: Called after each batch with the number of images done and of all images.
 
         Raises:
             BadImage: an image is broken, too large, or not an image.
-            InvalidConfig: top_k or batch_size is below 1.
+            InvalidConfig: top_k or batch_size is below 1, or min_score is not 0 to 1.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value < 1:
                 raise InvalidConfig(f"{name} is {value}; it must be 1 or more.")
+        if not 0 <= min_score <= 1:
+            raise InvalidConfig(f"min_score is {min_score}; it must be 0 to 1.")
         if not isinstance(images, list | tuple):
-            return self.predict([images], top_k=top_k, on_progress=on_progress)[0]
+            return self.predict([images], top_k=top_k, min_score=min_score, on_progress=on_progress)[0]
         predictions: list[list[Prediction]] = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             pixels_NCHW = torch.stack([self.transform.resize_and_crop(self.transform.decode(each)) for each in batch])
-            predictions += [self.rank(row_K, top_k) for row_K in self.probabilities(pixels_NCHW)]
+            predictions += [self.rank(row_K, top_k, min_score) for row_K in self.probabilities(pixels_NCHW)]
             if on_progress is not None:
                 on_progress(len(predictions), len(images))
         return predictions
@@ -115,12 +122,26 @@ class Classifier(Predictor):
         """Map uint8 pixels (N, C, H, W) to probabilities (N, K) on the CPU."""
         device = next(self.model.parameters()).device
         logits_NK: Tensor = self.model(self.transform.normalize(pixels_NCHW.to(device)))
-        return logits_NK.float().softmax(1).cpu()
+        return self.to_scores(logits_NK.float(), self.config.activation).cpu()
 
-    def rank(self, probabilities_K: Tensor, top_k: int) -> list[Prediction]:
-        """Return the `top_k` likeliest classes of one image."""
+    @staticmethod
+    def to_scores(logits: Tensor, activation: Activation) -> Tensor:
+        """Map logits (..., K) to scores.
+
+        Args:
+            logits: Of the network.
+            activation: `softmax` gives shares that sum to 1, `sigmoid` the probability of each class by itself, `none`
+                the logits; `config.activation` is that of the model.
+        """
+        if activation == "softmax":
+            return logits.softmax(-1)
+        return logits.sigmoid() if activation == "sigmoid" else logits
+
+    def rank(self, probabilities_K: Tensor, top_k: int, min_score: float = 0.0) -> list[Prediction]:
+        """Return the `top_k` likeliest classes of one image, without those less likely than `min_score`."""
         scores, indices = probabilities_K.topk(min(top_k, len(self.config.labels)))
         return [
             Prediction(self.config.labels[index], index, score)
             for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
+            if score >= min_score
         ]

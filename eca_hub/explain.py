@@ -94,7 +94,8 @@ def explain_image(
             raise InvalidConfig("This network has no map before its pooling, so there is no heatmap.")
         index = int(logits_1K.argmax()) if class_index is None else class_index
         [gradient] = torch.autograd.grad(logits_1K[0, index], map_)
-    score = logits_1K.detach().float().softmax(1)[0, index].item()
+    scores_1K = classifier.to_scores(logits_1K.detach().float(), classifier.config.activation)
+    score = scores_1K[0, index].item()
     is_channels_last = _is_nhwc(map_, getattr(classifier.model, "output_fmt", None))
     map_CHW, gradient_CHW = (
         (tensor[0].permute(2, 0, 1) if is_channels_last else tensor[0]).detach().float() for tensor in (map_, gradient)

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub, or a folder with a package.")
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument("--top_k", type=int, default=3, help="How many classes to print.")
+    parser.add_argument("--min_score", type=float, default=0.0, help="Leave out classes with a lower score.")
     parser.add_argument("--batch_size", type=int, default=32, help="How many images to run at a time.")
     parser.add_argument("--device", default="cpu", help="Device of the network, such as cuda.")
     parser.add_argument("--output", help="Write to this .csv or .jsonl file; images that it has already are skipped.")
@@ -51,6 +52,8 @@ def main(argv: list[str]) -> int:
     for name in ("top_k", "batch_size"):
         if args[name] < 1:
             raise InvalidUsage(f"--{name} is {args[name]}; it must be 1 or more.")
+    if not 0 <= args.min_score <= 1:
+        raise InvalidUsage(f"--min_score is {args.min_score}; it must be 0 to 1.")
     if args.output and Path(args.output).suffix not in (".csv", ".jsonl"):
         raise InvalidUsage(f"--output is {args.output!r}; the file must end in .csv or .jsonl.")
     images = list(dict.fromkeys(each for given in args.images for each in find_images(given)))
@@ -59,15 +62,17 @@ def main(argv: list[str]) -> int:
 
     classifier = Classifier.from_pretrained(args.model, args.revision, device=args.device)
     if args.output:
-        return _write_file(classifier, images, Path(args.output), args.top_k, args.batch_size)
+        return _write_file(classifier, images, Path(args.output), args.top_k, args.min_score, args.batch_size)
     num_bad = 0
-    for row in _classify(classifier, images, args.top_k, args.batch_size):
+    for row in _classify(classifier, images, args.top_k, args.min_score, args.batch_size):
         num_bad += row.error is not None
         print(json.dumps(_to_dict(classifier, row)) if args.json else _to_line(row), flush=True)
     return 2 if num_bad else 0
 
 
-def _classify(classifier: "Classifier", images: list[str], top_k: int, batch_size: int) -> Iterator[Row]:
+def _classify(
+    classifier: "Classifier", images: list[str], top_k: int, min_score: float, batch_size: int
+) -> Iterator[Row]:
     import torch
 
     transform = classifier.transform
@@ -83,12 +88,16 @@ def _classify(classifier: "Classifier", images: list[str], top_k: int, batch_siz
         predictions = {}
         if pixels:
             rows_NK = classifier.probabilities(torch.stack(list(pixels.values())))
-            predictions = {image: classifier.rank(row_K, top_k) for image, row_K in zip(pixels, rows_NK, strict=True)}
+            predictions = {
+                image: classifier.rank(row_K, top_k, min_score) for image, row_K in zip(pixels, rows_NK, strict=True)
+            }
         for image in batch:
             yield Row(image, predictions.get(image, []), errors.get(image))
 
 
-def _write_file(classifier: "Classifier", images: list[str], path: Path, top_k: int, batch_size: int) -> int:
+def _write_file(
+    classifier: "Classifier", images: list[str], path: Path, top_k: int, min_score: float, batch_size: int
+) -> int:
     """Append a line for each image that the file does not have; complete lines survive a crash."""
     is_csv = path.suffix == ".csv"
     header = ["image", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "score")), "error"]
@@ -101,7 +110,7 @@ def _write_file(classifier: "Classifier", images: list[str], path: Path, top_k: 
             writer = csv.writer(file)
             if is_csv and file.tell() == 0:
                 writer.writerow(header)
-            for number, row in enumerate(_classify(classifier, todo, top_k, batch_size), start=1):
+            for number, row in enumerate(_classify(classifier, todo, top_k, min_score, batch_size), start=1):
                 num_bad += row.error is not None
                 if is_csv:
                     scores = [value for each in row.predictions for value in (each.label, f"{each.score:.6f}")]
@@ -159,6 +168,8 @@ def _to_line(row: Row) -> str:
     if row.error is not None:
         text = str(row.error) if row.image != STDIN else f"{row.image}: {row.error}"
     else:
-        text = f"{row.image}  " + "  ".join(f"{each.label} {each.score:.3f}" for each in row.predictions)
+        text = f"{row.image}  " + (
+            "  ".join(f"{each.label} {each.score:.3f}" for each in row.predictions) or "(no label)"
+        )
     # Names of files may have bytes that are not UTF-8, and control characters.
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

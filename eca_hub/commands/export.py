@@ -58,7 +58,8 @@ def main(argv: list[str]) -> int:
             size = (num_images, image.in_chans, image.height_px, image.width_px)
             pixels_NCHW = torch.randint(0, 256, size, dtype=torch.uint8)
             expected_NK = classifier.probabilities(pixels_NCHW)
-            actual_NK = run(classifier.transform.normalize(pixels_NCHW)).softmax(1)
+            logits_NK = run(classifier.transform.normalize(pixels_NCHW))
+            actual_NK = classifier.to_scores(logits_NK, classifier.config.activation)
             difference = max(difference, float((expected_NK - actual_NK).abs().max()))
         show_progress("")
         if not difference <= TOLERANCE:

@@ -106,7 +106,12 @@ def export_network(model: nn.Module, config: ModelConfig, path: Path, file_forma
         origin: Id and revision of the model, for the metadata.
     """
     metadata = json.dumps(
-        {"origin": origin, "labels": list(config.labels), "preprocessing": dataclasses.asdict(config.image)}
+        {
+            "origin": origin,
+            "labels": list(config.labels),
+            "activation": config.activation,
+            "preprocessing": dataclasses.asdict(config.image),
+        }
     )
     image = config.image
     # Two images: with one, exporters take the size of the batch for a constant.

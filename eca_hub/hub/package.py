@@ -19,7 +19,14 @@ from eca_hub.atomic import atomic_folder
 from eca_hub.errors import InvalidConfig, InvalidPackage, UnknownName
 from eca_hub.hub.detector_package import DETECTION_TASK, detector_from_dict
 from eca_hub.hub.hashes import read_and_hash
-from eca_hub.hub.timm_format import ECA_HUB_KEY, LabelNaming, config_from_timm_dict, index_labels, is_timm_document
+from eca_hub.hub.timm_format import (
+    ECA_HUB_KEY,
+    LabelNaming,
+    config_from_timm_dict,
+    index_labels,
+    is_timm_document,
+    problem_type_in,
+)
 from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem, current_stem
 from eca_hub.models.detector_config import DetectorConfig
 
@@ -161,6 +168,8 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
     labels = fields.pop("labels")
     del fields["timm_args"]
+    if not config.is_multi_label:
+        del fields["problem_type"]
     return {
         "format": FORMAT,
         "library_name": LIBRARY_NAME,
@@ -285,6 +294,7 @@ def _config_from_dict(document: Mapping[str, Any]) -> ModelConfig:
         labels=tuple(labels),
         image=ImageConfig(**image),
         stem=stem,
+        problem_type=problem_type_in(document),
     )
 
 

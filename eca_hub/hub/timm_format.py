@@ -40,6 +40,8 @@ def config_to_timm_dict(
         "num_classes": config.num_classes,
         "num_features": default_cfg["num_features"],
         "label_names": list(config.labels),
+        # transformers' pipeline then answers with sigmoid scores.
+        **({"problem_type": config.problem_type} if config.is_multi_label else {}),
         **({"model_args": dict(model_args)} if model_args else {}),
         "pretrained_cfg": {
             "input_size": [image.in_chans, image.height_px, image.width_px],
@@ -94,6 +96,7 @@ def config_from_timm_dict(document: Mapping[str, Any], default_labels_for: Label
         image=dataclasses.replace(image_config_from_timm(pretrained_cfg), bit_depth=ours.get("bit_depth")),
         # Where the attention is ours, model_args only serve timm, which builds the same network from them.
         timm_args=_check_model_args(document.get("model_args") or {}) if attention == "none" else {},
+        problem_type=problem_type_in(document),
     )
 
 
@@ -120,6 +123,11 @@ def _with_pretrained_cfg(document: Mapping[str, Any]) -> Mapping[str, Any]:
         "pretrained_cfg": dict(document),
         **({} if names is None else {"label_names": names}),
     }
+
+
+def problem_type_in(document: Mapping[str, Any]) -> Any:
+    """Return the value of `problem_type`, which packages for one label need not have; `ModelConfig` checks it."""
+    return document.get("problem_type") or ModelConfig.problem_type
 
 
 def _text(value: object, name: str) -> str:

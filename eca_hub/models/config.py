@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from eca_hub.errors import InvalidConfig
 
@@ -18,6 +18,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash"]
 Stem = Literal["default", "small"]
+ProblemType = Literal["single_label_classification", "multi_label_classification"]
+Activation = Literal["softmax", "sigmoid", "none"]
+"""How logits become scores."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,15 @@ class ModelConfig:
     timm_args: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `timm.create_model` for a network of timm, as its config.json gives them."""
 
+    problem_type: ProblemType = "single_label_classification"
+    """Whether one label applies to an image, or any number of them; the names are those of transformers."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "stem", current_stem(self.stem))
+        if self.problem_type not in get_args(ProblemType):
+            raise InvalidConfig(
+                f"problem_type is {self.problem_type!r}; it must be one of {', '.join(get_args(ProblemType))}."
+            )
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.]{0,95}", self.architecture):
             raise InvalidConfig(
                 f"architecture is {self.architecture!r}; a name has lower case letters, digits, '_' and '.'."
@@ -100,6 +110,16 @@ class ModelConfig:
     def num_classes(self) -> int:
         """K, the number of labels."""
         return len(self.labels)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether any number of labels applies to an image."""
+        return self.problem_type == "multi_label_classification"
+
+    @property
+    def activation(self) -> Activation:
+        """How logits become scores: shares that sum to 1, or with several labels the probability of each."""
+        return "sigmoid" if self.is_multi_label else "softmax"
 
 
 def current_stem(stem: Any) -> Any:

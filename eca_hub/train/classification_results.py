@@ -5,7 +5,7 @@ Shapes: K classes.
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,57 @@ from eca_hub.train.results import RunResults
 _MAX_CLASSES_IN_RESULT = 100
 
 
-class ClassificationResults(RunResults):
+class _ClassifierResults(RunResults):
+    """What the results of all classifiers have in common."""
+
+    def collect(self, measured: Mapping[str, float]) -> None:
+        """Gather the metrics of each class."""
+        self._measured = measured
+        metrics = self.module.metrics_for("test")
+        self._num_images = metrics.num_images()
+        self._per_class = {name: values.tolist() for name, values in metrics.compute_per_class().items()}
+
+    def save(self, weights: Mapping[str, Tensor], folder: Path, facts: CardFacts) -> None:
+        """Write the package."""
+        # A new network: the trained one may be sharded, or have norms for training only.
+        network = build_model(self.module.config)
+        network.load_state_dict(weights)
+        save_pretrained(network, folder, config=self.module.config, facts=facts)
+
+    def metrics_line(self, split: str) -> str:
+        """Return all metrics of a split."""
+        metrics = self.module.metrics_for(split)
+        values = metrics.compute().items()
+        numbers = "  ".join(f"{split}_{name} {float(value):.4f}" for name, value in values)
+        return f"{numbers}  on {metrics.num_images()} images"
+
+    def classes(self) -> dict[str, Any]:
+        """Return the metrics of each class for result.json, if there are not too many."""
+        if len(self.data.labels) > _MAX_CLASSES_IN_RESULT:
+            return {}
+        return {
+            "classes": [
+                {"label": label} | {name: _rounded(values[index]) for name, values in self._per_class.items()}
+                for index, label in enumerate(self.data.labels)
+            ]
+        }
+
+    def predict(self, rows_of: Callable[[Tensor], list[Any]]) -> list[tuple[int, Any]]:
+        """Return index and prediction of the images of all processes, in order; all processes must call it.
+
+        Args:
+            rows_of: From the scores of a batch (N, K) to what is kept of each image.
+        """
+        batches: Any = self.trainer.predict(self.module, datamodule=self.data) or []
+        share = [
+            row
+            for index_N, score_NK in batches
+            for row in zip(index_N.tolist(), rows_of(score_NK.float()), strict=True)
+        ]
+        return sorted(self.gather(share), key=lambda row: row[0])
+
+
+class ClassificationResults(_ClassifierResults):
     """Results of a classifier that gives each image one class."""
 
     val_metrics = ("top1", "top5")
@@ -29,10 +79,8 @@ class ClassificationResults(RunResults):
 
     def collect(self, measured: Mapping[str, float]) -> None:
         """Gather the confusion matrix and the metrics of each class."""
-        metrics = self.module.metrics_for("test")
-        self._measured = measured
-        self._confusion_KK: Tensor = metrics.compute_confusion().cpu()
-        self._per_class = {name: values.tolist() for name, values in metrics.compute_per_class().items()}
+        super().collect(measured)
+        self._confusion_KK: Tensor = self.module.metrics_for("test").compute_confusion().cpu()
 
     def test_figures(self) -> dict[str, Any]:
         """Return accuracies, mean over the classes, F1, calibration error and loss."""
@@ -55,20 +103,8 @@ class ClassificationResults(RunResults):
         write_classes(confusion_KK, labels, run_dir / "classes.csv")
         if (run_dir / "metrics.csv").is_file():
             draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
-        if len(labels) > _MAX_CLASSES_IN_RESULT:
-            return {}
-        classes = [
-            {"label": label} | {name: _rounded(values[index]) for name, values in self._per_class.items()}
-            for index, label in enumerate(labels)
-        ]
-        return {"classes": classes, "confusion": confusion_KK.tolist()}
-
-    def save(self, weights: Mapping[str, Tensor], folder: Path, facts: CardFacts) -> None:
-        """Write the package."""
-        # A new network: the trained one may be sharded, or have norms for training only.
-        network = build_model(self.module.config)
-        network.load_state_dict(weights)
-        save_pretrained(network, folder, config=self.module.config, facts=facts)
+        classes = self.classes()
+        return {**classes, "confusion": confusion_KK.tolist()} if classes else {}
 
     def headline(self, result: Mapping[str, Any]) -> str:
         """Return accuracies and number of images."""
@@ -97,42 +133,116 @@ class ClassificationResults(RunResults):
         """Return the accuracy."""
         return (Result(self.data.title, "test", "accuracy", result["test_top1"], result["num_test_images"]),)
 
-    def metrics_line(self, split: str) -> str:
-        """Return all metrics of a split."""
-        metrics = self.module.metrics_for(split)
-        values = metrics.compute().items()
-        numbers = "  ".join(f"{split}_{name} {float(value):.4f}" for name, value in values)
-        return f"{numbers}  on {metrics.num_images()} images"
-
     def write_predictions(self, table: Path) -> None:
         """Write a row per image of the test split, in its order: file, true class, predicted class, probability."""
-        source = self.data.predict_source()
-        predictions = self.gather(
-            [
-                prediction
-                for index_N, score_NK in self.trainer.predict(self.module, datamodule=self.data) or []
-                for prediction in zip(
-                    index_N.tolist(), score_NK.argmax(1).tolist(), score_NK.amax(1).tolist(), strict=True
-                )
-            ]
+        source, labels = self.data.predict_source(), self.data.labels
+        predictions = self.predict(
+            lambda score_NK: list(zip(*(each.tolist() for each in score_NK.max(1)), strict=True))
         )
         if not self.trainer.is_global_zero:
             return
-        table.parent.mkdir(parents=True, exist_ok=True)
+        rows: list[list[str]] = []
         num_correct = num_labeled = 0
-        with table.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "label", "answer", "score"])
-            for index, best, score in sorted(predictions):
-                target = int(source.targets[index])
-                num_labeled += target != UNLABELED
-                num_correct += target == best
-                label = "" if target == UNLABELED else self.data.labels[target]
-                writer.writerow([source.name(index), label, self.data.labels[best], f"{score:.6f}"])
+        for index, (score, best) in predictions:
+            target = int(source.targets[index])
+            num_labeled += target != UNLABELED
+            num_correct += target == best
+            label = "" if target == UNLABELED else labels[target]
+            rows.append([source.name(index), label, labels[best], f"{score:.6f}"])
+        _write_table(table, ["file", "label", "answer", "score"], rows)
         skipped = len(source.targets) - len(predictions)
         measured = f"{num_correct} of {num_labeled} correct; " if num_labeled else ""
         left_out = f"{skipped} images were not classified; " if skipped else ""
         print(f"{measured}{left_out}predictions: {table}", flush=True)
+
+
+class MultiLabelResults(_ClassifierResults):
+    """Results of a classifier that gives an image any number of classes."""
+
+    score_title = "mAP"
+
+    def test_figures(self) -> dict[str, Any]:
+        """Return mean average precision, F1 and loss."""
+        names = ("mAP", "macro_f1", "micro_f1", "loss")
+        figures = {f"test_{name}": round(float(self._measured[f"test_{name}"]), 6) for name in names}
+        return {**figures, "num_test_images": self._num_images}
+
+    def write_files(self, run_dir: Path) -> dict[str, Any]:
+        """Draw curves, write classes.csv; return the metrics of few classes."""
+        columns = [
+            ["" if math.isnan(each) else f"{each:.6g}" for each in values] for values in self._per_class.values()
+        ]
+        _write_table(run_dir / "classes.csv", ["label", *self._per_class], zip(self.data.labels, *columns, strict=True))
+        if (run_dir / "metrics.csv").is_file():
+            draw_curves(run_dir / "metrics.csv", run_dir / "curves.png", "mAP", "mean average precision")
+        return self.classes()
+
+    def headline(self, result: Mapping[str, Any]) -> str:
+        """Return mean average precision, F1 and number of images."""
+        return (
+            f"test mAP {result['test_mAP']:.4f}, macro F1 {result['test_macro_f1']:.4f}, micro F1 "
+            f"{result['test_micro_f1']:.4f} on {result['num_test_images']} images"
+        )
+
+    def validation_line(self, result: Mapping[str, Any]) -> str:
+        """Return the mean average precision of the validation."""
+        if result.get("val_mAP") is None:
+            return ""
+        return (
+            f"{result['kept']} validation mAP {result['val_mAP']:.4f}, micro F1 {result['val_micro_f1']:.4f} in epoch "
+            f"{result['best_epoch']} of {result['epochs']}"
+        )
+
+    def card_texts(self) -> tuple[str, str]:
+        """Return what the model does and what it is not for."""
+        return (
+            f"Says which of the {len(self.data.labels)} classes of {self.data.title} apply to an image: any number of "
+            "them, or none.",
+            f"Only the classes of {self.data.title} are recognized.",
+        )
+
+    def card_results(self, result: Mapping[str, Any]) -> tuple[Result, ...]:
+        """Return mean average precision and F1."""
+        return tuple(
+            Result(self.data.title, "test", name, result[f"test_{key}"], result["num_test_images"])
+            for name, key in (("mean average precision", "mAP"), ("macro F1", "macro_f1"), ("micro F1", "micro_f1"))
+        )
+
+    def write_predictions(self, table: Path) -> None:
+        """Write a row per image of the test split, in its order: file, true and predicted classes, all probabilities.
+
+        Predicted are the classes with a probability above 0.5; several are joined by `|`.
+        """
+        source, labels = self.data.predict_source(), self.data.labels
+        predictions = self.predict(Tensor.tolist)
+        if not self.trainer.is_global_zero:
+            return
+        rows = []
+        for index, scores in predictions:
+            true = [label for label, applies in zip(labels, source.targets[index], strict=True) if applies == 1]
+            found = [label for label, score in zip(labels, scores, strict=True) if score > 0.5]
+            rows.append([source.name(index), "|".join(true), "|".join(found), *(f"{score:.6f}" for score in scores)])
+        _write_table(table, ["file", "labels", "predicted", *labels], rows)
+        skipped = len(source.targets) - len(predictions)
+        left_out = f"{skipped} images were not classified; " if skipped else ""
+        print(f"{left_out}predictions: {table}", flush=True)
+
+
+def results_of(trainer: Any, module: Any, data: Any) -> RunResults:
+    """Return the results of a classifier: of one class an image, or of any number."""
+    return (MultiLabelResults if data.is_multi_label else ClassificationResults)(trainer, module, data)
+
+
+def _best(score_K: Tensor) -> tuple[float, int]:
+    return float(score_K.max()), int(score_K.argmax())
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def _rounded(value: float) -> float | None:

@@ -8,15 +8,20 @@ Shapes: N images, K classes; confusion rows are targets, columns are predictions
 
 import contextlib
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+)
 
-_LOCAL: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}
+LOCAL: dict[str, Any] = {"sync_on_compute": False, "compute_with_cache": False}
+"""Options of every metric: `SplitMetrics` synchronizes them."""
 
 
 class PerClassCounts(Metric):
@@ -56,31 +61,26 @@ class PerClassCounts(Metric):
         }
 
 
-class ClassificationMetrics(nn.Module):
-    """Loss, top-1 and top-5 accuracy, and the mean of the classes' accuracies (`macro`).
+class SplitMetrics(nn.Module):
+    """Base of the metrics of a split: the loss, and what is summed over the processes.
 
     Args:
-        num_classes: K.
+        metrics: Name of an attribute to the metric, all but the loss.
         is_persistent: Whether checkpoints hold the counts, so that an epoch can be resumed.
-        is_detailed: Whether to measure macro F1, calibration error and the confusion table as well.
     """
 
-    def __init__(self, num_classes: int, *, is_persistent: bool = False, is_detailed: bool = False) -> None:
+    score_name: ClassVar[str]
+    """The metric by which the best weights are chosen, higher is better."""
+
+    def __init__(self, metrics: Mapping[str, Metric], *, is_persistent: bool) -> None:
         super().__init__()
         # MPS has no float64.
         dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
         # A sum, because MeanMetric ignores the weights of the batches unless it looks for NaN in each of them, which
         # synchronizes the GPU; and a NaN must show.
-        self.loss_sum = SumMetric(nan_strategy="disable", **_LOCAL).set_dtype(dtype)
-        options: dict[str, Any] = {"average": "micro", "validate_args": False} | _LOCAL
-        self.top1 = MulticlassAccuracy(num_classes, **options)
-        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), **options)
-        self.per_class = PerClassCounts(num_classes, **_LOCAL)
-        self.calibration_error: MulticlassCalibrationError | None = None
-        self.confusion: MulticlassConfusionMatrix | None = None
-        if is_detailed:
-            self.calibration_error = MulticlassCalibrationError(num_classes, validate_args=False, **_LOCAL)
-            self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False, **_LOCAL)
+        self.loss_sum = SumMetric(nan_strategy="disable", **LOCAL).set_dtype(dtype)
+        for name, metric in metrics.items():
+            self.add_module(name, metric)
         for metric in self._metrics():
             metric.persistent(is_persistent)
         self.update_called = False
@@ -89,46 +89,38 @@ class ClassificationMetrics(nn.Module):
             lambda metrics, _: setattr(metrics, "update_called", is_persistent)
         )
 
-    def update(self, logits_NK: Tensor, target_N: Tensor, loss: Tensor) -> None:
+    def update(self, logits_NK: Tensor, target: Tensor, loss: Tensor) -> None:
         """Count one batch.
 
         Args:
             logits_NK: Of the network.
-            target_N: True classes.
+            target: True classes: their indices (N,), or whether each applies (N, K).
             loss: Mean of the batch.
         """
         self.update_called = True
-        self.loss_sum.update(loss.detach() * len(target_N))
+        self.loss_sum.update(loss.detach() * len(target))
         for metric in self._metrics():
             if metric is not self.loss_sum:
-                metric.update(logits_NK, target_N)
+                metric.update(*self._inputs(logits_NK, target))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics of all processes together, which must all call it."""
         with self._synchronized():
             return self._values()
 
-    def local_means(self) -> dict[str, float]:
-        """Return loss and top1 of this process so far, for the progress bar."""
-        with _without_warning():
-            return {"loss": float(self._loss()), "top1": float(self.top1.compute())}
-
     def compute_per_class(self) -> dict[str, Tensor]:
-        """Return num_images, precision, recall and f1 of each class, (K,); all processes must call it."""
+        """Return num_images and the metrics of each class, (K,); all processes must call it."""
         with self._synchronized():
-            return {"num_images": self.per_class.num_targets_K.clone(), **self.per_class.compute()}
+            return self._per_class()
 
-    def compute_confusion(self) -> Tensor:
-        """Return the confusion table (K, K); all processes must call it."""
-        assert self.confusion is not None
-        with self._synchronized():
-            confusion_KK: Tensor = self.confusion.compute()
-            return confusion_KK.clone()
+    def local_means(self) -> dict[str, float]:
+        """Return loss and accuracy of this process so far, for the progress bar."""
+        raise NotImplementedError
 
     def num_images(self) -> int:
         """Return the number of images that all processes have counted; all must call it."""
         with self._synchronized():
-            return int(self.per_class.num_targets_K.sum())
+            return int(self._num_images())
 
     def summed(self, prefix: str) -> dict[str, Tensor]:
         """Return the persistent counts of all processes together, which must all call it.
@@ -149,6 +141,74 @@ class ClassificationMetrics(nn.Module):
         for metric in self._metrics():
             metric.reset()
 
+    def _inputs(self, logits_NK: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return logits_NK, target
+
+    def _values(self) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _per_class(self) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _num_images(self) -> Tensor:
+        raise NotImplementedError
+
+    def _loss(self) -> Tensor:
+        loss: Tensor = self.loss_sum.compute() / self._num_images()
+        return loss.float()
+
+    def _metrics(self) -> list[Metric]:
+        return [metric for metric in self.children() if isinstance(metric, Metric)]
+
+    @contextlib.contextmanager
+    def _synchronized(self) -> Iterator[None]:
+        """Let the metrics hold the sums of all processes."""
+        with contextlib.ExitStack() as stack:
+            for metric in self._metrics():
+                stack.enter_context(metric.sync_context())
+            stack.enter_context(without_warning())
+            yield
+
+
+class ClassificationMetrics(SplitMetrics):
+    """Loss, top-1 and top-5 accuracy, and the mean of the classes' accuracies (`macro`).
+
+    Args:
+        num_classes: K.
+        is_persistent: Whether checkpoints hold the counts, so that an epoch can be resumed.
+        is_detailed: Whether to measure macro F1, calibration error and the confusion table as well.
+    """
+
+    score_name = "top1"
+
+    def __init__(self, num_classes: int, *, is_persistent: bool = False, is_detailed: bool = False) -> None:
+        options: dict[str, Any] = {"average": "micro", "validate_args": False} | LOCAL
+        metrics: dict[str, Metric] = {
+            "top1": MulticlassAccuracy(num_classes, **options),
+            "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), **options),
+            "per_class": PerClassCounts(num_classes, **LOCAL),
+        }
+        if is_detailed:
+            metrics["calibration_error"] = MulticlassCalibrationError(num_classes, validate_args=False, **LOCAL)
+            metrics["confusion"] = MulticlassConfusionMatrix(num_classes, validate_args=False, **LOCAL)
+        super().__init__(metrics, is_persistent=is_persistent)
+        self.top1: MulticlassAccuracy
+        self.top5: MulticlassAccuracy
+        self.per_class: PerClassCounts
+        self._is_detailed = is_detailed
+
+    def local_means(self) -> dict[str, float]:
+        """Return loss and top1 of this process so far, for the progress bar."""
+        with without_warning():
+            return {"loss": float(self._loss()), "top1": float(self.top1.compute())}
+
+    def compute_confusion(self) -> Tensor:
+        """Return the confusion table (K, K); all processes must call it."""
+        confusion = self.get_submodule("confusion")
+        with self._synchronized():
+            confusion_KK: Tensor = confusion.compute()  # type: ignore[operator]
+            return confusion_KK.clone()
+
     def _values(self) -> dict[str, Tensor]:
         # Before `per_class.compute()`, which ends the synchronization of that metric: torchmetrics' own context inside
         # `compute` sets the counts back to those of this process.
@@ -162,30 +222,21 @@ class ClassificationMetrics(nn.Module):
             "top5": self.top5.compute(),
             "macro": recall_K[has_target_K].mean(),
         }
-        if self.calibration_error is not None:
+        if self._is_detailed:
             values["macro_f1"] = per_class["f1"][has_target_K].mean()
-            values["calibration_error"] = self.calibration_error.compute()
+            values["calibration_error"] = self.get_submodule("calibration_error").compute()  # type: ignore[operator]
         return values
 
-    def _loss(self) -> Tensor:
-        loss: Tensor = self.loss_sum.compute() / self.per_class.num_targets_K.sum()
-        return loss.float()
+    def _per_class(self) -> dict[str, Tensor]:
+        """Return num_images, precision, recall and f1 of each class."""
+        return {"num_images": self.per_class.num_targets_K.clone(), **self.per_class.compute()}
 
-    def _metrics(self) -> list[Metric]:
-        return [metric for metric in self.children() if isinstance(metric, Metric)]
-
-    @contextlib.contextmanager
-    def _synchronized(self) -> Iterator[None]:
-        """Let the metrics hold the sums of all processes."""
-        with contextlib.ExitStack() as stack:
-            for metric in self._metrics():
-                stack.enter_context(metric.sync_context())
-            stack.enter_context(_without_warning())
-            yield
+    def _num_images(self) -> Tensor:
+        return self.per_class.num_targets_K.sum()
 
 
 @contextlib.contextmanager
-def _without_warning() -> Iterator[None]:
+def without_warning() -> Iterator[None]:
     """Silence torchmetrics' warning of counts that come from a checkpoint instead of a batch."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")

@@ -9,22 +9,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import kl_div
+from torch import Tensor
 
+from eca_hub.classifier import Classifier
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pull import is_folder
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.build import build_model, resolve_config, split_name
-from eca_hub.models.config import ImageConfig, ModelConfig, Stem
+from eca_hub.models.config import ImageConfig, ModelConfig, ProblemType, Stem
 from eca_hub.models.regularization import set_drop_rates
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.distributed.fsdp import shard_model
 from eca_hub.train.ema import EMA
-from eca_hub.train.losses import ClassificationLoss, ClassWeights, LossName, balanced_weights
-from eca_hub.train.metrics import ClassificationMetrics
+from eca_hub.train.losses import (
+    ClassificationLoss,
+    ClassWeights,
+    LossName,
+    MultiLabelLoss,
+    balanced_weights,
+    distillation_loss,
+    positive_weights,
+)
+from eca_hub.train.metrics import SplitMetrics
 from eca_hub.train.mixup import MixUpConfig, MixUpCutMix
+from eca_hub.train.multilabel_metrics import new_metrics
 from eca_hub.train.optim import OptimConfig
 from eca_hub.train.training_module import TrainingModule
 from eca_hub.train.transfer import (
@@ -51,9 +60,11 @@ class ImageClassifier(TrainingModule):
         freeze: `none`; `norms`, which keep their statistics as well; or `backbone`, so that only the head is trained
             (a linear probe).
         optim: Optimizer and learning rate.
-        loss: `cross_entropy`; or `bce`, the binary cross entropy of each class against the others.
+        loss: `cross_entropy`; or `bce`, the binary cross entropy of each class against the others, which is the only
+            one for several labels an image. None takes the usual one.
         class_weights: `balanced` weighs the training loss of each class by the inverse of its number of images, for
-            data in which some classes are rare; see also data.balanced_sampling.
+            data in which some classes are rare; see also data.balanced_sampling. With several labels an image, it is
+            the weight of the images that have a class against those that do not.
         label_smoothing: Share of each target that is spread over all classes.
         mix: MixUp and CutMix.
         ema_decay: Decay of an exponential moving average of the weights, such as 0.9999; the average is then validated
@@ -67,6 +78,7 @@ class ImageClassifier(TrainingModule):
             fast, one of ResNet-20 at 32 px 1.3 times; the last bits then depend on the number of threads.
         compile: Use torch.compile.
         labels: Class names; comes from the data.
+        multi_label: Whether any number of labels applies to an image; comes from the data.
         image: Preprocessing; comes from the data.
     """
 
@@ -80,7 +92,7 @@ class ImageClassifier(TrainingModule):
         revision: str | None = None,
         freeze: Freeze = "none",
         optim: OptimConfig = OptimConfig(),
-        loss: LossName = "cross_entropy",
+        loss: LossName | None = None,
         class_weights: ClassWeights = "none",
         label_smoothing: float = 0.0,
         mix: MixUpConfig = MixUpConfig(),
@@ -93,6 +105,7 @@ class ImageClassifier(TrainingModule):
         channels_last: bool = False,
         compile: bool = False,
         labels: Sequence[str] = (),
+        multi_label: bool = False,
         image: ImageConfig = ImageConfig(),
     ) -> None:
         super().__init__()
@@ -104,11 +117,17 @@ class ImageClassifier(TrainingModule):
                 f"model has drop_rate {drop_rate}, distill_alpha {distill_alpha} and distill_temperature "
                 f"{distill_temperature}; they must be 0 to below 1, 0 to 1, and above 0."
             )
+        if multi_label and loss == "cross_entropy":
+            raise InvalidConfig(
+                "model.loss is cross_entropy, which takes one label an image; the data have several.",
+                hint="Leave out --model.loss: it is then the binary cross entropy of each class.",
+            )
+        problem_type: ProblemType = "multi_label_classification" if multi_label else "single_label_classification"
         self.base_model = from_pretrained if from_pretrained and not is_folder(from_pretrained) else ""
         """Id of the hub's model from which training starts; empty for a folder or random weights."""
         if from_pretrained:
             self.model, self.config = load_pretrained_backbone(
-                from_pretrained, revision, ModelConfig(labels=tuple(labels), image=image)
+                from_pretrained, revision, ModelConfig(labels=tuple(labels), image=image, problem_type=problem_type)
             )
             _check_given(self.config, from_pretrained, architecture, attention, attention_args or {}, stem)
         else:
@@ -120,6 +139,7 @@ class ImageClassifier(TrainingModule):
                     tuple(labels),
                     image,
                     stem or ModelConfig.stem,
+                    problem_type=problem_type,
                 )
             )
             self.model = build_model(self.config)
@@ -130,17 +150,16 @@ class ImageClassifier(TrainingModule):
         self.optim_config = optim
         self.last_lr = optim.lr
         self.transform = EvalTransform(image)
-        self.loss = ClassificationLoss(loss, label_smoothing)
-        self._train_loss = ClassificationLoss(loss, label_smoothing)
+        self.loss, self._train_loss = (
+            MultiLabelLoss(label_smoothing)
+            if multi_label
+            else ClassificationLoss(loss or "cross_entropy", label_smoothing)
+            for _ in range(2)
+        )
         self._class_weights = class_weights
         num_classes = self.config.num_classes
-        self.metrics = nn.ModuleDict(
-            {
-                "fit": ClassificationMetrics(num_classes, is_persistent=True),
-                "val": ClassificationMetrics(num_classes),
-                "test": ClassificationMetrics(num_classes, is_detailed=True),
-            }
-        )
+        self.metrics = new_metrics(num_classes, is_multi_label=multi_label)
+        self.score_name = self.metrics_for("val").score_name
         self.ema = EMA(self.model, ema_decay) if ema_decay else None
         self._freeze = freeze
         self._mix = MixUpCutMix(mix, num_classes)
@@ -159,7 +178,12 @@ class ImageClassifier(TrainingModule):
             return
         if self._class_weights == "balanced":
             data = self.trainer.datamodule  # type: ignore[attr-defined]
-            self._train_loss.class_weights_K = balanced_weights(data.class_counts())
+            counts = data.class_counts()
+            self._train_loss.class_weights_K = (
+                positive_weights(counts, data.num_images("train"))
+                if self.config.is_multi_label
+                else balanced_weights(counts)
+            )
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
         """Map uint8 pixels (N, 3, H, W) to logits (N, K)."""
@@ -175,12 +199,11 @@ class ImageClassifier(TrainingModule):
         loss: Tensor = self._train_loss(logits_NK, target)
         if self._teacher is not None:
             # The teacher computes in float32, also beside a student whose weights are bfloat16 or float64.
-            teacher_NK = self._teacher(x_N3HW.float()).to(logits_NK.dtype) / self._temperature
-            student_NK = logits_NK / self._temperature
-            distance = kl_div(
-                student_NK.log_softmax(1), teacher_NK.log_softmax(1), reduction="batchmean", log_target=True
+            teacher_NK = self._teacher(x_N3HW.float()).to(logits_NK.dtype)
+            distance = distillation_loss(
+                logits_NK, teacher_NK, self._temperature, is_multi_label=self.config.is_multi_label
             )
-            loss = (1 - self._teacher_weight) * loss + self._teacher_weight * self._temperature**2 * distance
+            loss = (1 - self._teacher_weight) * loss + self._teacher_weight * distance
         self.metrics_for("fit").update(logits_NK.detach(), batch.targets, loss)
         if self.trainer.loggers:
             # Lightning passes every `log_every_n_steps`-th value on to the loggers.
@@ -197,7 +220,7 @@ class ImageClassifier(TrainingModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> tuple[Tensor, Tensor]:
         """Return the indices of the images (N,) and the probabilities of the classes (N, K)."""
-        return batch.indices.cpu(), self._logits(batch).softmax(1).cpu()
+        return batch.indices.cpu(), Classifier.to_scores(self._logits(batch), self.config.activation).cpu()
 
     def configure_model(self) -> None:
         """Shard the weights, if the strategy has a mesh of processes."""
@@ -242,10 +265,10 @@ class ImageClassifier(TrainingModule):
         """Return the names of the weights that depend on the labels."""
         return head_names(self.config)
 
-    def metrics_for(self, split: str) -> ClassificationMetrics:
+    def metrics_for(self, split: str) -> SplitMetrics:
         """Return the metrics of `fit`, `val` or `test`."""
         metrics = self.metrics[split]
-        assert isinstance(metrics, ClassificationMetrics)
+        assert isinstance(metrics, SplitMetrics)
         return metrics
 
     def _measure(self, batch: Batch, split: str) -> None:

@@ -20,24 +20,31 @@ _COLORS = {"train": "#8fa3b8", "val": "#d1495b"}
 _NAMES = {"train": "training", "val": "validation"}
 
 
-def draw_curves(metrics_csv: Path, image: Path) -> None:
-    """Draw the loss and top-1 columns of a metrics file, training beside validation, and mark the best epoch."""
+def draw_curves(metrics_csv: Path, image: Path, score: str = "top1", title: str = "top-1") -> None:
+    """Draw the loss and the score of a metrics file, training beside validation, and mark the best epoch.
+
+    Args:
+        metrics_csv: The metrics file.
+        image: Where to.
+        score: Name of the metric by which the best epoch is chosen.
+        title: Its name for people.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     rows = read_rows(metrics_csv)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", score), strict=True):
         for split, color in _COLORS.items():
             points = [(int(row["epoch"]) + 1, float(row[key])) for row in rows if row.get(key := f"{split}_{metric}")]
             if not points:
                 continue
             marker = "o" if len(points) < _MAX_NAMED else None
             axes.plot(*zip(*points, strict=True), label=_NAMES[split], color=color, lw=1.8, marker=marker, ms=3)
-            if metric == "top1" and split == "val":
+            if metric == score and split == "val":
                 epoch, best = max(points, key=lambda point: (point[1], point[0]))
                 axes.plot(epoch, best, "o", ms=9, mfc="none", mec=color, mew=1.5)
-                axes.set_title(f"top-1, best {best:.1%} in epoch {epoch}", loc="left")
+                axes.set_title(f"{title}, best {best:.1%} in epoch {epoch}", loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", alpha=0.25)

@@ -33,16 +33,20 @@ class Task:
 def image_classification() -> Task:
     """Return the task of classifiers."""
     from eca_hub.models.config import ModelConfig
-    from eca_hub.train.classification_results import ClassificationResults
+    from eca_hub.train.classification_results import results_of
     from eca_hub.train.data.datamodule import ImageDataModule
     from eca_hub.train.module import ImageClassifier
 
     return Task(
         ImageClassifier,
         ImageDataModule,
-        (("data.labels", "model.labels"), ("data.image", "model.image")),
+        (
+            ("data.labels", "model.labels"),
+            ("data.is_multi_label", "model.multi_label"),
+            ("data.image", "model.image"),
+        ),
         (),
-        ClassificationResults,
+        results_of,
         lambda model: (
             f"{model['attention'] or ModelConfig.attention}_{model['architecture'] or ModelConfig.architecture}"
         ),

@@ -205,8 +205,9 @@ class TrainingModule(LightningModule):
 
     def logged_names(self) -> set[str]:
         """Return the names of the metrics that `fit` logs."""
-        names = self.metrics_for("val").compute()
-        return {f"{split}_{name}" for split in ("train", "val") for name in names} | {"lr", "train_loss_step"}
+        splits = (("fit", "train"), ("val", "val"))
+        names = {f"{name}_{metric}" for split, name in splits for metric in self.metrics_for(split).compute()}
+        return names | {"lr", "train_loss_step"}
 
     def best_weights(self) -> dict[str, Tensor]:
         """Return the weights that are validated: the average, if there is one. All processes must call this."""

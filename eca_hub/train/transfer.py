@@ -17,7 +17,7 @@ Freeze = Literal["none", "norms", "backbone"]
 def load_pretrained_backbone(
     id_or_folder: str, revision: str | None, config: ModelConfig
 ) -> tuple[nn.Module, ModelConfig]:
-    """Load the weights of a package. Where the labels differ from the package's, the head is initialized anew.
+    """Load the weights of a package. Where labels or problem type differ from the package's, the head is new.
 
     Args:
         id_or_folder: `owner/name` on the hub, or a folder.
@@ -28,10 +28,12 @@ def load_pretrained_backbone(
         HubError: the package cannot be loaded.
     """
     source, source_config = load_pretrained(id_or_folder, revision)
-    new_config = dataclasses.replace(source_config, labels=config.labels, image=config.image)
+    new_config = dataclasses.replace(
+        source_config, labels=config.labels, image=config.image, problem_type=config.problem_type
+    )
     model = build_model(new_config)
     weights = source.state_dict()
-    if new_config.labels != source_config.labels:
+    if (new_config.labels, new_config.problem_type) != (source_config.labels, source_config.problem_type):
         for name in head_names(new_config):
             del weights[name]
     _, unexpected = model.load_state_dict(weights, strict=False)
@@ -80,7 +82,7 @@ class Distillation:
         config: The student's configuration.
 
     Raises:
-        InvalidConfig: labels, normalization or input size of the teacher are not the student's.
+        InvalidConfig: labels, problem type, normalization or input size of the teacher are not the student's.
     """
 
     def __init__(self, id_or_folder: str, config: ModelConfig) -> None:
@@ -89,6 +91,11 @@ class Distillation:
             raise InvalidConfig(
                 f"The teacher {id_or_folder} has {teacher_config.num_classes} classes, the data have "
                 f"{config.num_classes}, or they are in another order; both must be the same."
+            )
+        if teacher_config.is_multi_label != config.is_multi_label:
+            taught = "several labels" if teacher_config.is_multi_label else "one label"
+            raise InvalidConfig(
+                f"The teacher {id_or_folder} gives an image {taught}, unlike the data; both must be the same."
             )
         image, student_image = teacher_config.image, config.image
         if (image.mean, image.std) != (student_image.mean, student_image.std):

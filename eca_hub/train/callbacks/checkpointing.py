@@ -46,7 +46,8 @@ class CheckpointConfig:
     every_steps: int = 0
     """Optimizer steps between two checkpoints inside an epoch; 0 to use the minutes only."""
     keep: Literal["best", "last"] = "best"
-    """Weights to test and publish: those with the best validation top-1, or the last ones."""
+    """Weights to test and publish: those with the best validation (top-1; mAP for several labels; AP of a detector), or
+    the last ones."""
 
     def __post_init__(self) -> None:
         if self.every_minutes <= 0 or self.every_steps < 0:

@@ -95,7 +95,10 @@ class EpochLog(Callback):
         return f"{'  '.join(shown)}  {speed}"
 
 
-_PRINTED = ("train_loss", "train_top1", "val_loss", "val_top1", "val_AP", "val_AP50", "val_mask_AP")
+_PRINTED = (
+    "train_loss", "train_top1", "train_micro_f1", "val_loss", "val_top1", "val_mAP", "val_micro_f1", "val_AP",
+    "val_AP50", "val_mask_AP",
+)  # fmt: skip
 
 
 class TimeEstimate:

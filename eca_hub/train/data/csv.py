@@ -1,21 +1,25 @@
-"""Images listed in a CSV file: a path, a label and, if there is one, a split in each row."""
+"""Images listed in a CSV file: a path, a label or several, and, if there is one, a split in each row."""
 
 import codecs
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
-from eca_hub.train.data.labels import class_names, to_targets
+from eca_hub.train.data.labels import class_names, to_multi_hot, to_targets
 from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
 
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
 _LABEL_COLUMNS = ("label", "class", "category", "target", "labels", "class_name")
 _SPLIT_COLUMNS = ("split", "set", "subset", "fold")
+_SEPARATORS = ("|", ";", ",")
+_BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "no": False, "yes": True}
 _SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -29,6 +33,9 @@ class CsvData(FileDataModule):
     train.csv beside val.csv or test.csv has a file for each split instead. Rows without a label are left out of
     training.
 
+    With multi_label, any number of classes applies to an image. They are in one column, as in `cat|dog`, where nothing
+    says that none applies; or each has a column of 0 and 1.
+
     Args:
         root: The CSV file, or a folder with one or with one for each split; fields are separated by comma, semicolon or
             tab.
@@ -36,6 +43,9 @@ class CsvData(FileDataModule):
         path_column: Column of the paths; None finds path, file, filename, image and the like.
         label_column: Column of the classes; None finds label, class, category and the like.
         split_column: Column of the splits; None finds split, if it is there.
+        multi_label: Whether any number of classes applies to an image.
+        label_separator: Between the classes of an image in label_column; None finds `|`, `;` or `,`.
+        label_columns: Columns of 0 and 1, one a class; None takes all such columns where there is no label_column.
         options: val_fraction, image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
 
     Raises:
@@ -49,27 +59,46 @@ class CsvData(FileDataModule):
         path_column: str | None = None,
         label_column: str | None = None,
         split_column: str | None = None,
+        multi_label: bool = False,
+        label_separator: str | None = None,
+        label_columns: list[str] | None = None,
         **options: object,
     ) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
+        if (label_separator is not None or label_columns) and not multi_label:
+            raise InvalidConfig(
+                "data.label_separator and data.label_columns are for images with any number of classes.",
+                hint="Add --data.multi_label true.",
+            )
+        if label_columns and (label_separator is not None or label_column):
+            raise InvalidConfig("Give either data.label_columns, or data.label_column and data.label_separator.")
+        self.is_multi_label = multi_label
         file = Path(root)
         tables = _find_tables(file)
         file = next(iter(tables.values()))
         self.title = readable_name((file if len(tables) == 1 else Path(root).resolve()).stem) or "images"
-        by_split: dict[Split, list[tuple[str, str]]] = {}
+        by_split: dict[Split, list[tuple[str, Any]]] = {}
+        find_labels: _FindLabels = partial(_one_column, label_column)
+        if multi_label:
+            find_labels = partial(_several_columns, label_column, label_columns)
         for split, table in tables.items():
-            for found, path, label in _read_rows(table, split, path_column, label_column, split_column):
+            for found, path, label in _read_rows(table, split, path_column, split_column, find_labels):
                 by_split.setdefault(found, []).append((path, label))
         if "train" not in by_split:
             raise InvalidConfig(f"{file} has no row of the train split.")
-        values = {split: [readable_name(label) or None for _, label in rows] for split, rows in by_split.items()}
+        values: dict[Split, list[Any]] = {split: [label for _, label in rows] for split, rows in by_split.items()}
+        if multi_label:
+            separator = label_separator or _find_separator(label for labels in values.values() for label in labels)
+            values = {split: _split_cells(labels, separator) for split, labels in values.items()}
+            if "test" in values and not any(values["test"]):
+                values["test"] = [None] * len(values["test"])
+        encode: Callable[[Any, list[str]], np.ndarray] = to_multi_hot if multi_label else to_targets
         self.labels = class_names(values["train"])
         folder = Path(image_folder) if image_folder else file.parent
         sources: dict[Split, Source] = {}
         for split, rows in by_split.items():
             check_labels(self.labels, class_names(values[split]), split, self.title)
-            paths = [path for path, _ in rows]
-            sources[split] = PathSource(folder, paths, to_targets(values[split], self.labels))
+            sources[split] = PathSource(folder, [path for path, _ in rows], encode(values[split], self.labels))
         self.use_splits(sources, root)
 
 
@@ -79,7 +108,7 @@ class PathSource:
     Args:
         folder: Folder that the paths are relative to.
         paths: Of the images.
-        targets: Class index of each, (N,).
+        targets: Class index of each (N,), or which classes apply (N, K).
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], targets: np.ndarray) -> None:
@@ -122,22 +151,101 @@ def _find_tables(root: Path) -> dict[Split | None, Path]:
     return tables
 
 
+_ReadLabel = Callable[[list[str]], Any]
+"""From a row to its class or to the list of its classes; a cell that names several is returned as it is."""
+_FindLabels = Callable[[list[str], list[list[str]], set[int], Path, bool], _ReadLabel]
+"""From header, rows, the places of other columns, the file, and whether labels may be missing."""
+
+
 def _read_rows(
-    file: Path, split: Split | None, path_column: str | None, label_column: str | None, split_column: str | None
-) -> Iterator[tuple[Split, str, str]]:
+    file: Path, split: Split | None, path_column: str | None, split_column: str | None, find_labels: _FindLabels
+) -> Iterator[tuple[Split, str, Any]]:
     """Yield split, path and label of each row."""
     header, rows = _read_table(file)
     path_index = _find(header, path_column, _PATH_COLUMNS, "path", file)
-    # A test split may have no labels, as in a competition.
-    has_labels = split != "test" or label_column or set(_LABEL_COLUMNS) & {name.casefold() for name in header}
-    label_index = _find(header, label_column, _LABEL_COLUMNS, "label", file) if has_labels else None
     has_splits = split is None and (split_column or set(_SPLIT_COLUMNS) & {name.casefold() for name in header})
     split_index = _find(header, split_column, _SPLIT_COLUMNS, "split", file) if has_splits else None
+    others = {path_index} if split_index is None else {path_index, split_index}
+    # A test split may have no labels, as in a competition.
+    read_label = find_labels(header, rows, others, file, split == "test")
     for number, row in enumerate(rows, 2):
         found = split or ("train" if split_index is None else _split_of(row[split_index], number, file))
         # Windows writes paths with backslashes.
-        path = row[path_index].strip().replace("\\", "/")
-        yield found, path, "" if label_index is None else row[label_index].strip()
+        yield found, row[path_index].strip().replace("\\", "/"), read_label(row)
+
+
+def _one_column(
+    label_column: str | None, header: list[str], rows: list[list[str]], others: set[int], file: Path, may_lack: bool
+) -> _ReadLabel:
+    """Find the column of classes."""
+    if may_lack and not label_column and not _has_label_column(header):
+        return lambda row: None
+    column = _find(header, label_column, _LABEL_COLUMNS, "label", file)
+    return lambda row: readable_name(row[column].strip()) or None
+
+
+def _several_columns(
+    label_column: str | None,
+    label_columns: list[str] | None,
+    header: list[str],
+    rows: list[list[str]],
+    others: set[int],
+    file: Path,
+    may_lack: bool,
+) -> _ReadLabel:
+    """Find the column that names the classes of each image, or the columns of 0 and 1."""
+    if not label_columns and (label_column or _has_label_column(header)):
+        column = _find(header, label_column, _LABEL_COLUMNS, "label", file)
+        return lambda row: row[column]
+    if label_columns:
+        places = {readable_name(name): _find(header, name, (), "label", file) for name in label_columns}
+    else:
+        places = {
+            readable_name(name): place
+            for place, name in enumerate(header)
+            if place not in others and {row[place].strip().casefold() for row in rows} <= _BITS.keys() | {""}
+        }
+    if len(places) < 2:
+        if may_lack:
+            return lambda row: None
+        raise InvalidConfig(
+            f"{file} has neither a column 'label' nor columns of 0 and 1; it has {', '.join(header)}.",
+            hint="Give --data.label_column or --data.label_columns.",
+        )
+    return partial(_read_bits, places, file)
+
+
+def _read_bits(places: dict[str, int], file: Path, row: list[str]) -> list[str] | None:
+    cells = {label: row[place].strip().casefold() for label, place in places.items()}
+    if not any(cells.values()):
+        return None
+    for label, cell in cells.items():
+        if cell not in _BITS:
+            raise InvalidConfig(
+                f"The column {label!r} of {file} holds {cell!r} beside {row[0]!r}; with data.multi_label it must be 0 "
+                "or 1."
+            )
+    return [label for label, cell in cells.items() if _BITS[cell]]
+
+
+def _has_label_column(header: list[str]) -> bool:
+    return bool(set(_LABEL_COLUMNS) & {name.casefold() for name in header})
+
+
+def _find_separator(labels: Iterable[Any]) -> str:
+    """Return the first of the usual separators that occurs; any of them where there is one class in each cell."""
+    cells = [label for label in labels if isinstance(label, str)]
+    return next((each for each in _SEPARATORS if any(each in cell for cell in cells)), _SEPARATORS[0])
+
+
+def _split_cells(labels: list[Any], separator: str) -> list[list[str] | None]:
+    """Split the cells that name several classes; lists of classes stay."""
+    return [
+        [readable_name(part.strip()) for part in label.split(separator) if part.strip()]
+        if isinstance(label, str)
+        else label
+        for label in labels
+    ]
 
 
 def _read_table(file: Path) -> tuple[list[str], list[list[str]]]:

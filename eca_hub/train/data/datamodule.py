@@ -21,12 +21,13 @@ from eca_hub.train.data.dataset import Batch, ImageDataset
 from eca_hub.train.data.sampler import EvalBatchSampler, RankShard, TrainBatchSampler
 from eca_hub.train.data.source import (
     SPLITS,
-    UNLABELED,
     Source,
     Split,
     SubsetSource,
+    count_classes,
     fingerprint_of,
     is_lfs_pointer,
+    is_unlabeled,
     stratified_split,
 )
 from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
@@ -52,6 +53,8 @@ class ImageDataModule(LightningDataModule):
     """Name of the data set on a model card."""
     labels: list[str]
     """Class names in the order of their indices; known before any image is read."""
+    is_multi_label = False
+    """Whether any number of classes applies to an image; targets are then int8 (N, K)."""
     has_single_eval_split = False
     """Whether one split serves as both `val` and `test`, so that the best epoch is chosen on what is reported."""
 
@@ -107,7 +110,7 @@ class ImageDataModule(LightningDataModule):
 
     def class_counts(self) -> list[int]:
         """Return the number of training images of each class."""
-        counts: list[int] = np.bincount(self._source("train").targets, minlength=len(self.labels)).tolist()
+        counts: list[int] = count_classes(self._source("train").targets, len(self.labels)).tolist()
         return counts
 
     def fingerprint(self) -> str:
@@ -127,10 +130,11 @@ class ImageDataModule(LightningDataModule):
         for split in SPLITS:
             if self.num_images(split) == 0:
                 raise InvalidConfig(f"The {split} split of {self.title} has no images.")
-        absent = set(range(len(self.labels))) - set(np.unique(self._source("train").targets).tolist())
+        absent = [label for label, count in zip(self.labels, self.class_counts(), strict=True) if not count]
         if absent:
-            names = ", ".join(self.labels[index] for index in sorted(absent)[:5])
-            raise InvalidConfig(f"The train split of {self.title} has no image of {names}.")
+            raise InvalidConfig(f"The train split of {self.title} has no image of {', '.join(absent[:5])}.")
+        if self.is_multi_label:
+            self._check_multi_label()
         if getattr(rank_zero_only, "rank", 0) == 0:
             for remark in self.remarks:
                 print(remark, flush=True)
@@ -159,6 +163,19 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Load the images to classify."""
         return self._eval_loader(self.predict_source())
+
+    def _check_multi_label(self) -> None:
+        for split in SPLITS:
+            if not count_classes(self._source(split).targets, len(self.labels)).any():
+                raise InvalidConfig(f"No image of the {split} split of {self.title} has a label.")
+        if self.balanced_sampling:
+            raise InvalidConfig(
+                "data.balanced_sampling draws by the one class of an image, and these images have several.",
+                hint="Give --model.class_weights balanced instead.",
+            )
+        targets_NK = self._source("train").targets
+        if targets_NK.sum(axis=1).max() < 2:
+            self.remarks.append("No training image has more than one label; is data.multi_label meant?")
 
     @functools.cache  # noqa: B019  a run has one data module
     def _source(self, split: Split) -> Source:
@@ -241,14 +258,14 @@ class FileDataModule(ImageDataModule):
         """Take the splits that were found: leave out images without a label, hold out a validation split.
 
         Args:
-            found: Sources by split; their targets index `labels`, or are `UNLABELED`.
+            found: Sources by split; their targets index `labels`, say which apply, or are `UNLABELED`.
             place: Where they were found, for messages.
 
         Raises:
             InvalidConfig: there is no split to train on or none to validate on.
         """
         splits = dict(found)
-        if "test" in splits and len(splits["test"].targets) and np.all(splits["test"].targets == UNLABELED):
+        if "test" in splits and len(splits["test"].targets) and is_unlabeled(splits["test"].targets).all():
             self._unlabeled_test = splits.pop("test")
             self.remarks.append(f"The test split of {self.title} has no labels, so nothing is measured on it.")
         for split in list(splits):
@@ -270,7 +287,8 @@ class FileDataModule(ImageDataModule):
         self._splits = eval_splits | splits
 
     def _labeled(self, split: Split, source: Source) -> Source:
-        num_unlabeled = int((source.targets == UNLABELED).sum())
+        is_unlabeled_N = is_unlabeled(source.targets)
+        num_unlabeled = int(is_unlabeled_N.sum())
         if not num_unlabeled:
             return source
         if num_unlabeled == len(source.targets):
@@ -278,7 +296,7 @@ class FileDataModule(ImageDataModule):
         self.remarks.append(
             f"{num_unlabeled} of the {len(source.targets)} images of the {split} split have no label and are left out."
         )
-        return SubsetSource(source, np.flatnonzero(source.targets != UNLABELED))
+        return SubsetSource(source, np.flatnonzero(~is_unlabeled_N))
 
 
 def check_labels(labels: Sequence[str], split_labels: Sequence[str], split: str, title: str) -> None:

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     pixels: Tensor
     """uint8 (N, C, H, W)."""
     targets: Tensor
-    """Class indices, int64 (N,)."""
+    """Class indices, int64 (N,); or whether each class applies, int8 (N, K)."""
     indices: Tensor
     """Index of each image in its split, (N,)."""
     bad_samples: tuple[BadSample, ...] = ()

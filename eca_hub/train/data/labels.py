@@ -1,6 +1,6 @@
 """Class names and targets from the values of a table: words, numbers, or nothing.
 
-Shapes: N images.
+Shapes: N images, K classes.
 """
 
 import re
@@ -11,9 +11,12 @@ import numpy as np
 from eca_hub.train.data.source import UNLABELED
 
 
-def class_names(values: Iterable[str | None]) -> list[str]:
-    """Return the distinct values in order: by number if all are integers, else by the alphabet."""
-    names = {value for value in values if value is not None}
+def class_names(values: Iterable[str | Sequence[str] | None]) -> list[str]:
+    """Return the distinct values, or members of lists, in order: by number if all are integers, else by the alphabet.
+
+    None stands for no value.
+    """
+    names = {name for value in values if value is not None for name in ([value] if isinstance(value, str) else value)}
     is_numeric = all(re.fullmatch(r"-?\d+", name) for name in names)
     return sorted(names, key=lambda name: (int(name), name) if is_numeric else (0, name))
 
@@ -22,3 +25,15 @@ def to_targets(values: Sequence[str | None], labels: Sequence[str]) -> np.ndarra
     """Return the class index of each value, `UNLABELED` for None: int64 (N,)."""
     index_of = {label: index for index, label in enumerate(labels)}
     return np.array([UNLABELED if value is None else index_of[value] for value in values], dtype=np.int64)
+
+
+def to_multi_hot(values: Sequence[Sequence[str] | None], labels: Sequence[str]) -> np.ndarray:
+    """Return 1 for each class that applies to an image and 0 for the others, `UNLABELED` for None: int8 (N, K)."""
+    index_of = {label: index for index, label in enumerate(labels)}
+    targets_NK = np.zeros((len(values), len(labels)), dtype=np.int8)
+    for row_K, value in zip(targets_NK, values, strict=True):
+        if value is None:
+            row_K[:] = UNLABELED
+        else:
+            row_K[[index_of[each] for each in value]] = 1
+    return targets_NK

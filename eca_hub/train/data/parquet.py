@@ -17,7 +17,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.hub_dataset import fetch_parquet
-from eca_hub.train.data.labels import class_names, to_targets
+from eca_hub.train.data.labels import class_names, to_multi_hot, to_targets
 from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
 from eca_hub.train.data.spool import Spool
 
@@ -42,6 +42,8 @@ class ParquetData(FileDataModule):
         label_column: Column of the classes, numbers or words; None finds `label`, or the only column of classes.
         subset: Folder of one of several subsets, which `datasets` calls configurations.
         revision: Branch, tag or commit of a data set on the hub.
+        multi_label: Whether any number of classes applies to an image: label_column then holds lists, of which an empty
+            one says that none applies.
         options: val_fraction, image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
 
     Raises:
@@ -55,18 +57,20 @@ class ParquetData(FileDataModule):
         label_column: str | None = None,
         subset: str | None = None,
         revision: str | None = None,
+        multi_label: bool = False,
         **options: object,
     ) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
+        self.is_multi_label = multi_label
         self.title = readable_name(Path(root).name) or "images"
         folder = Path(root) if Path(root).is_dir() else fetch_parquet(root, revision, subset)
         files = _find_splits(folder, subset)
-        tables = {split: ParquetTable(paths, image_column, label_column) for split, paths in files.items()}
+        tables = {split: ParquetTable(paths, image_column, label_column, multi_label) for split, paths in files.items()}
         self.labels = tables["train"].names or class_names(tables["train"].values)
         sources: dict[Split, Source] = {}
         for split, table in tables.items():
             check_labels(self.labels, class_names(table.values), split, self.title)
-            sources[split] = ParquetSource(table, self.labels)
+            sources[split] = ParquetSource(table, self.labels, multi_label)
         self.use_splits(sources, str(folder))
 
 
@@ -77,17 +81,21 @@ class ParquetTable:
         paths: The files, in order.
         image_column: Column of the images; None finds it.
         label_column: Column of the classes; None finds it.
+        is_multi_label: Whether it holds a list of classes for each image.
 
     Raises:
         InvalidConfig: a file is not a parquet file or has no such column, or a column has no usable type.
     """
 
-    def __init__(self, paths: list[Path], image_column: str | None, label_column: str | None) -> None:
+    def __init__(
+        self, paths: list[Path], image_column: str | None, label_column: str | None, is_multi_label: bool = False
+    ) -> None:
         self.paths = paths
         schemas = [_read_schema(path) for path in paths]
         features = _features(schemas[0].metadata)
         self.image_column = _column(schemas[0].names, image_column, "image", features, "Image", paths[0])
-        label_column = _column(schemas[0].names, label_column, "label", features, "ClassLabel", paths[0])
+        usual = "labels" if is_multi_label and "label" not in schemas[0].names else "label"
+        label_column = _column(schemas[0].names, label_column, usual, features, "ClassLabel", paths[0])
         for path, schema in zip(paths, schemas, strict=True):
             for column in (self.image_column, label_column):
                 if column not in schema.names:
@@ -98,11 +106,12 @@ class ParquetTable:
             _check_image_type(schema.field(self.image_column).type, self.image_column, path)
         self.names = _class_label_names(features, label_column)
         """Class names that the files state; empty if they state none."""
-        self.values: list[str | None] = []
-        """Class name of each row; None where there is none."""
+        self.values: list[Any] = []
+        """Class name of each row, or the names of several; None where there is none."""
         for path in paths:
             column = pq.read_table(path, columns=[label_column])[label_column]
-            self.values += _label_values(column, self.names, label_column, path)
+            read = _label_lists if is_multi_label else _label_values
+            self.values += read(column, self.names, label_column, path)
         self.num_rows = [pq.read_metadata(path).num_rows for path in paths]
 
 
@@ -112,10 +121,11 @@ class ParquetSource:
     Args:
         table: The files.
         labels: Class names in the order of their indices.
+        is_multi_label: Whether the rows have lists of classes.
     """
 
-    def __init__(self, table: ParquetTable, labels: list[str]) -> None:
-        self.targets = to_targets(table.values, labels)
+    def __init__(self, table: ParquetTable, labels: list[str], is_multi_label: bool = False) -> None:
+        self.targets = to_multi_hot(table.values, labels) if is_multi_label else to_targets(table.values, labels)
         self._paths = table.paths
         self._image_column = table.image_column
         self._starts = np.cumsum([0, *table.num_rows])
@@ -239,7 +249,10 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 
 def _class_label_names(features: dict[str, Any], column: str) -> list[str]:
-    names = features.get(column, {}).get("names")
+    feature = features.get(column, {})
+    # Of a list of classes, the feature describes its members.
+    inner = feature.get("feature")
+    names = (inner if isinstance(inner, dict) else feature).get("names")
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
@@ -260,14 +273,33 @@ def _column(names: list[str], given: str | None, usual: str, features: dict[str,
 def _label_values(column: Any, names: list[str], title: str, path: Path) -> list[str | None]:
     """Return the class name of each row, None where there is none."""
     values = column.to_pylist()
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    if _is_list(column):
         if any(value is not None and len(value) > 1 for value in values):
             raise InvalidConfig(
-                f"The column {title!r} of {path} holds several labels an image; a classifier takes one.",
-                hint="Give another --data.label_column.",
+                f"The column {title!r} of {path} holds several labels an image.",
+                hint="Give --data.multi_label true to learn all of them, or another --data.label_column.",
             )
         values = [value[0] if value else None for value in values]
     return [_label_value(value, names, title, path) for value in values]
+
+
+def _label_lists(column: Any, names: list[str], title: str, path: Path) -> list[list[str] | None]:
+    """Return the class names of each row, None where there is no list."""
+    if not _is_list(column):
+        raise InvalidConfig(
+            f"The column {title!r} of {path} is of type {column.type}; with data.multi_label it must hold lists.",
+            hint="Leave out --data.multi_label, or give another --data.label_column.",
+        )
+    return [
+        None
+        if value is None
+        else [name for each in value if (name := _label_value(each, names, title, path)) is not None]
+        for value in column.to_pylist()
+    ]
+
+
+def _is_list(column: Any) -> bool:
+    return bool(pa.types.is_list(column.type) or pa.types.is_large_list(column.type))
 
 
 def _label_value(value: Any, names: list[str], title: str, path: Path) -> str | None:

@@ -24,7 +24,7 @@ class Source(Protocol):
 
     @property
     def targets(self) -> np.ndarray:
-        """Class index of each image, or `UNLABELED`: int64 (N,)."""
+        """Class index of each image, or `UNLABELED`: int64 (N,); or whether each class applies to it: int8 (N, K)."""
         ...
 
     def read(self, index: int) -> bytes:
@@ -97,6 +97,20 @@ class SubsetSource:
         return fingerprint_of([self._source.fingerprint(), self._indices.tobytes().hex()])
 
 
+def is_unlabeled(targets: np.ndarray) -> np.ndarray:
+    """Whether an image has no label, (N,); of targets (N,) or (N, K)."""
+    is_missing: np.ndarray = targets == UNLABELED
+    return is_missing if targets.ndim == 1 else np.asarray(is_missing.any(axis=1))
+
+
+def count_classes(targets: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the number of images of each class, (K,); of targets (N,) or (N, K)."""
+    if targets.ndim == 1:
+        return np.bincount(targets, minlength=num_classes)
+    counts: np.ndarray = targets.sum(axis=0, dtype=np.int64)
+    return counts
+
+
 def fingerprint_of(parts: Iterable[object]) -> str:
     """Hash a description, line by line."""
     digest = hashlib.sha256()
@@ -125,13 +139,19 @@ def readable_name(name: str) -> str:
 def stratified_split(targets: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Split indices so that each class gives the same share, at least one image where it has two. Always the same.
 
+    An image of several classes counts for the rarest of them.
+
     Args:
-        targets: Class indices, (N,).
+        targets: Class indices (N,), or whether each class applies (N, K).
         fraction: Share of the second part.
 
     Returns:
         Indices of the two parts, each in ascending order.
     """
+    if targets.ndim == 2:
+        counts_K = targets.sum(axis=0)
+        rarity_NK = np.where(targets > 0, counts_K, len(targets) + 1)
+        targets = np.where(targets.any(axis=1), rarity_NK.argmin(axis=1), len(counts_K))
     generator = np.random.default_rng(0)
     held_out = []
     for target in np.unique(targets):

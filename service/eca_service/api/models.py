@@ -94,6 +94,7 @@ def describe(entry: ModelEntry) -> dict[str, Any]:
         "architecture": info.architecture,
         "attention": info.attention,
         "labels": list(info.labels),
+        "activation": info.activation,
         "input_px": [info.height_px, info.width_px],
         "crop": info.crop,
         "crop_mode": info.crop_mode,

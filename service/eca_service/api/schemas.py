@@ -142,6 +142,10 @@ class ModelResponse(_Schema):
     architecture: Annotated[str | None, Field(examples=["resnet50"])] = None
     attention: Annotated[str | None, Field(examples=["eca"])] = None
     labels: Annotated[list[str] | None, Field(description="Names of the classes.")] = None
+    activation: Annotated[
+        str | None,
+        Field(description="softmax, or sigmoid: any number of classes applies to an image.", examples=["softmax"]),
+    ] = None
     input_px: Annotated[
         list[int] | None, Field(description="Height and width of the network's input.", examples=[[224, 224]])
     ] = None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from eca_hub import EcaHubError
 from eca_service.errors import BadJson, InvalidRequest
-from eca_service.inference.tasks import Activation
+from eca_service.inference.types import Activation
 
 _MAX_MARKS = 20_000
 
@@ -56,7 +56,9 @@ class HFParameters(_Body):
     """Options in Hugging Face's names."""
 
     top_k: Annotated[int | None, Field(ge=1, le=100_000, description="Number of classes; five by default.")] = None
-    function_to_apply: Annotated[Activation | None, Field(description="How logits become scores.")] = None
+    function_to_apply: Annotated[
+        Activation | None, Field(description="How logits become scores; the model's own by default.")
+    ] = None
 
 
 class HFRequestBody(_Body):
@@ -74,8 +76,8 @@ class HFRequest:
     """The image, or what is wrong with its base64."""
     top_k: int | None
     """Number of classes."""
-    activation: Activation
-    """How logits become scores."""
+    activation: Activation | None
+    """How logits become scores; None is the model's own."""
 
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -101,7 +103,7 @@ def parse_hf_json(body: Buffer) -> HFRequest:
     """
     request = parse_json(body, HFRequestBody)
     parameters = request.parameters or HFParameters()
-    return HFRequest(decode_base64(request.inputs), parameters.top_k, parameters.function_to_apply or "softmax")
+    return HFRequest(decode_base64(request.inputs), parameters.top_k, parameters.function_to_apply)
 
 
 def parse_load_request(body: Buffer) -> LoadModelRequest:

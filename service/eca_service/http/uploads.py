@@ -88,7 +88,7 @@ def parse_hf_request(body: Buffer, content_type: str, limits: UploadLimits) -> H
     if media_type == _JSON_TYPE:
         request = parse_hf_json(body)
     else:
-        request = HFRequest(_raw_image(body, media_type), top_k=None, activation="softmax")
+        request = HFRequest(_raw_image(body, media_type), top_k=None, activation=None)
     return replace(request, image=check_image_size(request.image, limits))
 
 

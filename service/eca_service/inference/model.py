@@ -173,7 +173,7 @@ class ServedModel(Generic[Pixels, Output]):
             item = await reservation.run(WorkItem(type(task), decoded.pixels))
             output: Any = item.value
             return ImageResult(
-                value=task.postprocess(output, self.info.labels),
+                value=task.postprocess(output, self.info),
                 decode_ms=decoded.decode_ms,
                 queue_ms=decoded.wait_ms + item.queue_ms,
                 engine_ms=item.engine_ms,

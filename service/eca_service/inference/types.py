@@ -1,7 +1,10 @@
 """The plain values that pass between decoding, batching, the engines and the routes. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
+
+Activation = Literal["softmax", "sigmoid", "none"]
+"""How logits become scores."""
 
 Value = TypeVar("Value", covariant=True)
 Pixels = TypeVar("Pixels", covariant=True)
@@ -95,5 +98,7 @@ class ModelInfo:
     """`center`, or `squash`: the aspect ratio is not kept."""
     weights_bytes: int = 0
     """Size of the weights in memory."""
+    activation: Activation = "softmax"
+    """How logits become scores: `softmax`, or `sigmoid` for a model that gives an image any number of labels."""
     tasks: tuple[str, ...] = ("classify",)
     """Names of the tasks that the network supports."""

@@ -234,6 +234,7 @@ def _info_of(loaded: _Loaded) -> ModelInfo:
         architecture=config.architecture,
         attention=config.attention,
         labels=config.labels,
+        activation=config.activation,
         height_px=config.image.height_px,
         crop=config.image.crop,
         crop_mode=config.image.crop_mode,

@@ -22,7 +22,7 @@ from eca_hub import Classifier
 from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.engine import Forward
 from eca_service.inference.tasks import TASKS, Task
-from eca_service.inference.types import ParityReport
+from eca_service.inference.types import Activation, ParityReport
 from eca_service.optimize.compile import CompiledNetwork, check_compiler
 from eca_service.optimize.cuda_graphs import CUDAGraphRunner
 from eca_service.optimize.fuse import can_pack, fold_norms, pack_convolutions
@@ -94,7 +94,7 @@ def optimize_model(
         for dtype in formats:
             module = apply_layout(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
             new_forwards = _forwards_for(module, classifier, device, dtype)
-            found_NK = _probabilities(new_forwards()[TASKS[0].name], pixels_N3HW)
+            found_NK = _probabilities(new_forwards()[TASKS[0].name], pixels_N3HW, classifier.config.activation)
             expected_NK = expecting.result()
             if not bool(expected_NK.isfinite().all()):
                 raise UnfitModel(f"The outputs of {classifier.model_id} are not finite.", hint="Train it again.")
@@ -156,10 +156,11 @@ def apply_layout(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor
     return module
 
 
-def _probabilities(forward: Forward, pixels_N3HW: Tensor) -> Tensor:
+def _probabilities(forward: Forward, pixels_N3HW: Tensor, activation: Activation) -> Tensor:
     # In the batches that are served, so that nothing is compiled for this size alone.
     with torch.inference_mode():
-        return torch.cat([forward(chunk_N3HW).softmax(1) for chunk_N3HW in torch.split(pixels_N3HW, _TYPICAL_BATCH)])
+        logits_NK = torch.cat([forward(chunk_N3HW) for chunk_N3HW in torch.split(pixels_N3HW, _TYPICAL_BATCH)])
+        return Classifier.to_scores(logits_NK, activation)
 
 
 def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype]:

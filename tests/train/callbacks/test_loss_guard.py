@@ -7,6 +7,7 @@ import torch
 
 from eca_hub.atomic import metadata_of
 from eca_hub.train.data.dataset import Batch
+from eca_hub.train.metrics import ClassificationMetrics
 from eca_hub.train.module import ImageClassifier
 from tests.train.runs import checkpoints, fit
 
@@ -41,6 +42,7 @@ def test_weights_whose_validation_loss_is_not_finite_are_not_the_best(
         real(self, batch, split)
         if split == "val" and self.current_epoch == 2:
             metrics = self.metrics_for("val")
+            assert isinstance(metrics, ClassificationMetrics)
             metrics.loss_sum.update(torch.tensor(float("nan")))
             metrics.top1.update(torch.eye(4).repeat(250, 1), torch.arange(4).repeat(250))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers(folder: Path) -> No
 def test_a_folder_with_one_table_and_paths_elsewhere_are_found(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "table").mkdir()
     write(tmp_path / "table" / "labels.csv", "name,kind", list(ROWS))
-    options = {"image_folder": str(folder), "path_column": "name", "label_column": "kind"}
+    options: dict[str, Any] = {"image_folder": str(folder), "path_column": "name", "label_column": "kind"}
     data = CsvData(str(tmp_path / "table"), val_fraction=0.25, image=SMALL, **options)
     data.check()
     assert data.source("train").read(0)

@@ -3,21 +3,17 @@
 Shapes: N images, K classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from eca_service.errors import InvalidRequest
 from eca_service.inference.tasks.task import Task
-from eca_service.inference.types import ModelInfo
+from eca_service.inference.types import Activation, ModelInfo
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from eca_hub import Prediction
-
-Activation = Literal["softmax", "sigmoid", "none"]
-"""How logits become scores."""
 
 _DEFAULT_TOP_K = 5
 
@@ -30,8 +26,8 @@ class Classification(Task["list[Prediction]"]):
 
     top_k: int | None = None
     """Number of classes to name; None is five, or all where there are fewer."""
-    activation: Activation = "softmax"
-    """How logits become scores."""
+    activation: Activation | None = None
+    """How logits become scores; None is the model's own: sigmoid for several labels an image, else softmax."""
 
     def check(self, info: ModelInfo) -> None:
         """Raise InvalidRequest unless `top_k` is 1 to the number of classes."""
@@ -45,20 +41,14 @@ class Classification(Task["list[Prediction]"]):
         logits_NK: Tensor = network(x_N3HW)
         return logits_NK
 
-    def postprocess(self, output: "Tensor", labels: Sequence[str]) -> "list[Prediction]":
+    def postprocess(self, output: "Tensor", info: ModelInfo) -> "list[Prediction]":
         """Name the classes with the highest scores, the highest first."""
-        from eca_hub import Prediction
+        from eca_hub import Classifier, Prediction
 
+        labels = info.labels
         top_k = min(_DEFAULT_TOP_K if self.top_k is None else self.top_k, len(labels))
-        scores, indices = scores_from(output, self.activation).topk(top_k)
+        scores, indices = Classifier.to_scores(output, self.activation or info.activation).topk(top_k)
         return [
             Prediction(labels[index], index, score)
             for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
-
-
-def scores_from(logits_K: "Tensor", activation: Activation) -> "Tensor":
-    """Turn logits into scores: shares that sum to 1, a probability for each class, or the logits themselves."""
-    if activation == "softmax":
-        return logits_K.softmax(0)
-    return logits_K.sigmoid() if activation == "sigmoid" else logits_K

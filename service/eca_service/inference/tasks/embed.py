@@ -3,11 +3,11 @@
 Shapes: N images, F features.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from eca_service.inference.tasks.task import Task
+from eca_service.inference.types import ModelInfo
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Embedding(Task[list[float]]):
             features_NF = parts.features(x_N3HW).mean((2, 3))
         return features_NF.flatten(1)
 
-    def postprocess(self, output: "Tensor", labels: Sequence[str]) -> list[float]:
+    def postprocess(self, output: "Tensor", info: ModelInfo) -> list[float]:
         """Scale the features if the request asks for it."""
         features: list[float] = (output / output.norm().clamp_min(1e-12) if self.normalize else output).tolist()
         return features

@@ -57,7 +57,7 @@ class Task(Generic[Value]):
         """Run the network on normalized pixels; the output has one row for each image."""
         raise NotImplementedError
 
-    def postprocess(self, output: "Tensor", labels: Sequence[str]) -> Value:
+    def postprocess(self, output: "Tensor", info: ModelInfo) -> Value:
         """Turn the output of one image, float32 on the CPU, into its result."""
         raise NotImplementedError
 
