@@ -92,3 +92,13 @@ def test_the_revision_of_a_folder_is_the_hash_of_its_files(classifier: Classifie
 def test_the_network_is_in_evaluation_mode(classifier: Classifier) -> None:
     assert not any(module.training for module in classifier.model.modules())
     assert not torch.is_inference_mode_enabled()
+
+
+def test_a_score_below_the_smallest_is_left_out(classifier: Classifier) -> None:
+    image = make_image()
+    every = classifier.predict(image)
+    kept = classifier.predict(image, min_score=every[1].score)
+    assert kept == every[:2]
+    assert classifier.predict([image], min_score=1.0) == [[]]
+    with pytest.raises(InvalidConfig, match=r"min_score is 1\.5; it must be 0 to 1"):
+        classifier.predict(image, min_score=1.5)

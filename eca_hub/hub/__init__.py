@@ -16,5 +16,5 @@
     detect            which network a state dict belongs to
     export            a network -> stock timm, ONNX, torch.export, TorchScript
 
-Nothing else of a folder is published, pulled or read.
+The card may show plots, which are published and pulled with it. Nothing else of a folder is published, pulled or read.
 """

@@ -19,7 +19,19 @@ if TYPE_CHECKING:
 MODEL_ID_PLACEHOLDER = "OWNER/NAME"
 """Placeholder for the id of the model until it is pushed."""
 
+PAPER = "1910.03151"
+"""Number of ECA-Net's paper on arXiv."""
+
 _NUM_SHOWN_LABELS = 20
+_METRIC_IDS = {
+    "accuracy": "accuracy",
+    "top-5 accuracy": "top_5_accuracy",
+    "macro F1": "f1",
+    "micro F1": "f1",
+    "calibration error": "expected_calibration_error",
+    "mean average precision": "mean_average_precision",
+}
+"""Name of a metric on the page to its name in the metadata; others have one name."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,8 @@ class CardFacts:
     """Training settings: name to value."""
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Name of a number that was measured every epoch, such as `val_top1`, to its values."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """File name of a plot in the package, one of `PICTURES`, to what it shows."""
     datasets: tuple[str, ...] = ()
     """Ids of the Hub's data sets that it was trained on."""
     base_model: str = ""
@@ -83,24 +97,26 @@ def render_card(
     """
     name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
     title = facts.title or name
-    data = card_metadata("image-classification", title, facts, is_timm=is_timm)
+    data = card_metadata("image-classification", title, facts, is_timm=is_timm, is_multi_label=config.is_multi_label)
     sections = [
         f"# {escape(title)}",
         facts.summary or f"A {name} image classifier with {config.num_classes} classes.",
         usage_section(MODEL_ID_PLACEHOLDER, is_timm=is_timm),
-        # torchvision's MobileNetV2 has other methods.
-        _EMBEDDINGS if config.architecture != "mobilenet_v2" else "",
+        # torchvision's MobileNetV2 has other methods than timm's networks.
+        _EMBEDDINGS.format(_TORCHVISION_FEATURES if config.architecture == "mobilenet_v2" else _TIMM_FEATURES),
         results_section(facts),
         _network_section(config, name, complexity),
         training_section(facts),
-        f"## Limits and bias\n\n{facts.limits or _UNKNOWN_LIMITS}",
+        f"## Limits and bias\n\n{facts.limits or (_UNKNOWN_CLASSES if config.is_multi_label else _ONE_CLASS)}",
         license_section(facts),
         CITATION,
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
-def card_metadata(task: str, title: str, facts: CardFacts, *, is_timm: bool = False) -> ModelCardData:
+def card_metadata(
+    task: str, title: str, facts: CardFacts, *, is_timm: bool = False, is_multi_label: bool = False
+) -> ModelCardData:
     """Return the metadata of a card.
 
     Args:
@@ -108,18 +124,22 @@ def card_metadata(task: str, title: str, facts: CardFacts, *, is_timm: bool = Fa
         title: Heading of the card.
         facts: Training, results and texts.
         is_timm: Whether stock timm loads the package as well.
+        is_multi_label: Whether any number of classes applies to an image.
     """
+    tags = ["eca-hub", task, "eca-net", f"arxiv:{PAPER}"]
+    tags += ["multi-label-classification"] if is_multi_label else []
+    tags += ["timm", "transformers"] if is_timm else []
     return ModelCardData(
         library_name="timm" if is_timm else "eca-hub",
         pipeline_tag=task,
         license=facts.license or None,
-        tags=["eca-hub", task, "eca-net", *(["timm", "transformers"] if is_timm else [])],
+        tags=tags,
         model_name=title,
         datasets=list(facts.datasets) or None,
         base_model=facts.base_model or None,
         # The Hub's word for all training that starts from another model's weights, whichever layers learn.
         base_model_relation="finetune" if facts.base_model else None,
-        metrics=sorted({result.metric for result in facts.results}) or None,
+        metrics=sorted({_METRIC_IDS.get(result.metric, result.metric) for result in facts.results}) or None,
         eval_results=[
             EvalResult(
                 task_type=task,
@@ -127,7 +147,8 @@ def card_metadata(task: str, title: str, facts: CardFacts, *, is_timm: bool = Fa
                 dataset_type=re.sub(r"[^a-z0-9]+", "-", result.dataset.lower()).strip("-") or "imagefolder",
                 dataset_name=result.dataset,
                 dataset_split=result.split,
-                metric_type=result.metric,
+                metric_type=_METRIC_IDS.get(result.metric, result.metric),
+                metric_name=result.metric,
                 metric_value=round(result.value, 6),
             )
             for result in facts.results
@@ -179,7 +200,8 @@ def results_section(facts: CardFacts) -> str:
     ]
     table = "\n".join(["| data set | split | images | metric | value |", "| --- | --- | --- | --- | --- |", *rows])
     measured = f"\n\nMeasured {escape(facts.measured_on)}." if facts.measured_on else ""
-    return f"## Results\n\n{table}{measured}"
+    pictures = "".join(f"\n\n![{escape(shows)}]({name})" for name, shows in facts.pictures.items())
+    return f"## Results\n\n{table}{measured}{pictures}"
 
 
 def _network_section(config: ModelConfig, name: str, complexity: "Complexity | None") -> str:
@@ -191,13 +213,21 @@ def _network_section(config: ModelConfig, name: str, complexity: "Complexity | N
         "## Network and preprocessing",
         "",
         f"- architecture: `{name}`" + (f", {complexity.num_parameters:,} parameters" if complexity else ""),
-        *([f"- {complexity.multiply_adds / 1e6:,.1f} million multiply-adds for one image"] if complexity else []),
+        *(
+            [
+                f"- {complexity.multiply_adds / 1e6:,.1f} million multiply-adds and "
+                f"{complexity.num_activations / 1e6:,.2f} million activations for one image"
+            ]
+            if complexity
+            else []
+        ),
         f"- attention: `{config.attention}`" + (f", {options}" if options else ""),
-        f"- input: RGB, {image.height_px} x {image.width_px} px, "
+        f"- input: {'RGB' if image.in_chans == 3 else 'gray'}, {image.height_px} x {image.width_px} px, "
         f"{image.crop_mode} crop of {image.crop:g}, {image.interpolation}",
         f"- mean {list(image.mean)}, standard deviation {list(image.std)}",
         f"- {config.num_classes} classes: {labels}{more}",
-        "- paper: [ECA-Net](https://arxiv.org/abs/1910.03151), authors' code: https://github.com/BangguWu/ECANet",
+        *(["- a score is the probability of that class by itself (sigmoid)"] if config.is_multi_label else []),
+        SOURCES,
     ]
     return "\n".join(lines)
 
@@ -236,20 +266,30 @@ model = timm.create_model("hf-hub:{}", pretrained=True)
 
 """
 
-_EMBEDDINGS = """The network before its classifier gives embeddings of images:
+_EMBEDDINGS = """The network before its classifier gives embeddings of images, as `POST /v1/embed` does:
 
 ```python
 pixels = classifier.transform(classifier.transform.decode("image.png"))[None]
 network = classifier.model
-embedding = network.forward_head(network.forward_features(pixels), pre_logits=True)
+embedding = {}
 ```"""
+_TIMM_FEATURES = "network.forward_head(network.forward_features(pixels), pre_logits=True)"
+_TORCHVISION_FEATURES = "network.features(pixels).mean((2, 3))"
+
+SOURCES = (
+    f"- paper: [ECA-Net](https://arxiv.org/abs/{PAPER}), authors' code: https://github.com/BangguWu/ECANet, code of "
+    "this model: `pip install eca-hub`"
+)
+"""The line of papers and code."""
 
 NO_LICENSE = "The authors of the weights have not stated a license."
 
-_UNKNOWN_LIMITS = (
-    "Every image gets one of the classes above, whatever it shows. What the training data lacks or shows one-sidedly, "
-    "the network cannot recognize: measure it on your own images before you rely on it."
+UNKNOWN_LIMITS = (
+    "What the training data lacks or shows one-sidedly, the network cannot recognize: measure it on your own images "
+    "before you rely on it."
 )
+_ONE_CLASS = f"Every image gets one of the classes above, whatever it shows. {UNKNOWN_LIMITS}"
+_UNKNOWN_CLASSES = f"Only the classes above are recognized. {UNKNOWN_LIMITS}"
 
 CITATION = """## Citation
 

@@ -11,6 +11,8 @@ from typing import Any
 from eca_hub.hub.card import (
     CITATION,
     MODEL_ID_PLACEHOLDER,
+    SOURCES,
+    UNKNOWN_LIMITS,
     CardFacts,
     card_metadata,
     escape,
@@ -105,7 +107,7 @@ def render_detector_card(config: DetectorConfig, num_parameters: int | None, fac
         results_section(facts),
         _network_section(config, num_parameters),
         training_section(facts),
-        f"## Limits and bias\n\n{facts.limits or _UNKNOWN_LIMITS}",
+        f"## Limits and bias\n\n{facts.limits or f'Only the classes above are found. {UNKNOWN_LIMITS}'}",
         license_section(facts),
         CITATION,
     ]
@@ -148,12 +150,6 @@ def _network_section(config: DetectorConfig, num_parameters: int | None) -> str:
         f"- at most {config.max_detections} detections of score {config.min_score:g} or more",
         f"- mean {list(config.mean)}, standard deviation {list(config.std)}",
         f"- {config.num_classes} classes: {labels}{more}",
-        "- paper: [ECA-Net](https://arxiv.org/abs/1910.03151), authors' code: https://github.com/BangguWu/ECANet",
+        SOURCES,
     ]
     return "\n".join(lines)
-
-
-_UNKNOWN_LIMITS = (
-    "Only the classes above are found. What the training data lacks or shows one-sidedly, the network cannot "
-    "recognize: measure it on your own images before you rely on it."
-)

@@ -34,7 +34,11 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
-"""What is written, pushed and pulled; nothing else of a folder is."""
+"""What every package is written, pushed and pulled as."""
+
+PICTURES = ("curves.png", "confusion.png", "precision_recall.png")
+"""Plots of a run that its card shows. A package has those of its run, and they are pushed and pulled with it; nothing
+else of a folder is."""
 
 FORMAT = 1
 """Version of config.json that this code writes. Older ones keep loading."""

@@ -21,6 +21,7 @@ from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
     PICKLE_SUFFIXES,
+    PICTURES,
     WEIGHTS_FILE,
     Package,
     check_new_folder,
@@ -124,7 +125,11 @@ def pull_to(
         (draft / WEIGHTS_FILE).write_bytes(_read_checked(download, WEIGHTS_FILE, commit))
         # The hub has no card for some repositories that timm wrote.
         with contextlib.suppress(InvalidPackage):
-            (draft / CARD_FILE).write_bytes(_read_checked(download, CARD_FILE, commit))
+            card = bytes(_read_checked(download, CARD_FILE, commit))
+            (draft / CARD_FILE).write_bytes(card)
+            for name in PICTURES:
+                if f"]({name})".encode() in card:
+                    (draft / name).write_bytes(_read_checked(download, name, commit))
     return commit
 
 

@@ -26,6 +26,7 @@ from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
     FILES,
+    PICTURES,
     WEIGHTS_FILE,
     config_from_json,
     detector_config_from_json,
@@ -77,9 +78,9 @@ def push_folder(
 ) -> PushResult:
     """Publish a package in one commit; when the hub already has the same bytes, do nothing.
 
-    Only the files of the package are sent, whatever else is in the folder. On the hub the card's usage section names
-    the model, and a package without a card gets one; the folder itself stays as it is. Repeating a push after a crash
-    or a lost response ends in exactly one commit.
+    Only the files of the package and the plots of its card are sent, whatever else is in the folder. On the hub the
+    card's usage section names the model, and a package without a card gets one; the folder itself stays as it is.
+    Repeating a push after a crash or a lost response ends in exactly one commit.
 
     Args:
         folder: A package folder, or a run folder with one in `model/`.
@@ -146,9 +147,9 @@ def plan_push(
         except (RepositoryNotFoundError, RevisionNotFoundError):
             remote = {}
     changed = source.changed_files(remote)
-    sizes = {name: len(text) for name, text in source.read_texts().items()}
+    sizes = {name: len(content) for name, content in source.read_small_files().items()}
     sizes[WEIGHTS_FILE] = source.weights_path.stat().st_size
-    return [PlannedFile(name, sizes[name], is_changed=name in changed) for name in FILES]
+    return [PlannedFile(name, sizes[name], is_changed=name in changed) for name in (*FILES, *PICTURES) if name in sizes]
 
 
 class _Source:
@@ -179,10 +180,10 @@ class _Source:
                 pass
         except (safetensors.SafetensorError, OSError) as error:
             raise InvalidPackage(f"{self.weights_path} cannot be read: {error}.") from None
-        read_metadata(self.read_texts()[CARD_FILE])
+        read_metadata(self.read_small_files()[CARD_FILE])
 
-    def read_texts(self) -> dict[str, bytes]:
-        """Return config.json and the card, whose usage section names the model."""
+    def read_small_files(self) -> dict[str, bytes]:
+        """Return config.json, the card, whose usage section names the model, and its pictures."""
         config_bytes, card_path = (self.path / CONFIG_FILE).read_bytes(), self.path / CARD_FILE
         if card_path.is_file():
             card = card_path.read_bytes()
@@ -195,7 +196,8 @@ class _Source:
             card = self._render_card(is_timm=b'"pretrained_cfg"' in config_bytes).encode()
         if self._license_id is not None:
             card = set_license(card, self._license_id)
-        return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id)}
+        pictures = {name: (self.path / name).read_bytes() for name in PICTURES if (self.path / name).is_file()}
+        return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **pictures}
 
     def _render_card(self, *, is_timm: bool) -> str:
         if isinstance(self._config, DetectorConfig):
@@ -204,9 +206,10 @@ class _Source:
 
     def changed_files(self, remote: dict[str, str]) -> set[str]:
         """Return the names of files of which the hub has other bytes, or none."""
-        texts = self.read_texts()
         changed = {
-            name for name, text in texts.items() if hash_like_hub(text, remote.get(name, "")) != remote.get(name)
+            name
+            for name, content in self.read_small_files().items()
+            if hash_like_hub(content, remote.get(name, "")) != remote.get(name)
         }
         if not file_has_hash(self.weights_path, remote.get(WEIGHTS_FILE, "")):
             changed.add(WEIGHTS_FILE)
@@ -214,7 +217,7 @@ class _Source:
 
     def signatures(self) -> list[tuple[int, int, int]]:
         """Return numbers that differ after a write to a file."""
-        states = [(self.path / name).stat() for name in FILES if (self.path / name).is_file()]
+        states = [(self.path / name).stat() for name in (*FILES, *PICTURES) if (self.path / name).is_file()]
         return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
@@ -336,16 +339,16 @@ def _commit(
 def _stage(api: HfApi, source: _Source, model_id: str, branch: str, parent: str) -> list[CommitOperationAdd]:
     """Upload what the hub does not have, from one state of the folder; nothing is visible before the commit.
 
-    Text is kept in memory. Weights are read while they are sent, so that a gigabyte is never in memory, and afterwards
-    the files must not have changed since the start.
+    Small files are kept in memory. Weights are read while they are sent, so that a gigabyte is never in memory, and
+    afterwards the files must not have changed since the start.
     """
     before = source.signatures()
     remote = _remote_hashes(api, model_id, parent)
-    texts = source.read_texts()
+    small = source.read_small_files()
     changed = source.changed_files(remote)
     if CARD_FILE in changed:
-        _validate_card(api, texts[CARD_FILE])
-    operations = [CommitOperationAdd(name, text) for name, text in texts.items() if name in changed]
+        _validate_card(api, small[CARD_FILE])
+    operations = [CommitOperationAdd(name, content) for name, content in small.items() if name in changed]
     if WEIGHTS_FILE in changed:
         weights = CommitOperationAdd(WEIGHTS_FILE, str(source.weights_path))
         api.preupload_lfs_files(model_id, additions=[weights], revision=branch)
@@ -384,6 +387,6 @@ def _own_commit(api: HfApi, source: _Source, model_id: str, branch: str, parent:
 
 
 def _remote_hashes(api: HfApi, model_id: str, revision: str) -> dict[str, str]:
-    entries = api.get_paths_info(model_id, list(FILES), revision=revision)
+    entries = api.get_paths_info(model_id, [*FILES, *PICTURES], revision=revision)
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
     return {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in files}

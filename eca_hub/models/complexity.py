@@ -70,6 +70,8 @@ class LayerTally:
     """Products in linear layers."""
     linear_out: int = 0
     """Outputs of linear layers."""
+    activations: int = 0
+    """Outputs of convolutions and matrix products."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class Complexity:
     """Height of the input."""
     width_px: int
     """Width of the input."""
+
+    @property
+    def num_activations(self) -> int:
+        """Outputs of convolutions and matrix products, the `activations` of timm's tables."""
+        return self.tally.activations
 
     @property
     def paper_terms(self) -> dict[str, int]:
@@ -227,6 +234,8 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         formula = self.formulas.get(func.overloadpacket)
         if formula is not None:
             self.num_flops += formula(*args, **(kwargs or {}), out_val=y)
+            if isinstance(y, Tensor):
+                self.sums.update(activations=y.numel())
         if func in _OPERATORS and not isinstance(self.running[-1], _LAYERS):
             added = _OPERATORS[func](y, *args)
             if "averaged_in_gates" not in added or self.running[-1] is not self.network:

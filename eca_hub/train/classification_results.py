@@ -7,7 +7,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from eca_hub.train.plots import draw_confusion, draw_curves, write_classes
 from eca_hub.train.results import RunResults
 
 _MAX_CLASSES_IN_RESULT = 100
+_TOP_K = 5
+"""With so many classes, or fewer, every prediction is among the top 5."""
 
 
 class _ClassifierResults(RunResults):
@@ -74,6 +76,10 @@ class _ClassifierResults(RunResults):
 class ClassificationResults(_ClassifierResults):
     """Results of a classifier that gives each image one class."""
 
+    pictures: ClassVar[Mapping[str, str]] = {
+        "curves.png": "Loss and accuracy by epoch",
+        "confusion.png": "Confusion matrix of the test split",
+    }
     val_metrics = ("top1", "top5")
     score_title = "accuracy"
 
@@ -130,8 +136,19 @@ class ClassificationResults(_ClassifierResults):
         )
 
     def card_results(self, result: Mapping[str, Any]) -> tuple[Result, ...]:
-        """Return the accuracy."""
-        return (Result(self.data.title, "test", "accuracy", result["test_top1"], result["num_test_images"]),)
+        """Return accuracies, F1 and calibration error."""
+        names = {
+            "accuracy": "top1",
+            "top-5 accuracy": "top5",
+            "macro F1": "macro_f1",
+            "calibration error": "calibration_error",
+        }
+        if len(self.data.labels) <= _TOP_K:
+            del names["top-5 accuracy"]
+        return tuple(
+            Result(self.data.title, "test", name, result[f"test_{key}"], result["num_test_images"])
+            for name, key in names.items()
+        )
 
     def write_predictions(self, table: Path) -> None:
         """Write a row per image of the test split, in its order: file, true class, predicted class, probability."""
@@ -159,6 +176,7 @@ class ClassificationResults(_ClassifierResults):
 class MultiLabelResults(_ClassifierResults):
     """Results of a classifier that gives an image any number of classes."""
 
+    pictures: ClassVar[Mapping[str, str]] = {"curves.png": "Loss and mean average precision by epoch"}
     score_title = "mAP"
 
     def test_figures(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,6 +26,11 @@ _NUM_SHOWN = 12
 class DetectionResults(RunResults):
     """Results of a detector."""
 
+    # detections.png shows images of the data, which may not be published.
+    pictures: ClassVar[Mapping[str, str]] = {
+        "curves.png": "Loss and average precision by epoch",
+        "precision_recall.png": "Precision over recall at IoU 0.5",
+    }
     score_title = "AP"
 
     def collect(self, measured: Mapping[str, float]) -> None:

@@ -8,8 +8,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jsonargparse
 import yaml
@@ -43,6 +44,7 @@ from eca_hub.train.usage import explain_usage
 _IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
 _IMPORTABLE = ("eca_hub.train", *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies")))
 _FROM_PACKAGE = ("architecture", "attention", "stem")
+_PLACE_OPTIONS = ("--run_dir", "--resume", "--overwrite", "--push_to")
 _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"} | {
     "ckpt_path",
     "weights_only",
@@ -66,6 +68,8 @@ class RunCLI(LightningCLI):
 
     request: StopRequest
     command: str
+    argv: ClassVar[list[str]]
+    """The arguments after the command."""
     task: Task
     run_dir: Path
     folder: RunFolder | None = None
@@ -194,7 +198,8 @@ class RunCLI(LightningCLI):
         """Test the best weights, write them as a package, and publish it with --push_to."""
         assert self.folder is not None
         assert self.checkpoint is not None
-        self._results().finalize(self.run_dir, self.folder.checkpoints, self.checkpoint)
+        command = ["eca-hub", "fit", *_without_place(self.argv)]
+        self._results().finalize(self.run_dir, self.folder.checkpoints, self.checkpoint, command)
         if (model_id := self.config["fit"]["push_to"]) and self.trainer.is_global_zero:
             published = push_folder(self.run_dir, model_id)
             print(f"published as {published.revision}  {published.url}", flush=True)
@@ -246,7 +251,7 @@ def run(command: str, argv: list[str]) -> None:
     for name in data_modules.__all__:
         # --data accepts the names of imported classes.
         getattr(data_modules, name)
-    RunCLI.request, RunCLI.command, RunCLI.task = StopRequest(), command, task_for(argv)
+    RunCLI.request, RunCLI.command, RunCLI.argv, RunCLI.task = StopRequest(), command, argv, task_for(argv)
     with RunCLI.request.installed():
         try:
             RunCLI(
@@ -276,6 +281,22 @@ def run(command: str, argv: list[str]) -> None:
             raise
         finally:
             kill_workers()
+
+
+def _without_place(argv: Sequence[str]) -> list[str]:
+    """Leave out the options, with their values, that say where a run is and not how it trains."""
+    kept: list[str] = []
+    is_value = False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        if name in _PLACE_OPTIONS:
+            is_value = not equals
+        elif not is_value or word.startswith("-"):
+            kept.append(word)
+            is_value = False
+        else:
+            is_value = False
+    return kept
 
 
 _KNOWN_WARNINGS = (

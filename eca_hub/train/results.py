@@ -5,8 +5,9 @@ What differs between tasks is in a subclass of `RunResults`.
 
 import datetime
 import json
+import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from eca_hub.train.callbacks.checkpointing import ResumableCheckpoint
 from eca_hub.train.callbacks.epoch_log import format_s
 from eca_hub.train.checkpoint.store import CheckpointStore
 from eca_hub.train.distributed.fsdp import load_full_weights
-from eca_hub.train.environment import describe_environment, device_name, peak_memory_mib
+from eca_hub.train.environment import describe_environment, device_name, git_state, peak_memory_mib
 from eca_hub.train.errors import TrainingStopped
 
 _SAME_SPLIT = "The epoch was chosen on the images that it is tested on, because one split serves for both."
@@ -41,6 +42,9 @@ class RunResults(ABC):
     """The metrics of the kept validation that result.json has; None for all of them."""
     score_title: str
     """Name of the metric that chooses the best epoch, in a sentence."""
+
+    pictures: ClassVar[Mapping[str, str]]
+    """File name of a plot that the package gets for its card, to what it shows."""
 
     def __init__(self, trainer: Trainer, module: Any, data: Any) -> None:
         self.trainer = trainer
@@ -101,13 +105,16 @@ class RunResults(ABC):
         if self.trainer.is_global_zero:
             print(line, flush=True)
 
-    def finalize(self, run_dir: Path, store: CheckpointStore, checkpoint: ResumableCheckpoint) -> None:
+    def finalize(
+        self, run_dir: Path, store: CheckpointStore, checkpoint: ResumableCheckpoint, command: Sequence[str] = ()
+    ) -> None:
         """Test the best weights, write them as a package, and print the results and the next command.
 
         Args:
             run_dir: The run folder.
             store: The checkpoints, with the best weights among them.
             checkpoint: The callback that has recorded which weights are the best.
+            command: The words of the command line, for the card.
 
         Raises:
             TrainingStopped: the best weights are to be kept, and no validation had a finite loss.
@@ -147,7 +154,11 @@ class RunResults(ABC):
         }
         result |= self.write_files(run_dir)
         write_atomic(run_dir / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-        self.save(weights, run_dir / "model", self._card_facts(result))
+        pictures = {name: shows for name, shows in self.pictures.items() if (run_dir / name).is_file()}
+        (run_dir / "model").mkdir(exist_ok=True)
+        for name in pictures:
+            write_atomic(run_dir / "model" / name, (run_dir / name).read_bytes())
+        self.save(weights, run_dir / "model", self._card_facts(result, pictures, command))
         remark = _SAME_SPLIT if self.data.has_single_eval_split else ""
         validation_line = self.validation_line(result)
         print(
@@ -169,7 +180,7 @@ class RunResults(ABC):
         torch.distributed.all_gather_object(shares, share)
         return [each for one in shares for each in one]
 
-    def _card_facts(self, result: Mapping[str, Any]) -> CardFacts:
+    def _card_facts(self, result: Mapping[str, Any], pictures: Mapping[str, str], command: Sequence[str]) -> CardFacts:
         optim, data = self.module.optim_config, self.data
         summary, limits = self.card_texts()
         kept = (
@@ -187,13 +198,24 @@ class RunResults(ABC):
                 "kept",
                 "time": f"{result['fit_s']:.0f} s",
             },
+            pictures=pictures,
+            datasets=(data.hub_id,) if data.hub_id else (),
             base_model=self.module.base_model,
+            command=shlex.join(command),
+            commit=_commit_of(git_state(Path(__file__).parent)),
+            seed=self.module.seed,
             measured_on=(
                 f"{datetime.date.today():%Y-%m-%d} on {self.trainer.num_devices} x {device}, "
                 f"eca-hub {__version__}, torch {torch.__version__}, lightning {lightning.__version__}"
             ),
             limits=limits + (f" {_SAME_SPLIT}" if data.has_single_eval_split else ""),
         )
+
+
+def _commit_of(state: Mapping[str, Any] | None) -> str:
+    if state is None:
+        return ""
+    return f"{state['commit']}{' with changed files' if state['changed_files'] else ''}"
 
 
 def write_environment(trainer: Trainer, run_dir: Path) -> None:

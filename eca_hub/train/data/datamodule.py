@@ -51,6 +51,8 @@ class ImageDataModule(LightningDataModule):
 
     title: str
     """Name of the data set on a model card."""
+    hub_id = ""
+    """Hub `owner/name` of the data set, if it comes from a hub."""
     labels: list[str]
     """Class names in the order of their indices; known before any image is read."""
     is_multi_label = False

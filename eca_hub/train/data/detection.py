@@ -41,6 +41,8 @@ class DetectionDataModule(LightningDataModule):
 
     title: str
     """Name of the data set on a model card."""
+    hub_id = ""
+    """Hub `owner/name` of the data set, if it comes from a hub."""
     has_single_eval_split = False
     """Whether one split serves as both `val` and `test`, so that the best epoch is chosen on what is reported."""
 

@@ -63,7 +63,11 @@ class ParquetData(FileDataModule):
         super().__init__(**options)  # type: ignore[arg-type]
         self.is_multi_label = multi_label
         self.title = readable_name(Path(root).name) or "images"
-        folder = Path(root) if Path(root).is_dir() else fetch_parquet(root, revision, subset)
+        if Path(root).is_dir():
+            folder = Path(root)
+        else:
+            folder = fetch_parquet(root, revision, subset)
+            self.hub_id = root
         files = _find_splits(folder, subset)
         tables = {split: ParquetTable(paths, image_column, label_column, multi_label) for split, paths in files.items()}
         self.labels = tables["train"].names or class_names(tables["train"].values)

@@ -106,6 +106,58 @@ def test_a_folder_with_one_table_and_paths_elsewhere_are_found(folder: Path, tmp
     assert data.source("train").read(0)
 
 
+SEVERAL = ["cat|dog", "", "dog", "cat", "eel", "dog|eel", "cat", ""]
+BITS = [["1", "1", "0"], ["0", "0", "0"], ["0", "1", "0"], ["1", "0", "0"]]
+BITS += [["0", "0", "1"], ["0", "1", "1"], ["1", "0", "0"], ["0", "0", "0"]]
+
+
+@pytest.mark.parametrize("separator", ["|", ";", " "])
+def test_several_labels_in_a_cell_become_a_row_of_0_and_1(separator: str, folder: Path) -> None:
+    rows = [(f"{number}.png", cell.replace("|", separator)) for number, cell in enumerate(SEVERAL)]
+    options: dict[str, Any] = {"label_separator": separator} if separator == " " else {}
+    data = CsvData(write(folder / "labels.csv", "path,labels", rows), multi_label=True, val_fraction=0.4, **options)
+    data.check()
+    assert data.labels == ["cat", "dog", "eel"]
+    rows_NK = {}
+    for source in (data.source("train"), data.source("val")):
+        for index, row_K in enumerate(source.targets):
+            rows_NK[int(Path(source.name(index)).stem)] = row_K.tolist()
+    assert [rows_NK[number] for number in range(8)] == [[int(bit) for bit in bits] for bits in BITS]
+    assert len(data.dataset("val")[BatchIndex(0, [0, 1])].targets[0]) == 3
+    assert data.class_counts() == data.source("train").targets.sum(0).tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"label_columns": ["cat", "dog", "eel"]}])
+def test_columns_of_0_and_1_are_classes(options: dict[str, Any], folder: Path) -> None:
+    rows = [(f"{number}.png", f"shot {number}", *bits) for number, bits in enumerate(BITS)]
+    rows[7] = ("7.png", "shot 7", "", "", "")
+    data = CsvData(
+        write(folder / "labels.csv", "path,remark,cat,dog,eel", rows), multi_label=True, val_fraction=0.4, **options
+    )
+    data.check()
+    assert data.labels == ["cat", "dog", "eel"]
+    assert data.num_images("train") + data.num_images("val") == 7
+    assert "1 of the 8 images of the train split have no label and are left out." in data.remarks
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "options", "sentence"),
+    [
+        ("path,labels", "cat|dog", {"label_separator": "|"}, "Add --data.multi_label true"),
+        ("path,a,b", "1,2", {"multi_label": True, "label_columns": ["a", "b"]}, "column 'b' .* must be 0 or 1"),
+        ("path,a,b", "x,y", {"multi_label": True}, "neither a column 'label' nor columns of 0 and 1"),
+        ("path,a,b", "1,0", {"multi_label": True, "label_columns": ["a", "c"]}, "has no column 'c'; it has path, a, b"),
+        ("path,a,b", "1,0", {"multi_label": True, "label_columns": ["a"], "label_column": "b"}, "Give either"),
+    ],
+)
+def test_several_labels_that_cannot_be_read_are_refused(
+    header: str, cells: str, options: dict[str, Any], sentence: str, folder: Path
+) -> None:
+    rows = [(f"{number}.png", *cells.split(",")) for number in range(8)]
+    with pytest.raises(InvalidConfig, match=sentence):
+        CsvData(write(folder / "labels.csv", header, rows), val_fraction=0.25, **options)
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "sentence"),
     [

@@ -1,5 +1,6 @@
 """Parquet files of the Hub: columns, labels, and mistakes refused in one sentence."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,31 @@ def test_numbers_without_names_need_not_begin_at_zero(tmp_path: Path) -> None:
 
 
 def test_several_labels_an_image_are_refused_and_lists_of_one_are_not(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match="holds several labels an image"):
+    with pytest.raises(InvalidConfig, match=r"holds several labels an image\. Give --data\.multi_label true"):
         ParquetData(write_splits(tmp_path, [[0], [0, 1]]))
     assert ParquetData(write_splits(tmp_path, [[0], [1]])).labels == ["0", "1"]
+
+
+def test_lists_of_labels_become_rows_of_0_and_1(tmp_path: Path) -> None:
+    root = write_splits(tmp_path, [[0, 1], [], None, [1]], [[0], [1, 0]], label="labels")
+    data = ParquetData(root, multi_label=True)
+    data.check()
+    assert data.labels == ["0", "1"]
+    assert data.source("train").targets.tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert data.source("val").targets.tolist() == [[1, 0], [1, 1]]
+    assert data.class_counts() == [1, 2]
+    with pytest.raises(InvalidConfig, match=r"with data\.multi_label it must hold lists"):
+        ParquetData(write_splits(tmp_path, ["a", "b"], label="labels"), multi_label=True)
+
+
+def test_lists_of_labels_take_the_class_names_that_the_file_states(tmp_path: Path) -> None:
+    table = pa.table({"image": [{"bytes": png(0), "path": "0.png"}] * 2, "labels": [[1], [0, 1]]})
+    feature = {"_type": "Sequence", "feature": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    features = {"image": {"_type": "Image"}, "labels": feature}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    assert ParquetData(str(tmp_path), multi_label=True).labels == ["cat", "dog"]
 
 
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
