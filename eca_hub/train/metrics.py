@@ -237,7 +237,8 @@ class ClassificationMetrics(SplitMetrics):
 
 @contextlib.contextmanager
 def without_warning() -> Iterator[None]:
-    """Silence torchmetrics' warning of counts that come from a checkpoint instead of a batch."""
+    """Silence torchmetrics' warnings of counts that come from a checkpoint, and of classes without an image."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+        for message in (".*was called before the ``update`` method.*", "No positive samples found in target.*"):
+            warnings.filterwarnings("ignore", message=message)
         yield
