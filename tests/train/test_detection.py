@@ -3,10 +3,13 @@
 import csv
 import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
@@ -94,11 +97,38 @@ def test_a_run_stopped_inside_an_epoch_ends_in_the_same_weights(whole_run: Path,
 
 
 @pytest.mark.slow
-def test_thirty_steps_lower_the_loss(root: Path, tmp_path: Path) -> None:
+def test_thirty_steps_lower_the_loss_and_resume_to_the_bit(root: Path, tmp_path: Path) -> None:
     config = CONFIG.replace("ROOT", str(root)).replace("mosaic_prob: 0.3", "flip_prob: 0")
-    assert fit(tmp_path / "run", "--trainer.max_epochs", "10", config=config) == 0
-    losses = [float(row["train_loss"]) for row in rows_of(tmp_path / "run")]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert fit(whole, "--trainer.max_epochs", "10", config=config) == 0
+    losses = [float(row["train_loss"]) for row in rows_of(whole)]
     assert losses[-1] < 0.5 * losses[0]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_batch_end", 17)
+        assert fit(resumed, "--trainer.max_epochs", "10", config=config) == 143
+    assert fit(resumed, "--trainer.max_epochs", "10", "--resume", config=config) == 0
+    assert json.loads((whole / "result.json").read_text())["steps"] == 10 * NUM_BATCHES
+    assert weights_hash(resumed) == weights_hash(whole)
+    assert rows_of(resumed) == rows_of(whole)
+
+
+def test_a_loss_that_is_not_finite_names_the_image_files(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = DetectionModule.training_step
+    taken: list[list[int]] = []
+
+    def spoilt(self: DetectionModule, batch: Any, batch_index: int) -> torch.Tensor:
+        taken.append(batch.indices.tolist())
+        return real(self, batch, batch_index) * (float("nan") if len(taken) == 2 else 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DetectionModule, "training_step", spoilt)
+        assert fit(tmp_path / "run", config=CONFIG.replace("ROOT", str(root))) == 2
+    files = ", ".join(str(root / "train2017" / f"{index}.png") for index in taken[1])
+    assert f"The loss is nan at step 2, epoch 1, batch 2, learning rate 0.001; training samples {files}." in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow
@@ -170,6 +200,51 @@ def test_the_backbone_starts_from_a_classifier_with_its_preprocessing(classifier
     assert made.config.attention_args == {"kernel_sizes": [5, 5, 5, 5]}
     assert not body.keys() - weights.keys()
     assert not pyramid_of(made.model).body.conv1.weight.requires_grad  # type: ignore[union-attr]
+
+
+OF_TWO_PROCESSES = """
+model:
+  detector: retinanet
+  backbone_from: CLASSIFIER
+  frozen_norms: true
+  min_side_px: 64
+  max_side_px: 64
+  ema_decay: 0.9
+  lr_batch_size: 0
+  optim: {lr: 1.0e-2, schedule: constant}
+data:
+  class_path: CocoData
+  init_args: {root: ROOT, batch_size: 1, augment: {flip_prob: 0.5}}
+trainer: {max_epochs: 2, accelerator: cpu, strategy: ddp, devices: 2}
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_weights_of_one(classifier: Path, tmp_path: Path) -> None:
+    """Images of one size: a batch pads smaller ones, and what is padded belongs to the loss."""
+    document = coco_document()
+    document["images"] = [{**each, "width": 64, "height": 64} for each in document["images"]]
+    document["annotations"] = [each for each in document["annotations"] if not each["iscrowd"]]
+    root = write_coco(tmp_path / "coco", document)
+    config = tmp_path / "run.yaml"
+    config.write_text(OF_TWO_PROCESSES.replace("ROOT", str(root)).replace("CLASSIFIER", str(classifier)))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run_dir, options in (
+        (two, []),
+        (one, ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.batch_size", "2"]),
+    ):
+        words = [sys.executable, "-m", "eca_hub", "fit", "--config", str(config), "--run_dir", str(run_dir), *options]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    found, expected = rows_of(two), rows_of(one)
+    assert [row["step"] for row in found] == ["3", "6"]
+    for name in ("train_loss", "train_classification", "val_AP", "val_AP50"):
+        assert [float(row[name]) for row in found] == pytest.approx([float(row[name]) for row in expected], abs=1e-5)
+    weights = [safetensors.torch.load((run_dir / "model/model.safetensors").read_bytes()) for run_dir in (two, one)]
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=0)
+    results = [json.loads((run_dir / "result.json").read_text()) for run_dir in (two, one)]
+    assert [each["num_test_images"] for each in results] == [6, 6]
+    assert results[0]["test_AP"] == pytest.approx(results[1]["test_AP"], abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from eca_hub.train.data.dataset import Batch
 from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.training_module import TrainingModule
 
+_NUM_NAMED = 8
+
 
 class _PendingLoss(NamedTuple):
     """The loss of a step while it is copied from the device, and what the message needs."""
@@ -47,32 +49,34 @@ class NonFiniteLossGuard(Callback):
         position = (trainer.global_step, trainer.current_epoch + 1, batch_idx + 1)
         self._pending.append(_PendingLoss(loss, copied, batch.indices, pl_module.last_lr, *position))
         while self._pending and (self._pending[0].copied is None or self._pending[0].copied.query()):
-            _check(self._pending.popleft())
+            _check(self._pending.popleft(), trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check all losses."""
-        self._check_all()
+        self._check_all(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check all losses."""
-        self._check_all()
+        self._check_all(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Check all losses."""
-        self._check_all()
+        self._check_all(trainer)
 
-    def _check_all(self) -> None:
+    def _check_all(self, trainer: Trainer) -> None:
         while self._pending:
             loss = self._pending.popleft()
             if loss.copied is not None:
                 loss.copied.synchronize()
-            _check(loss)
+            _check(loss, trainer)
 
 
-def _check(loss: _PendingLoss) -> None:
+def _check(loss: _PendingLoss, trainer: Trainer) -> None:
     if bool(torch.isfinite(loss.value)):
         return
-    shown = ", ".join(map(str, loss.indices[:8].tolist())) + (", ..." if len(loss.indices) > 8 else "")
+    name_of = trainer.datamodule.image_name  # type: ignore[attr-defined]
+    names = [name_of("train", index) for index in loss.indices[:_NUM_NAMED].tolist()]
+    shown = ", ".join(names) + (", ..." if len(loss.indices) > _NUM_NAMED else "")
     raise TrainingStopped(
         f"The loss is {float(loss.value)} at step {loss.step}, epoch {loss.epoch}, batch {loss.batch}, learning rate "
         f"{loss.lr:.3g}; training samples {shown}. The last checkpoint is from before.",

@@ -110,6 +110,10 @@ class ImageDataModule(LightningDataModule):
         """Return the number of images of a split."""
         return len(self._source(split).targets)
 
+    def image_name(self, split: Split, index: int) -> str:
+        """Return the name of an image of a split."""
+        return self._source(split).name(index)
+
     def class_counts(self) -> list[int]:
         """Return the number of training images of each class."""
         counts: list[int] = count_classes(self._source("train").targets, len(self.labels)).tolist()

@@ -111,6 +111,10 @@ class DetectionDataModule(LightningDataModule):
         """Count the images of a split."""
         return len(self.split(name).images)
 
+    def image_name(self, name: SplitName, index: int) -> str:
+        """Return the file of an image of a split."""
+        return self.split(name).images[index].path
+
     def fingerprint(self) -> str:
         """Hash images, boxes and classes, so that a resumed run detects other data."""
         return fingerprint_of([*self.labels, *(part for name in SPLITS for part in self._fingerprint_parts(name))])
