@@ -1,9 +1,10 @@
 """The model card: only what was measured, valid for the Hub, and safe to show."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.card import (
@@ -15,7 +16,10 @@ from eca_hub.hub.card import (
     sparkline,
 )
 from eca_hub.hub.card_edit import read_metadata, set_license, set_model_id
+from eca_hub.hub.detector_package import render_detector_card
+from eca_hub.localhub.card_metadata import read_metadata as hub_metadata
 from eca_hub.models.complexity import count_complexity
+from eca_hub.models.detector_config import DetectorConfig
 from tests.conftest import TINY
 
 COST = count_complexity(TINY)
@@ -167,3 +171,60 @@ def test_what_the_user_wrote_stays(own: bytes) -> None:
 def test_a_line_with_the_placeholder_is_named_also_where_the_section_was_changed() -> None:
     changed = card().replace(b"image.png", b"cat.png")
     assert set_model_id(changed, "acme/eca_tiny") == changed.replace(MODEL_ID_PLACEHOLDER.encode(), b"acme/eca_tiny")
+
+
+FACTS = CardFacts(
+    results=(
+        Result("Oxford pets, 37 kinds", "test", "accuracy", 0.91, 3669),
+        Result("Oxford pets, 37 kinds", "test", "macro F1", 0.9012345678, 3669),
+    ),
+    recipe={"data": "Oxford pets, 3680 training images", "time": "12 s"},
+    pictures={"curves.png": "Loss and accuracy by epoch", "confusion.png": "Confusion matrix of the test split"},
+    datasets=("acme/pets",),
+    base_model="acme/eca_resnet50",
+    measured_on="2026-11-28 on 1 x NVIDIA H200, eca-hub 0.1.0",
+    command="eca-hub fit -c pets.yaml --model.optim.lr 0.01",
+    commit="3f9c1d2",
+    seed=7,
+)
+SEVERAL = dataclasses.replace(TINY, problem_type="multi_label_classification")
+DETECTOR = DetectorConfig("mask_rcnn", "resnet18", labels=("bar", "disk"))
+
+
+@pytest.mark.parametrize(
+    ("page", "task"),
+    [
+        (render_card(TINY, COST, FACTS, is_timm=True), "image-classification"),
+        (render_card(SEVERAL, COST, FACTS), "image-classification"),
+        (render_detector_card(DETECTOR, 44_000_000, FACTS), "object-detection"),
+    ],
+    ids=["one label", "several labels", "detector"],
+)
+def test_the_hubs_own_classes_read_the_metadata_and_write_the_same(page: str, task: str, tmp_path: Path) -> None:
+    card = ModelCard(page)
+    data = card.data
+    assert isinstance(data, ModelCardData)
+    assert (data.pipeline_tag, data.datasets, data.base_model) == (task, ["acme/pets"], "acme/eca_resnet50")
+    assert data.license is None
+    assert "arxiv:1910.03151" in (data.tags or [])
+    for found, fact in zip(data.eval_results or [], FACTS.results, strict=True):
+        assert isinstance(found, EvalResult)
+        assert (found.task_type, found.dataset_name, found.metric_name) == (task, fact.dataset, fact.metric)
+        assert found.metric_value == round(fact.value, 6)
+    card.save(tmp_path / "README.md")
+    assert metadata_load(tmp_path / "README.md") == data.to_dict() == read_metadata(page.encode())
+    # What the local hub checks before a commit: YAML without aliases, of plain values, in its limits.
+    assert hub_metadata(page) == data.to_dict()
+
+
+def test_the_page_of_a_run_says_how_it_was_made_and_shows_its_plots() -> None:
+    page = render_card(TINY, COST, FACTS)
+    assert "| Oxford pets, 37 kinds | test | 3669 | macro F1 | 0.9012 |" in page
+    assert "Measured 2026-11-28 on 1 x NVIDIA H200, eca-hub 0.1.0." in page
+    assert "![Confusion matrix of the test split](confusion.png)" in page
+    assert "```sh\neca-hub fit -c pets.yaml --model.optim.lr 0.01\n```" in page
+    assert "- seed: 7\n- code: commit `3f9c1d2`" in page
+    assert f"and {COST.num_activations / 1e6:.2f} million activations" in page
+    assert "network.forward_head(network.forward_features(pixels), pre_logits=True)" in page
+    assert "https://github.com/BangguWu/ECANet" in page
+    assert "\\" not in page.split("## Citation")[0]

@@ -23,6 +23,7 @@ from eca_hub.hub.package import FILES
 from eca_hub.hub.pretrained import read_package
 from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import PushResult, plan_push, push_folder
+from tests.conftest import make_image
 from tests.localhub.hub_process import Hub
 
 
@@ -72,6 +73,23 @@ def test_only_the_three_files_travel_and_in_one_commit(
     files = HfApi(endpoint=hub.url, token=hub.token).list_repo_files(model_id)
     assert set(files) - {".gitattributes"} == set(FILES)
     assert len(commits(hub, model_id)) == 2  # the hub's own first one, and ours
+
+
+def test_the_plots_that_the_card_shows_travel_with_it(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, tmp_path: Path
+) -> None:
+    (package / "curves.png").write_bytes(make_image())
+    (package / "detections.png").write_bytes(make_image())
+    change_card(package, "\n![Loss by epoch](curves.png)\n")
+    planned = {each.name for each in plan_push(package, model_id, endpoint=hub.url, token=hub.token)}
+    first = push()
+    files = HfApi(endpoint=hub.url, token=hub.token).list_repo_files(model_id)
+    assert set(files) - {".gitattributes"} == {*FILES, "curves.png"} == planned
+    assert push().revision == first.revision
+    pull_to(model_id, tmp_path / "copy", endpoint=hub.url, token=hub.token)
+    assert (tmp_path / "copy/curves.png").read_bytes() == (package / "curves.png").read_bytes()
+    (package / "curves.png").write_bytes(make_image(20, 20))
+    assert push().is_new
 
 
 def test_a_second_push_of_the_same_bytes_does_nothing(hub: Hub, push: Callable[..., PushResult], model_id: str) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from eca_hub import Classifier
 from eca_hub.__main__ import main
+from eca_hub.hub.card_edit import read_metadata
 from eca_hub.train import cli
 from eca_hub.train.data import DigitsData
 from tests.train.datasets import png, write_parquet
@@ -85,7 +86,30 @@ def test_all_files_of_a_run_are_in_its_folder(run_dir: Path) -> None:
         "checkpoints", "classes.csv", "config.yaml", "confusion.png", "curves.png", "environment.json", "metrics.csv",
         "model", "result.json",
     }  # fmt: skip
-    assert {path.name for path in (run_dir / "model").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in (run_dir / "model").iterdir()} == {
+        "config.json", "confusion.png", "curves.png", "model.safetensors", "README.md",
+    }  # fmt: skip
+
+
+def test_the_card_of_a_run_says_what_was_measured_and_how_it_was_trained(run_dir: Path) -> None:
+    page = (run_dir / "model" / "README.md").read_text()
+    result = json.loads((run_dir / "result.json").read_text())
+    for name, key in (
+        ("accuracy", "top1"),
+        ("top-5 accuracy", "top5"),
+        ("macro F1", "macro_f1"),
+        ("calibration error", "calibration_error"),
+    ):
+        assert f"| scikit-learn digits | test | 360 | {name} | {result[f'test_{key}']:.4f} |" in page
+    assert "![Loss and accuracy by epoch](curves.png)" in page
+    assert "![Confusion matrix of the test split](confusion.png)" in page
+    assert "- seed: 0" in page
+    assert re.search(r"^eca-hub fit -c \S+digits/eca.yaml --trainer.max_epochs 1", page, re.MULTILINE)
+    assert "--run_dir" not in page
+    assert "license" not in read_metadata(page.encode())
+    # Nothing is escaped that means nothing.
+    assert re.search(r"Measured \d{4}-\d\d-\d\d on 1 x CPU \(", page)
+    assert "\\" not in page.split("## Citation")[0]
 
 
 def test_metrics_csv_has_a_row_per_epoch_with_loss_and_accuracy(run_dir: Path) -> None:
