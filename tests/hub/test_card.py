@@ -143,7 +143,9 @@ def test_every_line_of_the_usage_section_names_the_model(is_timm: bool, num_line
 
 def test_a_card_of_version_0_1_0_is_named_too() -> None:
     of_0_1_0 = set_model_id(card(), "acme/old").replace(b"image.png", b"picture.png")
-    assert set_model_id(of_0_1_0, "acme/new") == set_model_id(card(), "acme/new")
+    renamed = set_model_id(card(), "acme/new")
+    # The section about embeddings names no model, so it stays as it was written.
+    assert set_model_id(of_0_1_0, "acme/new") == renamed.replace(b'decode("image.png")', b'decode("picture.png")')
 
 
 @pytest.mark.parametrize("is_timm", [False, True])

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 import eca_hub
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
+from eca_service.inference.model import ServedModel
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import ModelSource, Registry
 from tests.conftest import TINY, make_image
@@ -32,9 +34,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def client(folder: str) -> Iterator[TestClient]:
     settings = settings_with(folder, precision="fp32", num_engines=1, device="cpu")
     loader = ModelLoader(settings)
-    registry = Registry([ModelSource(folder, None, ID)], loader.open)
+    is_open = threading.Event()
+
+    async def open_and_tell(source: ModelSource) -> ServedModel[Any, Any]:
+        model = await loader.open(source)
+        is_open.set()
+        return model
+
+    registry = Registry([ModelSource(folder, None, ID)], open_and_tell)
     try:
         with TestClient(create_app(settings, registry, ApiKeys(()), ApiKeys(()))) as client:
+            assert is_open.wait(120)
+            while client.get("/readyz").status_code != 200:
+                pass
             yield client
     finally:
         loader.close()
