@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
