@@ -20,6 +20,7 @@ SOAK_FILES = (
     "service/api/test_schema_fuzz.py",
     "service/inference/test_decoding_flood.py",
     "service/optimize/test_compile.py",
+    "service/test_ray_app.py",
     "sweep/test_ray_launcher.py",
     "train/checkpoint/test_store.py",
     "train/distributed/test_hosts.py",

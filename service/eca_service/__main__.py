@@ -140,23 +140,11 @@ def _serve(settings: Settings) -> None:
         # Imports and weights live until exit: collecting garbage meanwhile takes a tenth of the startup. `serve` turns
         # the collector on again.
         gc.disable()
-        # Each engine has one thread: more threads than cores would wait for each other.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        # Pillow keeps blocks of 16 MiB: each thread that has ever decoded a large image would hold all of its memory.
-        # Blocks beyond 32 MiB are returned to the system.
-        os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
-        from eca_service.app import create_app
-        from eca_service.models.loader import ModelLoader
-        from eca_service.models.registry import Registry
+        from eca_service.app import open_app
 
-        loader = ModelLoader(settings)
-        stack.callback(loader.close)
-        max_weights_bytes = int(settings.max_weights_mib * 2**20)
-        registry = Registry(
-            sources, loader.open, max_weights_bytes=max_weights_bytes, wait_s=settings.wait_for_models_s
-        )
-        loader.is_draining = lambda: registry.is_draining
         hub = stack.enter_context(open_hub(settings.hub_root, settings.hub_users)) if settings.hub_root else None
-        asyncio.run(serve(create_app(settings, registry, keys, admin_keys, hub=hub), settings, listener))
+        app, loader = open_app(settings, sources, keys, admin_keys, hub=hub)
+        stack.callback(loader.close)
+        asyncio.run(serve(app, settings, listener))
     flush_stdio()
     join_daemon_threads()

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from eca_service.api import embed, health, models, open_inference, page, v1
+from eca_service.errors import BadSetting
 from eca_service.http.auth import ApiKeys
 from eca_service.http.body import BodyReader
 from eca_service.http.dependencies import AppState
@@ -17,9 +20,13 @@ from eca_service.http.middleware import HostCheckMiddleware, RequestMiddleware
 from eca_service.http.responses import add_error_handlers
 from eca_service.http.uploads import UploadLimits
 from eca_service.metrics import Metrics
-from eca_service.models.registry import Registry
+from eca_service.models.loader import ModelLoader
+from eca_service.models.registry import ModelSource, Registry
 from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, find_commit_on_hub
 from eca_service.settings import Settings, split
+
+if TYPE_CHECKING:
+    from eca_service.tracing import Tracing
 
 _logger = logging.getLogger(__name__)
 
@@ -32,6 +39,7 @@ def create_app(
     *,
     find_commit: FindCommit = find_commit_on_hub,
     hub: ASGIApp | None = None,
+    tracing: "Tracing | None" = None,
 ) -> FastAPI:
     """Build the app. It loads the models when it starts, and responds to requests meanwhile.
 
@@ -42,6 +50,7 @@ def create_app(
         admin_keys: Keys for changing models; without any, models cannot be changed.
         find_commit: Resolves a branch to a commit, for `revision_poll_s`.
         hub: App to mount at /hub.
+        tracing: Makes OpenTelemetry spans, if given; closed with the app.
     """
     app = FastAPI(title="eca-hub", summary="Classify images.", lifespan=_lifespan, docs_url=None, redoc_url=None)
     bodies = BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s)
@@ -58,6 +67,7 @@ def create_app(
         metrics,
         admin_keys,
         (*_repos_of(registry), *settings.repos_to_allow),
+        tracing,
     )
     poll_s = settings.revision_poll_s
     app.state.watcher = RevisionWatcher(registry, find_commit, period_s=poll_s) if poll_s else None
@@ -92,9 +102,63 @@ def create_app(
                 ", ".join(dict.fromkeys(hosts)),
             )
         app.add_middleware(HostCheckMiddleware, allowed_hosts=hosts)
-    app.add_middleware(RequestMiddleware, metrics=metrics, registry=registry, keeps_alive=settings.keep_alive_s > 0)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        registry=registry,
+        keeps_alive=settings.keep_alive_s > 0,
+        tracing=tracing,
+    )
     add_error_handlers(app)
     return app
+
+
+def open_app(
+    settings: Settings,
+    sources: Sequence[ModelSource],
+    keys: ApiKeys,
+    admin_keys: ApiKeys = ApiKeys(),
+    *,
+    hub: ASGIApp | None = None,
+) -> tuple[FastAPI, ModelLoader]:
+    """Build the app of this process with real models, before torch and Pillow are imported.
+
+    Args:
+        settings: How the service runs.
+        sources: The models of the start.
+        keys: Keys for inference.
+        admin_keys: Keys for changing models.
+        hub: App to mount at /hub.
+
+    Returns:
+        The app, and the loader to close after it.
+
+    Raises:
+        BadSetting: traces are asked for, and OpenTelemetry is not installed.
+    """
+    # Each engine has one thread: more threads than cores would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Pillow keeps blocks of 16 MiB: each thread that has ever decoded a large image would hold all of its memory.
+    # Blocks beyond 32 MiB are returned to the system.
+    os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
+    loader = ModelLoader(settings)
+    max_weights_bytes = _bytes(settings.max_weights_mib)
+    registry = Registry(
+        sources, loader.open, max_weights_bytes=max_weights_bytes, wait_s=settings.wait_for_models_s
+    )
+    loader.is_draining = lambda: registry.is_draining
+    tracing = _open_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    return create_app(settings, registry, keys, admin_keys, hub=hub, tracing=tracing), loader
+
+
+def _open_tracing(endpoint: str) -> "Tracing":
+    try:
+        from eca_service.tracing import open_tracing
+    except ImportError:
+        raise BadSetting(
+            "--otlp_endpoint needs OpenTelemetry, which is not installed.", hint="pip install 'eca-hub[otel]'"
+        ) from None
+    return open_tracing(endpoint)
 
 
 @asynccontextmanager
@@ -110,6 +174,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await registry.close()
+        if (tracing := app.state.service.tracing) is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 def _repos_of(registry: Registry) -> Iterator[str]:

@@ -145,6 +145,12 @@ class Settings(BaseModel):
     log_format: Literal["auto", "text", "json"] = _option(
         "network", "auto", "Format of the log: text, json, or auto, which is text on a terminal and json elsewhere."
     )
+    otlp_endpoint: str = _option(
+        "network",
+        "",
+        "OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request, such as http://collector:4318. "
+        "Needs pip install 'eca-hub[otel]'. The variables OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER apply.",
+    )
 
     max_inflight_images: int = _option(
         "limits", 128, "Images of one model in flight; beyond it requests get 429.", 1, 100_000, rare=False
@@ -195,9 +201,9 @@ class Settings(BaseModel):
     precision: Precision = _option(
         "speed",
         "auto",
-        "fp32, bf16, fp16 or auto, the fastest that passes a parity check at the start: the same top class for every "
-        "stored image, probabilities moved by at most 0.02 in bf16 and 0.005 in fp16. /v1/models shows the result; "
-        "fp32 is exact.",
+        "fp32, bf16, fp16 or auto, the fastest that passes a parity check at the start. Its criterion: the same top "
+        "class for every stored image, probabilities moved by at most 0.02 in bf16 and 0.005 in fp16. /v1/models shows the "
+        "result; fp32 is exact.",
         rare=False,
     )
     max_batch: int = _option(
@@ -306,6 +312,11 @@ class Settings(BaseModel):
             raise BadSetting(
                 f"--root_path must be a path such as /vision, not {self.root_path!r}.",
                 hint="Begin with a slash and end without one.",
+            )
+        if self.otlp_endpoint and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", self.otlp_endpoint):
+            raise BadSetting(
+                f"--otlp_endpoint must be an address such as http://collector:4318, not {self.otlp_endpoint!r}.",
+                hint="Write scheme, host and port.",
             )
         for host in split(self.allowed_hosts):
             if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:]+\]?", host):

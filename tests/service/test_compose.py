@@ -1,166 +1,131 @@
-"""docker-compose.yml without containers: each service's command, environment and healthcheck as local processes."""
+"""docker-compose.yml and the Dockerfile, as files; test_compose_run.py runs them."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
-import yaml
 
 from eca_service import healthcheck
-from tests.service.fakes import png
+from eca_service.settings import Settings
+from tests.service.compose_processes import BY_DEFAULT, COMPOSE, DOCKERFILE, ROOT, SERVICES, free_port, is_job
 
-ROOT = Path(__file__).parents[2]
-DOCKERFILE = (ROOT / "service" / "Dockerfile").read_text()
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-ENV = {"HUB_TOKEN": "hub-token-of-the-test", "ECA_API_KEYS": "key-of-the-test", "ECA_DEMO_EPOCHS": "1"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@dataclass
-class Machine:
-    """Stands in for the containers: one address for all, folders for volumes."""
-
-    folder: Path
-    ports: dict[str, int]
-
-    def here(self, text: str) -> str:
-        """What a word of the file means on this machine."""
-
-        def fill(found: re.Match[str]) -> str:
-            name, operator, rest = found[1], found[2], found[3]
-            if operator == ":?":
-                assert name in ENV, f"{name} must be set"
-            return ENV.get(name, rest)
-
-        text = re.sub(r"\$\{(\w+)(:[-?])?([^}]*)\}", fill, text)
-        for service, spec in COMPOSE["services"].items():
-            for mapping in spec.get("ports", ()):
-                assert mapping.startswith("127.0.0.1:"), "ports are published on loopback only"
-                inside = mapping.rsplit(":", 1)[1]
-                text = re.sub(rf"//({service}|127\.0\.0\.1):{inside}", f"//127.0.0.1:{self.ports[service]}", text)
-                text = re.sub(rf"^{inside}$", str(self.ports[service]), text)
-        text = re.sub(r"^0\.0\.0\.0$", "127.0.0.1", text)
-        return re.sub(r"^/(data|cache|tmp|demo)\b", lambda found: f"{self.folder}/{found[1]}", text)
-
-    def command(self, words: list[str]) -> list[str]:
-        programs = {"eca-hub": [sys.executable, "-m", "eca_hub"], "python": [sys.executable]}
-        return [*programs[words[0]], *map(self.here, words[1:])]
-
-    def environment(self, spec: dict[str, Any]) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ECA_", "HF_"))}
-        added = {name: self.here(value) for name, value in spec.get("environment", {}).items()}
-        return kept | added | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-
-    def start(self, service: str) -> "subprocess.Popen[bytes]":
-        spec = COMPOSE["services"][service]
-        with (self.folder / f"{service}.log").open("wb") as log:
-            return subprocess.Popen(
-                self.command(spec["command"]), env=self.environment(spec), cwd=ROOT, stdout=log, stderr=log
-            )
-
-    def wait_until_healthy(self, service: str, process: "subprocess.Popen[bytes]") -> None:
-        kind, *words = COMPOSE["services"][service]["healthcheck"]["test"]
-        assert kind == "CMD", "exec form: the image needs no shell"
-        deadline = time.monotonic() + 60
-        while subprocess.run(self.command(words), cwd=ROOT, check=False).returncode:
-            assert process.poll() is None, (self.folder / f"{service}.log").read_text()
-            assert time.monotonic() < deadline
-            # As an orchestrator does: polling without a pause would take the CPU from the service.
-            time.sleep(0.2)
-
-
-def in_order() -> list[str]:
-    """The services, each after those that it depends on."""
-    order: list[str] = []
-    waiting = dict(COMPOSE["services"])
-    while waiting:
-        free = [name for name, spec in waiting.items() if set(spec.get("depends_on", {})) <= set(order)]
-        assert free, "services wait for each other"
-        order += free
-        for name in free:
-            del waiting[name]
-    return order
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    for name in ("data", "cache", "tmp", "demo"):
-        (tmp_path / name).mkdir()
-    [sources] = re.findall(r"(?m)^COPY (.*) /demo/$", DOCKERFILE)
-    for source in sources.split():
-        shutil.copy(ROOT / source, tmp_path / "demo")
-    return Machine(tmp_path, {name: free_port() for name, spec in COMPOSE["services"].items() if "ports" in spec})
-
-
-def is_job(name: str) -> bool:
-    """Whether a service ends when its work is done."""
-    return str(COMPOSE["services"][name]["restart"]).startswith("on-failure")
-
-
-@pytest.mark.slow
-def test_the_services_start_in_order_respond_and_stop(machine: Machine) -> None:
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    dependencies = [spec.get("depends_on", {}) for spec in COMPOSE["services"].values()]
-    needed = {name for one in dependencies for name, how in one.items() if how["condition"] == "service_healthy"}
-    try:
-        for name in in_order():
-            running[name] = machine.start(name)
-            if name in needed:
-                machine.wait_until_healthy(name, running[name])
-        for name in filter(is_job, COMPOSE["services"]):
-            assert running.pop(name).wait(timeout=120) == 0, (machine.folder / f"{name}.log").read_text()
-        for name, process in running.items():
-            machine.wait_until_healthy(name, process)
-        url = f"http://127.0.0.1:{machine.ports['service']}"
-        refused = httpx2.post(f"{url}/v1/classify", content=png())
-        assert refused.status_code == 401
-        headers = {"authorization": f"Bearer {ENV['ECA_API_KEYS']}"}
-        response = httpx2.post(f"{url}/v1/classify", content=png(), headers=headers)
-        assert response.status_code == 200, response.text
-        assert response.json()["model"] == COMPOSE["services"]["service"]["environment"]["ECA_MODEL"]
-        for name in reversed(list(running)):
-            process = running.pop(name)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=20) in (0, -signal.SIGTERM), (machine.folder / f"{name}.log").read_text()
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
+NGINX = (ROOT / "service" / "deploy" / "nginx" / "nginx.conf.template").read_text()
+OURS = [name for name, spec in SERVICES.items() if "build" in spec]
 
 
 def test_no_service_depends_on_a_job() -> None:
-    for spec in COMPOSE["services"].values():
+    for spec in SERVICES.values():
         assert not any(map(is_job, spec.get("depends_on", {}))), "podman does not start what depends on it"
 
 
-@pytest.mark.parametrize("name", COMPOSE["services"])
+@pytest.mark.parametrize("name", SERVICES)
 def test_every_container_is_hardened(name: str) -> None:
-    spec = COMPOSE["services"][name]
+    spec = SERVICES[name]
     assert spec["read_only"] is True
     assert spec["cap_drop"] == ["ALL"]
     assert spec["security_opt"] == ["no-new-privileges:true"]
-    assert "/tmp" in spec["tmpfs"], "a read-only machine needs a place for temporary files"
-    assert spec["build"]["target"] in re.findall(r"FROM \S+ AS (\S+)", DOCKERFILE)
+    assert [mount.split(":")[0] for mount in spec["tmpfs"]] == ["/tmp"], "a read-only root needs one writable folder"
+    assert not spec["user"].startswith(("0", "root"))
+    assert set(spec["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
+    assert spec["pids_limit"] > 0
+    assert all(port.startswith("127.0.0.1:") for port in spec.get("ports", ())), "published on loopback only"
+    assert "healthcheck" in spec or is_job(name) or spec["restart"] == "no"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_images_come_from_one_dockerfile(name: str) -> None:
+    build = SERVICES[name]["build"]
+    assert build["dockerfile"] == "service/Dockerfile"
+    assert build["target"] in re.findall(r"FROM \S+ AS (\S+)", DOCKERFILE)
+
+
+def test_keys_are_secrets_in_files_and_not_in_the_environment() -> None:
+    for spec in SERVICES.values():
+        assert set(spec.get("secrets", ())) <= set(COMPOSE["secrets"])
+        for name, value in spec.get("environment", {}).items():
+            if re.search("KEY|TOKEN|PASSWORD", name):
+                assert value.removeprefix("/run/secrets/") in spec["secrets"]
+    assert all(secret["file"].startswith("./secrets/") for secret in COMPOSE["secrets"].values())
+    assert "secrets/" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    def make() -> dict[str, str]:
+        subprocess.run(["sh", str(ROOT / "service" / "deploy" / "make_secrets.sh")], cwd=tmp_path, check=True)
+        return {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+
+    made = make()
+    assert set(made) == set(COMPOSE["secrets"])
+    assert all(len(line) == 48 for text in made.values() for line in text.split())
+    assert made["metrics_key"].strip() in made["api_keys"].split(), "Prometheus' key is one of the service's"
+    assert len(set(" ".join(made.values()).split())) == 4
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert make() == made
+
+
+def test_only_profiles_add_services_beyond_the_hub_and_the_replicas() -> None:
+    assert BY_DEFAULT == ["hub", "seed", "service", "balancer"]
+    assert {profile for spec in SERVICES.values() for profile in spec.get("profiles", ())} == {
+        "gpu",
+        "monitoring",
+        "train",
+    }
+
+
+def test_replicas_can_be_added_because_they_publish_no_port_and_share_a_name() -> None:
+    assert "ports" not in SERVICES["service"]
+    assert "container_name" not in SERVICES["service"]
+    assert SERVICES["service-gpu"]["networks"]["default"]["aliases"] == ["service"]
+    [device] = SERVICES["service-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
 
 
 def test_the_grace_period_is_longer_than_the_drain() -> None:
-    spec = COMPOSE["services"]["service"]
-    assert int(spec["stop_grace_period"].removesuffix("s")) > float(spec["environment"]["ECA_DRAIN_TIMEOUT_S"])
+    spec = SERVICES["service"]
+    settings = settings_of(spec)
+    assert int(spec["stop_grace_period"].removesuffix("s")) > settings.drain_delay_s + settings.drain_timeout_s
+
+
+def settings_of(spec: dict[str, Any]) -> Settings:
+    """The settings that the environment of a service results in."""
+    values = {name[4:].lower(): value for name, value in spec["environment"].items() if name.startswith("ECA_")}
+    values = {name: re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value) for name, value in values.items() if value}
+    return Settings(**values | {"model": (values["model"],)})
+
+
+def directive(name: str) -> str:
+    """The value of a directive that nginx's configuration has once."""
+    [value] = re.findall(rf"(?m)^\s*{name} (.*);$", NGINX)
+    return str(value)
+
+
+def test_the_balancers_limits_are_those_of_the_service() -> None:
+    settings = settings_of(SERVICES["service"])
+    # The service's own error says more, so nginx's limit is the next one.
+    assert settings.max_request_mib < int(directive("client_max_body_size").removesuffix("m")) <= 40
+    assert float(directive("client_header_timeout").removesuffix("s")) == settings.header_timeout_s
+    assert float(directive("client_body_timeout").removesuffix("s")) == settings.body_timeout_s
+    assert float(directive("send_timeout").removesuffix("s")) == settings.write_timeout_s
+    assert float(directive("proxy_read_timeout").removesuffix("s")) > settings.deadline_ms / 1000
+    assert directive("proxy_request_buffering") == "on"
+    assert "non_idempotent" in directive("proxy_next_upstream")
+
+
+def test_the_replicas_use_as_many_threads_as_they_may_use_cores() -> None:
+    for name in ("ECA_NUM_ENGINES", "ECA_NUM_DECODERS"):
+        assert SERVICES["service"]["environment"][name] == SERVICES["service"]["deploy"]["resources"]["limits"]["cpus"]
+
+
+def test_what_is_mounted_from_the_repository_is_there() -> None:
+    for spec in SERVICES.values():
+        for volume in spec.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith("./") else source in COMPOSE["volumes"]
 
 
 STAGES = {part.split(" AS ")[1].split()[0]: part for part in re.split(r"(?m)^FROM ", DOCKERFILE)[1:]}

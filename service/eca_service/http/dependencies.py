@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -15,6 +15,9 @@ from eca_service.inference.model import ServedModel
 from eca_service.inference.types import ImageResult
 from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
+
+if TYPE_CHECKING:
+    from eca_service.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class AppState:
     """Keys for changing models; they allow inference as well."""
     allowed_repos: tuple[str, ...]
     """Repositories that may be loaded while the service runs: ids, in which `*` stands for any letters."""
+    tracing: "Tracing | None" = None
+    """Makes OpenTelemetry spans; None without --otlp_endpoint."""
 
     @asynccontextmanager
     async def read_body(self, request: Request, model_id: str | None, content_type: str) -> AsyncIterator[bytearray]:
@@ -59,7 +64,7 @@ class AppState:
             yield body
 
     def record_metrics(self, model: ServedModel[Any, Any], outcomes: Sequence[ImageResult[Any] | EcaHubError]) -> None:
-        """Record where the time of these images went."""
+        """Record where the time of these images went, in metrics and in the trace of the request."""
         metrics, model_id = self.metrics, model.info.model_id
         for outcome in outcomes:
             if isinstance(outcome, ImageResult):
@@ -67,6 +72,8 @@ class AppState:
                 metrics.queue_seconds.labels(model_id).observe(outcome.queue_ms / 1000)
                 metrics.engine_seconds.labels(model_id).observe(outcome.engine_ms / 1000)
                 metrics.batch_size.labels(model_id).observe(outcome.batch_size)
+        if self.tracing is not None:
+            self.tracing.record_images(model_id, (one for one in outcomes if isinstance(one, ImageResult)))
 
 
 async def get_state(request: Request) -> AppState:

@@ -6,6 +6,8 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +20,9 @@ from eca_service.logging import log_access
 from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
 
+if TYPE_CHECKING:
+    from eca_service.tracing import Tracing
+
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,64}")
 # Version 00; a later version may have more fields (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
 _TRACEPARENT = re.compile(rb"(?:00|[0-9a-e][0-9a-f]|f[0-9a-e])-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -28,6 +33,9 @@ _SECURITY_HEADERS = [
 ]
 # Otherwise a client could send its next request at the moment at which the connection is closed.
 _CLOSE_HEADERS = [(b"connection", b"close")]
+
+_PROBES = frozenset(["/healthz", "/readyz", "/metrics"])
+_NO_SPAN = nullcontext()
 
 _MAX_HEADER_BYTES = 16384
 _MAX_HEADERS = 100
@@ -43,13 +51,23 @@ class RequestMiddleware:
         metrics: Counts requests.
         registry: Whether the service drains is read from it.
         keeps_alive: Whether a connection is used for more than one request.
+        tracing: Makes OpenTelemetry spans, if given.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, registry: Registry, *, keeps_alive: bool = True) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        registry: Registry,
+        *,
+        keeps_alive: bool = True,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._registry = registry
         self._keeps_alive = keeps_alive
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -73,14 +91,23 @@ class RequestMiddleware:
                 message["headers"] = [*message["headers"], *own]
             await send(message)
 
-        with self._metrics.count_request() as counted:
+        with self._metrics.count_request() as counted, self._traced(scope) as span:
             error = await self._run(scope, receive, send_with_headers)
             if error is not None and status is None:
                 await error_response(error, scope)(scope, receive, send_with_headers)
             duration_s = time.perf_counter() - started_s
             route = _route_template(scope)
             counted(route, status, duration_s)
-        log_access(request_id, scope["method"], route, status, duration_s, _trace_id(scope))
+            trace_id = _trace_id(scope)
+            if self._tracing is not None and span is not None:
+                trace_id = self._tracing.describe(span, scope["method"], route, status, request_id)
+        log_access(request_id, scope["method"], route, status, duration_s, trace_id)
+
+    def _traced(self, scope: Scope) -> AbstractContextManager[Any]:
+        """Return the span of a request; probes have none."""
+        if self._tracing is None or scope["path"] in _PROBES:
+            return _NO_SPAN
+        return self._tracing.trace_request(scope["headers"])
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
         """Run the app; return the error for which it sent no response."""

@@ -179,6 +179,7 @@ class ServedModel(Generic[Pixels, Output]):
                 engine_ms=item.engine_ms,
                 total_ms=(time.perf_counter() - started_s) * 1000,
                 batch_size=item.batch_size,
+                decoder_wait_ms=decoded.wait_ms,
             )
         except EcaHubError as error:
             return error

@@ -50,6 +50,8 @@ class ImageResult(Generic[Value]):
     """From the request to this result."""
     batch_size: int
     """Images that went through the engine together."""
+    decoder_wait_ms: float = 0.0
+    """The part of `queue_ms` that was spent waiting for a decoder thread."""
 
 
 @dataclass(frozen=True)

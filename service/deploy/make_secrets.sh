@@ -1,0 +1,19 @@
+#!/bin/sh
+# Make the keys that docker-compose.yml reads from ./secrets. Keys that are there already stay as they are.
+#   sh service/deploy/make_secrets.sh
+# The folder is private; the files in it can be read by the users of the containers, which get them one by one.
+set -eu
+umask 022
+mkdir -p secrets
+chmod 700 secrets
+
+random_key() {
+    od -An -N 24 -tx1 /dev/urandom | tr -d ' \n'
+    echo
+}
+
+for name in hub_token metrics_key grafana_password; do
+    [ -s "secrets/$name" ] || random_key > "secrets/$name"
+done
+# One key a line: the first for clients, the second for Prometheus.
+[ -s secrets/api_keys ] || { random_key && cat secrets/metrics_key; } > secrets/api_keys
