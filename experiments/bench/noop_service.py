@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from fastapi import FastAPI
+
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
 from eca_service.http.server import bind_listener, serve
@@ -65,11 +67,17 @@ async def _open_model(source: ModelSource) -> ServedModel[Any, Any]:
     return ServedModel(info, reserve_decoding=_reserve_decoding, batcher=batcher, deadline_s=10)
 
 
+SETTINGS = Settings(model=(_ID,), port=0)
+
+
+def open_noop_app() -> FastAPI:
+    """Build the app around that model."""
+    return create_app(SETTINGS, Registry([ModelSource(_ID)], _open_model), ApiKeys())
+
+
 def main() -> int:
     """Serve until a signal ends the process."""
-    settings = Settings(model=(_ID,), port=0)
-    app = create_app(settings, Registry([ModelSource(_ID)], _open_model), ApiKeys())
-    asyncio.run(serve(app, settings, bind_listener(settings.host, settings.port)))
+    asyncio.run(serve(open_noop_app(), SETTINGS, bind_listener(SETTINGS.host, SETTINGS.port)))
     return 0
 
 

@@ -73,17 +73,28 @@ def read_settings(args: Mapping[str, Any]) -> Settings:
 def build(args: Mapping[str, Any]) -> serve.Application:
     """Build the application; `import_path: eca_service.ray_app:build` in a Serve config.
 
+    Args:
+        args: As for `read_settings`.
+
     Raises:
         BadSetting: a setting is not allowed, or there is neither a key nor `insecure`.
     """
-    settings = read_settings(args)
+    return deployment_for(read_settings(args)).bind()
+
+
+def deployment_for(settings: Settings) -> serve.Deployment:
+    """Make the deployment of the service.
+
+    Raises:
+        BadSetting: there is neither a key nor `insecure`, or two models have one id.
+    """
     check_ids([ModelSource.parse(text) for text in settings.model])
     _read_keys(settings)
-    return deploy(lambda: _open_loaded_app(settings), settings.max_inflight_images)
+    return deployment_of(lambda: _open_loaded_app(settings), settings.max_inflight_images)
 
 
-def deploy(open_replica: Callable[[], FastAPI], max_inflight_images: int) -> serve.Application:
-    """Make the deployment of an app.
+def deployment_of(open_replica: Callable[[], FastAPI], max_inflight_images: int) -> serve.Deployment:
+    """Make the deployment of any app that batches and refuses by itself.
 
     Args:
         open_replica: Called in each replica; returns the app.
@@ -91,14 +102,13 @@ def deploy(open_replica: Callable[[], FastAPI], max_inflight_images: int) -> ser
     """
     # Serve's default of 5 requests a replica would starve the batcher. Twice what the app admits, so that it is the app
     # that refuses, with its own 429; what the proxy would queue beyond that gets one as well.
-    deployment = serve.deployment(
+    return serve.deployment(
         serve.ingress(open_replica)(Replica),
         name=NAME,
         max_ongoing_requests=2 * max_inflight_images,
         max_queued_requests=max_inflight_images,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=_RETRY_AFTER_S),
     )
-    return deployment.bind()
 
 
 def _open_loaded_app(settings: Settings) -> FastAPI:

@@ -202,8 +202,8 @@ class Settings(BaseModel):
         "speed",
         "auto",
         "fp32, bf16, fp16 or auto, the fastest that passes a parity check at the start. Its criterion: the same top "
-        "class for every stored image, probabilities moved by at most 0.02 in bf16 and 0.005 in fp16. /v1/models shows the "
-        "result; fp32 is exact.",
+        "class for every stored image, probabilities moved by at most 0.02 in bf16 and 0.005 in fp16. /v1/models shows "
+        "the result; fp32 is exact.",
         rare=False,
     )
     max_batch: int = _option(

@@ -162,7 +162,7 @@ class Machine:
         """Run the healthcheck until it succeeds."""
         kind, *words = SERVICES[_service_of(process)]["healthcheck"]["test"]
         assert kind == "CMD", "exec form: the image needs no shell"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while subprocess.run(self._command(process, words), cwd=ROOT, check=False).returncode:
             assert self.running[process].poll() is None, self.log(process)
             assert time.monotonic() < deadline, self.log(process)
@@ -173,7 +173,7 @@ class Machine:
         """Send SIGTERM and return how the process ended."""
         ended = self.running.pop(process)
         ended.send_signal(signal.SIGTERM)
-        return ended.wait(timeout=20)
+        return ended.wait(timeout=60)
 
     def _command(self, process: str, words: Sequence[str]) -> list[str]:
         return [*_PROGRAMS.get(words[0], [words[0]]), *(self._here(process, word) for word in words[1:])]
@@ -195,8 +195,7 @@ class Machine:
             text = text.replace(f"//127.0.0.1:{own_port}/", f"//{address}:{port}/")
             text = re.sub(rf"^{own_port}$", port, text)
         text = re.sub(r"^0\.0\.0\.0$", address, text)
-        text = re.sub(r"^/run/secrets\b", f"{self.folder}/secrets", text)
-        return re.sub(r"^/(data|cache|runs|tmp|demo)\b", lambda found: f"{self.folder}/{found[1]}", text)
+        return re.sub(r"^/(?:run/)?(secrets|data|cache|runs|tmp|demo)\b", rf"{self.folder}/\1", text)
 
     def _render_templates(self, spec: dict[str, Any]) -> None:
         """Do what the entry point of nginx's image does, and move its addresses and folders to this machine."""

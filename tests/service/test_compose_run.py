@@ -61,7 +61,7 @@ class Load:
             thread.join()
 
     def _send(self, body: bytes) -> None:
-        connection = http.client.HTTPConnection(self._host, timeout=30)
+        connection = http.client.HTTPConnection(self._host, timeout=60)
         num_left = NUM_AFTER_EACH
         while num_left:
             num_left -= self.is_killed.is_set()
@@ -92,7 +92,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             if name in needed:
                 machine.wait_until_healthy(name)
         for name in filter(is_job, BY_DEFAULT):
-            assert machine.running.pop(name).wait(timeout=120) == 0, machine.log(name)
+            assert machine.running.pop(name).wait(timeout=300) == 0, machine.log(name)
         for process in machine.running:
             machine.wait_until_healthy(process)
         yield machine
@@ -139,7 +139,7 @@ def test_no_response_fails_when_a_replica_is_killed_under_load_and_it_comes_back
     killed, address = "service-2", machine.replicas["service-2"]
     before = len(machine.log("balancer").splitlines())
     load = Load(machine.url("balancer"), machine.secret("api_keys"), [png(24, 24), photo(tmp_path)])
-    assert load.is_warm.wait(60)
+    assert load.is_warm.wait(180)
     process = machine.running.pop(killed)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -35,7 +34,7 @@ class TwoNodes:
     def __init__(self, package: Path) -> None:
         from ray.cluster_utils import Cluster
 
-        from eca_service.ray_app import NAME, build
+        from eca_service.ray_app import NAME, deployment_for, read_settings
 
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
@@ -47,32 +46,20 @@ class TwoNodes:
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         keys = package / "keys"
         keys.write_text("sesame")
-        application = build({"model": f"{MODEL}={package}", "api_keys_file": str(keys), **SETTINGS})
-        serve.run(
-            _with_options(application, num_replicas=2, max_replicas_per_node=1, health_check_period_s=1), name=NAME
-        )
+        settings = read_settings({"model": f"{MODEL}={package}", "api_keys_file": str(keys), **SETTINGS})
+        options = {"num_replicas": 2, "max_replicas_per_node": 1, "health_check_period_s": 1}
+        deployment = deployment_for(settings).options(ray_actor_options={"num_cpus": 1}, **options)
+        serve.run(deployment.bind(), name=NAME)
 
-    def replicas(self) -> set[str]:
-        """Nodes that have a running replica."""
-        deployments = serve.status().applications[self._name].deployments
-        [deployment] = deployments.values()
-        if dict(deployment.replica_states).get("RUNNING", 0) == 0:
-            return set()
-        from ray.util.state import list_actors
-
-        actors = list_actors(address=self.cluster.address, filters=[("state", "=", "ALIVE")])
-        return {actor.node_id for actor in actors if self._name in (actor.name or "")}
+    def num_running(self) -> int:
+        """Replicas that run; each has a node of its own."""
+        [deployment] = serve.status().applications[self._name].deployments.values()
+        return {str(state): number for state, number in deployment.replica_states.items()}.get("RUNNING", 0)
 
     def close(self) -> None:
         serve.shutdown()
         ray.shutdown()
         self.cluster.shutdown()
-
-
-def _with_options(application: Any, **options: Any) -> Any:
-    """The same application with other options of its deployment, as the `deployments` of a config have them."""
-    deployment = application._bound_deployment
-    return deployment.options(ray_actor_options={"num_cpus": 1}, **options).bind()
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +136,7 @@ def test_requests_are_spread_and_a_killed_node_is_survived(nodes: TwoNodes, clie
     load = Load(nodes.url)
     try:
         load.wait_for(50)
-        assert len(nodes.replicas()) == 2
+        assert nodes.num_running() == 2
         assert len(received()) == 2, "both replicas get requests"
         nodes.cluster.remove_node(nodes.nodes.pop(), allow_graceful=False)
         load.wait_for(200)
@@ -159,7 +146,7 @@ def test_requests_are_spread_and_a_killed_node_is_survived(nodes: TwoNodes, clie
         assert lost <= 20 * NUM_CLIENTS, load.statuses
         nodes.nodes.append(nodes.cluster.add_node(num_cpus=1))
         deadline_s = time.monotonic() + 120
-        while len(nodes.replicas()) < 2 or len(received()) < 2:
+        while nodes.num_running() < 2 or len(received()) < 2:
             assert time.monotonic() < deadline_s, "the replica came back on the new node"
             time.sleep(0.5)
         before = load.statuses.copy()

@@ -1,7 +1,6 @@
 """The kustomize base and its overlay: valid, hardened, and consistent with the settings of the service."""
 
 import re
-import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -153,7 +152,3 @@ def test_the_overlay_adds_a_gpu_and_scales_on_images_in_flight(gpu: dict[str, di
 def test_the_metric_that_it_scales_on_exists() -> None:
     source = (DEPLOY.parents[1] / "eca_service" / "api" / "health.py").read_text()
     assert re.search(r'"eca_images_in_flight"', source)
-
-
-def test_kubectl_is_the_one_of_the_environment() -> None:
-    assert shutil.which("kubectl") is None or build("base")

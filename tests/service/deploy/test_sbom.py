@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("cyclonedx_py") is None, reason="cyclonedx-bom is not installed")
 def test_it_lists_what_is_installed(tmp_path: Path) -> None:
     contributing = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
