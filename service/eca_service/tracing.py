@@ -78,7 +78,7 @@ class Tracing:
                 result.engine_ms,
             )
             start_ns = end_ns - sum(map(_ns, waits))
-            attributes = {"eca.model": model_id, "eca.batch_size": result.batch_size}
+            attributes: dict[str, Any] = {"eca.model": model_id, "eca.batch_size": result.batch_size}
             for name, took_ms in zip(("queue", "decode", "queue", "engine"), waits, strict=True):
                 span = self._tracer.start_span(name, start_time=start_ns, attributes=attributes)
                 start_ns += _ns(took_ms)

@@ -54,7 +54,7 @@ class TwoNodes:
     def num_running(self) -> int:
         """Replicas that run; each has a node of its own."""
         [deployment] = serve.status().applications[self._name].deployments.values()
-        return {str(state): number for state, number in deployment.replica_states.items()}.get("RUNNING", 0)
+        return int({str(state): number for state, number in deployment.replica_states.items()}.get("RUNNING", 0))
 
     def close(self) -> None:
         serve.shutdown()

@@ -93,7 +93,7 @@ def test_a_client_that_does_not_sample_gets_no_spans(recorded: Recorded) -> None
 @pytest.mark.parametrize("header", ["", "00-xyz-1-01", "00-" + "0" * 32 + f"-{SPAN_ID}-01", "\u00ff" * 200])
 def test_a_malformed_traceparent_begins_a_new_trace(recorded: Recorded, header: str) -> None:
     with TestClient(recorded.app) as client:
-        response = client.post("/v1/classify", content=b"7", headers={"traceparent": header.encode("latin-1")})  # type: ignore[dict-item]
+        response = client.post("/v1/classify", content=b"7", headers={b"traceparent": header.encode("latin-1")})
     assert response.status_code == 200
     assert recorded.spans[-1].parent is None
 
