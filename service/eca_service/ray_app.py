@@ -20,6 +20,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eca_service.app import open_app
 from eca_service.errors import BadSetting
@@ -129,7 +130,25 @@ def _open_loaded_app(settings: Settings) -> FastAPI:
             yield
 
     app.router.lifespan_context = start_and_load
+    app.add_middleware(_ProxyRequestId)
     return app
+
+
+class _ProxyRequestId:
+    """Leaves X-Request-Id to Ray's proxy, which gives the id to the replica and adds the header to every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Remove the header of the app."""
+
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [one for one in message["headers"] if one[0] != b"x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, send_without_id)
 
 
 def _with_threads(settings: Settings, num_cpus: float, *, has_gpu: bool) -> Settings:
