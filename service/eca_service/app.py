@@ -143,9 +143,7 @@ def open_app(
     os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     loader = ModelLoader(settings)
     max_weights_bytes = _bytes(settings.max_weights_mib)
-    registry = Registry(
-        sources, loader.open, max_weights_bytes=max_weights_bytes, wait_s=settings.wait_for_models_s
-    )
+    registry = Registry(sources, loader.open, max_weights_bytes=max_weights_bytes, wait_s=settings.wait_for_models_s)
     loader.is_draining = lambda: registry.is_draining
     tracing = _open_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     return create_app(settings, registry, keys, admin_keys, hub=hub, tracing=tracing), loader
