@@ -273,8 +273,8 @@ def test_every_daemon_thread_is_listed() -> None:
     daemons = [line for source in sources for line in re.findall(r"threading\.Thread\(.*daemon=True.*", source)]
     names = {found[1] for line in daemons if (found := re.search(r'name="([^"]+)"', line))}
     assert len(daemons) >= 4
-    # The thread that writes the log is joined where it was started.
-    assert names == DAEMON_THREADS | {"log"}
+    # The threads that write the log and send the last traces are joined where they were started.
+    assert names == DAEMON_THREADS | {"log", "trace export"}
 
 
 def test_a_port_that_is_taken_ends_it_with_one_sentence(package: Path) -> None:
