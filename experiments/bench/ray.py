@@ -21,7 +21,7 @@ from typing import Any
 from eca_hub.commandline import CommandParser
 from experiments.bench.noop_service import SETTINGS, open_noop_app
 from experiments.bench.server_process import Row, Served, started
-from experiments.bench.service import make_image, make_package, say
+from experiments.bench.service import log, make_image, make_package
 
 
 def main(argv: list[str]) -> int:
@@ -64,7 +64,7 @@ def measure(served: Served, args: Any) -> list[Row]:
     with started(served) as server:
         rows = []
         for clients in args.clients:
-            say(f"{served.name}, {clients} clients ...")
+            log(f"{served.name}, {clients} clients ...")
             rows.append(server.load(clients, 0.0, args.seconds))
         return rows
 
@@ -75,7 +75,7 @@ def print_table(rows: list[Row]) -> None:
     print("| --- " * 10 + "|")
     for row in sorted(rows, key=lambda row: ("no network" in row.server, row.clients)):
         figures = (f"{row.per_s:.0f}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}", f"{row.server_cpu_ms:.2f}")
-        rest = (f"{row.memory_mib:.0f}", str(row.num_refused), str(row.num_unanswered), f"{row.foreign:.0%}")
+        rest = (f"{row.memory_mib:.0f}", str(row.num_refused), str(row.num_without_response), f"{row.foreign:.0%}")
         print("| " + " | ".join([row.server, str(row.clients), *figures, *rest]) + " |")
 
 
@@ -108,5 +108,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except EcaHubError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         sys.exit(2)

@@ -87,6 +87,11 @@ def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
 
     yield gauge("eca_model_load_seconds", "How long the last load of a model took.", lambda model: load_s[model])
     yield gauge(
+        "eca_parity_rejected_formats",
+        "Faster number formats that failed the parity check of a model; it runs in a slower one.",
+        lambda model: len(model.info.parity.rejected),
+    )
+    yield gauge(
         "eca_images_in_flight", "Images being decoded, queued or in an engine.", lambda model: model.batcher.num_items
     )
     yield gauge("eca_images_in_flight_limit", "Limit of eca_images_in_flight.", lambda model: model.batcher.max_items)

@@ -68,6 +68,8 @@ class ParityReport:
     """Number of images that were compared."""
     allowed_difference: float = 0.0
     """Largest change that is accepted in this number format."""
+    rejected: tuple[str, ...] = ()
+    """Faster forms that were tried before, by number format, and changed the results too much."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,7 @@ def optimize_model(
         if compiled:
             # While the compiler traces, it patches module calls in all threads.
             expecting.result()
+        rejected: list[str] = []
         for dtype in formats:
             module = apply_layout(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
             new_forwards = _forwards_for(module, classifier, device, dtype)
@@ -98,7 +99,7 @@ def optimize_model(
             expected_NK = expecting.result()
             if not bool(expected_NK.isfinite().all()):
                 raise UnfitModel(f"The outputs of {classifier.model_id} are not finite.", hint="Train it again.")
-            report = compare(expected_NK, found_NK, dtype)
+            report = replace(compare(expected_NK, found_NK, dtype), rejected=tuple(rejected))
             if is_passed(report):
                 _logger.info("%s runs in %s: %s", classifier.model_id, report.precision, describe(report))
                 is_fixed = compiled or device.type == "cuda"
@@ -107,7 +108,8 @@ def optimize_model(
                     new_forwards = _sharing_cores(new_forwards(), num_cores)
                 return OptimizedModel(new_forwards, device, module, num_parameters, report, tasks, is_fixed)
             _logger.warning("%s does not run in %s: %s", classifier.model_id, report.precision, describe(report))
-    report = ParityReport("float32", 1.0, 0.0, len(pixels_N3HW))
+            rejected.append(report.precision)
+    report = ParityReport("float32", 1.0, 0.0, len(pixels_N3HW), rejected=tuple(rejected))
     new_forwards = _forwards_for(classifier.model, classifier, device, torch.float32)
     is_fixed = device.type == "cuda"
     return OptimizedModel(new_forwards, device, classifier.model, num_parameters, report, tasks, is_fixed)

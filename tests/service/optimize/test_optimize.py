@@ -80,10 +80,11 @@ def test_the_network_that_was_loaded_stays_as_it_was() -> None:
 def test_bf16_is_used_when_it_passes_the_parity_check_and_not_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.5)
     prepared = optimize_model(classifier(), "bf16")
-    assert prepared.parity.precision == "bfloat16"
+    assert (prepared.parity.precision, prepared.parity.rejected) == ("bfloat16", ())
     assert prepared.new_forwards()["classify"](images(2)).dtype == torch.float32
     monkeypatch.setitem(parity.MAX_DIFFERENCE, torch.bfloat16, 0.0)
-    assert optimize_model(classifier(), "bf16").parity.precision == "float32"
+    slower = optimize_model(classifier(), "bf16").parity
+    assert (slower.precision, slower.rejected) == ("float32", ("bfloat16",))
 
 
 def test_when_nothing_passes_the_network_runs_as_it_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
