@@ -21,8 +21,8 @@ def png(shade: int, side_px: int = 12) -> bytes:
 
 def write_folder(root: Path, *, splits: tuple[str, ...] = ("train", "val", "test"), num_each: int = 4) -> Path:
     """Write class folders of two classes; return the root."""
-    for split in splits:
-        for shade, label in ((40, "dark"), (200, "light")):
+    for index, split in enumerate(splits):
+        for shade, label in ((40 + 7 * index, "dark"), (200 + 7 * index, "light")):
             (root / split / label).mkdir(parents=True)
             for number in range(num_each):
                 (root / split / label / f"{number}.png").write_bytes(png(shade + number))

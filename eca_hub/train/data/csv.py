@@ -12,14 +12,17 @@ import numpy as np
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
-from eca_hub.train.data.labels import class_names, to_multi_hot, to_targets
-from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
+from eca_hub.train.data.labels import class_names, read_values, to_multi_hot, to_targets
+from eca_hub.train.data.source import Split, fingerprint_of, readable_name
 
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
 _LABEL_COLUMNS = ("label", "class", "category", "target", "labels", "class_name")
 _SPLIT_COLUMNS = ("split", "set", "subset", "fold")
 _SEPARATORS = ("|", ";", ",")
 _BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "no": False, "yes": True}
+_HIDDEN = "-1"
+"""Label of all rows of a test split whose labels are not published."""
+_SNIFFED_BYTES = 512
 _SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -37,8 +40,8 @@ class CsvData(FileDataModule):
     says that none applies; or each has a column of 0 and 1.
 
     Args:
-        root: The CSV file, or a folder with one or with one for each split; fields are separated by comma, semicolon or
-            tab.
+        root: The CSV file, or a folder with one or with one for each split; fields are separated by comma, semicolon,
+            tab or a vertical bar.
         image_folder: Folder that the paths are relative to; None for the folder of the CSV file.
         path_column: Column of the paths; None finds path, file, filename, image and the like.
         label_column: Column of the classes; None finds label, class, category and the like.
@@ -73,10 +76,10 @@ class CsvData(FileDataModule):
         if label_columns and (label_separator is not None or label_column):
             raise InvalidConfig("Give either data.label_columns, or data.label_column and data.label_separator.")
         self.is_multi_label = multi_label
-        file = Path(root)
+        file = Path(root).expanduser()
         tables = _find_tables(file)
         file = next(iter(tables.values()))
-        self.title = readable_name((file if len(tables) == 1 else Path(root).resolve()).stem) or "images"
+        self.title = readable_name((file if len(tables) == 1 else file.parent.resolve()).stem) or "images"
         by_split: dict[Split, list[tuple[str, Any]]] = {}
         find_labels: _FindLabels = partial(_one_column, label_column)
         if multi_label:
@@ -92,14 +95,51 @@ class CsvData(FileDataModule):
             values = {split: _split_cells(labels, separator) for split, labels in values.items()}
             if "test" in values and not any(values["test"]):
                 values["test"] = [None] * len(values["test"])
+        else:
+            remaining = iter(read_values([label for labels in values.values() for label in labels]))
+            values = {split: [next(remaining) for _ in labels] for split, labels in values.items()}
+            if set(values.get("test", [])) == {_HIDDEN}:
+                values["test"] = [None] * len(values["test"])
         encode: Callable[[Any, list[str]], np.ndarray] = to_multi_hot if multi_label else to_targets
         self.labels = class_names(values["train"])
-        folder = Path(image_folder) if image_folder else file.parent
-        sources: dict[Split, Source] = {}
+        folder = Path(image_folder).expanduser() if image_folder else file.parent
+        self._remark_on_repeated_files(by_split)
+        sources: dict[Split, PathSource] = {}
         for split, rows in by_split.items():
             check_labels(self.labels, class_names(values[split]), split, self.title)
             sources[split] = PathSource(folder, [path for path, _ in rows], encode(values[split], self.labels))
+        self._listed = list(sources.values())
         self.use_splits(sources, root)
+
+    def check(self) -> None:
+        """Check the data, as the base does, and that the listed files are there.
+
+        Raises:
+            InvalidConfig: more files are missing than max_bad_samples allows.
+        """
+        missing = [name for source in self._listed for name in source.missing_files()]
+        num_listed = sum(len(source.targets) for source in self._listed)
+        if len(missing) > self.max_bad_samples:
+            raise InvalidConfig(
+                f"{len(missing)} of the {num_listed} files that {self.title} lists are not there. The first: "
+                f"{readable_name(missing[0])}.",
+                hint="Give --data.image_folder, which the paths are relative to; or allow for them with "
+                f"--data.max_bad_samples {len(missing)}.",
+            )
+        super().check()
+
+    def _remark_on_repeated_files(self, by_split: dict[Split, list[tuple[str, Any]]]) -> None:
+        labels: dict[str, set[str]] = {}
+        splits: dict[str, set[Split]] = {}
+        for split, rows in by_split.items():
+            for path, label in rows:
+                labels.setdefault(path, set()).add(str(label))
+                splits.setdefault(path, set()).add(split)
+        for found, what in ((labels, "with different labels"), (splits, "in more than one split")):
+            if repeated := [path for path, values in found.items() if len(values) > 1]:
+                self.remarks.append(
+                    f"{len(repeated)} files are listed {what}. The first: {readable_name(repeated[0])}."
+                )
 
 
 class PathSource:
@@ -123,6 +163,10 @@ class PathSource:
     def name(self, index: int) -> str:
         """Return its path."""
         return readable_name(str(self._folder / self._paths[index]))
+
+    def missing_files(self) -> list[str]:
+        """Return the paths of the files that are not there."""
+        return [str(self._folder / path) for path in self._paths if not (self._folder / path).is_file()]
 
     def fingerprint(self) -> str:
         """Hash paths and labels."""
@@ -256,12 +300,12 @@ def _read_table(file: Path) -> tuple[list[str], list[list[str]]]:
         if (stated := first.strip()).casefold().startswith("sep=") and len(stated) == 5:
             text, delimiter = rest, stated[-1]
         else:
-            delimiter = max(",;\t", key=first.count)
+            delimiter = max(",;\t|", key=first.count)
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = [row for row in lines if any(cell.strip() for cell in row)]
     except OSError as error:
         raise InvalidConfig(f"{file} cannot be read: {error.strerror}.", hint="Give --data.root FILE.csv.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise InvalidConfig(f"{file} is no CSV file: {error}.", hint="Save it as CSV in UTF-8.") from None
     if len(rows) < 2:
         raise InvalidConfig(f"{file} has no rows below a header.")
@@ -276,10 +320,13 @@ def _decode(content: bytes) -> str:
     """Decode UTF-8, UTF-16 with a byte order mark (Excel's "Unicode text"), or else Windows' western code page.
 
     Raises:
-        UnicodeDecodeError: UTF-16 that is cut off.
+        ValueError: UTF-16 that is cut off, or bytes that are not text.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
+    for mark, name in ((b"PK\3\4", "an Excel or ZIP file"), (b"\x1f\x8b", "a gzip file"), (b"\0", "not text")):
+        if mark in content[:_SNIFFED_BYTES]:
+            raise ValueError(f"it is {name}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -271,7 +271,10 @@ class FileDataModule(ImageDataModule):
             InvalidConfig: there is no split to train on or none to validate on.
         """
         splits = dict(found)
-        if "test" in splits and len(splits["test"].targets) and is_unlabeled(splits["test"].targets).all():
+        for split, source in found.items():
+            if not len(source.targets):
+                raise InvalidConfig(f"The {split} split of {self.title} has no images.")
+        if "test" in splits and is_unlabeled(splits["test"].targets).all():
             self._unlabeled_test = splits.pop("test")
             self.remarks.append(f"The test split of {self.title} has no labels, so nothing is measured on it.")
         for split in list(splits):

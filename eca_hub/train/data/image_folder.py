@@ -1,6 +1,8 @@
 """Folders of class folders: ImageNet's layout, root/train/CLASS/name.jpg beside val/ and test/."""
 
+import filecmp
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 _SNIFFED_BYTES = 64
+_SEARCHED_LEVELS, _SEARCHED_FOLDERS = 3, 20
+_NUM_COMPARED = 16
 _OTHER_DATA = ((".parquet", "ParquetData"), (".csv", "CsvData"), (".tsv", "CsvData"), (".tar", "WebDatasetData"))
 
 
@@ -42,9 +46,9 @@ class ImageFolderData(FileDataModule):
 
     def __init__(self, root: str, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self._root = Path(root)
+        self._root = Path(root).expanduser()
         if not self._root.is_dir():
-            raise InvalidConfig(f"There is no folder {root}.", hint="Give --data.root.")
+            raise _no_folder(root)
         self.title = readable_name(self._root.resolve().name) or "images"
         found = {split: _ClassFolders(folder) for split, folder in self._find_splits().items()}
         self.labels = self._labels(found["train"], "train")
@@ -56,6 +60,11 @@ class ImageFolderData(FileDataModule):
             if split != "train":
                 check_labels(self.labels, self._labels(folders, split), split, self.title)
             sources[split] = ImageFolderSource(folders, self.labels)
+            if split != "train" and (copy := sources[split].find_copy(sources["train"])):
+                self.remarks.append(
+                    f"The {split} split has images of the train split, such as {copy}; results on them say nothing "
+                    "about new images."
+                )
         self.use_splits(sources, str(self._root))
 
     def _labels(self, folders: "_ClassFolders", split: Split) -> list[str]:
@@ -98,25 +107,22 @@ class ImageFolderData(FileDataModule):
             found |= dict.fromkeys([split], matching[0]) if matching else {}
         if "train" in found:
             return found
-        if not found and folders and self.val_fraction:
-            self._check_class_folders(folders)
+        inner = next((folder for folder in _folders_below(folders) if _has_train(folder)), None)
+        if inner is not None:
+            raise InvalidConfig(
+                f"{self._root} has no folder train, but {inner} has.", hint=f"Give --data.root {inner}."
+            )
+        if not found and len(folders) > 1 and self.val_fraction:
             return {"train": self._root}
         raise self._no_train(folders)
 
-    def _check_class_folders(self, folders: list[Path]) -> None:
-        if len(folders) == 1 and len(inner := _subfolders(folders[0])) > 1:
-            names = ", ".join(each.name for each in inner[:5])
-            raise InvalidConfig(
-                f"{self._root} has one folder, {folders[0].name}, which holds {names}.",
-                hint=f"If those are the classes, give --data.root {folders[0]}.",
-            )
-
     def _no_train(self, folders: list[Path]) -> InvalidConfig:
         """Describe what the folder holds instead of `train`, and what to type."""
-        for folder in folders:
-            if any(inner.name.casefold() in _SPLIT_NAMES["train"] for inner in _subfolders(folder)):
+        for folder in _folders_below(folders):
+            if len(folders) == 1 and len(inner := _subfolders(folder)) > 1:
                 return InvalidConfig(
-                    f"{self._root} has no folder train, but {folder} has.", hint=f"Give --data.root {folder}."
+                    f"{self._root} has one folder, and {folder} holds {', '.join(each.name for each in inner[:5])}.",
+                    hint=f"If those are the classes, give --data.root {folder} --data.val_fraction 0.2.",
                 )
         names = sorted(entry.name for entry in os.scandir(self._root) if not is_ignored(entry.name))
         for ending, kind in _OTHER_DATA:
@@ -205,6 +211,14 @@ class ImageFolderSource:
         """Hash names and sizes: reading a million files would take longer than an epoch."""
         return fingerprint_of(f"{name} {_size(self._folder / name)}" for name in self._names)
 
+    def find_copy(self, other: "ImageFolderSource") -> str | None:
+        """Return the path of an image that another split has in the same place, if its content is the same."""
+        theirs = set(other._names)
+        for name in [name for name in self._names if name in theirs][:_NUM_COMPARED]:
+            if _is_equal(self._folder / name, other._folder / name):
+                return self.name(self._names.index(name))
+        return None
+
     def _set(self, folder: Path, paths: Iterable[Path], targets: list[int]) -> None:
         self._folder = folder
         self._names = [os.path.relpath(path, folder) for path in paths]
@@ -213,6 +227,27 @@ class ImageFolderSource:
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_ignored(entry.name))
+
+
+def _folders_below(folders: list[Path]) -> list[Path]:
+    """Return some folders and those below, level by level, a few levels down: data sets come in folders of folders."""
+    found, level = list(folders), folders
+    for _ in range(_SEARCHED_LEVELS):
+        level = [inner for folder in level[:_SEARCHED_FOLDERS] for inner in _subfolders(folder)[:_SEARCHED_FOLDERS]]
+        found += level
+    return found
+
+
+def _has_train(folder: Path) -> bool:
+    return any(inner.name.casefold() in _SPLIT_NAMES["train"] for inner in _subfolders(folder))
+
+
+def _no_folder(root: str) -> InvalidConfig:
+    if Path(root).expanduser().is_file():
+        return InvalidConfig(f"{root} is a file.", hint="Give --data.root a folder; unpack an archive first.")
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", root) is not None
+    hint = f"If it is a data set of the Hub: --data ParquetData --data.root {root}" if is_id else "Give --data.root."
+    return InvalidConfig(f"There is no folder {root}.", hint=hint)
 
 
 def _kind_of(path: Path) -> str:
@@ -236,6 +271,14 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _is_equal(one: Path, other: Path) -> bool:
+    """Whether two files have the same content; one that cannot be read has none."""
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _listing(endings: Counter[str]) -> str:

@@ -21,6 +21,16 @@ def class_names(values: Iterable[str | Sequence[str] | None]) -> list[str]:
     return sorted(names, key=lambda name: (int(name), name) if is_numeric else (0, name))
 
 
+def read_values(cells: Sequence[str | None]) -> list[str | None]:
+    """Return the class name in each cell of a text file, None where there is none or it is empty.
+
+    pandas writes integers with gaps as 1.0, and a gap as nothing or, with na_rep, as nan.
+    """
+    values = [None if cell is None or cell.casefold() in ("nan", "<na>") else cell for cell in cells]
+    is_integer = all(value is None or re.fullmatch(r"-?\d+\.0+", value) for value in values)
+    return [value.partition(".")[0] if value is not None and is_integer else value for value in values]
+
+
 def to_targets(values: Sequence[str | None], labels: Sequence[str]) -> np.ndarray:
     """Return the class index of each value, `UNLABELED` for None: int64 (N,)."""
     index_of = {label: index for index, label in enumerate(labels)}

@@ -63,9 +63,8 @@ class ParquetData(FileDataModule):
         super().__init__(**options)  # type: ignore[arg-type]
         self.is_multi_label = multi_label
         self.title = readable_name(Path(root).name) or "images"
-        if Path(root).is_dir():
-            folder = Path(root)
-        else:
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
             folder = fetch_parquet(root, revision, subset)
             self.hub_id = root
         files = _find_splits(folder, subset)
@@ -277,6 +276,11 @@ def _column(names: list[str], given: str | None, usual: str, features: dict[str,
 def _label_values(column: Any, names: list[str], title: str, path: Path) -> list[str | None]:
     """Return the class name of each row, None where there is none."""
     values = column.to_pylist()
+    if pa.types.is_nested(column.type) and not _is_list(column):
+        raise InvalidConfig(
+            f"The column {title!r} of {path} is of type {column.type}; classes are integers or words.",
+            hint="Give another --data.label_column.",
+        )
     if _is_list(column):
         if any(value is not None and len(value) > 1 for value in values):
             raise InvalidConfig(

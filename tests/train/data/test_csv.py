@@ -30,7 +30,7 @@ def write(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_a_table_is_read_in_the_usual_encodings_and_delimiters(encoding: str, delimiter: str, folder: Path) -> None:
     rows = [(name, label.replace("a", "\u00e4")) for name, label in ROWS]
     file = write(folder / "labels.csv", "file,label", rows, encoding, delimiter)
@@ -68,6 +68,49 @@ def test_a_folder_without_a_table_to_train_on_is_refused(folder: Path) -> None:
         write(folder / name, "path,label", ROWS)
     with pytest.raises(InvalidConfig, match=r"has no train.csv; it holds a.csv, b.csv. Give --data.root FILE.csv"):
         CsvData(str(folder))
+
+
+def test_labels_as_pandas_writes_them_are_integers_and_gaps(folder: Path) -> None:
+    labels = ["0.0", "1.0", "nan", "1.0", "", "0.0", "1.0", "0.0"]
+    rows = [(name, label) for (name, _), label in zip(ROWS, labels, strict=True)]
+    data = CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.5)
+    assert data.labels == ["0", "1"]
+    assert data.num_images("train") + data.num_images("val") == 6
+
+
+def test_a_test_split_with_hidden_labels_is_not_measured_on(folder: Path) -> None:
+    rows = [(name, str(int(name[0]) % 2), "train") for name, _ in ROWS[:4]]
+    rows += [(name, str(int(name[0]) % 2), "val") for name, _ in ROWS[4:6]] + [
+        (name, "-1", "test") for name, _ in ROWS[6:]
+    ]
+    assert len(CsvData(write(folder / "labels.csv", "path,label,split", rows)).predict_source().targets) == 2
+
+
+def test_files_that_are_listed_twice_are_remarked_on(folder: Path) -> None:
+    rows = [(*row, "train") for row in ROWS[:6]] + [(*row, "val") for row in ROWS[6:]]
+    rows += [("0.png", "cat", "train"), ("1.png", "cat", "val")]
+    data = CsvData(write(folder / "labels.csv", "path,label,split", rows))
+    assert data.remarks == [
+        "1 files are listed with different labels. The first: 0.png.",
+        "1 files are listed in more than one split. The first: 1.png.",
+    ]
+
+
+def test_files_that_are_not_there_are_counted_before_training(folder: Path) -> None:
+    file = write(folder / "labels.csv", "path,label", [*ROWS, ("8.png", "cat"), ("9.png", "dog")])
+    with pytest.raises(InvalidConfig, match=r"2 of the 10 files that labels lists are not there.*8\.png.*image_folder"):
+        CsvData(file, val_fraction=0.5).check()
+    CsvData(file, val_fraction=0.5, max_bad_samples=2).check()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"PK\3\4" + bytes(9), "an Excel or ZIP file"), (b"\x1f\x8b\x08", "a gzip file"), (b"p\0a\0,\0", "not text")],
+)
+def test_another_kind_of_file_is_named(content: bytes, what: str, folder: Path) -> None:
+    (folder / "labels.csv").write_bytes(content)
+    with pytest.raises(InvalidConfig, match=f"is no CSV file: it is {what}"):
+        CsvData(str(folder / "labels.csv"))
 
 
 def test_a_table_that_is_cut_off_is_refused(folder: Path) -> None:

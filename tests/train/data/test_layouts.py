@@ -213,6 +213,13 @@ def _one_level_too_high(root: Path) -> None:
         (root / split).rename(root / "data" / split)
 
 
+def _three_levels_too_high(root: Path) -> None:
+    (root / "ILSVRC" / "Data").mkdir(parents=True)
+    (root / "ILSVRC" / "Annotations" / "CLS-LOC").mkdir(parents=True)
+    _one_level_too_high(root)
+    (root / "data").rename(root / "ILSVRC" / "Data" / "CLS-LOC")
+
+
 def _only_csv(root: Path) -> None:
     _one_level_too_high(root)
     (root / "data").rename(root.with_name("elsewhere"))
@@ -227,6 +234,7 @@ def _only_tar(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        (_three_levels_too_high, r"but .*set/ILSVRC/Data/CLS-LOC has\. Give --data.root .*set/ILSVRC/Data/CLS-LOC"),
         (_one_level_too_high, r"but .*set/data has\. Give --data.root .*set/data"),
         (_only_csv, r"it holds labels.csv\. Give --data CsvData --data.root .*labels.csv"),
         (_only_tar, r"it holds train-0.tar\. Give --data WebDatasetData"),
@@ -234,11 +242,37 @@ def _only_tar(root: Path) -> None:
 )
 def test_another_layout_is_named_with_what_to_type(change: Callable[[Path], None], sentence: str, root: Path) -> None:
     change(root)
+    for options in ({}, FIFTH):
+        with pytest.raises(InvalidConfig, match=sentence):
+            ImageFolderData(str(root), **options)
+
+
+@pytest.mark.parametrize(
+    ("root", "sentence"),
+    [
+        ("uoft-cs/cifar10", r"data set of the Hub: --data ParquetData --data.root uoft-cs/cifar10"),
+        (__file__, r"is a file\. Give --data.root a folder; unpack an archive first"),
+        ("~/no such folder", r"There is no folder ~/no such folder\. Give --data.root"),
+    ],
+)
+def test_a_root_that_is_no_folder_is_named(root: str, sentence: str) -> None:
     with pytest.raises(InvalidConfig, match=sentence):
-        ImageFolderData(str(root))
+        ImageFolderData(root)
+
+
+def test_a_home_folder_may_be_written_as_a_tilde(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert ImageFolderData("~/set").num_images("train") == 8
+
+
+def test_images_that_are_in_two_splits_are_remarked_on(root: Path) -> None:
+    assert not ImageFolderData(str(root)).remarks
+    (root / "val" / "dark" / "0.png").write_bytes((root / "train" / "dark" / "0.png").read_bytes())
+    [remark] = ImageFolderData(str(root)).remarks
+    assert "images of the train split, such as" in remark
 
 
 def test_class_folders_one_level_too_low_are_named(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", splits=("images",))
-    with pytest.raises(InvalidConfig, match=r"has one folder, images, which holds dark, light.*--data.root .*images"):
+    with pytest.raises(InvalidConfig, match=r"has one folder, and .*images holds dark, light.*--data.root .*images"):
         ImageFolderData(str(tmp_path / "set"), **FIFTH)

@@ -125,6 +125,8 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
         ParquetData(write_splits(tmp_path, [0.5, 1.0]))
     with pytest.raises(InvalidConfig, match="has the label 2, outside 0 to 1"):
         ParquetData(write_splits(tmp_path, [0, 2], names=["cat", "dog"]))
+    with pytest.raises(InvalidConfig, match=r"is of type struct.*; classes are integers or words.*label_column"):
+        ParquetData(write_splits(tmp_path, [{"id": 0}, {"id": 1}]))
 
 
 def test_images_may_be_paths_beside_the_file(tmp_path: Path) -> None:
