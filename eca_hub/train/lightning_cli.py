@@ -126,6 +126,12 @@ class RunCLI(LightningCLI):
         super().instantiate_classes()
         assert isinstance(self.model, self.task.module)
         assert isinstance(self.datamodule, self.task.data)
+        if self.subcommand != "fit" and self.model.has_new_head:
+            raise InvalidConfig(
+                f"The classes of {self.config[self.subcommand]['model']['from_pretrained']} are not those of the data "
+                f"{self.datamodule.title}: {', '.join(self.datamodule.labels[:5])}.",
+                hint="Give the data that it was trained on, with the same data.multi_label.",
+            )
         seed = self.config[self.subcommand]["seed_everything"]
         self.model.seed = self.datamodule.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is True else int(seed)
 

@@ -126,7 +126,7 @@ class ImageClassifier(TrainingModule):
         self.base_model = from_pretrained if from_pretrained and not is_folder(from_pretrained) else ""
         """Id of the hub's model from which training starts; empty for a folder or random weights."""
         if from_pretrained:
-            self.model, self.config = load_pretrained_backbone(
+            self.model, self.config, self.has_new_head = load_pretrained_backbone(
                 from_pretrained, revision, ModelConfig(labels=tuple(labels), image=image, problem_type=problem_type)
             )
             _check_given(self.config, from_pretrained, architecture, attention, attention_args or {}, stem)

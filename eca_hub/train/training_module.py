@@ -40,6 +40,8 @@ class TrainingModule(LightningModule):
     """Learning rate of the last step, of the first parameter group."""
     base_model: str = ""
     """Id of the hub's model from which training starts; empty for a folder or random weights."""
+    has_new_head: bool = False
+    """Whether the last layer has random weights, because the package to start from has other classes."""
     _head: frozenset[str] | set[str] = frozenset()
     _num_missing_forwards: int = 0
     _schedule: Callable[[int], float] = staticmethod(lambda step: 1.0)

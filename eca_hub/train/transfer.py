@@ -16,13 +16,16 @@ Freeze = Literal["none", "norms", "backbone"]
 
 def load_pretrained_backbone(
     id_or_folder: str, revision: str | None, config: ModelConfig
-) -> tuple[nn.Module, ModelConfig]:
+) -> tuple[nn.Module, ModelConfig, bool]:
     """Load the weights of a package. Where labels or problem type differ from the package's, the head is new.
 
     Args:
         id_or_folder: `owner/name` on the hub, or a folder.
         revision: Branch, tag or commit.
         config: Labels and preprocessing of the new network; architecture and attention are the package's.
+
+    Returns:
+        The network, its configuration, and whether its head is new.
 
     Raises:
         HubError: the package cannot be loaded.
@@ -33,12 +36,13 @@ def load_pretrained_backbone(
     )
     model = build_model(new_config)
     weights = source.state_dict()
-    if (new_config.labels, new_config.problem_type) != (source_config.labels, source_config.problem_type):
+    has_new_head = (new_config.labels, new_config.problem_type) != (source_config.labels, source_config.problem_type)
+    if has_new_head:
         for name in head_names(new_config):
             del weights[name]
     _, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
-    return model, new_config
+    return model, new_config, has_new_head
 
 
 def head_names(config: ModelConfig) -> set[str]:

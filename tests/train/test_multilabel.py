@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ import eca_hub
 from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import save_pretrained
+from eca_hub.train.data.dataset import Batch
+from eca_hub.train.losses import distillation_loss
 from eca_hub.train.module import ImageClassifier
 from tests.conftest import LABELS, TINY
 from tests.train.runs import checkpoints, fit, stop_at, weights_hash
@@ -133,6 +138,26 @@ def test_predictions_have_all_classes_of_each_image(
     assert "val_mAP" in capsys.readouterr().out
 
 
+def test_a_package_of_other_classes_is_not_measured(
+    run_dir: Path, tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model.from_pretrained", str(tiny_package), "--run_dir", str(run_dir)]
+    assert main(["test", "--config", f"{run_dir}.yaml", *options]) == 2
+    assert "are not those of the data labels: blue, green, red" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(run_dir: Path) -> None:
+    lines = []
+    for options in (["--trainer.devices", "2", "--trainer.strategy", "ddp"], ["--trainer.devices", "1"]):
+        words = [sys.executable, "-m", "eca_hub", "test", "--config", f"{run_dir}.yaml", "--run_dir", str(run_dir)]
+        done = subprocess.run([*words, *options], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines.append([line for line in done.stdout.splitlines() if "test_mAP" in line])
+    assert len(lines[0]) == 1
+    assert lines[0] == lines[1]
+
+
 def test_a_run_stopped_inside_an_epoch_ends_in_the_same_weights(run_dir: Path, table: Path, tmp_path: Path) -> None:
     config = CONFIG.replace("ROOT", str(table))
     with pytest.MonkeyPatch.context() as patch:
@@ -171,3 +196,22 @@ def test_a_package_of_one_label_starts_with_a_new_head(tiny_package: Path) -> No
         from_pretrained=str(tiny_package.parent / "several"), labels=LABELS, image=TINY.image, multi_label=True
     )
     assert all(tensor.equal(again.model.state_dict()[name]) for name, tensor in module.model.state_dict().items())
+
+
+def test_a_teacher_of_several_labels_is_learned_from_with_the_divergence_of_each_class(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, config = eca_hub.load_pretrained(run_dir)
+    module = ImageClassifier(
+        "resnet20", labels=config.labels, image=config.image, multi_label=True, distill_from=str(run_dir),
+        distill_alpha=0.7, distill_temperature=3.0,
+    ).eval()  # fmt: skip
+    monkeypatch.setattr(ImageClassifier, "trainer", SimpleNamespace(current_epoch=0, global_rank=0, loggers=[]))
+    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    targets = torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]], dtype=torch.int8)
+    loss = module.training_step(Batch(pixels, targets, torch.arange(4)), 0)
+    student = module(pixels)
+    taught = teacher(eca_hub.EvalTransform(config.image).normalize(pixels))
+    distance = distillation_loss(student, taught, 3.0, is_multi_label=True)
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(student, targets.float())
+    torch.testing.assert_close(loss, 0.3 * plain + 0.7 * distance)
