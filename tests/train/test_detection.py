@@ -98,16 +98,19 @@ def test_a_run_stopped_inside_an_epoch_ends_in_the_same_weights(whole_run: Path,
 
 @pytest.mark.slow
 def test_thirty_steps_lower_the_loss_and_resume_to_the_bit(root: Path, tmp_path: Path) -> None:
-    config = CONFIG.replace("ROOT", str(root)).replace("mosaic_prob: 0.3", "flip_prob: 0")
+    config = CONFIG.replace("ROOT", str(root)).replace("mosaic_prob: 0.3", "flip_prob: 0.5")
+    # Checkpoints are most of the time of so small a run: one an epoch, and one where it is stopped.
+    options = ["--data.batch_size", "1", "--save.every_steps", "0", "--trainer.max_epochs", "5"]
+    options += ["--trainer.check_val_every_n_epoch", "5"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    assert fit(whole, "--trainer.max_epochs", "10", config=config) == 0
+    assert fit(whole, *options, config=config) == 0
+    assert json.loads((whole / "result.json").read_text())["steps"] == 30
     losses = [float(row["train_loss"]) for row in rows_of(whole)]
     assert losses[-1] < 0.5 * losses[0]
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, "on_train_batch_end", 17)
-        assert fit(resumed, "--trainer.max_epochs", "10", config=config) == 143
-    assert fit(resumed, "--trainer.max_epochs", "10", "--resume", config=config) == 0
-    assert json.loads((whole / "result.json").read_text())["steps"] == 10 * NUM_BATCHES
+        stop_at(patch, "on_train_batch_end", 20)
+        assert fit(resumed, *options, config=config) == 143
+    assert fit(resumed, *options, "--resume", config=config) == 0
     assert weights_hash(resumed) == weights_hash(whole)
     assert rows_of(resumed) == rows_of(whole)
 
@@ -209,13 +212,12 @@ model:
   frozen_norms: true
   min_side_px: 64
   max_side_px: 64
-  ema_decay: 0.9
   lr_batch_size: 0
   optim: {lr: 1.0e-2, schedule: constant}
 data:
   class_path: CocoData
   init_args: {root: ROOT, batch_size: 1, augment: {flip_prob: 0.5}}
-trainer: {max_epochs: 2, accelerator: cpu, strategy: ddp, devices: 2}
+trainer: {max_epochs: 1, accelerator: cpu, strategy: ddp, devices: 2}
 """
 
 
@@ -234,10 +236,10 @@ def test_two_processes_train_to_the_weights_of_one(classifier: Path, tmp_path: P
         (one, ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.batch_size", "2"]),
     ):
         words = [sys.executable, "-m", "eca_hub", "fit", "--config", str(config), "--run_dir", str(run_dir), *options]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=500, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=250, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     found, expected = rows_of(two), rows_of(one)
-    assert [row["step"] for row in found] == ["3", "6"]
+    assert [row["step"] for row in found] == ["3"]
     for name in ("train_loss", "train_classification", "val_AP", "val_AP50"):
         assert [float(row[name]) for row in found] == pytest.approx([float(row[name]) for row in expected], abs=1e-5)
     weights = [safetensors.torch.load((run_dir / "model/model.safetensors").read_bytes()) for run_dir in (two, one)]
