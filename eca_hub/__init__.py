@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from eca_hub.attention import ATTENTIONS
     from eca_hub.attention.eca import ECA, kernel_size_for
     from eca_hub.classifier import Classifier, Prediction
-    from eca_hub.detector import Detection, Detector
+    from eca_hub.detector import Detection, Detector, PreparedImage, load_predictor
     from eca_hub.errors import EcaHubError
     from eca_hub.explain import Explanation, explain_image
-    from eca_hub.hub.convert import convert_checkpoint
+    from eca_hub.hub.convert import convert_checkpoint, convert_detector
     from eca_hub.hub.pretrained import export_to_timm, load_pretrained, push_to_hub, save_pretrained
     from eca_hub.images.decode import decode_image
     from eca_hub.images.gpu_jpeg import GpuJpegDecoder
     from eca_hub.images.limits import ImageLimits
+    from eca_hub.images.masks import InstanceMask
     from eca_hub.images.transform import EvalTransform
     from eca_hub.models.build import create_model, list_models
     from eca_hub.models.complexity import Complexity, count_complexity
@@ -45,9 +46,12 @@ _LAZY_IMPORTS = {
     "GpuJpegDecoder": "eca_hub.images.gpu_jpeg",
     "ImageConfig": "eca_hub.models.config",
     "ImageLimits": "eca_hub.images.limits",
+    "InstanceMask": "eca_hub.images.masks",
     "ModelConfig": "eca_hub.models.config",
     "Prediction": "eca_hub.classifier",
+    "PreparedImage": "eca_hub.detector",
     "convert_checkpoint": "eca_hub.hub.convert",
+    "convert_detector": "eca_hub.hub.convert",
     "count_complexity": "eca_hub.models.complexity",
     "create_detector": "eca_hub.models.detectors",
     "create_model": "eca_hub.models.build",
@@ -56,6 +60,7 @@ _LAZY_IMPORTS = {
     "export_to_timm": "eca_hub.hub.pretrained",
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",
+    "load_predictor": "eca_hub.detector",
     "load_pretrained": "eca_hub.hub.pretrained",
     "push_to_hub": "eca_hub.hub.pretrained",
     "save_pretrained": "eca_hub.hub.pretrained",
@@ -75,9 +80,12 @@ __all__ = [
     "GpuJpegDecoder",
     "ImageConfig",
     "ImageLimits",
+    "InstanceMask",
     "ModelConfig",
     "Prediction",
+    "PreparedImage",
     "convert_checkpoint",
+    "convert_detector",
     "count_complexity",
     "create_detector",
     "create_model",
@@ -86,6 +94,7 @@ __all__ = [
     "export_to_timm",
     "kernel_size_for",
     "list_models",
+    "load_predictor",
     "load_pretrained",
     "push_to_hub",
     "save_pretrained",

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eca_hub.classifier import Classifier
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.package import Package
+from eca_hub.hub.package import Package, is_detector
 from eca_hub.hub.pretrained import read_detector
 from eca_hub.hub.pull import pull
 from eca_hub.images.decode import DecodedImage, ImageSource, load_image
-from eca_hub.images.rle import encode_mask
+from eca_hub.images.limits import ImageLimits
+from eca_hub.images.masks import InstanceMask
 from eca_hub.models.detector_config import DetectorConfig
-from eca_hub.models.detectors import build_detector, is_class_weight, paste_mask
-from eca_hub.predictor import Predictor
+from eca_hub.models.detectors import InputTransform, build_detector, for_prepared_images, is_class_weight
+from eca_hub.predictor import Predictor, check_device
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 
@@ -37,8 +39,44 @@ class Detection:
     """Confidence, 0 to 1."""
     box: tuple[float, float, float, float]
     """Left, top, right, bottom in pixels of the upright image."""
-    mask: np.ndarray | None = None
-    """bool (H, W), the pixels of the object; None for a detector without masks."""
+    mask: InstanceMask | None = None
+    """Its pixels: `mask.to_array()`, `.to_rle()` or `.to_polygons()`; None for a detector without masks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedImage:
+    """An image as a detector takes it."""
+
+    pixels: Tensor
+    """float32 (3, H, W), resized and normalized."""
+    full_size: tuple[int, int]
+    """Width and height of the upright image in the file."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the file's image inside `pixels`."""
+
+    def to_detections(
+        self, answer: dict[str, Tensor], labels: Sequence[str], min_score: float, max_detections: int
+    ) -> list[Detection]:
+        """Turn what `Detector.detect` found into detections in pixels of the full image."""
+        width, height = self.full_size
+        boxes_N4 = self.to_full_size(answer["boxes"])
+        detections: list[Detection] = []
+        for place, (score, number) in enumerate(zip(answer["scores"].tolist(), answer["labels"].tolist(), strict=True)):
+            if score < min_score or len(detections) == max_detections:
+                break
+            left, top, right, bottom = boxes_N4[place].tolist()
+            box, index = (left, top, right, bottom), int(number)
+            mask = InstanceMask(answer["masks"][place, 0].numpy(), box, height, width) if "masks" in answer else None
+            detections.append(Detection(labels[index], index, score, box, mask))
+        return detections
+
+    def to_full_size(self, boxes_N4: Tensor) -> Tensor:
+        """Bring boxes in `pixels` to pixels of the full image, and cut them at its edges."""
+        left, top, right, bottom = self.box
+        width, height = self.full_size
+        scale = torch.tensor([width / (right - left), height / (bottom - top)]).repeat(2)
+        full_N4 = (boxes_N4 - torch.tensor([left, top, left, top])) * scale
+        return full_N4.clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=full_N4.dtype))
 
 
 class Detector(Predictor):
@@ -52,6 +90,10 @@ class Detector(Predictor):
     """
 
     config: DetectorConfig
+
+    def __init__(self, model: nn.Module, config: DetectorConfig, *, model_id: str, revision: str) -> None:
+        super().__init__(model, config, model_id=model_id, revision=revision)
+        self._network = for_prepared_images(self.model)
 
     @staticmethod
     def read_package(package: Package) -> tuple[nn.Module, DetectorConfig]:
@@ -99,63 +141,76 @@ class Detector(Predictor):
             BadImage: an image is broken, too large, or not an image.
             InvalidConfig: min_score or max_detections is out of range.
         """
-        if not self.config.min_score <= min_score <= 1:
-            raise InvalidConfig(f"min_score is {min_score}; for this detector it is {self.config.min_score:g} to 1.")
-        if max_detections < 1:
-            raise InvalidConfig(f"max_detections is {max_detections}; it must be 1 or more.")
+        self.check_options(min_score, max_detections)
         if not isinstance(images, list | tuple):
             return self.predict([images], min_score=min_score, max_detections=max_detections, on_progress=on_progress)[
                 0
             ]
         found: list[list[Detection]] = []
         for image in images:
-            decoded = load_image(image, min_side_px=self.config.min_side_px)
-            [answer] = self.detect_pixels([to_pixels(decoded)])
-            found.append(self.to_detections(answer, decoded, min_score, max_detections))
+            prepared = self.prepare(self.decode(image))
+            [answer] = self.detect([prepared])
+            found.append(prepared.to_detections(answer, self.config.labels, min_score, max_detections))
             if on_progress is not None:
                 on_progress(len(found), len(images))
         return found
 
-    @torch.inference_mode()
-    def detect_pixels(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Map uint8 images (3, H, W) to `boxes`, `labels`, `scores` and `masks` of each, on the CPU."""
-        parameter = next(self.model.parameters())
-        answers: list[dict[str, Tensor]] = self.model(
-            [image.to(parameter.device, parameter.dtype) / 255 for image in images]
+    def check_options(self, min_score: float, max_detections: int) -> None:
+        """Refuse options of `predict` that are out of range.
+
+        Raises:
+            InvalidConfig: the score is below what the network answers or above 1, or the number below 1.
+        """
+        if not self.config.min_score <= min_score <= 1:
+            raise InvalidConfig(f"min_score is {min_score}; for this detector it is {self.config.min_score:g} to 1.")
+        if max_detections < 1:
+            raise InvalidConfig(f"max_detections is {max_detections}; it must be 1 or more.")
+
+    def decode(self, source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> DecodedImage:
+        """Decode a path, the bytes of a file, or a PIL image, no larger than the network needs.
+
+        Raises:
+            BadImage: the image is damaged, too large, or not an image.
+        """
+        return load_image(source, min_side_px=self.config.min_side_px, limits=limits, bit_depth=self.config.bit_depth)
+
+    def prepare(self, image: DecodedImage) -> PreparedImage:
+        """Resize and normalize a decoded image."""
+        transform = self.model.transform
+        assert isinstance(transform, InputTransform)
+        channels = (torch.from_numpy(np.array(image.image.getchannel(index))) for index in range(3))
+        pixels_3HW = transform.prepare(channels)
+        height, width = pixels_3HW.shape[1:]
+        x_scale, y_scale = width / image.image.width, height / image.image.height
+        left, top, right, bottom = image.box
+        return PreparedImage(
+            pixels_3HW, image.full_size, (left * x_scale, top * y_scale, right * x_scale, bottom * y_scale)
         )
-        return [{name: tensor.cpu() for name, tensor in answer.items()} for answer in answers]
 
-    def to_detections(
-        self, answer: dict[str, Tensor], image: DecodedImage, min_score: float, max_detections: int
-    ) -> list[Detection]:
-        """Turn the answer for one image into detections in pixels of the full image."""
-        boxes_N4 = to_full_size(answer["boxes"].float(), image)
-        width, height = image.full_size
-        detections: list[Detection] = []
-        for place, (score, index) in enumerate(zip(answer["scores"].tolist(), answer["labels"].tolist(), strict=True)):
-            if score < min_score or len(detections) == max_detections:
-                break
-            left, top, right, bottom = boxes_N4[place].tolist()
-            mask = None
-            if "masks" in answer:
-                mask = paste_mask(answer["masks"][place, 0], (left, top, right, bottom), height, width).numpy()
-            label = self.config.labels[index]
-            detections.append(Detection(label, index, score, (left, top, right, bottom), mask))
-        return detections
+    @torch.inference_mode()
+    def detect(self, images: Sequence[PreparedImage]) -> list[dict[str, Tensor]]:
+        """Find `boxes`, `labels`, `scores` and `masks` of each image, on the CPU, in pixels of what was prepared."""
+        parameter = next(self.model.parameters())
+        answers: list[dict[str, Tensor]] = self._network(
+            [image.pixels.to(parameter.device, parameter.dtype) for image in images]
+        )
+        return [{name: tensor.float().cpu() for name, tensor in answer.items()} for answer in answers]
 
 
-def to_pixels(image: DecodedImage) -> Tensor:
-    """Return the pixels of a decoded image, uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image.image)).permute(2, 0, 1).contiguous()
-
-
-def to_full_size(boxes_N4: Tensor, image: DecodedImage) -> Tensor:
-    """Bring boxes in a decoded image, which may be smaller, to pixels of the full image, and cut them at its edges."""
-    left, top, right, bottom = image.box
-    width, height = image.full_size
-    scale = torch.tensor([width / (right - left), height / (bottom - top)]).repeat(2)
-    full_N4 = (boxes_N4 - torch.tensor([left, top, left, top])) * scale
-    return full_N4.clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=full_N4.dtype))
+def load_predictor(
+    id_or_folder: str | Path,
+    revision: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> Classifier | Detector:
+    """Load a package as what it is; the arguments and errors are those of `Classifier.from_pretrained`."""
+    checked_device = check_device(device)
+    package = pull(id_or_folder, revision, endpoint=endpoint, token=token)
+    if is_detector(package.config_bytes):
+        return Detector.from_package(package, checked_device)
+    return Classifier.from_package(package, checked_device)
 
 
 def encode_prediction(answer: dict[str, Tensor], height: int, width: int) -> list[tuple[int, dict[str, Any]]]:
@@ -172,7 +227,7 @@ def encode_prediction(answer: dict[str, Tensor], height: int, width: int) -> lis
         left, top, right, bottom = box
         result: dict[str, Any] = {"bbox": [left, top, right - left, bottom - top], "score": score}
         if "masks" in answer:
-            result["segmentation"] = encode_mask(paste_mask(answer["masks"][place, 0], box, height, width).numpy())
+            result["segmentation"] = InstanceMask(answer["masks"][place, 0].numpy(), box, height, width).to_rle()
         results.append((int(answer["labels"][place]), result))
     return results
 

@@ -53,9 +53,13 @@ class Predictor:
             InvalidConfig: this machine has no such device.
         """
         checked_device = check_device(device)
-        package = pull(id_or_folder, revision, endpoint=endpoint, token=token)
+        return cls.from_package(pull(id_or_folder, revision, endpoint=endpoint, token=token), checked_device)
+
+    @classmethod
+    def from_package(cls, package: Package, device: torch.device) -> Self:
+        """Make the network of a package whose bytes are checked, on a device that this machine has."""
         model, config = cls.read_package(package)
-        return cls(model.to(checked_device), config, model_id=package.model_id, revision=package.revision)
+        return cls(model.to(device), config, model_id=package.model_id, revision=package.revision)
 
     @staticmethod
     def read_package(package: Package) -> tuple[nn.Module, Any]:

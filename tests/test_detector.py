@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import eca_hub
-from eca_hub.detector import Detection, Detector, encode_prediction, to_full_size
+from eca_hub.detector import Detection, Detector, encode_prediction
 from eca_hub.errors import BadImage, InvalidConfig
 from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.decode import DecodedImage, decode_reduced
@@ -53,8 +53,7 @@ def test_detections_are_ordered_and_inside_the_image(detector: Detector) -> None
         assert 0 <= top <= bottom <= 80
         assert each.label == LABELS[each.index]
         assert each.mask is not None
-        assert each.mask.shape == (80, 200)
-        assert each.mask.dtype == bool
+        assert each.mask.to_array().shape == (80, 200)
 
 
 def test_score_and_number_are_limited(detector: Detector) -> None:
@@ -88,15 +87,16 @@ def test_a_bad_image_is_named(detector: Detector, tmp_path: Path) -> None:
         detector.predict(b"no image")
 
 
-def test_boxes_of_a_reduced_image_are_brought_to_full_size() -> None:
+def test_boxes_of_a_reduced_image_are_brought_to_full_size(detector: Detector) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (1600, 1203), (200, 30, 30)).save(buffer, format="JPEG")
-    image = decode_reduced(buffer.getvalue(), min_side_px=64)
-    assert image.image.width < 1600
-    scale = image.image.width / 1600
-    [box] = to_full_size(torch.tensor([[160.0, 80.0, 800.0, 400.0]]) * scale, image).tolist()
+    decoded = decode_reduced(buffer.getvalue(), min_side_px=64)
+    assert decoded.image.width < 1600
+    image = detector.prepare(decoded)
+    scale = image.pixels.shape[2] / 1600
+    [box] = image.to_full_size(torch.tensor([[160.0, 80.0, 800.0, 400.0]]) * scale).tolist()
     assert box == pytest.approx([160, 80, 800, 400], rel=0.01)
-    [outside] = to_full_size(torch.tensor([[-5.0, -5.0, 9999.0, 9999.0]]), image).tolist()
+    [outside] = image.to_full_size(torch.tensor([[-5.0, -5.0, 9999.0, 9999.0]])).tolist()
     assert outside == [0, 0, 1600, 1203]
 
 
@@ -107,7 +107,7 @@ def test_a_large_image_has_boxes_in_its_own_pixels(detector: Detector) -> None:
     [scaled, *_] = detector.predict(large, min_score=0.05)
     assert np.array(scaled.box) == pytest.approx(np.array(first.box) * 16, abs=40)
     assert scaled.mask is not None
-    assert scaled.mask.shape == (1024, 1536)
+    assert scaled.mask.to_array().shape == (1024, 1536)
 
 
 def test_detections_of_a_gray_or_turned_image_are_those_of_the_displayed_one(detector: Detector) -> None:
@@ -118,6 +118,21 @@ def test_detections_of_a_gray_or_turned_image_are_those_of_the_displayed_one(det
     upright.transpose(Image.Transpose.ROTATE_90).save(buffer, format="PNG", exif=exif)
     expected, found = (detector.predict(way, min_score=0.05) for way in (upright, buffer.getvalue()))
     assert [each.box for each in found] == [each.box for each in expected]
+
+
+def test_what_is_prepared_before_the_network_is_what_its_own_transform_makes(detector: Detector) -> None:
+    decoded = DecodedImage.of(Image.open(io.BytesIO(make_image(120, 90))).convert("RGB"))
+    pixels = torch.from_numpy(np.array(decoded.image)).permute(2, 0, 1)
+    prepared = detector.prepare(decoded)
+    transform: Any = detector.model.transform
+    images, _ = transform([pixels.float() / 255])
+    [(height, width)] = images.image_sizes
+    assert torch.allclose(prepared.pixels, images.tensors[0, :, :height, :width], atol=1e-5)
+    [answer] = detector.detect([prepared])
+    with torch.inference_mode():
+        [expected] = detector.model([pixels.float() / 255])
+    assert torch.allclose(answer["scores"][:5], expected["scores"][:5], atol=1e-4)
+    assert torch.allclose(prepared.to_full_size(answer["boxes"][:1]), expected["boxes"][:1], atol=0.01)
 
 
 def test_a_prediction_is_encoded_as_a_coco_result() -> None:

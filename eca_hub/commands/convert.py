@@ -1,4 +1,4 @@
-"""`eca-hub convert`: convert weights of ECANet, torchvision and timm to packages, and packages to stock timm."""
+"""`eca-hub convert`: weights of ECANet, torchvision, timm and mmdetection to packages, and packages to stock timm."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from eca_hub.models.config import ModelConfig
+    from eca_hub.models.detector_config import DetectorConfig
 
 
 def main(argv: list[str]) -> int:
     """Read a checkpoint or a package, write a folder, and print what was written."""
-    parser = CommandParser("convert", "Convert weights of ECANet, torchvision or timm to a package, or to stock timm.")
+    parser = CommandParser(
+        "convert",
+        "Convert weights of ECANet, torchvision, timm or mmdetection to a package, or a package to stock timm.",
+    )
     parser.add_argument(
         "source",
         metavar="FILE",
@@ -47,11 +51,19 @@ def main(argv: list[str]) -> int:
     if not is_checkpoint and (labels is not None or args.architecture or image):
         raise InvalidUsage("A package has its own architecture, labels and preprocessing; leave those options out.")
 
-    from eca_hub.hub.convert import convert_checkpoint
+    from eca_hub.hub.convert import convert_checkpoint, convert_detector, read_weights
+    from eca_hub.hub.mmdetection import is_mmdetection
     from eca_hub.hub.package import check_new_folder
 
     check_new_folder(args.to)
     show_progress(f"reading {args.source}")
+    if is_checkpoint and args.format == "eca-hub" and is_mmdetection(read_weights(args.source)):
+        if args.architecture or image:
+            raise InvalidUsage("A detector has its own architecture and preprocessing; leave those options out.")
+        detector, detector_config = convert_detector(args.source, args.to, labels=labels)
+        show_progress("")
+        _report_detector(detector, detector_config, args.to, as_json=args.json)
+        return 0
     if args.format == "eca-hub":
         model, config = convert_checkpoint(
             args.source, args.to, architecture=args.architecture, labels=labels, image=image
@@ -93,6 +105,27 @@ def _report(model: "nn.Module", config: "ModelConfig", folder: str, written_for:
         print(f"Try: python -c 'import timm; timm.create_model(\"local-dir:{folder}\", pretrained=True)'")
     else:
         print(f"Try: eca-hub classify image.jpg --model {folder}")
+
+
+def _report_detector(model: "nn.Module", config: "DetectorConfig", folder: str, *, as_json: bool) -> None:
+    from eca_hub.models.build import count_parameters
+
+    facts = {
+        "folder": folder,
+        "format": "eca-hub",
+        "detector": config.detector,
+        "backbone": config.backbone,
+        "attention": config.attention,
+        "attention_args": dict(config.attention_args),
+        "num_classes": config.num_classes,
+        "parameters": count_parameters(model),
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(f"{config.name}: {facts['parameters']:,} parameters, {config.num_classes} classes, written to {folder}")
+    print("Its average precision is not that of mmdetection, whose anchors and regions differ: measure it again.")
+    print(f"Try: eca-hub detect image.jpg --model {folder}")
 
 
 def _read_labels(path: Path) -> list[str]:

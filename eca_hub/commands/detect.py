@@ -102,11 +102,9 @@ class _Ids:
 
 
 def _coco_fields(detection: "Detection") -> dict[str, Any]:
-    from eca_hub.images.rle import encode_mask
-
     left, top, right, bottom = detection.box
     fields: dict[str, Any] = {"bbox": [left, top, right - left, bottom - top], "score": detection.score}
-    return fields if detection.mask is None else {**fields, "segmentation": encode_mask(detection.mask)}
+    return fields if detection.mask is None else {**fields, "segmentation": detection.mask.to_rle()}
 
 
 def _as_json(detection: "Detection") -> dict[str, Any]:

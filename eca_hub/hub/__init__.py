@@ -12,7 +12,8 @@
     hashes            the two hashes that a hub announces
     client            names of models and revisions; the client's exceptions as ours
     http_limits       limits on the client's requests
-    convert           a checkpoint of ECANet, torchvision or timm -> a package
+    convert           a checkpoint of ECANet, torchvision, timm or mmdetection -> a package
+    mmdetection       names of mmdetection's detectors -> names of torchvision's
     detect            which network a state dict belongs to
     export            a network -> stock timm, ONNX, torch.export, TorchScript
 

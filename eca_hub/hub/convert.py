@@ -1,4 +1,4 @@
-"""Convert checkpoints of ECANet, torchvision and timm into packages.
+"""Convert checkpoints of ECANet, torchvision, timm and mmdetection into packages.
 
 No code from the file runs: it is read as safetensors, or in PyTorch's format with `weights_only=True`, which builds
 tensors and plain containers only. Nothing is written unless every tensor fits. `export` converts the other way.
@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts
 from eca_hub.hub.detect import detect_architecture
+from eca_hub.hub.mmdetection import backbone_of, is_mmdetection, translate_heads
 from eca_hub.hub.package import CONFIG_FILE, PICKLE_SUFFIXES, check_new_folder, config_from_json, new_folder
-from eca_hub.hub.pretrained import default_labels, save_pretrained
-from eca_hub.hub.timm_format import image_config_from_timm
+from eca_hub.hub.pretrained import default_labels, save_detector, save_pretrained
+from eca_hub.hub.timm_format import image_config_from_timm, index_labels
 from eca_hub.hub.weights import build_and_load
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ImageConfig, ModelConfig
+from eca_hub.models.detector_config import DetectorConfig
+from eca_hub.models.detectors import build_detector
 
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "state_dict_ema", "model", "net")
 """Keys under which training scripts store the weights beside epoch and optimizer; the first one present is used."""
@@ -71,6 +74,11 @@ def convert_checkpoint(
     if folder is not None:
         check_new_folder(folder)
     weights = read_weights(file)
+    if is_mmdetection(weights):
+        raise CheckpointMismatch(
+            f"{file} holds a detector of mmdetection, not a classifier.",
+            hint="Convert it with eca_hub.convert_detector, or eca-hub convert.",
+        )
     known = _config_beside(Path(file)) if architecture is None else None
     if known is None:
         found = detect_architecture(weights, architecture)
@@ -94,6 +102,56 @@ def convert_checkpoint(
     if folder is not None:
         with new_folder(folder) as draft:
             save_pretrained(model, draft, facts=_facts(name, Path(file), resolved.num_classes))
+    return model, resolved
+
+
+def convert_detector(
+    file: str | Path, folder: str | Path | None = None, *, labels: Sequence[str] | None = None
+) -> tuple[nn.Module, DetectorConfig]:
+    """Build a detector of this library from a checkpoint of mmdetection, with all of its tensors.
+
+    Its average precision is not that of mmdetection: anchors and regions are computed in torchvision's way.
+
+    Args:
+        file: What mmdetection wrote.
+        folder: Where to write a package, new or empty; none is written if not given.
+        labels: Class names in the order of mmdetection's; indices when not given.
+
+    Returns:
+        The network in evaluation mode, and its configuration.
+
+    Raises:
+        InvalidConfig: no such file, not a checkpoint, a folder that is not empty, or too few or too many labels.
+        CheckpointMismatch: it holds another detector, or other tensors than these detectors have.
+    """
+    if folder is not None:
+        check_new_folder(folder)
+    weights = read_weights(file)
+    if not is_mmdetection(weights):
+        raise CheckpointMismatch(
+            f"{file} holds no detector of mmdetection.", hint="Classifiers: eca_hub.convert_checkpoint."
+        )
+    detector, num_classes, heads = translate_heads(weights, str(file))
+    body = detect_architecture(backbone_of(weights))
+    if labels is not None and len(labels) != num_classes:
+        raise InvalidConfig(f"There are {len(labels)} labels, and the detector in the file has {num_classes} classes.")
+    config = DetectorConfig(
+        detector,
+        body.config.architecture,
+        body.config.attention,
+        body.config.attention_args,
+        tuple(labels) if labels is not None else index_labels(num_classes),
+    )
+    model = build_and_load(
+        lambda: build_detector(config),
+        heads | {f"backbone.body.{name}": tensor for name, tensor in body.weights.items()},
+        sentence=f"The weights in {file} do not fit {config.name}",
+    ).eval()
+    resolved = model.config
+    assert isinstance(resolved, DetectorConfig)
+    if folder is not None:
+        with new_folder(folder) as draft:
+            save_detector(model, draft, facts=_detector_facts(resolved, Path(file)))
     return model, resolved
 
 
@@ -234,3 +292,12 @@ def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     return weights
+
+
+def _detector_facts(config: DetectorConfig, file: Path) -> CardFacts:
+    return CardFacts(
+        title=config.name,
+        summary=f"A detector of {config.num_classes} classes, converted from `{file.name}`, a checkpoint of "
+        "mmdetection. The weights are unchanged; anchors, regions and P7 of RetinaNet are computed in torchvision's "
+        "way, so that the average precision that mmdetection reports does not carry over: measure it again.",
+    )

@@ -28,6 +28,8 @@ DETECTION_TASK = "object-detection"
 _MAX_LABELS = 100_000
 _NUM_SHOWN_LABELS = 20
 _TITLES = {"faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN", "retinanet": "RetinaNet"}
+_ADDED_LATER = ("bit_depth",)
+"""Fields that older packages lack; they then have the default."""
 _TUPLES = ("anchor_sizes_px", "anchor_ratios", "mean", "std")
 
 
@@ -58,7 +60,7 @@ def detector_from_dict(document: Mapping[str, Any]) -> DetectorConfig:
         raise ValueError(f"num_classes is {document['num_classes']!r} and there are {len(labels)} label_names.")
     values: dict[str, Any] = {"labels": tuple(labels)}
     for field in dataclasses.fields(DetectorConfig):
-        if field.name != "labels":
+        if field.name != "labels" and (field.name in document or field.name not in _ADDED_LATER):
             values[field.name] = _checked(field.name, document[field.name])
     return DetectorConfig(**values)
 
@@ -75,6 +77,10 @@ def _checked(name: str, value: Any) -> Any:
     if name in ("min_side_px", "max_side_px", "max_detections"):
         if type(value) is not int or value > 10_000:
             raise TypeError(f"{name} is not a whole number up to 10000.")
+        return value
+    if name == "bit_depth":
+        if value is not None and type(value) is not int:
+            raise TypeError("bit_depth is not a whole number.")
         return value
     if name == "attention_args":
         if not isinstance(value, dict):

@@ -70,7 +70,9 @@ class DecodedImage:
         return cls(image, image.size, (0.0, 0.0, float(image.width), float(image.height)))
 
 
-def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), bit_depth: int | None = None) -> Image.Image:
+def decode_image(
+    data: bytes, *, limits: ImageLimits = ImageLimits(), bit_depth: int | None = None, upright: bool = True
+) -> Image.Image:
     """Decode an image file as it is displayed: upright, in RGB, its first frame, on white where it is transparent.
 
     Color profiles are ignored, as in training. 16-bit samples keep their upper eight bits.
@@ -79,13 +81,14 @@ def decode_image(data: bytes, *, limits: ImageLimits = ImageLimits(), bit_depth:
         data: The content of the file.
         limits: What decoding may cost.
         bit_depth: Bits in use of 16-bit samples; by default what the file states (sBIT of a PNG), or 16.
+        upright: Whether to apply the EXIF orientation.
 
     Raises:
         NotAnImage: not an image in one of `FORMATS`, or a damaged one.
         TooLarge: more bytes than allowed.
         TooManyPixels: more pixels, a longer side or more scans than allowed.
     """
-    return decode_reduced(data, limits=limits, bit_depth=bit_depth).image
+    return decode_reduced(data, limits=limits, bit_depth=bit_depth, upright=upright).image
 
 
 def decode_reduced(
@@ -95,6 +98,7 @@ def decode_reduced(
     limits: ImageLimits = ImageLimits(),
     bit_depth: int | None = None,
     mode: ColorMode = "RGB",
+    upright: bool = True,
 ) -> DecodedImage:
     """Decode an image file like `decode_image`, but no larger than needed.
 
@@ -106,6 +110,7 @@ def decode_reduced(
         limits: What decoding may cost.
         bit_depth: Bits in use of 16-bit samples; by default what the file states (sBIT of a PNG), or 16.
         mode: `RGB` or `L` (gray).
+        upright: Whether to apply the EXIF orientation.
 
     Raises:
         NotAnImage: not an image in one of `FORMATS`, or a damaged one.
@@ -131,6 +136,7 @@ def decode_reduced(
                 image.draft(None, (image.width // shrink, image.height // shrink))
             image.load()
             orientation = read_orientation(image.info.get("exif", b"")) if name == "WebP" else stripped.orientation
+            orientation = orientation if upright else 1
             samples, low_bytes = read_sample_format(image, stripped, bit_depth)
             flat = flatten(
                 image,
@@ -142,8 +148,8 @@ def decode_reduced(
             if flat is not image:
                 # Rotating makes another copy of a large image; three would be too many.
                 image.close()
-            upright = flat.transpose(_EXIF_TRANSPOSE[orientation]) if orientation > 1 else flat
-            return _with_origin(upright, full_size if orientation < 5 else full_size[::-1], orientation)
+            turned = flat.transpose(_EXIF_TRANSPOSE[orientation]) if orientation > 1 else flat
+            return _with_origin(turned, full_size if orientation < 5 else full_size[::-1], orientation)
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

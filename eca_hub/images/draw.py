@@ -1,6 +1,6 @@
 """Draw boxes, masks and labels into an image.
 
-Shapes: H height, W width.
+Shapes: H height, W width; N pixels of a mask.
 """
 
 from collections.abc import Iterable
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from eca_hub.images.masks import InstanceMask
 
 _COLORS = (
     *((230, 25, 75), (60, 180, 75), (0, 130, 200), (245, 130, 48), (145, 30, 180), (0, 128, 128)),
@@ -25,8 +27,7 @@ class Shape(NamedTuple):
     color_index: int
     box: tuple[float, float, float, float]
     """Left, top, right, bottom in pixels."""
-    mask: np.ndarray | None = None
-    """bool (H, W)."""
+    mask: InstanceMask | None = None
 
 
 def draw_shapes(image: Image.Image, shapes: Iterable[Shape]) -> Image.Image:
@@ -36,8 +37,9 @@ def draw_shapes(image: Image.Image, shapes: Iterable[Shape]) -> Image.Image:
     for shape in ordered:
         if shape.mask is not None:
             color_3 = np.array(_COLORS[shape.color_index % len(_COLORS)])
-            inside_N3 = pixels_HW3[shape.mask]
-            pixels_HW3[shape.mask] = (inside_N3 * (1 - _MASK_OPACITY) + color_3 * _MASK_OPACITY).astype(np.uint8)
+            mask_HW = shape.mask.to_array()
+            inside_N3 = pixels_HW3[mask_HW]
+            pixels_HW3[mask_HW] = (inside_N3 * (1 - _MASK_OPACITY) + color_3 * _MASK_OPACITY).astype(np.uint8)
     drawn = Image.fromarray(pixels_HW3)
     draw = ImageDraw.Draw(drawn)
     line_px = 1 + min(drawn.size) // _SHORT_SIDE_PER_LINE_PX

@@ -19,13 +19,29 @@ _FIRST_CHARACTER = 48
 def encode_mask(mask_HW: np.ndarray) -> dict[str, Any]:
     """Encode a bool mask as `{"size": [H, W], "counts": text}`."""
     height, width = mask_HW.shape
-    flat = np.asarray(mask_HW, dtype=bool).reshape(-1, order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    runs: list[int] = np.diff(edges).tolist() if flat.size else []
-    if flat.size and flat[0]:
-        runs = [0, *runs]
-    return {"size": [height, width], "counts": _write_counts(runs)}
+    flat = np.asarray(mask_HW, dtype=np.int8).reshape(-1, order="F")
+    changes = np.diff(flat, prepend=0, append=0)
+    return encode_runs(np.flatnonzero(changes == 1), np.flatnonzero(changes == -1), height, width)
+
+
+def encode_runs(starts: np.ndarray, ends: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """Encode a mask whose runs of 1 are known.
+
+    Args:
+        starts: First place of each run, in order, where places are counted down the columns.
+        ends: The place behind each run. Empty runs are left out, and runs that touch become one.
+        height: Of the mask.
+        width: Of the mask.
+    """
+    is_run = starts < ends
+    starts, ends = starts[is_run], ends[is_run]
+    is_gap = starts[1:] > ends[:-1]
+    starts, ends = starts[np.append(True, is_gap)[: len(starts)]], ends[np.append(is_gap, True)[: len(ends)]]
+    edges = np.stack([starts, ends], axis=1).ravel()
+    size = height * width
+    if size and not (len(edges) and edges[-1] == size):
+        edges = np.append(edges, size)
+    return {"size": [height, width], "counts": _write_counts(np.diff(edges, prepend=0).tolist())}
 
 
 def decode_mask(rle: Mapping[str, Any]) -> np.ndarray:

@@ -51,6 +51,8 @@ class DetectorConfig:
     """Mean of each color, in units of 1 = white, subtracted first."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Standard deviation of each color, divided by afterwards."""
+    bit_depth: int | None = None
+    """Bits in use of 16-bit images, such as 12 for X-rays: see `ImageConfig.bit_depth`."""
 
     def __post_init__(self) -> None:
         if self.detector not in DETECTORS:
@@ -79,6 +81,8 @@ class DetectorConfig:
             raise InvalidConfig(f"mean is {self.mean}; it needs three numbers.")
         if len(self.std) != 3 or not _all_positive(self.std):
             raise InvalidConfig(f"std is {self.std}; it needs three numbers above 0.")
+        if self.bit_depth is not None and not 1 <= self.bit_depth <= 16:
+            raise InvalidConfig(f"bit_depth is {self.bit_depth}; it must be 1 to 16.")
         repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
         if repeated:
             raise InvalidConfig(f"These labels occur twice: {', '.join(repeated[:5])}. Each class needs its own name.")

@@ -2,8 +2,8 @@
 
 The parts are torchvision's; the backbone is ours. Differences to torchvision's own models: object classes are numbered
 from 0 in targets and outputs of all three (torchvision counts the background in two of them), RetinaNet takes P6 from
-the last stage of the backbone as the paper's code does, and masks are returned as the 28 x 28 map of each box, which
-`paste_mask` puts into the image.
+the last stage of the backbone as the paper's code does, and masks are returned as the 28 x 28 map of each box: see
+`eca_hub.images.masks`.
 
 Source of the layers: Lin et al., Feature Pyramid Networks, CVPR 2017; Ren et al., Faster R-CNN, 2015; He et al., Mask
 R-CNN, 2017; Lin et al., RetinaNet, 2017.
@@ -11,8 +11,9 @@ R-CNN, 2017; Lin et al., RetinaNet, 2017.
 Shapes: N images or boxes, H height, W width.
 """
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import (
+    GeneralizedRCNNTransform,
+    _resize_image_and_masks,
+    resize_boxes,
+)
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from eca_hub.errors import InvalidConfig
@@ -56,6 +60,34 @@ class InputTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvi
                 each["boxes"] = resize_boxes(each["boxes"], shape, original)
         return result
 
+    def prepare(self, channels_HW: Iterable[Tensor]) -> Tensor:
+        """Normalize and resize one image as in evaluation, a channel at a time to spare memory.
+
+        Args:
+            channels_HW: uint8, the colors of the image, red first.
+
+        Returns:
+            float32 (3, h, w), what `forward` makes of the same image as float (3, H, W) from 0 to 1.
+        """
+        side_px, limit_px = self.min_size[-1], self.max_size
+        resized_1hw = [
+            _resize_image_and_masks(channel_HW[None].float().div_(255).sub_(mean).div_(std), side_px, limit_px)[0]
+            for channel_HW, mean, std in zip(channels_HW, self.image_mean, self.image_std, strict=True)
+        ]
+        return torch.cat(resized_1hw)
+
+
+class _PreparedInput(InputTransform):
+    """Only pads: for images that `InputTransform.prepare` has made."""
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Return the image."""
+        return image
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Return image and target."""
+        return image, target
+
 
 class _ZeroBasedLabels(nn.Module):
     """Mixin: number the object classes from 0, for a torchvision model whose class 0 is the background."""
@@ -83,7 +115,7 @@ class ZeroBasedFasterRCNN(_ZeroBasedLabels, FasterRCNN):  # type: ignore[misc]
 
 
 class ZeroBasedMaskRCNN(_ZeroBasedLabels, MaskRCNN):  # type: ignore[misc]
-    """torchvision's Mask R-CNN with object classes from 0; masks are returned as (N, 1, 28, 28), see `paste_mask`."""
+    """torchvision's Mask R-CNN with object classes from 0; masks are returned as (N, 1, 28, 28)."""
 
 
 def create_detector(
@@ -200,6 +232,15 @@ def resolve_detector_config(config: DetectorConfig) -> DetectorConfig:
     )
 
 
+def for_prepared_images(model: nn.Module) -> nn.Module:
+    """Return the same detector, with the same weights, for images that its transform has prepared."""
+    config: Any = model.config
+    prepared = copy.copy(model)
+    transform = _PreparedInput(config.min_side_px, config.max_side_px, list(config.mean), list(config.std)).eval()
+    prepared._modules = {**model._modules, "transform": transform}
+    return prepared
+
+
 def backbone_config(config: DetectorConfig) -> ModelConfig:
     """Return the configuration of the backbone alone."""
     return ModelConfig(config.backbone, config.attention, config.attention_args)
@@ -208,23 +249,6 @@ def backbone_config(config: DetectorConfig) -> ModelConfig:
 def is_class_weight(name: str) -> bool:
     """Whether the name of a detector's weight is that of a layer that has an output for each class."""
     return any(part in name for part in _CLASS_LAYERS)
-
-
-def paste_mask(mask_HW: Tensor, box: Sequence[float], height: int, width: int) -> Tensor:
-    """Put the map of one box into an image.
-
-    Args:
-        mask_HW: Probabilities (28, 28) inside the box, on the CPU.
-        box: x1, y1, x2, y2 in pixels of the image.
-        height: Of the image.
-        width: Of the image.
-
-    Returns:
-        bool (height, width).
-    """
-    pasted = paste_masks_in_image(mask_HW[None, None].float(), torch.tensor([list(box)]), (height, width))
-    inside: Tensor = pasted[0, 0] > 0.5
-    return inside
 
 
 def _anchors(config: DetectorConfig) -> AnchorGenerator:

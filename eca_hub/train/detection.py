@@ -67,6 +67,7 @@ class DetectionModule(TrainingModule):
         ema_decay: Decay of an average of the weights, which is then validated and published. 0 for none.
         channels_last: Whether channels are innermost in memory; with bf16, a step on a CPU is 1.8 times as fast.
         labels: Class names; come from the data.
+        bit_depth: Bits in use of 16-bit images; comes from the data.
     """
 
     score_name = "AP"
@@ -96,6 +97,7 @@ class DetectionModule(TrainingModule):
         ema_decay: float = 0.0,
         channels_last: bool = False,
         labels: Sequence[str] = (),
+        bit_depth: int | None = None,
     ) -> None:
         super().__init__()
         if backbone_from and from_pretrained:
@@ -126,10 +128,13 @@ class DetectionModule(TrainingModule):
             tuple(map(float, anchor_sizes_px)),
             tuple(map(float, anchor_ratios)),
             head_norm,
+            bit_depth=bit_depth,
         )
         start = from_pretrained or backbone_from or ""
         self.base_model = start if start and not is_folder(start) else ""
-        self.model, self.config = _start(config, backbone_from, from_pretrained, revision, rois_per_image)
+        self.model, made = _start(config, backbone_from, from_pretrained, revision, rois_per_image)
+        # The images of this run are decoded so, whatever those of the package were.
+        self.config = dataclasses.replace(made, bit_depth=bit_depth)
         if start:
             _check_agrees(self.config, start, backbone, attention, attention_args)
         transform = self.model.get_submodule("transform")

@@ -146,7 +146,7 @@ def _draw_detections(data: DetectionDataModule, predictions: dict[Any, list[dict
         if len(samples) == _NUM_SHOWN:
             break
         if each.image_id in predictions:
-            pixels_HW3 = load_pixels(each).permute(1, 2, 0).numpy()
+            pixels_HW3 = load_pixels(each, data.bit_depth).permute(1, 2, 0).numpy()
             samples.append((pixels_HW3, each.boxes.tolist(), predictions[each.image_id]))
     label_of = dict(zip(split.category_ids, split.labels, strict=True))
     draw_contact_sheet(samples, label_of, image)

@@ -63,7 +63,7 @@ def object_detection() -> Task:
     return Task(
         DetectionModule,
         DetectionDataModule,
-        (("data.labels", "model.labels"),),
+        (("data.labels", "model.labels"), ("data.bit_depth", "model.bit_depth")),
         (("model.detector", "data.init_args.with_masks", lambda detector: detector == "mask_rcnn"),),
         DetectionResults,
         lambda model: (

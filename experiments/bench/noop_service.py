@@ -18,7 +18,7 @@ from eca_service.http.auth import ApiKeys
 from eca_service.http.server import bind_listener, serve
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.model import Decode, ServedModel
-from eca_service.inference.tasks import Task, WorkItem
+from eca_service.inference.tasks import WorkItem
 from eca_service.inference.types import ModelInfo, ParityReport, RawPixels
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
@@ -46,7 +46,7 @@ class _Output:
         return self._values
 
 
-async def _decode(task: Task[Any]) -> _Decoded:
+async def _decode() -> _Decoded:
     return _Decoded()
 
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from eca_service.api import embed, health, models, open_inference, page, v1
+from eca_service.api import detect, embed, health, huggingface, models, open_inference, page, v1
 from eca_service.errors import BadSetting
 from eca_service.http.auth import ApiKeys
 from eca_service.http.body import BodyReader
@@ -52,7 +52,13 @@ def create_app(
         hub: App to mount at /hub.
         tracing: Makes OpenTelemetry spans, if given; closed with the app.
     """
-    app = FastAPI(title="eca-hub", summary="Classify images.", lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="eca-hub",
+        summary="Classify images and find objects in them.",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     bodies = BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s)
     metrics = Metrics(lambda: health.measure(registry, bodies))
     app.state.service = AppState(
@@ -75,7 +81,9 @@ def create_app(
     # CPU time (0.46 against 0.31 ms a request without a model).
     app.router.routes.insert(0, v1.plain_classify_route)
     app.include_router(v1.router)
+    app.include_router(detect.router)
     app.include_router(embed.router)
+    app.include_router(huggingface.router)
     app.include_router(models.router)
     app.include_router(open_inference.open_router)
     app.include_router(open_inference.router)

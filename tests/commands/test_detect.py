@@ -12,6 +12,7 @@ import eca_hub
 from eca_hub.__main__ import main
 from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.draw import Shape, draw_shapes
+from eca_hub.images.masks import InstanceMask
 from eca_hub.models.detectors import create_detector
 from eca_hub.train.detection_metrics import evaluate_detections
 from tests.train.data.detection_files import coco_document, write_coco
@@ -124,9 +125,8 @@ def test_two_images_of_one_name_are_not_drawn_over_each_other(
 
 
 def test_masks_and_boxes_are_drawn_in_place() -> None:
-    mask_HW = np.zeros((60, 80), bool)
-    mask_HW[20:40, 30:50] = True
-    drawn = np.asarray(draw_shapes(Image.new("RGB", (80, 60)), [Shape("x", 0, (30, 20, 50, 40), mask_HW)]))
+    mask = InstanceMask(np.ones((28, 28), np.float32), (30, 20, 50, 40), 60, 80)
+    drawn = np.asarray(draw_shapes(Image.new("RGB", (80, 60)), [Shape("x", 0, (30, 20, 50, 40), mask)]))
     assert drawn[30, 40].any()
     assert tuple(drawn[40, 40]) == (230, 25, 75)
     assert not drawn[50:, 60:].any()

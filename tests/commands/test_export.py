@@ -3,15 +3,19 @@
 import io
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+import eca_hub
 from eca_hub import Classifier
 from eca_hub.commands import export
-from eca_hub.errors import InvalidUsage
-from eca_hub.hub.export import METADATA_KEY, Format, load_exported
+from eca_hub.errors import InvalidConfig, InvalidUsage
+from eca_hub.hub.export import METADATA_KEY, Format, level_names, load_exported, load_exported_levels
+from eca_hub.models.feature_pyramid import pyramid_of
 from tests.conftest import LABELS
+from tests.service.server_process import save_tiny_detector
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load:FutureWarning")
@@ -45,6 +49,37 @@ def read_metadata(path: Path, file_format: Format) -> str:
 
         extra = {each.key: each.value for each in onnx.load(path).metadata_props}
     return extra[METADATA_KEY]
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
+@pytest.mark.parametrize("file_format", ["onnx", "torch_export"])
+def test_of_a_detector_backbone_and_pyramid_are_exported(
+    kind: Literal["mask_rcnn", "retinanet"], file_format: Format, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = save_tiny_detector(tmp_path / "package", kind)
+    path = tmp_path / "exported"
+    assert export.main([str(package), "--to", file_format, "--output", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "The whole detector does not export" in said
+    assert "Run:   p" in said
+    detector = eca_hub.Detector.from_pretrained(package)
+    names = level_names(detector.config)
+    x_N3HW = torch.randn(2, 3, 192, 160)
+    with torch.no_grad():
+        expected = list(pyramid_of(detector.model)(x_N3HW).values())
+    found = load_exported_levels(path, file_format, names)(x_N3HW)
+    assert len(found) == len(expected) == 5
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    metadata = json.loads(read_metadata(path, file_format))
+    assert (metadata["labels"], metadata["detector"]["detector"]) == (["bar", "disk"], kind)
+
+
+def test_a_detector_is_not_exported_to_torchscript(tmp_path: Path) -> None:
+    package = save_tiny_detector(tmp_path / "package")
+    with pytest.raises(InvalidConfig, match="is not exported to torchscript"):
+        export.main([str(package), "--to", "torchscript", "--output", str(tmp_path / "x.pt")])
+    assert [each.name for each in tmp_path.iterdir()] == ["package"]
 
 
 def test_a_network_that_differs_is_not_written(

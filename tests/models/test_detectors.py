@@ -3,15 +3,17 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig, UnknownName
+from eca_hub.images.masks import InstanceMask
 from eca_hub.models.build import count_parameters, create_model
 from eca_hub.models.detector_config import DETECTORS, DetectorConfig
-from eca_hub.models.detectors import build_detector, create_detector, paste_mask
+from eca_hub.models.detectors import build_detector, create_detector
 from eca_hub.models.feature_pyramid import load_backbone, pyramid_of
 from eca_hub.models.paper import compare, prints_as, published_rows
 
@@ -76,8 +78,10 @@ def test_with_the_weights_of_torchvision_the_outputs_are_its_own(name: Any, thei
         assert torch.equal(answer["labels"] + is_rcnn, right["labels"])
         if name == "mask_rcnn":
             height, width = image.shape[1:]
-            pasted = paste_mask(answer["masks"][0, 0], answer["boxes"][0].tolist(), height, width)
-            assert torch.equal(pasted, right["masks"][0, 0] > 0.5)
+            x1, y1, x2, y2 = answer["boxes"][0].tolist()
+            mask = InstanceMask(answer["masks"][0, 0].numpy(), (x1, y1, x2, y2), height, width)
+            # Where a map of zeros and ones is resized, many pixels are 0.5 up to rounding.
+            assert np.count_nonzero(mask.to_array() != (right["masks"][0, 0] > 0.5).numpy()) <= 5
 
 
 @pytest.mark.parametrize("name", DETECTORS)

@@ -15,7 +15,7 @@ from PIL import Image
 from eca_hub.errors import NotAnImage
 from eca_service.inference.batcher import Batcher, ItemResult
 from eca_service.inference.model import Decode, ServedModel
-from eca_service.inference.tasks import Task, WorkItem
+from eca_service.inference.tasks import WorkItem
 from eca_service.inference.types import ModelInfo, ParityReport, RawPixels
 
 Params = ParamSpec("Params")
@@ -92,7 +92,7 @@ class FakeDecoded:
     decode_ms: float = 1.0
 
 
-async def decode_digits(data: bytes | RawPixels, task: Task[Any]) -> FakeDecoded:
+async def decode_digits(data: bytes | RawPixels) -> FakeDecoded:
     """An image is a decimal number here, and pixels are their sum."""
     if isinstance(data, RawPixels):
         return FakeDecoded(sum(data.data))
@@ -135,6 +135,7 @@ def model_info(model_id: str = "acme/digits", revision: str = REVISION, weights_
         "cpu",
         ParityReport("float32", 1.0, 0.0, 8),
         weights_bytes=weights_bytes,
+        facts={"input_px": [32, 32], "crop": 1.0, "crop_mode": "center"},
     )
 
 

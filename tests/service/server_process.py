@@ -14,6 +14,8 @@ import httpx2
 import torch
 
 import eca_hub
+from eca_hub.hub.pretrained import save_detector
+from eca_hub.models.detector_config import DetectorName
 
 
 def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
@@ -23,6 +25,13 @@ def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
     config = eca_hub.ModelConfig("resnet20", "eca", labels=labels, image=eca_hub.ImageConfig(32, 32, crop=1.0))
     model = eca_hub.create_model("eca_resnet20", num_classes=10)
     return eca_hub.save_pretrained(model, folder, config=config)
+
+
+def save_tiny_detector(folder: Path, kind: DetectorName = "mask_rcnn", *, seed: int = 0) -> Path:
+    """A detector that was never trained, which finds something everywhere."""
+    torch.manual_seed(seed)
+    model = eca_hub.create_detector(kind, backbone="resnet18", num_classes=2, min_side_px=64, max_side_px=96)
+    return save_detector(model, folder, labels=("bar", "disk"))
 
 
 class Served:

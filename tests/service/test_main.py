@@ -20,8 +20,9 @@ import pytest
 import eca_hub
 import eca_service as service_package
 from eca_service.http.server import DAEMON_THREADS
+from tests.conftest import make_image
 from tests.service.fakes import png
-from tests.service.server_process import Served, responses_of, save_tiny_package, served, start
+from tests.service.server_process import Served, responses_of, save_tiny_detector, save_tiny_package, served, start
 
 IMAGES = [png(40, 30, color) for color in ("red", "green", "blue", "white", "black", "orange", "teal", "gray")]
 
@@ -39,6 +40,24 @@ def service(package: Path) -> Iterator[Served]:
         assert running.client.get("/healthz").status_code == 200, "healthy before it is ready"
         running.wait_until_ready()
         yield running
+
+
+def test_the_stock_client_of_hugging_face_gets_the_objects_of_an_image(tmp_path: Path) -> None:
+    package = save_tiny_detector(tmp_path / "acme" / "masks")
+    (tmp_path / "photo.png").write_bytes(make_image(120, 90))
+    expected = eca_hub.Detector.from_pretrained(package).predict(tmp_path / "photo.png", min_score=0.05)
+    with served("--model", "acme/masks", cwd=tmp_path) as running:
+        running.wait_until_ready()
+        client = huggingface_hub.InferenceClient(model=f"{running.url}/models/acme/masks", token="unused")
+        found = client.object_detection(tmp_path / "photo.png", threshold=0.05)
+        certain = client.object_detection((tmp_path / "photo.png").read_bytes())
+    assert len(found) == len(expected) > 0
+    for each, right in zip(found, expected, strict=True):
+        assert each.label == right.label
+        assert each.score == pytest.approx(right.score, abs=1e-6)
+        edges = (each.box.xmin, each.box.ymin, each.box.xmax, each.box.ymax)
+        assert edges == pytest.approx(right.box, abs=0.51)
+    assert [each.score for each in certain] == [each.score for each in found if each.score >= 0.5]
 
 
 def test_the_service_returns_what_the_library_returns(service: Served, package: Path) -> None:

@@ -36,6 +36,8 @@ class DetectionDataModule(LightningDataModule):
         group_by_aspect: Whether a training batch has either upright or sideways images.
         smallest_images: Take only so many images of each split, those with the fewest objects, to see whether a network
             can overfit them. 0 takes all.
+        bit_depth: Bits in use of 16-bit images, such as 12 for X-rays; by default what each file states, or 16. The
+            package keeps it.
         with_masks: Whether objects come with masks; set by the detector.
     """
 
@@ -55,6 +57,7 @@ class DetectionDataModule(LightningDataModule):
         max_objects: int = 300,
         group_by_aspect: bool = True,
         smallest_images: int = 0,
+        bit_depth: int | None = None,
         with_masks: bool = False,
     ) -> None:
         super().__init__()
@@ -67,6 +70,8 @@ class DetectionDataModule(LightningDataModule):
         ):
             if value < least:
                 raise InvalidConfig(f"data.{name} is {value}; it must be {least} or more.")
+        if bit_depth is not None and not 1 <= bit_depth <= 16:
+            raise InvalidConfig(f"data.bit_depth is {bit_depth}; it must be 1 to 16.")
         self.augment = augment
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -74,6 +79,7 @@ class DetectionDataModule(LightningDataModule):
         self.max_objects = max_objects
         self.group_by_aspect = group_by_aspect
         self.smallest_images = smallest_images
+        self.bit_depth = bit_depth
         self.with_masks = with_masks
         self.seed = 0
 
@@ -104,6 +110,7 @@ class DetectionDataModule(LightningDataModule):
             with_masks=self.with_masks and is_train,
             augment=self.augment if is_train else None,
             max_objects=self.max_objects if is_train else None,
+            bit_depth=self.bit_depth,
             seed=self.seed,
         )
 

@@ -5,7 +5,6 @@ Everything random is a function of seed, epoch and index, so that a run resumes 
 Shapes: N objects of an image, H height, W width.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,13 +23,6 @@ from eca_hub.train.data.objects import ImageObjects
 from eca_hub.train.data.rng import derive_seed, epoch_permutation
 from eca_hub.train.data.sampler import BatchIndex, RankShard, TrainBatchSampler
 
-_EXIF_ORIENTATION = 0x0112
-_UNDO_TURN = {
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 _NUM_IN_MOSAIC = 4
 _MOSAIC_GRAY = 114
 _MOSAIC_MIN_SIDE_PX = 2.0
@@ -75,6 +66,7 @@ class DetectionDataset(Dataset[DetectionBatch]):
         with_masks: Whether targets have masks.
         augment: How images are changed at random; None for evaluation.
         max_objects: Most objects of an image to learn from; of more, so many are drawn at random.
+        bit_depth: Bits in use of 16-bit images; None for what the file states.
         seed: Decides all that is random.
     """
 
@@ -85,12 +77,14 @@ class DetectionDataset(Dataset[DetectionBatch]):
         with_masks: bool,
         augment: DetectionAugmentConfig | None = None,
         max_objects: int | None = None,
+        bit_depth: int | None = None,
         seed: int = 0,
     ) -> None:
         self.images = images
         self._with_masks = with_masks
         self._augment = augment
         self._max_objects = max_objects
+        self._bit_depth = bit_depth
         self._seed = seed
 
     def __len__(self) -> int:
@@ -130,7 +124,7 @@ class DetectionDataset(Dataset[DetectionBatch]):
 
     def _load(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         each = self.images[index]
-        image = load_pixels(each)
+        image = load_pixels(each, self._bit_depth)
         target = {"boxes": torch.from_numpy(each.boxes.copy()), "labels": torch.from_numpy(each.labels.copy())}
         if self._with_masks:
             masks = [rasterize(mask, each.height, each.width) for mask in each.masks or ()]
@@ -139,19 +133,18 @@ class DetectionDataset(Dataset[DetectionBatch]):
         return image, target
 
 
-def load_pixels(image: ImageObjects) -> Tensor:
+def load_pixels(image: ImageObjects, bit_depth: int | None = None) -> Tensor:
     """Decode an image to uint8 (3, H, W), in the orientation that its boxes are for.
+
+    Args:
+        image: The image.
+        bit_depth: Bits in use of a 16-bit image; None for what the file states.
 
     Raises:
         BadImage: it does not decode, or has another size than its annotations are for.
         OSError: the file cannot be read.
     """
-    data = Path(image.path).read_bytes()
-    decoded = decode_image(data)
-    if image.is_unrotated:
-        orientation = Image.open(io.BytesIO(data)).getexif().get(_EXIF_ORIENTATION, 1)
-        if orientation in _UNDO_TURN:
-            decoded = decoded.transpose(_UNDO_TURN[orientation])
+    decoded = decode_image(Path(image.path).read_bytes(), bit_depth=bit_depth, upright=not image.is_unrotated)
     if decoded.size != (image.width, image.height):
         raise BadImage(
             f"The file has {decoded.width} x {decoded.height} px, its annotations are for "

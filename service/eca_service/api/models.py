@@ -12,6 +12,7 @@ from eca_service.errors import ModelNotLoaded, RepoNotAllowed, UnfitModel
 from eca_service.http.dependencies import AppState, StateDep, require_admin_key, require_api_key
 from eca_service.http.responses import json_response
 from eca_service.http.strict_json import LoadModelRequest, parse_load_request
+from eca_service.inference.types import ParityReport
 from eca_service.models.registry import ModelEntry, ModelSource
 
 _MAX_BODY_BYTES = 65_536
@@ -94,18 +95,21 @@ def describe(entry: ModelEntry) -> dict[str, Any]:
         "architecture": info.architecture,
         "attention": info.attention,
         "labels": list(info.labels),
+        "tasks": list(info.tasks),
         "activation": info.activation,
-        "input_px": [info.height_px, info.width_px],
-        "crop": info.crop,
-        "crop_mode": info.crop_mode,
+        **info.facts,
         "num_parameters": info.num_parameters,
         "weights_bytes": info.weights_bytes,
         "device": info.device,
         "precision": info.parity.precision,
-        "parity": {
-            "same_top1": info.parity.same_top1,
-            "max_difference": info.parity.max_difference,
-            "num_images": info.parity.num_images,
-            "allowed_difference": info.parity.allowed_difference,
-        },
+        "parity": _parity(info.parity) if info.parity.num_images else None,
+    }
+
+
+def _parity(report: ParityReport) -> dict[str, Any]:
+    return {
+        "same_top1": report.same_top1,
+        "max_difference": report.max_difference,
+        "num_images": report.num_images,
+        "allowed_difference": report.allowed_difference,
     }

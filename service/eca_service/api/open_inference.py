@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 
 from eca_hub import EcaHubError, __version__
+from eca_service.api.images import parse_body
 from eca_service.api.open_inference_codec import InferRequest, classes_output, parse_infer_request, scores_output
 from eca_service.api.schemas import (
     INFER_BODY,
@@ -21,7 +22,6 @@ from eca_service.api.schemas import (
     V2State,
     v2_error_responses,
 )
-from eca_service.api.v1 import parse_body
 from eca_service.errors import ModelNotLoaded, NotReady
 from eca_service.http.body import cancel_on_disconnect
 from eca_service.http.dependencies import AppState, StateDep, require_api_key
@@ -119,6 +119,7 @@ async def infer(request: Request, state: StateDep, model_id: str, version: str |
     async with state.read_body(request, model_id, "application/json") as body:
         with state.registry.acquire(model_id) as model:
             _check_version(model, version)
+            model.check_supports(Classification)
             infer_request = await parse_body(_parse, body, header_length, model, state)
             task = Classification(len(model.info.labels))
             work = model.run(task, infer_request.images, received_at_s=received_at_s)
@@ -176,6 +177,7 @@ async def describe_model(state: StateDep, model_id: str, version: str | None = N
     """Inputs and outputs. Instead of `image`, `pixels` may be sent: UINT8, N x 3 x height x width, red first."""
     model = state.registry.find(model_id)
     _check_version(model, version)
+    model.check_supports(Classification)
     info = model.info
     return json_response(
         {

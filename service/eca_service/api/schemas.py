@@ -8,36 +8,47 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from eca_service.api.open_inference_codec import InferRequestBody
-from eca_service.http.strict_json import ClassifyRequest, HFRequestBody, LoadModelRequest
+from eca_service.http.strict_json import HFRequestBody, ImagesRequest, LoadModelRequest
 from eca_service.models.registry import State
 
 
-class _Schema(BaseModel):
+class Schema(BaseModel):
+    """Base of all: no field but those that it names."""
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class ClassifyQuery(_Schema):
-    """Options of a classification."""
+class ModelQuery(Schema):
+    """Which model is asked."""
 
     model: Annotated[
         str | None, Field(max_length=512, description="Id of a loaded model; may be omitted when only one is loaded.")
     ] = None
+
+
+class ModelReference(Schema):
+    """Which model answered."""
+
+    model: Annotated[str, Field(description="Id of the model.", examples=["acme/eca_resnet50"])]
+    revision: Annotated[str, Field(description="Commit of the model, 40 hex digits.", examples=["3f9c1d2" + "0" * 33])]
+
+
+class ClassifyQuery(ModelQuery):
+    """Options of a classification."""
+
     top_k: Annotated[int | None, Field(ge=1, le=100_000, description="Number of classes; five by default.")] = None
 
 
-class ExplainQuery(_Schema):
+class ExplainQuery(ModelQuery):
     """Options of an explanation."""
 
-    model: Annotated[
-        str | None, Field(max_length=512, description="Id of a loaded model; may be omitted when only one is loaded.")
-    ] = None
     class_index: Annotated[
         int | None, Field(ge=0, le=100_000, description="Class to explain; the top class by default.")
     ] = None
     gates: Annotated[bool, Field(description="Whether to return the gate of every channel.")] = False
 
 
-class PredictionInfo(_Schema):
+class PredictionInfo(Schema):
     """One class and its probability."""
 
     label: Annotated[str, Field(description="Name of the class.", examples=["tabby"])]
@@ -45,7 +56,7 @@ class PredictionInfo(_Schema):
     score: Annotated[float, Field(description="Probability, 0 to 1.", examples=[0.8127])]
 
 
-class TimingInfo(_Schema):
+class TimingInfo(Schema):
     """Milliseconds of each step."""
 
     decode: Annotated[float, Field(description="Decoding, resizing and cropping.", examples=[4.1])]
@@ -54,22 +65,24 @@ class TimingInfo(_Schema):
     total: Annotated[float, Field(description="From the headers of the request to this response.", examples=[13.2])]
 
 
-class ImageResultInfo(_Schema):
-    """The result for one image."""
+class ImageInfo(Schema):
+    """What the result for one image has in every task."""
 
-    predictions: Annotated[list[PredictionInfo], Field(description="The top classes, best first.")]
     timing_ms: TimingInfo
     batch_size: Annotated[int, Field(description="Images in the same batch.", examples=[7])]
 
 
-class ClassifyResponse(ImageResultInfo):
+class ClassificationInfo(ImageInfo):
+    """The result for one image."""
+
+    predictions: Annotated[list[PredictionInfo], Field(description="The top classes, best first.")]
+
+
+class ClassifyResponse(ClassificationInfo, ModelReference):
     """Response to a request with one image."""
 
-    model: Annotated[str, Field(description="Id of the model.", examples=["acme/eca_resnet50"])]
-    revision: Annotated[str, Field(description="Commit of the model, 40 hex digits.", examples=["3f9c1d2" + "0" * 33])]
 
-
-class GatesInfo(_Schema):
+class GatesInfo(Schema):
     """Gates of one attention module."""
 
     name: Annotated[str, Field(description="Name of the module.", examples=["layer2.0.se"])]
@@ -82,17 +95,15 @@ class GatesInfo(_Schema):
     values: Annotated[list[float] | None, Field(description="Factor of each channel, with ?gates=true.")] = None
 
 
-class ExplainResponse(_Schema):
+class ExplainResponse(ModelReference):
     """Explanation of a classification."""
 
-    model: Annotated[str, Field(description="Id of the model.", examples=["acme/eca_resnet50"])]
-    revision: Annotated[str, Field(description="Commit of the model, 40 hex digits.", examples=["3f9c1d2" + "0" * 33])]
     prediction: Annotated[PredictionInfo, Field(description="The class that is explained.")]
     gates: Annotated[list[GatesInfo], Field(description="Attention modules in the order in which they run.")]
     heat: Annotated[list[list[float]], Field(description="Grad-CAM: evidence for the class at each place, 0 to 1.")]
 
 
-class ErrorInfo(_Schema):
+class ErrorInfo(Schema):
     """An error."""
 
     code: Annotated[str, Field(description="Code for programs.", examples=["too_many_pixels"])]
@@ -103,28 +114,41 @@ class ErrorInfo(_Schema):
     request_id: Annotated[str, Field(description="As in the X-Request-Id header.", examples=["5e2b"])]
 
 
-class ErrorResponse(_Schema):
+class ErrorResponse(Schema):
     """The shape of every error."""
 
     error: ErrorInfo
 
 
-class BatchResponse(_Schema):
+class BatchResponse(ModelReference):
     """Response to a request with several images, in their order; a bad one fails alone."""
 
-    model: Annotated[str, Field(description="Id of the model.", examples=["acme/eca_resnet50"])]
-    revision: Annotated[str, Field(description="Commit of the model, 40 hex digits.", examples=["3f9c1d2" + "0" * 33])]
-    results: list[ImageResultInfo | ErrorResponse]
+    results: list[ClassificationInfo | ErrorResponse]
 
 
-class HFOutput(_Schema):
+class HFOutput(Schema):
     """One class and its probability, in Hugging Face's shape."""
 
     label: Annotated[str, Field(description="Name of the class.", examples=["tabby"])]
     score: Annotated[float, Field(description="Probability, 0 to 1.", examples=[0.8127])]
 
 
-class ParityInfo(_Schema):
+class HFBox(Schema):
+    """A box in whole pixels of the image, upright."""
+
+    xmin: int
+    ymin: int
+    xmax: int
+    ymax: int
+
+
+class HFObject(HFOutput):
+    """One object, in Hugging Face's shape."""
+
+    box: HFBox
+
+
+class ParityInfo(Schema):
     """The optimized network compared with the network that was loaded."""
 
     same_top1: Annotated[float, Field(description="Share of test images with the same top class.", examples=[1.0])]
@@ -133,7 +157,7 @@ class ParityInfo(_Schema):
     allowed_difference: Annotated[float, Field(description="Largest difference that is accepted.", examples=[0.02])]
 
 
-class ModelResponse(_Schema):
+class ModelResponse(Schema):
     """A model of this process."""
 
     id: Annotated[str, Field(description="Value of ?model=.", examples=["acme/eca_resnet50"])]
@@ -141,6 +165,10 @@ class ModelResponse(_Schema):
     revision: Annotated[str | None, Field(description="Commit of the model, 40 hex digits.")] = None
     architecture: Annotated[str | None, Field(examples=["resnet50"])] = None
     attention: Annotated[str | None, Field(examples=["eca"])] = None
+    tasks: Annotated[
+        list[str] | None,
+        Field(description="What it can do, by /v1/TASK.", examples=[["classify", "embed"]]),
+    ] = None
     labels: Annotated[list[str] | None, Field(description="Names of the classes.")] = None
     activation: Annotated[
         str | None,
@@ -151,20 +179,26 @@ class ModelResponse(_Schema):
     ] = None
     crop: Annotated[float | None, Field(description="Share of the resized image that is kept.", examples=[0.95])] = None
     crop_mode: Annotated[str | None, Field(description="center, or squash: the aspect ratio is not kept.")] = None
+    detector: Annotated[str | None, Field(description="Kind of a detector.", examples=["mask_rcnn"])] = None
+    min_side_px: Annotated[int | None, Field(description="Shorter side of the resized image, of a detector.")] = None
+    max_side_px: Annotated[int | None, Field(description="Limit of its longer side.")] = None
+    min_score: Annotated[float | None, Field(description="Lowest score that a detector answers.")] = None
+    max_detections: Annotated[int | None, Field(description="Objects of an image at most, of a detector.")] = None
+    has_masks: Annotated[bool | None, Field(description="Whether objects come with masks.")] = None
     num_parameters: int | None = None
     weights_bytes: Annotated[int | None, Field(description="Size of its weights in memory.")] = None
     device: Annotated[str | None, Field(examples=["cpu"])] = None
     precision: Annotated[str | None, Field(examples=["float32"])] = None
-    parity: ParityInfo | None = None
+    parity: Annotated[ParityInfo | None, Field(description="null for a network that runs as it was loaded.")] = None
 
 
-class ModelsResponse(_Schema):
+class ModelsResponse(Schema):
     """All models of this process."""
 
     models: list[ModelResponse]
 
 
-class V2Error(_Schema):
+class V2Error(Schema):
     """An error of the Open Inference Protocol."""
 
     error: Annotated[str, Field(description="What is wrong, and what to do.", examples=["The image is ..."])]
@@ -174,7 +208,7 @@ class V2Error(_Schema):
     request_id: str
 
 
-class V2Server(_Schema):
+class V2Server(Schema):
     """Server metadata of the Open Inference Protocol."""
 
     name: Annotated[str, Field(examples=["eca-hub"])]
@@ -182,7 +216,7 @@ class V2Server(_Schema):
     extensions: list[str]
 
 
-class V2State(_Schema):
+class V2State(Schema):
     """Liveness or readiness."""
 
     name: str | None = None
@@ -190,7 +224,7 @@ class V2State(_Schema):
     ready: bool | None = None
 
 
-class V2Tensor(_Schema):
+class V2Tensor(Schema):
     """An input or output of a model; -1 stands for any length."""
 
     name: Annotated[str, Field(examples=["image"])]
@@ -198,7 +232,7 @@ class V2Tensor(_Schema):
     shape: Annotated[list[int], Field(examples=[[-1]])]
 
 
-class V2Model(_Schema):
+class V2Model(Schema):
     """Model metadata of the Open Inference Protocol."""
 
     name: str
@@ -208,7 +242,7 @@ class V2Model(_Schema):
     outputs: list[V2Tensor]
 
 
-class V2Output(_Schema):
+class V2Output(Schema):
     """Scores, or named classes."""
 
     name: Annotated[str, Field(examples=["scores"])]
@@ -218,7 +252,7 @@ class V2Output(_Schema):
     data: list[float] | list[str] | None = None
 
 
-class InferResponse(_Schema):
+class InferResponse(Schema):
     """Response to an inference request."""
 
     model_name: str
@@ -227,7 +261,7 @@ class InferResponse(_Schema):
     outputs: list[V2Output]
 
 
-class HealthResponse(_Schema):
+class HealthResponse(Schema):
     """Liveness or readiness."""
 
     status: Annotated[str, Field(examples=["ok"])]
@@ -249,12 +283,12 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 _IMAGE_BODY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
-CLASSIFY_BODY: dict[str, Any] = {
+IMAGES_BODY: dict[str, Any] = {
     "required": True,
     "content": {
         "image/*": _IMAGE_BODY,
         "application/octet-stream": _IMAGE_BODY,
-        "application/json": {"schema": ClassifyRequest.model_json_schema()},
+        "application/json": {"schema": ImagesRequest.model_json_schema()},
         "multipart/form-data": {
             "schema": {
                 "type": "object",
@@ -266,7 +300,7 @@ CLASSIFY_BODY: dict[str, Any] = {
         },
     },
 }
-"""Body of /v1/classify in OpenAPI: the route parses it itself, so that FastAPI cannot describe it."""
+"""Body of the routes that take images, in OpenAPI: they parse it themselves, so that FastAPI cannot describe it."""
 
 HF_BODY: dict[str, Any] = {
     "required": True,

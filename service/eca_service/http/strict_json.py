@@ -22,8 +22,8 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class ClassifyRequest(_Body):
-    """Images for /v1/classify."""
+class ImagesRequest(_Body):
+    """Images for the routes of all tasks."""
 
     images: Annotated[
         list[str], FailFast(), Field(min_length=1, description="Images in base64.", examples=[["iVBORw0KGgo..."]])
@@ -59,6 +59,9 @@ class HFParameters(_Body):
     function_to_apply: Annotated[
         Activation | None, Field(description="How logits become scores; the model's own by default.")
     ] = None
+    threshold: Annotated[float | None, Field(ge=0, le=1, description="Lowest score of an object; 0.5 by default.")] = (
+        None
+    )
 
 
 class HFRequestBody(_Body):
@@ -74,10 +77,8 @@ class HFRequest:
 
     image: bytes | EcaHubError
     """The image, or what is wrong with its base64."""
-    top_k: int | None
-    """Number of classes."""
-    activation: Activation | None
-    """How logits become scores; None is the model's own."""
+    parameters: HFParameters
+    """Options."""
 
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -91,7 +92,7 @@ def parse_images_json(body: Buffer) -> list[bytes | EcaHubError]:
         BadJson: the body is not JSON.
         InvalidRequest: JSON of another shape.
     """
-    return [decode_base64(text) for text in parse_json(body, ClassifyRequest).images]
+    return [decode_base64(text) for text in parse_json(body, ImagesRequest).images]
 
 
 def parse_hf_json(body: Buffer) -> HFRequest:
@@ -102,8 +103,7 @@ def parse_hf_json(body: Buffer) -> HFRequest:
         InvalidRequest: JSON of another shape.
     """
     request = parse_json(body, HFRequestBody)
-    parameters = request.parameters or HFParameters()
-    return HFRequest(decode_base64(request.inputs), parameters.top_k, parameters.function_to_apply)
+    return HFRequest(decode_base64(request.inputs), request.parameters or HFParameters())
 
 
 def parse_load_request(body: Buffer) -> LoadModelRequest:

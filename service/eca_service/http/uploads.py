@@ -10,7 +10,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from eca_hub import EcaHubError
 from eca_service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
-from eca_service.http.strict_json import Buffer, HFRequest, parse_hf_json, parse_images_json
+from eca_service.http.strict_json import Buffer, HFParameters, HFRequest, parse_hf_json, parse_images_json
 
 # The last one is what curl --data-binary sends by default.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
@@ -88,7 +88,7 @@ def parse_hf_request(body: Buffer, content_type: str, limits: UploadLimits) -> H
     if media_type == _JSON_TYPE:
         request = parse_hf_json(body)
     else:
-        request = HFRequest(_raw_image(body, media_type), top_k=None, activation=None)
+        request = HFRequest(_raw_image(body, media_type), HFParameters())
     return replace(request, image=check_image_size(request.image, limits))
 
 

@@ -5,8 +5,6 @@ megapixels of PNG go through threads of low priority, so that they delay no smal
 after the other, because each may need 400 MB (8 bytes a pixel). Each lane knows how much work it has accepted and how
 fast its last images were decoded, and admits an image only if the wait is within the bound. Limits are checked before
 pixels are made; a bad image fails here, alone, before it reaches a batch.
-
-Shapes: H height, W width; 3 colors, red first.
 """
 
 import asyncio
@@ -20,16 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
-from eca_hub import EcaHubError, EvalTransform, GpuJpegDecoder, ImageLimits
+from eca_hub import EcaHubError, ImageLimits
 from eca_service.errors import Overloaded
 from eca_service.inference.image_cost import FIXED_WORK, image_cost
 from eca_service.inference.model import Decode
-from eca_service.inference.tasks import Task
 from eca_service.inference.types import RawPixels
 
 _SMALL_WORK = 4.0
@@ -45,12 +39,26 @@ _INITIAL_S_PER_MPX = 0.02
 class Decoded:
     """A decoded image."""
 
-    pixels: Tensor
-    """uint8 (3, H, W)."""
+    pixels: Any
+    """The network's input."""
     wait_ms: float
     """Time until a thread was free."""
     decode_ms: float
     """Time in the thread."""
+
+
+class Inputs(Protocol):
+    """Makes the input of a network."""
+
+    def from_file(self, data: bytes, limits: ImageLimits) -> Any:
+        """Decode the bytes of an image; runs in a decoder thread.
+
+        Raises:
+            BadImage: the image is broken or beyond the limits.
+        """
+
+    def from_raw(self, image: RawPixels) -> Any:
+        """Take pixels that have the network's size."""
 
 
 class Lane:
@@ -108,31 +116,28 @@ class Decoder:
     """Decode for one model.
 
     Args:
-        transform: The model's preprocessing.
+        inputs: The model's preprocessing.
         limits: What an image may cost.
         threads: Where the work is done.
-        gpu_jpegs: Decodes ordinary JPEGs on a GPU, if given.
         max_wait_s: Expected wait above which a request is refused.
     """
 
     def __init__(
         self,
-        transform: EvalTransform,
+        inputs: Inputs,
         limits: ImageLimits,
         threads: DecoderThreads,
         *,
-        gpu_jpegs: GpuJpegDecoder | None = None,
         max_wait_s: float = math.inf,
     ) -> None:
-        self._transform = transform
+        self._inputs = inputs
         self._limits = limits
         self._ordinary_limits = replace(limits, max_mpx=min(limits.max_mpx, _LARGE_MPX))
         self._threads = threads
-        self._gpu_jpegs = gpu_jpegs
         self._max_wait_s = max_wait_s
 
     @contextmanager
-    def reserve(self, images: Sequence[bytes | RawPixels]) -> Iterator[list[Decode[Tensor]]]:
+    def reserve(self, images: Sequence[bytes | RawPixels]) -> Iterator[list[Decode[Any]]]:
         """Admit all images of a request, or none; yield for each a function that decodes it.
 
         Raises:
@@ -172,41 +177,33 @@ class Decoder:
                 retry_after_s=min(max(math.ceil(wait_s), 1), 60),
             )
 
-    async def _view(self, image: RawPixels, task: Task[Any]) -> Decoded:
-        config = self._transform.config
-        flat = torch.frombuffer(bytearray(image.data), dtype=torch.uint8)
-        return Decoded(flat.view(3, config.height_px, config.width_px), 0.0, 0.0)
+    async def _view(self, image: RawPixels) -> Decoded:
+        return Decoded(self._inputs.from_raw(image), 0.0, 0.0)
 
-    async def _decode_in_lane(self, admission: "_Admission", data: bytes, task: Task[Any]) -> Decoded:
+    async def _decode_in_lane(self, admission: "_Admission", data: bytes) -> Decoded:
         """Decode in a thread. Cancelling takes the image out of the queue for one."""
         asked_s = time.perf_counter()
         try:
             try:
-                decoded = await self._decode_in_thread(admission.lane, data, task, asked_s)
+                decoded = await self._decode_in_thread(admission.lane, data, asked_s)
             except EcaHubError as error:
                 # Pixels of some formats take more memory than others, which only the decoder knows.
                 if error.code != "too_many_pixels" or admission.lane is self._threads.large:
                     raise
                 self._check_capacity(self._threads.large)
                 admission.move_to(self._threads.large)
-                decoded = await self._decode_in_thread(admission.lane, data, task, asked_s)
+                decoded = await self._decode_in_thread(admission.lane, data, asked_s)
             admission.lane.record(admission.work, decoded.decode_ms / 1000)
             return decoded
         finally:
             admission.release()
 
-    async def _decode_in_thread(self, lane: Lane, data: bytes, task: Task[Any], asked_s: float) -> Decoded:
+    async def _decode_in_thread(self, lane: Lane, data: bytes, asked_s: float) -> Decoded:
         limits = self._limits if lane is self._threads.large else self._ordinary_limits
-
-        def to_input(data: bytes) -> Tensor:
-            pixels = self._gpu_jpegs.decode(data) if self._gpu_jpegs else None
-            if pixels is None:
-                pixels = self._transform.resize_and_crop(self._transform.decode(data, limits=limits))
-            return pixels
 
         def decode() -> Decoded:
             started_s = time.perf_counter()
-            pixels = task.decode(data, to_input)
+            pixels = self._inputs.from_file(data, limits)
             ended_s = time.perf_counter()
             return Decoded(pixels, (started_s - asked_s) * 1000, (ended_s - started_s) * 1000)
 

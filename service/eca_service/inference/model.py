@@ -7,12 +7,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from eca_hub import EcaHubError
 from eca_service.errors import DeadlineExceeded, InvalidRequest, NotEnabled
 from eca_service.inference.batcher import Batcher, Reservation
-from eca_service.inference.tasks import Task, WorkItem
+from eca_service.inference.tasks import Classification, Task, WorkItem
 from eca_service.inference.types import DecodedImage, ImageResult, ModelInfo, RawPixels
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Pixels = TypeVar("Pixels")
 Output = TypeVar("Output")
 Value = TypeVar("Value")
 
-Decode = Callable[[Task[Any]], Awaitable[DecodedImage[Pixels]]]
+Decode = Callable[[], Awaitable[DecodedImage[Pixels]]]
 """Decodes one admitted image to an item of a batch."""
 ReserveDecoding = Callable[[Sequence[bytes | RawPixels]], AbstractContextManager[Sequence[Decode[Pixels]]]]
 """Admits the decoding of all images of a request, or raises `Overloaded`."""
@@ -100,8 +101,7 @@ class ServedModel(Generic[Pixels, Output]):
             Overloaded: decoding or inference has no capacity for all images.
             DeadlineExceeded: the result is late.
         """
-        if task.name not in self.info.tasks:
-            raise InvalidRequest(f"This model cannot {task.name}.", hint=f"It can {', '.join(self.info.tasks)}.")
+        self.check_supports(type(task))
         task.check(self.info)
         started_s = time.perf_counter() if received_at_s is None else received_at_s
         valid = [image for image in images if not isinstance(image, EcaHubError)]
@@ -120,6 +120,16 @@ class ServedModel(Generic[Pixels, Output]):
             except TimeoutError:
                 raise self._late() from None
 
+    def check_supports(self, task: type[Task[Any]]) -> None:
+        """Refuse a task that the network does not support, naming the routes of those that it does.
+
+        Raises:
+            InvalidRequest: it does not support the task.
+        """
+        if task.name not in self.info.tasks:
+            routes = " or ".join(f"/v1/{name}" for name in self.info.tasks)
+            raise InvalidRequest(f"{self.info.model_id} cannot {task.name}.", hint=f"Send images for it to {routes}.")
+
     async def explain(self, image: bytes, class_index: int | None) -> "Explanation":
         """Show where in an image the evidence for a class lies.
 
@@ -129,11 +139,12 @@ class ServedModel(Generic[Pixels, Output]):
 
         Raises:
             NotEnabled: explaining is not switched on.
-            InvalidRequest: there is no class of that index.
+            InvalidRequest: the network is no classifier, or there is no class of that index.
             BadImage: the image is broken, too large, or none.
             Overloaded: several explanations are in flight, or decoding has no capacity.
             DeadlineExceeded: the result is late.
         """
+        self.check_supports(Classification)
         if self._explainer is None:
             raise NotEnabled("Explaining is not switched on.", hint="Start the service with --explain.")
         num_classes = len(self.info.labels)
@@ -142,7 +153,7 @@ class ServedModel(Generic[Pixels, Output]):
         with self._explainer.reserve(), self._reserve_decoding([image]) as (decode,):
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    decoded: Any = await decode(Task())
+                    decoded: Any = await decode()
                     return await self._explainer.explain(decoded.pixels, class_index)
             except TimeoutError:
                 raise self._late() from None
@@ -169,11 +180,12 @@ class ServedModel(Generic[Pixels, Output]):
         try:
             if isinstance(decode, EcaHubError):
                 return decode
-            decoded = await decode(task)
+            decoded = await decode()
             item = await reservation.run(WorkItem(type(task), decoded.pixels))
             output: Any = item.value
+            finish = partial(task.postprocess, output, decoded.pixels, self.info)
             return ImageResult(
-                value=task.postprocess(output, self.info),
+                value=await asyncio.to_thread(finish) if task.is_slow_to_postprocess else finish(),
                 decode_ms=decoded.decode_ms,
                 queue_ms=decoded.wait_ms + item.queue_ms,
                 engine_ms=item.engine_ms,

@@ -1,7 +1,8 @@
 """The plain values that pass between decoding, batching, the engines and the routes. Imports no torch."""
 
-from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 Activation = Literal["softmax", "sigmoid", "none"]
 """How logits become scores."""
@@ -65,7 +66,7 @@ class ParityReport:
     max_difference: float
     """Largest change of a probability."""
     num_images: int
-    """Number of images that were compared."""
+    """Number of images that were compared; 0 for a network that runs as it was loaded."""
     allowed_difference: float = 0.0
     """Largest change that is accepted in this number format."""
     rejected: tuple[str, ...] = ()
@@ -87,22 +88,24 @@ class ModelInfo:
     labels: tuple[str, ...]
     """Names of the classes."""
     height_px: int
-    """Height of the network's input."""
+    """Height of the network's input; 0 where it takes any size."""
     width_px: int
-    """Width of the network's input."""
+    """Width of the network's input; 0 where it takes any size."""
     num_parameters: int
     """Number of learned parameters."""
     device: str
     """Where the network runs."""
     parity: ParityReport
     """Comparison with the network before optimization."""
-    crop: float = 1.0
-    """Share of the resized image that the network sees, in height and in width."""
-    crop_mode: str = "center"
-    """`center`, or `squash`: the aspect ratio is not kept."""
     weights_bytes: int = 0
     """Size of the weights in memory."""
     activation: Activation = "softmax"
     """How logits become scores: `softmax`, or `sigmoid` for a model that gives an image any number of labels."""
     tasks: tuple[str, ...] = ("classify",)
     """Names of the tasks that the network supports."""
+    min_score: float = 0.0
+    """Lowest score of an object that the network answers."""
+    has_masks: bool = False
+    """Whether objects come with masks."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else /v1/models says about it."""

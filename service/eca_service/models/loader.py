@@ -4,14 +4,12 @@ torch is imported here, in a thread, after the port is open: `/healthz` responds
 """
 
 import asyncio
-import copy
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,23 +19,19 @@ from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import TASKS, WorkItem, run_batch
-from eca_service.inference.types import ModelInfo
 from eca_service.models.registry import ModelSource
 from eca_service.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
-    from eca_hub import Classifier
+    from eca_hub import ImageLimits
     from eca_service.inference.decoder import DecoderThreads
     from eca_service.inference.engine import RunBatch
+    from eca_service.models.package import LoadedPackage
     from eca_service.optimize.optimize import OptimizedModel
 
 Result = TypeVar("Result")
-
-_MIN_ITEMS = 64
-"""Refusing fewer costs more than it saves: clients that retry at once take the time that the engines need."""
 
 _logger = logging.getLogger(__name__)
 
@@ -80,28 +74,17 @@ class ModelLoader:
             _logger.critical("a device is lost in this process, which shuts down")
             os.kill(os.getpid(), signal.SIGTERM)
 
-    async def _start(self, loaded: "_Loaded") -> ServedModel["Tensor", "Tensor"]:
-        import torch
-
-        from eca_hub import GpuJpegDecoder, ImageLimits
+    async def _start(self, loaded: "LoadedPackage") -> ServedModel["Tensor", "Tensor"]:
         from eca_service.inference.decoder import Decoder, DecoderThreads
         from eca_service.inference.engine import Engine
         from eca_service.inference.explainer import Explainer
         from eca_service.optimize.optimize import release_memory, trim_heap
 
-        classifier = loaded.classifier
-        settings, image = self._settings, classifier.config.image
+        settings = self._settings
         if self._decoder_threads is None:
             self._decoder_threads = DecoderThreads(settings.num_decoders or self._num_cores)
-        limits = ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
-        on_gpu = settings.decode_on == "gpu"
-        gpu_jpegs = GpuJpegDecoder(classifier.transform, limits, str(loaded.networks[0].device)) if on_gpu else None
         decoder = Decoder(
-            classifier.transform,
-            limits,
-            self._decoder_threads,
-            gpu_jpegs=gpu_jpegs,
-            max_wait_s=settings.max_queue_delay_s,
+            loaded.inputs, _image_limits(settings), self._decoder_threads, max_wait_s=settings.max_queue_delay_s
         )
         engines = [
             Engine(
@@ -125,11 +108,11 @@ class ModelLoader:
                 release_memory(module)
             threading.Thread(target=trim_heap, name="trim heap", daemon=True).start()
 
-        max_batch = settings.max_batch or (4 if all(one.device.type == "cpu" for one in loaded.networks) else 32)
+        max_batch = settings.max_batch or loaded.max_batch
         sizes = _batch_sizes(max_batch) if any(one.has_fixed_sizes for one in loaded.networks) else [1]
-        blank = torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1)
+        [task] = [task for task in TASKS if task.name == loaded.info.tasks[0]]
         try:
-            await asyncio.gather(*(engine.warm_up(WorkItem(TASKS[0], blank), sizes) for engine in engines))
+            await asyncio.gather(*(engine.warm_up(WorkItem(task, loaded.blank), sizes) for engine in engines))
         except BaseException:
             free()
             raise
@@ -139,12 +122,12 @@ class ModelLoader:
             max_wait_ms=settings.max_wait_ms,
             max_items=settings.max_inflight_images,
             max_queue_delay_s=settings.max_queue_delay_s,
-            min_items=min(_MIN_ITEMS, settings.max_inflight_images),
+            min_items=min(loaded.min_items, settings.max_inflight_images),
             s_per_item=max(engine.s_per_image for engine in engines),
         )
         batcher.start()
         return ServedModel(
-            _info_of(loaded),
+            loaded.info,
             reserve_decoding=decoder.reserve,
             batcher=batcher,
             deadline_s=settings.deadline_ms / 1000,
@@ -159,26 +142,18 @@ class ModelLoader:
             self._decoder_threads.close()
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    classifier: "Classifier"
-    """Labels and preprocessing, with the network of the engines."""
-    networks: "list[OptimizedModel]"
-    """The network of the engines, once for each device."""
-    explained: "Classifier | None"
-    """The network as it was loaded: explanations register hooks, which the engines must not run."""
-
-    @property
-    def modules(self) -> list["Module"]:
-        return [*(network.module for network in self.networks), *([self.explained.model] if self.explained else [])]
-
-
-def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
+def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPackage":
     import torch
 
-    from eca_hub import Classifier
-    from eca_service.optimize.optimize import optimize_model, trim_heap
+    from eca_hub import Classifier, Detector, load_predictor
+    from eca_service.models.classifiers import prepare_classifier
+    from eca_service.models.detectors import prepare_detector
+    from eca_service.optimize.optimize import trim_heap
 
+    prepare: dict[type[Any], Callable[..., LoadedPackage]] = {
+        Classifier: prepare_classifier,
+        Detector: prepare_detector,
+    }
     if settings.device == "auto":
         settings = settings.on("cuda" if torch.cuda.is_available() else "cpu")
     devices = settings.devices
@@ -189,13 +164,10 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
             raise BadSetting(f"There is no {device} on this machine.", hint="Set --device to one that is.") from None
     # This thread's work is done before the engines start, each of which has one core.
     torch.set_num_threads(1)
-    classifier = Classifier.from_pretrained(source.id_or_folder, source.revision, device=devices[0])
-    classifier.model_id = source.public_id
-    copies = [classifier, *(_copied_to(device, classifier) for device in devices[1:])]
+    predictor = load_predictor(source.id_or_folder, source.revision, device=devices[0])
+    predictor.model_id = source.public_id
     try:
-        networks = [
-            optimize_model(one, settings.precision, compiled=settings.compile, num_cores=num_cores) for one in copies
-        ]
+        loaded = prepare[type(predictor)](predictor, settings, devices, _image_limits(settings), num_cores)
     except EcaHubError:
         raise
     except Exception as error:
@@ -205,47 +177,20 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> _Loaded:
             f"The network of {source.id_or_folder} does not run: {type(error).__name__}.",
             hint="See the log.",
         ) from error
-    explained = _copied_to(devices[0], classifier) if settings.explain else None
-    classifier.model = networks[0].module
     # The network as it was loaded, and what the parity check needed.
     trim_heap()
-    return _Loaded(classifier, networks, explained)
+    return loaded
+
+
+def _image_limits(settings: Settings) -> "ImageLimits":
+    from eca_hub import ImageLimits
+
+    return ImageLimits(max_bytes=int(settings.max_image_mib * 2**20), max_mpx=settings.max_image_mpx)
 
 
 def _run_batch_of(network: "OptimizedModel") -> "RunBatch":
     forwards = network.new_forwards()
     return lambda items: run_batch(forwards, items)
-
-
-def _copied_to(device: str, classifier: "Classifier") -> "Classifier":
-    """The same classifier with weights of its own."""
-    copied = copy.copy(classifier)
-    copied.model = copy.deepcopy(classifier.model).to(device)
-    return copied
-
-
-def _info_of(loaded: _Loaded) -> ModelInfo:
-    from eca_service.optimize.optimize import num_bytes
-
-    classifier, networks, config = loaded.classifier, loaded.networks, loaded.classifier.config
-    return ModelInfo(
-        model_id=classifier.model_id,
-        revision=classifier.revision,
-        architecture=config.architecture,
-        attention=config.attention,
-        labels=config.labels,
-        activation=config.activation,
-        height_px=config.image.height_px,
-        crop=config.image.crop,
-        crop_mode=config.image.crop_mode,
-        width_px=config.image.width_px,
-        num_parameters=networks[0].num_parameters,
-        device=",".join(str(network.device) for network in networks),
-        # Of several devices, the one whose probabilities moved furthest.
-        parity=max((network.parity for network in networks), key=lambda report: report.max_difference),
-        weights_bytes=sum(map(num_bytes, loaded.modules)),
-        tasks=networks[0].tasks,
-    )
 
 
 def _batch_sizes(max_batch: int) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from eca_hub import Classifier
 from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.engine import Forward
-from eca_service.inference.tasks import TASKS, Task
+from eca_service.inference.tasks import CLASSIFIER_TASKS, Task
 from eca_service.inference.types import Activation, ParityReport
 from eca_service.optimize.compile import CompiledNetwork, check_compiler
 from eca_service.optimize.cuda_graphs import CUDAGraphRunner
@@ -34,8 +34,8 @@ _TYPICAL_BATCH = 4
 
 _logger = logging.getLogger(__name__)
 
-Forwards = Mapping[str, Forward]
-"""Task name to its forward."""
+Forwards = Mapping[str, Callable[[Any], Any]]
+"""Task name to the function that maps a collated batch to float32 rows on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def optimize_model(
     parameters = list(classifier.model.parameters())
     device, num_parameters = parameters[0].device, sum(parameter.numel() for parameter in parameters)
     formats = list(_formats(precision, device))
-    tasks = tuple(task.name for task in TASKS if task.is_supported_by(classifier.model))
+    tasks = tuple(task.name for task in CLASSIFIER_TASKS if task.is_supported_by(classifier.model))
     if compiled:
         check_compiler(device.type)
     pixels_N3HW = parity_images(classifier.transform)
@@ -95,7 +95,8 @@ def optimize_model(
         for dtype in formats:
             module = apply_layout(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
             new_forwards = _forwards_for(module, classifier, device, dtype)
-            found_NK = _probabilities(new_forwards()[TASKS[0].name], pixels_N3HW, classifier.config.activation)
+            first = new_forwards()[CLASSIFIER_TASKS[0].name]
+            found_NK = _probabilities(first, pixels_N3HW, classifier.config.activation)
             expected_NK = expecting.result()
             if not bool(expected_NK.isfinite().all()):
                 raise UnfitModel(f"The outputs of {classifier.model_id} are not finite.", hint="Train it again.")
@@ -207,13 +208,14 @@ def _forwards_for(
     eager = module.network if isinstance(module, CompiledNetwork) else module
 
     def forward_of(task: type[Task[Any]]) -> Forward:
-        network = module if task is TASKS[0] else eager
+        network = module if task is CLASSIFIER_TASKS[0] else eager
 
         def run(pixels_N3HW: Tensor) -> Tensor:
             x_N3HW = classifier.transform.normalize(pixels_N3HW).to(dtype)
-            return task.forward(network, x_N3HW.contiguous(memory_format=torch.channels_last)).float()
+            rows: Any = task.forward(network, x_N3HW.contiguous(memory_format=torch.channels_last))
+            return rows.float()  # type: ignore[no-any-return]
 
         # On a processor all engines run the same function; on a GPU each has memory and a stream of its own.
         return CUDAGraphRunner(run, device) if device.type == "cuda" else run
 
-    return lambda: {task.name: forward_of(task) for task in TASKS if task.is_supported_by(eager)}
+    return lambda: {task.name: forward_of(task) for task in CLASSIFIER_TASKS if task.is_supported_by(eager)}

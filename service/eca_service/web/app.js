@@ -66,25 +66,50 @@ async function loadModels() {
   if (models.some((model) => model.id === chosen)) select.value = chosen;
   select.disabled = !models.some((model) => model.state === "ready");
   showStatus(models.length ? "" : "No model is loaded.");
-  showCode();
+  showTask();
   if (models.some((model) => model.state === "loading")) setTimeout(loadModels, 1000);
+}
+
+// What a model is for: how an image is sent to it, how the response is shown, and the same from a program.
+const TASKS = {
+  classify: {
+    query: (model) => ({ top_k: between(1, Number(byId("top-k").value) || 5, model.labels.length) }),
+    show: showPredictions,
+    canExplain: true,
+  },
+  detect: {
+    query: (model) => ({
+      min_score: between(model.min_score, Number(byId("min-score").value), 1),
+      ...(model.has_masks ? { masks: "polygon" } : {}),
+    }),
+    show: showDetections,
+    canExplain: false,
+  },
+};
+const between = (low, value, high) => Math.max(low, Math.min(value, high));
+const chosenModel = () => models.find((model) => model.id === byId("model").value);
+const taskName = (model) => (model?.tasks?.[0] in TASKS ? model.tasks[0] : "classify");
+
+function showTask() {
+  for (const node of document.querySelectorAll("[data-task]")) node.hidden = node.dataset.task !== taskName(chosenModel());
+  showCode();
 }
 
 const showStatus = (text) => { byId("status").textContent = text; };
 
 // Images
 
-async function classifyFiles(files) {
+async function sendFiles(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
   if (images.length < files.length) showStatus("Files that are not images were left out.");
-  else showStatus(images.length > 1 ? `Classifying ${images.length} images.` : "");
+  else showStatus(images.length > 1 ? `Sending ${images.length} images.` : "");
   for (const file of images) {
     lastName = file.name || "image.png";
     const card = addCard(file);
-    await classify(file, card);
+    await send(file, card);
   }
   showCode();
-  if (images.length) showStatus(`${images.length} ${images.length > 1 ? "images are" : "image is"} classified.`);
+  if (images.length) showStatus(`${images.length} ${images.length > 1 ? "images are" : "image is"} done.`);
 }
 
 function addCard(file) {
@@ -98,36 +123,88 @@ function addCard(file) {
   return card;
 }
 
-async function classify(file, card) {
-  const model = byId("model").value;
+async function send(file, card) {
+  const model = chosenModel(), name = taskName(model), task = TASKS[name];
   try {
-    const topK = Math.max(1, Math.min(Number(byId("top-k").value) || 5, models.find((one) => one.id === model)?.labels?.length ?? 5));
-    const body = await request(`v1/classify?${query({ top_k: topK })}`, {
+    if (!model) throw new Error("No model is ready.");
+    const body = await request(`v1/${name}?${query(task.query(model))}`, {
       method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
     });
-    showPredictions(card, body);
+    await task.show(card, body);
+    showTiming(card, body);
+    if (!task.canExplain) return;
     const button = card.querySelector(".explain");
     button.hidden = false;
-    button.addEventListener("click", () => explain(file, card, model, button));
+    button.addEventListener("click", () => explain(file, card, model.id, button));
   } catch (error) {
     showError(card, error);
   }
 }
 
-function showPredictions(card, body) {
+function showBars(card, rows) {
   card.querySelector(".bars").replaceChildren(
-    ...body.predictions.map(({ label, score }) =>
+    ...rows.map(({ label, score }) =>
       element("li", {},
         element("span", { className: "label", textContent: label }),
         element("meter", { min: 0, max: 1, value: score, ariaLabel: label }),
         element("span", { className: "score", textContent: `${(100 * score).toFixed(1)} %` })),
     ),
   );
+}
+
+function showPredictions(card, body) {
+  showBars(card, body.predictions);
+}
+
+function showTiming(card, body) {
   const { decode, queue, engine, total } = body.timing_ms;
   const ms = (value) => `${value.toFixed(1)} ms`;
   card.querySelector(".timing").textContent =
     `decode ${ms(decode)}, queue ${ms(queue)}, engine ${ms(engine)}, total ${ms(total)}; batch of ${body.batch_size}; ` +
     `${body.model} at ${body.revision.slice(0, 12)}`;
+}
+
+// Detections: boxes, masks and labels over the image, and the same as a list
+
+const COLORS = ["#e6194b", "#2e8b3e", "#0082c8", "#b85c00", "#911eb4", "#008080", "#c71fbe", "#6b6b00", "#8a5a1e", "#000080"];
+
+async function showDetections(card, body) {
+  const image = card.querySelector("img"), canvas = card.querySelector(".overlay"), found = body.detections;
+  card.classList.add("wide");
+  await image.decode();
+  showBars(card, found);
+  if (!found.length) card.querySelector(".bars").replaceChildren(element("li", { textContent: "Nothing found." }));
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = image.clientWidth * ratio;
+  canvas.height = image.clientHeight * ratio;
+  canvas.classList.add("drawing");
+  const context = canvas.getContext("2d");
+  const [scaleX, scaleY] = [canvas.width / image.naturalWidth, canvas.height / image.naturalHeight];
+  // The most certain object is drawn last, on top.
+  for (const each of [...found].reverse()) drawObject(context, each, scaleX, scaleY, ratio);
+  canvas.hidden = false;
+  const names = found.map(({ label, score }) => `${label} ${score.toFixed(2)}`).join(", ");
+  image.alt += `; ${found.length === 1 ? "1 object" : `${found.length} objects`} found${names ? `: ${names}` : ""}`;
+}
+
+function drawObject(context, { label, index, score, box, mask }, scaleX, scaleY, ratio) {
+  const color = COLORS[index % COLORS.length];
+  const [left, top] = [box.xmin * scaleX, box.ymin * scaleY];
+  Object.assign(context, { fillStyle: color, strokeStyle: color, lineWidth: 2 * ratio, globalAlpha: 0.4 });
+  for (const outline of mask ?? []) {
+    context.beginPath();
+    for (let place = 0; place < outline.length; place += 2) context.lineTo(outline[place] * scaleX, outline[place + 1] * scaleY);
+    context.fill();
+  }
+  context.globalAlpha = 1;
+  context.strokeRect(left, top, (box.xmax - box.xmin) * scaleX, (box.ymax - box.ymin) * scaleY);
+  const size = 13 * ratio, text = `${label} ${score.toFixed(2)}`;
+  context.font = `${size}px system-ui, sans-serif`;
+  const width = context.measureText(text).width + 6 * ratio, height = size + 5 * ratio;
+  const x = between(0, left, Math.max(0, context.canvas.width - width)), y = top >= height ? top - height : top;
+  context.fillRect(x, y, width, height);
+  context.fillStyle = "#ffffff";
+  context.fillText(text, x + 3 * ratio, y + size);
 }
 
 function showError(card, error) {
@@ -212,25 +289,46 @@ function color(value) {
 
 // Code
 
+const python = JSON.stringify;
 const SNIPPETS = {
-  curl: (url, model, name) => `curl --data-binary @${shell(name)} '${url}v1/classify?model=${encodeURIComponent(model)}&top_k=5'`,
-  Python: (url, model, name) => `import eca_hub
+  classify: {
+    curl: (url, model, name) => `curl --data-binary @${shell(name)} '${urlFor(url, model, { top_k: 5 })}'`,
+    Python: (url, model, name) => `import eca_hub
 
-classifier = eca_hub.Classifier.from_pretrained(${JSON.stringify(model)})
-print(classifier.predict(${JSON.stringify(name)}, top_k=5))`,
-  InferenceClient: (url, model, name) => `from huggingface_hub import InferenceClient
+classifier = eca_hub.Classifier.from_pretrained(${python(model)})
+print(classifier.predict(${python(name)}, top_k=5))`,
+    InferenceClient: (url, model, name) => `from huggingface_hub import InferenceClient
 
-client = InferenceClient(model=${JSON.stringify(`${url}models/${model}`)})
-print(client.image_classification(${JSON.stringify(name)}))`,
-  JavaScript: (url, model) => `const body = document.querySelector("input[type=file]").files[0];
-const url = ${JSON.stringify(`${url}v1/classify?model=${encodeURIComponent(model)}`)};
-const { predictions } = await (await fetch(url, { method: "POST", body })).json();`,
+client = InferenceClient(model=${python(`${url}models/${model}`)})
+print(client.image_classification(${python(name)}))`,
+    JavaScript: (url, model) => script(urlFor(url, model, { top_k: 5 }), "predictions"),
+  },
+  detect: {
+    curl: (url, model, name) => `curl --data-binary @${shell(name)} '${urlFor(url, model, minScore())}'`,
+    Python: (url, model, name) => `import eca_hub
+
+detector = eca_hub.Detector.from_pretrained(${python(model)})
+print(detector.predict(${python(name)}, min_score=${minScore().min_score}))`,
+    InferenceClient: (url, model, name) => `from huggingface_hub import InferenceClient
+
+client = InferenceClient(model=${python(`${url}models/${model}`)})
+print(client.object_detection(${python(name)}, threshold=${minScore().min_score}))`,
+    JavaScript: (url, model) => script(urlFor(url, model, minScore()), "detections"),
+  },
 };
+const TABS = Object.keys(SNIPPETS.classify);
+const minScore = () => ({ min_score: TASKS.detect.query(chosenModel()).min_score });
+const urlFor = (url, model, options) =>
+  `${url}v1/${taskName(chosenModel())}?model=${encodeURIComponent(model)}&${new URLSearchParams(options)}`;
+const script = (url, field) => `const body = document.querySelector("input[type=file]").files[0];
+const url = ${JSON.stringify(url)};
+const { ${field} } = await (await fetch(url, { method: "POST", body })).json();`;
 const shell = (name) => `'${name.replaceAll("'", "'\\''")}'`;
 let tab = "curl";
 
 function showCode() {
-  byId("code").firstElementChild.textContent = SNIPPETS[tab](base.href, byId("model").value, lastName);
+  const snippet = SNIPPETS[taskName(chosenModel())][tab];
+  byId("code").firstElementChild.textContent = snippet(base.href, byId("model").value, lastName);
   for (const button of byId("tabs").children) {
     const isSelected = button.textContent === tab;
     button.setAttribute("aria-selected", String(isSelected));
@@ -239,7 +337,7 @@ function showCode() {
 }
 
 function addTabs() {
-  byId("tabs").append(...Object.keys(SNIPPETS).map((name) => {
+  byId("tabs").append(...TABS.map((name) => {
     const button = element("button", { type: "button", textContent: name });
     button.setAttribute("role", "tab");
     button.setAttribute("aria-controls", "code");
@@ -247,8 +345,7 @@ function addTabs() {
     button.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!step) return;
-      const names = Object.keys(SNIPPETS);
-      tab = names[(names.indexOf(tab) + step + names.length) % names.length];
+      tab = TABS[(TABS.indexOf(tab) + step + TABS.length) % TABS.length];
       showCode();
       byId("tabs").querySelector('[aria-selected="true"]').focus();
     });
@@ -264,7 +361,7 @@ function addSamples() {
     const button = element("button", { type: "button" }, element("img", { src: url.href, alt: `Sample ${number}` }));
     button.addEventListener("click", async () => {
       const blob = await (await fetch(url)).blob();
-      await classifyFiles([new File([blob], `sample-${number}.jpg`, { type: "image/jpeg" })]);
+      await sendFiles([new File([blob], `sample-${number}.jpg`, { type: "image/jpeg" })]);
     });
     byId("samples").append(button);
   }
@@ -272,18 +369,19 @@ function addSamples() {
 
 function listen() {
   for (const input of [byId("files"), byId("camera")]) {
-    input.addEventListener("change", async () => { await classifyFiles(input.files); input.value = ""; });
+    input.addEventListener("change", async () => { await sendFiles(input.files); input.value = ""; });
   }
   const drop = byId("drop");
   for (const name of ["dragenter", "dragover"]) {
     drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
   }
   for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => { event.preventDefault(); classifyFiles(event.dataTransfer.files); });
+  drop.addEventListener("drop", (event) => { event.preventDefault(); sendFiles(event.dataTransfer.files); });
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData?.files.length) classifyFiles(event.clipboardData.files);
+    if (event.clipboardData?.files.length) sendFiles(event.clipboardData.files);
   });
-  byId("model").addEventListener("change", showCode);
+  byId("model").addEventListener("change", showTask);
+  byId("min-score").addEventListener("change", showCode);
   byId("api-key").addEventListener("change", loadModels);
   byId("theme").addEventListener("click", () => setDark(!document.documentElement.classList.contains("dark")));
 }

@@ -18,11 +18,14 @@ def test_images_are_returned_in_order() -> None:
 
 def test_a_request_in_hugging_faces_shape_has_an_image_and_options() -> None:
     request = parse_hf_json(json.dumps({"inputs": PACKED}).encode())
-    assert (request.image, request.top_k, request.activation) == (b"image", None, None)
+    assert request.image == b"image"
+    assert request.parameters.model_dump(exclude_none=True) == {}
     parameters = {"top_k": 3, "function_to_apply": "sigmoid"}
     request = parse_hf_json(json.dumps({"inputs": PACKED, "parameters": parameters}).encode())
-    assert (request.top_k, request.activation) == (3, "sigmoid")
-    assert parse_hf_json(json.dumps({"inputs": PACKED, "parameters": None}).encode()).activation is None
+    assert request.parameters.model_dump(exclude_none=True) == parameters
+    request = parse_hf_json(json.dumps({"inputs": PACKED, "parameters": {"threshold": 1}}).encode())
+    assert request.parameters.threshold == 1.0
+    assert parse_hf_json(json.dumps({"inputs": PACKED, "parameters": None}).encode()).parameters.top_k is None
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,12 @@ from eca_hub.errors import NotAnImage, TooManyPixels
 from eca_hub.images.decode import DecodedImage
 from eca_service.errors import Overloaded
 from eca_service.inference.decoder import Decoded, Decoder, DecoderThreads
-from eca_service.inference.tasks import Classification
 from eca_service.inference.types import RawPixels
+from eca_service.models.classifiers import ClassifierInputs
 from tests.images.image_files import encode
 from tests.service.fakes import png
 
 TRANSFORM = eca_hub.EvalTransform(eca_hub.ImageConfig(24, 32, crop=1.0))
-CLASSIFY = Classification()
 
 
 @contextmanager
@@ -37,7 +36,7 @@ def lanes(num_threads: int = 1) -> Iterator[DecoderThreads]:
 def decode(decoder: Decoder, *images: bytes | RawPixels) -> list[Decoded]:
     async def work() -> list[Decoded]:
         with decoder.reserve(images) as decodes:
-            found = await asyncio.gather(*(one(CLASSIFY) for one in decodes))
+            found = await asyncio.gather(*(one() for one in decodes))
         assert all(isinstance(one, Decoded) for one in found)
         return found  # type: ignore[return-value]
 
@@ -46,7 +45,7 @@ def decode(decoder: Decoder, *images: bytes | RawPixels) -> list[Decoded]:
 
 def test_an_image_becomes_the_pixels_that_the_library_makes() -> None:
     with lanes() as threads:
-        (decoded,) = decode(Decoder(TRANSFORM, eca_hub.ImageLimits(), threads), png(50, 40, "teal"))
+        (decoded,) = decode(Decoder(ClassifierInputs(TRANSFORM), eca_hub.ImageLimits(), threads), png(50, 40, "teal"))
     assert torch.equal(decoded.pixels, TRANSFORM.resize_and_crop(eca_hub.decode_image(png(50, 40, "teal"))))
     assert decoded.pixels.shape == (3, 24, 32)
     assert decoded.decode_ms > 0
@@ -56,14 +55,16 @@ def test_an_image_becomes_the_pixels_that_the_library_makes() -> None:
 def test_raw_pixels_keep_their_place_among_encoded_images() -> None:
     raw = RawPixels(bytes(range(256)) * 9)
     with lanes() as threads:
-        first, second, third = decode(Decoder(TRANSFORM, eca_hub.ImageLimits(), threads), png(), raw, png())
+        first, second, third = decode(
+            Decoder(ClassifierInputs(TRANSFORM), eca_hub.ImageLimits(), threads), png(), raw, png()
+        )
     assert torch.equal(first.pixels, third.pixels)
     assert second.pixels.flatten().tolist() == list(raw.data)
 
 
 def test_limits_hold() -> None:
     with lanes() as threads:
-        decoder = Decoder(TRANSFORM, eca_hub.ImageLimits(max_mpx=0.01), threads)
+        decoder = Decoder(ClassifierInputs(TRANSFORM), eca_hub.ImageLimits(max_mpx=0.01), threads)
         with pytest.raises(TooManyPixels):
             decode(decoder, png(200, 100))
         with pytest.raises(NotAnImage):
@@ -81,7 +82,7 @@ def test_jpegs_may_be_decoded_elsewhere_and_the_rest_is_not() -> None:
 
     gpu_jpegs = eca_hub.GpuJpegDecoder(TRANSFORM, eca_hub.ImageLimits(), "cpu", decode=decode_jpeg)
     with lanes() as threads:
-        decoder = Decoder(TRANSFORM, eca_hub.ImageLimits(), threads, gpu_jpegs=gpu_jpegs)
+        decoder = Decoder(ClassifierInputs(TRANSFORM, gpu_jpegs), eca_hub.ImageLimits(), threads)
         jpeg, rest = decode(decoder, usual, other)
         assert bool((jpeg.pixels == 7).all())
         assert torch.equal(rest.pixels, TRANSFORM.resize_and_crop(eca_hub.decode_image(other)))
@@ -109,7 +110,7 @@ def grey(width: int, height: int, file_format: str = "PNG") -> bytes:
 def test_an_image_goes_to_the_lane_of_its_cost() -> None:
     transform = RecordingTransform()
     with lanes(2) as threads:
-        decoder = Decoder(transform, eca_hub.ImageLimits(max_mpx=20), threads)
+        decoder = Decoder(ClassifierInputs(transform), eca_hub.ImageLimits(max_mpx=20), threads)
         for data in (png(50, 40), grey(3000, 1000), grey(3000, 3000), grey(3000, 3000, "JPEG"), grey(4500, 4000)):
             decode(decoder, data)
         with pytest.raises(TooManyPixels, match="the limit is 20 Mpx"):
@@ -120,7 +121,7 @@ def test_an_image_goes_to_the_lane_of_its_cost() -> None:
 def test_an_image_whose_pixels_take_more_memory_than_its_size_suggests_is_decoded_in_the_large_lane() -> None:
     transform = RecordingTransform()
     with lanes() as threads:
-        decode(Decoder(transform, eca_hub.ImageLimits(), threads), grey(3000, 3000, "WEBP"))
+        decode(Decoder(ClassifierInputs(transform), eca_hub.ImageLimits(), threads), grey(3000, 3000, "WEBP"))
     assert transform.threads == ["large decoder"]
 
 
@@ -139,7 +140,7 @@ def test_costly_images_are_decoded_by_threads_of_low_priority() -> None:
 def test_a_lane_with_more_work_than_the_bound_refuses_and_the_others_do_not() -> None:
     costly, small = grey(3000, 3000), png()
     with lanes() as threads:
-        decoder = Decoder(TRANSFORM, eca_hub.ImageLimits(), threads, max_wait_s=1.0)
+        decoder = Decoder(ClassifierInputs(TRANSFORM), eca_hub.ImageLimits(), threads, max_wait_s=1.0)
         # 9 megapixels at 0.02 s each: six of them take 1.09 s.
         with decoder.reserve([costly] * 6):
             with pytest.raises(Overloaded, match=r"take 1\.1 s to decode and 1 s is the limit") as refusal:
@@ -154,11 +155,14 @@ def test_a_lane_with_more_work_than_the_bound_refuses_and_the_others_do_not() ->
 
 def test_decoded_images_count_no_longer_and_teach_the_lane_its_speed() -> None:
     async def work() -> tuple[float, float, float]:
-        with lanes() as threads, Decoder(TRANSFORM, eca_hub.ImageLimits(), threads).reserve([png()] * 2) as decodes:
+        with (
+            lanes() as threads,
+            Decoder(ClassifierInputs(TRANSFORM), eca_hub.ImageLimits(), threads).reserve([png()] * 2) as decodes,
+        ):
             before_s = threads.small.expected_wait_s
-            await decodes[0](CLASSIFY)
+            await decodes[0]()
             between_s = threads.small.expected_wait_s
-            await decodes[1](CLASSIFY)
+            await decodes[1]()
             return before_s, between_s, threads.small.expected_wait_s
 
     before_s, between_s, after_s = asyncio.run(work())
@@ -169,7 +173,7 @@ def test_decoded_images_count_no_longer_and_teach_the_lane_its_speed() -> None:
 def test_a_size_beyond_all_limits_costs_the_other_requests_nothing() -> None:
     header = png()[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + png()[24:]
     with lanes() as threads:
-        decoder = Decoder(TRANSFORM, eca_hub.ImageLimits(), threads, max_wait_s=1.0)
+        decoder = Decoder(ClassifierInputs(TRANSFORM), eca_hub.ImageLimits(), threads, max_wait_s=1.0)
         with decoder.reserve([header] * 8), decoder.reserve([png()]):
             pass
         with pytest.raises((TooManyPixels, NotAnImage)):

@@ -110,7 +110,7 @@ def test_a_network_that_fails_on_ordinary_images_is_a_typed_error(folder: str, m
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("Kernel size can't be greater than actual input size")
 
-    monkeypatch.setattr("eca_service.optimize.optimize.optimize_model", fail)
+    monkeypatch.setattr("eca_service.models.classifiers.optimize_model", fail)
 
     async def scene() -> None:
         async with opened(folder, num_engines=1):

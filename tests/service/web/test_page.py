@@ -1,5 +1,13 @@
-"""The page at /, in a real Chromium, against a real process."""
+"""The page at /, in a real Chromium, against a real process.
 
+With ECA_PAGE_SCREENSHOT=FILE the test of detections writes the page as it shows ECA_PAGE_IMAGE to ECA_PAGE_MODEL, a
+detector package; the image of the README was made so:
+
+    ECA_PAGE_SCREENSHOT=.github/page.png ECA_PAGE_MODEL=RUN ECA_PAGE_IMAGE=cat.jpg \
+        pytest -m slow -n 0 tests/service/web -k screenshot
+"""
+
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import eca_hub
-from tests.service.server_process import Served, served
+from tests.service.server_process import Served, save_tiny_detector, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
 
@@ -33,7 +42,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("page")
     save(folder / "first", ("cat", "dog", HOSTILE))
     save(folder / "second", ("apple", "pear"))
-    names = ("--model", str(folder / "first"), "--model", str(folder / "second"))
+    save_tiny_detector(folder / "third")
+    names = [word for name in ("first", "second", "third") for word in ("--model", str(folder / name))]
     with served(*names, "--explain", "true") as running:
         running.wait_until_ready()
         yield running
@@ -57,7 +67,7 @@ def page(service: Served, browser: Any) -> Iterator[Any]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.goto(f"{service.url}/")
-    playwright.expect(page.locator("#model option")).to_have_count(2)
+    playwright.expect(page.locator("#model option")).to_have_count(3)
     yield page
     assert [text for text in complaints if "status of 4" not in text] == []
     context.close()
@@ -84,7 +94,7 @@ def test_an_uploaded_image_gets_bars_a_timing_and_labels_that_are_only_text(page
     card = page.locator(".result")
     playwright.expect(card.locator(".bars li")).to_have_count(3)
     assert sorted(card.locator(".bars .label").all_inner_texts()) == sorted(["cat", "dog", HOSTILE])
-    assert page.title() == "eca-hub: classify an image"
+    assert page.title() == "eca-hub: try a model"
     assert "batch of 1" in card.locator(".timing").inner_text()
 
 
@@ -157,6 +167,75 @@ def test_the_lines_for_programs_name_this_model_and_this_image(page: Any, image_
     assert "/v1/classify?model=" in code.inner_text()
 
 
+def detect(page: Any, image_file: Path, min_score: str = "0.05") -> Any:
+    """Show an image to the detector; return its card once the objects are drawn."""
+    page.select_option("#model", index=2)
+    page.fill("#min-score", min_score)
+    choose(page, image_file)
+    card = page.locator(".result").first
+    playwright.expect(card.locator(".overlay.drawing")).to_be_visible()
+    playwright.expect(card.locator(".timing")).to_contain_text("batch of")
+    return card
+
+
+NUM_DRAWN = """canvas => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return data.filter((value, place) => place % 4 === 3 && value > 0).length;
+}"""
+
+
+def test_a_detector_has_its_own_option_and_its_objects_are_listed_and_drawn(page: Any, image_file: Path) -> None:
+    playwright.expect(page.locator("#min-score")).to_be_hidden()
+    card = detect(page, image_file)
+    playwright.expect(page.locator("#top-k")).to_be_hidden()
+    labels = card.locator(".bars .label").all_inner_texts()
+    assert labels
+    assert set(labels) <= {"bar", "disk"}
+    assert card.locator(".overlay").evaluate(NUM_DRAWN) > 100
+    assert card.locator(".overlay").bounding_box() == card.locator(".image img").bounding_box()
+    assert f"{len(labels)} object" in card.locator("img").get_attribute("alt")
+    playwright.expect(card.locator(".explain")).to_be_hidden()
+
+
+def test_an_image_without_objects_says_so(page: Any, image_file: Path) -> None:
+    card = detect(page, image_file, "1")
+    assert card.locator(".bars").inner_text() == "Nothing found."
+    assert card.locator(".overlay").evaluate(NUM_DRAWN) == 0
+
+
+def test_the_lines_for_programs_are_those_of_a_detector(page: Any, image_file: Path) -> None:
+    detect(page, image_file, "0.25")
+    code = page.locator("#code")
+    assert "/v1/detect?model=" in code.inner_text()
+    assert "min_score=0.25" in code.inner_text()
+    page.get_by_role("tab", name="Python").click()
+    assert "eca_hub.Detector.from_pretrained(" in code.inner_text()
+    page.get_by_role("tab", name="InferenceClient").click()
+    assert 'object_detection("a photo.jpg", threshold=0.25)' in code.inner_text()
+    page.get_by_role("tab", name="JavaScript").click()
+    assert "const { detections }" in code.inner_text()
+    page.select_option("#model", index=0)
+    playwright.expect(code).to_contain_text("const { predictions }")
+
+
+@pytest.mark.skipif("ECA_PAGE_SCREENSHOT" not in os.environ, reason="ECA_PAGE_SCREENSHOT names no file")
+def test_a_screenshot_is_written_on_request(browser: Any) -> None:
+    with served("--model", f"acme/mask_rcnn_eca_resnet18={os.environ['ECA_PAGE_MODEL']}") as running:
+        running.wait_until_ready()
+        context = browser.new_context(viewport={"width": 1000, "height": 900}, color_scheme="light")
+        page = context.new_page()
+        page.goto(f"{running.url}/")
+        playwright.expect(page.locator("#min-score")).to_be_visible()
+        page.fill("#min-score", os.environ.get("ECA_PAGE_MIN_SCORE", "0.5"))
+        choose(page, Path(os.environ["ECA_PAGE_IMAGE"]))
+        playwright.expect(page.locator(".result .timing")).to_contain_text("batch of")
+        file = Path(os.environ["ECA_PAGE_SCREENSHOT"])
+        page.screenshot(path=file, full_page=True)
+        context.close()
+    # Few colors are enough for a page, and the file becomes a third as large.
+    Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
+
+
 def test_dark_follows_the_system_and_the_button(service: Served, browser: Any) -> None:
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()
@@ -176,10 +255,11 @@ def test_axe_finds_nothing_serious(service: Served, browser: Any, image_file: Pa
     context = browser.new_context(color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
     page.goto(f"{service.url}/")
-    playwright.expect(page.locator("#model option")).to_have_count(2)
+    playwright.expect(page.locator("#model option")).to_have_count(3)
     choose(page, image_file)
     page.locator(".explain").click()
     playwright.expect(page.locator(".gates figure")).to_have_count(9)
+    detect(page, image_file)
     violations = Axe().run(page).response["violations"]
     assert [(each["id"], each["impact"]) for each in violations if each["impact"] in ("serious", "critical")] == []
     context.close()
@@ -189,7 +269,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(service: Served, browser: A
     context = browser.new_context(viewport={"width": 360, "height": 740})
     page = context.new_page()
     page.goto(f"{service.url}/")
-    playwright.expect(page.locator("#model option")).to_have_count(2)
+    playwright.expect(page.locator("#model option")).to_have_count(3)
     choose(page, image_file)
     playwright.expect(page.locator(".result .bars li")).to_have_count(3)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from eca_hub.errors import InvalidConfig
@@ -104,6 +105,17 @@ def test_a_broken_image_is_named_and_left_out(root: Path, tmp_path: Path) -> Non
     assert [Path(bad.name).name for bad in batch.bad_samples] == ["1.png", "2.png"]
 
 
+def test_images_of_12_bits_use_the_whole_range_where_the_data_say_so(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    width, height = SIZES[0]
+    samples_HW = np.full((height, width), 4095, np.uint16)
+    Image.fromarray(samples_HW).save(root / "train2017/0.png")
+    for bit_depth, white in ((12, 255), (None, 15)):
+        image = plain(root, bit_depth=bit_depth).dataset("train")[BatchIndex(0, [0])].images[0]
+        assert image.shape == (3, height, width)
+        assert set(image.flatten().tolist()) == {white}
+
+
 def test_batches_hold_images_of_one_kind_and_an_epoch_every_image_once() -> None:
     is_upright = [index % 3 == 0 for index in range(31)]
     position = (4, 0)
@@ -133,7 +145,7 @@ def test_run_length_code_and_polygons_draw_the_same_mask() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"max_objects": 0}, {"num_workers": -1}, {"smallest_images": -1}]
+    "options", [{"batch_size": 0}, {"max_objects": 0}, {"num_workers": -1}, {"smallest_images": -1}, {"bit_depth": 17}]
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], root: Path) -> None:
     with pytest.raises(InvalidConfig, match=f"data.{next(iter(options))} is"):

@@ -4,7 +4,7 @@ Shapes: N images, K classes.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from eca_service.errors import InvalidRequest
 from eca_service.inference.tasks.task import Task
@@ -36,12 +36,12 @@ class Classification(Task["list[Prediction]"]):
             raise InvalidRequest(f"top_k must be 1 to {num_classes}, the number of classes of this model.")
 
     @staticmethod
-    def forward(network: "nn.Module", x_N3HW: "Tensor") -> "Tensor":
-        """Compute logits (N, K)."""
-        logits_NK: Tensor = network(x_N3HW)
+    def forward(network: "nn.Module", batch: "Tensor") -> "Tensor":
+        """Compute logits (N, K) of normalized pixels (N, 3, H, W)."""
+        logits_NK: Tensor = network(batch)
         return logits_NK
 
-    def postprocess(self, output: "Tensor", info: ModelInfo) -> "list[Prediction]":
+    def postprocess(self, output: "Tensor", item: Any, info: ModelInfo) -> "list[Prediction]":
         """Name the classes with the highest scores, the highest first."""
         from eca_hub import Classifier, Prediction
 

@@ -28,17 +28,17 @@ class Embedding(Task[list[float]]):
         return _is_timm(network) or _is_torchvision(network)
 
     @staticmethod
-    def forward(network: "nn.Module", x_N3HW: "Tensor") -> "Tensor":
-        """Compute pooled features (N, F)."""
+    def forward(network: "nn.Module", batch: "Tensor") -> "Tensor":
+        """Compute pooled features (N, F) of normalized pixels (N, 3, H, W)."""
         parts: Any = network
         features_NF: Tensor
         if _is_timm(network):
-            features_NF = parts.forward_head(parts.forward_features(x_N3HW), pre_logits=True)
+            features_NF = parts.forward_head(parts.forward_features(batch), pre_logits=True)
         else:
-            features_NF = parts.features(x_N3HW).mean((2, 3))
+            features_NF = parts.features(batch).mean((2, 3))
         return features_NF.flatten(1)
 
-    def postprocess(self, output: "Tensor", info: ModelInfo) -> list[float]:
+    def postprocess(self, output: "Tensor", item: Any, info: ModelInfo) -> list[float]:
         """Scale the features if the request asks for it."""
         features: list[float] = (output / output.norm().clamp_min(1e-12) if self.normalize else output).tolist()
         return features

@@ -1,10 +1,10 @@
-"""A task: how an image is decoded, batched, run and turned into a result.
+"""A task: how images are batched, run and turned into results.
 
 An instance holds the options of one request. `collate` and `forward` belong to the class, because one batch may hold
 images of several requests with different options. Importing this module imports no torch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from eca_service.inference.types import ModelInfo
@@ -19,7 +19,9 @@ class Task(Generic[Value]):
     """One use of a network; subclasses are frozen dataclasses whose fields are the options of a request."""
 
     name: ClassVar[str]
-    """Key of the task among the forwards of an engine."""
+    """Key of the task among the forwards of an engine; /v1/NAME is its route."""
+    is_slow_to_postprocess: ClassVar[bool] = False
+    """Whether `postprocess` takes so long that it needs a thread of its own."""
 
     @staticmethod
     def is_supported_by(network: "nn.Module") -> bool:
@@ -33,32 +35,31 @@ class Task(Generic[Value]):
             InvalidRequest: an option does not suit the model.
         """
 
-    def decode(self, data: bytes, to_input: "Callable[[bytes], Tensor]") -> "Tensor":
-        """Map the bytes of an image to one item of a batch; runs in a decoder thread.
-
-        Args:
-            data: The file.
-            to_input: Decodes, resizes and crops to the network's input, uint8 (3, H, W).
-
-        Raises:
-            BadImage: the image is broken or too large.
-        """
-        return to_input(data)
+    @staticmethod
+    def bucket(item: Any) -> Hashable:
+        """Return what images must have in common to be run together, such as their size."""
+        return None
 
     @staticmethod
-    def collate(items: "Sequence[Tensor]") -> "Tensor":
-        """Put the items of several images into one batch; runs in an engine thread."""
+    def collate(items: Sequence[Any]) -> Any:
+        """Put decoded images into one batch; runs in an engine thread."""
         import torch
 
         return torch.stack(list(items))
 
     @staticmethod
-    def forward(network: "nn.Module", x_N3HW: "Tensor") -> "Tensor":
-        """Run the network on normalized pixels; the output has one row for each image."""
+    def forward(network: Any, batch: Any) -> "Tensor | Sequence[Tensor]":
+        """Run the network on a batch; the output has one row, or one tensor, for each image."""
         raise NotImplementedError
 
-    def postprocess(self, output: "Tensor", info: ModelInfo) -> Value:
-        """Turn the output of one image, float32 on the CPU, into its result."""
+    def postprocess(self, output: "Tensor", item: Any, info: ModelInfo) -> Value:
+        """Turn the output of one image, float32 on the CPU, into its result.
+
+        Args:
+            output: Of the network.
+            item: The decoded image.
+            info: What is known of the model.
+        """
         raise NotImplementedError
 
 
@@ -71,16 +72,20 @@ class WorkItem(NamedTuple):
     """The decoded image."""
 
 
-def run_batch(forwards: "Mapping[str, Callable[[Tensor], Tensor]]", items: Sequence[WorkItem]) -> "list[Tensor]":
-    """Run a batch, with one forward for each task in it; the outputs keep the order of the items.
+def run_batch(
+    forwards: "Mapping[str, Callable[[Any], Tensor | Sequence[Tensor]]]", items: Sequence[WorkItem]
+) -> "list[Tensor]":
+    """Run a batch, with one forward for each task and bucket in it; the outputs keep the order of the items.
 
     Args:
         forwards: Task name to the function that maps a collated batch to float32 rows on the CPU.
         items: The images.
     """
     outputs: dict[int, Any] = {}
-    for task in dict.fromkeys(item.task for item in items):
-        places = [place for place, item in enumerate(items) if item.task is task]
+    groups: dict[tuple[type[Task[Any]], Hashable], list[int]] = {}
+    for place, item in enumerate(items):
+        groups.setdefault((item.task, item.task.bucket(item.value)), []).append(place)
+    for (task, _), places in groups.items():
         rows = forwards[task.name](task.collate([items[place].value for place in places]))
-        outputs.update(zip(places, rows.unbind(0), strict=True))
+        outputs.update(zip(places, rows, strict=True))
     return [outputs[place] for place in range(len(items))]

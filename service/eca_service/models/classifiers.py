@@ -1,0 +1,100 @@
+"""Prepare a classifier for the engines: optimized, compared with itself, once for each device."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eca_hub import Classifier, EvalTransform, GpuJpegDecoder, ImageLimits
+from eca_service.inference.types import ModelInfo, RawPixels
+from eca_service.models.package import LoadedPackage
+from eca_service.optimize.optimize import num_bytes, optimize_model
+from eca_service.settings import Settings
+
+_MAX_BATCH_ON_CPU, _MAX_BATCH_ON_GPU = 4, 32
+_MIN_ITEMS = 64
+"""Refusing fewer costs more than it saves: clients that retry at once take the time that the engines need."""
+
+
+class ClassifierInputs:
+    """Decodes, resizes and crops images to uint8 (3, H, W).
+
+    Args:
+        transform: The model's preprocessing.
+        gpu_jpegs: Decodes ordinary JPEGs on a GPU, if given.
+    """
+
+    def __init__(self, transform: EvalTransform, gpu_jpegs: GpuJpegDecoder | None = None) -> None:
+        self._transform = transform
+        self._gpu_jpegs = gpu_jpegs
+
+    def from_file(self, data: bytes, limits: ImageLimits) -> Tensor:
+        """Decode the bytes of an image."""
+        pixels = self._gpu_jpegs.decode(data) if self._gpu_jpegs else None
+        if pixels is None:
+            pixels = self._transform.resize_and_crop(self._transform.decode(data, limits=limits))
+        return pixels
+
+    def from_raw(self, image: RawPixels) -> Tensor:
+        """Take pixels that have the network's size."""
+        config = self._transform.config
+        return torch.frombuffer(bytearray(image.data), dtype=torch.uint8).view(3, config.height_px, config.width_px)
+
+
+def prepare_classifier(
+    classifier: Classifier, settings: Settings, devices: Sequence[str], limits: ImageLimits, num_cores: int
+) -> LoadedPackage:
+    """Optimize a classifier for each device; its own network becomes the first of them.
+
+    Args:
+        classifier: The package as it was loaded, on the first device.
+        settings: How to run it.
+        devices: Their names.
+        limits: What an image may cost.
+        num_cores: Cores of this process.
+    """
+    copies = [classifier, *(_copied_to(device, classifier) for device in devices[1:])]
+    networks = [
+        optimize_model(one, settings.precision, compiled=settings.compile, num_cores=num_cores) for one in copies
+    ]
+    explained = _copied_to(devices[0], classifier) if settings.explain else None
+    classifier.model = networks[0].module
+    on_gpu = settings.decode_on == "gpu"
+    gpu_jpegs = GpuJpegDecoder(classifier.transform, limits, str(networks[0].device)) if on_gpu else None
+    config, image = classifier.config, classifier.config.image
+    modules = [*(network.module for network in networks), *([explained.model] if explained else [])]
+    info = ModelInfo(
+        model_id=classifier.model_id,
+        revision=classifier.revision,
+        architecture=config.architecture,
+        attention=config.attention,
+        labels=config.labels,
+        activation=config.activation,
+        height_px=image.height_px,
+        width_px=image.width_px,
+        num_parameters=networks[0].num_parameters,
+        device=",".join(str(network.device) for network in networks),
+        # Of several devices, the one whose probabilities moved furthest.
+        parity=max((network.parity for network in networks), key=lambda report: report.max_difference),
+        weights_bytes=sum(map(num_bytes, modules)),
+        tasks=networks[0].tasks,
+        facts={"input_px": [image.height_px, image.width_px], "crop": image.crop, "crop_mode": image.crop_mode},
+    )
+    is_on_cpu = all(network.device.type == "cpu" for network in networks)
+    return LoadedPackage(
+        info,
+        networks,
+        ClassifierInputs(classifier.transform, gpu_jpegs),
+        torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1),
+        max_batch=_MAX_BATCH_ON_CPU if is_on_cpu else _MAX_BATCH_ON_GPU,
+        min_items=_MIN_ITEMS,
+        explained=explained,
+    )
+
+
+def _copied_to(device: str, classifier: Classifier) -> Classifier:
+    """The same classifier with weights of its own."""
+    copied = copy.copy(classifier)
+    copied.model = copy.deepcopy(classifier.model).to(device)
+    return copied

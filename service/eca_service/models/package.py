@@ -1,0 +1,39 @@
+"""What the loader needs of a loaded package, whatever kind of network it holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eca_service.inference.decoder import Inputs
+from eca_service.inference.types import ModelInfo
+from eca_service.optimize.optimize import OptimizedModel
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from eca_hub import Classifier
+
+
+@dataclass(frozen=True)
+class LoadedPackage:
+    """A package that is ready for engines."""
+
+    info: ModelInfo
+    """What clients may read about it."""
+    networks: Sequence[OptimizedModel]
+    """The network, once for each device."""
+    inputs: Inputs
+    """Makes the network's input from an image."""
+    blank: Any
+    """An input of typical size, to warm up with."""
+    max_batch: int
+    """Images in a batch where the operator sets no limit."""
+    min_items: int = 0
+    """Images that are admitted whatever the expected wait."""
+    explained: "Classifier | None" = None
+    """The network as it was loaded: explanations register hooks, which the engines must not run."""
+
+    @property
+    def modules(self) -> "list[Module]":
+        """All networks that are in memory."""
+        return [*(network.module for network in self.networks), *([self.explained.model] if self.explained else [])]
