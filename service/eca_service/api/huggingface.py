@@ -37,7 +37,7 @@ class _Shape:
 def _classification(parameters: HFParameters, info: ModelInfo) -> Classification:
     # More classes than there are means all of them, as in Hugging Face's pipelines.
     top_k = None if parameters.top_k is None else min(parameters.top_k, len(info.labels))
-    return Classification(top_k, parameters.function_to_apply or "softmax")
+    return Classification(top_k, parameters.function_to_apply)
 
 
 def _detection(parameters: HFParameters, info: ModelInfo) -> ObjectDetection:
