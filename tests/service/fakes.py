@@ -4,8 +4,8 @@ import asyncio
 import functools
 import io
 import selectors
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -191,6 +191,21 @@ def make(*runners: GatedRunner, max_batch: int = 4, max_wait_ms: float = 5, max_
     batcher: Batcher[int, int] = Batcher(runners, max_batch=max_batch, max_wait_ms=max_wait_ms, max_items=max_items)
     batcher.start()
     return batcher
+
+
+@asynccontextmanager
+async def batching(*runners: GatedRunner, **options: Any) -> AsyncIterator[Batcher[int, int]]:
+    """A batcher of doubled numbers, closed when the block ends."""
+    batcher = make(*runners, **options)
+    yield batcher
+    await batcher.close()
+
+
+def open_runner() -> GatedRunner:
+    """A runner that waits for nothing."""
+    runner = GatedRunner()
+    runner.gate.set()
+    return runner
 
 
 async def send(batcher: Batcher[int, int], item: int) -> ItemResult[int]:

@@ -9,113 +9,101 @@ from hypothesis import strategies as st
 
 from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
 from eca_service.inference.batcher import Batcher, ItemResult
-from tests.service.fakes import GatedRunner, make, run, send, settle, with_fake_clock
+from tests.service.fakes import GatedRunner, batching, make, open_runner, run, send, settle, with_fake_clock
 
 
 @with_fake_clock
 async def test_a_single_client_waits_for_no_timer() -> None:
-    runner = GatedRunner()
-    runner.gate.set()
-    batcher = make(runner)
-    result = await send(batcher, 21)
-    assert result == ItemResult(42, 0.0, 0.0, 1)
-    assert asyncio.get_running_loop().time() == 0.0
-    await batcher.close()
+    runner = open_runner()
+    async with batching(runner) as batcher:
+        result = await send(batcher, 21)
+        assert result == ItemResult(42, 0.0, 0.0, 1)
+        assert asyncio.get_running_loop().time() == 0.0
 
 
 @with_fake_clock
 async def test_items_that_come_while_the_runner_is_busy_go_together_and_in_order() -> None:
     runner = GatedRunner()
-    batcher = make(runner)
-    requests = [asyncio.create_task(send(batcher, item)) for item in range(8)]
-    await settle()
-    runner.gate.set()
-    assert [result.value for result in await asyncio.gather(*requests)] == [0, 2, 4, 6, 8, 10, 12, 14]
-    assert [item for batch in runner.batches for item in batch] == list(range(8))
-    assert max(len(batch) for batch in runner.batches) == 4
-    await batcher.close()
+    async with batching(runner) as batcher:
+        requests = [asyncio.create_task(send(batcher, item)) for item in range(8)]
+        await settle()
+        runner.gate.set()
+        assert [result.value for result in await asyncio.gather(*requests)] == [0, 2, 4, 6, 8, 10, 12, 14]
+        assert [item for batch in runner.batches for item in batch] == list(range(8))
+        assert max(len(batch) for batch in runner.batches) == 4
 
 
 @with_fake_clock
 async def test_a_free_runner_waits_for_pending_items_but_not_longer_than_max_wait() -> None:
-    runner = GatedRunner()
-    runner.gate.set()
-    batcher = make(runner, max_wait_ms=5)
-    with batcher.reserve(2) as (first, second):
-        early = asyncio.create_task(first.run(1))
-        assert (await early).queue_ms == pytest.approx(5)
-        assert (await second.run(2)).queue_ms == 0
-    assert runner.batches == [[1], [2]]
-    await batcher.close()
+    runner = open_runner()
+    async with batching(runner, max_wait_ms=5) as batcher:
+        with batcher.reserve(2) as (first, second):
+            early = asyncio.create_task(first.run(1))
+            assert (await early).queue_ms == pytest.approx(5)
+            assert (await second.run(2)).queue_ms == 0
+        assert runner.batches == [[1], [2]]
 
 
 @with_fake_clock
 async def test_a_free_runner_stops_waiting_when_the_last_has_come() -> None:
-    runner = GatedRunner()
-    runner.gate.set()
-    batcher = make(runner, max_wait_ms=5)
-    with batcher.reserve(2) as (first, second):
-        early = asyncio.create_task(first.run(1))
-        await asyncio.sleep(0.002)
-        late = asyncio.create_task(second.run(2))
-        assert (await early).queue_ms == pytest.approx(2)
-        assert (await late).batch_size == 2
-    await batcher.close()
+    runner = open_runner()
+    async with batching(runner, max_wait_ms=5) as batcher:
+        with batcher.reserve(2) as (first, second):
+            early = asyncio.create_task(first.run(1))
+            await asyncio.sleep(0.002)
+            late = asyncio.create_task(second.run(2))
+            assert (await early).queue_ms == pytest.approx(2)
+            assert (await late).batch_size == 2
 
 
 @with_fake_clock
 async def test_a_free_runner_stops_waiting_when_the_pending_item_is_released() -> None:
-    runner = GatedRunner()
-    runner.gate.set()
-    batcher = make(runner, max_wait_ms=5)
-    with batcher.reserve(2) as (first, second):
-        early = asyncio.create_task(first.run(1))
-        await asyncio.sleep(0.002)
-        second.release()
-        assert (await early).queue_ms == pytest.approx(2)
-    await batcher.close()
+    runner = open_runner()
+    async with batching(runner, max_wait_ms=5) as batcher:
+        with batcher.reserve(2) as (first, second):
+            early = asyncio.create_task(first.run(1))
+            await asyncio.sleep(0.002)
+            second.release()
+            assert (await early).queue_ms == pytest.approx(2)
 
 
 @with_fake_clock
 async def test_two_free_runners_share_what_waits() -> None:
     runners = GatedRunner(), GatedRunner()
-    batcher = make(*runners)
-    requests = [asyncio.create_task(send(batcher, item)) for item in range(4)]
-    await settle()
-    assert sorted(len(batch) for runner in runners for batch in runner.batches) == [2, 2]
-    for runner in runners:
-        runner.gate.set()
-    await asyncio.gather(*requests)
-    await batcher.close()
+    async with batching(*runners) as batcher:
+        requests = [asyncio.create_task(send(batcher, item)) for item in range(4)]
+        await settle()
+        assert sorted(len(batch) for runner in runners for batch in runner.batches) == [2, 2]
+        for runner in runners:
+            runner.gate.set()
+        await asyncio.gather(*requests)
 
 
 @with_fake_clock
 async def test_an_item_whose_client_has_disconnected_never_reaches_the_runner() -> None:
     runner = GatedRunner()
-    batcher = make(runner, max_batch=1)
-    requests = [asyncio.create_task(send(batcher, item)) for item in range(3)]
-    await settle()
-    requests[1].cancel()
-    await settle()
-    assert batcher.num_items == 2
-    assert batcher.queue_depth == 1
-    runner.gate.set()
-    await asyncio.gather(*requests, return_exceptions=True)
-    assert runner.batches == [[0], [2]]
-    await batcher.close()
+    async with batching(runner, max_batch=1) as batcher:
+        requests = [asyncio.create_task(send(batcher, item)) for item in range(3)]
+        await settle()
+        requests[1].cancel()
+        await settle()
+        assert batcher.num_items == 2
+        assert batcher.queue_depth == 1
+        runner.gate.set()
+        await asyncio.gather(*requests, return_exceptions=True)
+        assert runner.batches == [[0], [2]]
 
 
 @with_fake_clock
 async def test_of_a_batch_that_raises_only_the_faulty_item_fails() -> None:
     runner = GatedRunner(poison=frozenset({2}))
-    batcher = make(runner)
-    requests = [asyncio.create_task(send(batcher, item)) for item in range(4)]
-    await settle()
-    runner.gate.set()
-    outcomes = await asyncio.gather(*requests, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ItemResult, ItemResult, EngineFailed, ItemResult]
-    assert (await send(batcher, 7)).value == 14
-    await batcher.close()
+    async with batching(runner) as batcher:
+        requests = [asyncio.create_task(send(batcher, item)) for item in range(4)]
+        await settle()
+        runner.gate.set()
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [ItemResult, ItemResult, EngineFailed, ItemResult]
+        assert (await send(batcher, 7)).value == 14
 
 
 @with_fake_clock

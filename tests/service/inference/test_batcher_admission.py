@@ -7,22 +7,21 @@ import pytest
 
 from eca_service.errors import Overloaded
 from eca_service.inference.batcher import Batcher
-from tests.service.fakes import GatedRunner, make, run, send, settle, with_fake_clock
+from tests.service.fakes import GatedRunner, batching, make, run, send, settle, with_fake_clock
 
 
 @with_fake_clock
 async def test_beyond_the_bound_exactly_the_surplus_is_refused_at_once() -> None:
     runner = GatedRunner()
-    batcher = make(runner, max_items=6)
-    requests = [asyncio.create_task(send(batcher, item)) for item in range(16)]
-    await settle()
-    refused = [task for task in requests if task.done()]
-    assert [type(task.exception()) for task in refused] == [Overloaded] * 10
-    assert requests[:6] == [task for task in requests if not task.done()]
-    runner.gate.set()
-    assert [(await task).value for task in requests[:6]] == [0, 2, 4, 6, 8, 10]
-    assert batcher.num_items == 0
-    await batcher.close()
+    async with batching(runner, max_items=6) as batcher:
+        requests = [asyncio.create_task(send(batcher, item)) for item in range(16)]
+        await settle()
+        refused = [task for task in requests if task.done()]
+        assert [type(task.exception()) for task in refused] == [Overloaded] * 10
+        assert requests[:6] == [task for task in requests if not task.done()]
+        runner.gate.set()
+        assert [(await task).value for task in requests[:6]] == [0, 2, 4, 6, 8, 10]
+        assert batcher.num_items == 0
 
 
 @with_fake_clock
