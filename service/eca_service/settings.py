@@ -203,11 +203,16 @@ class Settings(BaseModel):
         "auto",
         "fp32, bf16, fp16 or auto, the fastest that passes a parity check at the start. Its criterion: the same top "
         "class for every stored image, probabilities moved by at most 0.02 in bf16 and 0.005 in fp16. /v1/models shows "
-        "the result; fp32 is exact.",
+        "the result; fp32 is exact. Detectors always run in fp32.",
         rare=False,
     )
     max_batch: int = _option(
-        "speed", 0, "Largest batch; 0: 4 on a CPU, 32 on a GPU. Larger ones gain nothing on a CPU.", 0, 1024, rare=False
+        "speed",
+        0,
+        "Largest batch; 0: 4 on a CPU, 32 on a GPU, for detectors 1 and 8. Larger ones gain nothing on a CPU.",
+        0,
+        1024,
+        rare=False,
     )
     max_wait_ms: float = _option(
         "speed",
