@@ -30,6 +30,7 @@ OPTIONS = (
     Option("model.from_pretrained", "", "Package to start from, OWNER/NAME or a folder"),
     Option("model.freeze", "none", "What is not trained: none, norms or backbone (a linear probe)"),
     Option("model.optim.name", "sgd", "sgd, adamw, lamb, lion or any other optimizer of timm"),
+    Option("optimizer", "", "A class, as for LightningCLI, such as torch.optim.AdamW; lr_scheduler likewise"),
     Option("model.optim.lr", "0.1", "Learning rate at its peak"),
     Option("model.optim.schedule", "cosine", "cosine, step, exponential or constant"),
     Option("model.label_smoothing", "0.0", "Share of each target spread over all classes"),

@@ -12,6 +12,7 @@ import torch
 
 from eca_hub.attention.cpu_kernel import fused
 
+_IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "pillow", "eca-hub")
 
 
@@ -35,6 +36,11 @@ def describe_environment(num_devices: int, device: torch.device) -> dict[str, An
         "command": ["eca-hub", *sys.argv[1:]],
         "git": git_state(Path(__file__).parent),
     }
+
+
+def imports_of_the_user() -> list[str]:
+    """Return the modules in ECA_TRAIN_IMPORTS, whose classes the configuration may name."""
+    return [name for name in os.environ.get(_IMPORTS_VARIABLE, "").split(",") if name]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

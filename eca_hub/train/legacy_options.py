@@ -1,8 +1,11 @@
 """Old spellings of training options, as in the config.yaml files that runs before version 0.2 left.
 
 `upgrade_argv` rewrites a command line and the YAML files that it names. Each rewritten option is named in one warning.
+What only users of Lightning write differently is rewritten without a warning: an optimizer that is given by class below
+`model.optim` becomes `optimizer`, and ReduceLROnPlateau is Lightning's, which takes the metric to monitor.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +41,12 @@ RENAMED_VALUES: dict[str, dict[str, Any]] = {
 }
 """New option to its old values, each with the new one."""
 
+_CLASS_OPTIONS = {
+    "--model.optim.class_path": "--optimizer.class_path",
+    "--model.optim.init_args": "--optimizer.init_args",
+}
+_PLATEAU = "lightning.pytorch.cli.ReduceLROnPlateau"
+_OTHER_PLATEAUS = ("ReduceLROnPlateau", "torch.optim.lr_scheduler.ReduceLROnPlateau")
 _OF_THE_PACKAGE = ("architecture", "attention", "attention_args", "stem")
 _CONFIG_OPTIONS = ("-c", "--config")
 
@@ -51,7 +60,7 @@ def upgrade_argv(argv: Sequence[str]) -> list[str]:
         argv: The arguments after the command.
     """
     renamed: dict[str, str] = {}
-    upgraded = list(_upgraded_words(argv, renamed))
+    upgraded = list(_upgraded_words([_class_option(word) for word in argv], renamed))
     if renamed:
         pairs = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
         warnings.warn(f"Old spellings of options: {pairs}.", FutureWarning, stacklevel=2)
@@ -75,6 +84,7 @@ def upgrade_config(config: Mapping[str, Any], renamed: dict[str, str] | None = N
             _move(upgraded, path, new_path)
         _upgrade_value(upgraded, new_path, new or option, renamed)
     _upgrade_momentum(upgraded, renamed)
+    _upgrade_classes(upgraded)
     model = upgraded.get("model")
     if renamed and isinstance(model, dict) and model.get("from_pretrained"):
         # Earlier versions wrote the defaults there, whatever the package had.
@@ -123,9 +133,16 @@ def _upgraded_file(path: str, renamed: dict[str, str]) -> str:
         return path
     if not isinstance(config, dict):
         return path
-    before = len(renamed)
     upgraded = upgrade_config(config, renamed)
-    return yaml.safe_dump(upgraded, sort_keys=False) if len(renamed) > before else path
+    return yaml.safe_dump(upgraded, sort_keys=False) if upgraded != config else path
+
+
+def _class_option(word: str) -> str:
+    for given, option in _CLASS_OPTIONS.items():
+        if re.match(rf"{re.escape(given)}(?=$|[=.])", word):
+            return option + word.removeprefix(given)
+    option, equals, value = word.rpartition("=")
+    return f"{option}{equals}{_PLATEAU}" if value in _OTHER_PLATEAUS else word
 
 
 def _plain(option: str) -> str:
@@ -173,3 +190,16 @@ def _upgrade_momentum(config: dict[str, Any], renamed: dict[str, str]) -> None:
     if isinstance(optim, dict) and optim.get("name") == "momentum":
         renamed["model.optim.name momentum"] = "sgd with model.optim.nesterov false"
         optim.update(name="sgd", nesterov=False)
+
+
+def _upgrade_classes(config: dict[str, Any]) -> None:
+    """Move a class below `model.optim` to `optimizer`, where its arguments are checked; replace torch's plateau."""
+    model = config.get("model")
+    optim = model.get("optim") if isinstance(model, dict) else None
+    if isinstance(optim, dict) and "class_path" in optim:
+        config["optimizer"] = {name: optim.pop(name) for name in ("class_path", "init_args") if name in optim}
+    scheduler = config.get("lr_scheduler")
+    if scheduler in _OTHER_PLATEAUS:
+        config["lr_scheduler"] = _PLATEAU
+    elif isinstance(scheduler, dict) and scheduler.get("class_path") in _OTHER_PLATEAUS:
+        scheduler["class_path"] = _PLATEAU

@@ -16,6 +16,8 @@ import jsonargparse
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from eca_hub.atomic import write_atomic
 from eca_hub.commandline import SuggestionMixin
@@ -32,17 +34,23 @@ from eca_hub.train.checkpoint.store import VerifiedCheckpointIO
 from eca_hub.train.distributed.launcher import requeue_plugins, terminate_together
 from eca_hub.train.distributed.signals import Stopped, StopRequest, kill_workers
 from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync_batchnorm, make_strategy
+from eca_hub.train.environment import imports_of_the_user
 from eca_hub.train.errors import user_message_for
 from eca_hub.train.legacy_options import upgrade_argv
+from eca_hub.train.optim import IMPORTABLE as OPTIMIZERS
+from eca_hub.train.optimizer_class import use_given_classes
 from eca_hub.train.results import RunResults, write_environment
 from eca_hub.train.run_folder import RunFolder, choose_run_dir, open_run_folder
 from eca_hub.train.tasks import Task, task_for
-from eca_hub.train.trainer_options import check_monitors, check_options, check_validation
+from eca_hub.train.trainer_options import check_monitors, check_options, check_plateau, check_validation
 from eca_hub.train.training_module import TrainingModule
 from eca_hub.train.usage import explain_usage
 
-_IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
-_IMPORTABLE = ("eca_hub.train", *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies")))
+_IMPORTABLE = (
+    "eca_hub.train",
+    *(f"lightning.pytorch.{name}" for name in ("callbacks", "loggers", "strategies")),
+    *OPTIMIZERS,
+)
 _FROM_PACKAGE = ("architecture", "attention", "stem")
 _PLACE_OPTIONS = ("--run_dir", "--resume", "--overwrite", "--push_to")
 _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"} | {
@@ -90,6 +98,10 @@ class RunCLI(LightningCLI):
         add("--allow_changes", help="Resume even if settings or data have changed.", **flag)
         add("--push_to", type=str | None, default=None, help="Publish the package at the end, as OWNER/NAME.")
         parser.add_class_arguments(CheckpointConfig, "save")
+        for base, name, skip in ((Optimizer, "optimizer", "params"), (LRScheduler, "lr_scheduler", "optimizer")):
+            parser.add_subclass_arguments(
+                base, name, skip={skip}, instantiate=False, fail_untyped=False, required=False
+            )
         for source, target in self.task.links:
             parser.link_arguments(source, target, apply_on="instantiate")
         for source, target, compute in self.task.parse_links:
@@ -99,6 +111,9 @@ class RunCLI(LightningCLI):
         """Parse the arguments after `eca-hub`."""
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
+        use_given_classes(
+            self.config[self.command], lambda: parser.parse_args(args, defaults=False).get(self.command, {})
+        )
 
     def before_instantiate_classes(self) -> None:
         """Open the run folder before any work is done."""
@@ -181,6 +196,7 @@ class RunCLI(LightningCLI):
             if name in config["model"] and hasattr(self.model.config, name):
                 config["model"][name] = getattr(self.model.config, name)
         check_monitors(trainer.callbacks, self.model.logged_names)  # type: ignore[attr-defined]
+        check_plateau(self.model.optim_config.monitor, self.model.logged_names)
         fingerprint = run_fingerprint(self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size)
         self.checkpoint = ResumableCheckpoint(
             folder.checkpoints, save, self.request, fingerprint, folder.resumed, allow_changes=config["allow_changes"]
@@ -244,11 +260,10 @@ def run(command: str, argv: list[str]) -> None:
         EcaHubError: a mistake that the user can correct.
         Stopped: a signal ended the run, and a checkpoint was saved.
     """
-    own = [name for name in os.environ.get(_IMPORTS_VARIABLE, "").split(",") if name]
     jsonargparse.set_parsing_settings(
         docstring_parse_attribute_docstrings=True,
         import_path_denylist=["*"],
-        import_path_allowlist=[*_IMPORTABLE, *own],
+        import_path_allowlist=[*_IMPORTABLE, *imports_of_the_user()],
     )
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -310,6 +325,8 @@ _KNOWN_WARNINGS = (
     ".*LeafSpec.*",
     # Metrics are logged once per epoch.
     ".*is smaller than the logging interval.*",
+    # Scheduler classes make a step after every epoch, as with LightningCLI.
+    ".*OneCycleLR.*interval.*",
     # Frozen norms stay in evaluation mode on purpose.
     ".*in eval mode at the start of training.*",
     # The order of the training batches follows from the position in training, so the loader has no state.

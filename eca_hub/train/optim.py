@@ -1,19 +1,33 @@
 """Optimizer and learning rate.
 
-The learning rate is a pure function of the step, so it needs no saved state.
+By name, the learning rate is a pure function of the step, so it needs no saved state. A scheduler class of torch is
+stepped after every epoch, `ReduceLROnPlateau` after every validation, and its state is saved.
 """
 
+import importlib
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, cast
 
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_layer_decay
 from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.train.environment import imports_of_the_user
+
+IMPORTABLE = ("torch.optim", "timm.optim", "lightning.pytorch.cli")
+"""Modules whose classes can be named; those in ECA_TRAIN_IMPORTS as well."""
+_SCHEDULES = ("cosine", "step", "exponential", "constant")
+_UNUSABLE = {
+    "LBFGS": "it repeats the forward pass within a step",
+    "SparseAdam": "it takes sparse gradients only",
+}
+"""Optimizer class to the reason why it cannot train here."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,8 @@ class OptimConfig:
 
     name: str = "sgd"
     """Optimizer, by its name in timm: sgd, adamw, lamb, lion, ...; `eca-hub fit` names all of them for an unknown
-    one."""
+    one. Or a class, such as torch.optim.AdamW, as --optimizer gives it; `args` are then all of its arguments but
+    `lr` and `weight_decay`."""
     lr: float = 0.1
     """Learning rate after the warm-up."""
     momentum: float = 0.9
@@ -43,9 +58,12 @@ class OptimConfig:
     """Factor between the learning rates of consecutive layers, such as 0.75; the head has `lr`. None for no decay."""
     agc: float = 0.0
     """Adaptive gradient clipping: largest ratio of a gradient's norm to its weights', such as 0.01; 0 for none."""
-    schedule: Literal["cosine", "step", "exponential", "constant"] = "cosine"
-    """Learning rate over time: half a cosine to zero, divided by ten every `step_size_epochs`, times `gamma` every
-    epoch, or constant."""
+    schedule: str = "cosine"
+    """Learning rate over time: `cosine`, half a cosine to zero; `step`, divided by ten every `step_size_epochs`;
+    `exponential`, times `gamma` every epoch; or `constant`. Or a class of torch.optim.lr_scheduler, as --lr_scheduler
+    gives it."""
+    schedule_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of that class; ReduceLROnPlateau has a `monitor` among them, such as val_loss."""
     step_size_epochs: int = 30
     """Epochs between two steps of `step`."""
     gamma: float = 0.98
@@ -67,6 +85,17 @@ class OptimConfig:
         if self.agc < 0:
             raise InvalidConfig(f"optim.agc is {self.agc}; it must be 0 or more.")
         _check_name(self.name)
+        _check_schedule(self)
+
+    @property
+    def has_scheduler_class(self) -> bool:
+        """Whether `schedule` is a class."""
+        return "." in self.schedule
+
+    @property
+    def monitor(self) -> str | None:
+        """The metric by which ReduceLROnPlateau lowers the rate; None for other schedules."""
+        return self.schedule_args.get("monitor") if _is_plateau(self.schedule) else None
 
 
 def make_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
@@ -75,6 +104,8 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     Raises:
         InvalidConfig: the optimizer does not take an argument, or its package is not installed.
     """
+    if "." in config.name:
+        return _make_of_class(config, model)
     options: dict[str, Any] = dict(config.args)
     if config.name == "sgd":
         options.setdefault("nesterov", config.nesterov and config.momentum > 0)
@@ -93,6 +124,34 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         given = ", ".join(f"{name}={value}" for name, value in options.items()) or "no further arguments"
         raise InvalidConfig(f"The optimizer {config.name} cannot be made with {given}: {error}.") from None
+
+
+def make_scheduler(
+    config: OptimConfig, optimizer: Optimizer, factor: Callable[[int], float]
+) -> LRScheduler | ReduceLROnPlateau:
+    """Make the scheduler of the learning rates.
+
+    Args:
+        config: With `schedule`.
+        optimizer: The optimizer.
+        factor: From the step to the factor of the learning rate, for schedules by name.
+
+    Raises:
+        InvalidConfig: the class does not take an argument.
+    """
+    if not config.has_scheduler_class:
+        return LambdaLR(optimizer, factor)
+    kind = _class_of(config.schedule, LRScheduler)
+    args = {name: value for name, value in config.schedule_args.items() if name != "monitor"}
+    if _is_plateau(config.schedule):
+        # Other schedulers set it; a resumed run compares it with the rate of the configuration.
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        kind = ReduceLROnPlateau
+    try:
+        return cast(LRScheduler, kind(optimizer, **args))
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InvalidConfig(f"The scheduler {config.schedule} cannot be made: {error}.") from None
 
 
 def lr_factor(config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -151,7 +210,67 @@ def _is_vector(parameter: nn.Parameter) -> bool:
     return parameter.ndim <= 1 or max(parameter.shape) == parameter.numel()
 
 
+def _make_of_class(config: OptimConfig, model: nn.Module) -> Optimizer:
+    kind = _class_of(config.name, Optimizer)
+    groups = _param_groups(config, model)
+    if "weight_decay" not in inspect.signature(kind).parameters:
+        for group in groups:
+            group.pop("weight_decay", None)
+    try:
+        return cast(Optimizer, kind(groups, lr=config.lr, **config.args))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise InvalidConfig(f"The optimizer {config.name} cannot be made: {error}.") from None
+
+
+def _class_of(path: str, base: type) -> type:
+    """Import a class by its path.
+
+    Raises:
+        InvalidConfig: the path may not be imported, or is no subclass of `base`.
+    """
+    module, _, name = path.rpartition(".")
+    found = None
+    if any(f"{module}.".startswith(f"{root}.") for root in (*IMPORTABLE, *imports_of_the_user())):
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            found = None
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        where = "torch.optim or timm.optim" if base is Optimizer else "torch.optim.lr_scheduler"
+        raise InvalidConfig(f"{path} is no class of {where}.")
+    return found
+
+
+def _is_plateau(schedule: str) -> bool:
+    return schedule.rpartition(".")[2] == ReduceLROnPlateau.__name__
+
+
+def _check_schedule(config: OptimConfig) -> None:
+    if not config.has_scheduler_class:
+        if config.schedule not in _SCHEDULES:
+            raise InvalidConfig(
+                f"There is no schedule {config.schedule!r}; there are {', '.join(_SCHEDULES)}.",
+                hint="A class of torch.optim.lr_scheduler is given by --lr_scheduler.",
+            )
+        if config.schedule_args:
+            raise InvalidConfig(
+                f"optim.schedule_args are arguments of a scheduler class, and optim.schedule is {config.schedule}."
+            )
+        return
+    _class_of(config.schedule, LRScheduler)
+    if _is_plateau(config.schedule) and not config.schedule_args.get("monitor"):
+        raise InvalidConfig(
+            "ReduceLROnPlateau is given no metric to watch.",
+            hint="Give --lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --lr_scheduler.monitor val_loss.",
+        )
+
+
 def _check_name(name: str) -> None:
+    if "." in name:
+        _class_of(name, Optimizer)
+        if reason := _UNUSABLE.get(name.rpartition(".")[2]):
+            raise InvalidConfig(f"The optimizer {name} cannot be used: {reason}.")
+        return
     *wrapper, inner = name.lower().split("_")
     names = [str(each) for each in list_optimizers()]
     if inner not in names or wrapper not in ([], ["lookahead"]):

@@ -127,6 +127,25 @@ def check_monitors(callbacks: Iterable[Callback], logged: Callable[[], Iterable[
             )
 
 
+def check_plateau(monitor: str | None, logged: Callable[[], Iterable[str]]) -> None:
+    """Check the metric that ReduceLROnPlateau watches.
+
+    Args:
+        monitor: Its name; None without ReduceLROnPlateau.
+        logged: Returns the names of the logged metrics.
+
+    Raises:
+        InvalidConfig: it is no metric of the validation.
+    """
+    if monitor is None:
+        return
+    names = sorted(name for name in logged() if name.startswith("val_"))
+    if monitor not in names:
+        raise InvalidConfig(
+            f"ReduceLROnPlateau monitors {monitor!r}, which no validation measures.", hint=f"Give {', '.join(names)}."
+        )
+
+
 def check_validation(trainer: Trainer, num_batches: int, *, is_needed: bool) -> None:
     """Check that the run validates at least once, because the best validated weights are published.
 

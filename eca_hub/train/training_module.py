@@ -12,13 +12,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
 from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor
 from eca_hub.train.ema import EMA
-from eca_hub.train.optim import OptimConfig, clip_adaptively, lr_factor, make_optimizer
+from eca_hub.train.optim import OptimConfig, clip_adaptively, lr_factor, make_optimizer, make_scheduler
 
 
 class TrainingModule(LightningModule):
@@ -84,9 +84,10 @@ class TrainingModule(LightningModule):
         self._schedule = self.make_schedule(0 if math.isinf(num_steps) else int(num_steps), steps_per_epoch)
         if self.optim_config.agc:
             self._head = self.head_weights()
-        [config] = self.trainer.lr_scheduler_configs
-        for group, base_lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.base_lrs, strict=True):
-            group["lr"] = base_lr * self._schedule(self.global_step)
+        if not self.optim_config.has_scheduler_class:
+            [config] = self.trainer.lr_scheduler_configs
+            for group, base_lr in zip(config.scheduler.optimizer.param_groups, config.scheduler.base_lrs, strict=True):
+                group["lr"] = base_lr * self._schedule(self.global_step)
         if not self.trainer.is_global_zero:
             # The metrics of an epoch that is resumed are those of all processes, so rank 0 keeps them.
             self.metrics_for("fit").clear()
@@ -133,7 +134,7 @@ class TrainingModule(LightningModule):
         self.make_missing_forwards()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make the optimizer, and the schedule of its learning rates by steps."""
+        """Make the optimizer, and the schedule of its learning rates: by steps, a scheduler class by epochs."""
         if self.optim_config.agc and self.device_mesh is not None:
             raise InvalidConfig(
                 "--model.optim.agc needs the norms of full weights, which --trainer.strategy fsdp shards.",
@@ -142,8 +143,30 @@ class TrainingModule(LightningModule):
         optimizer = make_optimizer(self.optim_config, self.model)
         # The number of steps is not known yet: asking for it would start the data loader before the position in
         # training is restored. A lambda, because LambdaLR saves the attributes of anything else.
-        scheduler = LambdaLR(optimizer, lambda step: self._schedule(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        scheduler = make_scheduler(self.optim_config, optimizer, lambda step: self._schedule(step))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": scheduler,
+                "interval": "epoch" if self.optim_config.has_scheduler_class else "step",
+                "reduce_on_plateau": False,
+                "name": "lr",
+            },
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Let the scheduler make a step; ReduceLROnPlateau makes its own in `on_validation_end`."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_validation_end(self) -> None:
+        """Show the metric to ReduceLROnPlateau.
+
+        Lightning would do so after the checkpoint at the end of the epoch, and a resumed run would miss the step.
+        """
+        if self.optim_config.monitor and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            plateau: Any = self.trainer.lr_scheduler_configs[0].scheduler
+            plateau.step(float(self.metrics_for("val").compute()[self.optim_config.monitor.removeprefix("val_")]))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients adaptively, if asked to."""
@@ -169,6 +192,7 @@ class TrainingModule(LightningModule):
         checkpoint["last_lr"] = self.last_lr
         checkpoint["labels"] = list(self.config.labels)
         checkpoint["optimizer_name"] = optimizer_name(self.trainer.optimizers[0])
+        checkpoint["scheduler_name"] = type(self.trainer.lr_scheduler_configs[0].scheduler).__name__
         checkpoint["state_dict"] |= self.metrics_for("fit").summed(self.metrics_prefix)
         if self.ema is not None:
             checkpoint["ema"] = dict(self.ema.weights)
@@ -177,7 +201,8 @@ class TrainingModule(LightningModule):
         """Continue with the saved average; what does not fit a changed configuration is left out and printed."""
         self.last_lr = checkpoint["last_lr"]
         optimizer, labels = make_optimizer(self.optim_config, self.model), list(self.config.labels)
-        for note in carry_over(checkpoint, self.state_dict(), self.head_weights(), optimizer, labels):
+        scheduler = make_scheduler(self.optim_config, optimizer, self._schedule)
+        for note in carry_over(checkpoint, self.state_dict(), self.head_weights(), scheduler, labels):
             if self.trainer.is_global_zero:
                 print(note, flush=True)
         if self.ema is not None:

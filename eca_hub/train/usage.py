@@ -37,6 +37,8 @@ def explain_usage(message: str, data_modules: Sequence[str]) -> tuple[str, str] 
     if comma := re.search(r"Parser key \"([\w.]+)\": Expected a <class 'float'>\. Got value: (\d*,\d+\S*)", message):
         value = comma[2].rstrip(".")
         return f"--{comma[1]} must be a number, not {value!r}.", f"Write a decimal point: {value.replace(',', '.')}"
+    if chosen := re.match(r'Parser key "(optimizer|lr_scheduler)": (.*)', message):
+        return _explain_class(chosen[1], chosen[2])
     if data := re.search(r"Parser key \"data\".*Given value: ([\w.]+?)\.?$", message):
         names = sorted(name for name in data_modules if name.endswith("Data"))
         if data[1] in names:
@@ -46,4 +48,19 @@ def explain_usage(message: str, data_modules: Sequence[str]) -> tuple[str, str] 
             f"There is no data module {data[1]}.",
             (f"Did you mean {close[0]}? " if close else "") + f"All of them: {', '.join(names)}.",
         )
+    return None
+
+
+def _explain_class(option: str, message: str) -> tuple[str, str] | None:
+    """Explain why a class or one of its arguments is not accepted."""
+    example = "torch.optim.AdamW" if option == "optimizer" else "torch.optim.lr_scheduler.StepLR"
+    if unknown := re.search(r"Option '(\w+)' is not accepted\.( Did you mean --(\w+)\?)?", message):
+        hint = f"Did you mean {unknown[3]}?" if unknown[3] else ""
+        return f"The class of --{option} has no argument {unknown[1]!r}.", hint
+    if several := re.search(r"Multiple subclasses with name (\w+)\..*?: ([\w.]+), ([\w.]+)\.", message):
+        return f"There are several classes named {several[1]}.", f"Give {several[2]} or {several[3]}."
+    if missing := re.search(r"The following arguments are required: (.*?)\.", message):
+        return f"The class of --{option} needs {missing[1]}.", f"Give --{option}.init_args.{missing[1].split(',')[0]}."
+    if given := re.search(r"Given value(?: type)?:.*?([\w.]+)[.']?$", message):
+        return f"--{option} cannot be {given[1].rstrip('.')}.", f"Give a class, such as {example}."
     return None

@@ -2,14 +2,17 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from timm.optim import list_optimizers
 from torch import nn
 
 import eca_hub
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.optim import OptimConfig, lr_factor, make_optimizer
+from eca_hub.train.optim import OptimConfig, clip_adaptively, lr_factor, make_optimizer
 
 
 def test_cosine_rises_through_the_warmup_and_falls_to_zero() -> None:
@@ -84,9 +87,66 @@ def test_the_papers_recipe_decays_everything() -> None:
     assert len(group["params"]) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
-def test_every_named_optimizer_can_be_made(name: str) -> None:
-    assert make_optimizer(OptimConfig(name=name), nn.Linear(2, 2)).param_groups
+@pytest.mark.filterwarnings("ignore:.*opt_einsum.*")
+def test_every_optimizer_of_timm_makes_a_step_or_is_refused_in_one_sentence() -> None:
+    refused = {}
+    for name in map(str, list_optimizers()):
+        model = nn.Linear(2, 2)
+        before = model.weight.detach().clone()
+        try:
+            optimizer = make_optimizer(OptimConfig(name=name, lr=0.1), model)
+        except InvalidConfig as error:
+            refused[name] = str(error)
+            continue
+        for _ in range(3):
+            # Some only initialize their state in the first step.
+            optimizer.zero_grad()
+            model(torch.tensor([[1.0, -2.0]])).square().sum().backward()
+            optimizer.step()
+        assert not torch.equal(model.weight, before), name
+    # Second derivatives, and optimizers of packages that are not installed.
+    assert {"sgd", "adamw", "lamb", "lion", "adopt", "muon"}.isdisjoint(refused)
+    assert set(refused) <= {"adahessian", *(name for name in refused if name.startswith(("fused", "bnb")))}
+    assert all(sentence.endswith(".") and "\n" not in sentence for sentence in refused.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("adamw", {"betas": [0.8, 0.9], "eps": 1e-4}, {"betas": (0.8, 0.9), "eps": 1e-4}),
+        ("lion", {"args": {"caution": True}}, {"caution": True}),
+        ("sgd", {"momentum": 0.5, "nesterov": False}, {"momentum": 0.5, "nesterov": False}),
+        ("adopt", {"args": {"decoupled": True}}, {"decoupled": True}),
+    ],
+)
+def test_arguments_of_an_optimizer_arrive(name: str, options: dict[str, Any], expected: dict[str, Any]) -> None:
+    optimizer = make_optimizer(OptimConfig(name=name, **options), nn.Linear(2, 2))
+    for group in optimizer.param_groups:
+        assert {option: group[option] for option in expected} == expected
+
+
+def test_an_argument_that_an_optimizer_does_not_have_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match=r"The optimizer lion cannot be made with amsgrad=True: "):
+        make_optimizer(OptimConfig(name="lion", args={"amsgrad": True}), nn.Linear(2, 2))
+
+
+def test_layer_decay_lowers_the_rate_from_the_head_to_the_stem() -> None:
+    model = eca_hub.create_model("eca_resnet20", num_classes=3)
+    optimizer = make_optimizer(OptimConfig(lr=0.1, layer_decay=0.5), model)
+    rate_of = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+    first, *_, last = model.parameters()
+    assert rate_of[id(last)] == 0.1
+    assert rate_of[id(first)] == min(rate_of.values()) < 0.1
+
+
+def test_agc_clips_a_gradient_by_the_norm_of_its_weights_and_leaves_the_head() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    for each in model.parameters():
+        each.grad = torch.full_like(each, 100.0)
+    clip_adaptively(OptimConfig(agc=0.01), model, {"1.weight"})
+    norms = [(each.grad.norm(dim=1) / each.detach().norm(dim=1)).tolist() for each in model.parameters()]  # type: ignore[union-attr]
+    assert norms[0] == pytest.approx([0.01, 0.01])
+    assert min(norms[1]) > 1
 
 
 def test_a_rate_that_cannot_work_is_refused() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from eca_hub.errors import InvalidConfig
 
@@ -21,7 +22,11 @@ _HYPERPARAMETERS = (
 
 
 def carry_over(
-    checkpoint: dict[str, Any], own: Mapping[str, Tensor], head: set[str], optimizer: Optimizer, labels: list[str]
+    checkpoint: dict[str, Any],
+    own: Mapping[str, Tensor],
+    head: set[str],
+    scheduler: LRScheduler,
+    labels: list[str],
 ) -> list[str]:
     """Change a loaded checkpoint so that it fits the module.
 
@@ -29,7 +34,7 @@ def carry_over(
         checkpoint: As Lightning has loaded it, with full tensors.
         own: The state of the module that will load it.
         head: Names of the weights that depend on the labels, without `model.`.
-        optimizer: A new optimizer of the module.
+        scheduler: A new scheduler of a new optimizer of the module.
         labels: The labels of the module.
 
     Returns:
@@ -60,8 +65,8 @@ def carry_over(
         fitting = {name: tensor for name, tensor in checkpoint["ema"].items() if name in weights}
         fresh = {name: own[_MODEL + name] for name in new}
         checkpoint["ema"] = {**fresh, **fitting}
-    notes += _carry_over_optimizer(checkpoint, optimizer, is_same_network=not new and not dropped)
-    return notes
+    notes += _carry_over_optimizer(checkpoint, scheduler.optimizer, is_same_network=not new and not dropped)
+    return notes + _carry_over_scheduler(checkpoint, scheduler)
 
 
 def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -90,14 +95,36 @@ def _carry_over_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, *, i
     own = optimizer.state_dict()
     earlier, name = checkpoint.get("optimizer_name"), optimizer_name(optimizer)
     sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
-    options = [{**each, "initial_lr": each["lr"]} for each in group_options(optimizer)]
-    for scheduler in checkpoint["lr_schedulers"]:
-        scheduler["base_lrs"] = [each["lr"] for each in options]
+    options = [{**each, "initial_lr": each.get("initial_lr", each["lr"])} for each in group_options(optimizer)]
+    # Where the schedule left the rate, in relation to the one that was given.
+    [share, *_] = [group["lr"] / (group.get("initial_lr") or group["lr"] or 1.0) for group in saved["param_groups"]]
     if is_same_network and earlier == name and sizes[0] == sizes[1]:
         for group, new in zip(saved["param_groups"], options, strict=True):
+            if new["initial_lr"] != group.get("initial_lr"):
+                group["lr"] = share * new["initial_lr"]
             group.update({option: new[option] for option in _HYPERPARAMETERS if option in new and option in group})
         return []
-    groups = [{**group, **new} for group, new in zip(own["param_groups"], options, strict=True)]
+    groups = [
+        {**group, **new, "lr": share * new["initial_lr"]}
+        for group, new in zip(own["param_groups"], options, strict=True)
+    ]
     checkpoint["optimizer_states"] = [{"state": {}, "param_groups": groups}]
     reason = f"it was {earlier} and is {name}" if earlier != name else "its parameters have changed"
     return [f"The optimizer starts with an empty state, because {reason}."]
+
+
+def _carry_over_scheduler(checkpoint: dict[str, Any], scheduler: LRScheduler) -> list[str]:
+    """Keep the state of a scheduler of the same class, with the rates of the new configuration."""
+    [saved] = checkpoint["lr_schedulers"]
+    name = type(scheduler).__name__
+    earlier = checkpoint.get("scheduler_name", name)
+    if earlier == name:
+        if "base_lrs" in saved:
+            saved["base_lrs"] = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+        return []
+    state = scheduler.state_dict()
+    if isinstance(scheduler, LambdaLR):
+        # A function of the step.
+        state |= {"last_epoch": checkpoint["global_step"], "_step_count": checkpoint["global_step"] + 1}
+    checkpoint["lr_schedulers"] = [state]
+    return [f"The schedule of the learning rate starts anew, because it was {earlier} and is {name}."]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eca_hub.train.data.synthetic import SyntheticData
     from eca_hub.train.data.transforms import AugmentConfig
     from eca_hub.train.data.webdataset import WebDatasetData
+    from eca_hub.train.data.webdataset_stream import WebDatasetStreamData
 
 __all__ = [
     "AugmentConfig",
@@ -31,6 +32,7 @@ __all__ = [
     "ParquetData",
     "SyntheticData",
     "WebDatasetData",
+    "WebDatasetStreamData",
     "YoloData",
 ]
 
@@ -46,6 +48,7 @@ _MODULE_OF = {
     "ParquetData": "parquet",
     "SyntheticData": "synthetic",
     "WebDatasetData": "webdataset",
+    "WebDatasetStreamData": "webdataset_stream",
     "YoloData": "coco_data",
 }
 

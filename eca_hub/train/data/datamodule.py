@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.package import check_label_text
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data.dataset import Batch, ImageDataset
-from eca_hub.train.data.sampler import EvalBatchSampler, RankShard, TrainBatchSampler
+from eca_hub.train.data.sampler import BatchIndex, EvalBatchSampler, RankShard, TrainBatchSampler
 from eca_hub.train.data.source import (
     SPLITS,
     Source,
@@ -201,7 +201,7 @@ class ImageDataModule(LightningDataModule):
         batches = EvalBatchSampler(len(source.targets), self.batch_size, self._shard())
         return self._loader(self._dataset(source, is_augmented=False), batches)
 
-    def _loader(self, dataset: ImageDataset, batches: TrainBatchSampler | EvalBatchSampler) -> DataLoader[Batch]:
+    def _loader(self, dataset: ImageDataset, batches: Sampler[BatchIndex]) -> DataLoader[Batch]:
         return SignalIgnoringDataLoader(
             dataset,
             # The data set makes whole batches, so the loader must not batch.

@@ -1,12 +1,12 @@
 """Images in tar shards, as WebDataset has them: files with one key are one sample.
 
-The shards are not streamed: their headers are read once, and images by their position in the file. So the order of an
-epoch is a permutation of all images, and a run resumes at the very batch, as with every other kind of data.
+The shards are in a folder of this machine: their headers are read once, and images by their position in the file. So
+the order of an epoch is a permutation of all images, and a run resumes at the very batch, as with every other kind of
+data. Shards elsewhere, or too large for that, are streamed by `WebDatasetStreamData`.
 
 Shapes: N images.
 """
 
-import json
 import os
 import re
 import tarfile
@@ -20,16 +20,14 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, to_targets
+from eca_hub.train.data.shards import IMAGE_ENDINGS, LABEL_ENDINGS, label_in
 from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
 
-_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "img")
-_LABEL_ENDINGS = ("cls", "label", "txt", "json")
-_JSON_KEYS = ("label", "class", "cls", "category", "target")
 _SPLIT_NAMES: dict[Split, str] = {"train": r"train", "val": r"(validation|valid|val|dev)", "test": r"test"}
 
 
 class WebDatasetData(FileDataModule):
-    """Images in tar shards, such as train-0000.tar and val-0000.tar of WebDataset.
+    """Images in tar shards in a folder, such as train-0000.tar and val-0000.tar; WebDatasetStreamData streams them.
 
     A sample is an image (`KEY.jpg`, `.png`, ...) and its class, as a number or a word, in `KEY.cls` or under `label` in
     `KEY.json`; without them, the image's folder inside the shard is its class. One of val and test may be missing, or
@@ -133,12 +131,12 @@ def _samples(shards: list[Path]) -> Iterator[Sample]:
                     # A key ends at the first dot of the file's name, as in WebDataset.
                     stem, _, ending = base.partition(".")
                     key, ending = member.name[: len(member.name) - len(base)] + stem, ending.lower()
-                    if ending.rsplit(".", 1)[-1] in _IMAGE_ENDINGS:
+                    if ending.rsplit(".", 1)[-1] in IMAGE_ENDINGS:
                         images.setdefault(key, member)
-                    elif ending in _LABEL_ENDINGS:
+                    elif ending in LABEL_ENDINGS:
                         file = tar.extractfile(member)
                         assert file is not None
-                        if (label := _label_in(file.read(), ending)) is not None:
+                        if (label := label_in(file.read(), ending)) is not None:
                             labels.setdefault(key, label)
         except (tarfile.TarError, OSError) as error:
             raise InvalidConfig(f"{shard} cannot be read as a tar file: {error}.") from None
@@ -146,16 +144,3 @@ def _samples(shards: list[Path]) -> Iterator[Sample]:
             in_folder = key.split("/")[-2] if key.count("/") and key.split("/")[-2] not in (".", "") else None
             label = labels.get(key, in_folder if not labels else None)
             yield Sample(shard, member.offset_data, member.size, readable_name(member.name), label)
-
-
-def _label_in(content: bytes, ending: str) -> str | None:
-    text = content.decode("utf-8-sig", "replace").strip()
-    if ending != "json":
-        return readable_name(text) or None
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return None
-    if isinstance(values, dict):
-        values = next((values[key] for key in _JSON_KEYS if key in values), None)
-    return None if values is None or isinstance(values, dict | list) else readable_name(str(values))

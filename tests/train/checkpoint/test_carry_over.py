@@ -25,13 +25,17 @@ def sgd(model: nn.Module, **options: Any) -> Optimizer:
     return SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4} | options)
 
 
+def scheduler_of(optimizer: Optimizer) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: 0.5)
+
+
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
 def checkpoint_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """A checkpoint after one step."""
-    scheduler = LambdaLR(optimizer, lambda step: 0.5)
+    scheduler = scheduler_of(optimizer)
     torch.autograd.backward(model(torch.ones(2, 8)).square().sum())
     optimizer.step()
     return copy.deepcopy(
@@ -50,7 +54,7 @@ def test_an_unchanged_run_keeps_everything() -> None:
     model = network()
     checkpoint = checkpoint_of(model, sgd(model))
     before = copy.deepcopy(checkpoint)
-    assert carry_over(checkpoint, state_of(model), HEAD, sgd(model), LABELS) == []
+    assert carry_over(checkpoint, state_of(model), HEAD, scheduler_of(sgd(model)), LABELS) == []
     for name in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(checkpoint[name], before[name], rtol=0, atol=0)
 
@@ -59,7 +63,7 @@ def test_changed_hyperparameters_are_used_and_the_momentum_is_kept() -> None:
     model = network()
     checkpoint = checkpoint_of(model, sgd(model))
     optimizer = sgd(model, lr=0.3, momentum=0.1, weight_decay=0.5)
-    assert carry_over(checkpoint, state_of(model), HEAD, optimizer, LABELS) == []
+    assert carry_over(checkpoint, state_of(model), HEAD, scheduler_of(optimizer), LABELS) == []
     [state] = checkpoint["optimizer_states"]
     [group] = state["param_groups"]
     assert (group["initial_lr"], group["momentum"], group["weight_decay"]) == (0.3, 0.1, 0.5)
@@ -71,11 +75,12 @@ def test_another_optimizer_starts_with_an_empty_state_and_a_message() -> None:
     model = network()
     checkpoint = checkpoint_of(model, sgd(model))
     optimizer = AdamW(model.parameters(), lr=0.01)
-    [note] = carry_over(checkpoint, state_of(model), HEAD, optimizer, LABELS)
+    [note] = carry_over(checkpoint, state_of(model), HEAD, scheduler_of(optimizer), LABELS)
     assert note == "The optimizer starts with an empty state, because it was SGD and is AdamW."
     assert checkpoint["optimizer_states"][0]["state"] == {}
     optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-    assert optimizer.param_groups[0]["lr"] == 0.01
+    # The rate is where the schedule left it, at a half.
+    assert optimizer.param_groups[0]["lr"] == 0.005
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def test_another_optimizer_starts_with_an_empty_state_and_a_message() -> None:
 def test_other_labels_get_a_new_head_and_keep_the_rest(labels: list[str], num_classes: int) -> None:
     model, changed = network(), network(num_classes)
     checkpoint = checkpoint_of(model, sgd(model))
-    notes = carry_over(checkpoint, state_of(changed), HEAD, sgd(changed), labels)
+    notes = carry_over(checkpoint, state_of(changed), HEAD, scheduler_of(sgd(changed)), labels)
     assert notes[0] == "New weights, which the checkpoint does not have: 1.bias, 1.weight."
     assert notes[1].startswith("The optimizer starts with an empty state")
     assert torch.equal(checkpoint["state_dict"]["model.0.weight"], model.state_dict()["0.weight"])
@@ -98,4 +103,4 @@ def test_other_labels_get_a_new_head_and_keep_the_rest(labels: list[str], num_cl
 def test_a_checkpoint_of_another_network_is_refused(other: Callable[[], nn.Module]) -> None:
     model, changed = network(), other()
     with pytest.raises(InvalidConfig, match="The checkpoint is of another network"):
-        carry_over(checkpoint_of(model, sgd(model)), state_of(changed), HEAD, sgd(changed), LABELS)
+        carry_over(checkpoint_of(model, sgd(model)), state_of(changed), HEAD, scheduler_of(sgd(changed)), LABELS)
