@@ -80,10 +80,20 @@ def open_shard(url: str) -> IO[bytes]:
 
 def samples_of(url: str, file: IO[bytes]) -> Iterator[Sample]:
     """Yield the samples of an opened shard."""
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    from webdataset.tariterators import group_by_keys
 
-    files = tar_file_iterator(file)
-    yield from group_by_keys(each | {"__url__": url} for each in files)
+    yield from group_by_keys(_files_of(url, file))
+
+
+def _files_of(url: str, file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    from webdataset.tariterators import tar_file_iterator
+
+    for each in tar_file_iterator(file):
+        yield each | {"__url__": url}
+    file.read()
+    # A tar file that is cut off between two files ends as a whole one does, in the midst of a sample.
+    if num_missing := getattr(file, "length", 0):
+        raise EOFError(f"the connection was lost {num_missing} bytes before its end")
 
 
 class ShardReader:
