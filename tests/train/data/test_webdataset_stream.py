@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data import WebDatasetStreamData, shards
+from eca_hub.train.data import WebDatasetStreamData
 from eca_hub.train.data.sampler import RankShard
 from eca_hub.train.data.stream_sampler import StreamBatchSampler
 from eca_hub.train.errors import TrainingStopped
@@ -129,12 +130,12 @@ def address(server: Server) -> str:
 @pytest.fixture
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
-    monkeypatch.setattr(shards.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     return waits
 
 
 def stream(folder: Path, address: str, **options: Any) -> WebDatasetStreamData:
-    defaults = {
+    defaults: dict[str, Any] = {
         "train": f"{address}/train-{{0000..0005}}.tar",
         "val": f"{address}/val-0000.tar",
         "labels": str(folder / "classes.txt"),
