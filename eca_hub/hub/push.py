@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.errors import HubError, InvalidConfig, InvalidPackage, PushConflict
+from eca_hub.errors import AccessDenied, HubError, InvalidConfig, InvalidPackage, PushConflict
 from eca_hub.hub.card import CardFacts, render_card
 from eca_hub.hub.card_edit import read_metadata, set_license, set_model_id
 from eca_hub.hub.client import check_model_id, check_new_ref, hub_errors, status_of
@@ -116,6 +116,44 @@ def push_folder(
         if tag and tagged is None:
             _create_tag(api, model_id, tag, commit)
     return PushResult(model_id, commit, f"{api.endpoint}/{model_id}", is_new=commit != parent)
+
+
+def check_push_access(model_id: str, *, endpoint: str | None = None, token: str | None = None) -> None:
+    """Check that a model can be published, before the work that makes it; nothing is changed on the hub.
+
+    Args:
+        model_id: Hub `owner/name`.
+        endpoint: Address of the hub; HF_ENDPOINT when none is given.
+        token: Key with the right to write; HF_TOKEN or the client's login when none is given.
+
+    Raises:
+        InvalidConfig: the name is malformed.
+        AccessDenied: the token is absent, is refused, or may not write there.
+        HubUnavailable: the hub does not respond.
+    """
+    check_model_id(model_id)
+    if not (token or get_token()):
+        raise AccessDenied(
+            f"There is no token to publish {model_id} with.", hint="Set HF_TOKEN, or run `hf auth login`."
+        )
+    api = HfApi(endpoint=endpoint, token=token)
+    with hub_errors(model_id), limit_requests(endpoint):
+        user = api.whoami()
+        role = user.get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise AccessDenied(
+                f"The token of {user['name']} may not write, so {model_id} cannot be published.",
+                hint="Set HF_TOKEN to a key with the right to write.",
+            )
+        try:
+            api.auth_check(model_id, write=True)
+        except RepositoryNotFoundError:
+            # It will be made: below the user's own name, or an organization's.
+            owners = [str(user["name"]), *(str(org["name"]) for org in user.get("orgs", []))]
+            if role != "admin" and model_id.partition("/")[0].lower() not in [owner.lower() for owner in owners]:
+                raise AccessDenied(
+                    f"{user['name']} may not publish as {model_id}.", hint=f"Allowed owners: {', '.join(owners)}."
+                ) from None
 
 
 def plan_push(

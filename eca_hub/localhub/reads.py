@@ -104,8 +104,7 @@ def whoami(context: RequestContext) -> Response:
         {"type": "org", "name": name, "fullname": fullname, "roleInOrg": "write"}
         for name, fullname in user.orgs.items()
     ]
-    role = "read" if user.role == "read" else "write"
-    auth = {"type": "access_token", "accessToken": {"displayName": "local hub", "role": role}}
+    auth = {"type": "access_token", "accessToken": {"displayName": "local hub", "role": user.role}}
     info = {"type": "user", "id": user.name, "name": user.name, "fullname": user.fullname or user.name}
     return json_response({**info, "email": None, "isPro": False, "orgs": orgs, "auth": auth})
 

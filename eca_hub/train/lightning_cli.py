@@ -16,14 +16,14 @@ import jsonargparse
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from eca_hub.atomic import write_atomic
 from eca_hub.commandline import SuggestionMixin
 from eca_hub.errors import InvalidConfig, InvalidUsage
-from eca_hub.hub.client import check_model_id
-from eca_hub.hub.push import push_folder
+from eca_hub.hub.push import check_push_access, push_folder
 from eca_hub.train import data as data_modules
 from eca_hub.train.callbacks.bad_samples import BadSampleLog
 from eca_hub.train.callbacks.checkpointing import CheckpointConfig, ResumableCheckpoint
@@ -118,8 +118,8 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Open the run folder before any work is done."""
         config = self.config[self.subcommand]
-        if config["push_to"]:
-            check_model_id(config["push_to"])
+        if config["push_to"] and getattr(rank_zero_only, "rank", 0) == 0:
+            check_push_access(config["push_to"])
         if self.subcommand == "fit":
             model = config["model"]
             start = model["from_pretrained"]
