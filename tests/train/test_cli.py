@@ -25,7 +25,17 @@ def parser() -> LightningArgumentParser:
     return parser
 
 
-OF_THE_RUN = ("config", "run_dir", "resume", "overwrite", "allow_changes", "push_to", "seed_everything", "data")
+OF_THE_RUN = (
+    "config",
+    "optimizer",
+    "run_dir",
+    "resume",
+    "overwrite",
+    "allow_changes",
+    "push_to",
+    "seed_everything",
+    "data",
+)
 
 
 @pytest.mark.parametrize("option", cli.OPTIONS, ids=lambda option: option.name)
