@@ -42,7 +42,6 @@ class RunResults(ABC):
     """The metrics of the kept validation that result.json has; None for all of them."""
     score_title: str
     """Name of the metric that chooses the best epoch, in a sentence."""
-
     pictures: ClassVar[Mapping[str, str]]
     """File name of a plot that the package gets for its card, to what it shows."""
 
