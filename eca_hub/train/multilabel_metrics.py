@@ -19,8 +19,8 @@ class MultiLabelMetrics(SplitMetrics):
     """Loss, F1 at a probability of 0.5, and mean average precision, where an image has any number of classes.
 
     mAP is the mean, over the classes that occur, of the area under precision over recall, from all scores of the split:
-    it keeps 12 bytes an image and class. `micro_f1` counts all pairs of image and class, `macro_f1` is the mean over the
-    classes that occur.
+    12 bytes are kept for each image and class. `micro_f1` counts all pairs of image and class, `macro_f1` is the mean
+    over the classes that occur.
 
     Args:
         num_classes: K.
