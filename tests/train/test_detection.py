@@ -97,11 +97,11 @@ def test_a_run_stopped_inside_an_epoch_ends_in_the_same_weights(whole_run: Path,
 
 
 @pytest.mark.slow
-def test_thirty_steps_lower_the_loss_and_resume_to_the_bit(root: Path, tmp_path: Path) -> None:
+def test_thirty_steps_lower_the_loss_and_resume_to_the_bit(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco", coco_document(num_images=12))
     config = CONFIG.replace("ROOT", str(root)).replace("mosaic_prob: 0.3", "flip_prob: 0.5")
     # Checkpoints are most of the time of so small a run: one an epoch, and one where it is stopped.
-    options = ["--data.batch_size", "1", "--save.every_steps", "0", "--trainer.max_epochs", "5"]
-    options += ["--trainer.check_val_every_n_epoch", "5"]
+    options = ["--save.every_steps", "0", "--trainer.max_epochs", "5", "--trainer.check_val_every_n_epoch", "5"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert fit(whole, *options, config=config) == 0
     assert json.loads((whole / "result.json").read_text())["steps"] == 30
