@@ -38,7 +38,7 @@ from eca_hub.models.feature_pyramid import PYRAMID_CHANNELS, PyramidBackbone, p6
 _OCTAVE_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 """RetinaNet has three anchors of each ratio at a position."""
 _FIRST_STRIDE_PX = {"faster_rcnn": 4, "mask_rcnn": 4, "retinanet": 8}
-_LAST_STRIDE_PX = 32
+LAST_STRIDE_PX = 32
 _CLASS_LAYERS = ("box_predictor.", "mask_fcn_logits.", "classification_head.cls_logits.")
 
 
@@ -173,7 +173,7 @@ def build_detector(config: DetectorConfig, *, num_classes: int | None = None, ro
         raise InvalidConfig(f"rois_per_image is {rois_per_image}; it must be 1 or more.")
     body = build_model(backbone_config(resolved), num_classes=1, features_only=True)
     first = _FIRST_STRIDE_PX[resolved.detector]
-    strides_px = [stride for stride in (4, 8, 16, _LAST_STRIDE_PX) if stride >= first]
+    strides_px = [stride for stride in (4, 8, 16, LAST_STRIDE_PX) if stride >= first]
     shared: dict[str, Any] = {
         "min_size": resolved.min_side_px,
         "max_size": resolved.max_side_px,

@@ -18,8 +18,8 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import load_pretrained
 from eca_hub.hub.pull import is_folder
 from eca_hub.models.build import resolve_config
-from eca_hub.models.detector_config import DetectorConfig, DetectorName, HeadNorm
-from eca_hub.models.detectors import backbone_config, build_detector, is_class_weight
+from eca_hub.models.detector_config import MAX_SIDE_PX, DetectorConfig, DetectorName, HeadNorm
+from eca_hub.models.detectors import LAST_STRIDE_PX, backbone_config, build_detector, is_class_weight
 from eca_hub.models.feature_pyramid import load_backbone, pyramid_of
 from eca_hub.train.data.detection_dataset import DetectionBatch
 from eca_hub.train.data.rng import derive_seed, seed_rng
@@ -147,6 +147,8 @@ class DetectionModule(TrainingModule):
         self.optim_config = optim
         self.last_lr = optim.lr
         self.ema = EMA(self.model, ema_decay) if ema_decay else None
+        self._has_frozen_norms = frozen_norms
+        self._smallest_side_px = min(*train_min_sides_px, self.config.min_side_px, MAX_SIDE_PX)
         self._lr_batch_size = lr_batch_size
         self._milestones = tuple(sorted(lr_milestones_epochs))
         iou_types: list[IouType] = ["bbox", *(["segm"] if self.config.has_masks else [])]  # type: ignore[list-item]
@@ -225,6 +227,19 @@ class DetectionModule(TrainingModule):
     def start_measuring(self, split: str) -> None:
         """Reset the metrics, and give them the annotations of the split."""
         self._precision[split].reset(self._split(split).ground_truth)
+
+    def check_batch(self, num_images: int) -> None:
+        """Check that the norms of the backbone can be trained with a batch of so many images.
+
+        Raises:
+            InvalidConfig: of a square image, the last norms would see a single value per channel.
+        """
+        if num_images == 1 and self._smallest_side_px <= LAST_STRIDE_PX and not self._has_frozen_norms:
+            raise InvalidConfig(
+                f"A batch of one image of {self._smallest_side_px} px has a feature map of 1 x 1, which norms cannot be "
+                "trained with.",
+                hint="Give --data.batch_size 2 or more, or a larger --model.min_side_px.",
+            )
 
     def head_weights(self) -> set[str]:
         """Return the names of the weights that depend on the labels."""

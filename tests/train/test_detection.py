@@ -180,6 +180,14 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], sentence:
         module(**options)
 
 
+def test_a_batch_of_one_image_is_refused_where_norms_would_see_one_value() -> None:
+    made = module()
+    made.check_batch(2)
+    with pytest.raises(InvalidConfig, match=r"A batch of one image of 32 px has a feature map of 1 x 1"):
+        made.check_batch(1)
+    module(min_side_px=64).check_batch(1)
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
