@@ -236,8 +236,8 @@ class DetectionModule(TrainingModule):
         """
         if num_images == 1 and self._smallest_side_px <= LAST_STRIDE_PX and not self._has_frozen_norms:
             raise InvalidConfig(
-                f"A batch of one image of {self._smallest_side_px} px has a feature map of 1 x 1, which norms cannot be "
-                "trained with.",
+                f"A batch of one image of {self._smallest_side_px} px has a feature map of 1 x 1, which norms cannot "
+                "be trained with.",
                 hint="Give --data.batch_size 2 or more, or a larger --model.min_side_px.",
             )
 
