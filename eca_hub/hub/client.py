@@ -166,7 +166,8 @@ def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubErro
             return _translate(error.__cause__, model_id, revision)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | IncompleteSnapshotError() | httpx2.TransportError():
             return HubUnavailable(
-                f"The hub does not respond, and the cache does not hold {model_id} at {revision}: {_first_line(error)}",
+                f"The hub does not respond, and the cache does not hold {model_id} at {revision}: "
+                f"{_first_line(error).rstrip('.')}.",
                 hint="HF_ENDPOINT names the hub, HF_HUB_OFFLINE=1 forbids requests to it.",
             )
         case EntryNotFoundError():

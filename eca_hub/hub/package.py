@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ _MAX_LABELS = 100_000
 _LFS_POINTER = b"version https://git-lfs"
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar")
 """Of checkpoints that may contain code."""
+_CHECKPOINT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ def find_package(folder: str | Path) -> Path:
                 raise _no_weights(candidate)
             _check_readable(candidate)
             return candidate
-    raise InvalidPackage(
-        f"{given} has no {CONFIG_FILE}, nor has {given / 'model'}.", hint="Did the training run finish?"
-    )
+    hint = "Did the training run finish?"
+    if weights := next((path for path in sorted(given.iterdir()) if path.suffix in _CHECKPOINT_SUFFIXES), None):
+        hint = f"If it holds weights alone: eca-hub convert {weights} --to NEW_FOLDER"
+    raise InvalidPackage(f"{given} has no {CONFIG_FILE}, nor has {given / 'model'}.", hint=hint)
 
 
 def _check_readable(folder: Path) -> None:
@@ -111,6 +114,10 @@ def _no_weights(folder: Path) -> InvalidPackage:
         return InvalidPackage(f"{path} is {kind}.", hint="Put the weights there.")
     if others:
         hint = f"mv {folder / others[0]} {folder / WEIGHTS_FILE}" if len(others) == 1 else "Save it as one file."
+        if re.search(r"-of-\d+\.safetensors$", others[0]):
+            hint = "It is cut into several files; save it as one."
+        elif others[0].startswith("adapter"):
+            hint = "An adapter holds a part of the weights; merge it into its network and save that."
         return InvalidPackage(f"{folder} has no {WEIGHTS_FILE}, but {', '.join(others[:3])}.", hint=hint)
     if not pickles:
         return InvalidPackage(f"{folder} has no {WEIGHTS_FILE}; a package needs {CONFIG_FILE} and {WEIGHTS_FILE}.")

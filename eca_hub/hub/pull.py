@@ -91,7 +91,14 @@ def _no_weights(model_id: str, commit: str, endpoint: str | None, token: str | N
 
 
 def is_folder(id_or_folder: str | Path) -> bool:
-    """Return whether a package is read from this disk, not from a hub."""
+    """Return whether a package is read from this disk, not from a hub.
+
+    Raises:
+        InvalidPackage: it is a file.
+    """
+    path = Path(id_or_folder)
+    if path.is_file():
+        raise InvalidPackage(f"{path} is a file; a package is a folder.", hint=f"Give its folder: {path.parent}")
     return isinstance(id_or_folder, Path) or Path(id_or_folder).is_dir()
 
 

@@ -85,8 +85,8 @@ def build_and_load(
         sentence: What does not fit what, without a full stop: the start of the message.
 
     Raises:
-        CheckpointMismatch: names or shapes differ, a number is NaN or infinite, or the tensors outside the state dict
-            are too large.
+        CheckpointMismatch: names, shapes or kinds of numbers differ, a number is NaN or infinite, or tensors outside
+            the state dict are too large.
     """
     with torch.device("meta"), _SkipRandomInit():
         model = build()
@@ -208,10 +208,20 @@ def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], se
     def shapes(name: str) -> str:
         return f"{name} is {tuple(weights[name].shape)} in the file, {tuple(expected[name].shape)} in the network"
 
+    other_kinds = [
+        name
+        for name in weights
+        if name in expected and weights[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+
+    def kinds(name: str) -> str:
+        return f"{name} is {weights[name].dtype} in the file, {expected[name].dtype} in the network"
+
     problems = [
         *_count_and_name("missing", sorted(expected.keys() - weights.keys()), str),
         *_count_and_name("unexpected", sorted(weights.keys() - expected.keys()), str),
         *_count_and_name("of another shape", other_shapes, shapes),
+        *_count_and_name("of another kind of number", other_kinds, kinds),
     ]
     if problems:
         raise CheckpointMismatch(f"{sentence}: {'; '.join(problems)}.")

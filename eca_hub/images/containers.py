@@ -18,12 +18,19 @@ FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
 # Common formats that are not supported, named in the error message.
 _UNSUPPORTED = {
     "a TIFF": re.compile(rb"II\*\0|MM\0\*"),
-    "a HEIC": re.compile(rb".{4}ftyp(hei[cx]|hevc|mif1|msf1)", re.DOTALL),
+    "a HEIC": re.compile(rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL),
     "an AVIF": re.compile(rb".{4}ftypavi[fs]", re.DOTALL),
     "a JPEG XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
     "a JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
     "a PDF": re.compile(rb"%PDF-"),
-    "an SVG": re.compile(rb"\s*<(svg|\?xml)"),
+    "an SVG": re.compile(rb"(\xef\xbb\xbf)?\s*<(svg|\?xml|!doctype svg)", re.IGNORECASE),
+    "an HTML page": re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", re.IGNORECASE),
+    "an icon (ICO)": re.compile(rb"\0\0[\x01\x02]\0"),
+    "a ZIP archive": re.compile(rb"PK\x03\x04"),
+    "a gzip archive": re.compile(rb"\x1f\x8b"),
+    "a data URL": re.compile(rb"data:"),
+    # How JPEG, PNG, WebP and GIF begin in base64.
+    "base64 text": re.compile(rb"/9j/|iVBORw0KGgo|UklGR|R0lGOD"),
     "a video": re.compile(rb".{4}ftyp", re.DOTALL),
 }
 
@@ -81,7 +88,7 @@ def sniff_format(data: bytes) -> str:
     Raises:
         NotAnImage: none of `FORMATS`.
     """
-    head = data[:16]
+    head = data[:32]
     if not head:
         raise NotAnImage("The image is empty.", hint="Send the content of an image file.")
     if head.startswith(b"\xff\xd8\xff"):

@@ -11,11 +11,12 @@ import pytest
 import timm
 import torch
 from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from eca_hub import Classifier, ImageConfig, ModelConfig, create_model, load_pretrained, save_pretrained
 from eca_hub.commands.convert import main
-from eca_hub.errors import EcaHubError, InvalidPackage
+from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidPackage
 from eca_hub.hub.push import push_folder
 from tests.conftest import make_image
 from tests.hub import ecanet
@@ -266,6 +267,38 @@ def test_a_pickle_instead_of_safetensors_is_named_with_the_command_that_converts
     assert config.image.height_px == 64
     pixels = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(loaded(pixels), model.eval()(pixels))
+
+
+def test_weights_of_integers_are_refused_by_name(tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet10t")
+    path = tmp_path / "stock" / "model.safetensors"
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(CheckpointMismatch, match=r"of another kind of number .*bn1.bias is torch.int8 in the"):
+        load_pretrained(tmp_path / "stock")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("model-00001-of-00002.safetensors", "cut into several files"),
+        ("adapter_model.safetensors", "An adapter holds a part"),
+        ("weights.safetensors", "mv .*weights.safetensors .*model.safetensors"),
+    ],
+)
+def test_other_weights_are_named_with_what_to_do(name: str, hint: str, tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet10t")
+    (tmp_path / "stock" / "model.safetensors").rename(tmp_path / "stock" / name)
+    with pytest.raises(InvalidPackage, match=hint):
+        load_pretrained(tmp_path / "stock")
+    (tmp_path / "stock" / "config.json").unlink()
+    with pytest.raises(InvalidPackage, match=rf"eca-hub convert .*{name} --to NEW_FOLDER"):
+        load_pretrained(tmp_path / "stock")
+
+
+def test_a_file_instead_of_a_folder_is_named_without_asking_a_hub(tmp_path: Path) -> None:
+    stock_repository(tmp_path / "stock", "resnet10t")
+    with pytest.raises(InvalidPackage, match=r"is a file; a package is a folder. Give its folder: .*stock"):
+        load_pretrained(str(tmp_path / "stock" / "model.safetensors"))
 
 
 @pytest.mark.parametrize("labels_key", ["labels", "label_names"])

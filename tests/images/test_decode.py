@@ -82,6 +82,26 @@ def test_bytes_that_are_not_an_image_are_refused(data: bytes) -> None:
         decode_image(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\0\0\0\x18ftypheis", "a HEIC"),
+        (b"\0\0\0\x18ftypavif", "an AVIF"),
+        (b"\xef\xbb\xbf<svg/>", "an SVG"),
+        (b"<!DOCTYPE svg PUBLIC>", "an SVG"),
+        (b"<!doctype html><title>404</title>", "an HTML page"),
+        (b"\0\0\1\0\1\0", "an icon"),
+        (b"PK\3\4", "a ZIP archive"),
+        (b"\x1f\x8b\x08", "a gzip archive"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "a data URL"),
+        (b"iVBORw0KGgoAAAANSUhEUg", "base64 text"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(data: bytes, name: str) -> None:
+    with pytest.raises(NotAnImage, match=f"The file is {name}"):
+        decode_image(data)
+
+
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_an_image_cut_in_half_is_refused(file_format: str) -> None:
     whole = make_image(200, 200, file_format=file_format)

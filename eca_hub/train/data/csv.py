@@ -137,9 +137,7 @@ class CsvData(FileDataModule):
                 splits.setdefault(path, set()).add(split)
         for found, what in ((labels, "with different labels"), (splits, "in more than one split")):
             if repeated := [path for path, values in found.items() if len(values) > 1]:
-                self.remarks.append(
-                    f"{len(repeated)} files are listed {what}. The first: {readable_name(repeated[0])}."
-                )
+                self.remarks.append(f"Files listed {what}: {len(repeated)}. The first: {readable_name(repeated[0])}.")
 
 
 class PathSource:

@@ -34,6 +34,7 @@ from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
 from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
 
 _NUM_PROBED = 16
+_RARE_RATIO = 10
 
 
 class ImageDataModule(LightningDataModule):
@@ -141,9 +142,20 @@ class ImageDataModule(LightningDataModule):
             raise InvalidConfig(f"The train split of {self.title} has no image of {', '.join(absent[:5])}.")
         if self.is_multi_label:
             self._check_multi_label()
+        self._remark_on_rare_classes()
         if getattr(rank_zero_only, "rank", 0) == 0:
             for remark in self.remarks:
                 print(remark, flush=True)
+
+    def _remark_on_rare_classes(self) -> None:
+        counts = self.class_counts()
+        rarest, most_frequent = counts.index(min(counts)), counts.index(max(counts))
+        if not self.balanced_sampling and counts[most_frequent] >= _RARE_RATIO * counts[rarest]:
+            self.remarks.append(
+                f"Of {self.labels[most_frequent]} there are {counts[most_frequent]} training images and of "
+                f"{self.labels[rarest]} {counts[rarest]}; --data.balanced_sampling true or --model.class_weights "
+                "balanced keeps a rare class from being ignored."
+            )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Load the training split, from the current position in training, in another order every epoch."""

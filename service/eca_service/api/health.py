@@ -20,6 +20,7 @@ from eca_service.models.registry import Registry
 router = APIRouter()
 
 
+@router.head("/docs", include_in_schema=False)
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
     """Show this API as a page."""

@@ -23,6 +23,7 @@ static_files = StaticFiles(directory=_WEB)
 """To be mounted at /static, after the samples."""
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page() -> FileResponse:
     """Return the page."""

@@ -69,6 +69,12 @@ def test_a_prefix_without_host_names_is_a_warning_at_the_start(
     assert ("--allowed_hosts NAME" in caplog.text) == is_warned
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/healthz", "/readyz"])
+def test_pages_and_probes_answer_head(path: str) -> None:
+    with TestClient(app_with("acme/digits")) as client:
+        assert client.head(path).status_code == client.get(path).status_code == 200
+
+
 def test_a_required_key_or_insecure_allows_any_name() -> None:
     assert status_for("any.example", allowed_hosts="", keys=["sesame"]) == 401
     assert status_for("any.example", allowed_hosts="", insecure=True) == 200

@@ -91,8 +91,8 @@ def test_files_that_are_listed_twice_are_remarked_on(folder: Path) -> None:
     rows += [("0.png", "cat", "train"), ("1.png", "cat", "val")]
     data = CsvData(write(folder / "labels.csv", "path,label,split", rows))
     assert data.remarks == [
-        "1 files are listed with different labels. The first: 0.png.",
-        "1 files are listed in more than one split. The first: 1.png.",
+        "Files listed with different labels: 1. The first: 0.png.",
+        "Files listed in more than one split: 1. The first: 1.png.",
     ]
 
 

@@ -276,3 +276,15 @@ def test_class_folders_one_level_too_low_are_named(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", splits=("images",))
     with pytest.raises(InvalidConfig, match=r"has one folder, and .*images holds dark, light.*--data.root .*images"):
         ImageFolderData(str(tmp_path / "set"), **FIFTH)
+
+
+def test_a_rare_class_is_remarked_on_before_training(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", splits=("train", "val"), num_each=10)
+    for number in range(1, 10):
+        (root / "train" / "dark" / f"{number}.png").unlink()
+    data = ImageFolderData(str(root))
+    data.check()
+    assert data.remarks[-1].startswith("Of light there are 10 training images and of dark 1; --data.balanced_sampling")
+    data = ImageFolderData(str(root), balanced_sampling=True)
+    data.check()
+    assert not data.remarks
