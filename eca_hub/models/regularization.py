@@ -44,6 +44,22 @@ def set_drop_rates(
     _copy_rates(_build(config, options), model)
 
 
+def use_grad_checkpointing(model: nn.Module, config: ModelConfig) -> None:
+    """Let a network compute activations again in the backward pass instead of keeping them.
+
+    Args:
+        model: The network of the configuration; it is changed.
+        config: Its configuration.
+
+    Raises:
+        InvalidConfig: the network cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError):
+        raise InvalidConfig(f"{config.architecture} does not support grad_checkpointing; leave it out.") from None
+
+
 _DROPS_BY_DEFAULT = ("drop_rate", "mobilenet_v2")
 
 

@@ -113,6 +113,11 @@ class DetectionModule(TrainingModule):
                 f"model has ema_decay {ema_decay}, lr_batch_size {lr_batch_size} and lr_milestones_epochs "
                 f"{list(lr_milestones_epochs)}; they must be 0 to below 1, 0 or more, and each 1 or more."
             )
+        if optim.has_scheduler_class and (lr_batch_size or lr_milestones_epochs):
+            raise InvalidConfig(
+                "A scheduler class sets the learning rate alone, without lr_batch_size and lr_milestones_epochs.",
+                hint="Give --model.lr_batch_size 0 and no milestones.",
+            )
         if any(not 32 <= side <= max_side_px for side in train_min_sides_px):
             raise InvalidConfig(
                 f"train_min_sides_px is {list(train_min_sides_px)}; each must be 32 to max_side_px, {max_side_px}."

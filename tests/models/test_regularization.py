@@ -8,7 +8,7 @@ from torch import nn
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, split_name
 from eca_hub.models.config import ModelConfig
-from eca_hub.models.regularization import set_drop_rates
+from eca_hub.models.regularization import set_drop_rates, use_grad_checkpointing
 
 
 def config_of(name: str) -> ModelConfig:
@@ -69,3 +69,35 @@ def test_a_rate_that_has_no_effect_or_is_out_of_range_is_refused(
     config = config_of(name)
     with pytest.raises(InvalidConfig, match=message):
         set_drop_rates(build_model(config), config, **options)
+
+
+def gradients_and_num_kept(*, is_checkpointed: bool) -> tuple[list[torch.Tensor | None], int]:
+    """The gradients of a step, and how many activations were kept for them."""
+    torch.manual_seed(0)
+    config = config_of("eca_resnet18")
+    model = build_model(config).train()
+    if is_checkpointed:
+        use_grad_checkpointing(model, config)
+    kept = list[int]()
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = model(torch.ones(2, 3, 64, 64)).square().sum()
+    torch.autograd.backward(loss)
+    return [each.grad for each in model.parameters()], sum(kept)
+
+
+def test_grad_checkpointing_keeps_the_gradients_and_fewer_activations() -> None:
+    expected, num_kept = gradients_and_num_kept(is_checkpointed=False)
+    found, num_kept_then = gradients_and_num_kept(is_checkpointed=True)
+    torch.testing.assert_close(found, expected)
+    assert num_kept_then < num_kept / 2
+
+
+def test_grad_checkpointing_of_a_network_without_it_is_refused() -> None:
+    config = config_of("mobilenet_v2")
+    with pytest.raises(InvalidConfig, match="mobilenet_v2 does not support grad_checkpointing"):
+        use_grad_checkpointing(build_model(config), config)

@@ -11,6 +11,7 @@ import yaml
 import eca_hub
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.store import VerifiedCheckpointIO
+from eca_hub.train.detection import DetectionModule
 from eca_hub.train.legacy_options import upgrade_argv
 from eca_hub.train.optim import OptimConfig, make_optimizer, make_scheduler
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
@@ -198,3 +199,9 @@ def test_only_optimizers_can_be_named(path: str) -> None:
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="There is no schedule 'poly'; there are cosine, step"):
         OptimConfig(schedule="poly")
+
+
+def test_a_detector_takes_a_scheduler_class_without_its_own_rules() -> None:
+    schedule = OptimConfig(schedule="torch.optim.lr_scheduler.StepLR", schedule_args={"step_size": 1})
+    with pytest.raises(InvalidConfig, match=r"Give --model.lr_batch_size 0 and no milestones\."):
+        DetectionModule(optim=schedule)

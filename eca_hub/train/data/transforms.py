@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from eca_hub.errors import InvalidConfig
@@ -80,10 +81,8 @@ class RandomAugmentation:
         self._seed = seed
         self._max_shift_px = max(image.height_px // 8, 1)
         # torch has no lanczos resize.
-        interpolation = "bicubic" if image.interpolation == "lanczos" else image.interpolation
-        self._crop = v2.RandomResizedCrop(
-            self._size, scale=(config.scale_min, 1.0), interpolation=v2.InterpolationMode(interpolation)
-        )
+        self._interpolation = "bicubic" if image.interpolation == "lanczos" else image.interpolation
+        self._crop = v2.RandomResizedCrop(self._size, scale=(config.scale_min, 1.0))
         self._per_image = _per_image_transforms(config)
 
     def batch(
@@ -134,7 +133,9 @@ class RandomAugmentation:
             )
             # A contiguous copy is resized twice as fast as a view.
             box_CHW = torch.from_numpy(pixels_HWC[rows, columns].copy()).permute(2, 0, 1)
-            resized_CHW = v2.functional.resize(box_CHW, list(self._size), self._crop.interpolation, antialias=True)
+            # The call that v2.functional.resize ends in, to the same bits: the way there takes 0.05 ms, as much as all
+            # the rest of a crop to 32 px. To 224 px a crop takes 0.4 ms, and v2.RandomResizedCrop as a whole 0.6 ms.
+            [resized_CHW] = interpolate(box_CHW[None], self._size, mode=self._interpolation, antialias=True)
             yield row, resized_CHW.permute(1, 2, 0).numpy()
 
     def _shifted(self, pixels_NHWC: np.ndarray, draws_N2: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data import AugmentConfig, SyntheticData
-from eca_hub.train.data.rng import derive_seed
+from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.data.sampler import BatchIndex
 from eca_hub.train.data.transforms import RandomAugmentation
 from tests.conftest import make_image
@@ -103,3 +103,12 @@ def test_a_flipped_image_is_the_plain_one_reversed() -> None:
     )
     assert torch.equal(flipped, plain.flip(3))
     assert np.array_equal(plain[0].permute(1, 2, 0), pixels_HW3)
+
+
+def test_a_random_crop_is_that_of_torchvision_to_the_bit() -> None:
+    pixels_HWC = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+    augment = RandomAugmentation(AugmentConfig(hflip=0), ImageConfig(height_px=16, width_px=16), seed=3)
+    _, cropped_1CHW = augment.batch([(0, pixels_HWC)], 2, [7])
+    seed_rng(derive_seed("crop", 3, 2, 7))
+    crop = v2.RandomResizedCrop((16, 16), interpolation=v2.InterpolationMode.BICUBIC)
+    assert torch.equal(cropped_1CHW[0], crop(torch.from_numpy(pixels_HWC).permute(2, 0, 1)))
