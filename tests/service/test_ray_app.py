@@ -3,12 +3,12 @@
 The nodes are processes of this machine (`ray.cluster_utils.Cluster`), with a replica each.
 """
 
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -16,7 +16,6 @@ import yaml
 
 from eca_hub import EcaHubError
 from tests.service.api.contract import EXCHANGES, KEY, MODEL, SETTINGS, Exchange, flood, hold
-from tests.service.compose_processes import free_port
 from tests.service.fakes import png
 from tests.service.server_process import save_tiny_package
 
@@ -29,12 +28,6 @@ NUM_CLIENTS = 8
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
-def ports_of_a_node() -> dict[str, int]:
-    """Ports of a node's agent: where they are not given, a raylet gives up after 15 s without an agent."""
-    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-    return {name: free_port() for name in names}
-
-
 class TwoNodes:
     """A cluster with a head that has no replica, and nodes that have one each."""
 
@@ -43,12 +36,12 @@ class TwoNodes:
 
         from eca_service.ray_app import NAME, deployment_for, read_settings
 
-        port = free_port()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self._name = NAME
-        head = {"num_cpus": 0, "include_dashboard": False} | ports_of_a_node()
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.nodes = [self.add_node() for _ in range(2)]
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(address=self.cluster.address, log_to_driver=False)
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         keys = package / "keys"
@@ -57,10 +50,6 @@ class TwoNodes:
         options = {"num_replicas": 2, "max_replicas_per_node": 1, "health_check_period_s": 1}
         deployment = deployment_for(settings).options(ray_actor_options={"num_cpus": 1}, **options)
         serve.run(deployment.bind(), name=NAME)
-
-    def add_node(self) -> Any:
-        """Start a node with room for one replica."""
-        return self.cluster.add_node(num_cpus=1, **ports_of_a_node())
 
     def num_running(self) -> int:
         """Replicas that run; each has a node of its own."""
@@ -155,7 +144,7 @@ def test_requests_are_spread_and_a_killed_node_is_survived(nodes: TwoNodes, clie
         print(f"lost with the node: {lost} of {load.statuses.total()}: {dict(load.statuses)}")  # noqa: T201
         # What the killed replica had in flight, and what was sent to it before Serve knew.
         assert lost <= 20 * NUM_CLIENTS, load.statuses
-        nodes.nodes.append(nodes.add_node())
+        nodes.nodes.append(nodes.cluster.add_node(num_cpus=1))
         deadline_s = time.monotonic() + 120
         while nodes.num_running() < 2 or len(received()) < 2:
             assert time.monotonic() < deadline_s, "the replica came back on the new node"
