@@ -22,6 +22,8 @@ from tests.service.server_process import Served, save_tiny_detector, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
 
+playwright.expect.set_options(timeout=30_000)
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
@@ -45,7 +47,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     save_tiny_detector(folder / "third")
     names = [word for name in ("first", "second", "third") for word in ("--model", str(folder / name))]
     with served(*names, "--explain", "true") as running:
-        running.wait_until_ready()
+        running.wait_until_ready(within_s=300)
         yield running
 
 
@@ -221,7 +223,7 @@ def test_the_lines_for_programs_are_those_of_a_detector(page: Any, image_file: P
 @pytest.mark.skipif("ECA_PAGE_SCREENSHOT" not in os.environ, reason="ECA_PAGE_SCREENSHOT names no file")
 def test_a_screenshot_is_written_on_request(browser: Any) -> None:
     with served("--model", f"acme/mask_rcnn_eca_resnet18={os.environ['ECA_PAGE_MODEL']}") as running:
-        running.wait_until_ready()
+        running.wait_until_ready(within_s=300)
         context = browser.new_context(viewport={"width": 1000, "height": 900}, color_scheme="light")
         page = context.new_page()
         page.goto(f"{running.url}/")
