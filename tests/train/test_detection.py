@@ -40,7 +40,7 @@ model:
   optim: {name: adamw, lr: 1.0e-3, schedule: constant}
 data:
   class_path: CocoData
-  init_args: {root: ROOT, batch_size: 2, augment: {mosaic_prob: 0.3}}
+  init_args: {root: ROOT, batch_size: 2, bit_depth: 12, augment: {mosaic_prob: 0.3}}
 save: {every_steps: 2}
 trainer: {max_epochs: 2, accelerator: cpu, devices: 1, gradient_clip_val: 10}
 """
@@ -76,6 +76,7 @@ def test_a_run_leaves_a_package_metrics_and_plots(whole_run: Path, root: Path) -
     assert {"train_loss", "train_loss_mask", "val_AP", "val_mask_AP50", "lr"} <= rows_of(whole_run)[0].keys()
     detector = eca_hub.Detector.from_pretrained(whole_run)
     assert detector.config.labels == ("bar", "disk", "far")
+    assert detector.config.bit_depth == 12, "the data say so"
     assert isinstance(detector.predict(root / "val2017/0.png", min_score=0.05), list)
     ids = {each["image_id"] for each in json.loads((whole_run / "detections.json").read_text())}
     assert ids <= {each["id"] for each in coco_document()["images"]}
