@@ -46,7 +46,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     save(folder / "second", ("apple", "pear"))
     save_tiny_detector(folder / "third")
     names = [word for name in ("first", "second", "third") for word in ("--model", str(folder / name))]
-    with served(*names, "--explain", "true") as running:
+    with served(*names, "--explain", "true", "--deadline_ms", "300000") as running:
         running.wait_until_ready(within_s=300)
         yield running
 
@@ -175,7 +175,7 @@ def detect(page: Any, image_file: Path, min_score: str = "0.05") -> Any:
     page.fill("#min-score", min_score)
     choose(page, image_file)
     card = page.locator(".result").first
-    playwright.expect(card.locator(".overlay.drawing")).to_be_visible()
+    playwright.expect(card.locator(".overlay.drawing")).to_be_visible(timeout=120_000)
     playwright.expect(card.locator(".timing")).to_contain_text("batch of")
     return card
 
@@ -222,7 +222,8 @@ def test_the_lines_for_programs_are_those_of_a_detector(page: Any, image_file: P
 
 @pytest.mark.skipif("ECA_PAGE_SCREENSHOT" not in os.environ, reason="ECA_PAGE_SCREENSHOT names no file")
 def test_a_screenshot_is_written_on_request(browser: Any) -> None:
-    with served("--model", f"acme/mask_rcnn_eca_resnet18={os.environ['ECA_PAGE_MODEL']}") as running:
+    model = f"acme/mask_rcnn_eca_resnet18={os.environ['ECA_PAGE_MODEL']}"
+    with served("--model", model, "--deadline_ms", "300000") as running:
         running.wait_until_ready(within_s=300)
         context = browser.new_context(viewport={"width": 1000, "height": 900}, color_scheme="light")
         page = context.new_page()
@@ -230,7 +231,7 @@ def test_a_screenshot_is_written_on_request(browser: Any) -> None:
         playwright.expect(page.locator("#min-score")).to_be_visible()
         page.fill("#min-score", os.environ.get("ECA_PAGE_MIN_SCORE", "0.5"))
         choose(page, Path(os.environ["ECA_PAGE_IMAGE"]))
-        playwright.expect(page.locator(".result .timing")).to_contain_text("batch of")
+        playwright.expect(page.locator(".result .timing")).to_contain_text("batch of", timeout=120_000)
         file = Path(os.environ["ECA_PAGE_SCREENSHOT"])
         page.screenshot(path=file, full_page=True)
         context.close()
