@@ -6,8 +6,8 @@ detector package; the image of the README was made so:
     ECA_PAGE_SCREENSHOT=.github/page.png ECA_PAGE_MODEL=RUN ECA_PAGE_IMAGE=cat.jpg ECA_PAGE_MIN_SCORE=0.98 \
         pytest -m slow -n 0 tests/service/web -k screenshot
 
-RUN is experiments/configs/coco_mini/mask_rcnn.yaml, which has seen the image in training: COCO val2017 000000269314, the
-photo 3178700644 of Flickr, CC BY 2.0.
+RUN is of experiments/configs/coco_mini/mask_rcnn.yaml, which has seen the image in training: COCO val2017 000000269314,
+the photo 3178700644 of Flickr, CC BY 2.0.
 """
 
 import os
