@@ -100,8 +100,8 @@ class DetectionLosses(nn.Module):
     def __init__(self, parts: Sequence[str]) -> None:
         super().__init__()
         self.parts = tuple(parts)
-        self.sums: Tensor
-        self.register_buffer("sums", torch.zeros(len(parts) + 1, dtype=torch.float64))
+        # No buffer: before every forward, DDP overwrites the buffers of a process by those of rank 0.
+        self.sums = torch.zeros(len(parts) + 1, dtype=torch.float64)
 
     @property
     def update_called(self) -> bool:
@@ -141,6 +141,19 @@ class DetectionLosses(nn.Module):
     def local_means(self) -> dict[str, float]:
         """Return the loss of this process so far."""
         return {"loss": float(self.sums[:-1].sum()) / max(float(self.sums[-1]), 1.0)}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.sums = self.sums.to(fn(torch.zeros(1, device=self.sums.device)).device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}sums"] = self.sums
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        self.sums.copy_(state_dict.pop(f"{prefix}sums"))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _total(self) -> Tensor:
         """Return the sums of all processes, the number of images last."""

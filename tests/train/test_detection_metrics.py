@@ -156,3 +156,14 @@ def test_losses_are_means_over_images() -> None:
     found = {name: float(value) for name, value in metric.compute().items()}
     assert found == {"loss": 4.0, "box": 2.0, "mask": 2.0}
     assert metric.state_dict()["sums"].tolist() == [6, 6, 3]
+
+
+def test_the_sums_of_losses_are_saved_and_are_no_buffer_that_ddp_would_overwrite() -> None:
+    losses, restored = DetectionLosses(["a", "b"]), DetectionLosses(["a", "b"])
+    losses.update({"a": torch.tensor(1.0), "b": torch.tensor(3.0)}, 2)
+    losses.update({"a": torch.tensor(4.0), "b": torch.tensor(0.0)}, 1)
+    assert not list(losses.buffers())
+    assert losses.state_dict().keys() == losses.summed("").keys() == {"sums"}
+    restored.load_state_dict(losses.summed(""))
+    assert restored.compute() == losses.compute() == {"loss": 4.0, "a": 2.0, "b": 2.0}
+    assert losses.half().sums.dtype == torch.float64
