@@ -79,6 +79,7 @@ def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
         assert expected in output
 
 
+@pytest.mark.slow
 def test_the_networks_of_the_readme_can_be_made_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(ecanet.released(ecanet.make("resnet50")), "eca_resnet50_k3557.pth.tar")

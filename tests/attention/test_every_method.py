@@ -103,7 +103,7 @@ def test_the_input_is_not_changed(name: str) -> None:
     assert torch.equal(x_NCHW, before_NCHW)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 999))
 @pytest.mark.parametrize("name", NAMES)
 def test_images_do_not_affect_each_other(name: str, seed: int) -> None:
@@ -113,7 +113,7 @@ def test_images_do_not_affect_each_other(name: str, seed: int) -> None:
     torch.testing.assert_close(layer(x_NCHW[order]), layer(x_NCHW)[order])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 999))
 @pytest.mark.parametrize("name", POSITION_EQUIVARIANT)
 def test_permuted_positions_permute_the_output(name: str, seed: int) -> None:
@@ -127,7 +127,7 @@ def test_permuted_positions_permute_the_output(name: str, seed: int) -> None:
     torch.testing.assert_close(layer(move(x_NCHW)), move(layer(x_NCHW)), atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 999))
 @pytest.mark.parametrize("name", ["se_var1", "simam"])
 def test_methods_without_parameters_are_equivariant_to_channel_order(name: str, seed: int) -> None:
@@ -144,7 +144,10 @@ def test_a_gate_shrinks_and_keeps_the_sign(name: str) -> None:
     assert (y_NCHW * x_NCHW >= 0).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("eca", "cbam", "nl", "aa") else [pytest.mark.slow]) for name in NAMES],
+)
 def test_a_method_can_be_exported(name: str) -> None:
     layer, x_NCHW = make(name).eval(), torch.randn(2, C, 4, 4)
     exported = torch.export.export(layer, (x_NCHW,)).module()

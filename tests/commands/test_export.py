@@ -19,7 +19,10 @@ from tests.service.server_process import save_tiny_detector
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load:FutureWarning")
-@pytest.mark.parametrize("file_format", ["onnx", "torch_export", "torchscript"])
+@pytest.mark.parametrize(
+    "file_format",
+    ["torchscript", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "torch_export"))],
+)
 def test_an_exported_network_gives_the_same_probabilities_and_has_metadata(
     file_format: Format, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,9 +31,8 @@ def difference(one: nn.Module, other: nn.Module, side_px: int = 64) -> float:
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet18", "resnet34", "resnet50", "mobilenet_v2"),
-        pytest.param("resnet101", marks=pytest.mark.slow),
-        pytest.param("resnet152", marks=pytest.mark.slow),
+        *("resnet18", "mobilenet_v2"),
+        *(pytest.param(f"resnet{depth}", marks=pytest.mark.slow) for depth in (34, 50, 101, 152)),
     ],
 )
 def test_official_weights_give_the_official_outputs(name: str, save: Save, tmp_path: Path) -> None:
@@ -82,7 +81,7 @@ def test_old_files_without_counters_are_read(eca_resnet18: nn.Module, save: Save
     assert difference(eca_resnet18, model) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "mobilenet_v2"])
+@pytest.mark.parametrize("name", [pytest.param("resnet34", marks=pytest.mark.slow), "mobilenet_v2"])
 def test_torchvision_weights_give_the_same_outputs(name: str, save: Save) -> None:
     theirs = ecanet.randomize(torchvision.models.get_model(name, num_classes=7))
     model, config = convert_checkpoint(save(theirs.state_dict()))
@@ -94,9 +93,9 @@ def test_torchvision_weights_give_the_same_outputs(name: str, save: Save) -> Non
     ("name", "options", "attention"),
     [
         ("seresnet18", {}, "se"),
-        ("seresnet50", {}, "se"),
+        pytest.param("seresnet50", {}, "se", marks=pytest.mark.slow),
         ("resnet18", {"block_args": {"attn_layer": "eca"}}, "eca"),
-        ("resnet34", {}, "none"),
+        pytest.param("resnet34", {}, "none", marks=pytest.mark.slow),
     ],
 )
 def test_timm_weights_of_known_backbones_need_no_name(
@@ -108,7 +107,13 @@ def test_timm_weights_of_known_backbones_need_no_name(
     assert difference(theirs, model) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["ecaresnet26t", "eca_resnext26ts", "seresnext26d_32x4d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eca_resnext26ts",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ecaresnet26t", "seresnext26d_32x4d")),
+    ],
+)
 def test_any_network_of_timm_converts_under_its_name(name: str, save: Save, tmp_path: Path) -> None:
     theirs = ecanet.randomize(timm.create_model(name, num_classes=5))
     model, config = convert_checkpoint(save(theirs.state_dict()), tmp_path / "package", architecture=name)

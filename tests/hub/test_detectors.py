@@ -1,5 +1,6 @@
 """A detector is a package like a classifier: saved, published, pulled and checked; each task refuses the other's."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 import eca_hub
 from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, InvalidPackage
 from eca_hub.hub.card_edit import read_metadata
+from eca_hub.hub.package import Package, read_folder
 from eca_hub.hub.pretrained import read_detector, save_detector
 from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import push_folder
@@ -30,15 +32,21 @@ def detector_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_detector(model, tmp_path_factory.mktemp("detector"), labels=LABELS)
 
 
+@pytest.fixture(scope="session")
+def read_package(detector_package: Path) -> Package:
+    """Its files, read once."""
+    return read_folder(detector_package)
+
+
 @pytest.fixture
 def copy(detector_package: Path, tmp_path: Path) -> Path:
     return shutil.copytree(detector_package, tmp_path / "copy")
 
 
-def change(package: Path, **values: Any) -> None:
-    document = json.loads((package / "config.json").read_text())
+def changed(package: Package, **values: Any) -> Package:
+    document = json.loads(package.config_bytes)
     document.update(values)
-    (package / "config.json").write_text(json.dumps(document))
+    return dataclasses.replace(package, config_bytes=json.dumps(document).encode())
 
 
 def test_a_loaded_detector_finds_what_the_saved_one_finds(tmp_path: Path) -> None:
@@ -79,6 +87,7 @@ def test_a_detector_is_published_and_pulled(hub: Hub, detector_package: Path, mo
     assert detector.config.labels == LABELS
 
 
+@pytest.mark.slow
 def test_a_network_is_published_without_a_folder(hub: Hub, model_id: str) -> None:
     model = eca_hub.create_detector("retinanet", backbone="resnet18", num_classes=2, min_side_px=64)
     eca_hub.push_to_hub(model, model_id, labels=LABELS, endpoint=hub.url, token=hub.token)
@@ -128,24 +137,21 @@ HOSTILE: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("values", HOSTILE, ids=lambda values: str(values)[:40])
-def test_a_value_that_cannot_be_used_is_refused(values: dict[str, Any], copy: Path) -> None:
-    change(copy, **values)
+def test_a_value_that_cannot_be_used_is_refused(values: dict[str, Any], read_package: Package) -> None:
     with pytest.raises(EcaHubError):
-        read_detector(pull(copy))
+        read_detector(changed(read_package, **values))
 
 
-def test_a_missing_field_is_named(copy: Path) -> None:
-    document = json.loads((copy / "config.json").read_text())
+def test_a_missing_field_is_named(read_package: Package) -> None:
+    document = json.loads(read_package.config_bytes)
     del document["nms_iou"]
-    (copy / "config.json").write_text(json.dumps(document))
     with pytest.raises(InvalidPackage, match="lacks 'nms_iou'"):
-        read_detector(pull(copy))
+        read_detector(dataclasses.replace(read_package, config_bytes=json.dumps(document).encode()))
 
 
-def test_weights_that_do_not_fit_are_named(copy: Path) -> None:
-    change(copy, backbone="resnet34")
+def test_weights_that_do_not_fit_are_named(read_package: Package) -> None:
     with pytest.raises(CheckpointMismatch, match="missing"):
-        read_detector(pull(copy))
+        read_detector(changed(read_package, backbone="resnet34"))
 
 
 def edit_weights(package: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:

@@ -39,7 +39,7 @@ def test_a_released_network_is_exactly_stock_timms(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet50", pytest.param("resnet101", marks=pytest.mark.slow), pytest.param("resnet152", marks=pytest.mark.slow)],
+    [pytest.param(f"resnet{depth}", marks=pytest.mark.slow) for depth in (50, 101, 152)],
 )
 def test_released_kernels_of_the_deep_networks_fit(name: str) -> None:
     model, config = made(name, kernel_sizes="released")
@@ -53,11 +53,11 @@ def test_released_kernels_of_the_deep_networks_fit(name: str) -> None:
     [
         ("resnet18", "eca", {}),
         ("resnet18", "none", {}),
-        ("resnet18", "se", {}),
         ("resnet18", "se", {"bias": True, "min_hidden": 8}),
-        ("resnet50", "se", {}),
-        ("resnet34", "eca", {"kernel_sizes": 3}),
-        ("ecaresnet26t", "none", {}),
+        pytest.param("resnet18", "se", {}, marks=pytest.mark.slow),
+        pytest.param("resnet50", "se", {}, marks=pytest.mark.slow),
+        pytest.param("resnet34", "eca", {"kernel_sizes": 3}, marks=pytest.mark.slow),
+        pytest.param("ecaresnet26t", "none", {}, marks=pytest.mark.slow),
     ],
 )
 def test_what_timm_can_build_keeps_its_outputs(

@@ -1,5 +1,7 @@
 """The exact parameters of every network of the paper's tables, and where attention is inserted in each."""
 
+from typing import Any
+
 import pytest
 import torch
 from timm.models import resnet
@@ -46,12 +48,20 @@ def parameters_of(name: str, **options: object) -> int:
     return count_parameters(model)
 
 
-@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
+# Deep networks differ from shallow ones of their family in depth only.
+DEEP = ("resnet101", "resnet152", "resnet200", "resnext101_32x4d", "densenet161", "densenet264", "inception_v3")
+
+
+def slow_if_deep(name: str, *values: object) -> Any:
+    return pytest.param(name, *values, marks=[pytest.mark.slow] if name.endswith(DEEP) else [])
+
+
+@pytest.mark.parametrize(("name", "parameters"), [slow_if_deep(*row) for row in PARAMETERS.items()])
 def test_a_network_has_the_published_number_of_parameters(name: str, parameters: int) -> None:
     assert parameters_of(name) == parameters
 
 
-@pytest.mark.parametrize(("name", "counts"), ECA_PARAMETERS.items())
+@pytest.mark.parametrize(("name", "counts"), [slow_if_deep(*row) for row in ECA_PARAMETERS.items()])
 def test_eca_has_the_published_number_of_parameters(name: str, counts: tuple[int, int, int]) -> None:
     vanilla = parameters_of(name)
     found = [parameters_of(name, attention="eca", kernel_sizes=sizes) - vanilla for sizes in ("rule", "released", 3)]
@@ -96,7 +106,17 @@ def test_each_method_is_inserted_at_its_insertion_point(name: str, modules: list
         assert names_of(create_model(name), method) == modules
 
 
-@pytest.mark.parametrize("name", [name for name, backbone in BACKBONES.items() if backbone.widths])
+EVERY_FAMILY = ("resnet18", "resnet50", "resnet20", "mobilenet_v2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EVERY_FAMILY else [pytest.mark.slow])
+        for name, backbone in BACKBONES.items()
+        if backbone.widths
+    ],
+)
 def test_every_block_gets_eca_of_its_width(name: str) -> None:
     backbone = BACKBONES[name]
     widths: list[int] = []

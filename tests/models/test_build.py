@@ -75,8 +75,20 @@ def test_augmented_convolutions_depend_on_the_image_size() -> None:
     assert resolve_config(config).attention_args["map_sizes_px"] == [16, 8, 4, 2]
 
 
+# One of each kind: a gate, a norm, buffers, an inserted and a replaced layer, no parameters.
+EVERY_KIND = ("eca", "cbam", "gsop", "a2", "aa", "simam")
+
+
 @pytest.mark.parametrize(
-    "name", [f"{attention}_resnet20" for attention in ATTENTIONS] + ["eca_mobilenet_v2", "resnet20"]
+    "name",
+    [
+        "eca_mobilenet_v2",
+        "resnet20",
+        *(
+            pytest.param(f"{attention}_resnet20", marks=[] if attention in EVERY_KIND else [pytest.mark.slow])
+            for attention in ATTENTIONS
+        ),
+    ],
 )
 def test_a_package_gives_back_the_same_network(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)

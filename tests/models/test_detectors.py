@@ -28,10 +28,11 @@ def targets_of_two_boxes() -> list[dict[str, Tensor]]:
     return [{"boxes": boxes_N4, "labels": torch.tensor([0, 2]), "masks": masks_NHW}]
 
 
-def test_the_parameters_of_table_5_counted_on_the_built_networks() -> None:
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_parameters_of_table_5_counted_on_the_built_networks(every: int) -> None:
     rows = published_rows("5")
     assert len(rows) == 20
-    for row in rows:
+    for row in rows[::every]:
         config = DetectorConfig(row.detector, row.architecture, row.attention, dict(row.attention_args))  # type: ignore[arg-type]
         with torch.device("meta"):
             model = build_detector(config, num_classes=80)
@@ -108,7 +109,7 @@ def test_each_detector_learns_from_labels_from_0_and_from_images_without_objects
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "resnext50_32x4d"])
-@pytest.mark.parametrize("attention", ["none", "eca", "se"])
+@pytest.mark.parametrize("attention", ["eca", *(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "se"))])
 def test_backbones_of_several_families_carry_a_pyramid(backbone: str, attention: str) -> None:
     model = create_detector(
         "retinanet", backbone=backbone, attention=attention, num_classes=2, min_side_px=64, max_side_px=64

@@ -84,7 +84,7 @@ def test_inference_is_that_of_timms_blocks(
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["eca_resnet18", "eca_resnet50"])
+@pytest.mark.parametrize("name", ["eca_resnet18", pytest.param("eca_resnet50", marks=pytest.mark.slow)])
 def test_training_is_that_of_timms_blocks(name: str, num_fused: list[int]) -> None:
     model = network(name).double().float().train()
     other = as_timm(model)
@@ -108,7 +108,10 @@ def test_copies_pickles_state_dicts_and_classes_are_those_of_timms_blocks() -> N
         assert torch.equal(pickle.loads(pickle.dumps(model))(x_N3HW), expected_NK)
 
 
-@pytest.mark.parametrize("name", ["eca_resnet18", "eca_resnet50", "eca_mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name",
+    ["eca_resnet18", *(pytest.param(f"eca_{name}", marks=pytest.mark.slow) for name in ("resnet50", "mobilenet_v2"))],
+)
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
 def test_a_network_with_eca_can_be_scripted_and_traced(name: str) -> None:
     model, x_N3HW = network(name), torch.randn(1, 3, 64, 64)
