@@ -27,9 +27,9 @@ from tests.images.image_files import (
 )
 
 
-def hostile_variants() -> Iterator[Hostile]:
-    """All of them, the same at every call."""
-    for family in (_cut_everywhere, _pngs, _gifs, _webps, _bmps, _foreign, _strips):
+def hostile_variants(*, with_large: bool = True) -> Iterator[Hostile]:
+    """All of them, the same at every call; those of many megapixels take seconds to make."""
+    for family in (_cut_everywhere, _pngs, _gifs, _webps, _bmps, _foreign, *([_strips] if with_large else [])):
         yield from family()
 
 
