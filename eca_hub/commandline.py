@@ -6,6 +6,7 @@ With `eca_hub` itself this is the only module that `eca_service` may import: `ec
 import argparse
 import difflib
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from eca_hub.errors import InvalidUsage
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.IGNORECASE)
 _WRONG_TYPE = re.compile(r"Parser key \"([\w.]+)\": Expected a <class '(\w+)'>\. Got value: (.*)")
+_WIDTH_CHARS = 100
 _TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -49,7 +51,7 @@ class CommandParser(SuggestionMixin, jsonargparse.ArgumentParser):
     ) -> None:
         super().__init__(
             prog=f"eca-hub {command}",
-            description=description,
+            description=_wrap(description),
             epilog="\n  ".join(["examples:", *examples]) if examples else None,
             formatter_class=_Formatter,
             allow_abbrev=False,
@@ -83,6 +85,12 @@ class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpF
         if says_nothing or not action.option_strings or "%(default)" in text:
             return text
         return f"{text} (default: %(default)s)"
+
+
+def _wrap(description: str) -> str:
+    """Wrap paragraphs; those with command lines, which are indented, stay as they are."""
+    paragraphs = description.split("\n\n")
+    return "\n\n".join(text if "\n " in f"\n{text}" else textwrap.fill(text, _WIDTH_CHARS) for text in paragraphs)
 
 
 def _with_underscores(word: str) -> str:

@@ -42,8 +42,8 @@ def test_every_command_names_a_function_that_exists() -> None:
     assert missing == []
 
 
-SCREEN_AND_A_HALF = 60
-"""Lines. A screen has 40."""
+SCREEN_AND_A_HALF = 36
+"""Lines. A screen has 24."""
 
 
 def test_the_help_of_every_command_is_short_and_needs_no_torch() -> None:

@@ -1,6 +1,7 @@
 """`eca-hub localhub`: start a hub on this machine, check its folder, collect garbage."""
 
 import contextlib
+import inspect
 import ipaddress
 import os
 import sys
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
     actions: dict[str, Callable[..., int]] = {"fsck": fsck, "gc": gc}
     name = argv[0] if argv and argv[0] in actions else ""
     action = actions.get(name, serve)
-    parser = CommandParser(f"localhub {name}".strip(), (action.__doc__ or "").partition("\n\n    Args")[0])
+    parser = CommandParser(f"localhub {name}".strip(), (inspect.getdoc(action) or "").partition("\n\nArgs")[0])
     parser.add_function_arguments(action, as_group=False, skip={"public", "dry_run"})
     if action is serve:
         parser.add_argument("--public", action="store_true", help="Listen on all addresses: --host 0.0.0.0.")

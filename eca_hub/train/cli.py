@@ -26,7 +26,6 @@ OPTIONS = (
     Option("save.keep", "best", "Weights to test and publish: best (by validation top-1) or last"),
     Option("model.architecture", "", "Backbone, resnet50 by default; see `eca-hub models`"),
     Option("model.attention", "", "Attention inside each block, or none; eca by default"),
-    Option("model.stem", "", "`small` for images up to 64 px"),
     Option("model.from_pretrained", "", "Package to start from, OWNER/NAME or a folder"),
     Option("model.freeze", "none", "What is not trained: none, norms or backbone (a linear probe)"),
     Option("model.optim.name", "sgd", "sgd, adamw, lamb, lion or any other optimizer of timm"),
@@ -36,12 +35,10 @@ OPTIONS = (
     Option("model.label_smoothing", "0.0", "Share of each target spread over all classes"),
     Option("model.mix.mixup_alpha", "0.0", "Alpha of MixUp; model.mix.cutmix_alpha is that of CutMix"),
     Option("model.ema_decay", "0.0", "Running average of the weights, such as 0.9999"),
-    Option("model.distill_from", "", "Package to distill from, OWNER/NAME or a folder"),
     Option("data", "", "ImageFolderData, ParquetData, CsvData, WebDatasetData, SyntheticData or DigitsData"),
     Option("data.root", "", "Where ImageFolderData and ParquetData find their files"),
     Option("data.batch_size", "64", "Images in a batch of one process"),
     Option("data.num_workers", "0", "Processes that prepare batches"),
-    Option("data.max_bad_samples", "0", "Broken images to skip before stopping"),
     Option("trainer.max_epochs", "100", "Passes over the training split"),
     Option("trainer.devices", "auto", "GPUs, or processes with --trainer.accelerator cpu"),
     Option(
@@ -50,8 +47,6 @@ OPTIONS = (
         "ddp, or fsdp to shard weights and optimizer; experiments/configs/cluster for many nodes",
     ),
     Option("trainer.precision", "", "bf16-mixed or 16-mixed for half precision"),
-    Option("trainer.accumulate_grad_batches", "1", "Batches per optimizer step"),
-    Option("trainer.gradient_clip_val", "", "Largest norm of a gradient"),
     Option("trainer.logger", "", "true for TensorBoard in run_dir; experiments/configs/log for W&B and MLflow"),
 )
 """The options that most runs need; `--help_all` prints the rest."""
