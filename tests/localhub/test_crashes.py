@@ -176,6 +176,7 @@ def test_sixteen_pushers_make_a_linear_history_in_which_every_tree_is_whole(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_sixteen_pushers_of_a_hub_that_is_killed_ten_times_make_48_commits(tmp_path: Path) -> None:
     rng = random.Random(7)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -200,8 +201,9 @@ def test_sixteen_pushers_of_a_hub_that_is_killed_ten_times_make_48_commits(tmp_p
         except HfHubHTTPError as error:
             if error.response.status_code != 412:
                 raise
-        except (httpx2.TransportError, RuntimeError):
-            # The hub was killed; the client's Xet library raises RuntimeError.
+        except (httpx2.TransportError, RuntimeError, AttributeError):
+            # The hub was killed. Xet raises RuntimeError; AttributeError, where another thread of the client, which
+            # shares one session among threads, has just closed that session.
             pass
         return False
 
@@ -214,10 +216,10 @@ def test_sixteen_pushers_of_a_hub_that_is_killed_ten_times_make_48_commits(tmp_p
                 [point for point in PUSH_POINTS if point.startswith(("blob.", "commit.", "refs."))], 10
             ):
                 with running_hub(tmp_path / "hub", fault=f"{point}:kill:{rng.randint(1, 5)}", options=options) as hub:
-                    assert hub.process.wait(120) == -9
+                    assert hub.process.wait(600) == -9
                 assert check(tmp_path / "hub").problems == []
             with running_hub(tmp_path / "hub", options=options):
-                concurrent.futures.wait(pushers, timeout=120)
+                concurrent.futures.wait(pushers, timeout=600)
                 finished.set()
                 for pusher in pushers:
                     pusher.result()
