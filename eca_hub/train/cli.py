@@ -22,7 +22,6 @@ OPTIONS = (
     Option("allow_changes", "false", "Resume even if settings or data have changed"),
     Option("push_to", "", "Publish the package at the end, as OWNER/NAME"),
     Option("seed_everything", "0", "Seed of everything random"),
-    Option("save.every_minutes", "10.0", "Minutes between checkpoints inside an epoch"),
     Option("save.keep", "best", "Weights to test and publish: best (by validation top-1) or last"),
     Option("model.architecture", "", "Backbone, resnet50 by default; see `eca-hub models`"),
     Option("model.attention", "", "Attention inside each block, or none; eca by default"),
