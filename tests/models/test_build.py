@@ -216,6 +216,7 @@ def test_zero_initialized_layers_survive_timms_initialization() -> None:
     assert torch.equal(first(x_NCHW), x_NCHW)
 
 
+@pytest.mark.slow
 def test_timm_families_that_take_attention_are_listed() -> None:
     names = list_models("*", with_timm=True)
     assert {"eca_resnet26d", "se_nf_resnet26", "gc_skresnet18", "eca_res2net50_26w_4s"} <= set(names)

@@ -208,6 +208,7 @@ def test_every_row_names_where_it_was_printed() -> None:
     assert all(row.sources and set(row.sources) <= set(sources()) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--table", "4"]) == 0
     printed = capsys.readouterr().out
