@@ -47,6 +47,8 @@ def user_message_for(error: BaseException) -> EcaHubError | None:
                 hint="Leave the option out, or give --trainer.accelerator cpu.",
             )
         return InvalidConfig(message)
+    if isinstance(error, TypeError) and "`devices` selected with `CPUAccelerator`" in text:
+        return InvalidConfig("--trainer.devices must be 1 or more where processes run on the CPU.")
     if (missing := _in_chain(error, ModuleNotFoundError)) and missing is not error:
         # A logger or plugin named in the configuration is not installed; Lightning's message says how to install it.
         return InvalidConfig(" ".join(str(missing).split())[:300])

@@ -18,6 +18,16 @@ _FROM_OTHER_TOOLS = {
     "--lr": "Give --model.optim.lr.",
     "--epochs": "Give --trainer.max_epochs.",
     "--batch_size": "Give --data.batch_size.",
+    "--b": "Give --data.batch_size.",
+    "--num_workers": "Give --data.num_workers.",
+    "--workers": "Give --data.num_workers.",
+    "--j": "Give --data.num_workers.",
+    "--gpus": "Give --trainer.accelerator gpu --trainer.devices N.",
+    "--seed": "Give --seed_everything.",
+    "--wd": "Give --model.optim.weight_decay.",
+    "--weight_decay": "Give --model.optim.weight_decay.",
+    "--opt": "Give --model.optim.name.",
+    "--pretrained": "Give --model.from_pretrained OWNER/NAME or FOLDER.",
     "--model": "Give --model.architecture and --model.attention.",
 }
 """Option of another tool, or of an earlier Lightning, to what to type here."""
@@ -32,13 +42,24 @@ def explain_usage(message: str, data_modules: Sequence[str]) -> tuple[str, str] 
     """
     if unknown := re.fullmatch(r"unrecognized arguments: (\S+).*", message, re.IGNORECASE):
         option = unknown[1].partition("=")[0]
-        hint = _FROM_OTHER_TOOLS.get(option)
+        hint = _FROM_OTHER_TOOLS.get("--" + option.lstrip("-").replace("-", "_"))
         return (f"There is no option {option}.", hint) if hint else None
     if comma := re.search(r"Parser key \"([\w.]+)\": Expected a <class 'float'>\. Got value: (\d*,\d+\S*)", message):
         value = comma[2].rstrip(".")
         return f"--{comma[1]} must be a number, not {value!r}.", f"Write a decimal point: {value.replace(',', '.')}"
     if chosen := re.match(r'Parser key "(optimizer|lr_scheduler)": (.*)', message):
         return _explain_class(chosen[1], chosen[2])
+    if folder := re.search(r"--resume/--no_resume: .*value: '(.*)'", message):
+        return f"--resume takes no value, and {folder[1]!r} was given.", f"Give --run_dir {folder[1]} --resume."
+    if network := re.search(r"Parser key \"model\": Unable to load config '(.*?)'", message):
+        return f"--model is a group of options, not {network[1]!r}.", f"Give --model.architecture {network[1]}."
+    if logger := re.search(r"Parser key \"trainer.logger\".*Expected a path but (\S+) either", message):
+        return f"--trainer.logger cannot be {logger[1]}.", "Give true for TensorBoard; others need a YAML file."
+    if unknown := re.search(
+        r"Parser key \"data\".*Option '([\w.]+)' is not accepted(\. Did you mean --(\w+)\?)?", message
+    ):
+        hint = f"Did you mean --data.{unknown[3]}?" if unknown[3] else "All options: eca-hub fit --help_all"
+        return f"There is no option --data.{unknown[1]}.", hint
     if data := re.search(r"Parser key \"data\".*Given value: ([\w.]+?)\.?$", message):
         names = sorted(name for name in data_modules if name.endswith("Data"))
         if data[1] in names:
@@ -48,6 +69,18 @@ def explain_usage(message: str, data_modules: Sequence[str]) -> tuple[str, str] 
             f"There is no data module {data[1]}.",
             (f"Did you mean {close[0]}? " if close else "") + f"All of them: {', '.join(names)}.",
         )
+    if value := re.search(r"Parser key \"([\w.]+)\": Does not validate.*Given value: (.*?)\.?$", message):
+        return _explain_value(value[1], value[2], message)
+    return None
+
+
+def _explain_value(option: str, value: str, message: str) -> tuple[str, str] | None:
+    """Say which values an option takes, if it takes numbers or words."""
+    if words := re.findall(r"'([\w-]+)'", " ".join(re.findall(r"Literal\[(.*?)\]", message))):
+        return f"--{option} cannot be {value!r}.", f"Give one of {', '.join(dict.fromkeys(words))}."
+    if number := re.search(r"Subtypes: \[<class '(int|float)'>", message):
+        what = "a whole number" if number[1] == "int" else "a number"
+        return f"--{option} must be {what}, not {value!r}.", ""
     return None
 
 
