@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from eca_hub.models.config import ImageConfig, ModelConfig
     from eca_hub.models.detector_config import DetectorConfig
     from eca_hub.models.detectors import create_detector
+    from eca_hub.releases import DEFAULT_RELEASE, list_releases
 
 __version__ = "0.1.0"
 
 _LAZY_IMPORTS = {
     "ATTENTIONS": "eca_hub.attention",
+    "DEFAULT_RELEASE": "eca_hub.releases",
     "ECA": "eca_hub.attention.eca",
     "Classifier": "eca_hub.classifier",
     "Complexity": "eca_hub.models.complexity",
@@ -60,6 +62,7 @@ _LAZY_IMPORTS = {
     "export_to_timm": "eca_hub.hub.pretrained",
     "kernel_size_for": "eca_hub.attention.eca",
     "list_models": "eca_hub.models.build",
+    "list_releases": "eca_hub.releases",
     "load_predictor": "eca_hub.detector",
     "load_pretrained": "eca_hub.hub.pretrained",
     "push_to_hub": "eca_hub.hub.pretrained",
@@ -68,6 +71,7 @@ _LAZY_IMPORTS = {
 
 __all__ = [
     "ATTENTIONS",
+    "DEFAULT_RELEASE",
     "ECA",
     "Classifier",
     "Complexity",
@@ -94,6 +98,7 @@ __all__ = [
     "export_to_timm",
     "kernel_size_for",
     "list_models",
+    "list_releases",
     "load_predictor",
     "load_pretrained",
     "push_to_hub",

@@ -21,7 +21,7 @@ COMMANDS = {
     "report": ("Tables, plots and statistics of a sweep", "eca_hub.commands.report:main"),
     "classify": ("Classify images", "eca_hub.commands.classify:main"),
     "detect": ("Find the objects in images", "eca_hub.commands.detect:main"),
-    "models": ("List the networks that can be built", "eca_hub.commands.models:main"),
+    "models": ("List the trained models and the networks that can be built", "eca_hub.commands.models:main"),
     "push": ("Publish a run or a package to a hub", "eca_hub.commands.push:main"),
     "pull": ("Download a package from a hub", "eca_hub.commands.pull:main"),
     "card": ("Show and check the model card of a package", "eca_hub.commands.card:main"),

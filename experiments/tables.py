@@ -18,7 +18,10 @@ from typing import Any
 
 import yaml
 
+from eca_hub.hub.card import read_metadata
+from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, config_from_json
 from eca_hub.models.paper import published_rows
+from eca_hub.releases import list_releases, release_folder
 
 ROOT = Path(__file__).parent
 ROWS = ROOT / "configs" / "imagenet" / "rows"
@@ -138,6 +141,7 @@ def index(all_rows: Sequence[ConfigRow], coco: Sequence[Path], measured: Sequenc
         claim = path.read_text().splitlines()[0]
         if path.parent != COCO and claim.startswith("# Claim: "):
             lines.append(f"| `{path.relative_to(ROOT)}` | {claim.removeprefix('# Claim: ')} |")
+    lines += ["", "## Releases", "", *_releases()]
     lines += ["", "## The study", "", *_study()]
     lines += [
         "",
@@ -148,6 +152,26 @@ def index(all_rows: Sequence[ConfigRow], coco: Sequence[Path], measured: Sequenc
         + ". Each prints ratios to a limit and to its peers, measured in the same run.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _releases() -> list[str]:
+    """The trained models in the package; the card of each has its recipe as commands."""
+    lines = [
+        "Trained models that are part of the package. The card of each has its measurements and its recipe as",
+        "commands; `python -m experiments.make_release NAME RUN --data_root DATA` makes the package from the run.",
+        "",
+        "| release | data | test accuracy | images | card |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in list_releases():
+        folder = release_folder(name)
+        assert folder is not None
+        [result] = read_metadata((folder / CARD_FILE).read_bytes())["model-index"][0]["results"]
+        accuracy = next(metric["value"] for metric in result["metrics"] if metric["type"] == "accuracy")
+        size = config_from_json((folder / CONFIG_FILE).read_bytes(), origin=name).image.height_px
+        card = (folder / CARD_FILE).relative_to(ROOT.parent)
+        lines.append(f"| `{name}` | {result['dataset']['name']} | {accuracy:.4f} | {size} px | [card](../{card}) |")
+    return lines
 
 
 def _study() -> list[str]:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from eca_hub import list_releases
+from eca_hub.hub.package import FILES
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"eca_hub", "eca_service", "experiments", "tests"}
@@ -57,3 +60,5 @@ def test_the_wheel_that_pip_builds_from_the_sdist_holds_two_packages_and_the_ker
     assert [name for name in names if re.search(r"cpu_kernel/eca_kernel\..*so$", name)]
     assert "eca_service/py.typed" in names
     assert "eca_hub/quickstart.yaml" in names
+    for release in list_releases():
+        assert {f"eca_hub/releases/{release}/{file}" for file in FILES} <= set(names)

@@ -7,7 +7,7 @@ from eca_hub.errors import InvalidConfig
 def main(argv: list[str]) -> int:
     """Print the card, after a check that its metadata can be read."""
     parser = CommandParser("card", "Show the model card of a run or a package, and check its metadata.")
-    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run folder, or a folder with a package.")
+    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run folder, a folder with a package, or a release.")
     args = parser.read(argv)
 
     from eca_hub.hub.card_edit import read_metadata

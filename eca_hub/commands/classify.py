@@ -14,6 +14,7 @@ from eca_hub.commandline import CommandParser
 from eca_hub.commands.images import STDIN, find_images
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import BadImage, InvalidUsage
+from eca_hub.releases import DEFAULT_RELEASE
 
 if TYPE_CHECKING:
     from eca_hub.classifier import Classifier, Prediction
@@ -34,13 +35,18 @@ def main(argv: list[str]) -> int:
         "classify",
         "Classify images.",
         examples=[
+            "eca-hub classify apple.jpg",
             "eca-hub classify cat.jpg --model acme/eca_resnet50",
             "eca-hub classify photos/ --model runs/mine --output photos.csv",
             "cat cat.jpg | eca-hub classify - --model acme/eca_resnet50@v1",
         ],
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image file, folder of images, or - for stdin.")
-    parser.add_argument("--model", required=True, help="OWNER/NAME on the hub, or a folder with a package.")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_RELEASE,
+        help="OWNER/NAME on the hub, a folder with a package, or a model that is part of eca-hub",
+    )
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument("--top_k", type=int, default=3, help="How many classes to print.")
     parser.add_argument("--min_score", type=float, default=0.0, help="Leave out classes with a lower score.")

@@ -1,24 +1,33 @@
-"""`eca-hub models`: list the networks that can be built."""
+"""`eca-hub models`: list the trained models of this package and the networks that can be built."""
 
+import fnmatch
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.progress import show_progress
+from eca_hub.releases import RELEASES, release_folder
 
 if TYPE_CHECKING:
     from eca_hub.models.catalog import Accuracy, Network
 
 
 def main(argv: list[str]) -> int:
-    """Print the names that `create_model` takes, with their parameters."""
-    parser = CommandParser("models", "List the networks that can be built, with their parameters for 1000 classes.")
+    """Print the releases, and the names that `create_model` takes, with their parameters."""
+    parser = CommandParser(
+        "models",
+        "List the trained models that are part of eca-hub, and the networks that can be built, with their parameters "
+        "for 1000 classes.",
+    )
     parser.add_argument("pattern", nargs="?", default="*", help="Shell-style, such as 'eca*' or '*resnet18'.")
     parser.add_argument(
         "--timm", action="store_true", help="Also list timm's networks with attention; a minute for all."
+    )
+    parser.add_argument(
+        "--releases", action="store_true", help="List only the trained models that are part of eca-hub."
     )
     parser.add_argument(
         "--pretrained", action="store_true", help="List timm's networks with ECA that have ImageNet weights on the Hub."
@@ -29,6 +38,11 @@ def main(argv: list[str]) -> int:
     if args.pretrained:
         return _print_pretrained(args.pattern, as_json=args.json)
 
+    releases = _releases(args.pattern)
+    if args.releases:
+        print(json.dumps(releases) if args.json else "\n".join(map(_release_line, releases)))
+        return 0
+
     from eca_hub.models.catalog import networks, timm_networks
 
     found = networks(args.pattern)
@@ -37,16 +51,53 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps([asdict(network) for network in _with_progress(found)]))
         return 0
+    if releases:
+        print("Trained, and part of eca-hub; --model NAME loads them without a hub:")
+        print("\n".join(map(_release_line, releases)))
+        print("\nNetworks that can be built and trained:")
     num_found = 0
     for network in found:
         num_found += 1
         added = f"   {network.attention_parameters:+,} for attention" if network.attention != "none" else ""
         print(f"{network.name:<28} {network.parameters:>12,}{added}")
-    if not num_found:
+    if not num_found and not releases:
         print(f"No network matches {args.pattern!r}. All names: eca-hub models; timm's as well: eca-hub models --timm")
     elif args.timm:
         print("Each of timm's names can be prefixed with an attention: eca_seresnext50_32x4d, for example.")
     return 0
+
+
+def _releases(pattern: str) -> list[dict[str, Any]]:
+    """Read what the configurations and the cards of the releases state."""
+    from eca_hub.hub.card import read_metadata
+    from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, config_from_json
+
+    rows = []
+    for name in fnmatch.filter(RELEASES, pattern):
+        folder = release_folder(name)
+        assert folder is not None
+        config = config_from_json((folder / CONFIG_FILE).read_bytes(), origin=name)
+        metadata = read_metadata((folder / CARD_FILE).read_bytes())
+        metrics = {each["type"]: each["value"] for each in metadata["model-index"][0]["results"][0]["metrics"]}
+        rows.append(
+            {
+                "name": name,
+                "classes": config.num_classes,
+                "about": RELEASES[name],
+                "image_size_px": config.image.height_px,
+                "test_accuracy": metrics["accuracy"],
+                "license": metadata["license"],
+                "num_bytes": (folder / WEIGHTS_FILE).stat().st_size,
+            }
+        )
+    return rows
+
+
+def _release_line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['name']:<28} {row['about']}; {row['image_size_px']} px, test accuracy {row['test_accuracy']:.3f}, "
+        f"{row['num_bytes'] / 2**20:.1f} MiB, license {row['license']}"
+    )
 
 
 def _with_progress(found: "Iterator[Network]") -> "Iterator[Network]":

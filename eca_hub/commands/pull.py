@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
 
     from eca_hub.hub.client import parse_model_id
-    from eca_hub.hub.pull import is_folder, pull, pull_to
+    from eca_hub.hub.pull import is_local, pull, pull_to
 
     if args.to:
         commit = pull_to(args.model_id, args.to, args.revision)
@@ -27,6 +27,6 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"model_id": model_id, "revision": commit, "folder": args.to}))
         return 0
     print(f"{model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
-    model = args.to or (model_id if is_folder(model_id) else f"{model_id}@{commit}")
+    model = args.to or (model_id if is_local(model_id) else f"{model_id}@{commit}")
     print(f"Try: eca-hub classify image.png --model {model}")
     return 0

@@ -4,14 +4,22 @@ import json
 from dataclasses import asdict
 
 from eca_hub.commandline import CommandParser
-from eca_hub.errors import InvalidUsage
+from eca_hub.errors import InvalidUsage, UnknownName
+from eca_hub.releases import DEFAULT_RELEASE, list_releases
 
 
 def main(argv: list[str]) -> int:
     """Publish the files of a package in one commit."""
-    parser = CommandParser("push", "Publish a run or a package to a hub, in one commit.")
-    parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run folder, or a folder with a package.")
+    parser = CommandParser(
+        "push",
+        "Publish a run or a package to a hub, in one commit.",
+        examples=["eca-hub push runs/mine acme/mine", f"eca-hub push --release {DEFAULT_RELEASE} acme/photos"],
+    )
+    parser.add_argument("folder", nargs="?", metavar="RUN_OR_FOLDER", help="A run folder, or a folder with a package.")
     parser.add_argument("model_id", metavar="OWNER/NAME", help="Repository on the hub; made if it does not exist.")
+    parser.add_argument(
+        "--release", metavar="NAME", help="Publish a model that is part of eca-hub; see `eca-hub models`."
+    )
     parser.add_argument("--private", action="store_true", help="Make a new repository private.")
     parser.add_argument("--public", action="store_true", help="Refuse to publish to a private repository.")
     parser.add_argument("--branch", default="main", help="Branch for the commit; made if it does not exist.")
@@ -24,10 +32,12 @@ def main(argv: list[str]) -> int:
     if args.private and args.public:
         raise InvalidUsage("--private and --public exclude each other.")
 
+    folder = _folder(args.folder, args.release)
+
     from eca_hub.hub.push import plan_push, push_folder
 
     if args.dry_run or not args.json:
-        plan = plan_push(args.folder, args.model_id, branch=args.branch)
+        plan = plan_push(folder, args.model_id, branch=args.branch)
         if not args.json:
             for each in plan:
                 print(
@@ -38,7 +48,7 @@ def main(argv: list[str]) -> int:
             print(json.dumps(document) if args.json else f"Nothing was sent to {args.model_id} (dry run).")
             return 0
     published = push_folder(
-        args.folder,
+        folder,
         args.model_id,
         private=True if args.private else False if args.public else None,
         branch=args.branch,
@@ -56,3 +66,17 @@ def main(argv: list[str]) -> int:
 
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
+
+
+def _folder(given: str | None, release: str | None) -> str:
+    """Return the package to publish: the folder given, or a release."""
+    if release is None:
+        if given is None:
+            raise InvalidUsage("No package is given.", hint="Type RUN_OR_FOLDER before OWNER/NAME, or --release NAME.")
+        return given
+    if given is not None:
+        raise InvalidUsage(f"{given} and --release {release} exclude each other.", hint="Give one of both.")
+    names = list_releases()
+    if release not in names:
+        raise UnknownName.among("release", release, names, listing=", ".join(names))
+    return release

@@ -1,5 +1,6 @@
 """Names of repositories and revisions, and the client's exceptions as ours."""
 
+import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from eca_hub.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
+from eca_hub.releases import list_releases
 
 
 def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -83,9 +85,12 @@ def check_model_id(model_id: str) -> None:
         InvalidConfig: it is not OWNER/NAME.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", model_id, re.ASCII):
+        close = difflib.get_close_matches(model_id, list_releases(), n=1)
         raise InvalidConfig(
             f"{model_id!r} is neither a folder nor OWNER/NAME.",
-            hint="Names are letters, digits, '.', '_' and '-', as in acme/eca_resnet50.",
+            hint=f"Did you mean {close[0]}?"
+            if close
+            else "Names are letters, digits, '.', '_' and '-', as in acme/eca_resnet50.",
         )
 
 

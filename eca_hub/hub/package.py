@@ -30,6 +30,7 @@ from eca_hub.hub.timm_format import (
 )
 from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem, current_stem
 from eca_hub.models.detector_config import DetectorConfig
+from eca_hub.releases import release_folder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -67,12 +68,14 @@ class Package:
 
 
 def find_package(folder: str | Path) -> Path:
-    """Return the package folder: the one given, or `model/` inside a run folder.
+    """Return the package folder: the one given, `model/` inside a run folder, or that of a release.
 
     Raises:
         InvalidPackage: config.json or the weights are missing in both; names what is missing.
     """
     given = Path(folder)
+    if not given.is_dir() and (release := release_folder(str(folder))) is not None:
+        return release
     if not given.is_dir():
         raise InvalidPackage(
             f"{given} is not a folder.", hint="Give a run folder, a package folder, or OWNER/NAME of a hub model."
@@ -128,7 +131,7 @@ def _no_weights(folder: Path) -> InvalidPackage:
 
 
 def read_folder(folder: str | Path) -> Package:
-    """Read the package in a folder; its revision is a hash of its files."""
+    """Read the package in a folder, or a release by its name; its revision is a hash of its files."""
     path = find_package(folder)
     digests = [hashlib.sha256() for _ in FILES]
     contents = [

@@ -28,6 +28,7 @@ from eca_hub.hub.package import (
     new_folder,
     read_folder,
 )
+from eca_hub.releases import release_folder
 
 MAX_TEXT_BYTES = 16 << 20
 """Longest config.json and model card."""
@@ -55,7 +56,8 @@ def pull(
     A file that is damaged in the cache is downloaded once more; one that arrives damaged is refused and removed.
 
     Args:
-        id_or_folder: A folder that exists, else `owner/name`, `owner/name@revision` or the address of its page.
+        id_or_folder: A folder that exists, a name of `eca_hub.releases`, else `owner/name`, `owner/name@revision` or
+            the address of its page.
         revision: Branch, tag or commit of the hub repository; the main branch when none is given.
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         token: Key to private repositories; HF_TOKEN or the client's login when none is given.
@@ -64,7 +66,7 @@ def pull(
         HubError: the package cannot be downloaded, or its bytes are not what the hub announced.
         InvalidConfig: the name or the revision is malformed.
     """
-    if is_folder(id_or_folder):
+    if is_local(id_or_folder):
         return read_folder(id_or_folder)
     model_id, revision = parse_model_id(str(id_or_folder), revision)
     download = _downloader(model_id, revision, endpoint, token)
@@ -90,8 +92,8 @@ def _no_weights(model_id: str, commit: str, endpoint: str | None, token: str | N
     )
 
 
-def is_folder(id_or_folder: str | Path) -> bool:
-    """Return whether a package is read from this disk, not from a hub.
+def is_local(id_or_folder: str | Path) -> bool:
+    """Return whether a package is read from this disk, not from a hub: a folder, or a release of this library.
 
     Raises:
         InvalidPackage: it is a file.
@@ -99,7 +101,7 @@ def is_folder(id_or_folder: str | Path) -> bool:
     path = Path(id_or_folder)
     if path.is_file():
         raise InvalidPackage(f"{path} is a file; a package is a folder.", hint=f"Give its folder: {path.parent}")
-    return isinstance(id_or_folder, Path) or Path(id_or_folder).is_dir()
+    return isinstance(id_or_folder, Path) or path.is_dir() or release_folder(id_or_folder) is not None
 
 
 def pull_to(

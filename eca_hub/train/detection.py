@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from eca_hub.detector import encode_prediction, load_detector_weights
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import load_pretrained
-from eca_hub.hub.pull import is_folder
+from eca_hub.hub.pull import is_local
 from eca_hub.models.build import resolve_config
 from eca_hub.models.detector_config import MAX_SIDE_PX, DetectorConfig, DetectorName, HeadNorm
 from eca_hub.models.detectors import LAST_STRIDE_PX, backbone_config, build_detector, is_class_weight
@@ -136,7 +136,7 @@ class DetectionModule(TrainingModule):
             bit_depth=bit_depth,
         )
         start = from_pretrained or backbone_from or ""
-        self.base_model = start if start and not is_folder(start) else ""
+        self.base_model = start if start and not is_local(start) else ""
         self.model, made = _start(config, backbone_from, from_pretrained, revision, rois_per_image)
         # The images of this run are decoded so, whatever those of the package were.
         self.config = dataclasses.replace(made, bit_depth=bit_depth)

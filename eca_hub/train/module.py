@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eca_hub.classifier import Classifier
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.pull import is_folder
+from eca_hub.hub.pull import is_local
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.build import build_model, resolve_config, split_name
 from eca_hub.models.config import ImageConfig, ModelConfig, ProblemType, Stem
@@ -126,7 +126,7 @@ class ImageClassifier(TrainingModule):
                 hint="Leave out --model.loss: it is then the binary cross entropy of each class.",
             )
         problem_type: ProblemType = "multi_label_classification" if multi_label else "single_label_classification"
-        self.base_model = from_pretrained if from_pretrained and not is_folder(from_pretrained) else ""
+        self.base_model = from_pretrained if from_pretrained and not is_local(from_pretrained) else ""
         """Id of the hub's model from which training starts; empty for a folder or random weights."""
         if from_pretrained:
             self.model, self.config, self.has_new_head = load_pretrained_backbone(

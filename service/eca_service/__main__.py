@@ -4,17 +4,21 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from eca_hub import DEFAULT_RELEASE
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.localhub import open_hub
 from eca_service.http.auth import ApiKeys, check_bind_address, check_hub_bind_address
 from eca_service.logging import log_to_stderr
 from eca_service.settings import RENAMED, Settings, split
+
+_logger = logging.getLogger(__name__)
 
 _ABOUT = """Serve models over HTTP: POST an image to /v1/classify and get its classes.
 
@@ -33,7 +37,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
         """Show no list of all options: they follow."""
-        super().add_usage(f"{self._prog.removesuffix(' [options]')} --model ID [options]", [], [], prefix)
+        super().add_usage(f"{self._prog.removesuffix(' [options]')} [--model ID] [options]", [], [], prefix)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return "" if action.nargs == "?" else super()._format_args(action, default_metavar)
@@ -68,8 +72,9 @@ def _parser(*, is_full: bool = False) -> Any:
         options: dict[str, Any] = {"action": "append"} if name == "model" else {}
         if field.annotation is bool:
             options = {"nargs": "?", "const": "true"}
-        elif field.default not in ("", ()) and about is not argparse.SUPPRESS:
-            about = f"{about} ({field.default:g})" if isinstance(field.default, float) else f"{about} ({field.default})"
+        elif field.default != "" and about is not argparse.SUPPRESS:
+            [default] = field.default if name == "model" else [field.default]
+            about = f"{about} ({default:g})" if isinstance(default, float) else f"{about} ({default})"
         group = groups[str(field.json_schema_extra["group"])]
         group.add_argument(f"--{name}", help=about, metavar=_metavar(name, field.annotation), **options)
     for name in RENAMED:
@@ -127,7 +132,7 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    from eca_service.http.server import bind_listener, flush_stdio, join_daemon_threads, serve
+    from eca_service.http.server import bind_listener, flush_stdio, join_daemon_threads, serve, url_of
     from eca_service.models.registry import ModelSource, check_ids
 
     sources = [ModelSource.parse(text) for text in settings.model]
@@ -137,6 +142,12 @@ def _serve(settings: Settings) -> None:
     check_bind_address(settings.host, keys, insecure=settings.insecure)
     check_hub_bind_address(settings.host, settings.hub_root, settings.hub_users)
     with bind_listener(settings.host, settings.port) as listener, contextlib.ExitStack() as stack:
+        if settings.model == (DEFAULT_RELEASE,):
+            _logger.info(
+                "serving %s, which is part of eca-hub; --model serves another. Its page: %s",
+                DEFAULT_RELEASE,
+                url_of(listener),
+            )
         # Imports and weights live until exit: collecting garbage meanwhile takes a tenth of the startup. `serve` turns
         # the collector on again.
         gc.disable()

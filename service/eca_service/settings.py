@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
 
+from eca_hub import DEFAULT_RELEASE
 from eca_service.errors import BadSetting
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -49,10 +50,10 @@ class Settings(BaseModel):
 
     model: tuple[str, ...] = _option(
         "model",
-        (),
-        "Model to serve: owner/name, owner/name@revision, a folder or id=folder. Repeat it for several models; in the "
-        "environment separate them by commas. Clients see the id of a folder, by "
-        "default its last part, never its path.",
+        (DEFAULT_RELEASE,),
+        "Model to serve: owner/name[@revision], a folder or id=folder. The default is part of eca-hub. Repeat it for "
+        "several models; in the environment separate them by commas. Clients see the id of a folder, by default its "
+        "last part, never its path.",
         rare=False,
     )
     explain: bool = _option(

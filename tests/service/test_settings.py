@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from eca_hub import DEFAULT_RELEASE
 from eca_hub.__main__ import main
 from eca_service.__main__ import read_settings
 from eca_service.errors import BadSetting
@@ -72,7 +73,6 @@ def test_help_all_has_every_setting_with_a_sentence(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ([], "No model is given"),
         (["--model", "a/b", "--model", "a/b"], "given twice"),
         (["--model", "a/b", "--max_batch", "-1"], "--max_batch must be a whole number, 0 to 1024, not '-1'."),
         (["--model", "a/b", "--deadline_ms", "0"], "--deadline_ms must be a number, 1 to 600000, not '0'."),
@@ -114,7 +114,11 @@ def test_a_mistyped_option_gets_a_suggestion(
     assert written.count("\n") == 1
 
 
-@pytest.mark.parametrize("values", [{}, {"model": ("a/b",), "watch": 1}, {"model": ("a/b",), "port": -1}])
+def test_without_a_model_it_is_the_release_that_the_library_classifies_with() -> None:
+    assert read_settings([], {"ECA_MODEL": ""}).model == (DEFAULT_RELEASE,)
+
+
+@pytest.mark.parametrize("values", [{"model": ()}, {"model": ("a/b",), "watch": 1}, {"model": ("a/b",), "port": -1}])
 def test_settings_made_in_python_are_checked_as_well(values: dict[str, Any]) -> None:
     with pytest.raises(BadSetting):
         Settings(**values)
@@ -128,7 +132,7 @@ def test_zero_is_zero() -> None:
 def test_mistakes_and_help_need_no_torch() -> None:
     code = (
         "import sys; from eca_hub.__main__ import main\n"
-        "assert main(['serve']) == 2\n"
+        "assert main(['serve', '--port', 'x']) == 2\n"
         "try: main(['serve', '--help'])\n"
         "except SystemExit as ending: assert ending.code == 0\n"
         "import eca_service.app, eca_service.http.server, eca_service.models.loader\n"

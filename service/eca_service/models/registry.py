@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from eca_hub import EcaHubError
+from eca_hub import EcaHubError, list_releases
 from eca_service.errors import BadSetting, Busy, InsufficientMemory, InvalidRequest, ModelNotLoaded, NotReady
 from eca_service.inference.model import ServedModel
 
@@ -25,14 +25,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: `owner/name`, `owner/name@revision`, a folder or `name=folder`."""
+    """Where a model comes from: `owner/name`, `owner/name@revision`, a folder, `name=folder` or a release's name."""
 
     id_or_folder: str
-    """Hub `owner/name`, or the path of a folder."""
+    """Hub `owner/name`, the path of a folder, or the name of a release of eca-hub."""
     revision: str | None = None
     """Branch, tag or commit."""
     folder_id: str = ""
-    """Id of a folder, which clients use instead of its path; empty for a repository."""
+    """Id of a folder, which clients use instead of its path, or of a release; empty for a repository."""
 
     @classmethod
     def parse(cls, text: str) -> "ModelSource":
@@ -43,6 +43,8 @@ class ModelSource:
         """
         if Path(text).is_dir():
             return cls(text, folder_id=_id_of_folder(text))
+        if text in list_releases():
+            return cls(text, folder_id=text)
         name, equals, folder = text.partition("=")
         if equals:
             if not _ID.fullmatch(name):
