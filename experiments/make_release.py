@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def make_release(name: str, run: Path, data_root: str, sizes: Sequence[int]) -> 
     test = measure(model, config, data.source("test"))
     halve(model, min_elements)
     model.config = config  # type: ignore[assignment]
-    facts = _facts(name, texts, run, data, config, test, num_changed)
+    facts = _facts(name, texts, run, data, config, test, model, num_changed)
     save_pretrained(model, folder, config=config, facts=facts)
     card = folder / CARD_FILE
     card.write_text(card.read_text() + f"\n## Sources and notices\n\n{texts.sources}\n")
@@ -147,12 +148,29 @@ def make_release(name: str, run: Path, data_root: str, sizes: Sequence[int]) -> 
     return folder
 
 
+def _dtypes(model: nn.Module) -> str:
+    """Name the number formats of the parameters, with the share of each."""
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        counts[parameter.dtype] += parameter.numel()
+    return ", ".join(
+        f"{str(dtype).removeprefix('torch.')} {n / counts.total():.0%}" for dtype, n in counts.most_common()
+    )
+
+
 def _with_size(config: ModelConfig, size: int) -> ModelConfig:
     return dataclasses.replace(config, image=dataclasses.replace(config.image, height_px=size, width_px=size))
 
 
 def _facts(
-    name: str, texts: Texts, run: Path, data: ParquetData, config: ModelConfig, test: Measured, num_changed: int
+    name: str,
+    texts: Texts,
+    run: Path,
+    data: ParquetData,
+    config: ModelConfig,
+    test: Measured,
+    model: nn.Module,
+    num_changed: int,
 ) -> CardFacts:
     result = json.loads((run / "result.json").read_text())
     environment = json.loads((run / "environment.json").read_text())
@@ -174,8 +192,7 @@ def _facts(
             "accuracy was kept",
             "validation": f"{data.num_images('val')} images, for the epoch, the size of the images and the precision",
             "test": f"{num_test} images, for no choice; 95 % interval of the accuracy {low:.4f} to {high:.4f}",
-            "precision of the file": f"kernels float16, norms float32; {num_changed} predictions on the validation "
-            "images changed",
+            "precision of the file": f"{_dtypes(model)}; {num_changed} predictions on the validation images changed",
         },
         curves={"validation accuracy": val_top1},
         measured_on=f"{datetime.date.today():%Y-%m-%d} on {environment['device']}, at {config.image.height_px} px",
