@@ -145,7 +145,13 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+# Each starts a parser of hundreds of options.
+USUAL = ("both rates", "a plateau without a metric", "a metric that is not measured", "no such argument")
+
+
+@pytest.mark.parametrize(
+    "mistake", [*USUAL, *(pytest.param(name, marks=pytest.mark.slow) for name in MISTAKES if name not in USUAL)]
+)
 def test_a_mistake_is_one_sentence_before_training(
     mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
