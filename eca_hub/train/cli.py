@@ -34,7 +34,11 @@ OPTIONS = (
     Option("model.label_smoothing", "0.0", "Share of each target spread over all classes"),
     Option("model.mix.mixup_alpha", "0.0", "Alpha of MixUp; model.mix.cutmix_alpha is that of CutMix"),
     Option("model.ema_decay", "0.0", "Running average of the weights, such as 0.9999"),
-    Option("data", "", "ImageFolderData, ParquetData, CsvData, WebDatasetData, SyntheticData or DigitsData"),
+    Option(
+        "data",
+        "",
+        "ImageFolderData, ParquetData, CsvData, WebDatasetData, WebDatasetStreamData, SyntheticData or DigitsData",
+    ),
     Option("data.root", "", "Where ImageFolderData and ParquetData find their files"),
     Option("data.batch_size", "64", "Images in a batch of one process"),
     Option("data.num_workers", "0", "Processes that prepare batches"),

@@ -45,7 +45,10 @@ class WebDatasetData(FileDataModule):
         super().__init__(**options)  # type: ignore[arg-type]
         folder = Path(root)
         if not folder.is_dir():
-            raise InvalidConfig(f"There is no folder {root}.", hint="Give --data.root, a folder of tar files.")
+            raise InvalidConfig(
+                f"There is no folder {root}.",
+                hint="Give --data.root, a folder of tar files; --data WebDatasetStreamData reads patterns and addresses.",
+            )
         self.title = readable_name(folder.resolve().name) or "images"
         samples = {split: list(_samples(paths)) for split, paths in _find_shards(folder).items()}
         self.labels = class_names(sample.label for sample in samples["train"])
