@@ -47,7 +47,7 @@ class WebDatasetData(FileDataModule):
         if not folder.is_dir():
             raise InvalidConfig(
                 f"There is no folder {root}.",
-                hint="Give --data.root, a folder of tar files; --data WebDatasetStreamData reads patterns and addresses.",
+                hint="Give --data.root, a folder of tar files; WebDatasetStreamData takes patterns and addresses.",
             )
         self.title = readable_name(folder.resolve().name) or "images"
         samples = {split: list(_samples(paths)) for split, paths in _find_shards(folder).items()}
