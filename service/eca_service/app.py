@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from eca_service.api import detect, embed, health, huggingface, models, open_inference, page, v1
+from eca_service.api.docs import ApiDescription
 from eca_service.errors import BadSetting
 from eca_service.http.auth import ApiKeys
 from eca_service.http.body import BodyReader
@@ -56,9 +57,12 @@ def create_app(
         title="eca-hub",
         summary="Classify images and find objects in them.",
         lifespan=_lifespan,
+        # These pages are ours, see eca_service.api.health.
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
+    app.state.description = ApiDescription(app)
     bodies = BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s)
     metrics = Metrics(lambda: health.measure(registry, bodies))
     app.state.service = AppState(

@@ -1,8 +1,11 @@
-"""The page at /docs: /openapi.json as HTML, without scripts and without anything from another server."""
+"""The API described: /openapi.json, and the same as HTML at /docs, without scripts and without other servers."""
 
+import json
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
+
+from fastapi import FastAPI
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -17,6 +20,35 @@ table { border-collapse: collapse } td { padding: 0.2rem 1rem 0.2rem 0; vertical
 
 _EXAMPLE = """curl --data-binary @cat.jpg "{base_url}/v1/classify?top_k=3"
 curl -F file=@cat.jpg -F file=@dog.jpg {base_url}/v1/classify"""
+
+
+_BASE_URL = "{base_url}"
+
+
+class ApiDescription:
+    """The description of an app, rendered once, so that clients who request it repeatedly take no time from others.
+
+    Args:
+        app: The app, with all of its routes.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        # The prefix comes from the settings and not from a request, so there is one.
+        self._json: dict[str, bytes] = {}
+        self._page = ""
+
+    def to_json(self, root_path: str) -> bytes:
+        """Return the OpenAPI description; `root_path` is the prefix that a reverse proxy strips."""
+        if root_path not in self._json:
+            servers = {"servers": [{"url": root_path}]} if root_path else {}
+            self._json[root_path] = json.dumps(self._app.openapi() | servers, separators=(",", ":")).encode()
+        return self._json[root_path]
+
+    def to_html(self, base_url: str) -> str:
+        """Return the page; `base_url` is the URL of the service for this client."""
+        self._page = self._page or render_docs(self._app.openapi(), _BASE_URL)
+        return self._page.replace(_BASE_URL, escape(base_url))
 
 
 def render_docs(description: Mapping[str, Any], base_url: str) -> str:

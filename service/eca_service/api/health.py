@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from eca_service.api.docs import render_docs
+from eca_service.api.docs import ApiDescription
 from eca_service.api.schemas import HealthResponse, error_responses
 from eca_service.errors import NotReady
 from eca_service.http.body import BodyReader
@@ -24,7 +24,17 @@ router = APIRouter()
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
     """Show this API as a page."""
-    return HTMLResponse(render_docs(request.app.openapi(), str(request.base_url).rstrip("/")))
+    description: ApiDescription = request.app.state.description
+    return HTMLResponse(description.to_html(str(request.base_url).rstrip("/")))
+
+
+@router.head("/openapi.json", include_in_schema=False)
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> Response:
+    """Describe this API for programs."""
+    description: ApiDescription = request.app.state.description
+    root_path = str(request.scope.get("root_path", "")).rstrip("/")
+    return Response(description.to_json(root_path), media_type="application/json")
 
 
 # Some load balancers send HEAD.

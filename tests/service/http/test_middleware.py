@@ -75,6 +75,19 @@ def test_pages_and_probes_answer_head(path: str) -> None:
         assert client.head(path).status_code == client.get(path).status_code == 200
 
 
+def test_the_description_is_rendered_once_and_its_page_names_the_host_of_each_client() -> None:
+    app = app_with("acme/digits", allowed_hosts="testserver,vision.example")
+    with TestClient(app) as client:
+        first = client.get("/openapi.json")
+        assert "/v1/classify" in first.json()["paths"]
+        assert "http://testserver/v1/classify" in client.get("/docs").text
+        app.openapi = lambda: pytest.fail("it was rendered again")  # type: ignore[method-assign]
+        assert client.get("/openapi.json").content == first.content
+        page = client.get("/docs", headers={"host": "vision.example"}).text
+    assert "http://vision.example/v1/classify" in page
+    assert "testserver" not in page
+
+
 def test_a_required_key_or_insecure_allows_any_name() -> None:
     assert status_for("any.example", allowed_hosts="", keys=["sesame"]) == 401
     assert status_for("any.example", allowed_hosts="", insecure=True) == 200
