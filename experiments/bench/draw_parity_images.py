@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-_NUM_IMAGES = 8
+_NUM_IMAGES = 4
 _SIDE_PX = 288
 _NUM_LEAVES = 3000
 

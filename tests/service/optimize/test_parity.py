@@ -9,11 +9,11 @@ from eca_service.optimize.parity import compare, is_passed, parity_images
 TRANSFORM = eca_hub.EvalTransform(eca_hub.ImageConfig(32, 32, crop=1.0))
 
 
-def test_the_stored_images_are_many_and_different() -> None:
+def test_the_stored_images_are_a_batch_of_different_ones() -> None:
     found = parity_images(TRANSFORM)
-    assert found.shape == (8, 3, 32, 32)
+    assert found.shape == (4, 3, 32, 32)
     assert found.dtype == torch.uint8
-    assert len({image.float().mean().item() for image in found}) == 8
+    assert len({image.float().mean().item() for image in found}) == 4
     assert all(image.float().std() > 20 for image in found)
 
 
