@@ -1,8 +1,8 @@
 """Parity check: compare an optimized network with the original, on images that are stored beside this file.
 
 The images are synthetic (experiments/bench/draw_parity_images.py): they are free of rights and have the edges, textures
-and colors of photographs. They go through the model's own decoding and preprocessing, as served images do. They are four, because each adds 0.06 s to the start of `ecaresnet26t`: with
-eight, the check took a sixth of it.
+and colors of photographs. They go through the model's own decoding and preprocessing, as served images do. They are
+four, because each adds 0.06 s to the start of `ecaresnet26t`: with eight, the check took a sixth of it.
 
 Shapes: N images, H height, W width, K classes; 3 colors, red first.
 """
