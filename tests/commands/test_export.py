@@ -56,6 +56,7 @@ def read_metadata(path: Path, file_format: Format) -> str:
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
 @pytest.mark.parametrize("file_format", ["onnx", "torch_export"])
+@pytest.mark.slow
 def test_of_a_detector_backbone_and_pyramid_are_exported(
     kind: Literal["mask_rcnn", "retinanet"], file_format: Format, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

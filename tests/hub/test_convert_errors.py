@@ -68,6 +68,7 @@ def test_tensors_that_are_not_plain_are_refused(strange: Tensor, eca_resnet18: n
         convert_checkpoint(save(change(eca_resnet18.state_dict(), bn1__bias=strange)))
 
 
+@pytest.mark.slow
 def test_a_tensor_larger_than_its_file_costs_nothing(eca_resnet18: nn.Module, save: Save) -> None:
     huge = torch.zeros(1, dtype=torch.half).expand(10**11)
     with pytest.raises(CheckpointMismatch, match=r"bn1\.bias is \(100000000000,\) in the file"):

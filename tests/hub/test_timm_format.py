@@ -177,6 +177,7 @@ def test_a_network_that_timm_cannot_build_is_not_in_timms_format(tmp_path: Path)
     assert "pretrained_cfg" not in document
 
 
+@pytest.mark.slow
 def test_stock_timm_loads_from_the_hub_what_was_pushed_without_eca_hub(
     hub: Hub, tmp_path: Path, run_stock: Callable[..., str]
 ) -> None:

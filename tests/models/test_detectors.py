@@ -170,6 +170,7 @@ def test_custom_anchors_and_sizes_reach_the_network() -> None:
     assert model.config.attention_args == {"kernel_sizes": [3, 5, 5, 5]}
 
 
+@pytest.mark.slow
 def test_the_body_with_its_pyramid_exports() -> None:
     pyramid = pyramid_of(create_detector("faster_rcnn", **SMALL)).eval()
     x_N3HW = torch.rand(1, 3, 64, 96)

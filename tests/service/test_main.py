@@ -42,6 +42,7 @@ def service(package: Path) -> Iterator[Served]:
         yield running
 
 
+@pytest.mark.slow
 def test_the_stock_client_of_hugging_face_gets_the_objects_of_an_image(tmp_path: Path) -> None:
     package = save_tiny_detector(tmp_path / "acme" / "masks")
     (tmp_path / "photo.png").write_bytes(make_image(120, 90))

@@ -88,6 +88,7 @@ def test_the_papers_recipe_decays_everything() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*opt_einsum.*")
+@pytest.mark.slow
 def test_every_optimizer_of_timm_makes_a_step_or_is_refused_in_one_sentence() -> None:
     refused = {}
     for name in map(str, list_optimizers()):

@@ -75,6 +75,7 @@ def test_a_stopped_run_resumes_with_the_state_of_both(moment: str, whole_run: Pa
 @pytest.mark.parametrize(
     "place", [("on_train_epoch_end", 1), pytest.param(("on_validation_batch_end", 5), marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_plateau_lowers_the_rate_by_a_metric_and_resumes(place: tuple[str, int], tmp_path: Path) -> None:
     # No loss is better by 1, so that the rate falls after every validation but the first.
     assert fit(tmp_path / "whole", config=PLAIN + ADAMW + PLATEAU) == 0

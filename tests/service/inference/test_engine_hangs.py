@@ -15,7 +15,7 @@ from eca_service.http.auth import ApiKeys
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.engine import Engine
 from eca_service.inference.model import ServedModel
-from eca_service.inference.tasks import Classification, Task, WorkItem, run_batch
+from eca_service.inference.tasks import Classification, WorkItem, run_batch
 from eca_service.inference.types import RawPixels
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
@@ -38,7 +38,7 @@ def test_its_client_gets_an_error_and_readiness_turns_red_and_green_again() -> N
 
     blank = torch.zeros(3, 2, 2, dtype=torch.uint8)
 
-    async def decode(task: Task[Any]) -> Any:
+    async def decode() -> Any:
         return FakeDecoded(blank)  # type: ignore[arg-type]
 
     @contextmanager

@@ -260,6 +260,7 @@ trainer: {max_epochs: 2, accelerator: cpu, devices: 1}
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_a_stream_resumes_to_the_same_weights(folder: Path, address: str, tmp_path: Path) -> None:
     config = CONFIG.replace("ADDRESS", address).replace("FOLDER", str(folder))
     assert fit(tmp_path / "whole", config=config) == 0
