@@ -29,6 +29,7 @@ from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidConfig, InvalidUsage
 from experiments.bench.bare_steps import train_step
 from experiments.bench.training_images import synthetic
+from experiments.program import run_program
 
 _REFERENCES = {
     "faster_rcnn": "fasterrcnn_resnet50_fpn",
@@ -220,4 +221,4 @@ def print_report(found: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import Any
 from eca_hub.commandline import CommandParser
 from eca_hub.processes import Processes
 from experiments.bench import noop_hub
+from experiments.program import run_program
 
 
 def main(argv: list[str]) -> int:
@@ -167,4 +167,4 @@ def _seconds(step: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

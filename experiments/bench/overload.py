@@ -33,6 +33,7 @@ from experiments.bench.clients import ClientPool, ExternalMonitor, Response, sam
 from experiments.bench.decompression_bombs import bombs, phone_photo, png_of
 from experiments.bench.server_process import Served, Server, started
 from experiments.bench.service import log, make_image, make_package
+from experiments.program import run_program
 
 _NUM_CLIENTS, _NUM_SLOW, _NUM_COSTLY = 32, 256, 100
 _NUM_TRIES = 2000
@@ -292,4 +293,4 @@ def print_rows(rows: Sequence[Guarantee]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -22,6 +22,7 @@ from eca_hub.commandline import CommandParser
 from experiments.bench.noop_service import SETTINGS, open_noop_app
 from experiments.bench.server_process import Row, Served, started
 from experiments.bench.service import log, make_image, make_package
+from experiments.program import run_program
 
 
 def main(argv: list[str]) -> int:
@@ -103,10 +104,4 @@ def serve_on_ray(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    from eca_hub.errors import EcaHubError
-
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except EcaHubError as error:
-        log(f"error: {error}")
-        sys.exit(2)
+    run_program(main)

@@ -43,6 +43,7 @@ from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
 from experiments.bench.server_process import Row, Served, ServerEnded, figures_of, started
 from experiments.bench.service_report import draw, limit_key, print_report
+from experiments.program import run_program
 
 PARTS = ("engine", "ours", "noop", "fastapi", "litserve", "mosec", "start", "runtimes")
 _PEER = "experiments.bench.peers"
@@ -218,10 +219,4 @@ def log(line: str) -> None:
 
 
 if __name__ == "__main__":
-    from eca_hub.errors import EcaHubError
-
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except EcaHubError as error:
-        log(f"error: {error}")
-        sys.exit(2)
+    run_program(main)

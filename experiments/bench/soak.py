@@ -15,7 +15,6 @@ import random
 import socket
 import statistics
 import struct
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from experiments.bench.clients import ClientKind, ClientPool
 from experiments.bench.server_process import Served, Server, started
+from experiments.program import run_program
 
 _MODEL = "soak/digits"
 _ADMIN_KEY = "key-of-the-soak"
@@ -251,4 +251,4 @@ def _png_of_many_pixels() -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -31,6 +31,7 @@ from typing import Any
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidConfig, InvalidUsage
 from experiments.bench.training_images import write_images
+from experiments.program import run_program
 
 _MODULE = "experiments.bench.trainers"
 _PEERS = ("timm", "torchvision")
@@ -298,4 +299,4 @@ def report_progress(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

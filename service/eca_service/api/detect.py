@@ -14,6 +14,7 @@ from eca_service.api.schemas import (
     ModelReference,
     Schema,
     error_responses,
+    image_responses,
 )
 from eca_service.http.dependencies import StateDep, require_api_key
 from eca_service.inference.tasks import DetectedObject, MaskFormat, ObjectDetection
@@ -81,10 +82,7 @@ class DetectBatchResponse(ModelReference):
     "/v1/detect",
     summary="Find the objects in one or more images",
     response_model=None,
-    responses={
-        200: {"model": DetectResponse | DetectBatchResponse},
-        **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504),
-    },
+    responses=image_responses(DetectResponse | DetectBatchResponse),
     openapi_extra={"requestBody": IMAGES_BODY},
 )
 async def detect(request: Request, state: StateDep, query: Annotated[DetectQuery, Query()]) -> Response:

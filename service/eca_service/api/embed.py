@@ -13,6 +13,7 @@ from eca_service.api.schemas import (
     ModelQuery,
     ModelReference,
     error_responses,
+    image_responses,
 )
 from eca_service.http.dependencies import StateDep, require_api_key
 from eca_service.inference.tasks import Embedding
@@ -48,10 +49,7 @@ class EmbedBatchResponse(ModelReference):
     "/v1/embed",
     summary="Embed one or more images",
     response_model=None,
-    responses={
-        200: {"model": EmbedResponse | EmbedBatchResponse},
-        **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504),
-    },
+    responses=image_responses(EmbedResponse | EmbedBatchResponse),
     openapi_extra={"requestBody": IMAGES_BODY},
 )
 async def embed(request: Request, state: StateDep, query: Annotated[EmbedQuery, Query()]) -> Response:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from eca_hub import EcaHubError
 from eca_service.api.images import parse_body, server_timing
-from eca_service.api.schemas import HF_BODY, HFObject, HFOutput, error_responses
+from eca_service.api.schemas import HF_BODY, HFObject, HFOutput, error_responses, image_responses
 from eca_service.errors import InvalidRequest
 from eca_service.http.body import cancel_on_disconnect
 from eca_service.http.dependencies import StateDep, require_api_key
@@ -69,10 +69,7 @@ _SHAPES = {
     "/models/{model_id:path}",
     summary="Classify one image or find its objects, in Hugging Face's shape",
     response_model=None,
-    responses={
-        200: {"model": list[HFOutput] | list[HFObject]},
-        **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504),
-    },
+    responses=image_responses(list[HFOutput] | list[HFObject]),
     openapi_extra={"requestBody": HF_BODY},
 )
 async def infer_hf(request: Request, state: StateDep, model_id: str) -> Response:

@@ -338,3 +338,8 @@ def v2_error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe these statuses as errors in the one shape."""
     return {status: {"model": ErrorResponse} for status in statuses}
+
+
+def image_responses(model: Any) -> dict[int | str, dict[str, Any]]:
+    """Describe the responses of a route that takes images: its result, and the errors that each of them may return."""
+    return {200: {"model": model}, **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)}

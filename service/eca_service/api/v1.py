@@ -17,6 +17,7 @@ from eca_service.api.schemas import (
     ExplainQuery,
     ExplainResponse,
     error_responses,
+    image_responses,
 )
 from eca_service.errors import InvalidRequest
 from eca_service.http.body import cancel_on_disconnect
@@ -36,10 +37,7 @@ router = APIRouter(dependencies=[Depends(require_api_key)], responses=error_resp
     "/v1/classify",
     summary="Classify one or more images",
     response_model=None,
-    responses={
-        200: {"model": ClassifyResponse | BatchResponse},
-        **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504),
-    },
+    responses=image_responses(ClassifyResponse | BatchResponse),
     openapi_extra={"requestBody": IMAGES_BODY},
 )
 async def classify(request: Request, state: StateDep, query: Annotated[ClassifyQuery, Query()]) -> Response:
@@ -80,7 +78,7 @@ plain_classify_route = _NoQueryRoute("/v1/classify", _classify_without_query, me
     "/v1/explain",
     summary="Explain the classification of an image",
     response_model=None,
-    responses={200: {"model": ExplainResponse}, **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    responses=image_responses(ExplainResponse),
     openapi_extra={"requestBody": IMAGES_BODY},
 )
 async def explain(request: Request, state: StateDep, query: Annotated[ExplainQuery, Query()]) -> Response:
