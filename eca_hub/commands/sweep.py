@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     parser = CommandParser(
         "sweep",
         "Train every combination of a grid and collect the results in one file. The same command continues a sweep "
-        "that was stopped or killed; finished runs are never repeated.",
+        "that was stopped or killed, also from its results file alone; finished runs are never repeated.",
     )
     parser.add_argument("-c", "--sweep", required=True, help="The sweep file: configs, options, grid, exclude.")
     parser.add_argument("--out", default="runs/sweep", help="Folder that holds one run folder a run.")
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
     from eca_hub.sweep.grid import read_sweep
     from eca_hub.sweep.queue import Launcher, LocalLauncher, run_sweep
+    from eca_hub.sweep.results import read_recorded
     from eca_hub.sweep.worker import is_finished
 
     if args.jobs < 1:
@@ -36,8 +37,9 @@ def main(argv: list[str]) -> int:
     if results_file.suffix not in (".csv", ".parquet"):
         raise InvalidUsage(f"--results is {str(results_file)!r}; its name must end in .csv or .parquet.")
     runs = read_sweep(Path(args.sweep))
+    recorded = {row["run"] for row in read_recorded(runs, out_dir, results_file).results}
     if args.dry_run:
-        states = {run.name: is_finished(out_dir / run.name) for run in runs}
+        states = {run.name: run.name in recorded or is_finished(out_dir / run.name) for run in runs}
         if args.json:
             print(json.dumps({"runs": [{"run": name, "finished": done} for name, done in states.items()]}))
         else:
@@ -45,6 +47,11 @@ def main(argv: list[str]) -> int:
         return 0
     out_dir.mkdir(parents=True, exist_ok=True)
     results_file.parent.mkdir(parents=True, exist_ok=True)
+    if recorded:
+        print(
+            f"{len(recorded)} runs are in {results_file} and have no run folder; they count as finished.",
+            file=sys.stderr,
+        )
     for name in sorted({path.parent.name for path in out_dir.glob("*/result.json")} - {run.name for run in runs}):
         print(f"{out_dir / name} belongs to no run of {args.sweep} and is left out of the results.", file=sys.stderr)
     launcher: Launcher

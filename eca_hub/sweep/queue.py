@@ -1,8 +1,8 @@
 """Run the runs of a sweep, some at a time, and write the results after each.
 
-Everything that the queue needs to continue is in the run folders, so it may be killed at any moment and started
-again. Each run is a process of its own, `eca_hub.sweep.worker`, started by a launcher: on this machine, or on a Ray
-cluster.
+Everything that the queue needs to continue is in the run folders and the results file, so it may be killed at any
+moment and started again, also on another machine that has only the results file. Each run is a process of its own,
+`eca_hub.sweep.worker`, started by a launcher: on this machine, or on a Ray cluster.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from eca_hub.sweep.grid import SweepRun
-from eca_hub.sweep.results import collect
+from eca_hub.sweep.results import Tables, collect, read_recorded
 from eca_hub.sweep.worker import is_finished
 
 _POLL_S = 0.2
@@ -117,18 +117,22 @@ def run_sweep(
     Args:
         runs: All runs of the sweep.
         out_dir: Holds one folder a run.
-        results_file: Written anew after each run, with the other tables beside it.
+        results_file: Written anew after each run, with the other tables beside it. Runs that it has and that have no
+            folder in `out_dir` count as finished.
         launcher: Starts them.
         report: Called whenever something has changed.
         wait: Waits for some seconds.
 
     Raises:
+        InvalidConfig: the results file cannot be read, or has rows of other runs.
         KeyboardInterrupt: SIGINT or SIGTERM arrived; the runs in progress have saved a checkpoint and ended.
     """
     state = SweepState(len(runs))
-    waiting = [run for run in runs if not is_finished(out_dir / run.name)]
+    recorded = read_recorded(runs, out_dir, results_file)
+    known = {row["run"] for row in recorded.results}
+    waiting = [run for run in runs if run.name not in known and not is_finished(out_dir / run.name)]
     state.num_done = len(runs) - len(waiting)
-    _write(runs, out_dir, results_file)
+    _write(runs, out_dir, results_file, recorded)
     report(state)
     jobs: dict[str, Job] = {}
     with _sigterm_as_interrupt():
@@ -152,14 +156,14 @@ def run_sweep(
                         state.run_seconds.append(seconds)
                     else:
                         state.failed[name] = _last_line(out_dir / f"{name}.log") or f"exit code {code}"
-                    _write(runs, out_dir, results_file)
+                    _write(runs, out_dir, results_file, recorded)
                     report(state)
         except KeyboardInterrupt:
             for job in jobs.values():
                 job.stop()
             while any(job.poll() is None for job in jobs.values()):
                 wait(_POLL_S)
-            _write(runs, out_dir, results_file)
+            _write(runs, out_dir, results_file, recorded)
             raise
     return state
 
@@ -169,8 +173,8 @@ def _first_was_refused(state: SweepState) -> bool:
     return bool(state.failed) and not state.num_done
 
 
-def _write(runs: Sequence[SweepRun], out_dir: Path, results_file: Path) -> None:
-    collect(runs, out_dir).write(results_file)
+def _write(runs: Sequence[SweepRun], out_dir: Path, results_file: Path, recorded: Tables) -> None:
+    collect(runs, out_dir, recorded).write(results_file)
 
 
 def _last_line(log: Path) -> str:

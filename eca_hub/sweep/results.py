@@ -55,12 +55,39 @@ def table_beside(results_file: Path, name: str) -> Path:
     return results_file.with_name(f"{results_file.stem}_{name}{results_file.suffix}")
 
 
-def collect(runs: Sequence[SweepRun], out_dir: Path) -> Tables:
-    """Read the finished runs, in the order of the grid."""
+def read_recorded(runs: Sequence[SweepRun], out_dir: Path, results_file: Path) -> Tables:
+    """Read the rows of runs whose folders are not here, such as those that another machine has finished.
+
+    Raises:
+        InvalidConfig: a file cannot be read, or has rows of other runs, which the next write would lose.
+    """
+    if not results_file.exists():
+        return Tables()
+    known = {run.name: run.config_hash for run in runs}
+    rows = read_table(results_file)
+    foreign = [row for row in rows if known.get(row.get("run", "")) != row.get("config_hash")]
+    if lost := [row for row in foreign if not is_finished(out_dir / str(row.get("run", "")))]:
+        raise InvalidConfig(
+            f"{results_file} has {len(lost)} rows that belong to no run of this sweep and have no run folder, "
+            f"the first of {str(lost[0].get('run', ''))!r}; they would be lost.",
+            hint="Name another file with --results, or move this one.",
+        )
+    recorded = {run.name for run in runs if not is_finished(out_dir / run.name)} & {row["run"] for row in rows}
+    tables = Tables()
+    for name, kept in vars(tables).items():
+        path = results_file if name == "results" else table_beside(results_file, name)
+        kept += [row for row in read_table(path) if row["run"] in recorded] if path.exists() else []
+    return tables
+
+
+def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables:
+    """Read the finished runs, in the order of the grid; `recorded` has the rows of those without a folder."""
     tables = Tables()
     for run in runs:
         run_dir = out_dir / run.name
         if not is_finished(run_dir):
+            for name, rows in vars(tables).items():
+                rows += [row for row in getattr(recorded, name) if row["run"] == run.name]
             continue
         result = _read_json(run_dir / "result.json")
         environment = _read_json(run_dir / "environment.json") if (run_dir / "environment.json").is_file() else {}

@@ -1,11 +1,13 @@
 """The queue of a sweep, with runs that end when the test says so."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eca_hub.errors import InvalidConfig
 from eca_hub.sweep.grid import SweepRun
 from eca_hub.sweep.queue import SweepState, run_sweep
 from eca_hub.sweep.results import read_table, table_beside
@@ -117,6 +119,36 @@ def test_a_finished_run_is_never_repeated(tmp_path: Path) -> None:
     assert sweep(launcher, tmp_path).num_done == 4
     assert launcher.started == ["run0", "run2", "run3"]
     assert [row["test_top1"] for row in read_table(tmp_path / "results.csv")] == [0.5, 0.25, 0.5, 0.5]
+
+
+def test_a_run_of_the_results_file_is_not_repeated_where_its_folder_is_missing(tmp_path: Path) -> None:
+    finish(tmp_path / "run1", 0.25)
+    sweep(FakeLauncher(), tmp_path)
+    tables = [
+        tmp_path / "results.csv",
+        *(table_beside(tmp_path / "results.csv", n) for n in ("curves", "classes", "costs")),
+    ]
+    written = [table.read_bytes() for table in tables]
+    for run in ("run0", "run1", "run3"):
+        shutil.rmtree(tmp_path / run)
+    launcher = FakeLauncher()
+    assert sweep(launcher, tmp_path, num_runs=5).num_done == 5
+    assert launcher.started == ["run4"]
+    shutil.rmtree(tmp_path / "run4")
+    (tmp_path / "elsewhere").mkdir()
+    for table in tables:
+        lines = [line for line in table.read_text().splitlines(keepends=True) if not line.startswith("run4")]
+        (tmp_path / "elsewhere" / table.name).write_text("".join(lines))
+    assert sweep(FakeLauncher(), tmp_path / "elsewhere").num_done == 4
+    assert [(tmp_path / "elsewhere" / table.name).read_bytes() for table in tables] == written
+
+
+def test_rows_of_other_runs_are_not_overwritten(tmp_path: Path) -> None:
+    sweep(FakeLauncher(), tmp_path)
+    shutil.rmtree(tmp_path / "run3")
+    with pytest.raises(InvalidConfig, match=r"has 1 rows that belong to no run of this sweep.*'run3'"):
+        sweep(FakeLauncher(), tmp_path, num_runs=3)
+    assert len(read_table(tmp_path / "results.csv")) == 4
 
 
 def test_a_failed_run_is_named_with_its_last_line_and_the_others_go_on(tmp_path: Path) -> None:
