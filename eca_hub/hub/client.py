@@ -1,9 +1,11 @@
 """Names of repositories and revisions, and the client's exceptions as ours."""
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import constants
@@ -127,6 +129,15 @@ def check_new_ref(kind: str, name: str) -> None:
 def is_commit(revision: str) -> bool:
     """Return whether this is the full id of a commit; no branch may have such a name."""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def is_on_this_machine(endpoint: str) -> bool:
+    """Return whether the address of a hub is one of the loopback."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @contextmanager

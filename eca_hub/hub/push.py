@@ -7,18 +7,19 @@ looked up first.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import httpx2
 import safetensors
-from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token, logging
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import AccessDenied, HubError, InvalidConfig, InvalidPackage, PushConflict
 from eca_hub.hub.card import CardFacts, render_card
 from eca_hub.hub.card_edit import read_metadata, set_license, set_model_id
-from eca_hub.hub.client import check_model_id, check_new_ref, hub_errors, status_of
+from eca_hub.hub.client import check_model_id, check_new_ref, hub_errors, is_on_this_machine, status_of
 from eca_hub.hub.detector_package import render_detector_card
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub
 from eca_hub.hub.http_limits import limit_requests
@@ -349,10 +350,26 @@ def _commit(
     message: str | None,
     wait: Callable[[float], None],
 ) -> str:
+    """Upload what the hub does not have, and make the commit; return the parent if the hub has everything."""
+    # Open until the commit, in which the client sends a file that a hub does not count as large.
+    with source.weights_path.open("rb") as weights:
+        operations = _stage(api, source, weights, model_id, branch, parent)
+        if not operations:
+            return parent
+        return _create_commit(api, source, operations, model_id, branch, parent, message, wait)
+
+
+def _create_commit(
+    api: HfApi,
+    source: _Source,
+    operations: list[CommitOperationAdd],
+    model_id: str,
+    branch: str,
+    parent: str,
+    message: str | None,
+    wait: Callable[[float], None],
+) -> str:
     """Make the commit: retry while the hub is busy, and recognize our own commit whose response was lost."""
-    operations = _stage(api, source, model_id, branch, parent)
-    if not operations:
-        return parent
     for pause_s in (*_BUSY_RETRIES_S, None):
         try:
             return api.create_commit(
@@ -374,7 +391,9 @@ def _commit(
     raise AssertionError("the last attempt returns or raises")
 
 
-def _stage(api: HfApi, source: _Source, model_id: str, branch: str, parent: str) -> list[CommitOperationAdd]:
+def _stage(
+    api: HfApi, source: _Source, weights: BufferedReader, model_id: str, branch: str, parent: str
+) -> list[CommitOperationAdd]:
     """Upload what the hub does not have, from one state of the folder; nothing is visible before the commit.
 
     Small files are kept in memory. Weights are read while they are sent, so that a gigabyte is never in memory, and
@@ -388,14 +407,32 @@ def _stage(api: HfApi, source: _Source, model_id: str, branch: str, parent: str)
         _validate_card(api, small[CARD_FILE])
     operations = [CommitOperationAdd(name, content) for name, content in small.items() if name in changed]
     if WEIGHTS_FILE in changed:
-        weights = CommitOperationAdd(WEIGHTS_FILE, str(source.weights_path))
-        api.preupload_lfs_files(model_id, additions=[weights], revision=branch)
-        operations.append(weights)
+        operations.append(_upload(api, weights, model_id, branch))
     if source.signatures() != before:
         raise HubError(
             f"{source.path} changed while it was read; nothing was published.", hint="Push again when it is complete."
         )
     return operations
+
+
+def _upload(api: HfApi, weights: BufferedReader, model_id: str, branch: str) -> CommitOperationAdd:
+    """Upload the weights, which no reader sees before the commit.
+
+    The client sends a path by Xet, in chunks of which a hub may have some already, and an open file by LFS, as it is.
+    To a hub on this machine there is no network to spare, and making and joining chunks takes longer than the whole
+    transfer by LFS: `experiments/bench/hub.py` measures both.
+    """
+    is_local = is_on_this_machine(api.endpoint)
+    operation = CommitOperationAdd(WEIGHTS_FILE, weights if is_local else weights.name)
+    verbosity = logging.get_verbosity()
+    if is_local:
+        # The client warns that it does not send an open file by Xet.
+        logging.set_verbosity_error()
+    try:
+        api.preupload_lfs_files(model_id, additions=[operation], revision=branch)
+    finally:
+        logging.set_verbosity(verbosity)
+    return operation
 
 
 def _validate_card(api: HfApi, card: bytes) -> None:

@@ -7,6 +7,9 @@ avoid; for a warm `Classifier.from_pretrained`, reading the same weights with sa
 unmodified huggingface_hub making the same commit, or the same download, with a hub that checks and keeps nothing
 (`noop_hub.py`), so that a reader sees which part is ours. Each figure is the best of the repeats, taken in turns, so
 that a busy moment hits all sides.
+
+`eca-hub push` to a hub on this machine is an upload by LFS; the stock client of other programs uploads by Xet. The
+local hub syncs what it stores, and the floor does not: the last line is the same floor with an fsync of the copy.
 """
 
 import gc
@@ -24,6 +27,8 @@ from eca_hub.commandline import CommandParser
 from eca_hub.processes import Processes
 from experiments.bench import noop_hub
 from experiments.program import run_program
+
+_TRANSFERS = ("push", "pull", "push by Xet")
 
 
 def main(argv: list[str]) -> int:
@@ -51,9 +56,11 @@ def main(argv: list[str]) -> int:
         for row in rows:
             ratio = row["s"] / row["floor_s"]
             line = f"{row['what']:<22} {row['mib']:>5.0f} MiB {row['s']:>7.3f} s   ratio {ratio:.2f} to {row['floor']}"
+            line += f" ({row['floor_s']:.3f} s)"
             if "client_s" in row:
-                line += f"; the client alone {row['client_s']:.3f} s, ratio {row['client_s'] / row['floor_s']:.2f}"
-            print(f"{line}  ({row['floor_s']:.3f} s)")
+                line += f", {row['s'] / row['client_s']:.2f} to the client alone"
+                line += f" ({row['client_s']:.3f} s, ratio {row['client_s'] / row['floor_s']:.2f})"
+            print(line)
     return 0
 
 
@@ -66,7 +73,8 @@ def _measure_transfer(work: Path, url: str, token: str, mib: int, repeats: int) 
             best[name] = min(best.get(name, seconds), seconds)
         shutil.rmtree(package)
     floor = {"mib": mib, "floor_s": best["floor"], "floor": "cp and sha256"}
-    return [{"what": name, "s": best[name], "client_s": best[f"client {name}"], **floor} for name in ("push", "pull")]
+    rows = [{"what": name, "s": best[name], "client_s": best[f"client {name}"], **floor} for name in _TRANSFERS]
+    return [*rows, {"what": "cp, fsync and sha256", "s": best["synced floor"], **floor}]
 
 
 def _one_turn(package: Path, model_id: str, url: str, token: str) -> dict[str, float]:
@@ -77,27 +85,40 @@ def _one_turn(package: Path, model_id: str, url: str, token: str) -> dict[str, f
     from eca_hub.hub.pull import pull
     from eca_hub.hub.push import push_folder
 
-    def copy_and_hash() -> None:
+    def copy_and_hash(*, is_synced: bool = False) -> None:
         shutil.copyfile(package / WEIGHTS_FILE, package / "copy")
         with (package / "copy").open("rb") as file:
+            if is_synced:
+                os.fsync(file.fileno())
             hashlib.file_digest(file, "sha256")
 
     with noop_hub.running(package / WEIGHTS_FILE) as noop_url:
-        api = HfApi(endpoint=noop_url, token="none")  # noqa: S106
-        operations = [CommitOperationAdd(name, str(package / name)) for name in FILES]
 
-        def push_by_client() -> None:
-            api.create_repo(model_id)
-            api.create_commit(model_id, operations, commit_message="noise")
+        def push_by_client(endpoint: str, token: str, repo: str, *, is_lfs: bool) -> None:
+            api = HfApi(endpoint=endpoint, token=token)
+            api.create_repo(repo)
+            with (package / WEIGHTS_FILE).open("rb") as weights:
+                files: dict[str, Any] = {name: str(package / name) for name in FILES}
+                content = files | ({WEIGHTS_FILE: weights} if is_lfs else {})
+                operations = [CommitOperationAdd(name, each) for name, each in content.items()]
+                api.create_commit(repo, operations, commit_message="noise")
 
         steps: dict[str, Callable[[], object]] = {
             "floor": copy_and_hash,
+            "synced floor": lambda: copy_and_hash(is_synced=True),
+            "client push by Xet": lambda: push_by_client(noop_url, "none", f"{model_id}_xet", is_lfs=False),
+            # Before the same bytes are there.
+            "push by Xet": lambda: push_by_client(url, token, f"{model_id}_xet", is_lfs=False),
+            "client push": lambda: push_by_client(noop_url, "none", model_id, is_lfs=True),
             "push": lambda: push_folder(package, model_id, endpoint=url, token=token),
-            "client push": push_by_client,
             "pull": lambda: pull(model_id, endpoint=url),
             "client pull": lambda: hf_hub_download(f"{model_id}_noop", WEIGHTS_FILE, endpoint=noop_url),
         }
-        seconds = {name: _seconds(step) for name, step in steps.items()}
+        seconds = {}
+        for name, step in steps.items():
+            if name == "push":
+                _replace_last_byte(package / WEIGHTS_FILE)
+            seconds[name] = _seconds(step)
     shutil.rmtree(constants.HF_HUB_CACHE)
     return seconds
 
@@ -157,6 +178,15 @@ def _package_of_noise(folder: Path, mib: int) -> Path:
             file.write(os.urandom(2**20))
         os.fsync(file.fileno())
     return folder
+
+
+def _replace_last_byte(path: Path) -> None:
+    """Make a file one that the hub does not have."""
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        [byte] = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
 
 
 def _seconds(step: Callable[[], object]) -> float:

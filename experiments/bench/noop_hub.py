@@ -18,7 +18,7 @@ from typing import Any
 _COMMIT = "0123456789" * 4
 _PIECE_BYTES = 1 << 20
 _MANY_BYTES = 1 << 20
-"""Files from this size on are uploaded by Xet."""
+"""Files from this size on are uploaded by Xet or LFS."""
 
 
 @contextlib.contextmanager
@@ -77,6 +77,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._discard_body()
             self._respond({"was_inserted": True})
             return
+        if self.path.endswith("/objects/batch"):
+            upload = {"href": f"{self._url}/lfs"}
+            objects = json.loads(self._body())["objects"]
+            self._respond({"objects": [{**each, "actions": {"upload": upload}} for each in objects]})
+            return
         body = self._body()
         if self.path.endswith("/repos/create"):
             self._respond({"url": f"{self._url}/{json.loads(body)['organization']}/{json.loads(body)['name']}"})
@@ -92,6 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._respond({"errors": [], "warnings": []})
         else:
             self._respond({"error": "not here"}, 404)
+
+    def do_PUT(self) -> None:
+        self._discard_body()
+        self._respond({})
 
     @property
     def _url(self) -> str:

@@ -111,11 +111,10 @@ def test_every_network_of_this_library_keeps_its_outputs(name: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("family", timm.list_modules())
-def test_every_network_of_timm_keeps_its_outputs(family: str) -> None:
-    for name in timm.list_models(module=family):
-        with torch.device("meta"):
-            num_parameters = sum(each.numel() for each in timm.create_model(name).parameters())
-        if num_parameters <= MAX_PARAMETERS:
-            check_timm_network(name)
+@pytest.mark.parametrize("name", timm.list_models())
+def test_every_network_of_timm_keeps_its_outputs(name: str) -> None:
+    with torch.device("meta"):
+        num_parameters = sum(each.numel() for each in timm.create_model(name).parameters())
+    if num_parameters > MAX_PARAMETERS:
+        pytest.skip(f"{num_parameters} parameters")
+    check_timm_network(name)

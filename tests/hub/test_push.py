@@ -1,5 +1,6 @@
 """Publishing through the unmodified client to a real local hub, a process of its own: one commit, or nothing."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,29 @@ def test_the_plots_that_the_card_shows_travel_with_it(
     assert (tmp_path / "copy/curves.png").read_bytes() == (package / "curves.png").read_bytes()
     (package / "curves.png").write_bytes(make_image(20, 20))
     assert push().is_new
+
+
+# Linux takes both addresses for this machine; only the first one says so.
+@pytest.mark.parametrize(("host", "is_by_xet"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_weights_are_sent_by_lfs_to_a_hub_on_this_machine_and_by_xet_to_others(
+    host: str,
+    is_by_xet: bool,
+    hub: Hub,
+    package: Path,
+    model_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("NO_PROXY", host)
+    endpoint = hub.url.replace("127.0.0.1", host)
+    weights = package / "model.safetensors"
+    # Bytes that the hub does not have yet, so that they have to travel.
+    weights.write_bytes(weights.read_bytes()[:-8] + os.urandom(8))
+    before = set((hub.root / "xorbs").rglob("*.json"))
+    push_folder(package, model_id, endpoint=endpoint, token=hub.token)
+    assert pull(model_id, endpoint=endpoint).weights_bytes == weights.read_bytes()
+    assert (set((hub.root / "xorbs").rglob("*.json")) != before) is is_by_xet
+    assert not caplog.records
 
 
 def test_a_second_push_of_the_same_bytes_does_nothing(hub: Hub, push: Callable[..., PushResult], model_id: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
 from eca_hub.errors import AccessDenied, EcaHubError, HubError, PushConflict
@@ -217,11 +217,7 @@ def test_weights_that_change_after_they_were_hashed_are_not_published(
     assert titles(hub, model_id) == ["initial commit"]
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content")  # the client's own way of sending a file without Xet
-def test_a_large_file_is_uploaded_where_there_is_no_xet(
-    hub: Hub, package: Path, model_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+def test_a_large_file_is_uploaded(hub: Hub, package: Path, model_id: str) -> None:
     num_bytes = (64 << 20) + 1
     header = json.dumps({"zeros": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
     (package / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
@@ -229,15 +225,12 @@ def test_a_large_file_is_uploaded_where_there_is_no_xet(
     assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content")  # the client's own way of sending a file without Xet
 @pytest.mark.parametrize(
     "point", ["blob.before_rename", "commit.before_rename", "refs.before_rename", "refs.after_rename"]
 )
 def test_a_push_to_a_hub_that_was_killed_can_be_repeated(
     point: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Xet waits in its own way for a hub that is stopped, for minutes.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     root = tmp_path / "hub"
     with running_hub(root) as hub:
