@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eca_hub.detector import Detection, Detector, PreparedImage, load_predictor
     from eca_hub.errors import EcaHubError
     from eca_hub.explain import Explanation, explain_image
-    from eca_hub.hub.convert import convert_checkpoint, convert_detector
+    from eca_hub.hub.convert.checkpoint import convert_checkpoint, convert_detector
     from eca_hub.hub.pretrained import export_to_timm, load_pretrained, push_to_hub, save_pretrained
     from eca_hub.images.decode import decode_image
     from eca_hub.images.gpu_jpeg import GpuJpegDecoder
@@ -52,8 +52,8 @@ _LAZY_IMPORTS = {
     "ModelConfig": "eca_hub.models.config",
     "Prediction": "eca_hub.classifier",
     "PreparedImage": "eca_hub.detector",
-    "convert_checkpoint": "eca_hub.hub.convert",
-    "convert_detector": "eca_hub.hub.convert",
+    "convert_checkpoint": "eca_hub.hub.convert.checkpoint",
+    "convert_detector": "eca_hub.hub.convert.checkpoint",
     "count_complexity": "eca_hub.models.complexity",
     "create_detector": "eca_hub.models.detectors",
     "create_model": "eca_hub.models.build",

@@ -15,7 +15,7 @@ SOAK_FILES = (
     "attention/test_every_method.py",
     "experiments/test_bench_soak.py",
     "experiments/test_bench_training.py",
-    "hub/test_convert.py",
+    "hub/convert/test_checkpoint.py",
     "hub/test_every_architecture.py",
     "service/api/test_schema_fuzz.py",
     "service/inference/test_decoding_flood.py",

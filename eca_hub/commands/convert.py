@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from eca_hub.models.config import ModelConfig
     from eca_hub.models.detector_config import DetectorConfig
 
+_NOT_ITS_AP = "Its average precision is not that of mmdetection, whose anchors and regions differ: measure it again."
+
 
 def main(argv: list[str]) -> int:
     """Read a checkpoint or a package, write a folder, and print what was written."""
@@ -51,8 +53,9 @@ def main(argv: list[str]) -> int:
     if not is_checkpoint and (labels is not None or args.architecture or image):
         raise InvalidUsage("A package has its own architecture, labels and preprocessing; leave those options out.")
 
-    from eca_hub.hub.convert import convert_checkpoint, convert_detector, read_weights
-    from eca_hub.hub.mmdetection import is_mmdetection
+    from eca_hub.hub.convert.checkpoint import convert_checkpoint, convert_detector
+    from eca_hub.hub.convert.checkpoint_reader import read_weights
+    from eca_hub.hub.convert.mmdetection import is_mmdetection
     from eca_hub.hub.package import check_new_folder
 
     check_new_folder(args.to)
@@ -83,49 +86,43 @@ def main(argv: list[str]) -> int:
 
 
 def _report(model: "nn.Module", config: "ModelConfig", folder: str, written_for: str, *, as_json: bool) -> None:
-    from eca_hub.models.build import count_parameters
-
-    facts: dict[str, Any] = {
-        "folder": folder,
-        "format": written_for,
-        "architecture": config.architecture,
-        "attention": config.attention,
-        "attention_args": dict(config.attention_args),
-        "num_classes": config.num_classes,
-        "parameters": count_parameters(model),
-    }
-    if as_json:
-        print(json.dumps(facts))
-        return
+    facts = {"folder": folder, "format": written_for, "architecture": config.architecture}
     name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
     options = ", ".join(f"{key} = {value}" for key, value in config.attention_args.items())
-    made = f"{name} ({options})" if options else name
-    print(f"{made}: {facts['parameters']:,} parameters, {config.num_classes} classes, written to {folder}")
+    next_step = f"eca-hub classify image.jpg --model {folder}"
     if written_for == "timm":
-        print(f"Try: python -c 'import timm; timm.create_model(\"local-dir:{folder}\", pretrained=True)'")
-    else:
-        print(f"Try: eca-hub classify image.jpg --model {folder}")
+        next_step = f"python -c 'import timm; timm.create_model(\"local-dir:{folder}\", pretrained=True)'"
+    _print_report(model, config, facts, f"{name} ({options})" if options else name, next_step, as_json=as_json)
 
 
 def _report_detector(model: "nn.Module", config: "DetectorConfig", folder: str, *, as_json: bool) -> None:
+    facts = {"folder": folder, "format": "eca-hub", "detector": config.detector, "backbone": config.backbone}
+    _print_report(
+        model, config, facts, config.name, f"eca-hub detect image.jpg --model {folder}", _NOT_ITS_AP, as_json=as_json
+    )
+
+
+def _print_report(
+    model: "nn.Module",
+    config: "ModelConfig | DetectorConfig",
+    facts: dict[str, Any],
+    name: str,
+    next_step: str,
+    note: str = "",
+    *,
+    as_json: bool,
+) -> None:
     from eca_hub.models.build import count_parameters
 
-    facts = {
-        "folder": folder,
-        "format": "eca-hub",
-        "detector": config.detector,
-        "backbone": config.backbone,
-        "attention": config.attention,
-        "attention_args": dict(config.attention_args),
-        "num_classes": config.num_classes,
-        "parameters": count_parameters(model),
-    }
+    num_parameters, num_classes = count_parameters(model), config.num_classes
     if as_json:
-        print(json.dumps(facts))
+        common = {"attention": config.attention, "attention_args": dict(config.attention_args)}
+        print(json.dumps({**facts, **common, "num_classes": num_classes, "parameters": num_parameters}))
         return
-    print(f"{config.name}: {facts['parameters']:,} parameters, {config.num_classes} classes, written to {folder}")
-    print("Its average precision is not that of mmdetection, whose anchors and regions differ: measure it again.")
-    print(f"Try: eca-hub detect image.jpg --model {folder}")
+    print(f"{name}: {num_parameters:,} parameters, {num_classes} classes, written to {facts['folder']}")
+    if note:
+        print(note)
+    print(f"Try: {next_step}")
 
 
 def _read_labels(path: Path) -> list[str]:

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
 
     folder = _folder(args.folder, args.release)
 
-    from eca_hub.hub.push import plan_push, push_folder
+    from eca_hub.hub.push import push_folder
+    from eca_hub.hub.push_files import plan_push
 
     if args.dry_run or not args.json:
         plan = plan_push(folder, args.model_id, branch=args.branch)

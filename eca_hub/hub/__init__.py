@@ -8,13 +8,12 @@
     card_edit         the name of the model and the license in a README.md that may have been edited
     weights           safetensors -> tensors -> a network
     push              publish a package in one commit
+    push_files        the files of that commit, with the card as it will be on the hub
     pull              download a package, and compare its bytes with the announced hashes
     hashes            the two hashes that a hub announces
     client            names of models and revisions; the client's exceptions as ours
     http_limits       limits on the client's requests
-    convert           a checkpoint of ECANet, torchvision, timm or mmdetection -> a package
-    mmdetection       names of mmdetection's detectors -> names of torchvision's
-    detect            which network a state dict belongs to
+    convert           checkpoints of ECANet, torchvision, timm and mmdetection -> packages
     export            a network -> stock timm, ONNX, torch.export, TorchScript
 
 The card may show plots, which are published and pulled with it. Nothing else of a folder is published, pulled or read.

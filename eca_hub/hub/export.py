@@ -111,13 +111,8 @@ def export_network(model: nn.Module, config: ModelConfig, path: Path, file_forma
         file_format: Format of the file.
         origin: Id and revision of the model, for the metadata.
     """
-    metadata = json.dumps(
-        {
-            "origin": origin,
-            "labels": list(config.labels),
-            "activation": config.activation,
-            "preprocessing": dataclasses.asdict(config.image),
-        }
+    metadata = _metadata(
+        origin, config.labels, activation=config.activation, preprocessing=dataclasses.asdict(config.image)
     )
     image = config.image
     # Two images: with one, exporters take the size of the batch for a constant.
@@ -145,7 +140,7 @@ def export_pyramid(model: nn.Module, config: DetectorConfig, path: Path, file_fo
     if file_format == "torchscript":
         raise InvalidConfig("A detector is not exported to torchscript.", hint="Give --to onnx or torch_export.")
     fields = dataclasses.asdict(config)
-    metadata = json.dumps({"origin": origin, "labels": fields.pop("labels"), "detector": fields})
+    metadata = _metadata(origin, fields.pop("labels"), detector=fields)
     least = MIN_SIDE_PX // STRIDE_PX
     rows, columns = torch.export.Dim("rows", min=least), torch.export.Dim("columns", min=least)
     sizes = {0: torch.export.Dim("batch", min=1), 2: STRIDE_PX * rows, 3: STRIDE_PX * columns}
@@ -203,6 +198,10 @@ def load_exported_levels(
         return found if isinstance(found, tuple) else (found,)
 
     return torch.no_grad()(run)
+
+
+def _metadata(origin: str, labels: Sequence[str], **facts: object) -> str:
+    return json.dumps({"origin": origin, "labels": list(labels), **facts})
 
 
 def _write(

@@ -11,31 +11,14 @@ from io import BufferedReader
 from pathlib import Path
 
 import httpx2
-import safetensors
 from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token, logging
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.errors import AccessDenied, HubError, InvalidConfig, InvalidPackage, PushConflict
-from eca_hub.hub.card import CardFacts, render_card
-from eca_hub.hub.card_edit import read_metadata, set_license, set_model_id
-from eca_hub.hub.client import check_model_id, check_new_ref, hub_errors, is_on_this_machine, status_of
-from eca_hub.hub.detector_package import render_detector_card
-from eca_hub.hub.hashes import file_has_hash, hash_like_hub
+from eca_hub.errors import AccessDenied, HubError, InvalidConfig, PushConflict
+from eca_hub.hub.client import check_model_id, hub_errors, is_on_this_machine, status_of
 from eca_hub.hub.http_limits import limit_requests
-from eca_hub.hub.package import (
-    CARD_FILE,
-    CONFIG_FILE,
-    FILES,
-    PICTURES,
-    WEIGHTS_FILE,
-    config_from_json,
-    detector_config_from_json,
-    find_package,
-    is_detector,
-)
-from eca_hub.models.config import ModelConfig
-from eca_hub.models.detector_config import DetectorConfig
+from eca_hub.hub.package import CARD_FILE, WEIGHTS_FILE
+from eca_hub.hub.push_files import PushFiles, check_names, remote_hashes
 
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)
 
@@ -52,16 +35,6 @@ class PushResult:
     """Address of the repository's page."""
     is_new: bool
     """Whether this push made the commit; False when the hub already had the same bytes."""
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """One file that a push would send."""
-
-    name: str
-    num_bytes: int
-    is_changed: bool
-    """Whether the hub has other bytes, or no such file."""
 
 
 def push_folder(
@@ -103,7 +76,8 @@ def push_folder(
         PushConflict: another commit was published in between, or the tag is taken; nothing was changed.
         HubUnavailable: the hub does not respond.
     """
-    source = _Source(folder, model_id, branch, tag, license)
+    check_names(model_id, branch, tag)
+    source = PushFiles(folder, model_id, license)
     api = HfApi(endpoint=endpoint, token=token)
     with hub_errors(model_id, branch), limit_requests(endpoint, is_push=True):
         _ensure_repository(api, model_id, private)
@@ -157,122 +131,6 @@ def check_push_access(model_id: str, *, endpoint: str | None = None, token: str 
                 ) from None
 
 
-def plan_push(
-    folder: str | Path,
-    model_id: str,
-    *,
-    branch: str = "main",
-    endpoint: str | None = None,
-    token: str | None = None,
-) -> list[PlannedFile]:
-    """Return what a push would send, without changing anything.
-
-    Args:
-        folder: A package folder, or a run folder with one in `model/`.
-        model_id: Hub `owner/name`.
-        branch: Branch for the commit.
-        endpoint: Address of the hub; HF_ENDPOINT when none is given.
-        token: Key to private repositories.
-
-    Raises:
-        InvalidPackage: the folder holds no complete package.
-        HubError: the hub refuses to list its files.
-    """
-    source = _Source(folder, model_id, branch, None, None)
-    api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(model_id, branch), limit_requests(endpoint):
-        try:
-            remote = _remote_hashes(api, model_id, branch)
-        except (RepositoryNotFoundError, RevisionNotFoundError):
-            remote = {}
-    changed = source.changed_files(remote)
-    sizes = {name: len(content) for name, content in source.read_small_files().items()}
-    sizes[WEIGHTS_FILE] = source.weights_path.stat().st_size
-    return [PlannedFile(name, sizes[name], is_changed=name in changed) for name in (*FILES, *PICTURES) if name in sizes]
-
-
-class _Source:
-    """The package to publish, checked so that it can be loaded again, as it will be on the hub."""
-
-    def __init__(self, folder: str | Path, model_id: str, branch: str, tag: str | None, license_id: str | None) -> None:
-        check_model_id(model_id)
-        check_new_ref("branch", branch)
-        if tag is not None:
-            check_new_ref("tag", tag)
-        if tag == branch:
-            raise InvalidConfig(
-                f"Branch and tag are both {tag!r}; the name would mean both.", hint="Give another --tag."
-            )
-        self.path = find_package(folder)
-        self.weights_path = self.path / WEIGHTS_FILE
-        self._model_id = model_id
-        self._license_id = license_id
-        config_bytes, origin = (self.path / CONFIG_FILE).read_bytes(), str(self.path)
-        _check_utf8(config_bytes, self.path / CONFIG_FILE)
-        self._config: ModelConfig | DetectorConfig
-        if is_detector(config_bytes):
-            self._config = detector_config_from_json(config_bytes, origin=origin)
-        else:
-            self._config = config_from_json(config_bytes, origin=origin)
-        try:
-            with safetensors.safe_open(self.weights_path, framework="numpy"):
-                pass
-        except (safetensors.SafetensorError, OSError) as error:
-            raise InvalidPackage(f"{self.weights_path} cannot be read: {error}.") from None
-        read_metadata(self.read_small_files()[CARD_FILE])
-
-    def read_small_files(self) -> dict[str, bytes]:
-        """Return config.json, the card, whose usage section names the model, and its pictures."""
-        config_bytes, card_path = (self.path / CONFIG_FILE).read_bytes(), self.path / CARD_FILE
-        if card_path.is_file():
-            card = card_path.read_bytes()
-        elif others := [each.name for each in self.path.iterdir() if each.name.lower() == CARD_FILE.lower()]:
-            raise InvalidPackage(
-                f"{self.path} has {others[0]}; the Hub shows only a file called {CARD_FILE}.",
-                hint=f"Rename it, or move it away to publish with a new card: mv {self.path / others[0]} {card_path}",
-            )
-        else:
-            card = self._render_card(is_timm=b'"pretrained_cfg"' in config_bytes).encode()
-        if self._license_id is not None:
-            card = set_license(card, self._license_id)
-        pictures = {name: (self.path / name).read_bytes() for name in PICTURES if (self.path / name).is_file()}
-        return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **pictures}
-
-    def _render_card(self, *, is_timm: bool) -> str:
-        if isinstance(self._config, DetectorConfig):
-            return render_detector_card(self._config, None, CardFacts())
-        return render_card(self._config, None, CardFacts(), is_timm=is_timm)
-
-    def changed_files(self, remote: dict[str, str]) -> set[str]:
-        """Return the names of files of which the hub has other bytes, or none."""
-        changed = {
-            name
-            for name, content in self.read_small_files().items()
-            if hash_like_hub(content, remote.get(name, "")) != remote.get(name)
-        }
-        if not file_has_hash(self.weights_path, remote.get(WEIGHTS_FILE, "")):
-            changed.add(WEIGHTS_FILE)
-        return changed
-
-    def signatures(self) -> list[tuple[int, int, int]]:
-        """Return numbers that differ after a write to a file."""
-        states = [(self.path / name).stat() for name in (*FILES, *PICTURES) if (self.path / name).is_file()]
-        return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
-
-
-def _check_utf8(config_bytes: bytes, path: Path) -> None:
-    """Refuse other encodings, which Python's JSON parser accepts and timm and transformers do not."""
-    try:
-        is_plain = not config_bytes.decode("utf-8").startswith("\ufeff")
-    except UnicodeDecodeError:
-        is_plain = False
-    if not is_plain:
-        raise InvalidPackage(
-            f"{path} is not UTF-8, or begins with a byte order mark; timm and transformers could not read it.",
-            hint="Save it as UTF-8.",
-        )
-
-
 def _ensure_repository(api: HfApi, model_id: str, private: bool | None) -> None:
     """Make the repository, or check that an existing one has the requested visibility, before anything is sent."""
     try:
@@ -316,13 +174,13 @@ def _collide(name: str, other: str) -> bool:
     return name.startswith(other) or other.startswith(name)
 
 
-def _check_tag(api: HfApi, source: _Source, model_id: str, branch: str, tag: str, tagged: str) -> None:
+def _check_tag(api: HfApi, source: PushFiles, model_id: str, branch: str, tag: str, tagged: str) -> None:
     """Check, before anything is sent, that an existing tag is at a commit with exactly these bytes."""
     try:
         head = api.model_info(model_id, revision=branch).sha
     except RevisionNotFoundError:
         head = api.model_info(model_id).sha
-    if tagged != head or source.changed_files(_remote_hashes(api, model_id, tagged)):
+    if tagged != head or source.changed_files(remote_hashes(api, model_id, tagged)):
         raise PushConflict(
             f"The tag {tag!r} of {model_id} exists, at {tagged}, with other files; nothing was published.",
             hint="Tags do not move: give another --tag.",
@@ -343,7 +201,7 @@ def _create_tag(api: HfApi, model_id: str, tag: str, commit: str) -> None:
 
 def _commit(
     api: HfApi,
-    source: _Source,
+    source: PushFiles,
     model_id: str,
     branch: str,
     parent: str,
@@ -361,7 +219,7 @@ def _commit(
 
 def _create_commit(
     api: HfApi,
-    source: _Source,
+    source: PushFiles,
     operations: list[CommitOperationAdd],
     model_id: str,
     branch: str,
@@ -392,7 +250,7 @@ def _create_commit(
 
 
 def _stage(
-    api: HfApi, source: _Source, weights: BufferedReader, model_id: str, branch: str, parent: str
+    api: HfApi, source: PushFiles, weights: BufferedReader, model_id: str, branch: str, parent: str
 ) -> list[CommitOperationAdd]:
     """Upload what the hub does not have, from one state of the folder; nothing is visible before the commit.
 
@@ -400,7 +258,7 @@ def _stage(
     afterwards the files must not have changed since the start.
     """
     before = source.signatures()
-    remote = _remote_hashes(api, model_id, parent)
+    remote = remote_hashes(api, model_id, parent)
     small = source.read_small_files()
     changed = source.changed_files(remote)
     if CARD_FILE in changed:
@@ -452,16 +310,10 @@ def _validate_card(api: HfApi, card: bytes) -> None:
         )
 
 
-def _own_commit(api: HfApi, source: _Source, model_id: str, branch: str, parent: str) -> str | None:
+def _own_commit(api: HfApi, source: PushFiles, model_id: str, branch: str, parent: str) -> str | None:
     """Return the head of the branch if it is our commit: a child of the parent with exactly our bytes."""
     history = [commit.commit_id for commit in api.list_repo_commits(model_id, revision=branch)[:2]]
     if len(history) < 2 or history[1] != parent:
         return None
-    changed = source.changed_files(_remote_hashes(api, model_id, history[0]))
+    changed = source.changed_files(remote_hashes(api, model_id, history[0]))
     return None if changed else history[0]
-
-
-def _remote_hashes(api: HfApi, model_id: str, revision: str) -> dict[str, str]:
-    entries = api.get_paths_info(model_id, [*FILES, *PICTURES], revision=revision)
-    files = [entry for entry in entries if isinstance(entry, RepoFile)]
-    return {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in files}

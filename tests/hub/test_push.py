@@ -23,7 +23,8 @@ from eca_hub.hub.card_edit import read_metadata
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pretrained import read_package
 from eca_hub.hub.pull import pull, pull_to
-from eca_hub.hub.push import PushResult, plan_push, push_folder
+from eca_hub.hub.push import PushResult, push_folder
+from eca_hub.hub.push_files import plan_push
 from tests.conftest import make_image
 from tests.localhub.hub_process import Hub
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from eca_hub.commands.convert import main
 from eca_hub.errors import CheckpointMismatch, InvalidConfig, InvalidUsage, UnknownName
-from eca_hub.hub import convert
-from eca_hub.hub.convert import convert_checkpoint
+from eca_hub.hub.convert import checkpoint
+from eca_hub.hub.convert.checkpoint import convert_checkpoint
 from eca_hub.hub.package import FILES
 from tests.hub.conftest import Save
 
@@ -156,7 +156,7 @@ def test_a_folder_is_written_completely_or_not_at_all(
         (folder / "README.md").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(convert, "save_pretrained", fail)
+    monkeypatch.setattr(checkpoint, "save_pretrained", fail)
     with pytest.raises(InvalidConfig, match="other cannot be written: No space left on device"):
         convert_checkpoint(path, tmp_path / "other")
     assert {file.name for file in tmp_path.iterdir()} == {"checkpoint.pth.tar", "package"}

@@ -1,27 +1,21 @@
 """Convert checkpoints of ECANet, torchvision, timm and mmdetection into packages.
 
-No code from the file runs: it is read as safetensors, or in PyTorch's format with `weights_only=True`, which builds
-tensors and plain containers only. Nothing is written unless every tensor fits. `export` converts the other way.
+Nothing is written unless every tensor fits. `export` converts the other way.
 """
 
 import dataclasses
-import pickle
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import timm
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card import CardFacts
-from eca_hub.hub.detect import detect_architecture
-from eca_hub.hub.mmdetection import backbone_of, is_mmdetection, translate_heads
+from eca_hub.hub.convert.architecture import detect_architecture
+from eca_hub.hub.convert.checkpoint_reader import read_weights
+from eca_hub.hub.convert.mmdetection import backbone_of, is_mmdetection, translate_heads
 from eca_hub.hub.package import CONFIG_FILE, PICKLE_SUFFIXES, check_new_folder, config_from_json, new_folder
 from eca_hub.hub.pretrained import default_labels, save_detector, save_pretrained
 from eca_hub.hub.timm_format import image_config_from_timm, index_labels
@@ -31,12 +25,6 @@ from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ImageConfig, ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
 from eca_hub.models.detectors import build_detector
-
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "state_dict_ema", "model", "net")
-"""Keys under which training scripts store the weights beside epoch and optimizer; the first one present is used."""
-
-_KEY_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Prefixes that DataParallel, torch.compile and Lightning add to every name."""
 
 
 def convert_checkpoint(
@@ -155,27 +143,6 @@ def convert_detector(
     return model, resolved
 
 
-def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint on the CPU, named as in the bare network.
-
-    Args:
-        file: A `.safetensors` file, or what torch.save wrote (`.pth`, `.pt`, `.pth.tar`, `.bin`): a state dict, or a
-            dict that holds one beside epoch and optimizer.
-
-    Raises:
-        InvalidConfig: no such file, or none of these formats.
-        CheckpointMismatch: it holds no weights, or reading it would run code.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise InvalidConfig(f"There is no file {str(path)!r}.", hint="Give the checkpoint itself, not a folder.")
-    try:
-        content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
-    except OSError as error:
-        raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None
-    return _strip_prefixes(_select_state_dict(content, path))
-
-
 def _config_beside(file: Path) -> ModelConfig | None:
     """Return the configuration in the config.json that timm writes beside pytorch_model.bin, if there is one."""
     path = file.with_name(CONFIG_FILE)
@@ -220,78 +187,6 @@ def _facts(name: str, file: Path, num_classes: int) -> CardFacts:
         summary=f"A {name} image classifier with {num_classes} classes, converted from `{file.name}`. "
         "The weights are unchanged.",
     )
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Return whether the file starts with eight bytes of length and a JSON object."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise InvalidConfig(f"{path} is a broken safetensors file: {error}.") from None
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named:
-            raise CheckpointMismatch(
-                f"{path} is not read: besides tensors it holds {named.group(1)}, which would run code from the file.",
-                hint="Save it as a state dict: torch.save(model.state_dict(), 'weights.pth')",
-            ) from None
-        raise _no_checkpoint(path) from None
-    # A broken file makes the reader raise exceptions of many types.
-    except Exception:
-        raise _no_checkpoint(path) from None
-
-
-def _no_checkpoint(path: Path) -> InvalidConfig:
-    return InvalidConfig(f"{path} is neither a complete safetensors file nor a complete PyTorch checkpoint.")
-
-
-def _select_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise CheckpointMismatch(f"{path} holds a {type(content).__name__}; a checkpoint is a dict of tensors.")
-    for key in _STATE_DICT_KEYS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    others = [str(name) for name, value in content.items() if not isinstance(name, str) or not _is_plain(value)]
-    if others or not content:
-        held = f"{', '.join(others[:5])}, which are not plain tensors" if others else "nothing"
-        raise CheckpointMismatch(
-            f"{path} holds {held}.",
-            hint=f"Weights are at the top level, or under one of {', '.join(_STATE_DICT_KEYS)}.",
-        )
-    return dict(content)
-
-
-def _is_plain(value: object) -> bool:
-    """Return whether a value is a dense, unquantized, real tensor that is stored in the file."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and not value.is_complex()
-    )
-
-
-def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove prefixes that every name has."""
-    for prefix in _KEY_PREFIXES * 2:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    return weights
 
 
 def _detector_facts(config: DetectorConfig, file: Path) -> CardFacts:

@@ -14,7 +14,7 @@ from torch import nn
 from eca_hub import ImageConfig, create_model, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.convert import convert_checkpoint
+from eca_hub.hub.convert.checkpoint import convert_checkpoint
 from eca_hub.hub.pretrained import imagenet_labels
 from tests.hub import ecanet
 from tests.hub.conftest import Save
