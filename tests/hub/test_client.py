@@ -5,7 +5,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, InvalidConfig
-from eca_hub.hub.client import hub_errors, parse_model_id
+from eca_hub.hub.client import hub_errors, is_on_this_machine, parse_model_id
 
 COMMIT = "c" * 40
 
@@ -71,3 +71,20 @@ def test_a_malformed_response_is_not_taken_for_a_bug() -> None:
 def test_the_client_still_has_the_private_name_that_the_limits_use() -> None:
     has_factory = callable(getattr(_http, "_GLOBAL_CLIENT_FACTORY", None))
     assert has_factory, "huggingface_hub has renamed _GLOBAL_CLIENT_FACTORY: change http_limits._install_hooks."
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_local"),
+    [
+        ("http://127.0.0.1:8080", True),
+        ("http://127.1.2.3/hub", True),
+        ("http://[::1]:8080", True),
+        ("http://localhost:8080", True),
+        ("https://huggingface.co", False),
+        ("http://192.168.1.2:8080", False),
+        ("http://127.0.0.1.example.com", False),
+        ("", False),
+    ],
+)
+def test_a_hub_is_on_this_machine_if_its_address_is_one_of_the_loopback(endpoint: str, is_local: bool) -> None:
+    assert is_on_this_machine(endpoint) is is_local
