@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BufferedReader
+from logging import ERROR
 from pathlib import Path
 
 import httpx2
@@ -285,7 +286,7 @@ def _upload(api: HfApi, weights: BufferedReader, model_id: str, branch: str) -> 
     verbosity = logging.get_verbosity()
     if is_local:
         # The client warns that it does not send an open file by Xet.
-        logging.set_verbosity_error()
+        logging.set_verbosity(ERROR)
     try:
         api.preupload_lfs_files(model_id, additions=[operation], revision=branch)
     finally:

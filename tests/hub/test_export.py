@@ -17,7 +17,7 @@ from eca_hub.hub.export import to_stock_timm
 from eca_hub.hub.pretrained import export_to_timm, save_pretrained
 from eca_hub.models.build import build_model
 from tests.hub import ecanet
-from tests.hub.test_convert import difference
+from tests.hub.convert.test_checkpoint import difference
 
 LABELS = ("cat", "dog", "eel")
 
