@@ -90,6 +90,8 @@ def serve_on_ray(folder: str) -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     num_cores = len(os.sched_getaffinity(0))
+    # As service/deploy/ray/eca-hub.yaml says; Ray's processes inherit it.
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "eca_service.ray_proxy:middlewares"
     # Controller and proxy reserve no core.
     ray.init(num_cpus=num_cores, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -93,7 +93,6 @@ def create_app(
     app.include_router(open_inference.router)
     app.include_router(health.router)
     app.include_router(page.router)
-    app.mount("/static/samples", page.sample_images)
     app.mount("/static", page.static_files)
     if hub is not None:
         app.mount("/hub", hub)

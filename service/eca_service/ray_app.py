@@ -5,7 +5,8 @@
 One deployment, because an ingress that sends decoded images to engine replicas would move 150 kB a picture between
 processes and split the batches. Ray's proxy listens and chooses the replica; a replica admits, batches and refuses as
 `eca-hub serve` does. What differs: Ray's proxy parses HTTP, so that the limits on headers and slow clients are its own;
-`/metrics` shows one replica, whichever the proxy chooses; a request that is in a replica when its node dies gets 500.
+`/metrics` shows one replica, whichever the proxy chooses; what was in a replica when its node died is sent to another
+one if the proxies were started with `eca_service.ray_proxy`, and gets 500 otherwise.
 
 Number of cores and GPUs, replicas and autoscaling are Serve's options of the deployment.
 """

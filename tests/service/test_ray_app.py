@@ -3,6 +3,7 @@
 The nodes are processes of this machine (`ray.cluster_utils.Cluster`), with a replica each.
 """
 
+import os
 import socket
 import threading
 import time
@@ -22,6 +23,7 @@ from tests.service.server_process import save_tiny_package
 ray = pytest.importorskip("ray", reason="pip install 'eca-hub[ray]'")
 serve = pytest.importorskip("ray.serve", reason="pip install 'eca-hub[ray]'")
 
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CONFIG = Path(__file__).parents[2] / "service" / "deploy" / "ray" / "eca-hub.yaml"
 NUM_CLIENTS = 8
 
@@ -34,8 +36,11 @@ class TwoNodes:
     def __init__(self, package: Path) -> None:
         from ray.cluster_utils import Cluster
 
+        from eca_service import ray_proxy
         from eca_service.ray_app import NAME, deployment_for, read_settings
 
+        # The head's processes inherit it, as they do from the shell of `ray start`.
+        os.environ[CALLBACK] = f"{ray_proxy.__name__}:{ray_proxy.middlewares.__name__}"
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -60,6 +65,7 @@ class TwoNodes:
         serve.shutdown()
         ray.shutdown()
         self.cluster.shutdown()
+        del os.environ[CALLBACK]
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +146,8 @@ def test_requests_are_spread_and_a_killed_node_is_survived(nodes: TwoNodes, clie
         assert len(received()) == 2, "both replicas get requests"
         nodes.cluster.remove_node(nodes.nodes.pop(), allow_graceful=False)
         load.wait_for(200)
-        lost = load.statuses.total() - load.statuses["200"] - load.statuses["429"]
-        print(f"lost with the node: {lost} of {load.statuses.total()}: {dict(load.statuses)}")  # noqa: T201
-        # What the killed replica had in flight, and what was sent to it before Serve knew.
-        assert lost <= 20 * NUM_CLIENTS, load.statuses
+        print(f"responses around the loss of a node: {dict(load.statuses)}")  # noqa: T201
+        assert set(load.statuses) <= {"200", "429"}, "what the killed replica had was sent to the other one"
         nodes.nodes.append(nodes.cluster.add_node(num_cpus=1))
         deadline_s = time.monotonic() + 120
         while nodes.num_running() < 2 or len(received()) < 2:

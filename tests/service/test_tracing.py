@@ -1,11 +1,21 @@
-"""OpenTelemetry spans, kept in memory."""
+"""OpenTelemetry spans: kept in memory, and as a collector receives them."""
 
+import gzip
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from fastapi import FastAPI
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,12 +27,22 @@ from eca_service.http.auth import ApiKeys
 from eca_service.inference.types import ImageResult
 from eca_service.models.registry import ModelSource, Registry
 from eca_service.settings import Settings
-from eca_service.tracing import Tracing
+from eca_service.tracing import Tracing, open_tracing
 from tests.service.app_fixtures import settings_with
 from tests.service.fakes import fake_model
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = {"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-01"}
+
+
+def app_with_tracing(tracing: Tracing) -> FastAPI:
+    """An app with a fake model."""
+
+    async def open_fake(source: ModelSource) -> object:
+        return fake_model(model_id=source.id_or_folder)
+
+    registry = Registry([ModelSource("acme/digits")], open_fake)  # type: ignore[arg-type]
+    return create_app(settings_with("acme/digits"), registry, ApiKeys(), tracing=tracing)
 
 
 class Recorded:
@@ -33,12 +53,7 @@ class Recorded:
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracing = Tracing(provider)
-
-        async def open_fake(source: ModelSource) -> object:
-            return fake_model(model_id=source.id_or_folder)
-
-        registry = Registry([ModelSource("acme/digits")], open_fake)  # type: ignore[arg-type]
-        self.app = create_app(settings_with("acme/digits"), registry, ApiKeys(), tracing=self.tracing)
+        self.app = app_with_tracing(self.tracing)
 
     @property
     def spans(self) -> Sequence[ReadableSpan]:
@@ -139,6 +154,71 @@ def test_without_an_endpoint_the_sdk_of_opentelemetry_is_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Collector(ThreadingHTTPServer):
+    """Receives OTLP over HTTP, as a collector does on port 4318: protobuf, which may be compressed."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _OTLPHandler)
+        self.requests: list[ExportTraceServiceRequest] = []
+
+    @property
+    def spans(self) -> list[Span]:
+        scopes = [scope for one in self.requests for each in one.resource_spans for scope in each.scope_spans]
+        return [span for scope in scopes for span in scope.spans]
+
+
+class _OTLPHandler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        is_otlp = (self.path, self.headers["content-type"]) == ("/v1/traces", "application/x-protobuf")
+        if is_otlp:
+            self.server.requests.append(ExportTraceServiceRequest.FromString(body))
+        self.send_response(200 if is_otlp else 400)
+        self.send_header("content-type", "application/x-protobuf")
+        self.end_headers()
+        self.wfile.write(ExportTraceServiceResponse().SerializeToString())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def collector() -> Iterator[Collector]:
+    with Collector() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_collector_receives_the_spans_of_a_request_as_protobuf() -> None:
+    with collector() as received:
+        tracing = open_tracing(f"http://127.0.0.1:{received.server_address[1]}/")
+        with TestClient(app_with_tracing(tracing), raise_server_exceptions=False) as client:
+            client.post("/v1/classify", content=b"7", headers=PARENT)
+            client.get("/v1/models/none")
+        # The end of the app sends what is left.
+        spans, [resource] = received.spans, {str(one.resource_spans[0].resource) for one in received.requests}
+    assert "eca-hub" in resource
+    assert [span.name for span in spans if span.trace_id.hex() == TRACE_ID] == [
+        "queue", "decode", "queue", "engine", "POST /v1/classify",
+    ]  # fmt: skip
+    *parts, request = spans[:5]
+    assert request.parent_span_id.hex() == SPAN_ID
+    assert request.kind == Span.SPAN_KIND_SERVER
+    for span in parts:
+        assert span.parent_span_id == request.span_id
+        assert span.start_time_unix_nano <= span.end_time_unix_nano
+    attributes = {one.key: one.value for one in request.attributes}
+    assert attributes["http.response.status_code"].int_value == 200
+    assert attributes["http.route"].string_value == "/v1/classify"
+    assert request.status.code == Status.STATUS_CODE_UNSET
+    assert spans[-1].trace_id.hex() != TRACE_ID
 
 
 @pytest.mark.parametrize("endpoint", ["collector:4318", "ftp://collector", "http://", "http://a b"])

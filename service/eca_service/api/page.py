@@ -7,8 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-_PACKAGE = Path(str(files("eca_service")))
-_WEB = _PACKAGE / "web"
+_WEB = Path(str(files("eca_service"))) / "web"
 
 # Images that the user chose are shown from blob: URLs; scripts, styles and connections are those of this origin.
 _CONTENT_SECURITY_POLICY = (
@@ -17,10 +16,8 @@ _CONTENT_SECURITY_POLICY = (
 )
 
 router = APIRouter()
-sample_images = StaticFiles(directory=_PACKAGE / "optimize" / "images")
-"""The drawn images of the parity check, to be mounted at /static/samples."""
 static_files = StaticFiles(directory=_WEB)
-"""To be mounted at /static, after the samples."""
+"""To be mounted at /static."""
 
 
 @router.head("/", include_in_schema=False)

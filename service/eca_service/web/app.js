@@ -22,8 +22,9 @@ function apiHeaders(extra = {}) {
 class ApiError extends Error {
   constructor(status, body) {
     const error = body?.error ?? {};
-    super([error.message ?? `The service responded with status ${status}.`, error.hint].filter(Boolean).join(" "));
-    this.status = status;
+    super(error.message ?? `The service responded with status ${status}.`);
+    this.hint = error.hint;
+    this.requestId = error.request_id;
   }
 }
 
@@ -52,7 +53,7 @@ async function loadModels() {
   try {
     models = (await request("v1/models")).models;
   } catch (error) {
-    showStatus(error.message);
+    showStatus([error.message, error.hint].filter(Boolean).join(" "), true);
     return;
   }
   select.replaceChildren(
@@ -91,11 +92,21 @@ const chosenModel = () => models.find((model) => model.id === byId("model").valu
 const taskName = (model) => (model?.tasks?.[0] in TASKS ? model.tasks[0] : "classify");
 
 function showTask() {
-  for (const node of document.querySelectorAll("[data-task]")) node.hidden = node.dataset.task !== taskName(chosenModel());
+  const model = chosenModel();
+  for (const node of document.querySelectorAll("[data-task]")) node.hidden = node.dataset.task !== taskName(model);
+  byId("model-info").textContent = model?.labels?.length ? describe(model) : "";
   showCode();
 }
 
-const showStatus = (text) => { byId("status").textContent = text; };
+function describe(model) {
+  const count = model.labels.length, size = model.input_px?.length === 2 ? `, ${model.input_px.join(" × ")} px` : "";
+  return `${count} ${count === 1 ? "class" : "classes"}${size}${model.revision ? `, revision ${model.revision.slice(0, 12)}` : ""}`;
+}
+
+function showStatus(text, isError = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("error", isError);
+}
 
 // Images
 
@@ -103,21 +114,26 @@ async function sendFiles(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
   if (images.length < files.length) showStatus("Files that are not images were left out.");
   else showStatus(images.length > 1 ? `Sending ${images.length} images.` : "");
+  let failed = 0;
   for (const file of images) {
     lastName = file.name || "image.png";
-    const card = addCard(file);
-    await send(file, card);
+    if (!await send(file, addCard(file))) failed += 1;
   }
   showCode();
-  if (images.length) showStatus(`${images.length} ${images.length > 1 ? "images are" : "image is"} done.`);
+  const done = images.length - failed, words = (number) => `${number} ${number === 1 ? "image" : "images"}`;
+  if (failed) showStatus(`${words(failed)} failed${done ? `, ${words(done)} done` : ""}.`, true);
+  else if (done) showStatus(`${words(done)} done.`);
 }
 
 function addCard(file) {
   const card = byId("result-template").content.cloneNode(true).querySelector(".result");
   const image = card.querySelector("img");
+  image.addEventListener("error", () => card.classList.add("no-preview"));
   image.src = URL.createObjectURL(file);
   image.alt = `Chosen image ${file.name}`;
   card.querySelector("h3").textContent = file.name || "Pasted image";
+  card.querySelector(".timing").textContent = "Waiting for the service.";
+  card.ariaBusy = "true";
   byId("empty").hidden = true;
   byId("results").prepend(card);
   return card;
@@ -132,12 +148,18 @@ async function send(file, card) {
     });
     await task.show(card, body);
     showTiming(card, body);
-    if (!task.canExplain) return;
-    const button = card.querySelector(".explain");
-    button.hidden = false;
-    button.addEventListener("click", () => explain(file, card, model.id, button));
+    if (task.canExplain) {
+      const button = card.querySelector(".explain");
+      button.hidden = false;
+      button.addEventListener("click", () => explain(file, card, model.id, button));
+    }
+    return true;
   } catch (error) {
+    card.querySelector(".timing").replaceChildren();
     showError(card, error);
+    return false;
+  } finally {
+    card.ariaBusy = "false";
   }
 }
 
@@ -156,12 +178,20 @@ function showPredictions(card, body) {
   showBars(card, body.predictions);
 }
 
+// A strip whose parts are as long as the steps took, and the same in words.
 function showTiming(card, body) {
-  const { decode, queue, engine, total } = body.timing_ms;
   const ms = (value) => `${value.toFixed(1)} ms`;
-  card.querySelector(".timing").textContent =
-    `decode ${ms(decode)}, queue ${ms(queue)}, engine ${ms(engine)}, total ${ms(total)}; batch of ${body.batch_size}; ` +
-    `${body.model} at ${body.revision.slice(0, 12)}`;
+  const steps = ["decode", "queue", "engine"];
+  const strip = element("div", { className: "strip", ariaHidden: "true" }, ...steps.map((step) => {
+    const part = element("span", { className: step });
+    part.style.flexGrow = String(body.timing_ms[step]);
+    return part;
+  }));
+  const rest = [`total ${ms(body.timing_ms.total)}`, `batch of ${body.batch_size}`, `${body.model} at ${body.revision.slice(0, 12)}`];
+  const words = element("ul", {},
+    ...steps.map((step) => element("li", { className: step, textContent: `${step} ${ms(body.timing_ms[step])}` })),
+    ...rest.map((text) => element("li", { textContent: text })));
+  card.querySelector(".timing").replaceChildren(strip, words);
 }
 
 // Detections: boxes, masks and labels over the image, and the same as a list
@@ -208,9 +238,12 @@ function drawObject(context, { label, index, score, box, mask }, scaleX, scaleY,
 }
 
 function showError(card, error) {
-  const line = card.querySelector(".error");
-  line.textContent = error.message;
-  line.hidden = false;
+  const lines = [element("strong", { textContent: error.message })];
+  if (error.hint) lines.push(element("p", { textContent: error.hint }));
+  if (error.requestId) lines.push(element("p", { className: "hint", textContent: `Request ${error.requestId}` }));
+  const box = card.querySelector(".error");
+  box.replaceChildren(...lines);
+  box.hidden = false;
 }
 
 // Explanations: the gate of every channel by stage, and Grad-CAM over the part of the image that the network sees
@@ -224,6 +257,7 @@ async function explain(file, card, model, button) {
     showGates(card.querySelector(".gates"), body.gates);
     showHeat(card, body, models.find((one) => one.id === model));
     button.hidden = true;
+    card.querySelector(".error").hidden = true;
   } catch (error) {
     button.disabled = false;
     showError(card, error);
@@ -237,17 +271,25 @@ function showGates(box, gates) {
     const context = canvas.getContext("2d");
     const low = Math.min(...values), range = Math.max(...values) - low || 1;
     values.forEach((value, channel) => {
-      context.fillStyle = color((value - low) / range);
+      context.fillStyle = color(VIRIDIS, (value - low) / range);
       context.fillRect(channel, 0, 1, 1);
     });
+    const statistics = `${gate.num_channels} channels, mean ${gate.mean.toFixed(3)}, standard deviation ${gate.std.toFixed(3)}`;
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `Gates of ${gate.name}, from ${gate.min.toFixed(2)} to ${gate.max.toFixed(2)}`);
-    const caption = `stage ${gate.stage}, ${gate.name}: ${gate.num_channels} channels, mean ${gate.mean.toFixed(3)}, ` +
-      `standard deviation ${gate.std.toFixed(3)}, from ${gate.min.toFixed(3)} to ${gate.max.toFixed(3)}`;
-    return element("figure", {}, canvas, element("figcaption", { textContent: caption }));
+    canvas.setAttribute("aria-label", `Gates of ${gate.name}: ${statistics}, from ${gate.min.toFixed(3)} to ${gate.max.toFixed(3)}`);
+    const caption = element("figcaption", {},
+      element("span", { textContent: `stage ${gate.stage}, ${gate.name}` }),
+      element("span", { textContent: `${gate.min.toFixed(3)} to ${gate.max.toFixed(3)}` }));
+    return element("figure", { title: statistics }, caption, canvas);
   });
-  const none = element("p", { textContent: "This network has no attention." });
-  box.replaceChildren(element("h4", { textContent: "Channel gates" }), ...(figures.length ? figures : [none]));
+  const about = figures.length
+    ? "A strip for each attention and a cell for each of its channels: bright channels are passed on, dark ones held back. " +
+      "The colors span the range of each strip."
+    : "This network has no attention.";
+  box.replaceChildren(
+    element("h4", { textContent: "Channel gates" }),
+    element("p", { className: "hint", textContent: about }),
+    element("div", { className: "strips" }, ...figures));
   box.hidden = false;
 }
 
@@ -258,7 +300,7 @@ function showHeat(card, body, model) {
   canvas.height = heat.length;
   const context = canvas.getContext("2d");
   heat.forEach((row, y) => row.forEach((value, x) => {
-    context.fillStyle = color(value);
+    context.fillStyle = color(INFERNO, value, .8 * value);
     context.fillRect(x, y, 1, 1);
   }));
   const region = visibleRegion(image.naturalWidth, image.naturalHeight, model);
@@ -268,6 +310,12 @@ function showHeat(card, body, model) {
     width: `${100 * region.width}%`, height: `${100 * region.height}%`,
   });
   canvas.hidden = false;
+  const button = card.querySelector(".heat-switch");
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    canvas.hidden = !canvas.hidden;
+    button.setAttribute("aria-pressed", String(!canvas.hidden));
+  });
   image.alt += `; the overlay shows the evidence for ${body.prediction.label}`;
 }
 
@@ -281,10 +329,14 @@ function visibleRegion(width, height, model) {
   return { left: (1 - x) / 2, top: (1 - y) / 2, width: x, height: y };
 }
 
-// From blue over yellow to red, distinguishable without hue by its lightness in the middle.
-function color(value) {
-  const hue = 240 - 240 * value;
-  return `hsl(${hue} 85% ${35 + 35 * (1 - Math.abs(2 * value - 1))}%)`;
+// Stops of matplotlib's color maps, which are read without hue as well, by their lightness.
+const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+const INFERNO = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
+
+function color(stops, value, opacity = 1) {
+  const place = between(0, value, 1) * (stops.length - 1), index = Math.min(Math.floor(place), stops.length - 2);
+  const mixed = stops[index].map((low, part) => Math.round(low + (place - index) * (stops[index + 1][part] - low)));
+  return `rgb(${mixed.join(" ")} / ${opacity})`;
 }
 
 // Code
@@ -292,26 +344,26 @@ function color(value) {
 const python = JSON.stringify;
 const SNIPPETS = {
   classify: {
-    curl: (url, model, name) => `curl --data-binary @${shell(name)} '${urlFor(url, model, { top_k: 5 })}'`,
+    curl: (url, model, name) => `curl ${curlKey()}--data-binary @${shell(name)} '${urlFor(url, model, { top_k: 5 })}'`,
     Python: (url, model, name) => `import eca_hub
 
 classifier = eca_hub.Classifier.from_pretrained(${python(model)})
 print(classifier.predict(${python(name)}, top_k=5))`,
     InferenceClient: (url, model, name) => `from huggingface_hub import InferenceClient
 
-client = InferenceClient(model=${python(`${url}models/${model}`)})
+client = InferenceClient(model=${python(`${url}models/${model}`)}${needsKey() ? ', token="YOUR KEY"' : ""})
 print(client.image_classification(${python(name)}))`,
     JavaScript: (url, model) => script(urlFor(url, model, { top_k: 5 }), "predictions"),
   },
   detect: {
-    curl: (url, model, name) => `curl --data-binary @${shell(name)} '${urlFor(url, model, minScore())}'`,
+    curl: (url, model, name) => `curl ${curlKey()}--data-binary @${shell(name)} '${urlFor(url, model, minScore())}'`,
     Python: (url, model, name) => `import eca_hub
 
 detector = eca_hub.Detector.from_pretrained(${python(model)})
 print(detector.predict(${python(name)}, min_score=${minScore().min_score}))`,
     InferenceClient: (url, model, name) => `from huggingface_hub import InferenceClient
 
-client = InferenceClient(model=${python(`${url}models/${model}`)})
+client = InferenceClient(model=${python(`${url}models/${model}`)}${needsKey() ? ', token="YOUR KEY"' : ""})
 print(client.object_detection(${python(name)}, threshold=${minScore().min_score}))`,
     JavaScript: (url, model) => script(urlFor(url, model, minScore()), "detections"),
   },
@@ -322,7 +374,10 @@ const urlFor = (url, model, options) =>
   `${url}v1/${taskName(chosenModel())}?model=${encodeURIComponent(model)}&${new URLSearchParams(options)}`;
 const script = (url, field) => `const body = document.querySelector("input[type=file]").files[0];
 const url = ${JSON.stringify(url)};
-const { ${field} } = await (await fetch(url, { method: "POST", body })).json();`;
+const { ${field} } = await (await fetch(url, { method: "POST", body${needsKey() ? ', headers: { Authorization: "Bearer YOUR KEY" }' : ""} })).json();`;
+// The lines hold a place for the key, never the key itself: they are copied to where others read them.
+const needsKey = () => !byId("key-row").hidden;
+const curlKey = () => (needsKey() ? '-H "Authorization: Bearer $ECA_API_KEY" ' : "");
 const shell = (name) => `'${name.replaceAll("'", "'\\''")}'`;
 let tab = "curl";
 
@@ -356,12 +411,12 @@ function addTabs() {
 // Samples, drop, paste, theme
 
 function addSamples() {
-  for (const number of [0, 3, 5]) {
-    const url = urlOf(`static/samples/${number}.jpg`);
-    const button = element("button", { type: "button" }, element("img", { src: url.href, alt: `Sample ${number}` }));
+  for (const name of ["pineapple", "papaya", "aubergine"]) {
+    const url = urlOf(`static/samples/${name}.jpg`);
+    const button = element("button", { type: "button" }, element("img", { src: url.href, alt: `Sample: ${name}` }));
     button.addEventListener("click", async () => {
       const blob = await (await fetch(url)).blob();
-      await sendFiles([new File([blob], `sample-${number}.jpg`, { type: "image/jpeg" })]);
+      await sendFiles([new File([blob], `${name}.jpg`, { type: "image/jpeg" })]);
     });
     byId("samples").append(button);
   }
@@ -383,6 +438,14 @@ function listen() {
   byId("model").addEventListener("change", showTask);
   byId("min-score").addEventListener("change", showCode);
   byId("api-key").addEventListener("change", loadModels);
+  // Enter has changed the field already; the policy allows no form to be sent.
+  byId("key-row").addEventListener("submit", (event) => event.preventDefault());
+  // Browsers offer the clipboard to pages of https and of this machine only.
+  byId("copy").hidden = !navigator.clipboard;
+  byId("copy").addEventListener("click", async () => {
+    await navigator.clipboard.writeText(byId("code").textContent);
+    showStatus("Copied.");
+  });
   byId("theme").addEventListener("click", () => setDark(!document.documentElement.classList.contains("dark")));
 }
 

@@ -71,13 +71,26 @@ def test_a_mistake_would_be_found(base: dict[str, dict[str, Any]]) -> None:
         kubernetes_validate.validate(wrong, VERSION, strict=True)
 
 
-def test_the_service_monitor_names_a_port_and_a_key_that_exist(base: dict[str, dict[str, Any]]) -> None:
-    """What the operator's schema requires of these fields; the schema itself is not on any registry."""
-    monitor, service = base["ServiceMonitor"], base["Service"]
-    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
-    assert set(monitor["spec"]) == {"selector", "endpoints"}
+def test_the_service_monitor_follows_the_schema_of_the_prometheus_operator(base: dict[str, dict[str, Any]]) -> None:
+    """The models are made from the operator's custom resource definitions; fields that they do not know get lost."""
+    operator = pytest.importorskip("cloudcoil.models.prometheus_operator.v1")
+
+    def read(monitor: dict[str, Any]) -> Any:
+        return operator.ServiceMonitor.model_validate(monitor).model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    monitor = base["ServiceMonitor"]
+    assert read(monitor) == monitor
     [endpoint] = monitor["spec"]["endpoints"]
-    assert set(endpoint) == {"port", "path", "interval", "authorization"}
+    misspelled = {**monitor, "spec": {**monitor["spec"], "endpoints": [endpoint | {"intervall": "15s"}]}}
+    assert read(misspelled) != misspelled
+    with pytest.raises(ValueError, match="interval"):
+        read({**monitor, "spec": {**monitor["spec"], "endpoints": [endpoint | {"interval": "15 seconds"}]}})
+
+
+def test_the_service_monitor_names_a_port_and_a_key_that_exist(base: dict[str, dict[str, Any]]) -> None:
+    monitor, service = base["ServiceMonitor"], base["Service"]
+    assert monitor["metadata"]["namespace"] == service["metadata"]["namespace"]
+    [endpoint] = monitor["spec"]["endpoints"]
     assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     [secret] = [volume["secret"] for volume in pod_of(base)["volumes"] if "secret" in volume]

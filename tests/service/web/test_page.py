@@ -109,7 +109,7 @@ def test_several_images_are_classified_and_the_newest_is_first(page: Any, image_
 def test_a_dropped_image_and_a_pasted_image_are_classified(page: Any, image_file: Path) -> None:
     page.evaluate(
         """async ([name]) => {
-            const bytes = await (await fetch("static/samples/0.jpg")).blob();
+            const bytes = await (await fetch("static/samples/papaya.jpg")).blob();
             for (const [type, target, key] of [["drop", "#drop", "dataTransfer"], ["paste", "body", "clipboardData"]]) {
                 const data = new DataTransfer();
                 data.items.add(new File([bytes], `${type}.jpg`, {type: "image/jpeg"}));
