@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from eca_hub import EcaHubError
+from tests.ray_cluster import add_node
 from tests.service.api.contract import EXCHANGES, KEY, MODEL, SETTINGS, Exchange, flood, hold
 from tests.service.fakes import png
 from tests.service.server_process import save_tiny_package
@@ -46,7 +47,7 @@ class TwoNodes:
         self.url = f"http://127.0.0.1:{port}"
         self._name = NAME
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.nodes = [add_node(self.cluster) for _ in range(2)]
         ray.init(address=self.cluster.address, log_to_driver=False)
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         keys = package / "keys"
@@ -148,7 +149,7 @@ def test_requests_are_spread_and_a_killed_node_is_survived(nodes: TwoNodes, clie
         load.wait_for(200)
         print(f"responses around the loss of a node: {dict(load.statuses)}")  # noqa: T201
         assert set(load.statuses) <= {"200", "429"}, "what the killed replica had was sent to the other one"
-        nodes.nodes.append(nodes.cluster.add_node(num_cpus=1))
+        nodes.nodes.append(add_node(nodes.cluster))
         deadline_s = time.monotonic() + 120
         while nodes.num_running() < 2 or len(received()) < 2:
             assert time.monotonic() < deadline_s, "the replica came back on the new node"

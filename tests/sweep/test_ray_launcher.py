@@ -6,6 +6,7 @@ import pytest
 
 from eca_hub.__main__ import main
 from eca_hub.sweep.results import read_table
+from tests.ray_cluster import add_node
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "configs" / "digits" / "eca.yaml"
 
@@ -19,7 +20,7 @@ def test_the_runs_of_a_sweep_are_trained_on_the_nodes_of_a_cluster(tmp_path: Pat
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        cluster.add_node(num_cpus=1)
+        add_node(cluster)
         (tmp_path / "sweep.yaml").write_text(
             f"configs: [{CONFIG}]\noptions: {{trainer.max_epochs: 1}}\ngrid: {{model.attention: [none, eca]}}"
         )
