@@ -1,6 +1,7 @@
 """docker-compose.yml and the Dockerfile, as files; test_compose_run.py runs them."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -114,6 +115,27 @@ def test_the_balancers_limits_are_those_of_the_service() -> None:
     assert float(directive("proxy_read_timeout").removesuffix("s")) > settings.deadline_ms / 1000
     assert directive("proxy_request_buffering") == "on"
     assert "non_idempotent" in directive("proxy_next_upstream")
+
+
+def test_nginx_asks_only_the_name_server_that_knows_the_replicas() -> None:
+    [script] = [
+        (ROOT / source, target)
+        for source, target, _ in (volume.split(":") for volume in SERVICES["balancer"]["volumes"])
+        if target.startswith("/docker-entrypoint.d/")
+    ]
+    source, target = script
+    # The entry point sources executable files in the order of their names: 15 finds the name servers, 20 uses them.
+    assert re.fullmatch(r"/docker-entrypoint\.d/1[6-9].*\.envsh", target)
+    assert os.access(source, os.X_OK)
+    for found in ("10.89.0.1 10.0.0.53", "127.0.0.11", "[fd00::1] 10.0.0.53"):
+        done = subprocess.run(
+            ["sh", "-euc", '. "$0"; exec printenv NGINX_LOCAL_RESOLVERS', str(source)],
+            env={**os.environ, "NGINX_LOCAL_RESOLVERS": found},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == found.split()[:1]
 
 
 def test_the_replicas_use_as_many_threads_as_they_may_use_cores() -> None:

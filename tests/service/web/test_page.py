@@ -124,9 +124,27 @@ def test_a_dropped_image_and_a_pasted_image_are_classified(page: Any, image_file
     assert set(page.locator(".result h3").all_inner_texts()) == {"drop.jpg", "paste.jpg"}
 
 
-def test_a_sample_is_one_click(page: Any) -> None:
+def test_a_sample_is_one_click_and_its_license_another(page: Any) -> None:
     page.locator("#samples button").first.click()
     playwright.expect(page.locator(".result .bars li")).to_have_count(3)
+    page.get_by_role("link", name="MIT license").click()
+    playwright.expect(page.locator("body")).to_contain_text("Copyright (c) 2019 Marcus Klasson")
+
+
+def test_the_steps_of_a_request_are_a_strip_and_words(page: Any, image_file: Path) -> None:
+    choose(page, image_file)
+    timing = page.locator(".result .timing")
+    playwright.expect(timing.locator("li")).to_have_count(6)
+    words = timing.locator("li").all_inner_texts()
+    assert [text.split()[0] for text in words[:4]] == ["decode", "queue", "engine", "total"]
+    shares = timing.locator(".strip span").evaluate_all("parts => parts.map(part => Number(part.style.flexGrow))")
+    assert [f"{share:.1f}" for share in shares] == [text.split()[1] for text in words[:3]]
+
+
+def test_the_classes_to_show_are_an_option(page: Any, image_file: Path) -> None:
+    page.fill("#top-k", "2")
+    choose(page, image_file)
+    playwright.expect(page.locator(".result .bars li")).to_have_count(2)
 
 
 def test_a_file_that_is_no_image_shows_the_message_and_the_hint(page: Any, tmp_path: Path) -> None:
@@ -134,7 +152,12 @@ def test_a_file_that_is_no_image_shows_the_message_and_the_hint(page: Any, tmp_p
     choose(page, tmp_path / "broken.png")
     error = page.locator(".result .error")
     playwright.expect(error).to_be_visible()
-    assert len(error.inner_text()) > 20
+    message, hint, request = error.inner_text().splitlines()
+    assert min(len(message), len(hint)) > 20
+    assert request.startswith("Request "), "what the operator finds in the log"
+    playwright.expect(page.locator("#status")).to_have_text("1 image failed.")
+    assert page.locator(".result .image").inner_text() == ""
+    playwright.expect(page.locator(".result .image img")).to_be_hidden()
 
 
 def test_another_model_is_a_choice_of_the_picker(page: Any, image_file: Path) -> None:
@@ -153,6 +176,8 @@ def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: A
     # The network sees the central 0.875 of the shorter side.
     assert box["height"] / min(image["width"], image["height"]) == pytest.approx(0.875, abs=0.03)
     assert box["x"] + box["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, abs=2)
+    page.get_by_role("button", name="Heat map").click()
+    playwright.expect(page.locator(".overlay")).to_be_hidden()
 
 
 def test_the_lines_for_programs_name_this_model_and_this_image(page: Any, image_file: Path) -> None:
@@ -288,12 +313,21 @@ def test_a_service_with_keys_asks_for_one(tmp_path: Path, browser: Any, image_fi
         page = context.new_page()
         page.goto(f"{running.url}/")
         playwright.expect(page.locator("#api-key")).to_be_visible()
+        page.fill("#api-key", "not-the-key")
+        page.press("#api-key", "Enter")
+        playwright.expect(page.locator("#status.error")).not_to_be_empty()
         page.fill("#api-key", "a-key-of-sixteen-chars")
         page.press("#api-key", "Enter")
-        page.locator("h1").click()
         playwright.expect(page.locator("#model option")).to_have_count(1)
+        playwright.expect(page.locator("#status")).to_be_empty()
         choose(page, image_file)
         playwright.expect(page.locator(".result .bars li")).to_have_count(2)
+        code = page.locator("#code")
+        playwright.expect(code).to_contain_text('-H "Authorization: Bearer $ECA_API_KEY"')
+        for tab in ("curl", "InferenceClient", "JavaScript"):
+            page.get_by_role("tab", name=tab).click()
+            assert "a-key-of-sixteen-chars" not in code.inner_text()
+            assert "KEY" in code.inner_text()
         context.close()
 
 
