@@ -23,6 +23,7 @@ class ApiError extends Error {
   constructor(status, body) {
     const error = body?.error ?? {};
     super(error.message ?? `The service responded with status ${status}.`);
+    this.status = status;
     this.hint = error.hint;
     this.requestId = error.request_id;
   }
@@ -48,14 +49,28 @@ function query(extra = {}) {
 // Models
 
 async function loadModels() {
-  const select = byId("model");
-  const chosen = select.value;
+  let loaded;
   try {
-    models = (await request("v1/models")).models;
+    loaded = (await request("v1/models")).models;
   } catch (error) {
-    showStatus([error.message, error.hint].filter(Boolean).join(" "), true);
+    if (error.status !== 401) showModelStatus([error.message, error.hint].filter(Boolean).join(" "), true);
+    else if (byId("api-key").value) showModelStatus("The service does not accept this API key.", true);
+    else showModelStatus("Enter the API key of this service.");
+    showTask();
     return;
   }
+  // A select that is open would close when its options are replaced.
+  const states = (each) => JSON.stringify(each.map(({ id, state }) => [id, state]));
+  const isNew = states(loaded) !== states(models);
+  models = loaded;
+  if (isNew) showModels();
+  showModelStatus(models.length ? "" : "No model is loaded.");
+  showTask();
+  if (models.some((model) => model.state === "loading")) setTimeout(loadModels, 1000);
+}
+
+function showModels() {
+  const select = byId("model"), chosen = select.value;
   select.replaceChildren(
     ...models.map((model) => {
       const isReady = model.state === "ready";
@@ -66,9 +81,13 @@ async function loadModels() {
   );
   if (models.some((model) => model.id === chosen)) select.value = chosen;
   select.disabled = !models.some((model) => model.state === "ready");
-  showStatus(models.length ? "" : "No model is loaded.");
-  showTask();
-  if (models.some((model) => model.state === "loading")) setTimeout(loadModels, 1000);
+}
+
+// Clears what it has shown before, and nothing else: the models are asked for again and again while one is loading.
+let modelStatus = "";
+function showModelStatus(text, isError = false) {
+  if (text || byId("status").textContent === modelStatus) showStatus(text, isError);
+  modelStatus = text;
 }
 
 // What a model is for: how an image is sent to it, how the response is shown, and the same from a program.
@@ -383,7 +402,7 @@ let tab = "curl";
 
 function showCode() {
   const snippet = SNIPPETS[taskName(chosenModel())][tab];
-  byId("code").firstElementChild.textContent = snippet(base.href, byId("model").value, lastName);
+  byId("code").firstElementChild.textContent = snippet(base.href, byId("model").value || "OWNER/NAME", lastName);
   for (const button of byId("tabs").children) {
     const isSelected = button.textContent === tab;
     button.setAttribute("aria-selected", String(isSelected));

@@ -167,6 +167,25 @@ def test_another_model_is_a_choice_of_the_picker(page: Any, image_file: Path) ->
     assert set(page.locator(".bars .label").all_inner_texts()) == {"apple", "pear"}
 
 
+def test_what_is_shown_stays_while_another_model_is_loading(page: Any, image_file: Path) -> None:
+    def add_one(route: Any) -> None:
+        response = route.fetch()
+        models = response.json()["models"]
+        route.fulfill(response=response, json={"models": [*models, {"id": "acme/next", "state": "loading"}]})
+
+    page.route("**/v1/models", add_one)
+    page.reload()
+    playwright.expect(page.locator("#model option")).to_have_count(4)
+    choose(page, image_file)
+    status = page.locator("#status")
+    playwright.expect(status).to_have_text("1 image done.")
+    with page.expect_response("**/v1/models"):
+        """The page asks again every second."""
+    with page.expect_response("**/v1/models"):
+        """The response before this one has been shown."""
+    playwright.expect(status).to_have_text("1 image done.")
+
+
 def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: Any, image_file: Path) -> None:
     choose(page, image_file)
     page.locator(".explain").click()
