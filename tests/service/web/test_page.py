@@ -152,7 +152,7 @@ def test_a_file_that_is_no_image_shows_the_message_and_the_hint(page: Any, tmp_p
     choose(page, tmp_path / "broken.png")
     error = page.locator(".result .error")
     playwright.expect(error).to_be_visible()
-    message, hint, request = error.inner_text().splitlines()
+    message, hint, request = filter(None, error.inner_text().splitlines())
     assert min(len(message), len(hint)) > 20
     assert request.startswith("Request "), "what the operator finds in the log"
     playwright.expect(page.locator("#status")).to_have_text("1 image failed.")
