@@ -42,7 +42,13 @@ from eca_hub.train.optimizer_class import use_given_classes
 from eca_hub.train.results import RunResults, write_environment
 from eca_hub.train.run_folder import RunFolder, choose_run_dir, open_run_folder
 from eca_hub.train.tasks import Task, task_for
-from eca_hub.train.trainer_options import check_monitors, check_options, check_plateau, check_validation
+from eca_hub.train.trainer_options import (
+    check_monitors,
+    check_options,
+    check_plateau,
+    check_validation,
+    warn_of_emulation,
+)
 from eca_hub.train.training_module import TrainingModule
 from eca_hub.train.usage import explain_usage
 
@@ -182,6 +188,7 @@ class RunCLI(LightningCLI):
         terminate_together(trainer, self.request)
         if options["sync_batchnorm"]:
             check_sync_batchnorm(trainer)
+        warn_of_emulation(trainer.precision, trainer.strategy.root_device)
         if self.folder is not None:
             self._add_checkpointing(trainer, self.folder)
         return trainer

@@ -321,6 +321,7 @@ def test_more_classes_get_a_new_head(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @SLOW
+@pytest.mark.filterwarnings("ignore:.*which this processor has no instructions for")
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_an_average_and_a_teacher_work_in_every_precision(precision: str, whole_run: Path, tmp_path: Path) -> None:
     options = ("--trainer.precision", precision, "--trainer.max_epochs", "1", "--model.distill_from", str(whole_run))

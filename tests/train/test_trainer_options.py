@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer, callbacks
 
-from eca_hub.train.trainer_options import UNSUPPORTED, UNSUPPORTED_CALLBACKS
+from eca_hub.train.trainer_options import UNSUPPORTED, UNSUPPORTED_CALLBACKS, warn_of_emulation
 from tests.train.runs import CONFIG, fit
 
 ONE_EPOCH = CONFIG.replace("max_epochs: 3", "max_epochs: 1")
@@ -127,6 +128,16 @@ def test_a_callback_that_cannot_work_is_refused(
 ) -> None:
     output = refused(("--trainer.callbacks", name, *options), tmp_path, capsys)
     assert f"The callback {name} is not supported: {UNSUPPORTED_CALLBACKS[name]}" in output
+
+
+def test_half_precision_that_the_processor_emulates_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    with pytest.warns(UserWarning, match="precision is bf16-mixed, which this processor has no instructions for"):
+        warn_of_emulation("bf16-mixed", torch.device("cpu"))
+    warn_of_emulation("32-true", torch.device("cpu"))
+    warn_of_emulation("bf16-mixed", torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    warn_of_emulation("bf16-true", torch.device("cpu"))
 
 
 @pytest.mark.slow
