@@ -219,13 +219,14 @@ def test_a_connection_that_breaks_before_the_response_is_opened_again(hub: Fault
 def test_a_resumed_download_with_the_wrong_part_is_refused(hub: FaultyHub, pauses: list[float]) -> None:
     whole = hub.files[WEIGHTS]
 
-    def send_the_start_again(response: Response, nth: int) -> None:
+    def send_another_part(response: Response, nth: int) -> None:
         if nth % 2 == 0:
             response.cut_at = len(whole) // 2
         else:
-            response.body = whole[: len(response.body)]
+            # Wrong at each offset: a reset may discard all that the client had not read, so that it asks for the start.
+            response.body = (whole[1:] + whole[:1])[: len(response.body)]
 
-    hub.fault = lambda method, name, nth, response: send_the_start_again(response, nth) if method == "GET" else None
+    hub.fault = lambda method, name, nth, response: send_another_part(response, nth) if method == "GET" else None
     with pytest.raises(HubError):
         fetch(hub)
     check_good_pull(hub)
