@@ -124,7 +124,7 @@ def warn_of_emulation(precision: str, device: torch.device) -> None:
     name, is_half = next(((name, True) for name in ("bf16", "16") if precision.startswith(name)), ("", False))
     if not is_half or device.type != "cpu":
         return
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities()
     instructions = ("avx512_bf16", "amx_bf16", "bf16") if name == "bf16" else ("avx512_fp16", "amx_fp16", "fp16")
     if not any(capabilities.get(each) for each in instructions):
         warnings.warn(
