@@ -33,6 +33,9 @@ FILE_MODE, FOLDER_MODE = 0o600, 0o700
 WRITEBACK_BYTES = 64 << 20
 """A large blob is written to the disk in steps while more of it arrives: otherwise all of it would wait for the last
 fsync, and fill the page cache meanwhile."""
+MAX_DIRTY_BYTES = 4 * WRITEBACK_BYTES
+"""A client that is faster than the disk is slowed down while it sends; otherwise it would wait after its last byte,
+longer than its timeout allows."""
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 # macOS and Windows have no fdatasync.
@@ -76,7 +79,10 @@ class BlobWriter:
 
     def _start_writeback(self, num_bytes: int) -> None:
         self._num_dirty_bytes += num_bytes
-        if self._num_dirty_bytes >= WRITEBACK_BYTES and (self._writeback is None or self._writeback.done()):
+        if self._num_dirty_bytes < WRITEBACK_BYTES:
+            return
+        is_idle = self._writeback is None or self._writeback.done()
+        if is_idle or self._num_dirty_bytes >= MAX_DIRTY_BYTES:
             self._wait_for_writeback()
             self._writeback = self._blobs.writeback_threads.submit(_fdatasync, self._descriptor)
             self._num_dirty_bytes = 0
