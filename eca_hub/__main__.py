@@ -34,8 +34,8 @@ COMMANDS = {
 }
 """Command to its one-line help and to the function that runs it with the arguments after the command."""
 
-_RUNS_NETWORKS = frozenset(["fit", "validate", "test", "predict", "serve"])
-"""Long runs, for which the allocator keeps freed memory."""
+_REUSES_MEMORY = frozenset(["fit", "validate", "test", "predict", "serve", "push", "pull", "localhub"])
+"""Commands that allocate and free megabytes again and again, so that the allocator keeps freed memory for them."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _run(command: str, args: list[str]) -> int:
     from eca_hub.errors import EcaHubError
 
     module_name, function_name = COMMANDS[command][1].split(":")
-    if command in _RUNS_NETWORKS:
+    if command in _REUSES_MEMORY:
         from eca_hub.allocator import keep_freed_memory
 
         keep_freed_memory()

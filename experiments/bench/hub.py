@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eca_hub.allocator import keep_freed_memory
 from eca_hub.commandline import CommandParser
 from eca_hub.processes import Processes
 from experiments.bench import noop_hub
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder) / "logs") as processes:
         work = Path(folder)
+        # As `eca-hub push` and `pull` do; it helps the client alone and copying as well.
+        keep_freed_memory()
         # The client reads these when it is imported, which has not happened yet.
         os.environ.update(HF_HOME=str(work / "cache"), HF_HUB_DISABLE_PROGRESS_BARS="1", NO_PROXY="127.0.0.1")
         url = processes.start(
