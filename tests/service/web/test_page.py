@@ -1,9 +1,9 @@
 """The page at /, in a real Chromium, against a real process.
 
-With ECA_PAGE_SCREENSHOT=FILE a test writes the page as it explains ECA_PAGE_IMAGE by the model that the service has by
-default; the image of the README was made so, with a photo of the Grocery Store Dataset (MIT):
+With ECA_PAGE_SCREENSHOT=FILE a test writes the page as it explains a sample by the model that the service has by default;
+the image of the README was made so:
 
-    ECA_PAGE_SCREENSHOT=.github/page.png ECA_PAGE_IMAGE=kiwi.jpg pytest -m slow -n 0 tests/service/web -k screenshot
+    ECA_PAGE_SCREENSHOT=.github/page.png pytest -m slow -n 0 tests/service/web -k screenshot
 """
 
 import os
@@ -267,17 +267,17 @@ def test_the_lines_for_programs_are_those_of_a_detector(page: Any, image_file: P
 def test_a_screenshot_is_written_on_request(browser: Any) -> None:
     with served("--explain", "--deadline_ms", "300000") as running:
         running.wait_until_ready(within_s=300)
-        context = browser.new_context(viewport={"width": 1000, "height": 900}, color_scheme="light")
+        context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="light")
         page = context.new_page()
         page.goto(f"{running.url}/")
-        choose(page, Path(os.environ["ECA_PAGE_IMAGE"]))
+        page.get_by_role("button", name="Sample: papaya").click()
         playwright.expect(page.locator(".result .timing")).to_contain_text("batch of", timeout=120_000)
         page.locator(".explain").click()
         playwright.expect(page.locator(".gates figure").first).to_be_visible(timeout=120_000)
         # The times of the machine that takes the screenshot say nothing.
         page.evaluate("document.activeElement.blur(); document.querySelector('.timing').hidden = true")
         file = Path(os.environ["ECA_PAGE_SCREENSHOT"])
-        page.screenshot(path=file, full_page=True, clip={"x": 0, "y": 0, "width": 1000, "height": 1130})
+        page.screenshot(path=file, full_page=True)
         context.close()
     # Few colors are enough for a page, and the file becomes a third as large.
     Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
