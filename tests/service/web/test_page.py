@@ -1,7 +1,7 @@
 """The page at /, in a real Chromium, against a real process.
 
-With ECA_PAGE_SCREENSHOT=FILE a test writes the page as it explains a sample by the model that the service has by default;
-the image of the README was made so:
+With ECA_PAGE_SCREENSHOT=FILE a test writes the page as it explains a sample by the model that the service has by
+default; the image of the README was made so:
 
     ECA_PAGE_SCREENSHOT=.github/page.png pytest -m slow -n 0 tests/service/web -k screenshot
 """
