@@ -8,6 +8,7 @@ repeated when there is no response, or a 503 (the replica drains, or its engine 
 holds for POST as well, because classification is idempotent. 429 and 504 are passed on: other replicas are as busy.
 """
 
+import logging
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
@@ -16,6 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eca_service.errors import WorkerLost
 from eca_service.http.responses import error_response
+
+# Ray's proxy has a log file for it.
+_logger = logging.getLogger("ray.serve")
 
 MAX_TRIES = 3
 MAX_KEPT_BYTES = 33 << 20
@@ -50,6 +54,8 @@ class RepeatLostRequests:
                 return
             if not body.can_be_repeated:
                 break
+            if num_left:
+                _logger.warning("request %s has lost its replica and is sent again", _id_of(scope))
             body.rewind()
         await _respond_lost(scope, receive, send)
 
@@ -113,8 +119,13 @@ class _Attempt:
             await self.next_send(message)
 
 
+def _id_of(scope: Scope) -> str:
+    """Return the id that Ray's proxy has added to the request, or the client's."""
+    return Headers(scope=scope).get("x-request-id", "")
+
+
 async def _respond_lost(scope: Scope, receive: Receive, send: Send) -> None:
-    request_id = Headers(scope=scope).get("x-request-id", "")
+    request_id = _id_of(scope)
     error = WorkerLost("The replica of this request was lost.")
     response = error_response(error, {**scope, "state": {"request_id": request_id}})
     response.headers["x-request-id"] = request_id

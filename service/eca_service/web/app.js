@@ -187,10 +187,19 @@ function showBars(card, rows) {
     ...rows.map(({ label, score }) =>
       element("li", {},
         element("span", { className: "label", textContent: label }),
-        element("meter", { min: 0, max: 1, value: score, ariaLabel: label }),
+        meter(label, score),
         element("span", { className: "score", textContent: `${(100 * score).toFixed(1)} %` })),
     ),
   );
+}
+
+// Not <meter>, which every browser draws in its own way.
+function meter(label, share) {
+  const bar = element("span");
+  bar.style.width = `${100 * share}%`;
+  return element("div", {
+    className: "meter", role: "meter", ariaLabel: label, ariaValueMin: "0", ariaValueMax: "1", ariaValueNow: String(share),
+  }, bar);
 }
 
 function showPredictions(card, body) {
