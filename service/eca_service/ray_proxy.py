@@ -5,7 +5,8 @@
 Ray itself responds 500 with an empty error to a request whose replica dies (Ray 2.60: `get_http_response_status` of
 `ray.serve._private.http_util`), which no client may repeat. The rule is nginx's of docker-compose.yml: a request is
 repeated when there is no response, or a 503 (the replica drains, or its engine was replaced), three times at most. This
-holds for POST as well, because classification is idempotent. 429 and 504 are passed on: other replicas are as busy.
+holds for POST as well, because classification is idempotent, but not for loading and unloading models, which is done at
+one replica at a time. 429 and 504 are passed on: other replicas are as busy.
 """
 
 import logging
@@ -16,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eca_service.errors import WorkerLost
-from eca_service.http.responses import error_response
+from eca_service.http.responses import error_response, route_path
 
 # Ray's proxy has a log file for it.
 _logger = logging.getLogger("ray.serve")
@@ -46,7 +47,7 @@ class RepeatLostRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive)
+        body = _Body(receive, can_be_repeated=not _changes_models(scope))
         for num_left in reversed(range(MAX_TRIES)):
             attempt = _Attempt(send, body, num_left)
             await self._app(scope, body.receive, attempt.send)
@@ -117,6 +118,10 @@ class _Attempt:
             self.body.forget()
         if self.has_response:
             await self.next_send(message)
+
+
+def _changes_models(scope: Scope) -> bool:
+    return scope["method"] not in ("GET", "HEAD") and f"{route_path(scope)}/".startswith("/v1/models/")
 
 
 def _id_of(scope: Scope) -> str:

@@ -89,6 +89,14 @@ def test_a_body_that_is_too_long_to_be_kept_is_not_sent_again(monkeypatch: pytes
     assert proxy.bodies == [b"more than ten bytes"]
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models"), ("DELETE", "/v1/models/acme/digits")])
+def test_a_change_of_the_models_is_not_sent_again(method: str, path: str) -> None:
+    proxy = RayProxy(None, PlainTextResponse("loaded"))
+    response = TestClient(RepeatLostRequests(proxy)).request(method, path)
+    assert (response.status_code, len(proxy.bodies)) == (503, 1)
+    assert TestClient(RepeatLostRequests(RayProxy(None, PlainTextResponse("all")))).get("/v1/models").text == "all"
+
+
 async def _disconnects() -> Message:
     return {"type": "http.disconnect"}
 
@@ -103,7 +111,7 @@ def test_a_client_that_has_gone_is_not_waited_for_again() -> None:
     async def send(message: Message) -> None:
         pytest.fail(f"sent {message}")
 
-    call = RepeatLostRequests(proxy)({"type": "http", "headers": [], "path": "/"}, _disconnects, send)
+    call = RepeatLostRequests(proxy)({"type": "http", "method": "GET", "headers": [], "path": "/"}, _disconnects, send)
     with pytest.raises(StopIteration):
         call.send(None)
     assert len(calls) == 1
