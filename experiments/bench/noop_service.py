@@ -20,7 +20,8 @@ from eca_service.inference.batcher import Batcher
 from eca_service.inference.model import Decode, ServedModel
 from eca_service.inference.tasks import WorkItem
 from eca_service.inference.types import ModelInfo, ParityReport, RawPixels
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 
 _ID = "bench/noop"

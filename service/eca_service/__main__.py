@@ -133,7 +133,7 @@ def main(argv: list[str]) -> int:
 
 def _serve(settings: Settings) -> None:
     from eca_service.http.server import bind_listener, flush_stdio, join_daemon_threads, serve, url_of
-    from eca_service.models.registry import ModelSource, check_ids
+    from eca_service.models.source import ModelSource, check_ids
 
     sources = [ModelSource.parse(text) for text in settings.model]
     check_ids(sources)

@@ -22,8 +22,9 @@ from eca_service.http.responses import add_error_handlers
 from eca_service.http.uploads import UploadLimits
 from eca_service.metrics import Metrics
 from eca_service.models.loader import ModelLoader
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
 from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, find_commit_on_hub
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings, split
 
 if TYPE_CHECKING:

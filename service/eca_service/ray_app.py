@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eca_service.app import open_app
 from eca_service.errors import BadSetting
 from eca_service.http.auth import ApiKeys, check_bind_address
-from eca_service.models.registry import ModelSource, check_ids
+from eca_service.models.source import ModelSource, check_ids
 from eca_service.settings import Settings, split
 
 NAME = "eca-hub"

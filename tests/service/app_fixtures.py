@@ -10,7 +10,8 @@ from eca_service.api.schemas import ErrorResponse
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
 from eca_service.inference.model import ServedModel
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 from tests.service.fakes import fake_model
 

@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
 from eca_service.inference.model import ServedModel
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 from tests.service.fakes import GatedRunner, fake_model, run, settle
 

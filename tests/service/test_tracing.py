@@ -25,7 +25,8 @@ from eca_hub import EcaHubError
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
 from eca_service.inference.types import ImageResult
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 from eca_service.tracing import Tracing, open_tracing
 from tests.service.app_fixtures import settings_with

@@ -13,7 +13,8 @@ from eca_service.http.dependencies import AppState, StateDep, require_admin_key,
 from eca_service.http.responses import json_response
 from eca_service.http.strict_json import LoadModelRequest, parse_load_request
 from eca_service.inference.types import ParityReport
-from eca_service.models.registry import ModelEntry, ModelSource
+from eca_service.models.registry import ModelEntry
+from eca_service.models.source import ModelSource
 
 _MAX_BODY_BYTES = 65_536
 

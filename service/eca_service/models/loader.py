@@ -19,7 +19,7 @@ from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import TASKS, WorkItem, run_batch
-from eca_service.models.registry import ModelSource
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 
 if TYPE_CHECKING:

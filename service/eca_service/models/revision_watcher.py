@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 from eca_hub import EcaHubError
 from eca_service.errors import Busy
-from eca_service.models.registry import ModelEntry, ModelSource, Registry
+from eca_service.models.registry import ModelEntry, Registry
+from eca_service.models.source import ModelSource
 
 FindCommit = Callable[[ModelSource], Awaitable[str]]
 """Resolves a source's revision to the commit that it names now, 40 hexadecimal digits."""

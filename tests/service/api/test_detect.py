@@ -16,7 +16,8 @@ from eca_service.api.schemas import HFObject, ModelsResponse
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
 from eca_service.models.loader import ModelLoader
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from tests.conftest import make_image
 from tests.service.app_fixtures import app_with, refusal, settings_with
 from tests.service.server_process import save_tiny_detector, save_tiny_package

@@ -10,7 +10,8 @@ from eca_service.api.embed import EmbedBatchResponse, EmbedResponse
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
 from eca_service.models.loader import ModelLoader
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from tests.service.app_fixtures import app_with, refusal, settings_with
 from tests.service.fakes import png
 from tests.service.server_process import save_tiny_package

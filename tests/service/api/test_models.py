@@ -12,7 +12,8 @@ from eca_service.api.schemas import ModelResponse, ModelsResponse
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
 from eca_service.inference.model import ServedModel
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 from tests.service.app_fixtures import refusal
 from tests.service.fakes import REVISION, fake_model

@@ -15,7 +15,8 @@ from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
 from eca_service.inference.model import ServedModel
 from eca_service.models.loader import ModelLoader
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from tests.conftest import TINY, make_image
 from tests.service.app_fixtures import settings_with
 

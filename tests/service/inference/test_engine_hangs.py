@@ -17,7 +17,8 @@ from eca_service.inference.engine import Engine
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification, WorkItem, run_batch
 from eca_service.inference.types import RawPixels
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 from tests.service.app_fixtures import refusal
 from tests.service.fakes import FakeDecoded, model_info

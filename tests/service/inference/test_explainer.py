@@ -19,7 +19,8 @@ from eca_service.errors import Overloaded
 from eca_service.http.auth import ApiKeys
 from eca_service.inference.explainer import Explainer
 from eca_service.models.loader import ModelLoader
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 from tests.service.app_fixtures import app_with, refusal
 from tests.service.fakes import png

@@ -17,7 +17,7 @@ from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification, Embedding, WorkItem
 from eca_service.inference.types import ImageResult
 from eca_service.models.loader import ModelLoader
-from eca_service.models.registry import ModelSource
+from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 from tests.service.optimize.test_optimize import CONFIG, classifier
 

@@ -1,15 +1,15 @@
 """Finding and loading models."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eca_hub.errors import CheckpointMismatch, RepoNotFound
-from eca_service.errors import BadSetting, InvalidRequest, ModelNotLoaded, NotReady
+from eca_service.errors import InvalidRequest, ModelNotLoaded, NotReady
 from eca_service.inference.model import ServedModel
-from eca_service.models.registry import ModelSource, Registry, check_ids
+from eca_service.models.registry import Registry
+from eca_service.models.source import ModelSource
 from tests.service.fakes import fake_model, run, settle
 
 
@@ -123,47 +123,6 @@ def test_errors_that_waiting_cannot_fix_are_not_retried() -> None:
         assert asyncio.get_running_loop().time() == 0
 
     run(scene())
-
-
-def test_a_source_is_a_name_a_name_with_a_revision_or_a_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "runs@home"
-    folder.mkdir()
-    assert ModelSource.parse("acme/a") == ModelSource("acme/a", None)
-    assert ModelSource.parse("acme/a@v1") == ModelSource("acme/a", "v1")
-    assert ModelSource.parse(str(folder)) == ModelSource(str(folder), None, "runs@home")
-
-
-@pytest.mark.parametrize(
-    ("text", "public_id"),
-    [
-        ("pkg", "pkg"),
-        ("acme/pkg", "acme/pkg"),
-        ("./pkg", "pkg"),
-        ("{absolute}/acme/pkg", "pkg"),
-        ("acme/cats={absolute}/acme/pkg", "acme/cats"),
-        ("cats=pkg", "cats"),
-        ("acme/none@v1", "acme/none"),
-    ],
-)
-def test_clients_see_the_id_of_a_folder_and_not_its_path(
-    text: str, public_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("pkg", "acme/pkg"):
-        (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert ModelSource.parse(text.format(absolute=tmp_path)).public_id == public_id
-
-
-@pytest.mark.parametrize("text", ["a/b=absent", "../cats={folder}", "a/b/c={folder}", "={folder}", "a b={folder}"])
-def test_an_id_for_a_folder_must_be_valid_and_the_folder_exist(text: str, tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="--model owner/name=FOLDER"):
-        ModelSource.parse(text.format(folder=tmp_path))
-
-
-def test_two_folders_with_one_id_are_refused() -> None:
-    with pytest.raises(BadSetting, match="id pkg"):
-        check_ids([ModelSource("/a/pkg", folder_id="pkg"), ModelSource("/b/pkg", folder_id="pkg")])
-    check_ids([ModelSource("acme/a", "v1"), ModelSource("acme/a", "v2")])
 
 
 async def open_revision(source: ModelSource) -> ServedModel[Any, Any]:

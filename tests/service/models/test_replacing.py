@@ -10,8 +10,9 @@ from eca_service.errors import Busy, InsufficientMemory, ModelNotLoaded, NotRead
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
 from eca_service.inference.types import ImageResult
-from eca_service.models.registry import ModelSource, Registry
+from eca_service.models.registry import Registry
 from eca_service.models.revision_watcher import RevisionWatcher, follows_a_branch
+from eca_service.models.source import ModelSource
 from tests.service.fakes import GatedRunner, fake_model, run, settle
 
 A, B, C = ("a" * 40, "b" * 40, "c" * 40)
