@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -119,6 +120,8 @@ def create_app(
         metrics=metrics,
         registry=registry,
         keeps_alive=settings.keep_alive_s > 0,
+        # A web page of another origin could not read an error that has not passed the CORS middleware.
+        **({} if settings.cors_origins else {"refuse_early": partial(v1.refuse_early, app.state.service)}),
         tracing=tracing,
     )
     add_error_handlers(app)

@@ -18,12 +18,12 @@ from eca_service.settings import Settings
 from tests.service.fakes import GatedRunner, fake_model, run, settle
 
 
-async def app_behind(gate: GatedRunner, **model: Any) -> FastAPI:
+async def app_behind(gate: GatedRunner, *, keys: ApiKeys = ApiKeys(), **model: Any) -> FastAPI:
     async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
         return fake_model(gate, model_id=source.id_or_folder, **model)
 
     registry = Registry([ModelSource("acme/digits")], open_fake)
-    app = create_app(Settings(model=("acme/digits",), allowed_hosts="*"), registry, ApiKeys())
+    app = create_app(Settings(model=("acme/digits",), allowed_hosts="*"), registry, keys)
     await registry.load_all()
     return app
 
@@ -35,6 +35,8 @@ class FakeClient:
     app: FastAPI
     content: bytes = b""
     path: str = "/v1/classify"
+    query: bytes = b""
+    request_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     status: int | None = None
     body: bytes = b""
     headers: dict[bytes, bytes] = field(default_factory=dict)
@@ -53,8 +55,8 @@ class FakeClient:
             "http_version": "1.1",
             "method": "POST" if self.content else "GET",
             "path": self.path,
-            "query_string": b"",
-            "headers": [],
+            "query_string": self.query,
+            "headers": self.request_headers,
         }
         await self.app(scope, self._receive, self._send)
 
@@ -105,6 +107,33 @@ def test_beyond_the_limit_exactly_the_surplus_is_refused_and_all_admitted_reques
         received, ended = await counted(app)
         assert received == sum(ended.values()) == 19
         assert ended["/v1/classify", "429"] == 10
+
+    run(scene())
+
+
+def test_a_full_service_refuses_alike_with_and_without_a_query_and_asks_for_the_key_first() -> None:
+    async def scene() -> None:
+        gate = GatedRunner()
+        app = await app_behind(gate, keys=ApiKeys(["secret"]), max_items=1)
+        key = [(b"authorization", b"Bearer secret")]
+        first = FakeClient(app, b"1", request_headers=key)
+        await settle()
+        clients = [
+            FakeClient(app, b"2", request_headers=key),
+            FakeClient(app, b"2", query=b"top_k=1", request_headers=key),
+            FakeClient(app, b"2"),
+            FakeClient(app, b"2", query=b"top_k=1"),
+        ]
+        await asyncio.gather(*(client.task for client in clients))
+        assert [client.status for client in clients] == [429, 429, 401, 401]
+        plain, queried = (json.loads(client.body)["error"] | {"request_id": ""} for client in clients[:2])
+        assert plain == queried
+        assert clients[0].headers.keys() == clients[1].headers.keys()
+        metrics = FakeClient(app, path="/metrics")
+        await metrics.task
+        assert b'eca_requests_rejected_total{code="overloaded"} 2.0' in metrics.body
+        gate.gate.set()
+        await first.task
 
     run(scene())
 

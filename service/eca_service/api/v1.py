@@ -19,10 +19,10 @@ from eca_service.api.schemas import (
     error_responses,
     image_responses,
 )
-from eca_service.errors import InvalidRequest
+from eca_service.errors import InvalidRequest, Overloaded
 from eca_service.http.body import cancel_on_disconnect
-from eca_service.http.dependencies import StateDep, get_state, require_api_key
-from eca_service.http.responses import json_response
+from eca_service.http.dependencies import AppState, StateDep, get_state, require_api_key
+from eca_service.http.responses import json_response, route_path
 from eca_service.http.uploads import parse_images
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
@@ -72,6 +72,26 @@ class _NoQueryRoute(Route):
 
 plain_classify_route = _NoQueryRoute("/v1/classify", _classify_without_query, methods=["POST"], include_in_schema=False)
 """POST /v1/classify without FastAPI's handling of dependencies and parameters; see `create_app`."""
+
+
+def refuse_early(state: AppState, scope: Scope) -> EcaHubError | None:
+    """Return the error of a POST to /v1/classify that the only model has no capacity for, before it is routed.
+
+    Under overload most requests are refused, in time that the engines need, and routing one takes longer than the
+    refusal itself. What has another error is left to the route.
+    """
+    if scope["method"] != "POST" or scope["query_string"] or route_path(scope) != plain_classify_route.path:
+        return None
+    try:
+        state.check_api_key(scope["headers"])
+        state.registry.find(None).batcher.check_capacity()
+    except Overloaded as error:
+        scope["route"] = plain_classify_route
+        state.metrics.rejected.labels(error.code).inc()
+        return error
+    except EcaHubError:
+        pass
+    return None
 
 
 @router.post(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from eca_hub import EcaHubError
-from eca_service.http.auth import ApiKeys, check_admin_key
+from eca_service.http.auth import ApiKeys, Headers, check_admin_key
 from eca_service.http.body import BodyReader
 from eca_service.http.uploads import UploadLimits, num_copies_of
 from eca_service.inference.model import ServedModel
@@ -63,6 +63,15 @@ class AppState:
         async with bodies.read(headers, receive, max_bytes=max_bytes, num_copies=num_copies) as body:
             yield body
 
+    def check_api_key(self, headers: Headers) -> None:
+        """Accept a request with a valid key, and every request when no key is required.
+
+        Raises:
+            Unauthorized: no key, more than one, or an unknown one.
+        """
+        if not (self.admin_keys and self.admin_keys.authenticates(headers)):
+            self.keys.check(headers)
+
     def record_metrics(self, model: ServedModel[Any, Any], outcomes: Sequence[ImageResult[Any] | EcaHubError]) -> None:
         """Record where the time of these images went, in metrics and in the trace of the request."""
         metrics, model_id = self.metrics, model.info.model_id
@@ -85,9 +94,7 @@ async def get_state(request: Request) -> AppState:
 
 async def require_api_key(request: Request) -> None:
     """Refuse a request without a valid key before anything else of it is read."""
-    state = await get_state(request)
-    if not state.admin_keys.authenticates(request.scope["headers"]):
-        state.keys.check(request.scope["headers"])
+    (await get_state(request)).check_api_key(request.scope["headers"])
 
 
 async def require_admin_key(request: Request) -> None:

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class RequestMiddleware:
         metrics: Counts requests.
         registry: Whether the service drains is read from it.
         keeps_alive: Whether a connection is used for more than one request.
+        refuse_early: Returns the error of a request that can be refused before it is routed.
         tracing: Makes OpenTelemetry spans, if given.
     """
 
@@ -61,12 +62,14 @@ class RequestMiddleware:
         registry: Registry,
         *,
         keeps_alive: bool = True,
+        refuse_early: Callable[[Scope], EcaHubError | None] = lambda scope: None,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._registry = registry
         self._keeps_alive = keeps_alive
+        self._refuse_early = refuse_early
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,6 +118,8 @@ class RequestMiddleware:
             return HeadersTooLarge(
                 f"Request line and headers have more than {_MAX_HEADER_BYTES} bytes, or more than {_MAX_HEADERS} lines."
             )
+        if (refusal := self._refuse_early(scope)) is not None:
+            return refusal
         try:
             await self._app(scope, receive, send)
         except ClientDisconnected:

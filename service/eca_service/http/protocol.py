@@ -4,6 +4,9 @@ uvicorn alone waits without limit for the rest of the headers, for a body that t
 that does not read its response, reads a body byte by byte, and accepts headers that a proxy in front may frame
 differently (request smuggling).
 
+An expectation other than 100-continue is ignored: a server may refuse it with 417 (RFC 9110, 10.1.1), and proxies and
+clients that send one by mistake are better served by the response.
+
 Every private name of uvicorn that the service uses is used in this file and in `server.GracefulServer`; pyproject.toml
 pins the versions, and tests/service/http/test_protocol.py names what is missing in another one.
 """
@@ -26,6 +29,8 @@ _LAST_HEADERS_S = 1.0
 
 _LINGER_S = 5.0
 _LINGER_BYTES = 64 * 2**20
+
+_MAX_UNSENT_BYTES = 2**16
 
 _TINY_BYTES = 64
 _MAX_TINY_CHUNKS = 20_000
@@ -84,7 +89,10 @@ def _check_head(received: bytes) -> None:
 
 
 class _Transport:
-    """A transport that reports its writes and is closed by its connection.
+    """A transport that sends what is written in one turn of the event loop at once, and is closed by its connection.
+
+    uvicorn writes the headers of a response and its body one after the other: each would cost a system call, and wake
+    the client.
 
     Args:
         transport: The wrapped one.
@@ -97,12 +105,29 @@ class _Transport:
     ) -> None:
         self._transport = transport
         self._on_write = on_write
+        self._unsent = bytearray()
+        self._loop = asyncio.get_running_loop()
         self.close = close
 
     def write(self, data: bytes) -> None:
-        """Send data, and start the write deadline."""
-        self._transport.write(data)
-        self._on_write(len(data))
+        """Send data at the end of this turn, or now if it is much."""
+        if not self._unsent and data:
+            self._loop.call_soon(self.flush)
+        self._unsent += data
+        if len(self._unsent) > _MAX_UNSENT_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send now, and start the write deadline."""
+        if self._unsent:
+            data, self._unsent = bytes(self._unsent), bytearray()
+            self._transport.write(data)
+            self._on_write(len(data))
+
+    def write_eof(self) -> None:
+        """Send, and close this direction."""
+        self.flush()
+        self._transport.write_eof()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -148,9 +173,8 @@ class TimeoutH11Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first request."""
         self._raw_transport = transport
-        self._close_at_once = transport.close
-        wrapped = _Transport(transport, self._close, self._on_write)
-        super().connection_made(cast(asyncio.Transport, wrapped))
+        self._sending = _Transport(transport, self._close, self._on_write)
+        super().connection_made(cast(asyncio.Transport, self._sending))
         if len(self.connections) > self.max_connections and not self._make_room():
             self._refuse(503, "overloaded", "The service has no free connection.", ("retry-after", "1"))
             return
@@ -259,6 +283,10 @@ class TimeoutH11Protocol(H11Protocol):
             self._linger()
         elif not self._is_over:
             self._close_at_once()
+
+    def _close_at_once(self) -> None:
+        self._sending.flush()
+        self._raw_transport.close()
 
     def _linger(self) -> None:
         """Half-close, and discard what still arrives."""

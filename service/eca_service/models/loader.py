@@ -109,10 +109,13 @@ class ModelLoader:
             threading.Thread(target=trim_heap, name="trim heap", daemon=True).start()
 
         max_batch = settings.max_batch or loaded.max_batch
-        sizes = _batch_sizes(max_batch) if any(one.has_fixed_sizes for one in loaded.networks) else [1]
+        has_fixed_sizes = any(one.has_fixed_sizes for one in loaded.networks)
+        # Another network has run before: in the parity check, or to see that its outputs are finite.
+        sizes, num_runs = (_batch_sizes(max_batch), 2) if has_fixed_sizes else ([1], 1)
         [task] = [task for task in TASKS if task.name == loaded.info.tasks[0]]
         try:
-            await asyncio.gather(*(engine.warm_up(WorkItem(task, loaded.blank), sizes) for engine in engines))
+            item = WorkItem(task, loaded.blank)
+            await asyncio.gather(*(engine.warm_up(item, sizes, num_runs=num_runs) for engine in engines))
         except BaseException:
             free()
             raise

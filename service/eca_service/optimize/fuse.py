@@ -12,8 +12,9 @@ needs a C++ compiler and half a minute.
 Shapes: N images, C channels, H height, W width; 3 colors, red first.
 """
 
-import copy
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -23,47 +24,103 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Follower = TypeVar("Follower", bound=nn.Module)
+_Seen = tuple[nn.Module, Tensor, int]
+"""A module, a tensor that it reads or returns, and the version of the tensor at that moment."""
+
+
+@dataclass(frozen=True)
+class ConvFlow:
+    """What follows the convolutions of a network."""
+
+    norms: Mapping[nn.Conv2d, nn.BatchNorm2d]
+    """Norms that alone read the output of a convolution."""
+    relus: Mapping[nn.Conv2d, nn.ReLU]
+    """ReLUs that alone read the output of a convolution, or of the norm behind it."""
+    input_sizes: Mapping[nn.Conv2d, list[int]]
+    """Shape of the input of each convolution."""
 
 
 @torch.no_grad()
-def fold_norms(model: nn.Module, x_N3HW: Tensor) -> nn.Module:
-    """Copy a network and merge its norms into the convolutions before them.
+def observe_convolutions(model: nn.Module, x_N3HW: Tensor) -> ConvFlow:
+    """Run a network once, and see what follows its convolutions; each of the modules is used once in a run.
 
     Args:
-        model: The network; it is not changed.
+        model: The network.
         x_N3HW: Any input of it.
     """
-    copied = copy.deepcopy(model)
-    for conv, norm in find_conv_pairs(copied, x_N3HW, nn.BatchNorm2d):
-        fused = fuse_conv_bn_eval(conv, norm)
-        conv.weight, conv.bias = fused.weight, fused.bias
-        replace_module(copied, norm, nn.Identity())
-    return copied
+    outputs: list[_Seen] = []
+    inputs: list[_Seen] = []
+    sizes: dict[nn.Conv2d, list[int]] = {}
+
+    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Conv2d):
+            sizes[module] = list(args[0].shape)
+        else:
+            inputs.append((module, args[0], args[0]._version))
+
+    def after(module: nn.Module, args: Any, output: Tensor) -> None:
+        outputs.append((module, output, output._version))
+
+    hooks = []
+    for module in model.modules():
+        if type(module) in (nn.Conv2d, nn.BatchNorm2d, nn.ReLU):
+            hooks.append(module.register_forward_pre_hook(before))
+            hooks.append(module.register_forward_hook(after))
+    with _CountReads() as reads:
+        model(x_N3HW)
+    for hook in hooks:
+        hook.remove()
+    num_calls = Counter(id(module) for module, *_ in outputs)
+    # A tensor that is changed in place in between has another version.
+    made_by = {(id(y_NCHW), version): module for module, y_NCHW, version in outputs}
+
+    def pairs(first: type[nn.Module], second: type[Follower]) -> dict[Any, Follower]:
+        found = {}
+        for follower, y_NCHW, version in inputs:
+            maker = made_by.get((id(y_NCHW), version))
+            is_alone = num_calls[id(maker)] == num_calls[id(follower)] == reads.num_of[id(y_NCHW), version] == 1
+            if type(maker) is first and type(follower) is second and is_alone:
+                found[maker] = follower
+        return found
+
+    norms, behind_norms = pairs(nn.Conv2d, nn.BatchNorm2d), pairs(nn.BatchNorm2d, nn.ReLU)
+    relus = pairs(nn.Conv2d, nn.ReLU) | {
+        conv: behind_norms[norm] for conv, norm in norms.items() if norm in behind_norms
+    }
+    return ConvFlow(norms, relus, sizes)
 
 
 @torch.no_grad()
-def pack_convolutions(model: nn.Module, x_13HW: Tensor, num_images: int) -> None:
+def fold_norms(model: nn.Module, flow: ConvFlow) -> None:
+    """Merge norms into the convolutions before them.
+
+    Args:
+        model: The network; it is changed.
+        flow: What follows its convolutions.
+    """
+    for conv, norm in flow.norms.items():
+        fused = fuse_conv_bn_eval(conv, norm)
+        conv.weight, conv.bias = fused.weight, fused.bias
+    replace_modules(model, {norm: nn.Identity() for norm in flow.norms.values()})
+
+
+@torch.no_grad()
+def pack_convolutions(model: nn.Module, flow: ConvFlow, num_images: int) -> None:
     """Replace plain convolutions, each with the ReLU behind it, by packed ones.
 
     Args:
-        model: The network, on a processor; it is changed.
-        x_13HW: An input of it in its number format.
+        model: The network, on a processor, its norms folded and in its number format; it is changed.
+        flow: What follows its convolutions.
         num_images: Number of images in most batches.
     """
-    sizes: dict[nn.Conv2d, list[int]] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda conv, x: sizes.__setitem__(conv, [num_images, *x[0].shape[1:]]))
-        for module in model.modules()
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    ]
-    pairs = dict(find_conv_pairs(model, x_13HW, nn.ReLU))
-    for hook in hooks:
-        hook.remove()
-    for conv, size in sizes.items():
-        relu = pairs.get(conv)
-        replace_module(model, conv, PackedConvolution(conv, size, has_relu=relu is not None))
-        if relu is not None:
-            replace_module(model, relu, nn.Identity())
+    packed: dict[nn.Module, nn.Module] = {}
+    for conv, (_, *size) in flow.input_sizes.items():
+        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            relu = flow.relus.get(conv)
+            packed[conv] = PackedConvolution(conv, [num_images, *size], has_relu=relu is not None)
+            if relu is not None:
+                packed[relu] = nn.Identity()
+    replace_modules(model, packed)
 
 
 def can_pack() -> bool:
@@ -101,45 +158,12 @@ class PackedConvolution(nn.Module):
         return y_NCHW
 
 
-@torch.no_grad()
-def find_conv_pairs(model: nn.Module, x_N3HW: Tensor, kind: type[Follower]) -> list[tuple[nn.Conv2d, Follower]]:
-    """Find convolutions whose output only one module of this kind reads; both are used once in a run.
-
-    Args:
-        model: The network.
-        x_N3HW: Any input of it.
-        kind: Type of the modules to look for.
-    """
-    outputs: list[tuple[nn.Conv2d, Tensor, int]] = []
-    inputs: list[tuple[Follower, Tensor, int]] = []
-    hooks = []
-    for module in model.modules():
-        if type(module) is nn.Conv2d:
-            hooks.append(module.register_forward_hook(lambda conv, _, y: outputs.append((conv, y, y._version))))
-        elif type(module) is kind:
-            hooks.append(module.register_forward_pre_hook(lambda one, x: inputs.append((one, x[0], x[0]._version))))
-    with _CountReads() as reads:
-        model(x_N3HW)
-    for hook in hooks:
-        hook.remove()
-    num_calls = Counter(id(module) for module, *_ in [*outputs, *inputs])
-    # A tensor that is changed in place in between has another version.
-    made_by = {(id(y_NCHW), version): conv for conv, y_NCHW, version in outputs}
-    found = []
-    for follower, y_NCHW, version in inputs:
-        conv = made_by.get((id(y_NCHW), version))
-        num_reads = reads.num_of[id(y_NCHW), version]
-        if conv is not None and num_calls[id(conv)] == num_calls[id(follower)] == num_reads == 1:
-            found.append((conv, follower))
-    return found
-
-
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put another module wherever one is used."""
+def replace_modules(model: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules wherever these are used."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, new)
+            if child in new_of:
+                setattr(parent, name, new_of[child])
 
 
 class _CountReads(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ at last the network as it was loaded.
 Shapes: N images, H height, W width, K classes; 3 colors, red first.
 """
 
+import copy
 import ctypes
 import logging
 import sys
@@ -25,7 +26,7 @@ from eca_service.inference.tasks import CLASSIFIER_TASKS, Task
 from eca_service.inference.types import Activation, ParityReport
 from eca_service.optimize.compile import CompiledNetwork, check_compiler
 from eca_service.optimize.cuda_graphs import CUDAGraphRunner
-from eca_service.optimize.fuse import can_pack, fold_norms, pack_convolutions
+from eca_service.optimize.fuse import can_pack, fold_norms, observe_convolutions, pack_convolutions
 from eca_service.optimize.intra_op_threads import share_cores
 from eca_service.optimize.parity import compare, is_passed, parity_images
 from eca_service.settings import Precision
@@ -149,13 +150,15 @@ def trim_heap() -> None:
 
 def apply_layout(classifier: Classifier, dtype: torch.dtype, pixels_13HW: Tensor, *, compiled: bool) -> nn.Module:
     """Copy the network in the memory layout that its device prefers."""
-    x_13HW = classifier.transform.normalize(pixels_13HW)
-    module = fold_norms(classifier.model, x_13HW).to(dtype).to(memory_format=torch.channels_last)
+    module = copy.deepcopy(classifier.model)
+    flow = observe_convolutions(module, classifier.transform.normalize(pixels_13HW))
+    fold_norms(module, flow)
+    module.to(dtype).to(memory_format=torch.channels_last)
     if compiled:
         return CompiledNetwork(module)
     is_fast = dtype == torch.float32 or _supports("bf16" if dtype == torch.bfloat16 else "fp16")
-    if x_13HW.device.type == "cpu" and can_pack() and is_fast:
-        pack_convolutions(module, x_13HW.to(dtype).contiguous(memory_format=torch.channels_last), _TYPICAL_BATCH)
+    if pixels_13HW.device.type == "cpu" and can_pack() and is_fast:
+        pack_convolutions(module, flow, _TYPICAL_BATCH)
     return module
 
 

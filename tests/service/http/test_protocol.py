@@ -28,6 +28,7 @@ class Client(asyncio.Transport):
     def __init__(self, *, reads: bool = True) -> None:
         super().__init__()
         self.received = b""
+        self.num_writes = 0
         self.reads = reads
         self.num_unsent = 0
         self.is_closed = asyncio.Event()
@@ -35,6 +36,7 @@ class Client(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.received += data
+        self.num_writes += 1
         self.num_unsent += 0 if self.reads else len(data)
 
     def get_write_buffer_size(self) -> int:
@@ -73,8 +75,20 @@ def connect(
     return connection, client
 
 
-async def response_of(client: Client) -> None:
-    while not client.received:
+def test_the_headers_and_the_body_of_a_response_are_sent_at_once() -> None:
+    async def scene() -> None:
+        connection, client = connect()
+        for number in (1, 2):
+            connection.data_received(REQUEST)
+            await response_of(client, number)
+            assert client.num_writes == number
+        assert client.received.count(b"HTTP/1.1 200 ") == 2
+
+    run(scene())
+
+
+async def response_of(client: Client, number: int = 1) -> None:
+    while client.received.count(b"HTTP/1.1 ") < number:
         await asyncio.sleep(0)
 
 

@@ -164,6 +164,11 @@ def test_100_continue_is_sent_only_for_a_body_that_will_be_read(service: Served)
         assert peer.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize("expectation", [b"200-ok", b"x=1", b"100-continue-please"])
+def test_another_expectation_than_100_continue_is_ignored(service: Served, expectation: bytes) -> None:
+    assert talk(service, request(b"/v1/classify", b"Expect: " + expectation, b"Connection: close")) == [200]
+
+
 def test_chunks_may_have_extensions_and_trailers(service: Served) -> None:
     half = len(IMAGE) // 2
     pieces = [b"%X;name=value\r\n%s\r\n" % (len(piece), piece) for piece in (IMAGE[:half], IMAGE[half:])]
