@@ -121,7 +121,7 @@ def create_app(
         registry=registry,
         keeps_alive=settings.keep_alive_s > 0,
         # A web page of another origin could not read an error that has not passed the CORS middleware.
-        **({} if settings.cors_origins else {"refuse_early": partial(v1.refuse_early, app.state.service)}),
+        refuse_early=None if settings.cors_origins else partial(v1.refuse_early, app.state.service),
         tracing=tracing,
     )
     add_error_handlers(app)

@@ -51,7 +51,7 @@ class RequestMiddleware:
         metrics: Counts requests.
         registry: Whether the service drains is read from it.
         keeps_alive: Whether a connection is used for more than one request.
-        refuse_early: Returns the error of a request that can be refused before it is routed.
+        refuse_early: Returns the error of a request that can be refused before it is routed, if given.
         tracing: Makes OpenTelemetry spans, if given.
     """
 
@@ -62,7 +62,7 @@ class RequestMiddleware:
         registry: Registry,
         *,
         keeps_alive: bool = True,
-        refuse_early: Callable[[Scope], EcaHubError | None] = lambda scope: None,
+        refuse_early: Callable[[Scope], EcaHubError | None] | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._app = app
@@ -118,7 +118,7 @@ class RequestMiddleware:
             return HeadersTooLarge(
                 f"Request line and headers have more than {_MAX_HEADER_BYTES} bytes, or more than {_MAX_HEADERS} lines."
             )
-        if (refusal := self._refuse_early(scope)) is not None:
+        if self._refuse_early is not None and (refusal := self._refuse_early(scope)) is not None:
             return refusal
         try:
             await self._app(scope, receive, send)
