@@ -129,7 +129,7 @@ def test_a_full_service_refuses_alike_with_and_without_a_query_and_asks_for_the_
         plain, queried = (json.loads(client.body)["error"] | {"request_id": ""} for client in clients[:2])
         assert plain == queried
         assert clients[0].headers.keys() == clients[1].headers.keys()
-        metrics = FakeClient(app, path="/metrics")
+        metrics = FakeClient(app, path="/metrics", request_headers=key)
         await metrics.task
         assert b'eca_requests_rejected_total{code="overloaded"} 2.0' in metrics.body
         gate.gate.set()
