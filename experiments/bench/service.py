@@ -181,12 +181,12 @@ class Bench:
             log(f"{served.name} failed: {error}")
 
     def _start(self) -> dict[str, float]:
-        """Time to the first response, beside importing torch and timm and loading the weights."""
+        """Time to the first response at defaults, beside importing torch and timm and loading the weights."""
         plain, floors, ours = [], [], []
         for _ in range(3):
             plain.append(figures_of("experiments.bench.import_baseline", "timm", self._folder)["start_s"])
             floors.append(figures_of("experiments.bench.import_baseline", "eca_hub", self._folder)["start_s"])
-            served = next(one for one in self._servers("ours"))
+            served = next(one for one in self._servers("ours") if one.precision == "auto")
             with started(served) as server:
                 ours.append(server.start_s)
         return {"plain_s": min(plain), "floor_s": min(floors), "ours_s": min(ours)}
