@@ -78,7 +78,7 @@ class ModelLoader:
         from eca_service.inference.decoder import Decoder, DecoderThreads
         from eca_service.inference.engine import Engine
         from eca_service.inference.explainer import Explainer
-        from eca_service.optimize.optimize import release_memory, trim_heap
+        from eca_service.optimize.optimize import release_memory
 
         settings = self._settings
         if self._decoder_threads is None:
@@ -106,7 +106,7 @@ class ModelLoader:
                 explainer.close()
             for module in loaded.modules:
                 release_memory(module)
-            threading.Thread(target=trim_heap, name="trim heap", daemon=True).start()
+            _trim_heap_later()
 
         max_batch = settings.max_batch or loaded.max_batch
         has_fixed_sizes = any(one.has_fixed_sizes for one in loaded.networks)
@@ -151,7 +151,6 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPac
     from eca_hub import Classifier, Detector, load_predictor
     from eca_service.models.classifiers import prepare_classifier
     from eca_service.models.detectors import prepare_detector
-    from eca_service.optimize.optimize import trim_heap
 
     prepare: dict[type[Any], Callable[..., LoadedPackage]] = {
         Classifier: prepare_classifier,
@@ -181,8 +180,14 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPac
             hint="See the log.",
         ) from error
     # The network as it was loaded, and what the parity check needed.
-    trim_heap()
+    _trim_heap_later()
     return loaded
+
+
+def _trim_heap_later() -> None:
+    from eca_service.optimize.optimize import trim_heap
+
+    threading.Thread(target=trim_heap, name="trim heap", daemon=True).start()
 
 
 def _image_limits(settings: Settings) -> "ImageLimits":
