@@ -118,9 +118,9 @@ class RequestMiddleware:
             return HeadersTooLarge(
                 f"Request line and headers have more than {_MAX_HEADER_BYTES} bytes, or more than {_MAX_HEADERS} lines."
             )
-        if self._refuse_early is not None and (refusal := self._refuse_early(scope)) is not None:
-            return refusal
         try:
+            if self._refuse_early is not None and (refusal := self._refuse_early(scope)) is not None:
+                return refusal
             await self._app(scope, receive, send)
         except ClientDisconnected:
             return None
