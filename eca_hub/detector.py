@@ -234,7 +234,7 @@ def encode_prediction(answer: dict[str, Tensor], height: int, width: int) -> lis
 
 def load_detector_weights(
     id_or_folder: str | Path, revision: str | None, labels: Sequence[str], *, rois_per_image: int = 512
-) -> tuple[nn.Module, DetectorConfig]:
+) -> tuple[nn.Module, DetectorConfig, bool]:
     """Take a detector package as the start of training; the layers of the classes are new if the labels differ.
 
     Args:
@@ -242,12 +242,16 @@ def load_detector_weights(
         revision: Branch, tag or commit; the main branch when none is given.
         labels: Class names of the new detector.
         rois_per_image: See `create_detector`.
+
+    Returns:
+        The network, its configuration, and whether the layers of the classes are new.
     """
     source, source_config = Detector.read_package(pull(id_or_folder, revision))
     config = dataclasses.replace(source_config, labels=tuple(labels))
     model = build_detector(config, rois_per_image=rois_per_image)
     weights, own = source.state_dict(), model.state_dict()
-    if config.labels != source_config.labels:
+    has_new_head = config.labels != source_config.labels
+    if has_new_head:
         # The shapes of other layers do not depend on the classes; with as many classes, the layers are named.
         weights = {
             name: tensor
@@ -255,4 +259,4 @@ def load_detector_weights(
             if tensor.shape == own[name].shape and not is_class_weight(name)
         }
     model.load_state_dict(weights, strict=False)
-    return model, config
+    return model, config, has_new_head

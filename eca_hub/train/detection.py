@@ -137,7 +137,7 @@ class DetectionModule(TrainingModule):
         )
         start = from_pretrained or backbone_from or ""
         self.base_model = start if start and not is_local(start) else ""
-        self.model, made = _start(config, backbone_from, from_pretrained, revision, rois_per_image)
+        self.model, made, self.has_new_head = _start(config, backbone_from, from_pretrained, revision, rois_per_image)
         # The images of this run are decoded so, whatever those of the package were.
         self.config = dataclasses.replace(made, bit_depth=bit_depth)
         if start:
@@ -308,13 +308,13 @@ def _start(
     from_pretrained: str | None,
     revision: str | None,
     rois_per_image: int,
-) -> tuple[nn.Module, DetectorConfig]:
-    """Make the network with random weights, or those of a package."""
+) -> tuple[nn.Module, DetectorConfig, bool]:
+    """Make the network with random weights, or those of a package; say whether a package's classes are others."""
     if from_pretrained:
         return load_detector_weights(from_pretrained, revision, config.labels, rois_per_image=rois_per_image)
     if not backbone_from:
         model = build_detector(config, rois_per_image=rois_per_image)
-        return model, model.config  # type: ignore[return-value]
+        return model, model.config, False  # type: ignore[return-value]
     classifier, source = load_pretrained(backbone_from, revision)
     if len(source.image.mean) != 3:
         raise InvalidConfig(f"The classifier {backbone_from} takes gray images; a detector needs one for RGB.")
@@ -329,4 +329,4 @@ def _start(
     )
     model = build_detector(config, rois_per_image=rois_per_image)
     load_backbone(model, classifier.state_dict(), origin=backbone_from)
-    return model, model.config  # type: ignore[return-value]
+    return model, model.config, False  # type: ignore[return-value]

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics import Metric
 
 IouType = Literal["bbox", "segm"]
 
@@ -90,40 +91,44 @@ def sorted_images(ground_truth: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(images, key=lambda each: str(each["id"]))
 
 
-class DetectionLosses(nn.Module):
+class DetectionLosses(Metric):
     """The mean of the loss and of its parts over the images of an epoch, over all processes.
+
+    A state of torchmetrics and no buffer: before every forward, DDP overwrites the buffers of a process by those of
+    rank 0.
 
     Args:
         parts: Names of the parts.
     """
 
+    full_state_update = False
+
     def __init__(self, parts: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(compute_with_cache=False)
         self.parts = tuple(parts)
-        # No buffer: before every forward, DDP overwrites the buffers of a process by those of rank 0.
-        self.sums = torch.zeros(len(parts) + 1, dtype=torch.float64)
+        self.sums: Tensor
+        """Of each part over the images, the number of images last."""
+        # MPS has no float64.
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("sums", torch.zeros(len(parts) + 1, dtype=dtype), "sum", persistent=True)
 
     @property
     def update_called(self) -> bool:
-        """Whether an image was counted."""
+        """Whether an image was counted, here or before the run was resumed."""
         return bool(self.sums[-1] > 0)
-
-    def reset(self) -> None:
-        """Start anew."""
-        self.clear()
 
     def clear(self) -> None:
         """Set the sums to zero, because another process holds those before the run was resumed."""
-        self.sums.zero_()
+        self.reset()
 
     def update(self, losses: Mapping[str, Tensor], num_images: int) -> None:
         """Add the losses of a batch, which are means over its images."""
-        parts = [losses[part].detach().double() for part in self.parts]
+        parts = [losses[part].detach().to(self.sums.dtype) for part in self.parts]
         self.sums += torch.stack([*parts, torch.ones_like(parts[0])]) * num_images
 
     def compute(self) -> dict[str, Tensor]:
         """Return `loss`, the sum, and each part; each process must call it."""
-        *sums, num_images = self._total()
+        *sums, num_images = self.sums
         means = [each / num_images.clamp(min=1) for each in sums]
         return {
             "loss": torch.stack(means).sum().float(),
@@ -136,31 +141,12 @@ class DetectionLosses(nn.Module):
         Args:
             prefix: Put before each name.
         """
-        return {f"{prefix}sums": self._total()}
+        with self.sync_context():
+            return {f"{prefix}sums": self.sums.clone()}
 
     def local_means(self) -> dict[str, float]:
         """Return the loss of this process so far."""
         return {"loss": float(self.sums[:-1].sum()) / max(float(self.sums[-1]), 1.0)}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.sums = self.sums.to(fn(torch.zeros(1, device=self.sums.device)).device)
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}sums"] = self.sums
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        self.sums.copy_(state_dict.pop(f"{prefix}sums"))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _total(self) -> Tensor:
-        """Return the sums of all processes, the number of images last."""
-        sums = self.sums.clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        return sums
 
 
 class AveragePrecision:

@@ -151,7 +151,8 @@ class RunCLI(LightningCLI):
             raise InvalidConfig(
                 f"The classes of {self.config[self.subcommand]['model']['from_pretrained']} are not those of the data "
                 f"{self.datamodule.title}: {', '.join(self.datamodule.labels[:5])}.",
-                hint="Give the data that it was trained on, with the same data.multi_label.",
+                hint="Give the data that it was trained on"
+                + (", with the same data.multi_label." if hasattr(self.datamodule, "is_multi_label") else "."),
             )
         seed = self.config[self.subcommand]["seed_everything"]
         self.model.seed = self.datamodule.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is True else int(seed)

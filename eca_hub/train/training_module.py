@@ -18,6 +18,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
 from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor
 from eca_hub.train.ema import EMA
+from eca_hub.train.metrics import without_warning
 from eca_hub.train.optim import OptimConfig, clip_adaptively, lr_factor, make_optimizer, make_scheduler
 
 
@@ -233,7 +234,8 @@ class TrainingModule(LightningModule):
     def logged_names(self) -> set[str]:
         """Return the names of the metrics that `fit` logs."""
         splits = (("fit", "train"), ("val", "val"))
-        names = {f"{name}_{metric}" for split, name in splits for metric in self.metrics_for(split).compute()}
+        with without_warning():
+            names = {f"{name}_{metric}" for split, name in splits for metric in self.metrics_for(split).compute()}
         return names | {"lr", "train_loss_step"}
 
     def best_weights(self) -> dict[str, Tensor]:

@@ -167,3 +167,6 @@ def test_the_sums_of_losses_are_saved_and_are_no_buffer_that_ddp_would_overwrite
     restored.load_state_dict(losses.summed(""))
     assert restored.compute() == losses.compute() == {"loss": 4.0, "a": 2.0, "b": 2.0}
     assert losses.half().sums.dtype == torch.float64
+    assert losses.to("meta").sums.is_meta
+    restored.clear()
+    assert not restored.update_called

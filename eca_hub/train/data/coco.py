@@ -3,6 +3,7 @@
 Shapes: N objects of an image.
 """
 
+import dataclasses
 import json
 import math
 from collections import Counter, defaultdict
@@ -16,8 +17,17 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.images.rle import read_counts
 from eca_hub.train.data.objects import MIN_SIDE_PX, ImageObjects, Report, Split, check_files, count_objects
 
-_MANY_OUTSIDE = 0.5
-"""With more boxes than this share far outside their image, they are x1, y1, x2, y2 where COCO has width and height."""
+_MANY_OUTSIDE, _SOME_OUTSIDE = 0.5, 0.05
+"""With more boxes than the first share far outside their image, they are x1, y1, x2, y2 where COCO has width and
+height; with more than the second, if all of them would be such corners."""
+_MANY_CORNERS = 0.5
+"""With more boxes than this share whose area or outline is that of corners, the same."""
+_FEWEST_BOXES = 8
+"""From how few boxes nothing is concluded, unless areas or outlines say so."""
+_FEW_SIZES = 0.05
+"""So many areas are those of a width and a height by accident."""
+_NUM_OUTLINES = 1000
+"""Outlines that are compared with their boxes."""
 
 
 def read_coco(
@@ -147,7 +157,8 @@ def _check_annotations(
 ) -> Mapping[int | str, list[tuple[list[float], int, Any]]]:
     """Return box, class and mask of the objects of each image that can be learned from."""
     objects: dict[int | str, list[tuple[list[float], int, Any]]] = defaultdict(list)
-    num_boxes = num_far_outside = 0
+    num_boxes = 0
+    evidence = _Evidence()
     seen: set[Any] = set()
     for place, entry in enumerate(entries, start=1):
         annotation_id = entry.get("id", f"number {place}")
@@ -172,8 +183,7 @@ def _check_annotations(
         x, y, width, height = map(float, box)
         image_width, image_height = image["width"], image["height"]
         num_boxes += 1
-        slack_px = 2 + 0.02 * max(image_width, image_height)
-        num_far_outside += x + width > image_width + slack_px or y + height > image_height + slack_px
+        evidence.add((x, y, width, height), (image_width, image_height), entry.get("area"), entry.get("segmentation"))
         corners = [max(x, 0.0), max(y, 0.0), min(x + width, image_width), min(y + height, image_height)]
         if min(corners[2] - corners[0], corners[3] - corners[1]) < MIN_SIDE_PX:
             where = "without an area" if min(width, height) < MIN_SIDE_PX else "outside their image"
@@ -184,14 +194,77 @@ def _check_annotations(
             report.refuse(f"masks that {fault}", name)
             continue
         objects[image["id"]].append((corners, index_of[entry["category_id"]], mask if with_masks else None))
-    if num_boxes and num_far_outside > _MANY_OUTSIDE * num_boxes:
-        report.refuse(
-            "boxes reaching far outside their image, as x1, y1, x2, y2 do where COCO has x, y, width, height",
-            f"{num_far_outside} of {num_boxes}",
-        )
+    if fault := evidence.fault():
+        report.refuse(*fault)
     elif num_boxes and not objects and not report.refused:
         report.refuse("boxes, none of them with an area inside its image", f"{num_boxes} of {num_boxes}")
+    elif evidence.is_suspicious():
+        report.remarks.append(
+            "in every box the third number is above the first and the fourth above the second, as in x1, y1, x2, y2; "
+            "they are taken for COCO's x, y, width, height"
+        )
     return objects
+
+
+@dataclasses.dataclass
+class _Evidence:
+    """What speaks for boxes being x1, y1, x2, y2, where COCO has x, y, width, height."""
+
+    num_boxes: int = 0
+    num_far_outside: int = 0
+    num_ascending: int = 0
+    """Boxes whose third number is above the first, and the fourth above the second."""
+    num_of_sizes: int = 0
+    """Boxes whose area is that of a width and a height, or whose outline has them."""
+    num_of_corners: int = 0
+    """Boxes whose area is that between two corners, or whose outline has these corners."""
+    num_comparable: int = 0
+    """Boxes with an area or an outline to compare with."""
+    num_outlines: int = 0
+
+    def add(self, box: tuple[float, float, float, float], image_size: tuple[int, int], area: Any, outline: Any) -> None:
+        """Count one box."""
+        x, y, width, height = box
+        slack_px = 2 + 0.02 * max(image_size)
+        self.num_boxes += 1
+        self.num_far_outside += x + width > image_size[0] + slack_px or y + height > image_size[1] + slack_px
+        is_ascending = width > x and height > y
+        self.num_ascending += is_ascending
+        is_of_sizes = is_of_corners = False
+        if _is_number(area) and area > 0:
+            is_of_sizes = math.isclose(area, width * height, rel_tol=0.01, abs_tol=1)
+            is_of_corners = math.isclose(area, (width - x) * (height - y), rel_tol=0.01, abs_tol=1)
+        elif not (isinstance(outline, list) and outline):
+            return
+        if isinstance(outline, list) and self.num_outlines < _NUM_OUTLINES and not find_mask_fault(outline, 0, 0):
+            self.num_outlines += 1
+            xs, ys = [each for ring in outline for each in ring[::2]], [each for ring in outline for each in ring[1::2]]
+            left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
+            is_of_sizes |= _are_close(box, (left, top, right - left, bottom - top))
+            is_of_corners |= _are_close(box, (left, top, right, bottom))
+        self.num_comparable += 1
+        self.num_of_sizes += is_of_sizes
+        self.num_of_corners += is_ascending and is_of_corners and not is_of_sizes
+
+    def fault(self) -> tuple[str, str] | None:
+        """Return the kind of fault and how often it was found, if there is no doubt."""
+        kind = ", where COCO has x, y, width, height"
+        if self.num_of_corners > _MANY_CORNERS * self.num_comparable:
+            found = f"{self.num_of_corners} of {self.num_comparable}"
+            return f"mistake of format: boxes with the area or outline of x1, y1, x2, y2{kind}", found
+        if self.num_far_outside > (_SOME_OUTSIDE if self.is_suspicious() else _MANY_OUTSIDE) * self.num_boxes:
+            found = f"{self.num_far_outside} of {self.num_boxes}"
+            return f"mistake of format: boxes reaching far outside their image, as x1, y1, x2, y2 do{kind}", found
+        return None
+
+    def is_suspicious(self) -> bool:
+        """Whether all boxes could be corners, and hardly an area or outline says that they are not."""
+        are_sizes = self.num_of_sizes > _FEW_SIZES * self.num_comparable
+        return self.num_ascending == self.num_boxes >= _FEWEST_BOXES and not are_sizes
+
+
+def _are_close(box: Sequence[float], other: Sequence[float]) -> bool:
+    return all(abs(one - two) <= 1 for one, two in zip(box, other, strict=True))
 
 
 def find_mask_fault(mask: Any, height: int, width: int) -> str:

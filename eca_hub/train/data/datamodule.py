@@ -18,6 +18,7 @@ from eca_hub.hub.package import check_label_text
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data.dataset import Batch, ImageDataset
+from eca_hub.train.data.file_check import check_format, check_readable
 from eca_hub.train.data.sampler import BatchIndex, EvalBatchSampler, RankShard, TrainBatchSampler
 from eca_hub.train.data.source import (
     SPLITS,
@@ -26,14 +27,12 @@ from eca_hub.train.data.source import (
     SubsetSource,
     count_classes,
     fingerprint_of,
-    is_lfs_pointer,
     is_unlabeled,
     stratified_split,
 )
 from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
 from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
 
-_NUM_PROBED = 16
 _RARE_RATIO = 10
 
 
@@ -263,13 +262,21 @@ class FileDataModule(ImageDataModule):
         return self._unlabeled_test or self.source("test")
 
     def check(self) -> None:
-        """Check the data, as the base does, and that files can be read.
+        """Check the data, as the base does, and that files can be read and begin as images do.
 
         Raises:
-            InvalidConfig: of the files tried, each is missing or a pointer of Git LFS.
+            InvalidConfig: of the files tried, each is missing or a pointer of Git LFS, or more than max_bad_samples are
+                no images.
         """
+        checked: list[Source] = []
         for split in SPLITS:
-            _check_readable(self.source(split), split, self.title)
+            source = self.source(split)
+            if any(source is each for each in checked):
+                continue
+            checked.append(source)
+            check_readable(source, split, self.title)
+            if remark := check_format(source, split, self.title, self.max_bad_samples):
+                self.remarks.append(remark)
         super().check()
 
     def use_splits(self, found: Mapping[Split, Source], place: str) -> None:
@@ -330,26 +337,3 @@ def check_labels(labels: Sequence[str], split_labels: Sequence[str], split: str,
     if unknown:
         names = ", ".join(map(repr, unknown[:5]))
         raise InvalidConfig(f"The {split} split of {title} has the class {names}, which the train split does not have.")
-
-
-def _check_readable(source: Source, split: Split, title: str) -> None:
-    """Try some images of a split: data that were not fetched show before the start."""
-    reasons = []
-    for index in np.unique(np.linspace(0, len(source.targets) - 1, _NUM_PROBED).astype(int)).tolist():
-        try:
-            if not is_lfs_pointer(source.read(index)):
-                return
-            reasons.append(f"{source.name(index)} is a pointer of Git LFS.")
-        except OSError as error:
-            reasons.append(f"{source.name(index)}: {error.strerror or error}.")
-    if reasons:
-        hint = (
-            "`git lfs pull` fetches the images."
-            if "Git LFS" in reasons[0]
-            else ("If they are links, fetch or mount what they point to (`dvc pull`, `git annex get`).")
-        )
-        raise InvalidConfig(
-            f"The images of the {split} split of {title} cannot be read; {len(reasons)} were tried. The first: "
-            f"{reasons[0]}",
-            hint=hint,
-        )

@@ -14,6 +14,7 @@ from eca_hub.errors import InvalidConfig, NotAnImage
 from eca_hub.images.containers import FORMATS, sniff_format
 from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
+from eca_hub.train.data.labels import label_name
 from eca_hub.train.data.source import UNLABELED, Split, fingerprint_of, readable_name
 
 _SIDECAR_ENDINGS = (".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".yaml", ".yml", ".npy", ".npz", ".html")
@@ -162,7 +163,7 @@ class _ClassFolders:
         self.folder = folder
         self.classes: dict[str, _Scan] = {}
         for each in _subfolders(folder):
-            scan = self.classes.setdefault(readable_name(each.name), _Scan())
+            scan = self.classes.setdefault(label_name(each.name), _Scan())
             for path in walk_files(each):
                 kind = _kind_of(path)
                 if kind == "image":

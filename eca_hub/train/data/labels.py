@@ -8,7 +8,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from eca_hub.train.data.source import UNLABELED
+from eca_hub.train.data.source import UNLABELED, readable_name
+
+
+def label_name(text: str) -> str:
+    """Return a class name without the spaces around it, which nobody sees, as text that can be encoded as UTF-8."""
+    return readable_name(text.strip())
 
 
 def class_names(values: Iterable[str | Sequence[str] | None]) -> list[str]:

@@ -79,6 +79,9 @@ class Report:
     refused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Kind of fault to the names of what has it; training does not start."""
 
+    remarks: list[str] = dataclasses.field(default_factory=list)
+    """What the user should look at, though training goes on."""
+
     def leave_out(self, kind: str, name: object) -> None:
         """Count a fault that training can do without."""
         self.left_out.setdefault(kind, []).append(str(name))
@@ -110,6 +113,7 @@ class Report:
         ]
         if self.left_out:
             lines.append(f"{self.title}: left out {_list_kinds(self.left_out)}")
+        lines += [f"{self.title}: {remark}" for remark in self.remarks]
         return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.hub_dataset import fetch_parquet
-from eca_hub.train.data.labels import class_names, to_multi_hot, to_targets
+from eca_hub.train.data.labels import class_names, label_name, to_multi_hot, to_targets
 from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
 from eca_hub.train.data.spool import Spool
 
@@ -256,7 +256,7 @@ def _class_label_names(features: dict[str, Any], column: str) -> list[str]:
     # Of a list of classes, the feature describes its members.
     inner = feature.get("feature")
     names = (inner if isinstance(inner, dict) else feature).get("names")
-    return [str(name) for name in names] if isinstance(names, list) else []
+    return [label_name(str(name)) for name in names] if isinstance(names, list) else []
 
 
 def _column(names: list[str], given: str | None, usual: str, features: dict[str, Any], kind: str, path: Path) -> str:
@@ -275,12 +275,8 @@ def _column(names: list[str], given: str | None, usual: str, features: dict[str,
 
 def _label_values(column: Any, names: list[str], title: str, path: Path) -> list[str | None]:
     """Return the class name of each row, None where there is none."""
+    _check_label_type(column.type.value_type if _is_list(column) else column.type, title, path)
     values = column.to_pylist()
-    if pa.types.is_nested(column.type) and not _is_list(column):
-        raise InvalidConfig(
-            f"The column {title!r} of {path} is of type {column.type}; classes are integers or words.",
-            hint="Give another --data.label_column.",
-        )
     if _is_list(column):
         if any(value is not None and len(value) > 1 for value in values):
             raise InvalidConfig(
@@ -298,12 +294,32 @@ def _label_lists(column: Any, names: list[str], title: str, path: Path) -> list[
             f"The column {title!r} of {path} is of type {column.type}; with data.multi_label it must hold lists.",
             hint="Leave out --data.multi_label, or give another --data.label_column.",
         )
+    _check_label_type(column.type.value_type, title, path)
     return [
         None
         if value is None
         else [name for each in value if (name := _label_value(each, names, title, path)) is not None]
         for value in column.to_pylist()
     ]
+
+
+def _check_label_type(kind: Any, title: str, path: Path) -> None:
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    allowed = (
+        types.is_integer,
+        types.is_floating,
+        types.is_boolean,
+        types.is_string,
+        types.is_large_string,
+        types.is_null,
+    )
+    if not any(check(kind) for check in allowed):
+        raise InvalidConfig(
+            f"The column {title!r} of {path} is of type {kind}; classes are integers or words.",
+            hint="Give another --data.label_column, or write it as strings.",
+        )
 
 
 def _is_list(column: Any) -> bool:
@@ -324,4 +340,4 @@ def _label_value(value: Any, names: list[str], title: str, path: Path) -> str | 
         if value < -1 or (names and value >= len(names)):
             raise InvalidConfig(f"{path} has the label {value}, outside 0 to {len(names) - 1 if names else 'any'}.")
         return names[value] if names else str(value)
-    return readable_name(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
+    return label_name(str(value)) or None

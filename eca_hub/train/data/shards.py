@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from http.client import HTTPException
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.train.data.labels import label_name
 from eca_hub.train.data.source import UNLABELED, fingerprint_of, readable_name
 from eca_hub.train.errors import TrainingStopped
 
@@ -40,30 +41,70 @@ Sample = dict[str, Any]
 
 def label_in(content: bytes, ending: str) -> str | None:
     """Return the class in a file beside an image: a number, a word, or a value of a JSON object."""
-    text = content.decode("utf-8-sig", "replace").strip()
+    text = content.decode("utf-8-sig", "replace")
     if ending != "json":
-        return readable_name(text) or None
+        return label_name(text) or None
     try:
         values = json.loads(text)
     except ValueError:
         return None
     if isinstance(values, dict):
         values = next((values[key] for key in _JSON_KEYS if key in values), None)
-    return None if values is None or isinstance(values, dict | list) else readable_name(str(values))
+    return None if values is None or isinstance(values, dict | list) else label_name(str(values)) or None
 
 
 def image_in(sample: Sample) -> bytes | None:
-    """Return the encoded image of a sample, if it has one."""
-    return next((file for ending, file in sample.items() if ending.rsplit(".", 1)[-1] in IMAGE_ENDINGS), None)
+    """Return the encoded image of a sample, if it has one.
+
+    Raises:
+        OSError: it has several.
+    """
+    ending = ending_among(sample, IMAGE_ENDINGS)
+    return None if ending is None else sample[ending]
 
 
 def label_of(sample: Sample) -> str | None:
-    """Return the class of a sample; without a file that says so, the folder of its files is its class."""
-    files = [(ending, sample[ending]) for ending in LABEL_ENDINGS if ending in sample]
+    """Return the class of a sample; without a file that says so, the folder of its files is its class.
+
+    Raises:
+        OSError: several files could say so.
+    """
+    files = [(ending, sample[ending]) for ending in label_endings(sample)]
     if not files:
         folder = str(sample["__key__"]).rpartition("/")[0].rpartition("/")[2]
-        return readable_name(folder) if folder not in ("", ".") else None
+        return label_name(folder) if folder not in ("", ".") else None
     return next((label for ending, file in files if (label := label_in(file, ending)) is not None), None)
+
+
+def ending_among(endings: Iterable[str], allowed: Sequence[str]) -> str | None:
+    """Return the ending of a sample's file that is allowed, such as `jpg`, or else whose last part is: `left.jpg`.
+
+    A key ends at the first dot of a file's name, so that what follows is the ending.
+
+    Raises:
+        OSError: there are several to choose from.
+    """
+    found = [ending for ending in endings if ending.rsplit(".", 1)[-1] in allowed]
+    plain = [ending for ending in found if ending in allowed]
+    if len(found) > 1 and not plain:
+        raise OSError(
+            f"it has {' and '.join(f'.{ending}' for ending in found[:2])}, and a key ends at the first dot of a file's "
+            "name; which is meant?"
+        )
+    return next(iter(plain or found), None)
+
+
+def label_endings(endings: Iterable[str]) -> list[str]:
+    """Return the endings of files that can say the class, in the order in which they are asked; `a.cls` only alone.
+
+    Raises:
+        OSError: there are several such as `a.cls` and `b.cls`.
+    """
+    names = list(endings)
+    if plain := [ending for ending in LABEL_ENDINGS if ending in names]:
+        return plain
+    ending = ending_among(names, LABEL_ENDINGS[:1])
+    return [] if ending is None else [ending]
 
 
 def open_shard(url: str) -> IO[bytes]:

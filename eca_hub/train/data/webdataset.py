@@ -10,7 +10,7 @@ Shapes: N images.
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +19,11 @@ import numpy as np
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
-from eca_hub.train.data.labels import class_names, to_targets
-from eca_hub.train.data.shards import IMAGE_ENDINGS, LABEL_ENDINGS, label_in
+from eca_hub.train.data.labels import class_names, label_name, to_targets
+from eca_hub.train.data.shards import IMAGE_ENDINGS, LABEL_ENDINGS, ending_among, label_endings, label_in
 from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
 
+_HINT = "Name the files KEY.jpg and KEY.cls; a key has no dot."
 _SPLIT_NAMES: dict[Split, str] = {"train": r"train", "val": r"(validation|valid|val|dev)", "test": r"test"}
 
 
@@ -30,8 +31,9 @@ class WebDatasetData(FileDataModule):
     """Images in tar shards in a folder, such as train-0000.tar and val-0000.tar; WebDatasetStreamData streams them.
 
     A sample is an image (`KEY.jpg`, `.png`, ...) and its class, as a number or a word, in `KEY.cls` or under `label` in
-    `KEY.json`; without them, the image's folder inside the shard is its class. One of val and test may be missing, or
-    both with val_fraction.
+    `KEY.json`; without them, the image's folder inside the shard is its class. A key ends at the first dot; further
+    words before the ending, as in `KEY.left.jpg` or `KEY.target.cls`, are allowed where only one file has that ending.
+    One of val and test may be missing, or both with val_fraction.
 
     Args:
         root: A folder of tar files whose names, or whose folders' names, start with their split.
@@ -123,8 +125,8 @@ def _find_shards(folder: Path) -> dict[Split, list[Path]]:
 def _samples(shards: list[Path]) -> Iterator[Sample]:
     """Yield the images of some shards with their labels, in order."""
     for shard in shards:
-        images: dict[str, tarfile.TarInfo] = {}
-        labels: dict[str, str] = {}
+        images: dict[str, dict[str, tarfile.TarInfo]] = {}
+        contents: dict[str, dict[str, bytes]] = {}
         try:
             with tarfile.open(shard, "r:") as tar:
                 for member in tar:
@@ -135,15 +137,33 @@ def _samples(shards: list[Path]) -> Iterator[Sample]:
                     stem, _, ending = base.partition(".")
                     key, ending = member.name[: len(member.name) - len(base)] + stem, ending.lower()
                     if ending.rsplit(".", 1)[-1] in IMAGE_ENDINGS:
-                        images.setdefault(key, member)
-                    elif ending in LABEL_ENDINGS:
+                        images.setdefault(key, {}).setdefault(ending, member)
+                    elif ending in LABEL_ENDINGS or ending.endswith(f".{LABEL_ENDINGS[0]}"):
                         file = tar.extractfile(member)
                         assert file is not None
-                        if (label := label_in(file.read(), ending)) is not None:
-                            labels.setdefault(key, label)
+                        contents.setdefault(key, {}).setdefault(ending, file.read())
         except (tarfile.TarError, OSError) as error:
             raise InvalidConfig(f"{shard} cannot be read as a tar file: {error}.") from None
-        for key, member in images.items():
+        labels = {key: _label_of(files, f"{key} of {shard}") for key, files in contents.items()}
+        for key, members in images.items():
             in_folder = key.split("/")[-2] if key.count("/") and key.split("/")[-2] not in (".", "") else None
-            label = labels.get(key, in_folder if not labels else None)
+            label = label_name(in_folder) if in_folder and not any(labels.values()) else labels.get(key)
+            member = _image_of(members, f"{key} of {shard}")
             yield Sample(shard, member.offset_data, member.size, readable_name(member.name), label)
+
+
+def _label_of(contents: Mapping[str, bytes], title: str) -> str | None:
+    try:
+        endings = label_endings(contents)
+    except OSError as error:
+        raise InvalidConfig(f"The class of the sample {title}: {error}", hint=_HINT) from None
+    return next((label for each in endings if (label := label_in(contents[each], each)) is not None), None)
+
+
+def _image_of(members: Mapping[str, tarfile.TarInfo], title: str) -> tarfile.TarInfo:
+    try:
+        ending = ending_among(members, IMAGE_ENDINGS)
+    except OSError as error:
+        raise InvalidConfig(f"The image of the sample {title}: {error}", hint=_HINT) from None
+    assert ending is not None
+    return members[ending]

@@ -83,6 +83,14 @@ def boxes_as_corners(document: dict[str, Any]) -> None:
         each["bbox"] = [40, 30, 60, 45]
 
 
+def with_corners(document: dict[str, Any], *dropped: str) -> None:
+    for each in document["annotations"]:
+        x, y, width, height = each["bbox"]
+        each["bbox"] = [x, y, x + width, y + height]
+        for name in dropped:
+            each.pop(name)
+
+
 def no_areas(document: dict[str, Any]) -> None:
     for each in document["annotations"]:
         each["bbox"][2] = 0
@@ -106,6 +114,8 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda d: first(d).update(segmentation={"size": [9, 9], "counts": [81]}), "masks that have another size"),
     (lambda d: first(d).pop("segmentation"), r"1 masks that are absent \(annotation 1\)"),
     (boxes_as_corners, "boxes reaching far outside their image, as x1, y1, x2, y2 do"),
+    (with_corners, "boxes with the area or outline of x1, y1, x2, y2, where COCO has x, y, width, height"),
+    (lambda d: with_corners(d, "area"), r"area or outline of x1, y1, x2, y2, where COCO .* \(10 of 10\)"),
     (no_areas, "none of them with an area"),
     (lambda d: d.update(categories=[*d["categories"], {"id": 7, "name": "x"}]), "categories with the id of another"),
     (
@@ -126,6 +136,27 @@ def test_what_must_be_corrected_is_refused_in_one_sentence(change: Change, sente
     with pytest.raises(InvalidConfig, match=sentence) as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_corners_are_refused_by_their_areas_without_outlines(tmp_path: Path) -> None:
+    document = coco_document()
+    with_corners(document, "segmentation")
+    write_coco(tmp_path, document)
+    with pytest.raises(InvalidConfig, match="boxes with the area or outline of x1, y1, x2, y2"):
+        read(tmp_path, with_masks=False)
+
+
+def test_boxes_that_may_be_corners_are_remarked_on_where_nothing_says_so(tmp_path: Path) -> None:
+    document = coco_document()
+    with_corners(document, "segmentation", "area")
+    write_coco(tmp_path / "corners", document)
+    remark = "in every box the third number is above the first"
+    assert remark in read(tmp_path / "corners", with_masks=False).report.summary()
+    document = coco_document()
+    for each in document["annotations"]:
+        each["bbox"] = [0, 0, *each["bbox"][2:]]
+        each.pop("segmentation")
+    assert remark not in read(write_coco(tmp_path / "sizes", document), with_masks=False).report.summary()
 
 
 def test_several_kinds_of_faults_are_named_together(tmp_path: Path) -> None:
