@@ -34,6 +34,15 @@ def _break_every_file(root: Path) -> None:
         path.write_bytes(b"not an image")
 
 
+def _cut_every_file(root: Path) -> None:
+    for path in root.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:30])
+
+
+def _spoil_one_file(root: Path) -> None:
+    (root / "val" / "light" / "2.png").write_bytes(b"no image at all")
+
+
 def _break_one_file(root: Path) -> None:
     (root / "train" / "dark" / "3.png").write_bytes(png(40)[:30])
 
@@ -56,7 +65,9 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
     (_take_train, "has no folder train; it needs train/CLASS/*.jpg"),
     (take_measured_splits, "has no validation or test split to measure on."),
     (add_class_to_test, "The test split of set has the class 'dusk', which the train split does not have."),
-    (_break_every_file, "Every image of a batch is broken"),
+    (_break_every_file, "Of 8 files of the train split of set, 8 are no images, and --data.max_bad_samples allows 0."),
+    (_cut_every_file, "Every image of a batch is broken"),
+    (_spoil_one_file, "Of 8 files of the val split of set, 1 are no images"),
     (_break_one_file, "Broken images: 1, and --data.max_bad_samples allows 0."),
     (_write_parquet_without_train, "has no train*.parquet; it holds test.parquet."),
     (

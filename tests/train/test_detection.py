@@ -279,12 +279,26 @@ def test_a_detector_package_is_trained_on_with_new_classes(tmp_path: Path) -> No
     save_detector(source, tmp_path, labels=("a", "b", "c"))
     made = DetectionModule(from_pretrained=str(tmp_path), labels=("d", "e"))
     assert made.config.labels == ("d", "e")
+    assert made.has_new_head
     assert torch.equal(
         made.model.get_parameter("roi_heads.box_head.fc6.weight"), source.get_parameter("roi_heads.box_head.fc6.weight")
     )
     assert made.model.get_parameter("roi_heads.box_predictor.cls_score.weight").shape[0] == 3
     same = DetectionModule(from_pretrained=str(tmp_path), labels=("a", "b", "c"))
+    assert not same.has_new_head
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in same.model.state_dict().items())
+
+
+def test_a_detector_is_not_tested_on_data_of_other_classes(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = create_detector("faster_rcnn", backbone="resnet18", num_classes=3, min_side_px=32, max_side_px=64)
+    save_detector(model, tmp_path / "package", labels=("a", "b", "c"))
+    words = ["--data", "CocoData", "--data.root", str(root), "--model.from_pretrained", str(tmp_path / "package")]
+    assert main(["test", *words, "--model.detector", "faster_rcnn", "--run_dir", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert f"The classes of {tmp_path / 'package'} are not those of the data coco" in message
+    assert "multi_label" not in message
 
 
 class FakeTrainer:

@@ -88,8 +88,8 @@ def ending_among(endings: Iterable[str], allowed: Sequence[str]) -> str | None:
     plain = [ending for ending in found if ending in allowed]
     if len(found) > 1 and not plain:
         raise OSError(
-            f"it has {' and '.join(f'.{ending}' for ending in found[:2])}, and a key ends at the first dot of a file's "
-            "name; which is meant?"
+            f"it has {' and '.join(f'.{ending}' for ending in found[:2])}, one of which is meant; a key ends at the "
+            "first dot of a file's name"
         )
     return next(iter(plain or found), None)
 

@@ -156,7 +156,7 @@ def _label_of(contents: Mapping[str, bytes], title: str) -> str | None:
     try:
         endings = label_endings(contents)
     except OSError as error:
-        raise InvalidConfig(f"The class of the sample {title}: {error}", hint=_HINT) from None
+        raise InvalidConfig(f"The class of the sample {title}: {error}.", hint=_HINT) from None
     return next((label for each in endings if (label := label_in(contents[each], each)) is not None), None)
 
 
@@ -164,6 +164,6 @@ def _image_of(members: Mapping[str, tarfile.TarInfo], title: str) -> tarfile.Tar
     try:
         ending = ending_among(members, IMAGE_ENDINGS)
     except OSError as error:
-        raise InvalidConfig(f"The image of the sample {title}: {error}", hint=_HINT) from None
+        raise InvalidConfig(f"The image of the sample {title}: {error}.", hint=_HINT) from None
     assert ending is not None
     return members[ending]

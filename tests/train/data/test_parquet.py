@@ -1,5 +1,6 @@
 """Parquet files of the Hub: columns, labels, and mistakes refused in one sentence."""
 
+import datetime
 import json
 import pickle
 from pathlib import Path
@@ -125,8 +126,23 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
         ParquetData(write_splits(tmp_path, [0.5, 1.0]))
     with pytest.raises(InvalidConfig, match="has the label 2, outside 0 to 1"):
         ParquetData(write_splits(tmp_path, [0, 2], names=["cat", "dog"]))
+    for label, kind in (
+        (datetime.date(2026, 1, 2), "date32"),
+        (datetime.datetime(2026, 1, 2), "timestamp"),
+        (b"cat", "b"),
+    ):
+        with pytest.raises(InvalidConfig, match=rf"'label' of .* is of type {kind}.*; classes are integers or words"):
+            ParquetData(write_splits(tmp_path, [label]))
+        with pytest.raises(InvalidConfig, match="classes are integers or words"):
+            ParquetData(write_splits(tmp_path, [[label]]), multi_label=True)
     with pytest.raises(InvalidConfig, match=r"is of type struct.*; classes are integers or words.*label_column"):
         ParquetData(write_splits(tmp_path, [{"id": 0}, {"id": 1}]))
+
+
+def test_spaces_around_a_word_belong_to_no_class(tmp_path: Path) -> None:
+    data = ParquetData(write_splits(tmp_path, ["cat", "dog ", " "], ["cat ", "dog"]))
+    assert data.labels == ["cat", "dog"]
+    assert data.num_images("train") == 2
 
 
 def test_images_may_be_paths_beside_the_file(tmp_path: Path) -> None:

@@ -72,6 +72,39 @@ def test_a_sample_without_a_label_is_left_out(tmp_path: Path) -> None:
     assert data.remarks == ["1 of the 4 images of the train split have no label and are left out."]
 
 
+def test_a_key_ends_at_the_first_dot_and_the_only_file_of_an_ending_is_taken(tmp_path: Path) -> None:
+    files = {name.replace(".cls", ".target.cls"): content for name, content in samples("word").items()}
+    files |= {f"{number:04}.mask.png": png(0) for number in range(4)}
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}-0.tar", files)
+    data = WebDatasetData(str(tmp_path))
+    assert data.source("train").targets.tolist() == [0, 1, 0, 1]
+    assert data.source("train").name(1) == "train-0.tar/0001.png"
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        (
+            {"a.1.png": b"", "a.2.png": b""},
+            r"The image of the sample a of .*train-1\.tar: it has \.1\.png and \.2\.png",
+        ),
+        (
+            {"a.png": b"", "a.x.cls": b"0", "a.y.cls": b"1"},
+            r"The class of the sample a of .* it has \.x\.cls and \.y\.cls",
+        ),
+    ],
+)
+def test_files_between_which_the_ending_does_not_decide_are_refused(
+    file: dict[str, bytes], sentence: str, tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}-0.tar", samples("number"))
+    write_shard(tmp_path / "train-1.tar", file)
+    with pytest.raises(InvalidConfig, match=sentence):
+        WebDatasetData(str(tmp_path))
+
+
 def test_an_image_cut_off_at_the_end_of_a_shard_is_a_broken_image(tmp_path: Path) -> None:
     write_shard(tmp_path / "train-0.tar", samples("number"))
     write_shard(tmp_path / "val-0.tar", samples("number"))
