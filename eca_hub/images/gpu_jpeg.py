@@ -68,6 +68,10 @@ class GpuJpegDecoder:
             )
         if transform.config.in_chans != 3:
             raise InvalidConfig("The model takes gray images; a GPU decodes only RGB.", hint="Leave --decode_on out.")
+        if transform.config.crop_mode == "border":
+            raise InvalidConfig(
+                "The model's images get borders, which a GPU does not add.", hint="Leave --decode_on out."
+            )
         self._transform = transform
         self._limits = replace(limits, max_mpx=min(limits.max_mpx, _MAX_MPX))
         self._decode = decode or _torchvision_decoder(device)

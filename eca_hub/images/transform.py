@@ -30,7 +30,8 @@ class EvalTransform:
     """Turn an image into the network's input, as in validation.
 
     Resize so that the crop takes its share of the shorter side, crop the center, scale to 0..1, subtract the mean,
-    divide by the standard deviation. The pixels are those of torchvision's Resize and CenterCrop, to the bit.
+    divide by the standard deviation. The pixels are those of torchvision's Resize and CenterCrop, to the bit; with
+    crop_mode border those of timm's ResizeKeepRatio and CenterCropOrPad.
 
     Args:
         config: Size, crop, interpolation, channels, bit depth, mean and standard deviation.
@@ -71,7 +72,11 @@ class EvalTransform:
         width, height = self.resized_size(*decoded.full_size)
         left, top = self.crop_corner(width, height)
         size = (config.width_px, config.height_px)
-        if width * height <= _MAX_OVERHANG * config.width_px * config.height_px:
+        if config.crop_mode == "border":
+            fill = tuple(round(255 * each) for each in config.mean)
+            cropped = Image.new(self.mode, size, fill if len(fill) > 1 else fill[0])
+            cropped.paste(pixels.resize((width, height), resampling, decoded.box), (-left, -top))
+        elif width * height <= _MAX_OVERHANG * config.width_px * config.height_px:
             resized = pixels.resize((width, height), resampling, decoded.box)
             cropped = resized.crop((left, top, left + size[0], top + size[1]))
         else:
@@ -98,10 +103,17 @@ class EvalTransform:
         width, height = math.floor(config.width_px / config.crop), math.floor(config.height_px / config.crop)
         if config.crop_mode == "squash":
             return width, height
+        if config.crop_mode == "border":
+            ratio = max(full_width / width, full_height / height)
+            return max(round(full_width / ratio), 1), max(round(full_height / ratio), 1)
         if width * full_height > height * full_width:
             return width, max(int(width * full_height / full_width), config.height_px)
         return max(int(height * full_width / full_height), config.width_px), height
 
     def crop_corner(self, width: int, height: int) -> tuple[int, int]:
-        """Left and top of the center crop in an image of that size."""
-        return round((width - self.config.width_px) / 2), round((height - self.config.height_px) / 2)
+        """Left and top of the center crop in an image of that size; negative where a border is added."""
+
+        def begin(side_px: int, crop_px: int) -> int:
+            return round((side_px - crop_px) / 2) if side_px >= crop_px else -((crop_px - side_px) // 2)
+
+        return begin(width, self.config.width_px), begin(height, self.config.height_px)

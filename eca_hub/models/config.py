@@ -16,11 +16,13 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-CropMode = Literal["center", "squash"]
+CropMode = Literal["center", "squash", "border"]
 Stem = Literal["default", "small"]
 ProblemType = Literal["single_label_classification", "multi_label_classification"]
 Activation = Literal["softmax", "sigmoid", "none"]
 """How logits become scores."""
+
+_MIN_BORDER_CROP = 0.25
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class ImageConfig:
     crop: float = 0.875
     """Share of the resized image that the central crop keeps: 0.875 is the paper's 224 of 256."""
     crop_mode: CropMode = "center"
-    """`center` resizes the shorter side and crops; `squash` resizes both sides and keeps the whole image."""
+    """`center` resizes the shorter side and crops; `squash` resizes both sides and keeps the whole image; `border`
+    resizes the longer side and adds borders of the mean color, as timm does."""
     interpolation: Interpolation = "bicubic"
     """Interpolation of the resize."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -52,6 +55,8 @@ class ImageConfig:
             raise InvalidConfig(f"The input is {self.height_px} x {self.width_px} px; each side must be 1 to 4096.")
         if not 0.0 < self.crop <= 1.0:
             raise InvalidConfig(f"crop is {self.crop}; it must be above 0 and at most 1.")
+        if self.crop_mode == "border" and self.crop < _MIN_BORDER_CROP:
+            raise InvalidConfig(f"crop is {self.crop}; with crop_mode border it must be {_MIN_BORDER_CROP} or more.")
         if self.in_chans not in (1, 3):
             raise InvalidConfig(f"in_chans is {self.in_chans}; it must be 3 (RGB) or 1 (gray).")
         if self.in_chans == 1:

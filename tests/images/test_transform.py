@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm.data
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -57,6 +58,29 @@ def test_squash_keeps_the_whole_image() -> None:
     squashed = EvalTransform(ImageConfig(crop=1.0, crop_mode="squash")).resize_and_crop(image)
     assert squashed[:, :, 0].max() == 0
     assert squashed[:, :, -1].min() == 255
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (57, 31), (224, 224), (1001, 3), (5, 777)])
+@pytest.mark.parametrize(("crop", "input_px"), [(1.0, (224, 224)), (0.875, (64, 64)), (0.9, (96, 128))])
+def test_borders_are_those_of_timm(size: tuple[int, int], crop: float, input_px: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    config = ImageConfig(*input_px, crop=crop, crop_mode="border")
+    theirs = timm.data.create_transform(
+        (3, *input_px), crop_pct=crop, crop_mode="border", interpolation="bicubic", mean=config.mean, std=config.std
+    )
+    ours = EvalTransform(config).resize_and_crop(image)
+    steps = theirs.transforms[:2]
+    expected = v2.functional.pil_to_tensor(steps[1](steps[0](image)))
+    assert torch.equal(ours, expected)
+
+
+def test_borders_of_gray_images_have_their_mean_and_a_tiny_crop_is_refused() -> None:
+    config = ImageConfig(32, 32, crop=1.0, crop_mode="border", in_chans=1)
+    pixels = EvalTransform(config).resize_and_crop(Image.new("L", (64, 16), "white"))
+    assert pixels[0, :, 5].unique().tolist() == [round(255 * config.mean[0]), 255]
+    with pytest.raises(InvalidConfig, match=r"with crop_mode border it must be 0\.25 or more"):
+        ImageConfig(crop=0.1, crop_mode="border")
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ class ModelResponse(Schema):
         list[int] | None, Field(description="Height and width of the network's input.", examples=[[224, 224]])
     ] = None
     crop: Annotated[float | None, Field(description="Share of the resized image that is kept.", examples=[0.95])] = None
-    crop_mode: Annotated[str | None, Field(description="center, or squash: the aspect ratio is not kept.")] = None
+    crop_mode: Annotated[str | None, Field(description="center; squash: the aspect ratio is not kept; border.")] = None
     detector: Annotated[str | None, Field(description="Kind of a detector.", examples=["mask_rcnn"])] = None
     min_side_px: Annotated[int | None, Field(description="Shorter side of the resized image, of a detector.")] = None
     max_side_px: Annotated[int | None, Field(description="Limit of its longer side.")] = None
