@@ -60,7 +60,7 @@ def test_squash_keeps_the_whole_image() -> None:
     assert squashed[:, :, -1].min() == 255
 
 
-@pytest.mark.parametrize("size", [(500, 375), (375, 500), (57, 31), (224, 224), (1001, 3), (5, 777)])
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (57, 31), (224, 224), (1001, 9), (9, 777)])
 @pytest.mark.parametrize(("crop", "input_px"), [(1.0, (224, 224)), (0.875, (64, 64)), (0.9, (96, 128))])
 def test_borders_are_those_of_timm(size: tuple[int, int], crop: float, input_px: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

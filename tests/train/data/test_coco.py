@@ -149,6 +149,8 @@ def test_corners_are_refused_by_their_areas_without_outlines(tmp_path: Path) -> 
 def test_boxes_that_may_be_corners_are_remarked_on_where_nothing_says_so(tmp_path: Path) -> None:
     document = coco_document()
     with_corners(document, "segmentation", "area")
+    for each in document["annotations"]:
+        each["bbox"] = [4, 5, 20, 17]
     write_coco(tmp_path / "corners", document)
     remark = "in every box the third number is above the first"
     assert remark in read(tmp_path / "corners", with_masks=False).report.summary()
