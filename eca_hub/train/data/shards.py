@@ -7,6 +7,7 @@ Shapes: N samples of all shards of a split.
 
 import io
 import json
+import re
 import tarfile
 import threading
 import time
@@ -27,6 +28,7 @@ from eca_hub.train.errors import TrainingStopped
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "img")
 LABEL_ENDINGS = ("cls", "label", "txt", "json")
 _JSON_KEYS = ("label", "class", "cls", "category", "target")
+_JSON_LIST_KEYS = ("labels", "classes", "categories", "targets", *_JSON_KEYS)
 
 _WAITS_S = (1.0, 2.0, 4.0)
 """Before a lost connection is opened again."""
@@ -53,6 +55,27 @@ def label_in(content: bytes, ending: str) -> str | None:
     return None if values is None or isinstance(values, dict | list) else label_name(str(values)) or None
 
 
+def labels_in(content: bytes, ending: str) -> list[str] | None:
+    """Return the classes in a file beside an image, any number of them; None if it does not say.
+
+    A text has commas, semicolons, vertical bars or line ends between them, or spaces between numbers; JSON has a list.
+    """
+    text = content.decode("utf-8-sig", "replace")
+    if ending.rsplit(".", 1)[-1] != "json":
+        parts = [name for part in re.split(r"[,;|\n]", text) if (name := label_name(part))]
+        numbers = [number for part in parts for number in part.split()]
+        return numbers if all(number.isdecimal() for number in numbers) else parts
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(values, dict):
+        values = next((values[key] for key in _JSON_LIST_KEYS if key in values), None)
+    if not isinstance(values, list) or any(isinstance(each, dict | list) for each in values):
+        return None
+    return [label_name(str(each)) for each in values]
+
+
 def image_in(sample: Sample) -> bytes | None:
     """Return the encoded image of a sample, if it has one.
 
@@ -74,6 +97,16 @@ def label_of(sample: Sample) -> str | None:
         folder = str(sample["__key__"]).rpartition("/")[0].rpartition("/")[2]
         return label_name(folder) if folder not in ("", ".") else None
     return next((label for ending, file in files if (label := label_in(file, ending)) is not None), None)
+
+
+def labels_of(sample: Sample) -> list[str] | None:
+    """Return the classes of a sample with any number of them; None if no file says so.
+
+    Raises:
+        OSError: several files could say so.
+    """
+    found = (labels_in(sample[ending], ending) for ending in label_endings(sample))
+    return next((labels for labels in found if labels is not None), None)
 
 
 def ending_among(endings: Iterable[str], allowed: Sequence[str]) -> str | None:
@@ -217,16 +250,31 @@ class StreamSource:
         counts: Samples in each.
         labels: Class names; a sample has one of them, or its index.
         buffer_size: Samples that are asked for out of order, at most.
+        is_multi_label: Whether any number of classes applies to an image.
     """
 
-    def __init__(self, urls: Sequence[str], counts: Sequence[int], labels: Sequence[str], buffer_size: int) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        counts: Sequence[int],
+        labels: Sequence[str],
+        buffer_size: int,
+        *,
+        is_multi_label: bool = False,
+    ) -> None:
         self.urls = list(urls)
         self.counts = list(counts)
         self._starts = np.cumsum([0, *counts])
         self._labels = list(labels)
         self._buffer_size = buffer_size
-        self.targets = np.full(sum(counts), UNLABELED, dtype=np.int64)
-        """Class index of each image, (N,); known once the image has been read."""
+        self._is_multi_label = is_multi_label
+        num_images, num_classes = sum(counts), len(self._labels)
+        self.targets = (
+            np.zeros((num_images, num_classes), dtype=np.int8)
+            if is_multi_label
+            else np.full(num_images, UNLABELED, dtype=np.int64)
+        )
+        """Class index of each image (N,), or whether each class applies (N, K); known once the image has been read."""
         self._start_reading()
 
     def read(self, index: int) -> bytes:
@@ -246,7 +294,13 @@ class StreamSource:
         content = image_in(sample)
         if content is None:
             raise OSError("the sample has no image")
-        self.targets[index] = self._target(label_of(sample))
+        if self._is_multi_label:
+            labels = labels_of(sample)
+            if labels is None:
+                raise OSError("the sample has no list of classes")
+            self.targets[index, [self._target(label) for label in labels]] = 1
+        else:
+            self.targets[index] = self._target(label_of(sample))
         return content
 
     def name(self, index: int) -> str:

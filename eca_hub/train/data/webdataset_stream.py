@@ -38,6 +38,8 @@ class WebDatasetStreamData(ImageDataModule):
             or webdataset's index have it. Shards on this machine are counted without it.
         images_per_shard: Samples in every shard, in the place of an index.
         shuffle_buffer: Images that are shuffled at a time, in the memory of each worker.
+        multi_label: Whether any number of classes applies to an image: `KEY.json` then has a list under `labels`, or
+            `KEY.cls` names them with commas between. Whether each applies takes a byte an image and class.
         options: image, augment, batch_size, num_workers, max_bad_samples.
 
     Raises:
@@ -53,6 +55,7 @@ class WebDatasetStreamData(ImageDataModule):
         index: str | None = None,
         images_per_shard: int = 0,
         shuffle_buffer: int = 1000,
+        multi_label: bool = False,
         **options: object,
     ) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
@@ -70,6 +73,7 @@ class WebDatasetStreamData(ImageDataModule):
         # What was decoded would never be asked for again before all other images are.
         self.cache_mib = 0
         self.labels = _read_labels(labels)
+        self.is_multi_label = multi_label
         self.title = readable_name(train.rsplit("/", 2)[-2] if "/" in train else "") or "images"
         self.has_single_eval_split = not (val and test)
         self._shuffle_buffer = shuffle_buffer
@@ -79,7 +83,8 @@ class WebDatasetStreamData(ImageDataModule):
         for split, pattern in patterns.items():
             urls = expand(pattern)
             counts = [_count(url, known, images_per_shard) for url in urls]
-            self._sources[split] = StreamSource(urls, counts, self.labels, max(shuffle_buffer, 2 * self.batch_size))
+            buffer_size = max(shuffle_buffer, 2 * self.batch_size)
+            self._sources[split] = StreamSource(urls, counts, self.labels, buffer_size, is_multi_label=multi_label)
 
     def source(self, split: Split) -> StreamSource:
         """Return the images of a split."""
@@ -122,7 +127,7 @@ class WebDatasetStreamData(ImageDataModule):
             raise InvalidConfig(f"{self.title} has {len(self.labels)} classes; a classifier needs two or more.")
         for split in SPLITS if getattr(rank_zero_only, "rank", 0) == 0 else ():
             probe = self.source(split)
-            probe = StreamSource(probe.urls[:1], probe.counts[:1], self.labels, 1)
+            probe = StreamSource(probe.urls[:1], probe.counts[:1], self.labels, 1, is_multi_label=self.is_multi_label)
             try:
                 probe.read(0)
             except TrainingStopped as error:

@@ -16,11 +16,11 @@ import pytest
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data import WebDatasetStreamData
-from eca_hub.train.data.sampler import RankShard
+from eca_hub.train.data.sampler import BatchIndex, RankShard
 from eca_hub.train.data.stream_sampler import StreamBatchSampler
 from eca_hub.train.errors import TrainingStopped
 from tests.train.data.test_webdataset import samples, write_shard
-from tests.train.datasets import SMALL
+from tests.train.datasets import SMALL, png
 from tests.train.runs import checkpoints, fit, stop_at, weights_hash
 
 COUNTS = [3, 40, 1, 17, 25]
@@ -241,6 +241,38 @@ def test_a_missing_shard_and_a_class_that_is_not_listed_show_before_training(
     data = stream(folder, address, val=str(tmp_path / "odd.tar"), images_per_shard=4)
     with pytest.raises(InvalidConfig, match=r"odd.tar #0 of the val split: its class 'eel' is none of the 2"):
         data.check()
+
+
+def test_any_number_of_classes_is_read_from_json_or_text(tmp_path: Path) -> None:
+    contents = {"json": b'{"labels": ["cat", 1]}', "cls": b"dog", "txt": b"0 1", "target.cls": b" dog, cat \n"}
+    files: dict[str, bytes] = {}
+    for number, (ending, content) in enumerate(contents.items()):
+        files |= {f"{number}.png": png(0), f"{number}.{ending}": content}
+    files |= {"4.png": png(0), "4.json": b'{"labels": []}', "5.png": png(0), "5.json": b'{"labels": "cat"}'}
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}.tar", files)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    data = WebDatasetStreamData(
+        str(tmp_path / "train.tar"),
+        str(tmp_path / "classes.txt"),
+        val=str(tmp_path / "val.tar"),
+        multi_label=True,
+        image=SMALL,
+    )
+    data.check()
+    batch = data.dataset("val")[BatchIndex(0, list(range(6)))]
+    assert batch.targets.tolist() == [[1, 1], [0, 1], [1, 1], [1, 1], [0, 0]]
+    assert [each.reason for each in batch.bad_samples] == ["the sample has no list of classes"]
+
+
+@pytest.mark.slow
+def test_a_network_learns_several_labels_from_a_stream(folder: Path, tmp_path: Path) -> None:
+    config = CONFIG.replace("ADDRESS", str(folder)).replace("FOLDER", str(folder))
+    config = config.replace("shuffle_buffer: 8", "shuffle_buffer: 8\n    multi_label: true")
+    assert fit(tmp_path / "run", config=config) == 0
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["problem_type"].startswith(
+        "multi_label"
+    )
 
 
 CONFIG = """
