@@ -63,8 +63,8 @@ def check_format(source: Source, split: Split, title: str, max_bad_samples: int)
             break
     if len(bad) > max_bad_samples:
         raise InvalidConfig(
-            f"Of {num_checked} files of the {split} split of {title}, {len(bad)} are no images, and "
-            f"--data.max_bad_samples allows {max_bad_samples}. The first: {bad[0].rstrip('.')}.",
+            f"Broken images: {len(bad)}, and --data.max_bad_samples allows {max_bad_samples}. They are among "
+            f"{num_checked} files of the {split} split of {title}; the first: {bad[0].rstrip('.')}.",
             hint=f"Repair or remove them, or give --data.max_bad_samples {len(bad)} to leave them out.",
         )
     if num_checked < num_images:

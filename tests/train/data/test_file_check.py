@@ -15,8 +15,8 @@ def test_files_that_are_no_images_are_named_before_training_and_may_be_allowed(t
         (root / "train" / "dark" / f"{number}.png").write_bytes(b"<html>404</html>")
     with pytest.raises(
         InvalidConfig,
-        match=r"Of 8 files of the train split of set, 2 are no images, and --data.max_bad_samples allows 1\. The "
-        r"first: .*dark/\d\.png: The file is an HTML page, .* give --data.max_bad_samples 2",
+        match=r"Broken images: 2, and --data\.max_bad_samples allows 1\. They are among 8 files of the train split of "
+        r"set; the first: .*dark/\d\.png: The file is an HTML page, .* give --data.max_bad_samples 2",
     ):
         ImageFolderData(str(root), image=SMALL, max_bad_samples=1).check()
     data = ImageFolderData(str(root), image=SMALL, max_bad_samples=2)
