@@ -78,7 +78,7 @@ def test_borders_are_those_of_timm(size: tuple[int, int], crop: float, input_px:
 def test_borders_of_gray_images_have_their_mean_and_a_tiny_crop_is_refused() -> None:
     config = ImageConfig(32, 32, crop=1.0, crop_mode="border", in_chans=1)
     pixels = EvalTransform(config).resize_and_crop(Image.new("L", (64, 16), "white"))
-    assert pixels[0, :, 5].unique().tolist() == [round(255 * config.mean[0]), 255]
+    assert set(pixels[0, :, 5].tolist()) == {round(255 * config.mean[0]), 255}
     with pytest.raises(InvalidConfig, match=r"with crop_mode border it must be 0\.25 or more"):
         ImageConfig(crop=0.1, crop_mode="border")
 

@@ -194,8 +194,8 @@ def _check_annotations(
             report.refuse(f"masks that {fault}", name)
             continue
         objects[image["id"]].append((corners, index_of[entry["category_id"]], mask if with_masks else None))
-    if fault := evidence.fault():
-        report.refuse(*fault)
+    if found := evidence.fault():
+        report.refuse(*found)
     elif num_boxes and not objects and not report.refused:
         report.refuse("boxes, none of them with an area inside its image", f"{num_boxes} of {num_boxes}")
     elif evidence.is_suspicious():
