@@ -1,8 +1,12 @@
 """Fixtures that several test packages share: a tiny package on disk, and generated images."""
 
+import gc
 import io
+import os
+import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +14,11 @@ from PIL import Image
 import eca_hub
 
 torch.set_num_threads(1)
+
+# Examples of each property: enough to run its code by default, and with --hypothesis-profile thorough to search.
+hypothesis.settings.register_profile("default_run", max_examples=15, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=300, deadline=None)
+hypothesis.settings.load_profile("default_run")
 
 SOAK_FILES = (
     "attention/test_every_method.py",
@@ -32,6 +41,19 @@ SOAK_FILES = (
     "train/test_trainer_options.py",
 )
 """Files whose slow tests take longer than CI has: `pytest -m soak` runs them."""
+
+
+def pytest_configure() -> None:
+    """Compile each module once, not in every process that a test starts, whatever the environment says."""
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was imported: a million objects that stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

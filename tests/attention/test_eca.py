@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -56,7 +56,6 @@ def gate_by_loop(x_NCHW: Tensor, kernel_CK: Tensor) -> Tensor:
     return y_NCHW
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     images=st.integers(1, 3),
     channels=st.integers(1, 40),

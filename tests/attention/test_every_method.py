@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from eca_hub.attention import ATTENTIONS
@@ -103,22 +101,18 @@ def test_the_input_is_not_changed(name: str) -> None:
     assert torch.equal(x_NCHW, before_NCHW)
 
 
-@settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 999))
 @pytest.mark.parametrize("name", NAMES)
-def test_images_do_not_affect_each_other(name: str, seed: int) -> None:
+def test_images_do_not_affect_each_other(name: str) -> None:
     layer = make(name).eval()
-    torch.manual_seed(seed)
+    torch.manual_seed(1)
     x_NCHW, order = torch.randn(4, C, 4, 3), torch.randperm(4)
     torch.testing.assert_close(layer(x_NCHW[order]), layer(x_NCHW)[order])
 
 
-@settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 999))
 @pytest.mark.parametrize("name", POSITION_EQUIVARIANT)
-def test_permuted_positions_permute_the_output(name: str, seed: int) -> None:
+def test_permuted_positions_permute_the_output(name: str) -> None:
     layer = make(name).eval()
-    torch.manual_seed(seed)
+    torch.manual_seed(1)
     x_NCHW, order = torch.randn(2, C, 4, 3), torch.randperm(12)
 
     def move(map_NCHW: Tensor) -> Tensor:
@@ -127,11 +121,9 @@ def test_permuted_positions_permute_the_output(name: str, seed: int) -> None:
     torch.testing.assert_close(layer(move(x_NCHW)), move(layer(x_NCHW)), atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=3, deadline=None)
-@given(seed=st.integers(0, 999))
 @pytest.mark.parametrize("name", ["se_var1", "simam"])
-def test_methods_without_parameters_are_equivariant_to_channel_order(name: str, seed: int) -> None:
-    torch.manual_seed(seed)
+def test_methods_without_parameters_are_equivariant_to_channel_order(name: str) -> None:
+    torch.manual_seed(1)
     layer, x_NCHW, order = make(name), torch.randn(2, C, 4, 3), torch.randperm(C)
     torch.testing.assert_close(layer(x_NCHW[:, order]), layer(x_NCHW)[:, order])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -117,7 +117,6 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(header=st.dictionaries(st.text(max_size=3), ENTRIES, max_size=3), data=st.binary(max_size=48))
 def test_what_is_read_here_the_library_reads_the_same_way(header: dict[str, Any], data: bytes) -> None:
     content = file_of(header, data)
@@ -128,7 +127,6 @@ def test_what_is_read_here_the_library_reads_the_same_way(header: dict[str, Any]
     assert same(ours, safetensors.torch.load(content))
 
 
-@settings(max_examples=300, deadline=None)
 @given(at=st.integers(0, 1_500), byte=st.integers(0, 255), cut=st.integers(0, 3))
 def test_a_changed_byte_is_refused_or_read_as_the_library_reads_it(at: int, byte: int, cut: int) -> None:
     content = bytearray(safetensors.torch.save(example()))

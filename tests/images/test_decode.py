@@ -141,7 +141,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
         decode_image(progressive[:-2] + scan * 200 + b"\xff\xd9")
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(
     file_format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]),
     cut=st.integers(1, 2000),

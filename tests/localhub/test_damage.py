@@ -208,7 +208,7 @@ def test_a_chunk_cannot_unpack_to_more_than_its_header_states(tmp_path: Path) ->
         assert response.status_code == 400
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(noise=st.binary(max_size=400), at=st.integers(0, 400), is_cut=st.booleans())
 def test_parsing_any_bytes_as_xorbs_or_shards_fails_only_with_a_hub_error(
     noise: bytes, at: int, is_cut: bool, tmp_path: Path

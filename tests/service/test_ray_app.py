@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx2
@@ -21,20 +22,24 @@ from tests.service.api.contract import EXCHANGES, KEY, MODEL, SETTINGS, Exchange
 from tests.service.fakes import png
 from tests.service.server_process import save_tiny_package
 
-ray = pytest.importorskip("ray", reason="pip install 'eca-hub[ray]'")
-serve = pytest.importorskip("ray.serve", reason="pip install 'eca-hub[ray]'")
-
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CONFIG = Path(__file__).parents[2] / "service" / "deploy" / "ray" / "eca-hub.yaml"
 NUM_CLIENTS = 8
 
-pytestmark = [pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    # Imported by the tests themselves: the import of Ray takes seconds, and the default run runs none of them.
+    pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'eca-hub[ray]'"),
+]
 
 
 class TwoNodes:
     """A cluster with a head that has no replica, and nodes that have one each."""
 
     def __init__(self, package: Path) -> None:
+        import ray
+        from ray import serve
         from ray.cluster_utils import Cluster
 
         from eca_service import ray_proxy
@@ -59,10 +64,15 @@ class TwoNodes:
 
     def num_running(self) -> int:
         """Replicas that run; each has a node of its own."""
+        from ray import serve
+
         [deployment] = serve.status().applications[self._name].deployments.values()
         return int({str(state): number for state, number in deployment.replica_states.items()}.get("RUNNING", 0))
 
     def close(self) -> None:
+        import ray
+        from ray import serve
+
         serve.shutdown()
         ray.shutdown()
         self.cluster.shutdown()
@@ -82,14 +92,12 @@ def client(nodes: TwoNodes) -> Iterator[httpx2.Client]:
         yield client
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=lambda exchange: exchange.about)
 def test_the_contract_holds(client: httpx2.Client, exchange: Exchange) -> None:
     hold(client, exchange)
 
 
-@pytest.mark.slow
 def test_a_flood_is_refused_with_429(client: httpx2.Client) -> None:
     assert set(flood(client)) == {200, 429}
 
@@ -127,7 +135,6 @@ class Load:
                 self.statuses[status] += 1
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_requests_are_spread_and_a_killed_node_is_survived(nodes: TwoNodes, client: httpx2.Client) -> None:
     def received() -> set[str]:

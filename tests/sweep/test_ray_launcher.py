@@ -10,8 +10,9 @@ from tests.ray_cluster import add_node
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "configs" / "digits" / "eca.yaml"
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")
 def test_the_runs_of_a_sweep_are_trained_on_the_nodes_of_a_cluster(tmp_path: Path) -> None:

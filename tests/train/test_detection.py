@@ -41,7 +41,6 @@ model:
 data:
   class_path: CocoData
   init_args: {root: ROOT, batch_size: 2, bit_depth: 12, augment: {mosaic_prob: 0.3}}
-save: {every_steps: 2}
 trainer: {max_epochs: 2, accelerator: cpu, devices: 1, gradient_clip_val: 10}
 """
 NUM_BATCHES = 3
@@ -68,6 +67,7 @@ def rows_of(run_dir: Path) -> list[dict[str, str]]:
         ]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_package_metrics_and_plots(whole_run: Path, root: Path) -> None:
     for name in ("curves.png", "precision_recall.png", "detections.png", "classes.csv", "config.yaml"):
         assert (whole_run / name).stat().st_size > 0
@@ -101,8 +101,7 @@ def test_a_run_stopped_inside_an_epoch_ends_in_the_same_weights(whole_run: Path,
 def test_thirty_steps_lower_the_loss_and_resume_to_the_bit(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", coco_document(num_images=12))
     config = CONFIG.replace("ROOT", str(root)).replace("mosaic_prob: 0.3", "flip_prob: 0.5")
-    # Checkpoints are most of the time of so small a run: one an epoch, and one where it is stopped.
-    options = ["--save.every_steps", "0", "--trainer.max_epochs", "5", "--trainer.check_val_every_n_epoch", "5"]
+    options = ["--trainer.max_epochs", "5", "--trainer.check_val_every_n_epoch", "5"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert fit(whole, *options, config=config) == 0
     assert json.loads((whole / "result.json").read_text())["steps"] == 30
@@ -116,6 +115,7 @@ def test_thirty_steps_lower_the_loss_and_resume_to_the_bit(tmp_path: Path) -> No
     assert rows_of(resumed) == rows_of(whole)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_image_files(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

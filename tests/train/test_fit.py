@@ -50,12 +50,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    "config",
-    # One by default; each takes some ten seconds.
-    [pytest.param(path, marks=[] if path.match("releases/cifar10.yaml") else pytest.mark.slow) for path in CONFIGS],
-    ids=lambda path: f"{path.parent.name}/{path.name}",
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_configuration_trains(
     config: Path, tiny_data: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +147,7 @@ def test_the_environment_is_recorded(run_dir: Path) -> None:
     assert environment["git"] is None or len(environment["git"]["commit"]) == 40
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_trains_again(run_dir: Path, tmp_path: Path) -> None:
     again = ["fit", "-c", str(run_dir / "config.yaml"), "--run_dir", str(tmp_path / "again")]
     assert main(again) == 0
@@ -158,6 +155,7 @@ def test_the_saved_configuration_trains_again(run_dir: Path, tmp_path: Path) -> 
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_package_is_evaluated_again(command: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     {"validate": cli.validate, "test": cli.test}[command](
@@ -170,6 +168,7 @@ def test_a_package_is_evaluated_again(command: str, run_dir: Path, capsys: pytes
         assert "on 360 images" in output
 
 
+@pytest.mark.slow
 def test_predictions_have_a_row_per_image(run_dir: Path) -> None:
     cli.predict(["-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)])
     with (run_dir / "predictions.csv").open() as file:
@@ -186,6 +185,7 @@ def test_a_finished_run_is_not_replaced_by_mistake(run_dir: Path, capsys: pytest
     assert (run_dir / "result.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_of_some_steps_is_validated_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", [0, 1] * 12, names=["cat", "dog"])

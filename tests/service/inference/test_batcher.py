@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
@@ -153,7 +153,6 @@ async def test_closing_finishes_the_items_in_flight_and_refuses_new_ones() -> No
     assert not batcher.is_alive
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     requests=st.lists(
         st.tuples(
