@@ -81,6 +81,7 @@ def what_is_right(hub: FaultyHub) -> str:
     return f"{COMMIT} {hashlib.sha256(hub.files[WEIGHTS]).hexdigest()}\n"
 
 
+@pytest.mark.slow
 def test_eight_pull_at_once_and_the_one_with_the_lock_is_killed(
     hub: FaultyHub, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -124,6 +125,7 @@ def test_half_a_cache_without_the_hub_is_a_clear_error_and_not_half_a_model(
             pull(MODEL_ID, revision, endpoint=hub.url)
 
 
+@pytest.mark.slow
 def test_a_cache_that_may_not_grow_is_named_and_the_next_pull_is_good(
     hub: FaultyHub, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_cache_that_may_not_grow_is_named_and_the_next_pull_is_good(
     assert start().communicate(timeout=60)[0] == what_is_right(hub)
 
 
+@pytest.mark.slow
 def test_a_cache_on_a_full_disk_is_named_and_the_next_pull_is_good(hub: FaultyHub, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

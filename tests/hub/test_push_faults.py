@@ -67,7 +67,13 @@ def change_weights(package: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("moment", "nth"), [("request", 1), ("request", 3), ("response", 3), ("response", 4)])
+@pytest.mark.parametrize(
+    ("moment", "nth"),
+    [
+        ("request", 3),
+        *(pytest.param(*place, marks=pytest.mark.slow) for place in (("request", 1), ("response", 3), ("response", 4))),
+    ],
+)
 def test_a_pusher_killed_at_any_moment_leaves_the_old_revision_or_the_new_one(
     moment: str, nth: int, hub: Hub, package: Path, model_id: str
 ) -> None:
@@ -113,6 +119,7 @@ def test_pushes_interrupted_before_and_after_each_request_end_in_one_commit(
     assert pull(model_id, endpoint=hub.url).revision == published.revision
 
 
+@pytest.mark.slow
 def test_sixteen_pushers_end_in_a_linear_history_of_complete_packages(hub: Hub, package: Path, model_id: str) -> None:
     push_folder(package, model_id, endpoint=hub.url, token=hub.token)
 
@@ -217,6 +224,7 @@ def test_weights_that_change_after_they_were_hashed_are_not_published(
     assert titles(hub, model_id) == ["initial commit"]
 
 
+@pytest.mark.slow
 def test_a_large_file_is_uploaded(hub: Hub, package: Path, model_id: str) -> None:
     num_bytes = (64 << 20) + 1
     header = json.dumps({"zeros": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
@@ -226,7 +234,11 @@ def test_a_large_file_is_uploaded(hub: Hub, package: Path, model_id: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "point", ["blob.before_rename", "commit.before_rename", "refs.before_rename", "refs.after_rename"]
+    "point",
+    [
+        "refs.after_rename",
+        *(pytest.param(f"{name}.before_rename", marks=pytest.mark.slow) for name in ("blob", "commit", "refs")),
+    ],
 )
 def test_a_push_to_a_hub_that_was_killed_can_be_repeated(
     point: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,10 +28,7 @@ PUSH_POINTS = [name for name in FAULT_POINTS if not name.startswith("identity.")
 # Each is a process that starts; the other points are slow tests.
 SHORT_LIST = (
     "blob.before_rename",
-    "shard.after_rebuild",
-    "commit.before_rename",
     "refs.after_rename",
-    "repo.before_names",
 )
 
 
@@ -72,7 +69,11 @@ def test_killed_at_any_moment_of_a_push_the_hub_shows_all_or_nothing(point: str,
 
 
 @pytest.mark.parametrize(
-    "point", ["refs.before_rename", "refs.after_rename", pytest.param("commit.before_rename", marks=pytest.mark.slow)]
+    "point",
+    [
+        "refs.after_rename",
+        *(pytest.param(f"{name}.before_rename", marks=pytest.mark.slow) for name in ("refs", "commit")),
+    ],
 )
 def test_killed_during_a_second_push_the_hub_shows_the_old_commit_or_the_new_one(point: str, tmp_path: Path) -> None:
     with opened_hub(tmp_path / "hub") as client:
@@ -144,6 +145,7 @@ def test_an_error_after_the_rename_does_not_let_a_later_commit_drop_the_renamed_
         assert state_of(client)[1] == [b"# old", b"a", b"b", b"{}", b"old" * 1000]
 
 
+@pytest.mark.slow
 def test_sixteen_pushers_make_a_linear_history_in_which_every_tree_is_whole(tmp_path: Path) -> None:
     with running_hub(tmp_path / "hub") as hub:
         api = HfApi(endpoint=hub.url, token=hub.token)

@@ -13,6 +13,8 @@ from tests.images.hostile_variants import hostile_variants
 from tests.images.image_files import encode, scene
 from tests.service.server_process import Served, save_tiny_package, served
 
+pytestmark = pytest.mark.slow
+
 MAX_CPU_S = 2.0
 MAX_GROWTH_MIB = 440
 """Eight bytes for each of 50 megapixels, which are 381 MiB, and some for what decoding keeps in work."""
@@ -20,12 +22,9 @@ MAX_KEPT_MIB = 240
 """What may remain: activations, and freed blocks too small to return to the system."""
 
 
-@pytest.fixture(scope="module", params=["sampled", pytest.param("all", marks=pytest.mark.slow)])
-def images(request: pytest.FixtureRequest) -> list[Hostile]:
-    if request.param == "all":
-        return [*hostile_images(), *hostile_jpegs(), *hostile_variants()]
-    # Of each kind some, and none that takes a second.
-    return [*hostile_images(), *hostile_jpegs(), *hostile_variants(with_large=False)][::7]
+@pytest.fixture(scope="module")
+def images() -> list[Hostile]:
+    return [*hostile_images(), *hostile_jpegs(), *hostile_variants()]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +42,8 @@ def post(service: Served, hostile: Hostile) -> int:
     return response.status_code
 
 
-def test_there_are_many_and_no_two_are_alike(images: list[Hostile], request: pytest.FixtureRequest) -> None:
-    assert len(images) > (600 if "all" in request.node.name else 80)
+def test_there_are_many_and_no_two_are_alike(images: list[Hostile]) -> None:
+    assert len(images) > 600
     assert len({hostile.name for hostile in images}) == len(images)
 
 

@@ -64,11 +64,13 @@ def hang_up_everywhere(service: Served) -> None:
             peer.sendall(whole[: dice.choice((5, len(head), len(whole) - 1, len(whole)))])
 
 
+@pytest.mark.slow
 def test_keys_are_not_logged(log: str) -> None:
     assert KEY not in log
     assert ADMIN_KEY not in log
 
 
+@pytest.mark.slow
 def test_contents_and_paths_are_not_logged(log: str) -> None:
     for sent in ("SENTINEL-content", "SENTINEL-path", "SENTINEL-id", "JFIF", base64.b64encode(IMAGE).decode()[:40]):
         assert sent not in log
@@ -78,12 +80,14 @@ def entries_of(log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.splitlines() if not line.startswith("serving on http://127.0.0.1:")]
 
 
+@pytest.mark.slow
 def test_every_line_is_one_json_object_of_ours(log: str) -> None:
     for entry in entries_of(log):
         assert {"time", "level", "logger", "message"} <= entry.keys()
         assert not str(entry["message"]).startswith("SENTINEL-line")
 
 
+@pytest.mark.slow
 def test_the_access_log_has_id_route_template_status_and_milliseconds(log: str) -> None:
     access = [entry for entry in entries_of(log) if entry["logger"] == "eca_service.access"]
     assert {200, 401, 404, 422, None} <= {entry["status"] for entry in access}
@@ -94,6 +98,7 @@ def test_the_access_log_has_id_route_template_status_and_milliseconds(log: str) 
         assert entry["ms"] >= 0
 
 
+@pytest.mark.slow
 def test_clients_that_disconnect_are_no_errors(log: str) -> None:
     assert "Traceback" not in log
     assert len([entry for entry in entries_of(log) if entry["logger"] != "eca_service.access"]) < 60
@@ -119,6 +124,7 @@ def test_a_terminal_gets_text_and_a_pipe_json_with_an_access_log(kind: str, monk
         assert access.items() >= fields.items()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs POSIX")
 def test_a_log_that_is_not_read_blocks_neither_requests_nor_the_exit() -> None:
     program = (
@@ -135,6 +141,7 @@ def test_a_log_that_is_not_read_blocks_neither_requests_nor_the_exit() -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_the_log_names_the_model(log: str) -> None:
     assert "acme/digits at " in log
     assert str(Path("acme/digits")) in log

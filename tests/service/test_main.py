@@ -179,11 +179,11 @@ def test_huge_headers_are_refused(service: Served) -> None:
 
 def test_a_body_in_hundreds_of_thousands_of_chunks_is_refused(service: Served) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    started = time.monotonic()
+    begun_s = service.cpu_s()
     received = talk(service, head, b"1\r\nx\r\n" * 300_000)
     assert received.startswith(b"HTTP/1.1 400 ")
     assert b'"bad_http"' in received
-    assert time.monotonic() - started < 1.5
+    assert service.cpu_s() - begun_s < 1.5
     response = service.client.get("/metrics").text
     assert "eca_body_bytes 0" in response, "what had arrived of it is freed"
 
@@ -196,6 +196,7 @@ def test_a_body_with_too_large_a_content_length_is_refused_before_it_is_sent(ser
         assert peer.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.slow
 def test_sigterm_shuts_it_down_gracefully(package: Path) -> None:
     with served("--model", str(package)) as running:
         running.wait_until_ready()
@@ -278,6 +279,7 @@ def test_an_image_gets_the_same_result_in_a_batch_and_alone(service: Served) -> 
         assert scores == pytest.approx({one["label"]: one["score"] for one in expected}, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lasts_s", "code"), [("engine", "0", 3), ("engine", "1e6", 3), ("of a library", "1e6", 3)]
 )
@@ -297,6 +299,7 @@ def test_every_daemon_thread_is_listed() -> None:
     assert names == DAEMON_THREADS | {"log", "trace export"}
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_ends_it_with_one_sentence(package: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -310,6 +313,7 @@ def test_a_port_that_is_taken_ends_it_with_one_sentence(package: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_load_ends_it_with_one_sentence(tmp_path: Path) -> None:
     process = start("--model", str(tmp_path), "--port", "0")
     out, err = process.communicate(timeout=30)

@@ -15,6 +15,7 @@ from eca_service.http.auth import check_hub_bind_address
 from tests.service.server_process import save_tiny_package, served
 
 
+@pytest.mark.slow
 def test_a_model_is_published_to_the_service_and_pulled_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ import pytest
 from tests.images.image_files import encode, scene
 from tests.service.server_process import Served, save_tiny_package, served
 
+pytestmark = pytest.mark.slow
+
 IMAGE = encode(scene(), "JPEG")
 HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(IMAGE)
 RESET = struct.pack("ii", 1, 0)
@@ -149,7 +151,6 @@ def test_clients_that_stall_do_not_delay_others(service: Served) -> None:
     asyncio.run(siege())
 
 
-@pytest.mark.slow
 def test_of_far_too_many_requests_each_gets_a_result_or_429(package: Path) -> None:
     bounds = (
         "--max_inflight_images",
@@ -198,7 +199,6 @@ async def ask_until_the_end(service: Served, statuses: list[int]) -> None:
         writer.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("drain_delay_s", ["0", "0.5"])
 def test_accepted_requests_are_finished_during_shutdown(package: Path, drain_delay_s: str) -> None:
     with served("--model", str(package), "--drain_delay_s", drain_delay_s) as running:

@@ -28,6 +28,7 @@ def test_a_network_fine_tuned_from_a_model_of_the_hub_names_it(
     assert base.card_data.base_model is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["folder", "scratch"])
 def test_a_network_trained_from_a_folder_or_from_scratch_names_no_base_model(
     start: str, tiny_package: Path, tmp_path: Path

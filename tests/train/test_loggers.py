@@ -31,6 +31,7 @@ def fit_logged(work: Path, name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_metrics_of_every_epoch(tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="pip install 'eca-hub[tensorboard]'"
@@ -52,6 +53,7 @@ def test_a_csv_logger_writes_to_the_given_folder(tmp_path: Path) -> None:
     assert "ema_decay: 0.9" in settings.read_text()
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_metrics_and_the_configuration(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="W&B is not installed: pip install wandb")
     fit_logged(tmp_path, "wandb")
@@ -61,6 +63,7 @@ def test_wandb_gets_the_metrics_and_the_configuration(tmp_path: Path) -> None:
         assert name.encode() in content
 
 
+@pytest.mark.slow
 def test_mlflow_gets_the_metrics_and_the_configuration(tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install mlflow")
     fit_logged(tmp_path, "mlflow")

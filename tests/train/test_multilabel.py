@@ -158,6 +158,7 @@ def test_two_processes_measure_what_one_measures(run_dir: Path) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_inside_an_epoch_ends_in_the_same_weights(run_dir: Path, table: Path, tmp_path: Path) -> None:
     config = CONFIG.replace("ROOT", str(table))
     with pytest.MonkeyPatch.context() as patch:

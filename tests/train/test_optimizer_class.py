@@ -61,6 +61,7 @@ def test_the_written_configuration_says_what_was_trained(whole_run: Path) -> Non
     assert "torch.optim.AdamW, weight decay 0.05" in (whole_run / "model" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["inside an epoch", pytest.param("between two epochs", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_with_the_state_of_both(moment: str, whole_run: Path, tmp_path: Path) -> None:
     hook = ("on_train_batch_end", NUM_BATCHES + 3) if moment == "inside an epoch" else ("on_train_epoch_end", 2)

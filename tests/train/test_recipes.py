@@ -14,6 +14,7 @@ RECIPE = CONFIG.replace("max_epochs: 3", "max_epochs: 1").replace(
 )
 
 
+@pytest.mark.slow
 def test_a_modern_recipe_trains_and_the_result_has_metrics_of_each_class(tmp_path: Path) -> None:
     assert fit(tmp_path / "run", "--data.balanced_sampling", "true", config=RECIPE) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -14,10 +14,10 @@ from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, wei
 
 STOPS = {
     "inside an epoch": ("on_train_batch_end", NUM_BATCHES + 3),
-    "at the last batch of an epoch": ("on_train_batch_end", 2 * NUM_BATCHES),
-    "during validation": ("on_validation_batch_end", 5),
 }
 MORE_STOPS = {
+    "at the last batch of an epoch": ("on_train_batch_end", 2 * NUM_BATCHES),
+    "during validation": ("on_validation_batch_end", 5),
     "in the first step": ("on_train_batch_end", 1),
     "between validation and the next epoch": ("on_train_epoch_end", 1),
     "at the very end": ("on_train_epoch_end", 3),
@@ -156,6 +156,7 @@ def test_a_run_with_other_settings_or_data_is_not_resumed(
     assert [path.read_bytes() for path in checkpoints(stopped_run)] == before
 
 
+@pytest.mark.slow
 def test_allowed_changes_resume_from_the_start_of_the_epoch(stopped_run: Path) -> None:
     options = ("--resume", "--allow_changes", "--data.batch_size", "4", "--trainer.max_epochs", "2")
     assert fit(stopped_run, *options) == 0
@@ -201,6 +202,7 @@ def run_of_so_many_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SO_MANY_STEPS = ("--trainer.max_steps", str(NUM_BATCHES + 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "number"),
     [
@@ -243,6 +245,7 @@ def test_accumulated_batches_resume_between_steps(tmp_path: Path) -> None:
     assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_trained_longer(whole_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(whole_run, run_dir)

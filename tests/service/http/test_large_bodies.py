@@ -14,6 +14,8 @@ import pytest
 from tests.images.image_files import encode, scene
 from tests.service.server_process import Served, save_tiny_package, served
 
+pytestmark = pytest.mark.slow
+
 IMAGE = encode(scene(), "PNG")
 FORM = b"multipart/form-data; boundary=xyz"
 PART = b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
@@ -155,7 +157,6 @@ def test_a_large_form_takes_no_more_memory_than_is_counted_for_it(service: Serve
 NAMES = ["../../etc/cron.d/x", "/etc/passwd", "..\\..\\x", "C:\\x", "a\x00b", "a" * 1000, "file:///x", "| touch y", ""]
 
 
-@pytest.mark.slow
 def test_names_of_files_are_never_names_on_disk(tmp_path: Path) -> None:
     package = save_tiny_package(tmp_path / "models" / "acme" / "digits")
     for name in ("home", "temporary", "work"):
@@ -173,7 +174,6 @@ def test_names_of_files_are_never_names_on_disk(tmp_path: Path) -> None:
         assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.slow
 def test_large_images_are_classified_where_only_small_files_can_be_written(tmp_path: Path) -> None:
     package = save_tiny_package(tmp_path / "digits")
     large = encode(scene(1600, 1200), "BMP")

@@ -309,6 +309,7 @@ def test_it_keeps_running_when_its_log_is_closed(package: Path) -> None:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [("", 120), ("flush_stdio()", 0)])
 def test_an_unread_half_line_does_not_change_the_exit_code(how: str, code: int) -> None:
     load = "import sys; from eca_service.http.server import flush_stdio"

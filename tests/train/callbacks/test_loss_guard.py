@@ -33,6 +33,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_learning_rate_and_samples(
     assert checkpoints(tmp_path / "run")[-1].name.startswith("step-000000004-")
 
 
+@pytest.mark.slow
 def test_weights_whose_validation_loss_is_not_finite_are_not_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def screen(written: str) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
+@pytest.mark.slow
 def test_the_bar_shows_loss_accuracy_speed_and_the_remaining_time(written: str) -> None:
     drawn = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", written)
     assert BAR.search(drawn), drawn
@@ -107,6 +108,7 @@ def test_a_validation_has_a_bar_of_its_own() -> None:
         assert re.search(rf"validation [━╸╺ ]+ {done}/3", drawn), drawn
 
 
+@pytest.mark.slow
 def test_after_the_run_the_screen_shows_the_lines_of_a_log_file_and_no_bar(written: str) -> None:
     epochs, rest = screen(written)[:3], screen(written)[3:]
     for number, line in enumerate(epochs, 1):
@@ -122,5 +124,6 @@ def test_after_the_run_the_screen_shows_the_lines_of_a_log_file_and_no_bar(writt
     assert "━" not in "".join(screen(written))
 
 
+@pytest.mark.slow
 def test_the_terminal_shows_its_cursor_again(written: str) -> None:
     assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l") > 0
