@@ -37,7 +37,7 @@ def test_a_hub_loads_neither_torch_nor_the_stock_client() -> None:
     assert not {"torch", "huggingface_hub", "eca_hub.hub"} & set(loaded)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_hub_at_once_also_with_idle_connections(tmp_path: Path, number: signal.Signals) -> None:
     with running_hub(tmp_path / "hub") as hub, client_of(hub) as client:
         client.get("/").raise_for_status()

@@ -46,6 +46,7 @@ def test_the_parameters_of_table_5_counted_on_the_built_networks(every: int) -> 
             assert prints_as(counted, row.parameters, 10**6), row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "theirs", "options"),
     [
@@ -85,7 +86,9 @@ def test_with_the_weights_of_torchvision_the_outputs_are_its_own(name: Any, thei
             assert np.count_nonzero(mask.to_array() != (right["masks"][0, 0] > 0.5).numpy()) <= 5
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "mask_rcnn" else pytest.mark.slow) for name in DETECTORS]
+)
 def test_each_detector_learns_from_labels_from_0_and_from_images_without_objects(name: Any) -> None:
     torch.manual_seed(0)
     model = create_detector(name, rois_per_image=16, **SMALL).train()
