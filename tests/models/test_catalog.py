@@ -23,7 +23,7 @@ def test_what_cannot_be_built_is_not_listed(pattern: str) -> None:
     assert names == set(list_models(pattern))
 
 
-@pytest.mark.parametrize("pattern", ["*resnet20", "eca_*resnet18", "aa_resnet18", "gsop_resnet50", "*_mobilenet_v2"])
+@pytest.mark.parametrize("pattern", ["eca_*resnet18", "aa_resnet18", "gsop_resnet50", "se*_mobilenet_v2"])
 def test_the_listed_parameters_are_those_of_the_built_network(pattern: str) -> None:
     found = list(networks(pattern))
     assert found
@@ -38,6 +38,7 @@ def test_all_listed_parameters_are_those_of_the_built_networks() -> None:
         assert network.parameters == parameters_of(network.name), network.name
 
 
+@pytest.mark.slow
 def test_networks_of_timm_are_listed_from_its_registry() -> None:
     found = {network.name: network.parameters for network in timm_networks("ecaresnet50*")}
     assert found["ecaresnet50d"] == 25576350
