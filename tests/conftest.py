@@ -37,7 +37,6 @@ SOAK_FILES = (
     "train/test_bad_data.py",
     "train/test_compile.py",
     "train/test_interrupts.py",
-    "train/test_resume.py",
     "train/test_trainer_options.py",
 )
 """Files whose slow tests take longer than CI has: `pytest -m soak` runs them."""
@@ -58,10 +57,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests of those files, before pytest selects by marks."""
+    """Mark the slow tests of those files, before pytest selects by marks; a test of the soak is a slow one."""
     for item in items:
         if item.get_closest_marker("slow") and item.path.as_posix().endswith(SOAK_FILES):
             item.add_marker("soak")
+        elif item.get_closest_marker("soak"):
+            item.add_marker("slow")
 
 
 LABELS = ("cat", "dog", "eel")

@@ -177,7 +177,7 @@ def test_sixteen_pushers_make_a_linear_history_in_which_every_tree_is_whole(tmp_
     assert check(tmp_path / "hub").problems == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_sixteen_pushers_of_a_hub_that_is_killed_ten_times_make_48_commits(tmp_path: Path) -> None:
     rng = random.Random(7)
@@ -238,7 +238,7 @@ def test_sixteen_pushers_of_a_hub_that_is_killed_ten_times_make_48_commits(tmp_p
     assert check(tmp_path / "hub").problems == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_at_random_moments_of_thirty_pushes_fsck_stays_clean(tmp_path: Path) -> None:
     rng = random.Random(7)
     acknowledged: set[str] = set()

@@ -32,7 +32,7 @@ def test_the_listed_parameters_are_those_of_the_built_network(pattern: str) -> N
     }
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_all_listed_parameters_are_those_of_the_built_networks() -> None:
     for network in networks("*"):
         assert network.parameters == parameters_of(network.name), network.name

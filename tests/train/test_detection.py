@@ -85,7 +85,7 @@ def test_a_run_leaves_a_package_metrics_and_plots(whole_run: Path, root: Path) -
     assert "AP50 of masks" in card
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_stopped_inside_an_epoch_ends_in_the_same_weights(whole_run: Path, root: Path, tmp_path: Path) -> None:
     config = CONFIG.replace("ROOT", str(root))
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +97,7 @@ def test_a_run_stopped_inside_an_epoch_ends_in_the_same_weights(whole_run: Path,
     assert rows_of(tmp_path / "run") == rows_of(whole_run)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_thirty_steps_lower_the_loss_and_resume_to_the_bit(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", coco_document(num_images=12))
     config = CONFIG.replace("ROOT", str(root)).replace("mosaic_prob: 0.3", "flip_prob: 0.5")
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_names_the_image_files(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_yolo_folders_train_retinanet_and_are_validated_and_predicted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,7 +230,7 @@ trainer: {max_epochs: 1, accelerator: cpu, strategy: ddp, devices: 2}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_train_to_the_weights_of_one(classifier: Path, tmp_path: Path) -> None:
     """Images of one size: a batch pads smaller ones, and what is padded belongs to the loss."""
     document = coco_document()

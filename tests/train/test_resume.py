@@ -34,7 +34,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("moment", [*STOPS, *(pytest.param(moment, marks=pytest.mark.slow) for moment in MORE_STOPS)])
+@pytest.mark.parametrize("moment", [*STOPS, *(pytest.param(moment, marks=pytest.mark.soak) for moment in MORE_STOPS)])
 def test_a_run_stopped_by_sigterm_ends_in_the_same_weights(
     moment: str, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,12 +75,12 @@ def stopped_run(one_stopped_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-SLOW = pytest.mark.slow
+SOAK = pytest.mark.soak
 
 
 @pytest.mark.parametrize(
     "damage",
-    ["cut", *(pytest.param(damage, marks=SLOW) for damage in ("flipped", "empty", "without its hash"))],
+    ["cut", *(pytest.param(damage, marks=SOAK) for damage in ("flipped", "empty", "without its hash"))],
 )
 def test_a_damaged_checkpoint_is_skipped(
     damage: str, stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_skipped(
     assert weights_hash(stopped_run) == weights_hash(whole_run)
 
 
-@SLOW
+@SOAK
 def test_with_every_checkpoint_damaged_training_starts_from_the_beginning(
     stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,9 +140,9 @@ def test_the_order_is_by_step_and_not_by_time(stopped_run: Path) -> None:
     [
         (("--data.batch_size", "4"), "data.batch_size was 8 and is 4"),
         (("--data.num_train", "40"), "data set was"),
-        pytest.param(("--model.optim.lr", "0.01"), "model.optim.lr was 0.05 and is 0.01", marks=SLOW),
-        pytest.param(("--seed_everything", "1"), "seed_everything was 0 and is 1", marks=SLOW),
-        pytest.param(("--trainer.max_epochs", "5"), "trainer.max_epochs was 3 and is 5", marks=SLOW),
+        pytest.param(("--model.optim.lr", "0.01"), "model.optim.lr was 0.05 and is 0.01", marks=SOAK),
+        pytest.param(("--seed_everything", "1"), "seed_everything was 0 and is 1", marks=SOAK),
+        pytest.param(("--trainer.max_epochs", "5"), "trainer.max_epochs was 3 and is 5", marks=SOAK),
     ],
 )
 def test_a_run_with_other_settings_or_data_is_not_resumed(
@@ -185,7 +185,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(whole_run: Path) -> None:
     assert result["best_epoch"] == max(range(3), key=lambda epoch: (found[epoch], epoch)) + 1
 
 
-@SLOW
+@SOAK
 def test_two_workers_train_to_the_weights_of_none(whole_run: Path, tmp_path: Path) -> None:
     assert fit(tmp_path / "run", "--data.num_workers", "2") == 0
     assert weights_hash(tmp_path / "run") == weights_hash(whole_run)
@@ -208,7 +208,7 @@ SO_MANY_STEPS = ("--trainer.max_steps", str(NUM_BATCHES + 2))
     [
         ("on_train_batch_end", NUM_BATCHES + 2),
         *(
-            pytest.param(*place, marks=SLOW)
+            pytest.param(*place, marks=SOAK)
             for place in (
                 ("on_train_batch_end", NUM_BATCHES + 1),
                 ("on_validation_batch_end", 4),
@@ -233,7 +233,7 @@ def test_a_run_stopped_after_its_last_step_still_validates_it(
         assert results[0][name] == results[1][name]
 
 
-@SLOW
+@SOAK
 def test_accumulated_batches_resume_between_steps(tmp_path: Path) -> None:
     config = CONFIG.replace("max_epochs: 3", "max_epochs: 2, accumulate_grad_batches: 3")
     assert fit(tmp_path / "whole", config=config) == 0
@@ -275,7 +275,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", ["attention", *(pytest.param(name, marks=SLOW) for name in CHANGES)])
+@pytest.mark.parametrize("change", ["attention", *(pytest.param(name, marks=SOAK) for name in CHANGES)])
 def test_a_changed_run_keeps_what_fits_and_names_what_does_not(
     change: str, stopped_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,7 +290,7 @@ def test_a_changed_run_keeps_what_fits_and_names_what_does_not(
         assert {group["momentum"] for group in groups} == {0.1}
 
 
-@SLOW
+@SOAK
 def test_an_average_that_is_turned_on_starts_from_the_weights(tmp_path: Path) -> None:
     config = CONFIG.replace("ema_decay: 0.9", "ema_decay: 0")
     with pytest.MonkeyPatch.context() as patch:
@@ -299,7 +299,7 @@ def test_an_average_that_is_turned_on_starts_from_the_weights(tmp_path: Path) ->
     assert fit(tmp_path / "run", "--resume", "--allow_changes", "--model.ema_decay", "0.9", config=config) == 0
 
 
-@SLOW
+@SOAK
 def test_the_checkpoint_of_another_architecture_is_refused(
     stopped_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,7 +307,7 @@ def test_the_checkpoint_of_another_architecture_is_refused(
     assert "The checkpoint is of another network" in capsys.readouterr().err
 
 
-@SLOW
+@SOAK
 def test_more_classes_get_a_new_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = "model: {architecture: resnet20, ema_decay: 0.9}\ntrainer: {max_epochs: 2, accelerator: cpu, devices: 1}\n"
     root = write_folder(tmp_path / "set", num_each=8)
@@ -323,7 +323,7 @@ def test_more_classes_get_a_new_head(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["num_classes"] == 3
 
 
-@SLOW
+@SOAK
 @pytest.mark.filterwarnings("ignore:.*which this processor has no instructions for")
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_an_average_and_a_teacher_work_in_every_precision(precision: str, whole_run: Path, tmp_path: Path) -> None:

@@ -149,7 +149,6 @@ def test_an_option_that_works_leaves_a_package(option: str, tmp_path: Path) -> N
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
-@pytest.mark.slow
 def test_the_last_weights_are_published_without_a_validation(tmp_path: Path) -> None:
     options: tuple[Any, ...] = ("--trainer.limit_val_batches", "0", "--save.keep", "last")
     assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0
