@@ -105,6 +105,7 @@ def test_a_missing_extra_names_the_install_command() -> None:
     assert "pip install 'eca-hub[train]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_classify_prints_a_line_for_each_image(tiny_package: Path, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     good.write_bytes(make_image())

@@ -138,7 +138,7 @@ def test_a_gate_shrinks_and_keeps_the_sign(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("eca", "cbam", "nl", "aa") else [pytest.mark.slow]) for name in NAMES],
+    [pytest.param(name, marks=[] if name == "eca" else [pytest.mark.slow]) for name in NAMES],
 )
 def test_a_method_can_be_exported(name: str) -> None:
     layer, x_NCHW = make(name).eval(), torch.randn(2, C, 4, 4)

@@ -88,6 +88,7 @@ def test_the_token_may_come_from_the_environment(
     assert "secret" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_token_file_may_have_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "token.txt").write_text("\ufeffsecret-token\r\n")
     with running_hub(tmp_path / "hub", options=("--token-file", str(tmp_path / "token.txt"))) as hub:
@@ -152,6 +153,7 @@ def test_a_folder_that_cannot_be_created_is_reported(capsys: pytest.CaptureFixtu
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_token_is_in_no_line_that_the_hub_prints(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "eca_hub", "localhub", "--root", str(tmp_path), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -50,6 +50,7 @@ def stock_probabilities(model: torch.nn.Module, image: bytes) -> torch.Tensor:
         return model(transform(decoded)[None]).softmax(1)[0]  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_stock_timm_repository_on_the_hub_classifies_as_timm_does(hub: Hub, tmp_path: Path) -> None:
     model = stock_repository(tmp_path / "stock")
     api = HfApi(endpoint=hub.url, token=hub.token)
@@ -71,6 +72,7 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path: Path) -> None:
     assert config.labels[281].startswith("tabby")
 
 
+@pytest.mark.slow
 def test_a_stock_repository_keeps_its_model_args_when_saved_again(tmp_path: Path) -> None:
     stock = stock_repository(tmp_path / "stock", "resnet18", block_args={"attn_layer": "cbam"})
     document = json.loads((tmp_path / "stock" / "config.json").read_text())
@@ -130,7 +132,7 @@ def test_a_stock_config_with_false_values_is_refused(change: dict[str, Any], mes
     ("architecture", "attention", "options"),
     [
         ("resnet18", "eca", {}),
-        ("resnet18", "se", {}),
+        pytest.param("resnet18", "se", {}, marks=pytest.mark.slow),
         pytest.param("resnet50", "eca", {"kernel_sizes": "released"}, marks=pytest.mark.slow),
         pytest.param("resnet18", "none", {}, marks=pytest.mark.slow),
     ],
@@ -154,6 +156,7 @@ def test_what_is_saved_here_loads_in_stock_timm_and_here_again_to_the_bit(
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_zeros_of_an_export_that_are_not_zero_are_refused(tmp_path: Path) -> None:
     import safetensors.torch
 

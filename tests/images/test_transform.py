@@ -83,6 +83,7 @@ def test_borders_of_gray_images_have_their_mean_and_a_tiny_crop_is_refused() -> 
         ImageConfig(crop=0.1, crop_mode="border")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "turned"),
     [("RGB", 6), ("L", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in LARGE_PNGS)],

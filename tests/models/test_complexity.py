@@ -153,6 +153,7 @@ def test_a_figure_is_met_at_its_own_digits(value: int, printed: str, unit: int, 
     assert prints_as(value, printed, unit) is verdict
 
 
+@pytest.mark.slow
 def test_table_2_has_ten_variants_with_exact_parameters() -> None:
     rows = [compare(row) for row in published_rows("2")]
     assert [row.attention_parameters for row in rows] == [
@@ -218,6 +219,7 @@ def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> 
     assert max(map(len, printed.split("\n\n")[1].splitlines())) < 160
 
 
+@pytest.mark.slow
 def test_the_table_is_printed_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--table", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

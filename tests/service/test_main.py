@@ -61,6 +61,7 @@ def test_the_stock_client_of_hugging_face_gets_the_objects_of_an_image(tmp_path:
     assert [each.score for each in certain] == [each.score for each in found if each.score >= 0.5]
 
 
+@pytest.mark.slow
 def test_the_service_returns_what_the_library_returns(service: Served, package: Path) -> None:
     classifier = eca_hub.Classifier.from_pretrained(package)
     for content in IMAGES:
@@ -73,12 +74,14 @@ def test_the_service_returns_what_the_library_returns(service: Served, package: 
         assert scores == pytest.approx({one.label: one.score for one in expected}, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 def test_probes_support_head(service: Served, path: str) -> None:
     response = service.client.head(path)
     assert (response.status_code, response.content) == (200, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client leaves its connection open
 def test_the_inference_client_of_hugging_face_works(service: Served, package: Path, tmp_path: Path) -> None:
     classifier = eca_hub.Classifier.from_pretrained(package)
@@ -95,6 +98,7 @@ def test_the_inference_client_of_hugging_face_works(service: Served, package: Pa
     assert [one.score for one in sigmoid] == pytest.approx([1 / (1 + math.exp(-one.score)) for one in logits])
 
 
+@pytest.mark.slow
 def test_concurrent_clients_share_batches_and_each_gets_its_own_result(service: Served) -> None:
     expected = {content: service.client.post("/v1/classify", content=content).json() for content in IMAGES}
     with concurrent.futures.ThreadPoolExecutor(16) as clients:
@@ -109,6 +113,7 @@ def test_concurrent_clients_share_batches_and_each_gets_its_own_result(service: 
     assert max(body["batch_size"] for body in bodies) <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "query", "status"),
     [
@@ -141,17 +146,20 @@ def talk(service: Served, *pieces: bytes, within_s: float = 4) -> bytes:
     return received
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"", b"POST /v1/cla", b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nX-A: "])
 def test_headers_that_do_not_arrive_end_the_connection(service: Served, head: bytes) -> None:
     assert talk(service, head) == b""
 
 
+@pytest.mark.slow
 def test_a_body_that_does_not_arrive_gets_408_and_ends_the_connection(service: Served) -> None:
     received = talk(service, b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"body_timeout"' in received
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head",
     [
@@ -170,6 +178,7 @@ def test_malformed_http_is_refused_in_the_same_shape(service: Served, head: byte
     assert b'"bad_http"' in received
 
 
+@pytest.mark.slow
 def test_huge_headers_are_refused(service: Served) -> None:
     start_of_head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     many = b"".join(b"X-%d: y\r\n" % number for number in range(500))
@@ -177,6 +186,7 @@ def test_huge_headers_are_refused(service: Served) -> None:
         assert talk(service, start_of_head + more + b"\r\n")[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")
 
 
+@pytest.mark.slow
 def test_a_body_in_hundreds_of_thousands_of_chunks_is_refused(service: Served) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     begun_s = service.cpu_s()
@@ -188,6 +198,7 @@ def test_a_body_in_hundreds_of_thousands_of_chunks_is_refused(service: Served) -
     assert "eca_body_bytes 0" in response, "what had arrived of it is freed"
 
 
+@pytest.mark.slow
 def test_a_body_with_too_large_a_content_length_is_refused_before_it_is_sent(service: Served) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=4) as peer:
         peer.sendall(
@@ -268,6 +279,7 @@ def test_a_named_pipe_in_place_of_a_file_does_not_block(package: Path, tmp_path:
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_an_image_gets_the_same_result_in_a_batch_and_alone(service: Served) -> None:
     alone = [response["predictions"] for response in responses_of(service.client, IMAGES)]
     files = [("file", ("a.png", content, "image/png")) for content in IMAGES]

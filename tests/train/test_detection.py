@@ -273,6 +273,7 @@ def test_another_backbone_than_the_packages_is_refused(
         module(backbone_from=str(classifier), **options)
 
 
+@pytest.mark.slow
 def test_a_detector_package_is_trained_on_with_new_classes(tmp_path: Path) -> None:
     torch.manual_seed(2)
     source = create_detector("faster_rcnn", backbone="resnet18", num_classes=3, min_side_px=32, max_side_px=64)

@@ -44,6 +44,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_classes_of_a_yaml_file_train_with_their_arguments(whole_run: Path) -> None:
     assert rates(whole_run) == pytest.approx([0.004, 0.002, 0.001])
     groups = optimizer_state(whole_run)["param_groups"]
@@ -52,6 +53,7 @@ def test_classes_of_a_yaml_file_train_with_their_arguments(whole_run: Path) -> N
     assert [group["weight_decay"] for group in groups] == [0.0, 0.05]
 
 
+@pytest.mark.slow
 def test_the_written_configuration_says_what_was_trained(whole_run: Path) -> None:
     config = yaml.safe_load((whole_run / "config.yaml").read_text())
     assert config["model"]["optim"]["name"] == "torch.optim.AdamW"

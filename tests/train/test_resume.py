@@ -80,7 +80,10 @@ SOAK = pytest.mark.soak
 
 @pytest.mark.parametrize(
     "damage",
-    ["cut", *(pytest.param(damage, marks=SOAK) for damage in ("flipped", "empty", "without its hash"))],
+    [
+        pytest.param("cut", marks=pytest.mark.slow),
+        *(pytest.param(damage, marks=SOAK) for damage in ("flipped", "empty", "without its hash")),
+    ],
 )
 def test_a_damaged_checkpoint_is_skipped(
     damage: str, stopped_run: Path, whole_run: Path, capsys: pytest.CaptureFixture[str]

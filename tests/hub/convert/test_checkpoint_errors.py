@@ -78,6 +78,7 @@ def test_a_tensor_larger_than_its_file_costs_nothing(eca_resnet18: nn.Module, sa
         convert_checkpoint(save(change(eca_resnet18.state_dict(), fc__weight=many_classes)))
 
 
+@pytest.mark.slow
 def test_tensors_that_share_memory_are_copied(eca_resnet18: nn.Module, save: Save, tmp_path: Path) -> None:
     weights = eca_resnet18.state_dict()
     weights["layer1.0.bn1.weight"] = weights["bn1.weight"]
