@@ -1,10 +1,14 @@
 """Calls that are forbidden in the library and the service, found in their source."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import eca_service
+from eca_service.http.server import DAEMON_THREADS
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,3 +69,12 @@ def test_no_line_does_what_is_forbidden(package: str) -> None:
 )
 def test_each_kind_is_found(line: str) -> None:
     assert list(faults_in(line))
+
+
+def test_every_daemon_thread_is_listed() -> None:
+    sources = [file.read_text() for file in Path(eca_service.__file__).parent.rglob("*.py")]
+    daemons = [line for source in sources for line in re.findall(r"threading\.Thread\(.*daemon=True.*", source)]
+    names = {found[1] for line in daemons if (found := re.search(r'name="([^"]+)"', line))}
+    assert len(daemons) >= 4
+    # The threads that write the log and send the last traces are joined where they were started.
+    assert names == DAEMON_THREADS | {"log", "trace export"}

@@ -3,7 +3,6 @@
 import concurrent.futures
 import math
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,11 +17,11 @@ import huggingface_hub
 import pytest
 
 import eca_hub
-import eca_service as service_package
-from eca_service.http.server import DAEMON_THREADS
 from tests.conftest import make_image
 from tests.service.fakes import png
 from tests.service.server_process import Served, responses_of, save_tiny_detector, save_tiny_package, served, start
+
+pytestmark = pytest.mark.slow
 
 IMAGES = [png(40, 30, color) for color in ("red", "green", "blue", "white", "black", "orange", "teal", "gray")]
 
@@ -42,7 +41,6 @@ def service(package: Path) -> Iterator[Served]:
         yield running
 
 
-@pytest.mark.slow
 def test_the_stock_client_of_hugging_face_gets_the_objects_of_an_image(tmp_path: Path) -> None:
     package = save_tiny_detector(tmp_path / "acme" / "masks")
     (tmp_path / "photo.png").write_bytes(make_image(120, 90))
@@ -61,7 +59,6 @@ def test_the_stock_client_of_hugging_face_gets_the_objects_of_an_image(tmp_path:
     assert [each.score for each in certain] == [each.score for each in found if each.score >= 0.5]
 
 
-@pytest.mark.slow
 def test_the_service_returns_what_the_library_returns(service: Served, package: Path) -> None:
     classifier = eca_hub.Classifier.from_pretrained(package)
     for content in IMAGES:
@@ -74,14 +71,12 @@ def test_the_service_returns_what_the_library_returns(service: Served, package: 
         assert scores == pytest.approx({one.label: one.score for one in expected}, abs=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 def test_probes_support_head(service: Served, path: str) -> None:
     response = service.client.head(path)
     assert (response.status_code, response.content) == (200, b"")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client leaves its connection open
 def test_the_inference_client_of_hugging_face_works(service: Served, package: Path, tmp_path: Path) -> None:
     classifier = eca_hub.Classifier.from_pretrained(package)
@@ -98,7 +93,6 @@ def test_the_inference_client_of_hugging_face_works(service: Served, package: Pa
     assert [one.score for one in sigmoid] == pytest.approx([1 / (1 + math.exp(-one.score)) for one in logits])
 
 
-@pytest.mark.slow
 def test_concurrent_clients_share_batches_and_each_gets_its_own_result(service: Served) -> None:
     expected = {content: service.client.post("/v1/classify", content=content).json() for content in IMAGES}
     with concurrent.futures.ThreadPoolExecutor(16) as clients:
@@ -113,7 +107,6 @@ def test_concurrent_clients_share_batches_and_each_gets_its_own_result(service: 
     assert max(body["batch_size"] for body in bodies) <= 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "query", "status"),
     [
@@ -146,20 +139,17 @@ def talk(service: Served, *pieces: bytes, within_s: float = 4) -> bytes:
     return received
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"", b"POST /v1/cla", b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nX-A: "])
 def test_headers_that_do_not_arrive_end_the_connection(service: Served, head: bytes) -> None:
     assert talk(service, head) == b""
 
 
-@pytest.mark.slow
 def test_a_body_that_does_not_arrive_gets_408_and_ends_the_connection(service: Served) -> None:
     received = talk(service, b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"body_timeout"' in received
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "head",
     [
@@ -178,7 +168,6 @@ def test_malformed_http_is_refused_in_the_same_shape(service: Served, head: byte
     assert b'"bad_http"' in received
 
 
-@pytest.mark.slow
 def test_huge_headers_are_refused(service: Served) -> None:
     start_of_head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     many = b"".join(b"X-%d: y\r\n" % number for number in range(500))
@@ -186,7 +175,6 @@ def test_huge_headers_are_refused(service: Served) -> None:
         assert talk(service, start_of_head + more + b"\r\n")[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")
 
 
-@pytest.mark.slow
 def test_a_body_in_hundreds_of_thousands_of_chunks_is_refused(service: Served) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     begun_s = service.cpu_s()
@@ -198,7 +186,6 @@ def test_a_body_in_hundreds_of_thousands_of_chunks_is_refused(service: Served) -
     assert "eca_body_bytes 0" in response, "what had arrived of it is freed"
 
 
-@pytest.mark.slow
 def test_a_body_with_too_large_a_content_length_is_refused_before_it_is_sent(service: Served) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=4) as peer:
         peer.sendall(
@@ -207,7 +194,6 @@ def test_a_body_with_too_large_a_content_length_is_refused_before_it_is_sent(ser
         assert peer.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-@pytest.mark.slow
 def test_sigterm_shuts_it_down_gracefully(package: Path) -> None:
     with served("--model", str(package)) as running:
         running.wait_until_ready()
@@ -226,7 +212,6 @@ def test_sigterm_shuts_it_down_gracefully(package: Path) -> None:
         assert running.process.stdout.read() == "", "one line on standard output, no more"
 
 
-@pytest.mark.slow
 def test_it_responds_while_draining_and_a_second_signal_exits_at_once(package: Path) -> None:
     with served("--model", str(package), "--drain_delay_s", "60") as running:
         running.wait_until_ready()
@@ -239,14 +224,12 @@ def test_it_responds_while_draining_and_a_second_signal_exits_at_once(package: P
         assert time.monotonic() - started < 2
 
 
-@pytest.mark.slow
 def test_a_signal_during_loading_shuts_it_down(package: Path) -> None:
     with served("--model", str(package)) as running:
         assert running.client.get("/readyz").status_code == 503
         assert running.stop(signal.SIGINT) == 0
 
 
-@pytest.mark.slow
 def test_weights_that_are_overwritten_on_disk_change_no_result(package: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(package, tmp_path / "digits"))
     with served("--model", str(copied)) as running:
@@ -267,7 +250,6 @@ def test_weights_that_are_overwritten_on_disk_change_no_result(package: Path, tm
         assert running.client.get("/readyz").status_code == 200
 
 
-@pytest.mark.slow
 def test_a_named_pipe_in_place_of_a_file_does_not_block(package: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(package, tmp_path / "digits"))
     for name in ("model.safetensors", "config.json"):
@@ -279,7 +261,6 @@ def test_a_named_pipe_in_place_of_a_file_does_not_block(package: Path, tmp_path:
         assert "Traceback" not in err
 
 
-@pytest.mark.slow
 def test_an_image_gets_the_same_result_in_a_batch_and_alone(service: Served) -> None:
     alone = [response["predictions"] for response in responses_of(service.client, IMAGES)]
     files = [("file", ("a.png", content, "image/png")) for content in IMAGES]
@@ -291,7 +272,6 @@ def test_an_image_gets_the_same_result_in_a_batch_and_alone(service: Served) -> 
         assert scores == pytest.approx({one["label"]: one["score"] for one in expected}, abs=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lasts_s", "code"), [("engine", "0", 3), ("engine", "1e6", 3), ("of a library", "1e6", 3)]
 )
@@ -302,16 +282,6 @@ def test_daemon_threads_are_joined_with_a_timeout_at_exit(name: str, lasts_s: st
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == code
 
 
-def test_every_daemon_thread_is_listed() -> None:
-    sources = [file.read_text() for file in Path(service_package.__file__).parent.rglob("*.py")]
-    daemons = [line for source in sources for line in re.findall(r"threading\.Thread\(.*daemon=True.*", source)]
-    names = {found[1] for line in daemons if (found := re.search(r'name="([^"]+)"', line))}
-    assert len(daemons) >= 4
-    # The threads that write the log and send the last traces are joined where they were started.
-    assert names == DAEMON_THREADS | {"log", "trace export"}
-
-
-@pytest.mark.slow
 def test_a_port_that_is_taken_ends_it_with_one_sentence(package: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -325,7 +295,6 @@ def test_a_port_that_is_taken_ends_it_with_one_sentence(package: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_a_model_that_does_not_load_ends_it_with_one_sentence(tmp_path: Path) -> None:
     process = start("--model", str(tmp_path), "--port", "0")
     out, err = process.communicate(timeout=30)
