@@ -184,7 +184,14 @@ def test_listing_follows_a_pattern() -> None:
 
 @pytest.mark.parametrize(
     ("name", "num_slots"),
-    [("resnet26d", 8), ("skresnet18", 8), ("nf_resnet26", 8), ("resnext26ts", 8), ("mixnet_s", 13)],
+    [
+        ("resnet26d", 8),
+        ("nf_resnet26", 8),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (("skresnet18", 8), ("resnext26ts", 8), ("mixnet_s", 13))
+        ),
+    ],
 )
 def test_other_networks_of_timm_take_attention_if_they_have_a_slot(name: str, num_slots: int) -> None:
     with torch.device("meta"):

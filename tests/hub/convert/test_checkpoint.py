@@ -31,8 +31,11 @@ def difference(one: nn.Module, other: nn.Module, side_px: int = 64) -> float:
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet18", "mobilenet_v2"),
-        *(pytest.param(f"resnet{depth}", marks=pytest.mark.slow) for depth in (34, 50, 101, 152)),
+        "resnet18",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mobilenet_v2", "resnet34", "resnet50", "resnet101", "resnet152")
+        ),
     ],
 )
 def test_official_weights_give_the_official_outputs(name: str, save: Save, tmp_path: Path) -> None:
@@ -109,10 +112,7 @@ def test_timm_weights_of_known_backbones_need_no_name(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "eca_resnext26ts",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ecaresnet26t", "seresnext26d_32x4d")),
-    ],
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("eca_resnext26ts", "ecaresnet26t", "seresnext26d_32x4d")],
 )
 def test_any_network_of_timm_converts_under_its_name(name: str, save: Save, tmp_path: Path) -> None:
     theirs = ecanet.randomize(timm.create_model(name, num_classes=5))
