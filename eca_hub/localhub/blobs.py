@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
@@ -42,6 +42,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 
 _FileState = tuple[int, int, int, int]
+Bytes = bytes | bytearray | memoryview
 
 
 def create_file(path: Path) -> BinaryIO:
@@ -65,17 +66,27 @@ class BlobWriter:
         self._num_dirty_bytes = 0
         self._writeback: Future[None] | None = None
 
-    def write(self, piece: bytes | bytearray | memoryview) -> None:
+    def write(self, piece: Bytes) -> None:
+        """Append bytes."""
+        self.writelines([piece])
+
+    def writelines(self, pieces: Sequence[Bytes]) -> None:
         """Append bytes; they are hashed in another thread while they are written."""
-        view = memoryview(piece)
-        hashing = self._blobs.threads.submit(self._hash.update, view)
+        hashing = self._blobs.threads.submit(self._hash_each, pieces)
         try:
-            self.size_bytes += len(view)
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-            self._start_writeback(len(piece))
+            num_bytes = sum(len(piece) for piece in pieces)
+            self.size_bytes += num_bytes
+            for piece in pieces:
+                left = memoryview(piece)
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
+            self._start_writeback(num_bytes)
         finally:
             hashing.result()
+
+    def _hash_each(self, pieces: Sequence[Bytes]) -> None:
+        for piece in pieces:
+            self._hash.update(piece)
 
     def _start_writeback(self, num_bytes: int) -> None:
         self._num_dirty_bytes += num_bytes

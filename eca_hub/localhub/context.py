@@ -226,37 +226,36 @@ async def read_body(request: Request, limit_bytes: int = MAX_BODY_BYTES) -> byte
     return bytes(body)
 
 
-async def stream_body(request: Request, write: Callable[[bytearray], object], limit_bytes: int) -> int:
-    """Pass a body of any size to `write`, piece by piece, in a thread; return its size.
+async def stream_body(request: Request, write: Callable[[list[bytes]], object], limit_bytes: int) -> int:
+    """Pass a body of any size to `write`, some pieces at a time, in a thread; return its size.
 
-    Memory holds two pieces. While one piece is written the next one is received, so hashing and the network overlap.
+    Memory holds two such lists. While one is written the next one is received, so hashing and the network overlap.
 
     Raises:
         HubHTTPError: 413, the body is larger than the limit.
     """
     check_length(request, limit_bytes)
-    num_bytes = 0
-    buffer = bytearray()
+    num_bytes = num_written = 0
+    pieces: list[bytes] = []
     writing: asyncio.Future[object] | None = None
     try:
         async for piece in request.stream():
             num_bytes += len(piece)
             if num_bytes > limit_bytes:
                 raise too_large(f"The body is larger than {limit_bytes} bytes.")
-            buffer += piece
-            if len(buffer) >= PIECE_BYTES:
+            pieces.append(piece)
+            if num_bytes - num_written >= PIECE_BYTES:
                 if writing:
                     await writing
-                writing = asyncio.ensure_future(run_in_threadpool(write, buffer))
-                buffer = bytearray()
+                writing = asyncio.ensure_future(run_in_threadpool(write, pieces))
+                pieces, num_written = [], num_bytes
     finally:
         # Also on failure: the file is closed after this, and the thread may still be writing to it.
         if writing:
             await asyncio.wait([writing])
     if writing:
         await writing
-    if buffer:
-        await run_in_threadpool(write, buffer)
+    await run_in_threadpool(write, pieces)
     return num_bytes
 
 

@@ -129,7 +129,7 @@ async def put_lfs_object(context: RequestContext) -> Response:
     if not is_signed(context.store.signing_key, signature, expires_at, "lfs", oid, user, size):
         raise HubHTTPError(403, "forbidden", "This upload link is invalid or has expired; ask for a new one.")
     with context.store.blobs.writer(oid) as writer:
-        if await stream_body(context.request, writer.write, int(size)) != int(size):
+        if await stream_body(context.request, writer.writelines, int(size)) != int(size):
             raise invalid(f"The body does not have the announced {size} bytes.")
         await run_in_threadpool(writer.finish)
     await run_in_threadpool(context.store.record_upload, user, oid)
@@ -155,7 +155,7 @@ async def put_xorb(context: RequestContext) -> Response:
     temporary = context.store.blobs.new_temporary()
     try:
         with create_file(temporary) as file:
-            await stream_body(context.request, file.write, MAX_XORB_BODY_BYTES)
+            await stream_body(context.request, file.writelines, MAX_XORB_BODY_BYTES)
         await run_in_threadpool(context.store.xorbs.commit_file, temporary, writer, xorb)
     finally:
         temporary.unlink(missing_ok=True)

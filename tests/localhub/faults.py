@@ -89,7 +89,7 @@ def inject(fault: Fault, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(owner, name, wrapper)
 
     around(Blobs, "writer", before="blob.before_write")
-    around(BlobWriter, "write", after="blob.half_written")
+    around(BlobWriter, "writelines", after="blob.half_written")
     around(Xorbs, "rebuild", before="shard.before_rebuild", after="shard.after_rebuild")
     create: Callable[..., Repo] = Repo.create
 
