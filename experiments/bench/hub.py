@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def _measure_transfer(work: Path, url: str, token: str, mib: int, repeats: int) 
 
 def _one_turn(package: Path, model_id: str, url: str, token: str) -> dict[str, float]:
     """Push new bytes to a new repository and pull them into an empty cache; the same by the client alone; the floor."""
-    from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, logging
 
     from eca_hub.hub.package import FILES, WEIGHTS_FILE
     from eca_hub.hub.pull import pull
@@ -95,6 +96,8 @@ def _one_turn(package: Path, model_id: str, url: str, token: str) -> dict[str, f
                 os.fsync(file.fileno())
             hashlib.file_digest(file, "sha256")
 
+    # The client warns that it does not send an open file by Xet.
+    logging.set_verbosity(ERROR)
     with noop_hub.running(package / WEIGHTS_FILE) as noop_url:
 
         def push_by_client(endpoint: str, token: str, repo: str, *, is_lfs: bool) -> None:
