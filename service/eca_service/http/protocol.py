@@ -17,6 +17,7 @@ import re
 import socket
 import struct
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -133,6 +134,29 @@ class _Transport:
         return getattr(self._transport, name)
 
 
+class _Turns:
+    """Lets connections whose clients pipeline begin their next request one after the other, one in a turn of the loop.
+
+    Otherwise a turn would begin one for each of them: with 200 such clients another client's response, which takes some
+    ten turns, took 3.4 s.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[TimeoutH11Protocol] = deque()
+
+    def wait(self, connection: "TimeoutH11Protocol") -> None:
+        """Call `take_turn` of the connection when it is the first."""
+        if not self._waiting:
+            connection.loop.call_soon(self._next)
+        self._waiting.append(connection)
+
+    def _next(self) -> None:
+        connection = self._waiting.popleft()
+        if self._waiting:
+            connection.loop.call_soon(self._next)
+        connection.take_turn()
+
+
 class TimeoutH11Protocol(H11Protocol):
     """A connection that is closed when its client is too slow.
 
@@ -141,6 +165,7 @@ class TimeoutH11Protocol(H11Protocol):
     - A response must be taken within `write_timeout_s`; the timer restarts whenever the client has taken some of it.
     - When a response is sent before the body has been read (413, for instance), the rest of the body is discarded for a
       while, because closing at once would make the client lose the response.
+    - A request that was sent before the response to the one before it begins when it is its turn.
     - Beyond `max_connections`, the idle connection whose time runs out first is closed for a new one; where none is
       idle, the new one gets 503 and is closed.
     """
@@ -148,8 +173,11 @@ class TimeoutH11Protocol(H11Protocol):
     header_timeout_s = 10.0
     write_timeout_s = 20.0
     max_connections = 1000
+    turns = _Turns()
 
     conn: StrictH11Connection
+    _is_completing = False
+    _awaits_turn = False
     _awaited: Literal["headers", "rest"] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _write_deadline: asyncio.TimerHandle | None = None
@@ -196,8 +224,27 @@ class TimeoutH11Protocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Determine what the client still has to send."""
+        self._is_completing = True
         super().on_response_complete()
+        self._is_completing = False
         self._await(self._missing())
+
+    def handle_events(self) -> None:
+        """Handle what was received, but wait for a turn before a request that was sent too early."""
+        if self._is_completing and self.conn.trailing_data[0] and not self._awaits_turn:
+            self._awaits_turn = True
+            self.flow.pause_reading()
+            self.turns.wait(self)
+        if not self._awaits_turn:
+            super().handle_events()
+
+    def take_turn(self) -> None:
+        """Begin the next request."""
+        self._awaits_turn = False
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            super().handle_events()
+            self._await(self._missing())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers."""
@@ -327,6 +374,7 @@ def protocol_class(settings: Settings) -> type[TimeoutH11Protocol]:
         "header_timeout_s": settings.header_timeout_s,
         "write_timeout_s": settings.write_timeout_s,
         "max_connections": min(settings.max_connections, _max_open_files() - _RESERVED_FILES),
+        "turns": _Turns(),
     }
     return type("TimeoutH11Protocol", (TimeoutH11Protocol,), limits)
 

@@ -75,6 +75,25 @@ def connect(
     return connection, client
 
 
+def test_pipelining_clients_take_turns_and_each_gets_its_responses_in_order() -> None:
+    async def scene() -> None:
+        server = ServerState()
+        pairs = [connect(server=server) for _ in range(20)]
+        http = type(pairs[0][0])
+        assert http.turns is not pairs[1][0].turns, "each service has its own"
+        for connection, _ in pairs:
+            connection.turns = http.turns
+            connection.data_received(REQUEST * 3)
+        while any(client.received.count(b"HTTP/1.1 200 ") < 3 for _, client in pairs):
+            before = sum(client.received.count(b"HTTP/1.1 200 ") for _, client in pairs)
+            await asyncio.sleep(0)
+            after = sum(client.received.count(b"HTTP/1.1 200 ") for _, client in pairs)
+            assert before < 20 or after - before <= 1
+        assert not any(client.is_closed.is_set() for _, client in pairs)
+
+    run(scene())
+
+
 def test_the_headers_and_the_body_of_a_response_are_sent_at_once() -> None:
     async def scene() -> None:
         connection, client = connect()
