@@ -1,6 +1,7 @@
 """Residual blocks of timm whose end is one kernel if their attention is ECA.
 
-`relu(x * gate + shortcut)` then visits the map in one go, where timm's block reads and writes it three times. The
+The kernel computes `relu(norm(x) * gate + shortcut)` in two visits to the map, where timm's block reads and writes it
+four times. If the last norm is not a plain BatchNorm2d, the norm runs as it is and the kernel begins behind it. The
 blocks are subclasses of timm's with the same children and weights. They run timm's own forward whenever something
 could see the difference: hooks on a child, tracing, TorchScript, another activation, stochastic depth, a changed ECA.
 
@@ -12,7 +13,7 @@ import copy
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from eca_hub.attention.cpu_kernel import dispatch
+from eca_hub.attention.cpu_kernel import block_end, dispatch
 from eca_hub.attention.eca import ECA
 
 _NEW_OUTPUT = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -37,8 +38,7 @@ class ECABasicBlock(BasicBlock):
         if not _can_fuse(self, self.act2, x):
             return super().forward(x)
         branch: Tensor = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))  # type: ignore[misc]
-        branch = self.bn2(self.conv2(branch))
-        return _finish(self, branch, x, (self.bn2, self.conv2))
+        return _finish(self, branch, x, self.conv2, self.bn2)
 
 
 class ECABottleneck(Bottleneck):
@@ -54,8 +54,7 @@ class ECABottleneck(Bottleneck):
             return super().forward(x)
         branch = self.act1(self.bn1(self.conv1(x)))
         branch = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(branch)))))  # type: ignore[misc]
-        branch = self.bn3(self.conv3(branch))
-        return _finish(self, branch, x, (self.bn3, self.conv3))
+        return _finish(self, branch, x, self.conv3, self.bn3)
 
 
 _ECA_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: ECABasicBlock, Bottleneck: ECABottleneck}
@@ -81,18 +80,22 @@ def _can_fuse(block: nn.Module, act: nn.Module, x_NCHW: Tensor) -> bool:
     )
 
 
-def _finish(block: nn.Module, branch_NCHW: Tensor, x_NCHW: Tensor, last: tuple[nn.Module, nn.Module]) -> Tensor:
+def _finish(block: nn.Module, branch_NCHW: Tensor, x_NCHW: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    branch_NCHW = conv(branch_NCHW)
     downsample = block.downsample
     shortcut_NCHW: Tensor = x_NCHW if downsample is None else downsample(x_NCHW)  # type: ignore[operator]
     eca = block.se
     assert isinstance(eca, ECA)
-    y_NCHW = dispatch.rescale_add_relu(
-        branch_NCHW, eca.conv.weight, shortcut_NCHW, may_overwrite=_returns_new_tensor(*last)
-    )
+    weight_11k, is_new = eca.conv.weight, _returns_new_tensor(conv)
+    y_NCHW = block_end.finish_block(branch_NCHW, norm, weight_11k, shortcut_NCHW, may_overwrite=is_new)
+    if y_NCHW is None:
+        branch_NCHW = norm(branch_NCHW)
+        is_new = _returns_new_tensor(norm) or (type(norm) is nn.Identity and is_new)
+        y_NCHW = dispatch.rescale_add_relu(branch_NCHW, weight_11k, shortcut_NCHW, may_overwrite=is_new)
     return (eca(branch_NCHW) + shortcut_NCHW).relu() if y_NCHW is None else y_NCHW
 
 
-def _returns_new_tensor(norm: nn.Module, conv: nn.Module) -> bool:
-    """Whether nothing else can refer to what a norm after a convolution returns; the norm may be folded away."""
-    last = conv if type(norm) is nn.Identity else norm
-    return type(last) in _NEW_OUTPUT or getattr(type(last), "returns_new_tensor", False)
+def _returns_new_tensor(module: nn.Module) -> bool:
+    """Whether nothing else can refer to what a module returns."""
+    is_known = type(module) in _NEW_OUTPUT or getattr(type(module), "returns_new_tensor", False)
+    return is_known and "forward" not in module.__dict__

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from eca_hub.attention.cpu_kernel import dispatch, fused
+from eca_hub.attention.cpu_kernel import block_end, dispatch, fused
 from eca_hub.attention.eca import ECA
 from eca_hub.models.build import create_model
 from eca_hub.models.eca_blocks import ECABasicBlock, ECABottleneck
@@ -47,14 +47,17 @@ def as_timm(model: nn.Module) -> nn.Module:
 def num_fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts how often the end of a block was one kernel."""
     calls: list[int] = []
-    original = dispatch.rescale_add_relu
 
-    def counted(*args: Any, **options: Any) -> Tensor | None:
-        y_NCHW = original(*args, **options)
-        calls.extend([1] * (y_NCHW is not None))
-        return y_NCHW
+    def counted(original: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+        def call(*args: Any, **options: Any) -> Tensor | None:
+            y_NCHW = original(*args, **options)
+            calls.extend([1] * (y_NCHW is not None))
+            return y_NCHW
 
-    monkeypatch.setattr(dispatch, "rescale_add_relu", counted)
+        return call
+
+    for module, name in ((dispatch, "rescale_add_relu"), (block_end, "finish_block")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
     return calls
 
 

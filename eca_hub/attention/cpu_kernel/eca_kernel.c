@@ -7,6 +7,9 @@
        mean_c = sum_p x[c, p] / P;   gate_c = sigmoid(sum_j w[j] mean[c + j - k / 2])
        y[c, p] = x[c, p] gate_c    or    y[c, p] = relu(x[c, p] gate_c + shortcut[c, p])
 
+   In inference x may be the output of a convolution whose norm is not computed yet. The norm is an affine map of each
+   channel, so its mean is that of x, mapped; and scale_c gate_c and shift_c gate_c take the place of gate_c.
+
    Backward, with g = dy, or dy where y is positive:
 
        u_c = gate_c (1 - gate_c) sum_p g[c, p] x[c, p];   dw[j] = sum_c u_c mean[c + j - k / 2]
@@ -51,6 +54,9 @@ static inline float sum_of(const Vector *vector) {
 
 /* Numbers that are summed as floats before they are added to a double, by layout of the map. */
 enum { PLANE_BLOCK = 2048, ROW_BLOCK = 32 };
+
+/* Channels of an NPC map that one thread sums. */
+enum { STRIP = 128 };
 
 /* Numbers of an NCP image that are averaged before the first of them is written, and the fewest channels. */
 enum { NUMBERS_BLOCK = 16384, CHANNEL_BLOCK = 16 };
@@ -133,6 +139,8 @@ typedef struct {
     const float *weight;
     /* Added to the rescaled map before the ReLU; NULL for a gate alone. */
     const void *shortcut;
+    /* Forward with a shortcut: of the norm before the gate; NULL if there is none. */
+    const float *norm_scale, *norm_shift;
     /* Backward: the gradient of the result and, with a shortcut, the result; NULL in forward. */
     const void *dy, *y;
     /* The result, or the gradients of the map and of the shortcut. */
@@ -141,6 +149,22 @@ typedef struct {
     float *mean, *gate;
     float *dweight;
 } Job;
+
+/* One visit to the maps of a batch, for the end of a residual block in training: norm_visits.h. */
+typedef struct {
+    Int num_images, num_channels, num_positions;
+    bool is_channels_last;
+    const void *x, *shortcut, *dy, *y;
+    /* The result, or the gradients of x and of the shortcut. */
+    void *written, *dshortcut;
+    /* One number a channel: what is subtracted from x in backward, and what the difference is multiplied by. */
+    const float *center, *slopes;
+    /* One number an image and channel. */
+    const float *factors, *offsets;
+    double *sums, *products;
+} Visit;
+
+typedef void (*VisitPart)(const Visit *, Int image, Int begin, Int end);
 
 /* What one thread does: whole images if there are enough for all threads, else its part of each image. */
 typedef struct {
@@ -235,6 +259,8 @@ static inline void narrow_all(uint16_t *halves, const Vector *values) {
 #define RESIDUAL 1
 #include "eca_visits.h"
 
+/* ---- one image at a time ---- */
+
 typedef void (*Accumulate)(const Job *, const Share *, Int, float *, double *);
 typedef void (*WriteOut)(const Job *, const Share *, Int, const float *, const float *);
 
@@ -253,7 +279,7 @@ typedef struct {
     int num_threads;
 } Scratch;
 
-enum { PADDED, PER_CHANNEL, PARTIAL, NUM_FLOAT_LINES };
+enum { PADDED, PER_CHANNEL, OFFSETS, PARTIAL, NUM_FLOAT_LINES };
 
 /* Two lines of sums a thread, used alternately: a thread may still read one while another has begun the next image. */
 static double *sums_of(const Scratch *scratch, Int image, int thread) {
@@ -266,13 +292,22 @@ static float *line_of(const Scratch *scratch, int which, int thread) {
 
 /* Forward, for some channels: from the sums to the means. The line of means has zeros at both ends. */
 static void compute_means(const Job *job, const double *sums, float *padded, Int begin, Int end) {
-    divide(sums + begin, (double)job->num_positions, padded + job->kernel_size / 2 + begin, end - begin);
+    float *means = padded + job->kernel_size / 2;
+    divide(sums + begin, (double)job->num_positions, means + begin, end - begin);
+    if (!job->norm_scale) return;
+    for (Int c = begin; c < end; c++) means[c] = means[c] * job->norm_scale[c] + job->norm_shift[c];
 }
 
-/* Forward, for some channels: from the means of their neighbors to the gates. */
-static void compute_gates(const Job *job, const float *padded, float *gates, Int begin, Int end) {
+/* Forward, for some channels: from the means of their neighbors to the gates and, with a norm, from these to the
+   factors and offsets of the map. Without a norm the offsets stay zeros. */
+static void compute_gates(const Job *job, const float *padded, float *gates, float *offsets, Int begin, Int end) {
     correlate(padded + begin, job->weight, job->kernel_size, 1, gates + begin, end - begin);
     sigmoid(gates + begin, end - begin);
+    if (!job->norm_scale) return;
+    for (Int c = begin; c < end; c++) {
+        offsets[c] = gates[c] * job->norm_shift[c];
+        gates[c] *= job->norm_scale[c];
+    }
 }
 
 /* Backward, for some channels: from the sums to the gradients of the logits, in a line with zeros at both ends. */
@@ -304,7 +339,7 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
     Accumulate accumulate = ACCUMULATE[job->is_bfloat16][is_residual];
     WriteOut write_out = WRITE_OUT[job->is_bfloat16][is_residual];
     float *padded = line_of(scratch, PADDED, thread), *per_channel = line_of(scratch, PER_CHANNEL, thread);
-    float *partial = line_of(scratch, PARTIAL, thread);
+    float *partial = line_of(scratch, PARTIAL, thread), *offsets = line_of(scratch, OFFSETS, thread);
     /* Threads that share an NCP image write disjoint channels of one line. */
     bool shares_line = !share.has_whole_images && !job->is_channels_last;
     double *total = scratch->sums + scratch->line * (2 * scratch->num_threads + thread);
@@ -344,12 +379,12 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
             if (job->dy)
                 compute_dmeans(job, padded, per_channel, written, ready);
             else
-                compute_gates(job, padded, per_channel, written, ready);
+                compute_gates(job, padded, per_channel, offsets, written, ready);
             if (is_pipelined) {
                 visited.begin = written;
                 visited.end = ready;
             }
-            write_out(job, &visited, image, gates, per_channel);
+            write_out(job, &visited, image, gates, job->dy ? per_channel : offsets);
             written = ready;
         }
         bool saves = share.has_whole_images || thread == 0;
@@ -385,6 +420,21 @@ static bool run(const Job *job, int num_threads) {
     return has_memory;
 }
 
+/* ---- all images at a time ---- */
+
+/* Parts of an image are channels of an NCP map; of an NPC map they are channels in a sum and positions else. */
+static void run_visit(const Visit *visit, VisitPart visit_part, bool is_sum, int num_threads) {
+    bool has_positions = visit->is_channels_last && !is_sum;
+    Int num_parts = has_positions ? visit->num_positions : visit->num_channels;
+    Int step = has_positions ? ROW_BLOCK : visit->is_channels_last ? STRIP : CHANNEL_BLOCK;
+    Int num_steps = (num_parts + step - 1) / step;
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1) schedule(static)
+    for (Int task = 0; task < visit->num_images * num_steps; task++) {
+        Int begin = task % num_steps * step, end = begin + step < num_parts ? begin + step : num_parts;
+        visit_part(visit, task / num_steps, begin, end);
+    }
+}
+
 /* ---- Python ---- */
 
 typedef unsigned long long Address;
@@ -400,13 +450,15 @@ static PyObject *run_job(const Job *job, int num_threads) {
 /* Addresses are 0 for what is not there. All numbers but those of maps are float32. */
 static PyObject *forward(PyObject *self, PyObject *args) {
     (void)self;
-    Address x, weight, shortcut, y, mean, gate;
+    Address x, weight, norm_scale, norm_shift, shortcut, y, mean, gate;
     Job job = {0};
     int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKKnnnniii", &x, &weight, &shortcut, &y, &mean, &gate, &job.num_images,
-                          &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last, &is_bfloat16,
-                          &num_threads))
+    if (!PyArg_ParseTuple(args, "KKKKKKKKnnnniii", &x, &weight, &norm_scale, &norm_shift, &shortcut, &y, &mean, &gate,
+                          &job.num_images, &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last,
+                          &is_bfloat16, &num_threads))
         return NULL;
+    job.norm_scale = POINTER(norm_scale);
+    job.norm_shift = POINTER(norm_shift);
     job.is_channels_last = is_channels_last;
     job.is_bfloat16 = is_bfloat16;
     job.x = POINTER(x);
@@ -441,11 +493,94 @@ static PyObject *backward(PyObject *self, PyObject *args) {
     return run_job(&job, num_threads);
 }
 
+/* The last five arguments of every visit. */
+#define LAYOUT &visit.num_images, &visit.num_channels, &visit.num_positions, &is_channels_last, &is_bfloat16, &num_threads
+
+static PyObject *visit_all(Visit *visit, const VisitPart *visit_parts, bool is_sum, int is_channels_last,
+                           int is_bfloat16, int num_threads) {
+    visit->is_channels_last = is_channels_last;
+    Py_BEGIN_ALLOW_THREADS run_visit(visit, visit_parts[is_bfloat16 != 0], is_sum, num_threads);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+}
+
+static PyObject *norm_moments(PyObject *self, PyObject *args) {
+    (void)self;
+    static const VisitPart PARTS[2] = {visit_moments_residual_float, visit_moments_residual_bfloat16};
+    Address x, sums, squares;
+    Visit visit = {0};
+    int is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKnnniii", &x, &sums, &squares, LAYOUT)) return NULL;
+    visit.x = POINTER(x);
+    visit.sums = POINTER(sums);
+    visit.products = POINTER(squares);
+    return visit_all(&visit, PARTS, true, is_channels_last, is_bfloat16, num_threads);
+}
+
+static PyObject *norm_result(PyObject *self, PyObject *args) {
+    (void)self;
+    static const VisitPart PARTS[2] = {visit_result_residual_float, visit_result_residual_bfloat16};
+    Address x, shortcut, factors, offsets, y;
+    Visit visit = {0};
+    int is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKnnniii", &x, &shortcut, &factors, &offsets, &y, LAYOUT)) return NULL;
+    visit.x = POINTER(x);
+    visit.shortcut = POINTER(shortcut);
+    visit.factors = POINTER(factors);
+    visit.offsets = POINTER(offsets);
+    visit.written = POINTER(y);
+    return visit_all(&visit, PARTS, false, is_channels_last, is_bfloat16, num_threads);
+}
+
+static PyObject *norm_products(PyObject *self, PyObject *args) {
+    (void)self;
+    static const VisitPart PARTS[2] = {visit_products_residual_float, visit_products_residual_bfloat16};
+    Address dy, y, x, center, sums, products;
+    Visit visit = {0};
+    int is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKKnnniii", &dy, &y, &x, &center, &sums, &products, LAYOUT)) return NULL;
+    visit.dy = POINTER(dy);
+    visit.y = POINTER(y);
+    visit.x = POINTER(x);
+    visit.center = POINTER(center);
+    visit.sums = POINTER(sums);
+    visit.products = POINTER(products);
+    return visit_all(&visit, PARTS, true, is_channels_last, is_bfloat16, num_threads);
+}
+
+static PyObject *norm_gradients(PyObject *self, PyObject *args) {
+    (void)self;
+    static const VisitPart PARTS[2] = {visit_gradients_residual_float, visit_gradients_residual_bfloat16};
+    Address dy, y, x, center, slopes, factors, offsets, dx, dshortcut;
+    Visit visit = {0};
+    int is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKKKKKnnniii", &dy, &y, &x, &center, &slopes, &factors, &offsets, &dx, &dshortcut,
+                          LAYOUT))
+        return NULL;
+    visit.dy = POINTER(dy);
+    visit.y = POINTER(y);
+    visit.x = POINTER(x);
+    visit.center = POINTER(center);
+    visit.slopes = POINTER(slopes);
+    visit.factors = POINTER(factors);
+    visit.offsets = POINTER(offsets);
+    visit.written = POINTER(dx);
+    visit.dshortcut = POINTER(dshortcut);
+    return visit_all(&visit, PARTS, false, is_channels_last, is_bfloat16, num_threads);
+}
+
 static PyMethodDef methods[] = {
     {"forward", forward, METH_VARARGS,
-     "x, weight, shortcut, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
+     "x, weight, norm_scale, norm_shift, shortcut, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, "
+     "num_threads"},
     {"backward", backward, METH_VARARGS,
      "dy, y, x, weight, mean, gate, dx, dshortcut, dweight, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
+    {"norm_moments", norm_moments, METH_VARARGS, "x, sums, squares, N, C, P, is_channels_last, is_bfloat16, num_threads"},
+    {"norm_result", norm_result, METH_VARARGS,
+     "x, shortcut, factors, offsets, y, N, C, P, is_channels_last, is_bfloat16, num_threads"},
+    {"norm_products", norm_products, METH_VARARGS,
+     "dy, y, x, center, sums, products, N, C, P, is_channels_last, is_bfloat16, num_threads"},
+    {"norm_gradients", norm_gradients, METH_VARARGS,
+     "dy, y, x, center, slopes, factors, offsets, dx, dshortcut, N, C, P, is_channels_last, is_bfloat16, num_threads"},
     {NULL, NULL, 0, NULL},
 };
 

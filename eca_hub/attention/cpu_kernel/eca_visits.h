@@ -71,15 +71,18 @@ VECTORS static void NAMED(dot_planes)(const NUMBER *dy, const NUMBER *y, const N
     }
 }
 
-VECTORS static void NAMED(forward_planes)(const NUMBER *x, const float *gates, const NUMBER *shortcut, NUMBER *y,
-                                          Int num_planes, Int size) {
+VECTORS static void NAMED(forward_planes)(const NUMBER *x, const float *gates, const float *offsets,
+                                          const NUMBER *shortcut, NUMBER *y, Int num_planes, Int size) {
     (void)shortcut;
+    (void)offsets;
     for (Int plane = 0; plane < num_planes; plane++, x += size, shortcut += RESIDUAL * size, y += size) {
         float gate = gates[plane];
         Int at = 0;
 #if RESIDUAL
-        for (; at + WIDTH <= size; at += WIDTH) STORES(y + at, relus(LOADS(x + at) * gate + LOADS(shortcut + at)));
-        for (; at < size; at++) STORE(y + at, relu(LOAD(x + at) * gate + LOAD(shortcut + at)));
+        float offset = offsets[plane];
+        for (; at + WIDTH <= size; at += WIDTH)
+            STORES(y + at, relus(LOADS(x + at) * gate + offset + LOADS(shortcut + at)));
+        for (; at < size; at++) STORE(y + at, relu(LOAD(x + at) * gate + offset + LOAD(shortcut + at)));
 #else
         for (; at + WIDTH <= size; at += WIDTH) STORES(y + at, LOADS(x + at) * gate);
         for (; at < size; at++) STORE(y + at, LOAD(x + at) * gate);
@@ -167,15 +170,16 @@ VECTORS static void NAMED(dot_rows)(const NUMBER *dy, const NUMBER *y, const NUM
     }
 }
 
-VECTORS static void NAMED(forward_rows)(const NUMBER *x, const float *gates, const NUMBER *shortcut, NUMBER *y,
-                                        Int num_rows, Int width) {
+VECTORS static void NAMED(forward_rows)(const NUMBER *x, const float *gates, const float *offsets,
+                                        const NUMBER *shortcut, NUMBER *y, Int num_rows, Int width) {
     (void)shortcut;
+    (void)offsets;
     for (; num_rows > 0; num_rows--, x += width, shortcut += RESIDUAL * width, y += width) {
         Int c = 0;
 #if RESIDUAL
         for (; c + WIDTH <= width; c += WIDTH)
-            STORES(y + c, relus(LOADS(x + c) * AT(gates + c) + LOADS(shortcut + c)));
-        for (; c < width; c++) STORE(y + c, relu(LOAD(x + c) * gates[c] + LOAD(shortcut + c)));
+            STORES(y + c, relus(LOADS(x + c) * AT(gates + c) + AT(offsets + c) + LOADS(shortcut + c)));
+        for (; c < width; c++) STORE(y + c, relu(LOAD(x + c) * gates[c] + offsets[c] + LOAD(shortcut + c)));
 #else
         for (; c + WIDTH <= width; c += WIDTH) STORES(y + c, LOADS(x + c) * AT(gates + c));
         for (; c < width; c++) STORE(y + c, LOAD(x + c) * gates[c]);
@@ -228,8 +232,8 @@ static void NAMED(accumulate)(const Job *job, const Share *share, Int image, flo
         SUMMING(sum_planes)(x, num_parts, size, sums + share->begin);
 }
 
-/* The second visit. */
-static void NAMED(write_out)(const Job *job, const Share *share, Int image, const float *gates, const float *dmeans) {
+/* The second visit. The offsets are those of a norm in forward, and the gradients of the means in backward. */
+static void NAMED(write_out)(const Job *job, const Share *share, Int image, const float *gates, const float *offsets) {
     Int width = job->num_channels, size = job->num_positions, num_parts = share->end - share->begin;
     Int from = image * width * size + share->begin * (job->is_channels_last ? width : size);
     const NUMBER *x = (const NUMBER *)job->x + from;
@@ -237,19 +241,24 @@ static void NAMED(write_out)(const Job *job, const Share *share, Int image, cons
     if (!job->dy) {
         const NUMBER *shortcut = RESIDUAL ? (const NUMBER *)job->shortcut + from : NULL;
         if (job->is_channels_last)
-            NAMED(forward_rows)(x, gates, shortcut, written, num_parts, width);
+            NAMED(forward_rows)(x, gates, offsets, shortcut, written, num_parts, width);
         else
-            NAMED(forward_planes)(x, gates + share->begin, shortcut, written, num_parts, size);
+            NAMED(forward_planes)
+    (x, gates + share->begin, offsets + share->begin, shortcut, written, num_parts, size);
         return;
     }
     const NUMBER *dy = (const NUMBER *)job->dy + from, *y = RESIDUAL ? (const NUMBER *)job->y + from : NULL;
     NUMBER *dshortcut = RESIDUAL ? (NUMBER *)job->dshortcut + from : NULL;
     if (job->is_channels_last)
-        NAMED(backward_rows)(dy, y, gates, dmeans, written, dshortcut, num_parts, width);
+        NAMED(backward_rows)(dy, y, gates, offsets, written, dshortcut, num_parts, width);
     else
         NAMED(backward_planes)
-    (dy, y, gates + share->begin, dmeans + share->begin, written, dshortcut, num_parts, size);
+    (dy, y, gates + share->begin, offsets + share->begin, written, dshortcut, num_parts, size);
 }
+
+#if RESIDUAL
+#include "norm_visits.h"
+#endif
 
 #undef GRADIENT
 #undef GRADIENTS

@@ -17,7 +17,7 @@ except ImportError:
     is_built = False
 else:
     # A file that an editable installation has kept from an earlier version has other functions.
-    is_built = hasattr(eca_kernel, "forward") and hasattr(eca_kernel, "backward")
+    is_built = hasattr(eca_kernel, "norm_moments")
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -62,6 +62,7 @@ def forward(
     y_NCHW: Tensor,
     *,
     shortcut_NCHW: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
     saved_2NC: Tensor | None = None,
 ) -> Tensor:
     """Write x * gate, or relu(x * gate + shortcut), where gate = sigmoid(conv1d(mean_HW(x))).
@@ -71,13 +72,17 @@ def forward(
         weight_11k: The kernel along the channels.
         y_NCHW: Where to write; in the memory format of x, and may be x or the shortcut itself.
         shortcut_NCHW: What a residual block adds before its ReLU.
+        norm: Scale and shift (C,) in float32, if x is to be replaced by x * scale + shift; needs a shortcut.
         saved_2NC: Where to write what `backward` needs, means and gates in float32; None saves nothing.
     """
     weight_11k = weight_11k.float()
     saved = 0 if saved_2NC is None else saved_2NC.data_ptr()
+    scale, shift = (0, 0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
     eca_kernel.forward(
         x_NCHW.data_ptr(),
         weight_11k.data_ptr(),
+        scale,
+        shift,
         0 if shortcut_NCHW is None else shortcut_NCHW.data_ptr(),
         y_NCHW.data_ptr(),
         saved,
@@ -128,10 +133,76 @@ def backward(
     return dx_NCHW, dweight_11k.to(weight_11k.dtype), dshortcut_NCHW
 
 
+def norm_moments(x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum each channel of each image, and its squares: two tensors (N, C) in float64."""
+    sums_NC, squares_NC = torch.empty((2, *x_NCHW.shape[:2]), dtype=torch.float64)
+    eca_kernel.norm_moments(x_NCHW.data_ptr(), sums_NC.data_ptr(), squares_NC.data_ptr(), *_map_layout(x_NCHW))
+    return sums_NC, squares_NC
+
+
+def norm_result(x_NCHW: Tensor, shortcut_NCHW: Tensor, factors_NC: Tensor, offsets_NC: Tensor) -> Tensor:
+    """Compute relu(x * factor + offset + shortcut)."""
+    y_NCHW = torch.empty_like(x_NCHW)
+    eca_kernel.norm_result(
+        x_NCHW.data_ptr(),
+        shortcut_NCHW.data_ptr(),
+        factors_NC.data_ptr(),
+        offsets_NC.data_ptr(),
+        y_NCHW.data_ptr(),
+        *_map_layout(x_NCHW),
+    )
+    return y_NCHW
+
+
+def norm_products(dy_NCHW: Tensor, y_NCHW: Tensor, x_NCHW: Tensor, center_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum g = dy where y is positive, and g * (x - center): two tensors (N, C) in float64."""
+    sums_NC, products_NC = torch.empty((2, *x_NCHW.shape[:2]), dtype=torch.float64)
+    eca_kernel.norm_products(
+        dy_NCHW.data_ptr(),
+        y_NCHW.data_ptr(),
+        x_NCHW.data_ptr(),
+        center_C.data_ptr(),
+        sums_NC.data_ptr(),
+        products_NC.data_ptr(),
+        *_map_layout(x_NCHW),
+    )
+    return sums_NC, products_NC
+
+
+def norm_gradients(
+    dy_NCHW: Tensor,
+    y_NCHW: Tensor,
+    x_NCHW: Tensor,
+    center_C: Tensor,
+    slopes_C: Tensor,
+    factors_NC: Tensor,
+    offsets_NC: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Compute g * factor + (x - center) * slope + offset, the gradient of x, and g, that of the shortcut."""
+    dx_NCHW, dshortcut_NCHW = torch.empty_like(x_NCHW), torch.empty_like(x_NCHW)
+    eca_kernel.norm_gradients(
+        dy_NCHW.data_ptr(),
+        y_NCHW.data_ptr(),
+        x_NCHW.data_ptr(),
+        center_C.data_ptr(),
+        slopes_C.data_ptr(),
+        factors_NC.data_ptr(),
+        offsets_NC.data_ptr(),
+        dx_NCHW.data_ptr(),
+        dshortcut_NCHW.data_ptr(),
+        *_map_layout(x_NCHW),
+    )
+    return dx_NCHW, dshortcut_NCHW
+
+
 def _layout(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[int, int, int, int, bool, bool, int]:
+    num_images, num_channels, num_positions, is_channels_last, is_bfloat16, num_threads = _map_layout(x_NCHW)
+    return num_images, num_channels, num_positions, weight_11k.shape[2], is_channels_last, is_bfloat16, num_threads
+
+
+def _map_layout(x_NCHW: Tensor) -> tuple[int, int, int, bool, bool, int]:
     num_images, num_channels, height, width = x_NCHW.shape
     # A map of one position is in both memory formats; its channels are adjacent.
     is_channels_last = height * width == 1 or not x_NCHW.is_contiguous()
     num_threads = max(1, min(torch.get_num_threads(), x_NCHW.numel() // _ELEMENTS_PER_THREAD))
-    is_bfloat16 = x_NCHW.dtype is torch.bfloat16
-    return num_images, num_channels, height * width, weight_11k.shape[2], is_channels_last, is_bfloat16, num_threads
+    return num_images, num_channels, height * width, is_channels_last, x_NCHW.dtype is torch.bfloat16, num_threads
