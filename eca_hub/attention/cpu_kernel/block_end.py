@@ -1,6 +1,6 @@
 """The end of a residual block with ECA from the output of its last convolution on: norm, gate, shortcut and ReLU.
 
-    z = (x - mean) / sqrt(var + eps) * gamma + beta;   y = relu(z * sigmoid(conv1d(mean_HW(z))) + shortcut)
+    z = (x - mean) / sqrt(var + eps) * weight + bias;   y = relu(z * sigmoid(conv1d(mean_HW(z))) + shortcut)
 
 The norm is an affine map of each channel, so the mean of z over space follows from that of x, and z is never written.
 In inference the compiled kernel visits each image once, as it does without the norm. In training the norm needs the
@@ -19,74 +19,68 @@ from torch.nn import functional
 from eca_hub.attention.cpu_kernel import dispatch, fused, operations
 
 
-class Norm(NamedTuple):
+class NormTensors(NamedTuple):
     """The tensors of a batch norm, each (C,)."""
 
-    gamma_C: Tensor
-    beta_C: Tensor
-    mean_C: Tensor
-    var_C: Tensor
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
 
-def norm_of(module: nn.Module) -> Norm | None:
-    """Return the tensors of a batch norm that this module computes as `BatchNorm2d` does; None for any other.
+def norm_tensors(norm: nn.Module, num_channels: int) -> NormTensors | None:
+    """Return the tensors of a norm if they alone determine what it computes, as in a plain BatchNorm2d.
 
-    None for a subclass, hooks, pruning, a parametrization, and a norm without weights, running statistics or momentum.
+    None for a subclass, hooks, pruning, any parametrization, and a norm without weights, statistics or momentum.
     """
-    if type(module) is not nn.BatchNorm2d or module.momentum is None or not module.track_running_stats:
+    if type(norm) is not nn.BatchNorm2d or norm.momentum is None or not norm.track_running_stats:
         return None
-    parameters, buffers = module._parameters, module._buffers
-    tensors = (
-        parameters.get("weight"),
-        parameters.get("bias"),
-        buffers.get("running_mean"),
-        buffers.get("running_var"),
-    )
-    for tensor in tensors:
-        if type(tensor) not in (nn.Parameter, Tensor) or not tensor.is_cpu or not tensor.is_contiguous():  # type: ignore[union-attr]
+    parameters, buffers = norm._parameters, norm._buffers
+    found = (parameters.get("weight"), parameters.get("bias"), buffers.get("running_mean"), buffers.get("running_var"))
+    tensors: list[Tensor] = []
+    for tensor in found:
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor is None or tensor.shape != (num_channels,):
             return None
-    return None if "forward" in module.__dict__ or dispatch.has_hooks(module) else Norm(*tensors)  # type: ignore[arg-type]
+        if not tensor.is_cpu or not tensor.is_contiguous():
+            return None
+        tensors.append(tensor)
+    return None if "forward" in norm.__dict__ or dispatch.has_hooks(norm) else NormTensors(*tensors)
 
 
 def finish_block(
-    x_NCHW: Tensor,
-    module: nn.Module,
-    weight_11k: Tensor,
-    shortcut_NCHW: Tensor,
-    *,
-    may_overwrite: bool,
+    x_NCHW: Tensor, norm: nn.Module, weight_11k: Tensor, shortcut_NCHW: Tensor, *, may_overwrite: bool
 ) -> Tensor | None:
-    """Compute relu(ECA(norm(x)) + shortcut), and the running statistics of the norm in training.
+    """Compute relu(ECA(norm(x)) + shortcut), and update the running statistics of the norm in training.
 
     Args:
         x_NCHW: The output of the last convolution.
-        module: The norm.
+        norm: The norm behind it.
         weight_11k: ECA's kernel along the channels.
         shortcut_NCHW: The shortcut.
-        may_overwrite: Whether the result may be written into x if no gradient is needed.
+        may_overwrite: Whether the result may be written into x if no gradient is needed: x was just computed and has
+            no other reference.
 
     Returns:
         None, with nothing changed, if the kernel does not support this norm or these tensors.
     """
-    norm = norm_of(module)
-    if norm is None or not x_NCHW.is_cpu or not dispatch.is_supported(x_NCHW, weight_11k):
+    if not dispatch.is_supported(x_NCHW, weight_11k) or not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
         return None
-    if not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
+    tensors = norm_tensors(norm, x_NCHW.shape[1])
+    if tensors is None or (tensors.weight.dtype != x_NCHW.dtype and not torch.is_autocast_enabled("cpu")):
         return None
-    if norm.gamma_C.dtype != x_NCHW.dtype and not torch.is_autocast_enabled("cpu"):
-        return None
-    if not module.training and not dispatch.requires_grad(x_NCHW, weight_11k, shortcut_NCHW, *norm[:2]):
-        gamma_C, beta_C, mean_C, var_C = (tensor.float() for tensor in norm)
-        scale_C = (var_C + module.eps).rsqrt_().mul_(gamma_C)  # type: ignore[operator]
-        shift_C = beta_C - mean_C * scale_C
-        y_NCHW = x_NCHW if may_overwrite else torch.empty_like(x_NCHW)
+    assert isinstance(norm, nn.BatchNorm2d)
+    if not norm.training and not dispatch.requires_grad(x_NCHW, weight_11k, shortcut_NCHW, *tensors[:2]):
+        weight_C, bias_C, mean_C, var_C = (tensor.float() for tensor in tensors)
+        scale_C = (var_C + norm.eps).rsqrt_().mul_(weight_C)
+        shift_C = bias_C - mean_C * scale_C
         if may_overwrite and not x_NCHW.is_inference():
             torch.autograd.graph.increment_version(x_NCHW)
+        y_NCHW = x_NCHW if may_overwrite else torch.empty_like(x_NCHW)
         return fused.forward(x_NCHW, weight_11k, y_NCHW, shortcut_NCHW=shortcut_NCHW, norm=(scale_C, shift_C))
-    # torch refuses a single number a channel, and tells the reason.
-    if any(tensor.dtype != torch.float32 for tensor in norm) or x_NCHW.numel() == x_NCHW.shape[1]:
+    # The norm itself refuses a single number a channel.
+    if any(tensor.dtype != torch.float32 for tensor in tensors) or x_NCHW.numel() == x_NCHW.shape[1]:
         return None
-    return cast("Tensor", _FinishBlock.apply(x_NCHW, norm.gamma_C, norm.beta_C, weight_11k, shortcut_NCHW, module))
+    return cast("Tensor", _FinishBlock.apply(x_NCHW, *tensors[:2], weight_11k, shortcut_NCHW, norm))
 
 
 class _FinishBlock(torch.autograd.Function):
@@ -94,33 +88,33 @@ class _FinishBlock(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_NCHW: Tensor,
-        gamma_C: Tensor,
-        beta_C: Tensor,
+        weight_C: Tensor,
+        bias_C: Tensor,
         weight_11k: Tensor,
         shortcut_NCHW: Tensor,
-        module: nn.BatchNorm2d,
+        norm: nn.BatchNorm2d,
     ) -> Tensor:
         num_positions = x_NCHW.shape[2] * x_NCHW.shape[3]
         sums_NC, squares_NC = fused.norm_moments(x_NCHW)
-        if module.training:
+        if norm.training:
             mean_C, var_C = _batch_statistics(sums_NC, squares_NC, num_positions)
-            _update_running_statistics(module, mean_C, var_C, len(x_NCHW) * num_positions)
+            _update_running_statistics(norm, mean_C, var_C, len(x_NCHW) * num_positions)
         else:
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            mean_C, var_C = module.running_mean.double(), module.running_var.double()
-        inverse_C = (var_C + module.eps).rsqrt_()
-        scale_C = inverse_C * gamma_C
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            mean_C, var_C = norm.running_mean.double(), norm.running_var.double()
+        inverse_C = (var_C + norm.eps).rsqrt_()
+        scale_C = inverse_C * weight_C
         deviation_NC = sums_NC / num_positions - mean_C
-        mean_z_NC = (deviation_NC * scale_C + beta_C).float()
+        mean_z_NC = (deviation_NC * scale_C + bias_C).float()
         gate_NC = operations.correlate(mean_z_NC, weight_11k.float()).sigmoid()
         factors_NC = (gate_NC * scale_C).float()
-        offsets_NC = (gate_NC * (beta_C - mean_C * scale_C)).float()
+        offsets_NC = (gate_NC * (bias_C - mean_C * scale_C)).float()
         y_NCHW = fused.norm_result(x_NCHW, shortcut_NCHW, factors_NC, offsets_NC)
         ctx.save_for_backward(
             x_NCHW,
-            gamma_C,
-            beta_C,
+            weight_C,
+            bias_C,
             weight_11k,
             shortcut_NCHW,
             y_NCHW,
@@ -130,40 +124,40 @@ class _FinishBlock(torch.autograd.Function):
             mean_z_NC,
             gate_NC,
         )
-        ctx.has_batch_statistics, ctx.eps = module.training, module.eps
+        ctx.has_batch_statistics, ctx.eps = norm.training, norm.eps
         return y_NCHW
 
     @staticmethod
     def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or not dispatch.is_eager(dy_NCHW):
             return *_differentiate(ctx, dy_NCHW), None
-        x_NCHW, gamma_C, beta_C, weight_11k, _, y_NCHW, mean_C, inverse_C, deviation_NC, mean_z_NC, gate_NC = (
+        x_NCHW, weight_C, bias_C, weight_11k, _, y_NCHW, mean_C, inverse_C, deviation_NC, mean_z_NC, gate_NC = (
             ctx.saved_tensors
         )
         num_positions, size = x_NCHW.shape[2] * x_NCHW.shape[3], weight_11k.shape[2]
         if dy_NCHW.stride() != x_NCHW.stride():
             dy_NCHW = torch.empty_like(x_NCHW).copy_(dy_NCHW)
-        center_C, scale_C, kernel_11k = mean_C.float(), inverse_C * gamma_C, weight_11k.float()
+        center_C, scale_C, kernel_11k = mean_C.float(), inverse_C * weight_C, weight_11k.float()
         sums_NC, products_NC = fused.norm_products(dy_NCHW, y_NCHW, x_NCHW, center_C)
         # The gate: of its logits, then of the means and the kernel.
-        dgate_NC = products_NC * scale_C + sums_NC * beta_C
+        dgate_NC = products_NC * scale_C + sums_NC * bias_C
         dlogits_NC = (dgate_NC * (gate_NC * (1 - gate_NC))).float()
         neighbors_NCk = functional.pad(mean_z_NC, (size // 2, size // 2)).unfold(1, size, 1)
         dkernel_11k = torch.einsum("nc,nck->k", dlogits_NC, neighbors_NCk).view(1, 1, size)
         dmean_NC = operations.correlate(dlogits_NC, kernel_11k.flip(2))
         # The norm: the gradient of z is g * gate + dmean / (H W).
-        dbeta_C = (sums_NC * gate_NC + dmean_NC).sum(0)
+        dbias_C = (sums_NC * gate_NC + dmean_NC).sum(0)
         dscale_C = (products_NC * gate_NC + dmean_NC * deviation_NC).sum(0)
         offsets_NC, slopes_C = dmean_NC / num_positions, torch.zeros_like(center_C)
         if ctx.has_batch_statistics:
             num_values = len(x_NCHW) * num_positions
-            offsets_NC = offsets_NC - dbeta_C / num_values
+            offsets_NC = offsets_NC - dbias_C / num_values
             slopes_C = (scale_C * inverse_C.square() * dscale_C / -num_values).float()
         dx_NCHW, dshortcut_NCHW = fused.norm_gradients(
             dy_NCHW, y_NCHW, x_NCHW, center_C, slopes_C, (gate_NC * scale_C).float(), (offsets_NC * scale_C).float()
         )
-        dgamma_C, dweight_11k = (dscale_C * inverse_C).to(gamma_C.dtype), dkernel_11k.to(weight_11k.dtype)
-        return dx_NCHW, dgamma_C, dbeta_C.to(beta_C.dtype), dweight_11k, dshortcut_NCHW, None
+        dweight_C, dweight_11k = (dscale_C * inverse_C).to(weight_C.dtype), dkernel_11k.to(weight_11k.dtype)
+        return dx_NCHW, dweight_C, dbias_C.to(bias_C.dtype), dweight_11k, dshortcut_NCHW, None
 
 
 def _batch_statistics(sums_NC: Tensor, squares_NC: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
@@ -172,28 +166,28 @@ def _batch_statistics(sums_NC: Tensor, squares_NC: Tensor, num_positions: int) -
     return mean_C, (squares_NC.sum(0) / num_values - mean_C.square()).clamp_min_(0)
 
 
-def _update_running_statistics(module: nn.BatchNorm2d, mean_C: Tensor, var_C: Tensor, num_values: int) -> None:
-    assert module.momentum is not None
+def _update_running_statistics(norm: nn.BatchNorm2d, mean_C: Tensor, var_C: Tensor, num_values: int) -> None:
+    assert norm.momentum is not None
     for running_C, value_C in (
-        (module.running_mean, mean_C),
-        (module.running_var, var_C * (num_values / (num_values - 1))),
+        (norm.running_mean, mean_C),
+        (norm.running_var, var_C * (num_values / (num_values - 1))),
     ):
         assert running_C is not None
-        running_C.mul_(1 - module.momentum).add_(value_C.float(), alpha=module.momentum)
-    if module.num_batches_tracked is not None:
-        module.num_batches_tracked.add_(1)
+        running_C.mul_(1 - norm.momentum).add_(value_C.float(), alpha=norm.momentum)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
 
 
 def _differentiate(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients in torch operations, which autograd records for second derivatives."""
-    x_NCHW, gamma_C, beta_C, weight_11k, shortcut_NCHW, _, mean_C, inverse_C, *_ = ctx.saved_tensors
-    inputs = (x_NCHW, gamma_C, beta_C, weight_11k, shortcut_NCHW)
+    x_NCHW, weight_C, bias_C, weight_11k, shortcut_NCHW, _, mean_C, inverse_C, *_ = ctx.saved_tensors
+    inputs = (x_NCHW, weight_C, bias_C, weight_11k, shortcut_NCHW)
     with torch.enable_grad():
         if ctx.has_batch_statistics:
-            z_NCHW = functional.batch_norm(x_NCHW, None, None, gamma_C, beta_C, training=True, eps=ctx.eps)
+            z_NCHW = functional.batch_norm(x_NCHW, None, None, weight_C, bias_C, training=True, eps=ctx.eps)
         else:
             normalized_NCHW = (x_NCHW - mean_C[:, None, None]) * inverse_C[:, None, None]
-            z_NCHW = (normalized_NCHW * gamma_C[:, None, None] + beta_C[:, None, None]).to(x_NCHW.dtype)
+            z_NCHW = (normalized_NCHW * weight_C[:, None, None] + bias_C[:, None, None]).to(x_NCHW.dtype)
         kernel_11k = weight_11k.to(z_NCHW.dtype)
         mean_N1C = z_NCHW.mean((2, 3)).unsqueeze(1)
         gate_N1C = torch.conv1d(mean_N1C, kernel_11k, padding=kernel_11k.shape[2] // 2).sigmoid()

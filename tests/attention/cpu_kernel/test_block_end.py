@@ -62,7 +62,7 @@ Compute = Callable[[Tensor, nn.Module, Tensor, Tensor], Tensor]
 
 
 def results_of(compute: Compute, norm: nn.Module, tensors: list[Tensor], dy_NCHW: Tensor) -> list[Tensor]:
-    """The result, the gradients of map, kernel, shortcut, gamma and beta, and the norm's statistics afterwards."""
+    """The result, the gradients of map, kernel, shortcut, weight and bias, and the norm's statistics afterwards."""
     norm = copy.deepcopy(norm).to(dy_NCHW.dtype)
     x_NCHW, weight_11k, shortcut_NCHW = (tensor.to(dy_NCHW.dtype).requires_grad_() for tensor in tensors)
     y_NCHW = compute(x_NCHW, norm, weight_11k, shortcut_NCHW)
