@@ -12,6 +12,14 @@ run gets a map that was just written, as the norm before it does in a network, o
 one copy and one sum of the map, measured in the same turns: the cost of reading it twice and writing it once to a new
 buffer. `EcaModule / floor` is therefore about the best ratio to timm's layer where memory bandwidth is the limit.
 
+ECA's blocks end in one kernel that takes the last batch norm, the shortcut and the ReLU too, while the blocks of the
+network without attention run torch's operations one by one: the overhead of a network is that of the whole block, and
+may be negative. `--separate-norms` times the blocks with the norm as an operation of its own.
+
+On a GPU each row has the time that a roofline predicts, from the clocks and the width that the driver reports: the
+visits of a fused kernel to the map at the bandwidth of the memory, and the operations of a network at the float32 rate
+without tensor cores.
+
 The gates run with the default allocator. The networks run with freed memory kept, as in `eca-hub fit` and the service;
 otherwise the time in which the system hands out the same pages again would be counted as attention's.
 """
@@ -36,7 +44,7 @@ from torch import Tensor, nn
 
 import eca_hub
 from eca_hub.allocator import keep_freed_memory
-from eca_hub.attention.cpu_kernel import dispatch, fused
+from eca_hub.attention.cpu_kernel import block_end, dispatch, fused
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -45,7 +53,30 @@ OURS, TIMM = "eca", "timm EcaModule"
 OPEN_WEIGHT = 20.0
 """Gives gates close to 1: a map overwritten by ever smaller numbers would end in denormals."""
 
+NUM_VISITS = {"inference": 3, "training": 7}
+"""Times that a fused kernel reads or writes a map larger than the caches: x, x, y; and in backward dy, x, dy, dx."""
+
 Row = dict[str, Any]
+
+
+class Roofline(NamedTuple):
+    """What a GPU can do at most."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+    @classmethod
+    def of(cls, device: str) -> "Roofline | None":
+        """Compute it from the clocks of the first GPU; None for a processor."""
+        if device != "cuda":
+            return None
+        gpu = torch.cuda.get_device_properties(0)
+        num_lanes = 64 if (gpu.major, gpu.minor) in ((7, 0), (7, 5), (8, 0)) else 128
+        # Clocks are in kHz; memory transfers twice a clock, and a lane multiplies and adds in one.
+        return cls(
+            bytes_per_s=2e3 * gpu.memory_clock_rate * gpu.memory_bus_width / 8,
+            flops_per_s=2e3 * gpu.clock_rate * gpu.multi_processor_count * num_lanes,
+        )
 
 
 class Shape(NamedTuple):
@@ -119,6 +150,7 @@ def in_turns(
 
 def gate_rows(shapes: Iterable[Shape], args: argparse.Namespace) -> Iterator[Row]:
     """Time every layer on every map, forward without gradients and forward with backward."""
+    roofline = Roofline.of(args.device)
     for shape in shapes:
         written_NCHW = torch.rand(shape.batch, shape.channels, shape.side_px, shape.side_px, device=args.device) + 0.5
         written_NCHW = written_NCHW.contiguous(memory_format=FORMATS[shape.memory_format])
@@ -142,6 +174,7 @@ def gate_rows(shapes: Iterable[Shape], args: argparse.Namespace) -> Iterator[Row
                     "time_us": took_s * 1e6,
                     "floors": took_s / floor_s,
                     "timm_eca_times": best_s[TIMM] / took_s,
+                    "roofline_us": roofline and NUM_VISITS[mode] * shape.mib * 2**20 / roofline.bytes_per_s * 1e6,
                 }
 
 
@@ -175,6 +208,10 @@ def network_rows(cases: Iterable[tuple[str, int]], args: argparse.Namespace) -> 
     keep_freed_memory()
     names = ["resnet50", *(f"{method}_resnet50" for method in args.methods)]
     nets = {name: eca_hub.create_model(name).to(args.device) for name in names}
+    if args.separate_norms:
+        block_end.norm_tensors = lambda norm, num_channels: None
+    roofline = Roofline.of(args.device)
+    num_macs = {name: eca_hub.count_complexity(net).multiply_adds for name, net in nets.items()} if roofline else {}
     for mode, batch in cases:
         x_N3HW = torch.randn(batch, 3, 224, 224, device=args.device)
 
@@ -195,6 +232,9 @@ def network_rows(cases: Iterable[tuple[str, int]], args: argparse.Namespace) -> 
                 "batch": batch,
                 "time_ms": min(values) * 1e3,
                 "overhead": statistics.median(ratios) - 1,
+                # Backward takes as many operations for the maps and as many for the weights.
+                "roofline_ms": roofline
+                and num_macs[name] * batch * (6 if mode == "training" else 2) / roofline.flops_per_s * 1e3,
             }
 
 
@@ -214,6 +254,8 @@ def print_shapes(rows: list[Row]) -> None:
         for mode in ("inference", "training"):
             ours, timms = found[OURS, mode, shape], found[TIMM, mode, shape]
             line += f" {timms['floors']:>10.2f}{ours['floors']:>8.2f}{ours['timm_eca_times']:>13.2f}  "
+            if ours["roofline_us"]:
+                line += f" ours {ours['time_us']:.0f} us, roofline {ours['roofline_us']:.0f} us  "
         print(line)
 
 
@@ -241,6 +283,8 @@ def print_networks(rows: list[Row]) -> None:
     print(f"\n{'network':<18} {'mode':<10} {'batch':>5} {'fastest':>12} {'over resnet50':>14}")
     for row in rows:
         timing = f"{row['time_ms']:>9.1f} ms {row['overhead']:>+14.1%}"
+        if row["roofline_ms"]:
+            timing += f"   roofline {row['roofline_ms']:.1f} ms"
         print(f"{row['network']:<18} {row['mode']:<10} {row['batch']:>5} {timing}")
 
 
@@ -286,6 +330,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="Threads of the CPU.")
     parser.add_argument("--triton", action="store_true", help="Let ECA run its Triton kernel, with --device cuda.")
     parser.add_argument("--compiled", action="store_true", help="Run every layer, not the networks, by torch.compile.")
+    parser.add_argument("--separate-norms", action="store_true", help="Keep the last norm of ECA's blocks separate.")
     parser.add_argument("--quick", action="store_true", help="Few turns, batch 1 alone.")
     parser.add_argument("--json", type=Path, help="Write all rows and the aims here.")
     args = parser.parse_args()

@@ -9,8 +9,9 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import FrozenBatchNorm2d
 
 from eca_hub.attention.cpu_kernel import block_end, dispatch, fused
 from eca_hub.attention.eca import ECA
@@ -99,6 +100,8 @@ def test_training_is_that_of_timms_blocks(name: str, num_fused: list[int]) -> No
         assert found.grad is not None
         assert expected.grad is not None
         torch.testing.assert_close(found.grad, expected.grad, atol=1e-3, rtol=1e-3, msg=key)
+    for (key, found_C), expected_C in zip(model.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(found_C, expected_C, atol=1e-4, rtol=1e-4, msg=key)
 
 
 def test_copies_pickles_state_dicts_and_classes_are_those_of_timms_blocks() -> None:
@@ -280,6 +283,79 @@ def test_a_block_with_another_activation_or_drop_path_runs_it(num_fused: list[in
         torch.testing.assert_close(block(x_NCHW), as_timm(nn.Sequential(block))(x_NCHW))
         assert torch.equal(block_1(x_NCHW), x_NCHW.relu())
     assert not num_fused
+
+
+class DoubledWeight(nn.Module):
+    def forward(self, weight_C: Tensor) -> Tensor:
+        return 2 * weight_C
+
+
+def given_a_hook(block: nn.Module) -> None:
+    block.get_submodule("bn2").register_forward_hook(lambda module, args, y: y + 1)
+
+
+def with_a_pruned_norm(block: nn.Module) -> None:
+    prune.l1_unstructured(block.bn2, "weight", amount=32)  # type: ignore[no-untyped-call]
+
+
+def with_a_parametrized_norm(block: nn.Module) -> None:
+    parametrize.register_parametrization(block.get_submodule("bn2"), "weight", DoubledWeight())
+
+
+def with_another_forward(block: nn.Module) -> None:
+    setattr(block.bn2, "forward", lambda x_NCHW: x_NCHW.sin())  # noqa: B010
+
+
+def with_a_group_norm(block: nn.Module) -> None:
+    block.bn2 = nn.GroupNorm(4, 64)
+
+
+def with_frozen_statistics(block: nn.Module) -> None:
+    block.get_submodule("bn2").eval()
+
+
+def with_a_frozen_norm(block: nn.Module) -> None:
+    block.bn2 = FrozenBatchNorm2d(64)
+
+
+def with_a_convolution_that_keeps_its_output(block: nn.Module) -> None:
+    block.conv2 = KeepingConv(64, 64, 3, padding=1)
+
+
+class KeepingConv(nn.Conv2d):
+    last: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.last = super().forward(input)
+        return self.last
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        given_a_hook, with_a_pruned_norm, with_a_parametrized_norm, with_another_forward, with_a_group_norm,
+        with_frozen_statistics, with_a_frozen_norm, with_a_convolution_that_keeps_its_output,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_training", [True, False], ids=["training", "inference"])
+def test_a_block_whose_last_norm_or_convolution_is_changed_computes_and_trains_it(
+    change: Callable[[nn.Module], None], is_training: bool
+) -> None:
+    block, x_NCHW = network().get_submodule("layer1.0").train(is_training), torch.randn(2, 64, 8, 8)
+    change(block)
+    other = as_timm(nn.Sequential(block))
+    with torch.set_grad_enabled(is_training):
+        for compute in (block, other):
+            y_NCHW = compute(x_NCHW)
+            if is_training:
+                y_NCHW.square().sum().backward()
+        torch.testing.assert_close(block(x_NCHW), other(x_NCHW), atol=1e-5, rtol=1e-5)
+    for found, expected in zip(block.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-3, rtol=1e-4)
+    for found, expected in zip(block.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    if isinstance(block.conv2, KeepingConv):
+        torch.testing.assert_close(block.conv2.last, other.get_submodule("0.conv2").last, atol=1e-5, rtol=1e-5)
 
 
 class Caching(nn.BatchNorm2d):
