@@ -342,8 +342,10 @@ def test_a_block_whose_last_norm_or_convolution_is_changed_computes_and_trains_i
     change: Callable[[nn.Module], None], is_training: bool
 ) -> None:
     block, x_NCHW = network().get_submodule("layer1.0").train(is_training), torch.randn(2, 64, 8, 8)
-    change(block)
     other = as_timm(nn.Sequential(block))
+    for changed in (block, other.get_submodule("0")):
+        torch.manual_seed(1)
+        change(changed)
     with torch.set_grad_enabled(is_training):
         for compute in (block, other):
             y_NCHW = compute(x_NCHW)
