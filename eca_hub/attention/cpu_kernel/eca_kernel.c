@@ -24,6 +24,7 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <math.h>
 #include <omp.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -55,25 +56,34 @@ static inline float sum_of(const Vector *vector) {
 /* Numbers that are summed as floats before they are added to a double, by layout of the map. */
 enum { PLANE_BLOCK = 2048, ROW_BLOCK = 32 };
 
-/* Channels of an NPC map that one thread sums. */
-enum { STRIP = 128 };
+/* Channels of an NPC map that are summed at a time, and if there are too few images for all threads. */
+enum { STRIP = 2048, NARROW_STRIP = 128 };
 
 /* Numbers of an NCP image that are averaged before the first of them is written, and the fewest channels. */
 enum { NUMBERS_BLOCK = 16384, CHANNEL_BLOCK = 16 };
 
 typedef int32_t Integers __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
 
 /* NaN stays NaN, as in torch. */
 static inline float relu(float value) { return value < 0 ? 0 : value; }
-#define relus(values)                                          \
-    ({                                                         \
-        Vector values_ = (values);                             \
-        (Vector)((Integers)values_ & ~(Integers)(values_ < 0)); \
+
+/* All ones where a number is below 0, and where it is 0 or below; zeros for NaN. Additions and shifts of the bits,
+   because gcc makes sixteen scalar comparisons of a vector comparison that is wider than the processor's: the end of a
+   block took 15 times as long as its gate. A number below 0 has bits from 0x80000000 to 0xff800000. */
+#define SPREAD_SIGN(bits) (Bits)((Integers)(bits) >> 31)
+#define BELOW_ZERO(bits) SPREAD_SIGN((bits) & ((bits) + 0x7fffff))
+#define ZERO_OR_BELOW(bits) SPREAD_SIGN(((bits) & ((bits) + 0x7fffff)) | (((bits) & 0x7fffffff) - 1))
+
+#define relus(values)                         \
+    ({                                        \
+        Bits bits_ = (Bits)(values);          \
+        (Vector)(bits_ & ~BELOW_ZERO(bits_)); \
     })
-#define where_positive(values, conditions)                          \
-    ({                                                              \
-        Vector conditions_ = (conditions);                          \
-        (Vector)((Integers)(values) & ~(Integers)(conditions_ <= 0)); \
+#define where_positive(values, conditions)                      \
+    ({                                                          \
+        Bits conditions_ = (Bits)(conditions);                  \
+        (Vector)((Bits)(values) & ~ZERO_OR_BELOW(conditions_)); \
     })
 
 /* ---- one number a channel ---- */
@@ -150,21 +160,31 @@ typedef struct {
     float *dweight;
 } Job;
 
-/* One visit to the maps of a batch, for the end of a residual block in training: norm_visits.h. */
+/* The end of a block in training, with its norm: norm_visits.h. */
 typedef struct {
-    Int num_images, num_channels, num_positions;
+    Int num_images, num_channels, num_positions, kernel_size;
     bool is_channels_last;
+    /* Whether the statistics are those of the batch, which forward computes; else they are constants. */
+    bool has_batch_statistics;
+    double eps;
     const void *x, *shortcut, *dy, *y;
+    const float *norm_weight, *norm_bias, *weight;
     /* The result, or the gradients of x and of the shortcut. */
     void *written, *dshortcut;
-    /* One number a channel: what is subtracted from x in backward, and what the difference is multiplied by. */
-    const float *center, *slopes;
+    /* One number a channel. */
+    double *mean, *variance;
+    /* One number an image and channel: the mean of x less that of the channel, the mean of the norm, and the gate. */
+    float *deviation, *normalized, *gate;
+    /* Of the norm's weight and bias and of the kernel along the channels. */
+    float *dnorm_weight, *dnorm_bias, *dweight;
+    /* Scratch memory. In backward the mean as a float, subtracted from x, and what the difference is multiplied by. */
+    float *center, *slopes;
     /* One number an image and channel. */
-    const float *factors, *offsets;
+    float *factors, *offsets;
     double *sums, *products;
-} Visit;
+} BlockEnd;
 
-typedef void (*VisitPart)(const Visit *, Int image, Int begin, Int end);
+typedef void (*Visit)(const BlockEnd *, Int image, Int begin, Int end);
 
 /* What one thread does: whole images if there are enough for all threads, else its part of each image. */
 typedef struct {
@@ -209,7 +229,6 @@ static Share share_of(const Job *job, int thread, int num_threads) {
 #undef SUMMING
 
 /* bfloat16: the upper half of a float; what is cut off is rounded to the nearest, to even between two (IEEE 754). */
-typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
 
 static inline float widened(const uint16_t *half) {
@@ -230,9 +249,9 @@ static inline void widen_all(Vector *values, const uint16_t *halves) {
 }
 
 static inline void narrow_all(uint16_t *halves, const Vector *values) {
-    Bits bits = *(const Bits *)values, is_number = (Bits)(*values == *values);
+    Bits bits = *(const Bits *)values, is_nan = SPREAD_SIGN(0x7f800000 - (bits & 0x7fffffff));
     bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    *(Halves *)halves = __builtin_convertvector((bits & is_number) | (0x7fc0 & ~is_number), Halves);
+    *(Halves *)halves = __builtin_convertvector((bits & ~is_nan) | (0x7fc0 & is_nan), Halves);
 }
 
 #define NUMBER uint16_t
@@ -323,11 +342,9 @@ static void compute_dmeans(const Job *job, const float *padded, float *dmeans, I
 }
 
 /* Backward: from the gradients of all logits of an image to that of the kernel. */
-static void add_dweights(const Job *job, Int image, const float *padded, double *dweights) {
-    Int width = job->num_channels, half = job->kernel_size / 2;
-    const float *mean = job->mean + image * width, *dlogits = padded + half;
-    for (Int j = 0; j < job->kernel_size; j++) {
-        Int shift = j - half, begin = shift < 0 ? -shift : 0, end = shift > 0 ? width - shift : width;
+static void add_dweights(Int width, Int kernel_size, const float *mean, const float *dlogits, double *dweights) {
+    for (Int j = 0; j < kernel_size; j++) {
+        Int half = kernel_size / 2, shift = j - half, begin = shift < 0 ? -shift : 0, end = shift > 0 ? width - shift : width;
         if (end > begin) dweights[j] += dot(dlogits + begin, mean + begin + shift, end - begin);
     }
 }
@@ -389,7 +406,8 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
         }
         bool saves = share.has_whole_images || thread == 0;
         if (saves && job->dy)
-            add_dweights(job, image, padded, scratch->dweights + job->kernel_size * thread);
+            add_dweights(width, job->kernel_size, job->mean + image * width, padded + half,
+                         scratch->dweights + job->kernel_size * thread);
         else if (saves && job->gate) {
             memcpy(job->mean + image * width, padded + half, (size_t)width * sizeof *padded);
             memcpy(job->gate + image * width, per_channel, (size_t)width * sizeof *per_channel);
@@ -423,16 +441,145 @@ static bool run(const Job *job, int num_threads) {
 /* ---- all images at a time ---- */
 
 /* Parts of an image are channels of an NCP map; of an NPC map they are channels in a sum and positions else. */
-static void run_visit(const Visit *visit, VisitPart visit_part, bool is_sum, int num_threads) {
-    bool has_positions = visit->is_channels_last && !is_sum;
-    Int num_parts = has_positions ? visit->num_positions : visit->num_channels;
-    Int step = has_positions ? ROW_BLOCK : visit->is_channels_last ? STRIP : CHANNEL_BLOCK;
+static void visit_all(const BlockEnd *end_of, Visit visit, bool is_sum, int num_threads) {
+    bool has_positions = end_of->is_channels_last && !is_sum;
+    Int num_parts = has_positions ? end_of->num_positions : end_of->num_channels, num_images = end_of->num_images;
+    Int strip = num_images % num_threads && num_images < 4 * num_threads ? NARROW_STRIP : STRIP;
+    Int step = has_positions ? ROW_BLOCK : end_of->is_channels_last ? strip : CHANNEL_BLOCK;
     Int num_steps = (num_parts + step - 1) / step;
 #pragma omp parallel for num_threads(num_threads) if (num_threads > 1) schedule(static)
-    for (Int task = 0; task < visit->num_images * num_steps; task++) {
+    for (Int task = 0; task < num_images * num_steps; task++) {
         Int begin = task % num_steps * step, end = begin + step < num_parts ? begin + step : num_parts;
-        visit_part(visit, task / num_steps, begin, end);
+        visit(end_of, task / num_steps, begin, end);
     }
+}
+
+/* The norm as an affine map of each channel. */
+static void compute_scale(const BlockEnd *job, double *scale, double *inverse) {
+    for (Int c = 0; c < job->num_channels; c++) {
+        inverse[c] = 1 / sqrt(job->variance[c] + job->eps);
+        scale[c] = inverse[c] * job->norm_weight[c];
+    }
+}
+
+static void compute_statistics(const BlockEnd *job) {
+    double num_values = (double)(job->num_images * job->num_positions);
+    for (Int c = 0; c < job->num_channels; c++) {
+        double sum = 0, square = 0;
+        for (Int at = c; at < job->num_images * job->num_channels; at += job->num_channels) {
+            sum += job->sums[at];
+            square += job->products[at];
+        }
+        job->mean[c] = sum / num_values;
+        double variance = square / num_values - job->mean[c] * job->mean[c];
+        job->variance[c] = variance < 0 ? 0 : variance;
+    }
+}
+
+/* Forward, between the visits: from the sums of x to the factors and offsets of the second visit. */
+VECTORS static void finish(const BlockEnd *job, double *scale, double *inverse, float *padded) {
+    Int width = job->num_channels;
+    if (job->has_batch_statistics) compute_statistics(job);
+    compute_scale(job, scale, inverse);
+    for (Int image = 0; image < job->num_images; image++) {
+        const double *sums = job->sums + image * width;
+        float *deviation = job->deviation + image * width, *normalized = job->normalized + image * width;
+        float *gate = job->gate + image * width;
+        float *factors = job->factors + image * width, *offsets = job->offsets + image * width;
+        for (Int c = 0; c < width; c++) {
+            double from_mean = sums[c] / (double)job->num_positions - job->mean[c];
+            deviation[c] = (float)from_mean;
+            normalized[c] = (float)(from_mean * scale[c] + job->norm_bias[c]);
+        }
+        memcpy(padded + job->kernel_size / 2, normalized, (size_t)width * sizeof *normalized);
+        correlate(padded, job->weight, job->kernel_size, 1, gate, width);
+        sigmoid(gate, width);
+        for (Int c = 0; c < width; c++) {
+            factors[c] = (float)(gate[c] * scale[c]);
+            offsets[c] = (float)(gate[c] * (job->norm_bias[c] - job->mean[c] * scale[c]));
+        }
+    }
+}
+
+/* Backward, between the visits: from the sums of g = dy where y is positive, and of g (x - mean), to all gradients of
+   parameters and to the factors, slopes and offsets of the second visit. With dz = g gate + dmean / P for z, the norm:
+
+       dx = scale (dz - sum(dz) / M - (x - mean) sum(dz (x - mean)) / (M (variance + eps))),   M = N P */
+VECTORS static void finish_backward(const BlockEnd *job, double *scale, double *inverse, double *dscale, double *dbias,
+                                    double *dweight, float *padded, float *dmean) {
+    Int width = job->num_channels, half = job->kernel_size / 2;
+    double num_values = (double)(job->num_images * job->num_positions);
+    memset(dscale, 0, (size_t)width * sizeof *dscale);
+    memset(dbias, 0, (size_t)width * sizeof *dbias);
+    memset(dweight, 0, (size_t)job->kernel_size * sizeof *dweight);
+    for (Int image = 0; image < job->num_images; image++) {
+        const double *sums = job->sums + image * width, *products = job->products + image * width;
+        const float *gate = job->gate + image * width, *normalized = job->normalized + image * width;
+        const float *deviation = job->deviation + image * width;
+        float *factors = job->factors + image * width, *offsets = job->offsets + image * width;
+        float *dlogits = padded + half;
+        for (Int c = 0; c < width; c++) {
+            double dgate = products[c] * scale[c] + sums[c] * job->norm_bias[c];
+            dlogits[c] = (float)(dgate * gate[c] * (1.0f - gate[c]));
+        }
+        add_dweights(width, job->kernel_size, normalized, dlogits, dweight);
+        correlate(padded, job->weight, job->kernel_size, -1, dmean, width);
+        for (Int c = 0; c < width; c++) {
+            dbias[c] += sums[c] * gate[c] + dmean[c];
+            dscale[c] += products[c] * gate[c] + (double)dmean[c] * deviation[c];
+            factors[c] = (float)(gate[c] * scale[c]);
+            offsets[c] = (float)(dmean[c] * scale[c] / (double)job->num_positions);
+        }
+    }
+    for (Int c = 0; c < width; c++) {
+        job->dnorm_weight[c] = (float)(dscale[c] * inverse[c]);
+        job->dnorm_bias[c] = (float)dbias[c];
+        job->slopes[c] = 0;
+    }
+    for (Int j = 0; j < job->kernel_size; j++) job->dweight[j] = (float)dweight[j];
+    if (!job->has_batch_statistics) return;
+    for (Int c = 0; c < width; c++) {
+        job->slopes[c] = (float)(-scale[c] * inverse[c] * inverse[c] * dscale[c] / num_values);
+        dbias[c] *= scale[c] / num_values;
+    }
+    for (Int image = 0; image < job->num_images; image++)
+        for (Int c = 0; c < width; c++) job->offsets[image * width + c] -= (float)dbias[c];
+}
+
+static const Visit MOMENTS[2] = {visit_moments_residual_float, visit_moments_residual_bfloat16};
+static const Visit RESULT[2] = {visit_result_residual_float, visit_result_residual_bfloat16};
+static const Visit PRODUCTS[2] = {visit_products_residual_float, visit_products_residual_bfloat16};
+static const Visit INPUT_GRADIENTS[2] = {visit_gradients_residual_float, visit_gradients_residual_bfloat16};
+
+/* False: no memory. */
+static bool run_block_end(BlockEnd *job, bool is_bfloat16, int num_threads) {
+    Int width = job->num_channels, num_all = job->num_images * width, line = width + job->kernel_size;
+    double *doubles = malloc((size_t)(2 * num_all + 4 * width + job->kernel_size) * sizeof *doubles);
+    float *floats = calloc((size_t)(2 * num_all + 2 * line + 2 * width), sizeof *floats);
+    bool has_memory = doubles && floats;
+    if (has_memory) {
+        double *scale = doubles + 2 * num_all, *inverse = scale + width, *dscale = inverse + width;
+        float *padded = floats + 2 * num_all, *dmean = padded + line;
+        job->sums = doubles;
+        job->products = doubles + num_all;
+        job->factors = floats;
+        job->offsets = floats + num_all;
+        job->center = dmean + line;
+        job->slopes = job->center + width;
+        if (job->dy) {
+            compute_scale(job, scale, inverse);
+            for (Int c = 0; c < width; c++) job->center[c] = (float)job->mean[c];
+        }
+        visit_all(job, (job->dy ? PRODUCTS : MOMENTS)[is_bfloat16], true, num_threads);
+        if (job->dy)
+            finish_backward(job, scale, inverse, dscale, dscale + width, dscale + 2 * width, padded, dmean);
+        else
+            finish(job, scale, inverse, padded);
+        visit_all(job, (job->dy ? INPUT_GRADIENTS : RESULT)[is_bfloat16], false, num_threads);
+    }
+    free(doubles);
+    free(floats);
+    return has_memory;
 }
 
 /* ---- Python ---- */
@@ -493,79 +640,67 @@ static PyObject *backward(PyObject *self, PyObject *args) {
     return run_job(&job, num_threads);
 }
 
-/* The last five arguments of every visit. */
-#define LAYOUT &visit.num_images, &visit.num_channels, &visit.num_positions, &is_channels_last, &is_bfloat16, &num_threads
-
-static PyObject *visit_all(Visit *visit, const VisitPart *visit_parts, bool is_sum, int is_channels_last,
-                           int is_bfloat16, int num_threads) {
-    visit->is_channels_last = is_channels_last;
-    Py_BEGIN_ALLOW_THREADS run_visit(visit, visit_parts[is_bfloat16 != 0], is_sum, num_threads);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+static PyObject *run_end(BlockEnd *job, bool is_bfloat16, int num_threads) {
+    bool has_memory;
+    Py_BEGIN_ALLOW_THREADS has_memory = run_block_end(job, is_bfloat16, num_threads);
+    Py_END_ALLOW_THREADS if (!has_memory) return PyErr_NoMemory();
+    Py_RETURN_NONE;
 }
 
-static PyObject *norm_moments(PyObject *self, PyObject *args) {
-    (void)self;
-    static const VisitPart PARTS[2] = {visit_moments_residual_float, visit_moments_residual_bfloat16};
-    Address x, sums, squares;
-    Visit visit = {0};
-    int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKnnniii", &x, &sums, &squares, LAYOUT)) return NULL;
-    visit.x = POINTER(x);
-    visit.sums = POINTER(sums);
-    visit.products = POINTER(squares);
-    return visit_all(&visit, PARTS, true, is_channels_last, is_bfloat16, num_threads);
+/* Statistics are float64: means, then variances. What is saved is deviations, normalized means and gates. */
+static void set_end(BlockEnd *job, const Address *norm, Address statistics, Address saved) {
+    Int num_all = job->num_images * job->num_channels;
+    job->norm_weight = POINTER(norm[0]);
+    job->norm_bias = POINTER(norm[1]);
+    job->mean = POINTER(statistics);
+    job->variance = job->mean + job->num_channels;
+    job->deviation = POINTER(saved);
+    job->normalized = job->deviation + num_all;
+    job->gate = job->normalized + num_all;
 }
 
-static PyObject *norm_result(PyObject *self, PyObject *args) {
+static PyObject *finish_block(PyObject *self, PyObject *args) {
     (void)self;
-    static const VisitPart PARTS[2] = {visit_result_residual_float, visit_result_residual_bfloat16};
-    Address x, shortcut, factors, offsets, y;
-    Visit visit = {0};
-    int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKnnniii", &x, &shortcut, &factors, &offsets, &y, LAYOUT)) return NULL;
-    visit.x = POINTER(x);
-    visit.shortcut = POINTER(shortcut);
-    visit.factors = POINTER(factors);
-    visit.offsets = POINTER(offsets);
-    visit.written = POINTER(y);
-    return visit_all(&visit, PARTS, false, is_channels_last, is_bfloat16, num_threads);
-}
-
-static PyObject *norm_products(PyObject *self, PyObject *args) {
-    (void)self;
-    static const VisitPart PARTS[2] = {visit_products_residual_float, visit_products_residual_bfloat16};
-    Address dy, y, x, center, sums, products;
-    Visit visit = {0};
-    int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKKnnniii", &dy, &y, &x, &center, &sums, &products, LAYOUT)) return NULL;
-    visit.dy = POINTER(dy);
-    visit.y = POINTER(y);
-    visit.x = POINTER(x);
-    visit.center = POINTER(center);
-    visit.sums = POINTER(sums);
-    visit.products = POINTER(products);
-    return visit_all(&visit, PARTS, true, is_channels_last, is_bfloat16, num_threads);
-}
-
-static PyObject *norm_gradients(PyObject *self, PyObject *args) {
-    (void)self;
-    static const VisitPart PARTS[2] = {visit_gradients_residual_float, visit_gradients_residual_bfloat16};
-    Address dy, y, x, center, slopes, factors, offsets, dx, dshortcut;
-    Visit visit = {0};
-    int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKKKKKnnniii", &dy, &y, &x, &center, &slopes, &factors, &offsets, &dx, &dshortcut,
-                          LAYOUT))
+    Address x, norm[2], weight, shortcut, statistics, y, saved;
+    BlockEnd job = {0};
+    int has_batch_statistics, is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKKKKpdnnnniii", &x, &norm[0], &norm[1], &weight, &shortcut, &statistics, &y, &saved,
+                          &has_batch_statistics, &job.eps, &job.num_images, &job.num_channels, &job.num_positions,
+                          &job.kernel_size, &is_channels_last, &is_bfloat16, &num_threads))
         return NULL;
-    visit.dy = POINTER(dy);
-    visit.y = POINTER(y);
-    visit.x = POINTER(x);
-    visit.center = POINTER(center);
-    visit.slopes = POINTER(slopes);
-    visit.factors = POINTER(factors);
-    visit.offsets = POINTER(offsets);
-    visit.written = POINTER(dx);
-    visit.dshortcut = POINTER(dshortcut);
-    return visit_all(&visit, PARTS, false, is_channels_last, is_bfloat16, num_threads);
+    set_end(&job, norm, statistics, saved);
+    job.has_batch_statistics = has_batch_statistics;
+    job.is_channels_last = is_channels_last;
+    job.x = POINTER(x);
+    job.weight = POINTER(weight);
+    job.shortcut = POINTER(shortcut);
+    job.written = POINTER(y);
+    return run_end(&job, is_bfloat16 != 0, num_threads);
+}
+
+static PyObject *finish_block_backward(PyObject *self, PyObject *args) {
+    (void)self;
+    Address dy, y, x, norm[2], weight, statistics, saved, dx, dnorm[2], dweight, dshortcut;
+    BlockEnd job = {0};
+    int has_batch_statistics, is_channels_last, is_bfloat16, num_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKKKKKKKKKpdnnnniii", &dy, &y, &x, &norm[0], &norm[1], &weight, &statistics, &saved,
+                          &dx, &dnorm[0], &dnorm[1], &dweight, &dshortcut, &has_batch_statistics, &job.eps,
+                          &job.num_images, &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last,
+                          &is_bfloat16, &num_threads))
+        return NULL;
+    set_end(&job, norm, statistics, saved);
+    job.has_batch_statistics = has_batch_statistics;
+    job.is_channels_last = is_channels_last;
+    job.dy = POINTER(dy);
+    job.y = POINTER(y);
+    job.x = POINTER(x);
+    job.weight = POINTER(weight);
+    job.written = POINTER(dx);
+    job.dnorm_weight = POINTER(dnorm[0]);
+    job.dnorm_bias = POINTER(dnorm[1]);
+    job.dweight = POINTER(dweight);
+    job.dshortcut = POINTER(dshortcut);
+    return run_end(&job, is_bfloat16 != 0, num_threads);
 }
 
 static PyMethodDef methods[] = {
@@ -574,13 +709,12 @@ static PyMethodDef methods[] = {
      "num_threads"},
     {"backward", backward, METH_VARARGS,
      "dy, y, x, weight, mean, gate, dx, dshortcut, dweight, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
-    {"norm_moments", norm_moments, METH_VARARGS, "x, sums, squares, N, C, P, is_channels_last, is_bfloat16, num_threads"},
-    {"norm_result", norm_result, METH_VARARGS,
-     "x, shortcut, factors, offsets, y, N, C, P, is_channels_last, is_bfloat16, num_threads"},
-    {"norm_products", norm_products, METH_VARARGS,
-     "dy, y, x, center, sums, products, N, C, P, is_channels_last, is_bfloat16, num_threads"},
-    {"norm_gradients", norm_gradients, METH_VARARGS,
-     "dy, y, x, center, slopes, factors, offsets, dx, dshortcut, N, C, P, is_channels_last, is_bfloat16, num_threads"},
+    {"finish_block", finish_block, METH_VARARGS,
+     "x, norm_weight, norm_bias, weight, shortcut, statistics, y, saved, has_batch_statistics, eps, N, C, P, k, "
+     "is_channels_last, is_bfloat16, num_threads"},
+    {"finish_block_backward", finish_block_backward, METH_VARARGS,
+     "dy, y, x, norm_weight, norm_bias, weight, statistics, saved, dx, dnorm_weight, dnorm_bias, dweight, dshortcut, "
+     "has_batch_statistics, eps, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -17,7 +17,7 @@ except ImportError:
     is_built = False
 else:
     # A file that an editable installation has kept from an earlier version has other functions.
-    is_built = hasattr(eca_kernel, "norm_moments")
+    is_built = hasattr(eca_kernel, "finish_block")
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -133,76 +133,95 @@ def backward(
     return dx_NCHW, dweight_11k.to(weight_11k.dtype), dshortcut_NCHW
 
 
-def norm_moments(x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum each channel of each image, and its squares: two tensors (N, C) in float64."""
-    sums_NC, squares_NC = torch.empty((2, *x_NCHW.shape[:2]), dtype=torch.float64)
-    eca_kernel.norm_moments(x_NCHW.data_ptr(), sums_NC.data_ptr(), squares_NC.data_ptr(), *_map_layout(x_NCHW))
-    return sums_NC, squares_NC
+def finish_block(
+    x_NCHW: Tensor,
+    norm_weight_C: Tensor,
+    norm_bias_C: Tensor,
+    weight_11k: Tensor,
+    shortcut_NCHW: Tensor,
+    statistics_2C: Tensor,
+    *,
+    has_batch_statistics: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Compute relu(norm(x) * gate + shortcut), and what `finish_block_backward` needs, (3, N, C) in float32.
 
-
-def norm_result(x_NCHW: Tensor, shortcut_NCHW: Tensor, factors_NC: Tensor, offsets_NC: Tensor) -> Tensor:
-    """Compute relu(x * factor + offset + shortcut)."""
-    y_NCHW = torch.empty_like(x_NCHW)
-    eca_kernel.norm_result(
+    Args:
+        x_NCHW: The map before the norm.
+        norm_weight_C: The norm's weight, in float32 like its bias.
+        norm_bias_C: The norm's bias.
+        weight_11k: The kernel along the channels.
+        shortcut_NCHW: What a residual block adds before its ReLU.
+        statistics_2C: Means and variances in float64; they are written if they are those of the batch.
+        has_batch_statistics: Whether they are.
+        eps: Added to the variances.
+    """
+    y_NCHW, saved_3NC = torch.empty_like(x_NCHW), x_NCHW.new_empty((3, *x_NCHW.shape[:2]), dtype=torch.float32)
+    kernel_11k = weight_11k.float()
+    eca_kernel.finish_block(
         x_NCHW.data_ptr(),
+        norm_weight_C.data_ptr(),
+        norm_bias_C.data_ptr(),
+        kernel_11k.data_ptr(),
         shortcut_NCHW.data_ptr(),
-        factors_NC.data_ptr(),
-        offsets_NC.data_ptr(),
+        statistics_2C.data_ptr(),
         y_NCHW.data_ptr(),
-        *_map_layout(x_NCHW),
+        saved_3NC.data_ptr(),
+        has_batch_statistics,
+        eps,
+        *_layout(x_NCHW, weight_11k),
     )
-    return y_NCHW
+    return y_NCHW, saved_3NC
 
 
-def norm_products(dy_NCHW: Tensor, y_NCHW: Tensor, x_NCHW: Tensor, center_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum g = dy where y is positive, and g * (x - center): two tensors (N, C) in float64."""
-    sums_NC, products_NC = torch.empty((2, *x_NCHW.shape[:2]), dtype=torch.float64)
-    eca_kernel.norm_products(
-        dy_NCHW.data_ptr(),
-        y_NCHW.data_ptr(),
-        x_NCHW.data_ptr(),
-        center_C.data_ptr(),
-        sums_NC.data_ptr(),
-        products_NC.data_ptr(),
-        *_map_layout(x_NCHW),
-    )
-    return sums_NC, products_NC
-
-
-def norm_gradients(
+def finish_block_backward(
     dy_NCHW: Tensor,
     y_NCHW: Tensor,
     x_NCHW: Tensor,
-    center_C: Tensor,
-    slopes_C: Tensor,
-    factors_NC: Tensor,
-    offsets_NC: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Compute g * factor + (x - center) * slope + offset, the gradient of x, and g, that of the shortcut."""
+    norm_weight_C: Tensor,
+    norm_bias_C: Tensor,
+    weight_11k: Tensor,
+    statistics_2C: Tensor,
+    saved_3NC: Tensor,
+    *,
+    has_batch_statistics: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients of the map, the norm's weight and bias, the kernel and the shortcut.
+
+    Arguments are those of `finish_block`, its results, and the gradient of the first in any memory format.
+    """
+    if dy_NCHW.stride() != x_NCHW.stride():
+        dy_NCHW = torch.empty_like(x_NCHW).copy_(dy_NCHW)
     dx_NCHW, dshortcut_NCHW = torch.empty_like(x_NCHW), torch.empty_like(x_NCHW)
-    eca_kernel.norm_gradients(
+    dnorm_weight_C, dnorm_bias_C = torch.empty_like(norm_weight_C), torch.empty_like(norm_bias_C)
+    kernel_11k = weight_11k.float()
+    dweight_11k = torch.empty_like(kernel_11k)
+    eca_kernel.finish_block_backward(
         dy_NCHW.data_ptr(),
         y_NCHW.data_ptr(),
         x_NCHW.data_ptr(),
-        center_C.data_ptr(),
-        slopes_C.data_ptr(),
-        factors_NC.data_ptr(),
-        offsets_NC.data_ptr(),
+        norm_weight_C.data_ptr(),
+        norm_bias_C.data_ptr(),
+        kernel_11k.data_ptr(),
+        statistics_2C.data_ptr(),
+        saved_3NC.data_ptr(),
         dx_NCHW.data_ptr(),
+        dnorm_weight_C.data_ptr(),
+        dnorm_bias_C.data_ptr(),
+        dweight_11k.data_ptr(),
         dshortcut_NCHW.data_ptr(),
-        *_map_layout(x_NCHW),
+        has_batch_statistics,
+        eps,
+        *_layout(x_NCHW, weight_11k),
     )
-    return dx_NCHW, dshortcut_NCHW
+    return dx_NCHW, dnorm_weight_C, dnorm_bias_C, dweight_11k.to(weight_11k.dtype), dshortcut_NCHW
 
 
 def _layout(x_NCHW: Tensor, weight_11k: Tensor) -> tuple[int, int, int, int, bool, bool, int]:
-    num_images, num_channels, num_positions, is_channels_last, is_bfloat16, num_threads = _map_layout(x_NCHW)
-    return num_images, num_channels, num_positions, weight_11k.shape[2], is_channels_last, is_bfloat16, num_threads
-
-
-def _map_layout(x_NCHW: Tensor) -> tuple[int, int, int, bool, bool, int]:
     num_images, num_channels, height, width = x_NCHW.shape
     # A map of one position is in both memory formats; its channels are adjacent.
     is_channels_last = height * width == 1 or not x_NCHW.is_contiguous()
     num_threads = max(1, min(torch.get_num_threads(), x_NCHW.numel() // _ELEMENTS_PER_THREAD))
-    return num_images, num_channels, height * width, is_channels_last, x_NCHW.dtype is torch.bfloat16, num_threads
+    is_bfloat16 = x_NCHW.dtype is torch.bfloat16
+    return num_images, num_channels, height * width, weight_11k.shape[2], is_channels_last, is_bfloat16, num_threads

@@ -1,7 +1,7 @@
 /* The end of a residual block in training, from the output of the last convolution on: norm, gate, shortcut, ReLU.
 
-   The norm needs the sums of all images before the first number can be written, so each function visits the map of a
-   whole batch once; what lies between the visits is one number an image and channel and is computed in block_end.py.
+   The norm needs the sums of all images before the first number can be written, so forward and backward visit the map of
+   a whole batch twice; what lies between the visits is one number an image and channel: finish and finish_backward.
    eca_visits.h includes this once for each of float and bfloat16.
 
    A part of an image is `begin` to `end`: channels of an NCP map; of an NPC map channels in a sum, and positions else.
@@ -45,32 +45,34 @@ VECTORS static void NAMED(moments_of_rows)(const NUMBER *x, Int num_rows, Int st
     float block_sums[STRIP], means[STRIP], deviations[STRIP];
     for (Int c = 0; c < width; c++) sums[c] = squares[c] = 0;
     for (Int begin = 0; begin < num_rows; begin += ROW_BLOCK, x += ROW_BLOCK * stride) {
-        Int count = num_rows - begin < ROW_BLOCK ? num_rows - begin : ROW_BLOCK, c = 0;
-        for (; c + WIDTH <= width; c += WIDTH) {
-            Vector sum = {0}, square = {0};
-            for (Int row = 0; row < count; row++) sum += LOADS(x + row * stride + c);
-            Vector mean = sum / (float)count;
-            for (Int row = 0; row < count; row++) {
-                Vector deviation = LOADS(x + row * stride + c) - mean;
-                square += deviation * deviation;
+        Int count = num_rows - begin < ROW_BLOCK ? num_rows - begin : ROW_BLOCK, row = 0;
+        memset(block_sums, 0, (size_t)width * sizeof *block_sums);
+        memset(deviations, 0, (size_t)width * sizeof *deviations);
+        for (; row < count; row += 4) {
+            const NUMBER *first = x + row * stride;
+            Int rows = count - row < 4 ? count - row : 4, c = 0;
+            for (; rows == 4 && c + WIDTH <= width; c += WIDTH) {
+                const NUMBER *at = first + c;
+                AT(block_sums + c) += (LOADS(at) + LOADS(at + stride)) + (LOADS(at + 2 * stride) + LOADS(at + 3 * stride));
             }
-            AT(block_sums + c) = sum;
-            AT(means + c) = mean;
-            AT(deviations + c) = square;
+            for (; c < width; c++)
+                for (Int other = 0; other < rows; other++) block_sums[c] += LOAD(first + other * stride + c);
         }
-        for (; c < width; c++) {
-            float sum = 0, square = 0;
-            for (Int row = 0; row < count; row++) sum += LOAD(x + row * stride + c);
-            float mean = sum / (float)count;
-            for (Int row = 0; row < count; row++) {
-                float deviation = LOAD(x + row * stride + c) - mean;
-                square += deviation * deviation;
+        for (Int c = 0; c < width; c++) means[c] = block_sums[c] / (float)count;
+        for (row = 0; row < count; row += 2) {
+            const NUMBER *first = x + row * stride;
+            Int rows = count - row < 2 ? count - row : 2, c = 0;
+            for (; rows == 2 && c + WIDTH <= width; c += WIDTH) {
+                Vector d = LOADS(first + c) - AT(means + c), e = LOADS(first + stride + c) - AT(means + c);
+                AT(deviations + c) += d * d + e * e;
             }
-            block_sums[c] = sum;
-            means[c] = mean;
-            deviations[c] = square;
+            for (; c < width; c++)
+                for (Int other = 0; other < rows; other++) {
+                    float deviation = LOAD(first + other * stride + c) - means[c];
+                    deviations[c] += deviation * deviation;
+                }
         }
-        for (c = 0; c < width; c++) {
+        for (Int c = 0; c < width; c++) {
             sums[c] += block_sums[c];
             squares[c] += deviations[c] + (double)block_sums[c] * means[c];
         }
@@ -113,28 +115,25 @@ VECTORS static void NAMED(products_of_rows)(const NUMBER *dy, const NUMBER *y, c
     float block_sums[STRIP], block_products[STRIP];
     for (Int c = 0; c < width; c++) sums[c] = products[c] = 0;
     for (Int begin = 0; begin < num_rows; begin += ROW_BLOCK) {
-        Int count = num_rows - begin < ROW_BLOCK ? num_rows - begin : ROW_BLOCK, c = 0;
-        for (; c + WIDTH <= width; c += WIDTH) {
-            Vector sum = {0}, product = {0};
-            for (Int row = begin; row < begin + count; row++) {
-                Int at = row * stride + c;
-                Vector gradient = GRADIENTS(dy + at, y + at);
-                sum += gradient;
-                product += gradient * (LOADS(x + at) - AT(center + c));
+        Int end = num_rows - begin < ROW_BLOCK ? num_rows : begin + ROW_BLOCK;
+        memset(block_sums, 0, (size_t)width * sizeof *block_sums);
+        memset(block_products, 0, (size_t)width * sizeof *block_products);
+        for (Int row = begin; row < end; row += 2) {
+            Int first = row * stride, rows = end - row < 2 ? end - row : 2, c = 0;
+            for (; rows == 2 && c + WIDTH <= width; c += WIDTH) {
+                Int at = first + c, next = at + stride;
+                Vector a = GRADIENTS(dy + at, y + at), b = GRADIENTS(dy + next, y + next), mean = AT(center + c);
+                AT(block_sums + c) += a + b;
+                AT(block_products + c) += a * (LOADS(x + at) - mean) + b * (LOADS(x + next) - mean);
             }
-            AT(block_sums + c) = sum;
-            AT(block_products + c) = product;
+            for (; c < width; c++)
+                for (Int at = first + c; at < first + c + rows * stride; at += stride) {
+                    float gradient = GRADIENT(dy + at, y + at);
+                    block_sums[c] += gradient;
+                    block_products[c] += gradient * (LOAD(x + at) - center[c]);
+                }
         }
-        for (; c < width; c++) {
-            block_sums[c] = block_products[c] = 0;
-            for (Int row = begin; row < begin + count; row++) {
-                Int at = row * stride + c;
-                float gradient = GRADIENT(dy + at, y + at);
-                block_sums[c] += gradient;
-                block_products[c] += gradient * (LOAD(x + at) - center[c]);
-            }
-        }
-        for (c = 0; c < width; c++) {
+        for (Int c = 0; c < width; c++) {
             sums[c] += block_sums[c];
             products[c] += block_products[c];
         }
@@ -181,51 +180,51 @@ VECTORS static void NAMED(gradients_of_rows)(const NUMBER *dy, const NUMBER *y, 
 
 /* ---- one part of an image ---- */
 
-static void NAMED(visit_moments)(const Visit *visit, Int image, Int begin, Int end) {
-    Int width = visit->num_channels, size = visit->num_positions;
-    const NUMBER *x = (const NUMBER *)visit->x + image * width * size + begin * (visit->is_channels_last ? 1 : size);
-    double *sums = visit->sums + image * width + begin, *squares = visit->products + image * width + begin;
-    if (visit->is_channels_last)
+static void NAMED(visit_moments)(const BlockEnd *job, Int image, Int begin, Int end) {
+    Int width = job->num_channels, size = job->num_positions;
+    const NUMBER *x = (const NUMBER *)job->x + image * width * size + begin * (job->is_channels_last ? 1 : size);
+    double *sums = job->sums + image * width + begin, *squares = job->products + image * width + begin;
+    if (job->is_channels_last)
         NAMED(moments_of_rows)(x, size, width, end - begin, sums, squares);
     else
         NAMED(moments_of_planes)(x, end - begin, size, sums, squares);
 }
 
-static void NAMED(visit_products)(const Visit *visit, Int image, Int begin, Int end) {
-    Int width = visit->num_channels, size = visit->num_positions;
-    Int from = image * width * size + begin * (visit->is_channels_last ? 1 : size);
-    const NUMBER *dy = (const NUMBER *)visit->dy + from, *y = (const NUMBER *)visit->y + from;
-    const NUMBER *x = (const NUMBER *)visit->x + from;
-    double *sums = visit->sums + image * width + begin, *products = visit->products + image * width + begin;
-    if (visit->is_channels_last)
-        NAMED(products_of_rows)(dy, y, x, visit->center + begin, size, width, end - begin, sums, products);
+static void NAMED(visit_products)(const BlockEnd *job, Int image, Int begin, Int end) {
+    Int width = job->num_channels, size = job->num_positions;
+    Int from = image * width * size + begin * (job->is_channels_last ? 1 : size);
+    const NUMBER *dy = (const NUMBER *)job->dy + from, *y = (const NUMBER *)job->y + from;
+    const NUMBER *x = (const NUMBER *)job->x + from;
+    double *sums = job->sums + image * width + begin, *products = job->products + image * width + begin;
+    if (job->is_channels_last)
+        NAMED(products_of_rows)(dy, y, x, job->center + begin, size, width, end - begin, sums, products);
     else
-        NAMED(products_of_planes)(dy, y, x, visit->center + begin, end - begin, size, sums, products);
+        NAMED(products_of_planes)(dy, y, x, job->center + begin, end - begin, size, sums, products);
 }
 
-static void NAMED(visit_result)(const Visit *visit, Int image, Int begin, Int end) {
-    Int width = visit->num_channels, size = visit->num_positions;
-    Int from = image * width * size + begin * (visit->is_channels_last ? width : size);
-    const NUMBER *x = (const NUMBER *)visit->x + from, *shortcut = (const NUMBER *)visit->shortcut + from;
-    NUMBER *y = (NUMBER *)visit->written + from;
-    const float *factors = visit->factors + image * width, *offsets = visit->offsets + image * width;
-    if (visit->is_channels_last)
+static void NAMED(visit_result)(const BlockEnd *job, Int image, Int begin, Int end) {
+    Int width = job->num_channels, size = job->num_positions;
+    Int from = image * width * size + begin * (job->is_channels_last ? width : size);
+    const NUMBER *x = (const NUMBER *)job->x + from, *shortcut = (const NUMBER *)job->shortcut + from;
+    NUMBER *y = (NUMBER *)job->written + from;
+    const float *factors = job->factors + image * width, *offsets = job->offsets + image * width;
+    if (job->is_channels_last)
         NAMED(forward_rows)(x, factors, offsets, shortcut, y, end - begin, width);
     else
         NAMED(forward_planes)(x, factors + begin, offsets + begin, shortcut, y, end - begin, size);
 }
 
-static void NAMED(visit_gradients)(const Visit *visit, Int image, Int begin, Int end) {
-    Int width = visit->num_channels, size = visit->num_positions;
-    Int from = image * width * size + begin * (visit->is_channels_last ? width : size);
-    const NUMBER *dy = (const NUMBER *)visit->dy + from, *y = (const NUMBER *)visit->y + from;
-    const NUMBER *x = (const NUMBER *)visit->x + from;
-    NUMBER *dx = (NUMBER *)visit->written + from, *dshortcut = (NUMBER *)visit->dshortcut + from;
+static void NAMED(visit_gradients)(const BlockEnd *job, Int image, Int begin, Int end) {
+    Int width = job->num_channels, size = job->num_positions;
+    Int from = image * width * size + begin * (job->is_channels_last ? width : size);
+    const NUMBER *dy = (const NUMBER *)job->dy + from, *y = (const NUMBER *)job->y + from;
+    const NUMBER *x = (const NUMBER *)job->x + from;
+    NUMBER *dx = (NUMBER *)job->written + from, *dshortcut = (NUMBER *)job->dshortcut + from;
     /* The first channel of the part among those of all images, and in its image. */
-    Int first = visit->is_channels_last ? 0 : begin, channel = image * width + first;
-    const float *center = visit->center + first, *factors = visit->factors + channel;
-    const float *slopes = visit->slopes + first, *offsets = visit->offsets + channel;
-    if (visit->is_channels_last)
+    Int first = job->is_channels_last ? 0 : begin, channel = image * width + first;
+    const float *center = job->center + first, *factors = job->factors + channel;
+    const float *slopes = job->slopes + first, *offsets = job->offsets + channel;
+    if (job->is_channels_last)
         NAMED(gradients_of_rows)(dy, y, x, center, factors, slopes, offsets, dx, dshortcut, end - begin, width);
     else
         NAMED(gradients_of_planes)(dy, y, x, center, factors, slopes, offsets, dx, dshortcut, end - begin, size);

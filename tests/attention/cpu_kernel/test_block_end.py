@@ -130,28 +130,29 @@ def test_under_autocast_only_the_results_are_rounded(memory_format: torch.memory
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_a_variance_that_is_small_beside_its_mean_loses_no_digits(memory_format: torch.memory_format) -> None:
     x_NCHW = (torch.randn(4, 3, 60, 60) + 1000).contiguous(memory_format=memory_format)
-    sums_NC, squares_NC = fused.norm_moments(x_NCHW)
-    mean_C, var_C = block_end._batch_statistics(sums_NC, squares_NC, 3600)
-    expected_C, expected_mean_C = torch.var_mean(x_NCHW.double(), (0, 2, 3), correction=0)
-    torch.testing.assert_close(mean_C, expected_mean_C, atol=0, rtol=1e-7)
-    torch.testing.assert_close(var_C, expected_C, atol=0, rtol=1e-5)
+    statistics_2C = torch.empty(2, 3, dtype=torch.float64)
+    ones_C = torch.ones(3)
+    fused.finish_block(
+        x_NCHW, ones_C, ones_C, torch.ones(1, 1, 1), x_NCHW, statistics_2C, has_batch_statistics=True, eps=1e-5
+    )
+    var_C, mean_C = torch.var_mean(x_NCHW.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(statistics_2C[0], mean_C, atol=0, rtol=1e-7)
+    torch.testing.assert_close(statistics_2C[1], var_C, atol=0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_sums_depend_neither_on_the_other_images_nor_on_the_number_of_threads(
+def test_results_do_not_depend_on_the_number_of_threads(
     memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused, "_ELEMENTS_PER_THREAD", 1)
-    x_NCHW, dy_NCHW, y_NCHW = (torch.randn(4, 150, 23, 17).contiguous(memory_format=memory_format) for _ in range(3))
+    x_NCHW, shortcut_NCHW, dy_NCHW = (torch.randn(3, 150, 23, 17).to(memory_format=memory_format) for _ in range(3))
+    norm, tensors = norm_for(150).train(), [x_NCHW, torch.randn(1, 1, 3), shortcut_NCHW]
     results = []
-    for count, size in product([1, 2, 3], [1, 4]):
+    for count in (1, 2, 3, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        parts = [
-            torch.stack([*fused.norm_moments(x), *fused.norm_products(dy, y, x, torch.ones(150))])
-            for x, dy, y in zip(x_NCHW.split(size), dy_NCHW.split(size), y_NCHW.split(size), strict=True)
-        ]
-        results.append(torch.cat(parts, 1))
-    assert all(torch.equal(found, results[0]) for found in results[1:])
+        results.append(results_of(fused_end, norm, tensors, dy_NCHW))
+    for found in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found, results[0], strict=True))
 
 
 @pytest.mark.parametrize("is_training", [True, False], ids=["batch statistics", "running statistics"])
