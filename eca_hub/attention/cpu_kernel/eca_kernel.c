@@ -40,9 +40,18 @@
 
 typedef ptrdiff_t Int;
 
-/* Sixteen numbers at any address. Without vector types the compiler would keep the order of a sum and add one by one. */
-#define WIDTH 16
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+/* Several numbers at any address. Without vector types the compiler would keep the order of a sum and add one by one.
+   No wider than the registers: gcc keeps wider vectors on the stack and compares their numbers one by one, which made
+   the end of a block 15 times as slow as its gate. */
+#if defined(__x86_64__)
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+typedef float Vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 #define AT(x) (*(Vector *)(x))
 
 static inline float sum_of(const Vector *vector) {
@@ -62,28 +71,18 @@ enum { STRIP = 2048, NARROW_STRIP = 128 };
 /* Numbers of an NCP image that are averaged before the first of them is written, and the fewest channels. */
 enum { NUMBERS_BLOCK = 16384, CHANNEL_BLOCK = 16 };
 
-typedef int32_t Integers __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
-
 /* NaN stays NaN, as in torch. */
 static inline float relu(float value) { return value < 0 ? 0 : value; }
 
-/* All ones where a number is below 0, and where it is 0 or below; zeros for NaN. Additions and shifts of the bits,
-   because gcc makes sixteen scalar comparisons of a vector comparison that is wider than the processor's: the end of a
-   block took 15 times as long as its gate. A number below 0 has bits from 0x80000000 to 0xff800000. */
-#define SPREAD_SIGN(bits) (Bits)((Integers)(bits) >> 31)
-#define BELOW_ZERO(bits) SPREAD_SIGN((bits) & ((bits) + 0x7fffff))
-#define ZERO_OR_BELOW(bits) SPREAD_SIGN(((bits) & ((bits) + 0x7fffff)) | (((bits) & 0x7fffffff) - 1))
-
-#define relus(values)                         \
-    ({                                        \
-        Bits bits_ = (Bits)(values);          \
-        (Vector)(bits_ & ~BELOW_ZERO(bits_)); \
+#define relus(values)                                       \
+    ({                                                      \
+        Vector values_ = (values);                          \
+        (Vector)((Integers)values_ & ~(Integers)(values_ < 0)); \
     })
-#define where_positive(values, conditions)                      \
-    ({                                                          \
-        Bits conditions_ = (Bits)(conditions);                  \
-        (Vector)((Bits)(values) & ~ZERO_OR_BELOW(conditions_)); \
+#define where_positive(values, conditions)                          \
+    ({                                                              \
+        Vector conditions_ = (conditions);                          \
+        (Vector)((Integers)(values) & ~(Integers)(conditions_ <= 0)); \
     })
 
 /* ---- one number a channel ---- */
@@ -229,7 +228,6 @@ static Share share_of(const Job *job, int thread, int num_threads) {
 #undef SUMMING
 
 /* bfloat16: the upper half of a float; what is cut off is rounded to the nearest, to even between two (IEEE 754). */
-typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
 
 static inline float widened(const uint16_t *half) {
     uint32_t bits = (uint32_t)*half << 16;
@@ -249,9 +247,9 @@ static inline void widen_all(Vector *values, const uint16_t *halves) {
 }
 
 static inline void narrow_all(uint16_t *halves, const Vector *values) {
-    Bits bits = *(const Bits *)values, is_nan = SPREAD_SIGN(0x7f800000 - (bits & 0x7fffffff));
+    Bits bits = *(const Bits *)values, is_number = (Bits)(*values == *values);
     bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    *(Halves *)halves = __builtin_convertvector((bits & ~is_nan) | (0x7fc0 & is_nan), Halves);
+    *(Halves *)halves = __builtin_convertvector((bits & is_number) | (0x7fc0 & ~is_number), Halves);
 }
 
 #define NUMBER uint16_t
