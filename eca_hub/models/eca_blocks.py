@@ -76,7 +76,7 @@ def _can_fuse(block: nn.Module, act: nn.Module, x_NCHW: Tensor) -> bool:
         and dispatch.is_plain_conv(eca.conv)
         and type(act) is nn.ReLU
         and (drop_path is None or not drop_path.training)
-        and not any(child is not None and dispatch.has_hooks(child) for child in block._modules.values())
+        and not dispatch.has_hooks(*block._modules.values())
     )
 
 

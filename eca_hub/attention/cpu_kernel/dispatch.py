@@ -49,15 +49,16 @@ def is_plain_conv(conv: nn.Module) -> bool:
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook is registered on a module, or on all modules."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
-    )
+def has_hooks(*modules: nn.Module | None) -> bool:
+    """Whether a hook is registered on one of these modules, or on all modules of the process."""
+    if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return True
+    for module in modules:
+        if module is not None and (
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        ):
+            return True
+    return False
 
 
 def is_eager(x_NCHW: Tensor) -> bool:
