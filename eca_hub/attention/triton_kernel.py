@@ -33,9 +33,19 @@ def is_supported(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor | Non
 
 
 def forward_with_saved(
-    x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor | None = None
+    x_NCHW: Tensor,
+    weight_11k: Tensor,
+    shortcut_NCHW: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return x * gate or relu(x * gate + shortcut), and the means (N, C) in float32 that `backward` needs."""
+    """Return x * gate or relu(x * gate + shortcut), and the means (N, C) in float32 that `backward` needs.
+
+    Args:
+        x_NCHW: The map.
+        weight_11k: The kernel along the channels.
+        shortcut_NCHW: What a residual block adds before its ReLU.
+        norm: Scale and shift (C,) in float32, if x is to be replaced by x * scale + shift; without gradients.
+    """
     y_NCHW, layout = torch.empty_like(x_NCHW), _Layout(x_NCHW)
     partial_NSC = torch.empty((layout.num_images, layout.num_splits, layout.num_channels), device=x_NCHW.device)
     _sum_kernel[layout.sum_grid](
@@ -43,9 +53,13 @@ def forward_with_saved(
         HAS_SHORTCUT=False,
     )  # fmt: skip
     mean_NC = partial_NSC.sum(1).div_(layout.num_positions)
+    scale_C, shift_C = norm or (mean_NC, mean_NC)
+    if norm:
+        mean_NC = mean_NC * scale_C + shift_C
     _forward_kernel[layout.write_grid](
-        x_NCHW, weight_11k, mean_NC, x_NCHW if shortcut_NCHW is None else shortcut_NCHW, y_NCHW, *layout.sizes,
-        weight_11k.shape[2], **layout.blocks, HAS_SHORTCUT=shortcut_NCHW is not None,
+        x_NCHW, weight_11k, mean_NC, scale_C, shift_C, x_NCHW if shortcut_NCHW is None else shortcut_NCHW, y_NCHW,
+        *layout.sizes, weight_11k.shape[2], **layout.blocks, HAS_NORM=norm is not None,
+        HAS_SHORTCUT=shortcut_NCHW is not None,
     )  # fmt: skip
     return y_NCHW, mean_NC
 
@@ -152,8 +166,9 @@ def _sum_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _forward_kernel(
-    x_ptr: Any, weight_ptr: Any, mean_ptr: Any, shortcut_ptr: Any, y_ptr: Any, C: Any, P: Any, stride_c: Any,
-    stride_p: Any, K: Any, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
+    x_ptr: Any, weight_ptr: Any, mean_ptr: Any, scale_ptr: Any, shift_ptr: Any, shortcut_ptr: Any, y_ptr: Any, C: Any,
+    P: Any, stride_c: Any, stride_p: Any, K: Any, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
 ) -> None:  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -166,7 +181,12 @@ def _forward_kernel(
     p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
     at = image * C * P + c[:, None] * stride_c + p[None, :] * stride_p
     mask = (c[:, None] < C) & (p[None, :] < P)
-    y = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) * gate[:, None]
+    y = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        scale = tl.load(scale_ptr + c, mask=c < C, other=0.0)
+        shift = tl.load(shift_ptr + c, mask=c < C, other=0.0)
+        y = y * scale[:, None] + shift[:, None]
+    y = y * gate[:, None]
     if HAS_SHORTCUT:
         y += tl.load(shortcut_ptr + at, mask=mask, other=0.0).to(tl.float32)
         # NaN stays NaN, as in torch.

@@ -209,7 +209,7 @@ def network_rows(cases: Iterable[tuple[str, int]], args: argparse.Namespace) -> 
     names = ["resnet50", *(f"{method}_resnet50" for method in args.methods)]
     nets = {name: eca_hub.create_model(name).to(args.device) for name in names}
     if args.separate_norms:
-        block_end.norm_tensors = lambda norm, num_channels: None
+        block_end.norm_tensors = lambda norm, x_NCHW: None
     roofline = Roofline.of(args.device)
     num_macs = {name: eca_hub.count_complexity(net).multiply_adds for name, net in nets.items()} if roofline else {}
     for mode, batch in cases:

@@ -41,6 +41,12 @@ def check(device: str) -> int:
         for found, other in zip([dx, dweight, *([dshortcut] if has_shortcut else [])], gradients, strict=True):
             assert found is not None
             torch.testing.assert_close(found.double(), other, atol=atol * 10, rtol=rtol * 10)
+        if has_shortcut:
+            norm = torch.rand(shape[1], device=device) + 0.5, torch.randn(shape[1], device=device)
+            z_NCHW = x.double() * norm[0].double()[:, None, None] + norm[1].double()[:, None, None]
+            y, _ = triton_kernel.forward_with_saved(x, weight, shortcut, norm)
+            expected = by_equations(z_NCHW, weight.double(), shortcut.double())
+            torch.testing.assert_close(y.double(), expected, atol=atol, rtol=rtol)
         num_checked += 1
     return num_checked
 

@@ -28,20 +28,24 @@ class NormTensors(NamedTuple):
     running_var: Tensor
 
 
-def norm_tensors(norm: nn.Module, num_channels: int) -> NormTensors | None:
-    """Return the tensors of a norm if they alone determine what it computes, as in a plain BatchNorm2d.
+def norm_tensors(norm: nn.Module, x_NCHW: Tensor) -> NormTensors | None:
+    """Return the tensors of a norm if they alone determine what it computes from a map, as in a plain BatchNorm2d.
 
     None for a subclass, hooks, pruning, any parametrization, and a norm without weights, statistics or momentum.
     """
     if type(norm) is not nn.BatchNorm2d or norm.momentum is None or not norm.track_running_stats:
         return None
+    # As for ECA's kernel: autocast gives bfloat16 maps and leaves the norm in float32.
+    is_autocast = torch.is_autocast_enabled("cpu" if x_NCHW.is_cpu else "cuda")
+    dtype, shape = torch.float32 if is_autocast else x_NCHW.dtype, x_NCHW.shape[1:2]
+    device_index = x_NCHW.get_device()
     parameters, buffers = norm._parameters, norm._buffers
     found = (parameters.get("weight"), parameters.get("bias"), buffers.get("running_mean"), buffers.get("running_var"))
     tensors: list[Tensor] = []
     for tensor in found:
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor is None or tensor.shape != (num_channels,):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor is None or tensor.shape != shape:
             return None
-        if not tensor.is_cpu or not tensor.is_contiguous():
+        if tensor.get_device() != device_index or tensor.dtype != dtype or not tensor.is_contiguous():
             return None
         tensors.append(tensor)
     return None if "forward" in norm.__dict__ or dispatch.has_hooks(norm) else NormTensors(*tensors)
@@ -63,22 +67,27 @@ def finish_block(
     Returns:
         None, with nothing changed, if the kernel does not support this norm or these tensors.
     """
-    if not dispatch.is_supported(x_NCHW, weight_11k) or not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
+    if not dispatch.is_supported_end(x_NCHW, weight_11k, shortcut_NCHW):
         return None
-    tensors = norm_tensors(norm, x_NCHW.shape[1])
-    if tensors is None or (tensors.weight.dtype != x_NCHW.dtype and not torch.is_autocast_enabled("cpu")):
+    tensors = norm_tensors(norm, x_NCHW)
+    if tensors is None:
         return None
     assert isinstance(norm, nn.BatchNorm2d)
-    if not norm.training and not dispatch.requires_grad(x_NCHW, weight_11k, shortcut_NCHW, *tensors[:2]):
+    needs_gradients = dispatch.requires_grad(x_NCHW, weight_11k, shortcut_NCHW, *tensors[:2])
+    if not norm.training and not needs_gradients:
         weight_C, bias_C, mean_C, var_C = (tensor.float() for tensor in tensors)
         scale_C = (var_C + norm.eps).rsqrt_().mul_(weight_C)
         shift_C = bias_C - mean_C * scale_C
+        if x_NCHW.is_cuda:
+            from eca_hub.attention import triton_kernel
+
+            return triton_kernel.forward_with_saved(x_NCHW, weight_11k, shortcut_NCHW, (scale_C, shift_C))[0]
         if may_overwrite and not x_NCHW.is_inference():
             torch.autograd.graph.increment_version(x_NCHW)
         y_NCHW = x_NCHW if may_overwrite else torch.empty_like(x_NCHW)
         return fused.forward(x_NCHW, weight_11k, y_NCHW, shortcut_NCHW=shortcut_NCHW, norm=(scale_C, shift_C))
-    # The norm itself refuses a single number a channel.
-    if any(tensor.dtype != torch.float32 for tensor in tensors) or x_NCHW.numel() == x_NCHW.shape[1]:
+    # The norm itself refuses a single number a channel. Triton has no such function yet.
+    if x_NCHW.is_cuda or tensors.weight.dtype != torch.float32 or x_NCHW.numel() == x_NCHW.shape[1]:
         return None
     return cast("Tensor", _FinishBlock.apply(x_NCHW, *tensors[:2], weight_11k, shortcut_NCHW, norm))
 

@@ -134,6 +134,17 @@ def rescale_channels(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
     return x_NCHW * operations.correlate(mean_NC, weight_11k).sigmoid_()[:, :, None, None]
 
 
+def is_supported_end(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor) -> bool:
+    """Whether a kernel computes the end of a residual block from these tensors."""
+    if x_NCHW.is_cuda:
+        if not use_triton:
+            return False
+        from eca_hub.attention import triton_kernel
+
+        return triton_kernel.is_supported(x_NCHW, weight_11k, shortcut_NCHW)
+    return is_supported(x_NCHW, weight_11k) and fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW)
+
+
 def rescale_add_relu(
     x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor, *, may_overwrite: bool = False
 ) -> Tensor | None:
@@ -149,13 +160,12 @@ def rescale_add_relu(
     Returns:
         None if the kernel does not support these tensors.
     """
-    if use_triton and x_NCHW.is_cuda:
+    if not is_supported_end(x_NCHW, weight_11k, shortcut_NCHW):
+        return None
+    if x_NCHW.is_cuda:
         from eca_hub.attention import triton_kernel
 
-        if triton_kernel.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
-            return triton_kernel.rescale(x_NCHW, weight_11k, shortcut_NCHW)
-    if not is_supported(x_NCHW, weight_11k) or not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
-        return None
+        return triton_kernel.rescale(x_NCHW, weight_11k, shortcut_NCHW)
     if requires_grad(x_NCHW, weight_11k, shortcut_NCHW):
         return cast("Tensor", _RescaleAddReLU.apply(x_NCHW, weight_11k, shortcut_NCHW))
     if not may_overwrite:
