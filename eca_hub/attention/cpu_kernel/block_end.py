@@ -69,6 +69,8 @@ def finish_block(
     """
     if not dispatch.is_supported_end(x_NCHW, weight_11k, shortcut_NCHW):
         return None
+    if x_NCHW.is_cpu and not fused.takes_norms:
+        return None
     tensors = norm_tensors(norm, x_NCHW)
     if tensors is None:
         return None

@@ -595,12 +595,12 @@ static PyObject *run_job(const Job *job, int num_threads) {
 /* Addresses are 0 for what is not there. All numbers but those of maps are float32. */
 static PyObject *forward(PyObject *self, PyObject *args) {
     (void)self;
-    Address x, weight, norm_scale, norm_shift, shortcut, y, mean, gate;
+    Address x, weight, shortcut, y, mean, gate, norm_scale = 0, norm_shift = 0;
     Job job = {0};
     int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKKKKnnnniii", &x, &weight, &norm_scale, &norm_shift, &shortcut, &y, &mean, &gate,
-                          &job.num_images, &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last,
-                          &is_bfloat16, &num_threads))
+    if (!PyArg_ParseTuple(args, "KKKKKKnnnniii|KK", &x, &weight, &shortcut, &y, &mean, &gate, &job.num_images,
+                          &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last, &is_bfloat16,
+                          &num_threads, &norm_scale, &norm_shift))
         return NULL;
     job.norm_scale = POINTER(norm_scale);
     job.norm_shift = POINTER(norm_shift);
@@ -703,8 +703,8 @@ static PyObject *finish_block_backward(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"forward", forward, METH_VARARGS,
-     "x, weight, norm_scale, norm_shift, shortcut, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, "
-     "num_threads"},
+     "x, weight, shortcut, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, num_threads, norm_scale=0, "
+     "norm_shift=0"},
     {"backward", backward, METH_VARARGS,
      "dy, y, x, weight, mean, gate, dx, dshortcut, dweight, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
     {"finish_block", finish_block, METH_VARARGS,

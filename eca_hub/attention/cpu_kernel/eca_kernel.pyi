@@ -3,8 +3,6 @@
 def forward(
     x: int,
     weight: int,
-    norm_scale: int,
-    norm_shift: int,
     shortcut: int,
     y: int,
     mean: int,
@@ -16,6 +14,8 @@ def forward(
     is_channels_last: bool,
     is_bfloat16: bool,
     num_threads: int,
+    norm_scale: int = 0,
+    norm_shift: int = 0,
     /,
 ) -> None: ...
 def backward(

@@ -14,10 +14,11 @@ try:
     # After torch, whose OpenMP library it looks for.
     from eca_hub.attention.cpu_kernel import eca_kernel
 except ImportError:
-    is_built = False
+    is_built = takes_norms = False
 else:
     # A file that an editable installation has kept from an earlier version has other functions.
-    is_built = hasattr(eca_kernel, "finish_block")
+    is_built = hasattr(eca_kernel, "forward") and hasattr(eca_kernel, "backward")
+    takes_norms = is_built and hasattr(eca_kernel, "finish_block")
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -77,17 +78,16 @@ def forward(
     """
     weight_11k = weight_11k.float()
     saved = 0 if saved_2NC is None else saved_2NC.data_ptr()
-    scale, shift = (0, 0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
+    norm_addresses = () if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
     eca_kernel.forward(
         x_NCHW.data_ptr(),
         weight_11k.data_ptr(),
-        scale,
-        shift,
         0 if shortcut_NCHW is None else shortcut_NCHW.data_ptr(),
         y_NCHW.data_ptr(),
         saved,
         0 if saved_2NC is None else saved + saved_2NC.nbytes // 2,
         *_layout(x_NCHW, weight_11k),
+        *norm_addresses,
     )
     return y_NCHW
 
