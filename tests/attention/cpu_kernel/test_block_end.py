@@ -226,3 +226,9 @@ def test_any_other_norm_is_left_to_its_module(change: Callable[[nn.BatchNorm2d],
 def test_a_single_number_a_channel_is_left_to_the_norm_which_refuses_it() -> None:
     x_NCHW = torch.randn(1, 8, 1, 1)
     assert block_end.finish_block(x_NCHW, norm_for(8), torch.randn(1, 1, 3), x_NCHW, may_overwrite=False) is None
+
+
+def test_a_kernel_file_of_an_earlier_version_leaves_the_norm_to_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "takes_norms", False)
+    x_NCHW = torch.randn(2, 8, 3, 3)
+    assert block_end.finish_block(x_NCHW, norm_for(8), torch.randn(1, 1, 3), x_NCHW, may_overwrite=False) is None
