@@ -1,8 +1,8 @@
 """Choose how ECA is computed: by the compiled kernel, by few torch operations, by one operator, or by its layers.
 
 A channel gate is bound by memory: it has to read the map once for the mean, and read and write it once for the
-product. The compiled kernel (fused.py) visits each map twice while it is in the cache, and takes what surrounds the gate
-in a residual block along: norm, shortcut and ReLU (block_end.py). Without it, one autograd
+product. The compiled kernel (fused.py) visits each map twice while it is in the cache; in a residual block the same
+visits compute the norm before the gate, the shortcut and the ReLU (block_end.py). Without the kernel, one autograd
 function writes the gradient of the map once (operations.py), where autograd alone writes three maps and adds them.
 Under torch.compile the kernel is one operator in training (custom_op.py). Tensors that are traced, transformed or
 observed in another way go through the layers. Measured by experiments/bench/attention.py.
