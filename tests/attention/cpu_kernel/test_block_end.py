@@ -85,8 +85,8 @@ def test_the_result_the_gradients_and_the_statistics_are_those_of_the_modules(
     expected = results_of(by_modules, norm, tensors, dy_NCHW.double())
     torch.testing.assert_close(found[0].double(), expected[0], atol=1e-6 * (10 + mean), rtol=1e-6)
     for one, other in zip(found[1:], expected[1:], strict=True):
-        scale = other.abs().max().clamp_min(1e-3)
-        torch.testing.assert_close(one / scale, (other / scale).to(one), atol=1e-6 * (10 + mean), rtol=0)
+        scale = other.double().abs().max().clamp_min(1e-3)
+        torch.testing.assert_close(one.double() / scale, other.double() / scale, atol=1e-6 * (10 + mean), rtol=0)
     assert found[0].stride() == found[1].stride() == x_NCHW.stride()
 
 
@@ -136,7 +136,7 @@ def test_a_variance_that_is_small_beside_its_mean_loses_no_digits(memory_format:
         x_NCHW, ones_C, ones_C, torch.ones(1, 1, 1), x_NCHW, statistics_2C, has_batch_statistics=True, eps=1e-5
     )
     var_C, mean_C = torch.var_mean(x_NCHW.double(), (0, 2, 3), correction=0)
-    torch.testing.assert_close(statistics_2C[0], mean_C, atol=0, rtol=1e-7)
+    torch.testing.assert_close(statistics_2C[0], mean_C, atol=0, rtol=3e-7)
     torch.testing.assert_close(statistics_2C[1], var_C, atol=0, rtol=1e-5)
 
 
