@@ -64,7 +64,7 @@ Compute = Callable[[Tensor, nn.Module, Tensor, Tensor], Tensor]
 def results_of(compute: Compute, norm: nn.Module, tensors: list[Tensor], dy_NCHW: Tensor) -> list[Tensor]:
     """The result, the gradients of map, kernel, shortcut, weight and bias, and the norm's statistics afterwards."""
     norm = copy.deepcopy(norm).to(dy_NCHW.dtype)
-    x_NCHW, weight_11k, shortcut_NCHW = (tensor.to(dy_NCHW.dtype).requires_grad_() for tensor in tensors)
+    x_NCHW, weight_11k, shortcut_NCHW = (tensor.detach().to(dy_NCHW.dtype).requires_grad_() for tensor in tensors)
     y_NCHW = compute(x_NCHW, norm, weight_11k, shortcut_NCHW)
     leaves = (x_NCHW, weight_11k, shortcut_NCHW, *norm.parameters())
     return [y_NCHW.detach(), *torch.autograd.grad(y_NCHW, leaves, dy_NCHW), *norm.buffers()]
