@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 import eca_hub
 from eca_hub.allocator import keep_freed_memory
-from eca_hub.attention.cpu_kernel import block_end, dispatch, fused
+from eca_hub.attention.cpu_kernel import dispatch, fused
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -209,7 +209,7 @@ def network_rows(cases: Iterable[tuple[str, int]], args: argparse.Namespace) -> 
     names = ["resnet50", *(f"{method}_resnet50" for method in args.methods)]
     nets = {name: eca_hub.create_model(name).to(args.device) for name in names}
     if args.separate_norms:
-        block_end.norm_tensors = lambda norm, x_NCHW: None
+        fused.takes_norms = False
     roofline = Roofline.of(args.device)
     num_macs = {name: eca_hub.count_complexity(net).multiply_adds for name, net in nets.items()} if roofline else {}
     for mode, batch in cases:

@@ -148,9 +148,10 @@ def _differentiate(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor | None, ...]:
     dsum_NCHW = torch.where(y_NCHW <= 0, torch.zeros_like(dy_NCHW), dy_NCHW)
     inputs = (x_NCHW, norm_weight_C, norm_bias_C, weight_11k)
     with torch.enable_grad():
-        statistics = (None, None) if ctx.has_batch_statistics else statistics_2C.float().unbind()
+        is_training = ctx.has_batch_statistics
+        mean_C, var_C = (None, None) if is_training else (statistics_2C[0].float(), statistics_2C[1].float())
         z_NCHW = functional.batch_norm(
-            x_NCHW, *statistics, norm_weight_C, norm_bias_C, training=ctx.has_batch_statistics, eps=ctx.eps
+            x_NCHW, mean_C, var_C, norm_weight_C, norm_bias_C, training=is_training, eps=ctx.eps
         )
         kernel_11k = weight_11k.to(z_NCHW.dtype)
         mean_N1C = z_NCHW.mean((2, 3)).unsqueeze(1)

@@ -164,7 +164,7 @@ def test_second_derivatives_are_computed_by_torch(is_training: bool) -> None:
         leaves = (x_NCHW.clone().requires_grad_(), shortcut_NCHW.clone().requires_grad_(), *norm.parameters())
         y_NCHW = compute(leaves[0], norm, weight_11k, leaves[1])
         gradients = torch.autograd.grad(y_NCHW.square().sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(each.square().sum() for each in gradients), leaves)
+        return torch.autograd.grad(torch.stack([each.square().sum() for each in gradients]).sum(), leaves)
 
     torch.testing.assert_close(second_derivatives(fused_end), second_derivatives(by_modules), atol=1e-3, rtol=1e-3)
 
