@@ -77,17 +77,18 @@ def finish_block(
     assert isinstance(norm, nn.BatchNorm2d)
     needs_gradients = dispatch.requires_grad(x_NCHW, weight_11k, shortcut_NCHW, *tensors[:2])
     if not norm.training and not needs_gradients:
-        weight_C, bias_C, mean_C, var_C = (tensor.float() for tensor in tensors)
-        scale_C = (var_C + norm.eps).rsqrt_().mul_(weight_C)
-        shift_C = bias_C - mean_C * scale_C
+        if tensors.weight.dtype != torch.float32:
+            tensors = NormTensors(*(tensor.float() for tensor in tensors))
         if x_NCHW.is_cuda:
             from eca_hub.attention import triton_kernel
 
+            scale_C = (tensors.running_var + norm.eps).rsqrt_().mul_(tensors.weight)
+            shift_C = tensors.bias - tensors.running_mean * scale_C
             return triton_kernel.forward_with_saved(x_NCHW, weight_11k, shortcut_NCHW, (scale_C, shift_C))[0]
         if may_overwrite and not x_NCHW.is_inference():
             torch.autograd.graph.increment_version(x_NCHW)
         y_NCHW = x_NCHW if may_overwrite else torch.empty_like(x_NCHW)
-        return fused.forward(x_NCHW, weight_11k, y_NCHW, shortcut_NCHW=shortcut_NCHW, norm=(scale_C, shift_C))
+        return fused.forward(x_NCHW, weight_11k, y_NCHW, shortcut_NCHW=shortcut_NCHW, norm=tensors, eps=norm.eps)
     # The norm itself refuses a single number a channel. Triton has no such function yet.
     if x_NCHW.is_cuda or tensors.weight.dtype != torch.float32 or x_NCHW.numel() == x_NCHW.shape[1]:
         return None

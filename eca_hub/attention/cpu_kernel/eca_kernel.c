@@ -63,7 +63,7 @@ static inline float sum_of(const Vector *vector) {
 }
 
 /* Numbers that are summed as floats before they are added to a double, by layout of the map. */
-enum { PLANE_BLOCK = 2048, ROW_BLOCK = 32 };
+enum { PLANE_BLOCK = 1024, ROW_BLOCK = 32 };
 
 /* Channels of an NPC map that are summed at a time, and if there are too few images for all threads. */
 enum { STRIP = 2048, NARROW_STRIP = 128 };
@@ -148,8 +148,10 @@ typedef struct {
     const float *weight;
     /* Added to the rescaled map before the ReLU; NULL for a gate alone. */
     const void *shortcut;
-    /* Forward with a shortcut: of the norm before the gate; NULL if there is none. */
-    const float *norm_scale, *norm_shift;
+    /* Forward with a shortcut: the norm before the gate, or NULL; `run` computes its scale and shift. */
+    const float *norm_weight, *norm_bias, *norm_mean, *norm_variance;
+    double norm_eps;
+    float *norm_scale, *norm_shift;
     /* Backward: the gradient of the result and, with a shortcut, the result; NULL in forward. */
     const void *dy, *y;
     /* The result, or the gradients of the map and of the shortcut. */
@@ -413,15 +415,26 @@ static void work(const Job *job, const Scratch *scratch, int thread, int num_thr
     }
 }
 
+static void compute_norm(Job *job, float *scale) {
+    job->norm_scale = scale;
+    job->norm_shift = scale + job->num_channels;
+    for (Int c = 0; c < job->num_channels; c++) {
+        scale[c] = job->norm_weight[c] / sqrtf(job->norm_variance[c] + (float)job->norm_eps);
+        job->norm_shift[c] = job->norm_bias[c] - job->norm_mean[c] * scale[c];
+    }
+}
+
 /* False: no memory. */
-static bool run(const Job *job, int num_threads) {
+static bool run(Job *job, int num_threads) {
     Scratch scratch = {.num_threads = num_threads};
     scratch.line = (job->num_channels + job->kernel_size + WIDTH) / WIDTH * WIDTH;
     scratch.sums = malloc((size_t)(scratch.line * 3 * num_threads) * sizeof(double));
     scratch.floats = calloc((size_t)(scratch.line * NUM_FLOAT_LINES * num_threads), sizeof(float));
     scratch.dweights = calloc((size_t)(job->kernel_size * num_threads), sizeof(double));
-    bool has_memory = scratch.sums && scratch.floats && scratch.dweights;
+    float *norm = job->norm_weight ? malloc((size_t)(2 * job->num_channels) * sizeof *norm) : NULL;
+    bool has_memory = scratch.sums && scratch.floats && scratch.dweights && (norm || !job->norm_weight);
     if (has_memory) {
+        if (norm) compute_norm(job, norm);
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
         work(job, &scratch, omp_get_thread_num(), omp_get_num_threads());
         for (Int j = 0; job->dy && j < job->kernel_size; j++) {
@@ -433,6 +446,7 @@ static bool run(const Job *job, int num_threads) {
     free(scratch.sums);
     free(scratch.floats);
     free(scratch.dweights);
+    free(norm);
     return has_memory;
 }
 
@@ -585,7 +599,7 @@ static bool run_block_end(BlockEnd *job, bool is_bfloat16, int num_threads) {
 typedef unsigned long long Address;
 #define POINTER(address) ((void *)(uintptr_t)(address))
 
-static PyObject *run_job(const Job *job, int num_threads) {
+static PyObject *run_job(Job *job, int num_threads) {
     bool has_memory;
     Py_BEGIN_ALLOW_THREADS has_memory = run(job, num_threads);
     Py_END_ALLOW_THREADS if (!has_memory) return PyErr_NoMemory();
@@ -595,15 +609,17 @@ static PyObject *run_job(const Job *job, int num_threads) {
 /* Addresses are 0 for what is not there. All numbers but those of maps are float32. */
 static PyObject *forward(PyObject *self, PyObject *args) {
     (void)self;
-    Address x, weight, shortcut, y, mean, gate, norm_scale = 0, norm_shift = 0;
+    Address x, weight, shortcut, y, mean, gate, norm_weight = 0, norm_bias = 0, norm_mean = 0, norm_variance = 0;
     Job job = {0};
     int is_channels_last, is_bfloat16, num_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKKnnnniii|KK", &x, &weight, &shortcut, &y, &mean, &gate, &job.num_images,
+    if (!PyArg_ParseTuple(args, "KKKKKKnnnniii|KKKKd", &x, &weight, &shortcut, &y, &mean, &gate, &job.num_images,
                           &job.num_channels, &job.num_positions, &job.kernel_size, &is_channels_last, &is_bfloat16,
-                          &num_threads, &norm_scale, &norm_shift))
+                          &num_threads, &norm_weight, &norm_bias, &norm_mean, &norm_variance, &job.norm_eps))
         return NULL;
-    job.norm_scale = POINTER(norm_scale);
-    job.norm_shift = POINTER(norm_shift);
+    job.norm_weight = POINTER(norm_weight);
+    job.norm_bias = POINTER(norm_bias);
+    job.norm_mean = POINTER(norm_mean);
+    job.norm_variance = POINTER(norm_variance);
     job.is_channels_last = is_channels_last;
     job.is_bfloat16 = is_bfloat16;
     job.x = POINTER(x);
@@ -703,8 +719,8 @@ static PyObject *finish_block_backward(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"forward", forward, METH_VARARGS,
-     "x, weight, shortcut, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, num_threads, norm_scale=0, "
-     "norm_shift=0"},
+     "x, weight, shortcut, y, mean, gate, N, C, P, k, is_channels_last, is_bfloat16, num_threads, norm_weight=0, "
+     "norm_bias=0, norm_mean=0, norm_variance=0, eps=0"},
     {"backward", backward, METH_VARARGS,
      "dy, y, x, weight, mean, gate, dx, dshortcut, dweight, N, C, P, k, is_channels_last, is_bfloat16, num_threads"},
     {"finish_block", finish_block, METH_VARARGS,

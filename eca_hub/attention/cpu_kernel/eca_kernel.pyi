@@ -14,8 +14,11 @@ def forward(
     is_channels_last: bool,
     is_bfloat16: bool,
     num_threads: int,
-    norm_scale: int = 0,
-    norm_shift: int = 0,
+    norm_weight: int = 0,
+    norm_bias: int = 0,
+    norm_mean: int = 0,
+    norm_variance: int = 0,
+    eps: float = 0.0,
     /,
 ) -> None: ...
 def backward(

@@ -7,6 +7,8 @@ dispatch.py computes the same in separate operations. Measured by experiments/be
 Shapes: N images, C channels, H height, W width, k kernel size.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +65,8 @@ def forward(
     y_NCHW: Tensor,
     *,
     shortcut_NCHW: Tensor | None = None,
-    norm: tuple[Tensor, Tensor] | None = None,
+    norm: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    eps: float = 0.0,
     saved_2NC: Tensor | None = None,
 ) -> Tensor:
     """Write x * gate, or relu(x * gate + shortcut), where gate = sigmoid(conv1d(mean_HW(x))).
@@ -73,12 +76,13 @@ def forward(
         weight_11k: The kernel along the channels.
         y_NCHW: Where to write; in the memory format of x, and may be x or the shortcut itself.
         shortcut_NCHW: What a residual block adds before its ReLU.
-        norm: Scale and shift (C,) in float32, if x is to be replaced by x * scale + shift; needs a shortcut.
+        norm: Weight, bias, means and variances (C,) of a norm before the gate, in float32; needs a shortcut.
+        eps: Added to the variances.
         saved_2NC: Where to write what `backward` needs, means and gates in float32; None saves nothing.
     """
     weight_11k = weight_11k.float()
     saved = 0 if saved_2NC is None else saved_2NC.data_ptr()
-    norm_addresses = () if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
+    norm_arguments: tuple[Any, ...] = () if norm is None else (*[tensor.data_ptr() for tensor in norm], eps)
     eca_kernel.forward(
         x_NCHW.data_ptr(),
         weight_11k.data_ptr(),
@@ -87,7 +91,7 @@ def forward(
         saved,
         0 if saved_2NC is None else saved + saved_2NC.nbytes // 2,
         *_layout(x_NCHW, weight_11k),
-        *norm_addresses,
+        *norm_arguments,
     )
     return y_NCHW
 
