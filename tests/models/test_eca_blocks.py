@@ -357,8 +357,8 @@ def test_a_block_whose_last_norm_or_convolution_is_changed_computes_and_trains_i
         assert (found.grad is None) == (expected.grad is None)
         if found.grad is not None:
             torch.testing.assert_close(found.grad, expected.grad, atol=1e-3, rtol=1e-4)
-    for found, expected in zip(block.buffers(), other.buffers(), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for found_C, expected_C in zip(block.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(found_C, expected_C, atol=1e-5, rtol=1e-5)
     if isinstance(block.conv2, KeepingConv):
         torch.testing.assert_close(block.conv2.last, other.get_submodule("0.conv2").last, atol=1e-5, rtol=1e-5)
 

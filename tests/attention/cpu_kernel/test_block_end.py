@@ -45,7 +45,8 @@ def norm_for(channels: int, mean: float = 0.0) -> nn.BatchNorm2d:
 def sum_by_modules(x_NCHW: Tensor, norm: nn.Module, weight_11k: Tensor, shortcut_NCHW: Tensor) -> Tensor:
     z_NCHW = norm(x_NCHW)
     gate_N1C = torch.conv1d(z_NCHW.mean((2, 3)).unsqueeze(1), weight_11k, padding=weight_11k.shape[2] // 2).sigmoid()
-    return z_NCHW * gate_N1C.squeeze(1)[:, :, None, None] + shortcut_NCHW
+    sum_NCHW: Tensor = z_NCHW * gate_N1C.squeeze(1)[:, :, None, None] + shortcut_NCHW
+    return sum_NCHW
 
 
 def by_modules(x_NCHW: Tensor, norm: nn.Module, weight_11k: Tensor, shortcut_NCHW: Tensor) -> Tensor:
