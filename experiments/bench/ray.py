@@ -66,7 +66,9 @@ def measure(served: Served, args: Any) -> list[Row]:
         rows = []
         for clients in args.clients:
             log(f"{served.name}, {clients} clients ...")
-            rows.append(server.load(clients, 0.0, args.seconds))
+            row = server.load(clients, 0.0, args.seconds)
+            log(f"  {row.per_s:.0f} requests/s, p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms")
+            rows.append(row)
         return rows
 
 
