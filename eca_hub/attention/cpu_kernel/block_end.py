@@ -108,7 +108,10 @@ class _FinishBlock(torch.autograd.Function):
     ) -> Tensor:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        statistics_2C = torch.stack([norm.running_mean, norm.running_var]).double()
+        if norm.training:
+            statistics_2C = torch.empty((2, x_NCHW.shape[1]), dtype=torch.float64)
+        else:
+            statistics_2C = torch.stack([norm.running_mean, norm.running_var]).double()
         y_NCHW, saved_3NC = fused.finish_block(
             x_NCHW, norm_weight_C, norm_bias_C, weight_11k, shortcut_NCHW, statistics_2C,
             has_batch_statistics=norm.training, eps=norm.eps,
