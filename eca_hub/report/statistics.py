@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from eca_hub.errors import InvalidConfig
 
@@ -81,7 +81,7 @@ def summarize(values: Sequence[float]) -> Summary:
     if n < 2:
         return Summary(n, mean, math.nan, math.nan, math.nan)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * std / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 1 - ALPHA / 2)) * std / math.sqrt(n)
     return Summary(n, mean, std, mean - half, mean + half)
 
 
@@ -140,7 +140,7 @@ def smallest_detectable_difference(a: Sequence[float], b: Sequence[float]) -> fl
         return math.nan
     degrees = n + m - 2
     pooled_std = math.sqrt((np.var(a, ddof=1) * (n - 1) + np.var(b, ddof=1) * (m - 1)) / degrees)
-    critical = float(stats.t.ppf(1 - ALPHA / 2, degrees))
+    critical = float(special.stdtrit(degrees, 1 - ALPHA / 2))
 
     def missing_power(noncentrality: float) -> float:
         found = 1 - special.nctdtr(degrees, noncentrality, critical) + special.nctdtr(degrees, noncentrality, -critical)

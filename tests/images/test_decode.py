@@ -18,6 +18,7 @@ from eca_hub.images.decode import decode_image, load_image
 from eca_hub.images.limits import ImageLimits
 from eca_hub.images.png_samples import _warn_dark
 from tests.conftest import make_image
+from tests.images.hostile_variants import hostile_variants
 from tests.images.image_files import chunk, encode, exif_of, png_of
 
 
@@ -155,6 +156,21 @@ def test_damaged_bytes_give_an_image_or_a_clear_refusal(
         data[position % len(data)] = value
     with contextlib.suppress(BadImage):
         assert decode_image(bytes(data), limits=ImageLimits(max_mpx=1)).mode == "RGB"
+
+
+def test_of_hostile_images_each_is_decoded_or_refused_as_it_should_be() -> None:
+    """A sample; the slow tests send all of them to a running service."""
+    wrong = []
+    for hostile in list(hostile_variants(with_large=False))[::5]:
+        try:
+            decode_image(hostile.data)
+        except BadImage:
+            status = 422
+        else:
+            status = 200
+        if status not in hostile.statuses:
+            wrong.append(f"{hostile.name}: {status}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize(

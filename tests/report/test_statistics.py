@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.report.statistics import compare, holm, permutation_p, smallest_detectable_difference, summarize
@@ -19,6 +18,8 @@ def difference(
 
 
 def test_the_p_value_is_that_of_scipys_exact_permutation_test() -> None:
+    from scipy import stats
+
     greater = stats.permutation_test((A, B), difference, n_resamples=np.inf, alternative="greater", vectorized=False)
     assert permutation_p(A, B, alternative="greater") == pytest.approx(greater.pvalue)
     # Of absolute differences; scipy's own two-sided p-value is twice that of the smaller tail.
@@ -45,6 +46,8 @@ def test_holms_correction_by_hand() -> None:
 
 
 def test_the_interval_is_students() -> None:
+    from scipy import stats
+
     summary = summarize([1.0, 2.0, 3.0, 4.0])
     low, high = stats.t.interval(0.95, 3, loc=2.5, scale=stats.sem([1.0, 2.0, 3.0, 4.0]))
     assert (summary.low, summary.high) == pytest.approx((low, high))

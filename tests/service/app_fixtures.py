@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 from eca_hub.errors import RepoNotFound
 from eca_service.api.schemas import ErrorResponse
@@ -30,6 +31,13 @@ def app_with(*ids: str, keys: Sequence[str] = (), admin_keys: Sequence[str] = ()
 
     registry = Registry([ModelSource(model_id) for model_id in ids], open_fake)
     return create_app(settings_with(*ids, **settings), registry, ApiKeys(keys), ApiKeys(admin_keys))
+
+
+def wait_until_ready(client: TestClient, registry: Registry) -> None:
+    """Wait in the loop of the app, which takes no processor time from the threads that load its models."""
+    assert client.portal is not None
+    client.portal.call(registry.loaded.wait)
+    assert client.get("/readyz").status_code == 200
 
 
 def refusal(response: Any, status: int, code: str) -> dict[str, str]:

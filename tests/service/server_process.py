@@ -30,7 +30,8 @@ def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
 def save_tiny_detector(folder: Path, kind: DetectorName = "mask_rcnn", *, seed: int = 0) -> Path:
     """A detector that was never trained, which finds something everywhere."""
     torch.manual_seed(seed)
-    model = eca_hub.create_detector(kind, backbone="resnet18", num_classes=2, min_side_px=64, max_side_px=96)
+    small: dict[str, Any] = {"min_side_px": 64, "max_side_px": 96, "max_detections": 12}
+    model = eca_hub.create_detector(kind, backbone="resnet18", num_classes=2, **small)
     return save_detector(model, folder, labels=("bar", "disk"))
 
 

@@ -19,7 +19,7 @@ from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
 from tests.conftest import make_image
-from tests.service.app_fixtures import app_with, refusal, settings_with
+from tests.service.app_fixtures import app_with, refusal, settings_with, wait_until_ready
 from tests.service.server_process import save_tiny_detector, save_tiny_package
 
 EVERYTHING = "min_score=0.05"
@@ -57,9 +57,9 @@ def client(package: Path) -> Iterator[TestClient]:
         "acme/masks", num_engines=1, explain=True, deadline_ms=600_000, max_image_mib=0.5, max_request_mib=1
     )
     loader = ModelLoader(settings)
-    with TestClient(create_app(settings, Registry(sources, loader.open), ApiKeys())) as client:
-        while client.get("/readyz").status_code != 200:
-            pass
+    registry = Registry(sources, loader.open)
+    with TestClient(create_app(settings, registry, ApiKeys())) as client:
+        wait_until_ready(client, registry)
         yield client
     loader.close()
 
@@ -81,10 +81,20 @@ def expected_objects(detector: eca_hub.Detector, content: bytes, **options: Any)
     ]
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_an_image_has_exactly_the_detections_of_the_library(client: TestClient, package: Path, name: str) -> None:
-    for model in ("masks", "boxes"):
-        detector = eca_hub.Detector.from_pretrained(package.parent / model)
+@pytest.fixture(scope="module")
+def detectors(client: TestClient, package: Path) -> dict[str, eca_hub.Detector]:
+    """The same packages, opened by the library."""
+    return {name: eca_hub.Detector.from_pretrained(package.parent / name) for name in ("masks", "boxes")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("turned", "reduced") else pytest.mark.slow) for name in IMAGES],
+)
+def test_an_image_has_exactly_the_detections_of_the_library(
+    client: TestClient, detectors: dict[str, eca_hub.Detector], name: str
+) -> None:
+    for model, detector in detectors.items():
         # A fresh RetinaNet gives every anchor about 0.01.
         least = detector.config.min_score
         response = detect(client, IMAGES[name], f"min_score={least}", f"acme/{model}")
@@ -174,11 +184,13 @@ def test_the_open_inference_protocol_is_for_classifiers(client: TestClient) -> N
     assert client.get("/v2/models/acme/masks/ready").status_code == 200
 
 
-def test_hugging_faces_shape_has_boxes_in_whole_pixels(client: TestClient, package: Path) -> None:
+def test_hugging_faces_shape_has_boxes_in_whole_pixels(
+    client: TestClient, detectors: dict[str, eca_hub.Detector]
+) -> None:
     image = IMAGES["png"]
     body = {"inputs": base64.b64encode(image).decode(), "parameters": {"threshold": 0.05}}
     found = client.post("/models/acme/masks", json=body).json()
-    expected = eca_hub.Detector.from_pretrained(package).predict(image, min_score=0.05)
+    expected = detectors["masks"].predict(image, min_score=0.05)
     assert len(found) == len(expected) > 0
     for each, right in zip(found, expected, strict=True):
         HFObject.model_validate(each)

@@ -12,7 +12,7 @@ from eca_service.http.auth import ApiKeys
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
-from tests.service.app_fixtures import app_with, refusal, settings_with
+from tests.service.app_fixtures import app_with, refusal, settings_with, wait_until_ready
 from tests.service.fakes import png
 from tests.service.server_process import save_tiny_package
 
@@ -22,10 +22,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     package = save_tiny_package(tmp_path_factory.mktemp("package"))
     settings = settings_with(str(package), num_engines=1)
     loader = ModelLoader(settings)
-    app = create_app(settings, Registry([ModelSource(str(package))], loader.open), ApiKeys())
-    with TestClient(app, raise_server_exceptions=False) as client:
-        while client.get("/readyz").status_code != 200:
-            pass
+    registry = Registry([ModelSource(str(package))], loader.open)
+    with TestClient(create_app(settings, registry, ApiKeys()), raise_server_exceptions=False) as client:
+        wait_until_ready(client, registry)
         yield client
     loader.close()
 

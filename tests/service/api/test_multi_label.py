@@ -2,9 +2,7 @@
 
 import base64
 import dataclasses
-import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +11,11 @@ from starlette.testclient import TestClient
 import eca_hub
 from eca_service.app import create_app
 from eca_service.http.auth import ApiKeys
-from eca_service.inference.model import ServedModel
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
 from tests.conftest import TINY, make_image
-from tests.service.app_fixtures import settings_with
+from tests.service.app_fixtures import settings_with, wait_until_ready
 
 ID = "acme/several"
 IMAGE = make_image()
@@ -36,19 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def client(folder: str) -> Iterator[TestClient]:
     settings = settings_with(folder, precision="fp32", num_engines=1, device="cpu")
     loader = ModelLoader(settings)
-    is_open = threading.Event()
-
-    async def open_and_tell(source: ModelSource) -> ServedModel[Any, Any]:
-        model = await loader.open(source)
-        is_open.set()
-        return model
-
-    registry = Registry([ModelSource(folder, None, ID)], open_and_tell)
+    registry = Registry([ModelSource(folder, None, ID)], loader.open)
     try:
         with TestClient(create_app(settings, registry, ApiKeys(()), ApiKeys(()))) as client:
-            assert is_open.wait(120)
-            while client.get("/readyz").status_code != 200:
-                pass
+            wait_until_ready(client, registry)
             yield client
     finally:
         loader.close()

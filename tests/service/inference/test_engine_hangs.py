@@ -20,7 +20,7 @@ from eca_service.inference.types import RawPixels
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
-from tests.service.app_fixtures import refusal
+from tests.service.app_fixtures import refusal, wait_until_ready
 from tests.service.fakes import FakeDecoded, model_info
 
 
@@ -63,10 +63,10 @@ def test_its_client_gets_an_error_and_readiness_turns_red_and_green_again() -> N
             is_healthy=lambda: engine.is_healthy,
         )
 
-    app = create_app(settings, Registry([ModelSource("acme/digits")], open_model), ApiKeys())
+    registry = Registry([ModelSource("acme/digits")], open_model)
+    app = create_app(settings, registry, ApiKeys())
     with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(1) as thread:
-        while client.get("/readyz").status_code != 200:
-            pass
+        wait_until_ready(client, registry)
         assert client.post("/v1/classify", content=b"7").status_code == 200
         hangs.set()
         request = thread.submit(client.post, "/v1/classify", content=b"7")

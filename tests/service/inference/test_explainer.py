@@ -22,7 +22,7 @@ from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
-from tests.service.app_fixtures import app_with, refusal
+from tests.service.app_fixtures import app_with, refusal, wait_until_ready
 from tests.service.fakes import png
 from tests.service.server_process import save_tiny_package
 
@@ -40,10 +40,9 @@ def client(package: Path) -> Iterator[TestClient]:
         model=(str(package),), explain=True, num_engines=1, max_batch=2, precision="fp32", allowed_hosts="*"
     )
     loader = ModelLoader(settings)
-    app = create_app(settings, Registry([ModelSource(str(package))], loader.open), ApiKeys())
-    with TestClient(app, raise_server_exceptions=False) as client:
-        while client.get("/readyz").status_code != 200:
-            pass
+    registry = Registry([ModelSource(str(package))], loader.open)
+    with TestClient(create_app(settings, registry, ApiKeys()), raise_server_exceptions=False) as client:
+        wait_until_ready(client, registry)
         yield client
     loader.close()
 
