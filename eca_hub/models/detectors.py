@@ -13,7 +13,8 @@ Shapes: N images or boxes, H height, W width.
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from torchvision.models.detection.transform import (
     resize_boxes,
 )
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import MultiScaleRoIAlign, initLevelMapper
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, resolve_config
@@ -210,6 +212,7 @@ def build_detector(config: DetectorConfig, *, num_classes: int | None = None, ro
             box_batch_size_per_image=rois_per_image,
             **shared,
         )
+        _fix_scales(model, strides_px)
     transform = InputTransform(resolved.min_side_px, resolved.max_side_px, list(resolved.mean), list(resolved.std))
     model.transform = transform
     model.config = resolved  # type: ignore[assignment]
@@ -249,6 +252,19 @@ def backbone_config(config: DetectorConfig) -> ModelConfig:
 def is_class_weight(name: str) -> bool:
     """Whether the name of a detector's weight is that of a layer that has an output for each class."""
     return any(part in name for part in _CLASS_LAYERS)
+
+
+def _fix_scales(model: nn.Module, strides_px: Sequence[int]) -> None:
+    """Tell the regions' pooling the strides of its maps.
+
+    torchvision would guess them from the first batch and keep them, and of small images it guesses wrong: what is found
+    in an image, and what a resumed run learns, would then depend on which batch came first.
+    """
+    for pool in model.modules():
+        if isinstance(pool, MultiScaleRoIAlign):
+            pool.scales = [1 / stride for stride in strides_px]
+            first, last = (int(math.log2(stride)) for stride in (strides_px[0], strides_px[-1]))
+            pool.map_levels = initLevelMapper(first, last, pool.canonical_scale, pool.canonical_level)
 
 
 def _anchors(config: DetectorConfig) -> AnchorGenerator:

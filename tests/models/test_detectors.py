@@ -1,5 +1,6 @@
 """Detectors: the parameters of the paper, the outputs of torchvision's own models, labels from 0, frozen stages."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.ops import MultiScaleRoIAlign
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig, UnknownName
 from eca_hub.images.masks import InstanceMask
@@ -220,3 +222,19 @@ def test_the_network_is_one_module_with_standard_names() -> None:
     model = create_detector("mask_rcnn", **SMALL)
     assert isinstance(model, nn.Module)
     assert {"backbone", "rpn", "roi_heads", "transform"} == {name for name, _ in model.named_children()}
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
+def test_what_is_found_in_an_image_does_not_depend_on_the_first_image(name: str) -> None:
+    torch.manual_seed(3)
+    options: dict[str, Any] = {"backbone": "resnet18", "num_classes": 2, "min_side_px": 32, "max_side_px": 128}
+    model = create_detector(name, **options).eval()  # type: ignore[arg-type]
+    other = copy.deepcopy(model)
+    small, large = torch.rand(3, 33, 40), torch.rand(3, 32, 128)
+    with torch.inference_mode():
+        other([large])
+        found, expected = model([small])[0], other([small])[0]
+    assert len(found["boxes"])
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+    pools = [each for each in model.modules() if isinstance(each, MultiScaleRoIAlign)]
+    assert [pool.scales for pool in pools] == [[1 / 4, 1 / 8, 1 / 16, 1 / 32]] * (1 + (name == "mask_rcnn"))
