@@ -230,7 +230,7 @@ def test_what_is_found_in_an_image_does_not_depend_on_the_first_image(name: str)
     options: dict[str, Any] = {"backbone": "resnet18", "num_classes": 2, "min_side_px": 32, "max_side_px": 128}
     model = create_detector(name, **options).eval()  # type: ignore[arg-type]
     other = copy.deepcopy(model)
-    small, large = torch.rand(3, 33, 40), torch.rand(3, 32, 128)
+    small, large = torch.rand(3, 40, 33), torch.rand(3, 32, 128)
     with torch.inference_mode():
         other([large])
         found, expected = model([small])[0], other([small])[0]

@@ -108,7 +108,8 @@ def test_thirty_steps_lower_the_loss_and_resume_to_the_bit(tmp_path: Path) -> No
     losses = [float(row["train_loss"]) for row in rows_of(whole)]
     assert losses[-1] < 0.5 * losses[0]
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, "on_train_batch_end", 20)
+        # The first batch of the resumed run is of other sizes than the first of the whole run.
+        stop_at(patch, "on_train_batch_end", 14)
         assert fit(resumed, *options, config=config) == 143
     assert fit(resumed, *options, "--resume", config=config) == 0
     assert weights_hash(resumed) == weights_hash(whole)
