@@ -1,6 +1,8 @@
 """Two processes on one machine, with gloo: the same weights and metrics as one process, and failures of a process.
 
 `ddp` keeps every weight in both, `fsdp` shards them; both are compared with a single process and the same batches.
+In float64, because in float32 the rounding of a convolution depends on the size of its batch, and a ReLU whose input
+changes its sign multiplies the difference.
 """
 
 import csv
@@ -28,7 +30,7 @@ model: {architecture: resnet20, freeze: norms, optim: {lr: 0.01, schedule: const
 data:
   class_path: SyntheticData
   init_args: {num_train: 640, num_eval: 101, batch_size: 32, image: {height_px: 16, width_px: 16, crop: 1.0}}
-trainer: {max_epochs: 2, accelerator: cpu, strategy: ddp, devices: 2}
+trainer: {max_epochs: 2, accelerator: cpu, strategy: ddp, devices: 2, precision: 64-true}
 """
 
 
@@ -118,7 +120,14 @@ def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_two_processes_train_to_the_weights_of_one(two: Path, one: Path) -> None:
     assert [row["step"] for row in rows_of(two)] == ["10", "20"]
-    assert difference(two, one) <= 1e-5
+    assert difference(two, one) <= 1e-9
+
+
+def test_two_processes_train_to_the_weights_of_one_in_float32(tmp_path: Path) -> None:
+    """As far as torch's own operations do: without the kernel, six seeds parted by 5e-6 to 4e-5 in 20 steps."""
+    finish(start(tmp_path / "one", *ONE, "--trainer.precision", "32-true"))
+    finish(start(tmp_path / "two", "--trainer.precision", "32-true"))
+    assert difference(tmp_path / "two", tmp_path / "one") <= 2e-4
 
 
 def test_two_processes_evaluate_every_image_once(two: Path, one: Path) -> None:
@@ -215,7 +224,7 @@ def test_a_checkpoint_of_one_strategy_is_resumed_with_another(first: str, then: 
     assert "trainer.strategy was" in start(run_dir, *options, "--resume").communicate(timeout=250)[0]
     finish(start(run_dir, *options, "--resume", "--allow_changes"))
     assert [row["step"] for row in rows_of(run_dir)] == ["10", "20"]
-    assert difference(run_dir, one) <= 1e-5
+    assert difference(run_dir, one) <= 1e-9
 
 
 @pytest.mark.parametrize("num_broken", [3, 4])
