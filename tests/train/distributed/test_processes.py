@@ -1,8 +1,8 @@
 """Two processes on one machine, with gloo: the same weights and metrics as one process, and failures of a process.
 
 `ddp` keeps every weight in both, `fsdp` shards them; both are compared with a single process and the same batches.
-In float64, because in float32 the rounding of a convolution depends on the size of its batch, and a ReLU whose input
-changes its sign multiplies the difference.
+In float32 the rounding of a convolution depends on the size of its batch, and a ReLU whose input changes its sign
+multiplies the difference: without the kernel, six seeds parted by 5e-6 to 4e-5 in 20 steps. So float64 is compared too.
 """
 
 import csv
@@ -30,8 +30,11 @@ model: {architecture: resnet20, freeze: norms, optim: {lr: 0.01, schedule: const
 data:
   class_path: SyntheticData
   init_args: {num_train: 640, num_eval: 101, batch_size: 32, image: {height_px: 16, width_px: 16, crop: 1.0}}
-trainer: {max_epochs: 2, accelerator: cpu, strategy: ddp, devices: 2, precision: 64-true}
+trainer: {max_epochs: 2, accelerator: cpu, strategy: ddp, devices: 2}
 """
+
+IN_FLOAT32 = 2e-4
+"""How far the weights of two runs may part in float32."""
 
 
 def start(run_dir: Path, *options: str, command: str = "fit") -> subprocess.Popen[str]:
@@ -120,20 +123,19 @@ def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_two_processes_train_to_the_weights_of_one(two: Path, one: Path) -> None:
     assert [row["step"] for row in rows_of(two)] == ["10", "20"]
-    assert difference(two, one) <= 1e-9
+    assert difference(two, one) <= IN_FLOAT32
 
 
-def test_two_processes_train_to_the_weights_of_one_in_float32(tmp_path: Path) -> None:
-    """As far as torch's own operations do: without the kernel, six seeds parted by 5e-6 to 4e-5 in 20 steps."""
-    finish(start(tmp_path / "one", *ONE, "--trainer.precision", "32-true"))
-    finish(start(tmp_path / "two", "--trainer.precision", "32-true"))
-    assert difference(tmp_path / "two", tmp_path / "one") <= 2e-4
+def test_two_processes_train_to_the_weights_of_one_in_float64(tmp_path: Path) -> None:
+    finish(start(tmp_path / "one", *ONE, "--trainer.precision", "64-true"))
+    finish(start(tmp_path / "two", "--trainer.precision", "64-true"))
+    assert difference(tmp_path / "two", tmp_path / "one") <= 1e-9
 
 
 def test_two_processes_evaluate_every_image_once(two: Path, one: Path) -> None:
     for name in ("val_top1", "val_loss", "val_macro", "train_loss", "train_top1"):
         found, expected = ([float(row[name]) for row in rows_of(run)] for run in (two, one))
-        assert found == pytest.approx(expected, abs=2e-6)
+        assert found == pytest.approx(expected, abs=1e-4)
     results = [json.loads((run / "result.json").read_text()) for run in (two, one)]
     assert [result["num_test_images"] for result in results] == [101, 101]
     assert results[0]["test_top1"] == results[1]["test_top1"]
@@ -143,7 +145,7 @@ def test_two_processes_write_the_package_of_one(two: Path, one: Path) -> None:
     names = [{path.name for path in (run / "model").iterdir()} for run in (two, one)]
     assert names[0] == names[1]
     packages = [safetensors.torch.load(packaged(run)) for run in (two, one)]
-    torch.testing.assert_close(*packages, atol=1e-5, rtol=0)
+    torch.testing.assert_close(*packages, atol=IN_FLOAT32, rtol=0)
 
 
 def test_two_processes_write_every_prediction_once_and_in_order(two: Path, one: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_checkpoint_of_one_strategy_is_resumed_with_another(first: str, then: 
     assert "trainer.strategy was" in start(run_dir, *options, "--resume").communicate(timeout=250)[0]
     finish(start(run_dir, *options, "--resume", "--allow_changes"))
     assert [row["step"] for row in rows_of(run_dir)] == ["10", "20"]
-    assert difference(run_dir, one) <= 1e-9
+    assert difference(run_dir, one) <= IN_FLOAT32
 
 
 @pytest.mark.parametrize("num_broken", [3, 4])
