@@ -178,7 +178,7 @@ def test_errors_of_the_file_system_are_reported(eca_resnet18: nn.Module, save: S
         (["nowhere.pth"], InvalidUsage),
         (["acme/model", "--to", "x", "--format", "timm", "--architecture", "resnet18"], InvalidUsage),
         (["acme/model", "--to", "x", "--format", "timm", "--image.crop", "1"], InvalidUsage),
-        ([__file__, "--to", "x", "--image.crop_mode", "border"], InvalidUsage),
+        ([__file__, "--to", "x", "--image.crop_mode", "round"], InvalidUsage),
         ([__file__, "--to", "x", "--image.height_px", "big"], InvalidUsage),
         ([__file__, "--to", "x", "--labels", "nowhere.txt"], InvalidConfig),
         ([__file__, "--to", "x"], InvalidConfig),
