@@ -99,7 +99,8 @@ def test_training_is_that_of_timms_blocks(name: str, num_fused: list[int]) -> No
     for (key, found), expected in zip(model.named_parameters(), other.parameters(), strict=True):
         assert found.grad is not None
         assert expected.grad is not None
-        torch.testing.assert_close(found.grad, expected.grad, atol=1e-3, rtol=1e-3, msg=key)
+        # Float32 itself is 3e-5 from float64 here, in torch's operations as well.
+        assert (found.grad - expected.grad).norm() <= 2e-4 * expected.grad.norm(), key
     for (key, found_C), expected_C in zip(model.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(found_C, expected_C, atol=1e-4, rtol=1e-4, msg=key)
 

@@ -51,6 +51,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*which this processor has no instructions for")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_configuration_trains(
     config: Path, tiny_data: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
