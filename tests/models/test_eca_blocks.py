@@ -99,8 +99,9 @@ def test_training_is_that_of_timms_blocks(name: str, num_fused: list[int]) -> No
     for (key, found), expected in zip(model.named_parameters(), other.parameters(), strict=True):
         assert found.grad is not None
         assert expected.grad is not None
-        # Float32 itself is 3e-5 from float64 here, in torch's operations as well.
-        assert (found.grad - expected.grad).norm() <= 2e-4 * expected.grad.norm(), key
+        # Torch's own operations are 3e-5 from float64 here, and a hundred times as far where a ReLU's input changes its
+        # sign. A single block is compared to 1e-5 in tests/attention/cpu_kernel/test_block_end.py.
+        assert (found.grad - expected.grad).norm() <= 1e-2 * expected.grad.norm(), key
     for (key, found_C), expected_C in zip(model.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(found_C, expected_C, atol=1e-4, rtol=1e-4, msg=key)
 
