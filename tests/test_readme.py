@@ -39,7 +39,7 @@ def run_and_leave_nothing(script: str, folder: Path, environment: dict[str, str]
             start_new_session=True,
         )
         try:
-            code = shell.wait(timeout=240)
+            code = shell.wait(timeout=560)
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
@@ -55,6 +55,7 @@ def test_the_first_screen_of_the_readme_is_a_sentence_and_the_two_commands() -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
     [steps] = [block for block in BLOCKS if "eca-hub localhub" in block]
     [training] = [block for block in BLOCKS if "eca-hub test" in block]
