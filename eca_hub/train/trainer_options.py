@@ -121,11 +121,15 @@ def warn_of_emulation(precision: str, device: torch.device) -> None:
         precision: `--trainer.precision`, such as bf16-mixed.
         device: Where the network is trained.
     """
-    name, is_half = next(((name, True) for name in ("bf16", "16") if precision.startswith(name)), ("", False))
-    if not is_half or device.type != "cpu":
+    if device.type != "cpu":
+        return
+    if precision.startswith("bf16"):
+        instructions = ("avx512_bf16", "amx_bf16", "bf16")
+    elif precision.startswith("16"):
+        instructions = ("avx512_fp16", "amx_fp16", "fp16")
+    else:
         return
     capabilities = torch.cpu.get_capabilities()
-    instructions = ("avx512_bf16", "amx_bf16", "bf16") if name == "bf16" else ("avx512_fp16", "amx_fp16", "fp16")
     if not any(capabilities.get(each) for each in instructions):
         warnings.warn(
             f"--trainer.precision is {precision}, which this processor has no instructions for: it may take tens of "
