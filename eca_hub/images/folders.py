@@ -3,27 +3,48 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
+
+from eca_hub.errors import InvalidConfig
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
 """Of the formats that are decoded."""
 
-_SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "icon\r"}
+_SYSTEM_NAMES = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "recycler", "found.000",
+    "system volume information", "lost+found", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle",
+    "@recently-snapshot", "__pycache__", "_gsdata_", "picasa.ini",
+}  # fmt: skip
 
 
 def is_ignored(name: str) -> bool:
     """Whether a name is hidden (so are macOS's ._name and .DS_Store), or made by an operating system or a NAS.
 
-    NTFS streams such as `Thumbs.db:encryptable` belong to the file before the colon.
+    NTFS streams such as `Thumbs.db:encryptable` belong to the file before the colon; `cat.png:Zone.Identifier` says
+    where a file was downloaded from. `~$` begins the lock file of an office program.
     """
-    return name.startswith(".") or name.casefold().partition(":")[0] in _SYSTEM_NAMES
+    folded = name.casefold()
+    return (
+        name.startswith((".", "~$")) or folded.partition(":")[0] in _SYSTEM_NAMES or folded.endswith("zone.identifier")
+    )
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder in the order of their names, following links to folders, but each link's once."""
+    """Yield the files below a folder in the order of their names, following links to folders, but each link's once.
+
+    Raises:
+        InvalidConfig: a folder cannot be read.
+    """
     entered = {folder.resolve()}
-    for where, folders, names in os.walk(folder, followlinks=True):
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not is_ignored(name) and not _is_circle(where, name, entered))
         yield from (Path(where) / name for name in sorted(names) if not is_ignored(name))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InvalidConfig(
+        f"The folder {error.filename} cannot be read: {error.strerror or error}.", hint="Give yourself access to it."
+    ) from None
 
 
 def _is_circle(where: str, name: str, entered: set[Path]) -> bool:

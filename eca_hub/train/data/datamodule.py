@@ -275,7 +275,7 @@ class FileDataModule(ImageDataModule):
                 continue
             checked.append(source)
             check_readable(source, split, self.title)
-            if remark := check_format(source, split, self.title, self.max_bad_samples):
+            if remark := check_format(source, split, self.title, self.max_bad_samples, self.labels):
                 self.remarks.append(remark)
         super().check()
 

@@ -20,7 +20,7 @@ from eca_hub.errors import BadImage
 from eca_hub.images.transform import EvalTransform
 from eca_hub.train.data.cache import DecodedImageCache
 from eca_hub.train.data.sampler import BatchIndex
-from eca_hub.train.data.source import Source, is_lfs_pointer
+from eca_hub.train.data.source import Source, pointer_in
 from eca_hub.train.data.transforms import RandomAugmentation
 from eca_hub.train.errors import TrainingStopped
 
@@ -175,6 +175,9 @@ class ImageDataset(Dataset[Batch]):
 
 
 def _reason(error: Exception, content: bytes) -> str:
-    if is_lfs_pointer(content):
-        return "a pointer of Git LFS; `git lfs pull` fetches the image"
-    return (error.strerror or str(error)) if isinstance(error, OSError) and error.errno else str(error)
+    if pointer := pointer_in(content):
+        return f"a pointer of {pointer.tool}; `{pointer.command}` fetches the image"
+    if isinstance(error, OSError) and error.errno:
+        return error.strerror or str(error)
+    # The hints of a bad image are for those who send one to the service.
+    return error.message if isinstance(error, BadImage) else str(error)

@@ -21,9 +21,17 @@ _SIDECAR_ENDINGS = (".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".
 _SIDECAR_NAMES = {"license", "readme", "copying", "makefile"}
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "dev"),
+    "val": ("val", "validation", "valid", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
+_SPLIT_ENDING = r"[\s_-]*(set|data|dataset|split|images?|imgs?|pictures|\d{4})?\s*"
+"""What may follow the name of a split, as in trainset, val_images or test2017."""
+_TEMPORARY_ENDINGS = (
+    ".part", ".partial", ".filepart", ".crdownload", ".download", ".aria2", ".tmp", ".temp", ".swp", ".bak", ".orig",
+    "~",
+)  # fmt: skip
+"""Of unfinished downloads and of copies, which may begin as an image does."""
+_ARCHIVE_ENDINGS = (".zip", ".tar.gz", ".tgz", ".7z", ".rar")
 _SNIFFED_BYTES = 64
 _SEARCHED_LEVELS, _SEARCHED_FOLDERS = 3, 20
 _NUM_COMPARED = 16
@@ -87,7 +95,11 @@ class ImageFolderData(FileDataModule):
         if not labels:
             raise InvalidConfig(f"The class folders in {folder} hold no images ({', '.join(IMAGE_ENDINGS)}).")
         if empty := sorted(folders.classes.keys() - set(labels)):
-            self.remarks.append(f"{folder}: folders without images are left out: {', '.join(empty[:5])}.")
+            self.remarks.append(f"{folder}: folders without images are left out: {_names(empty)}.")
+        if folders.circles:
+            self.remarks.append(f"{folder}: links to a folder around them are left out: {_names(folders.circles)}.")
+        if split == "train":
+            self._remark_on_similar_names(labels)
         unsupported = sum((scan.unsupported for scan in folders.classes.values()), Counter[str]())
         if unsupported:
             self.remarks.append(f"{folder}: files that are not decoded are left out: {_listing(unsupported)}.")
@@ -95,11 +107,20 @@ class ImageFolderData(FileDataModule):
             self.remarks.append(f"{folder}: {len(folders.loose)} images in no class folder are left out.")
         return labels
 
+    def _remark_on_similar_names(self, labels: list[str]) -> None:
+        """Remark on classes whose names differ only in case: elsewhere they are one folder."""
+        by_folded: dict[str, list[str]] = {}
+        for label in labels:
+            by_folded.setdefault(label.casefold(), []).append(label)
+        for twins in by_folded.values():
+            if len(twins) > 1:
+                self.remarks.append(f"The classes {' and '.join(twins)} differ only in case; are they one class?")
+
     def _find_splits(self) -> dict[Split, Path]:
         folders = _subfolders(self._root)
         found: dict[Split, Path] = {}
-        for split, names in _SPLIT_NAMES.items():
-            matching = [folder for folder in folders if folder.name.casefold() in names]
+        for split in _SPLIT_NAMES:
+            matching = [folder for folder in folders if _is_split(folder, split)]
             if len(matching) > 1:
                 raise InvalidConfig(
                     f"{self._root} has {' and '.join(folder.name for folder in matching)}; which is the {split} split?",
@@ -107,22 +128,40 @@ class ImageFolderData(FileDataModule):
                 )
             found |= dict.fromkeys([split], matching[0]) if matching else {}
         if "train" in found:
+            if others := [readable_name(folder.name) for folder in folders if folder not in found.values()]:
+                self.remarks.append(
+                    f"{self._root}: folders that are no split (train, val or test) are left out: {_names(others)}."
+                )
             return found
-        inner = next((folder for folder in _folders_below(folders) if _has_train(folder)), None)
-        if inner is not None:
+        inner = [folder for folder in _folders_below(folders) if _has_train(folder)]
+        if len(inner) > 1 and len(inner) == len(folders):
             raise InvalidConfig(
-                f"{self._root} has no folder train, but {inner} has.", hint=f"Give --data.root {inner}."
+                f"{self._root} sorts images by class first, then by split: {inner[0].name}/train. It needs "
+                f"train/{inner[0].name}.",
+                hint="Move the folders, or list the images in a CSV file and give --data CsvData --data.root FILE.csv.",
             )
-        if not found and len(folders) > 1 and self.val_fraction:
+        if inner:
+            raise InvalidConfig(
+                f"{self._root} has no folder train, but {inner[0]} has.", hint=f"Give --data.root {inner[0]}."
+            )
+        looks_split = [folder for folder in folders if _split_in(folder.name)]
+        if not found and len(folders) > 1 and self.val_fraction and len(looks_split) < len(folders):
             return {"train": self._root}
-        raise self._no_train(folders)
+        raise self._no_train(folders, looks_split)
 
-    def _no_train(self, folders: list[Path]) -> InvalidConfig:
+    def _no_train(self, folders: list[Path], looks_split: list[Path]) -> InvalidConfig:
         """Describe what the folder holds instead of `train`, and what to type."""
+        for folder in looks_split if len(looks_split) == len(folders) else []:
+            if (split := _split_in(folder.name)) == "train":
+                return InvalidConfig(
+                    f"{self._root} has no folder train; it has the folders {_names(each.name for each in folders)}.",
+                    hint=f"If {folder.name} is the {split} split: mv {folder} {folder.with_name('train')}; the others "
+                    "are val and test.",
+                )
         for folder in _folders_below(folders):
             if len(folders) == 1 and len(inner := _subfolders(folder)) > 1:
                 return InvalidConfig(
-                    f"{self._root} has one folder, and {folder} holds {', '.join(each.name for each in inner[:5])}.",
+                    f"{self._root} has one folder, and {folder} holds {_names(each.name for each in inner)}.",
                     hint=f"If those are the classes, give --data.root {folder} --data.val_fraction 0.2.",
                 )
         names = sorted(entry.name for entry in os.scandir(self._root) if not is_ignored(entry.name))
@@ -133,11 +172,14 @@ class ImageFolderData(FileDataModule):
                     f"{self._root} has no folder train; it holds {files[0]}.",
                     hint=f"Give --data {kind} --data.root {where}.",
                 )
-        split_names = {name for names in _SPLIT_NAMES.values() for name in names}
-        with_images = [folder.name for folder in folders if next(walk_files(folder), None) is not None]
-        if len(with_images) > 1 and not {name.casefold() for name in with_images} & split_names:
+        if archive := next((name for name in names if name.lower().endswith(_ARCHIVE_ENDINGS)), None):
             return InvalidConfig(
-                f"{self._root} has no folder train; it has the folders {', '.join(with_images[:5])}.",
+                f"{self._root} has no folder train; it holds {readable_name(archive)}.", hint="Unpack it first."
+            )
+        with_images = [folder.name for folder in folders if next(walk_files(folder), None) is not None]
+        if len(with_images) > 1 and not any(_split_in(name) for name in with_images):
+            return InvalidConfig(
+                f"{self._root} has no folder train; it has the folders {_names(with_images)}.",
                 hint="If those are the classes, give --data.val_fraction 0.2 to hold out a fifth of each.",
             )
         return InvalidConfig(
@@ -162,7 +204,19 @@ class _ClassFolders:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.classes: dict[str, _Scan] = {}
+        self.circles: list[str] = []
+        """Links to a folder that the split lies in."""
+        targets: dict[Path, str] = {}
         for each in _subfolders(folder):
+            target, label = each.resolve(), label_name(each.name)
+            if folder.resolve().is_relative_to(target):
+                self.circles.append(label)
+                continue
+            if (other := targets.setdefault(target, label)) != label:
+                raise InvalidConfig(
+                    f"{readable_name(str(folder))}: {other} and {label} are one folder, by a link.",
+                    hint="Remove the link; an image has one class.",
+                )
             scan = self.classes.setdefault(label_name(each.name), _Scan())
             for path in walk_files(each):
                 kind = _kind_of(path)
@@ -227,7 +281,39 @@ class ImageFolderSource:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not is_ignored(entry.name))
+    """Return the folders in a folder.
+
+    Raises:
+        InvalidConfig: it cannot be read, or a link in it that may be a folder leads nowhere.
+    """
+    try:
+        entries = sorted(
+            (entry for entry in os.scandir(folder) if not is_ignored(entry.name)), key=lambda each: each.path
+        )
+    except OSError as error:
+        raise InvalidConfig(
+            f"The folder {readable_name(str(folder))} cannot be read: {error.strerror or error}.",
+            hint="Give yourself access to it.",
+        ) from None
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.is_symlink() and not path.exists() and not path.suffix:
+            raise InvalidConfig(
+                f"{readable_name(str(path))} is a link to {readable_name(str(path.readlink()))}, which is not there.",
+                hint="Fetch or mount what it points to, or remove the link.",
+            )
+    return [Path(entry.path) for entry in entries if entry.is_dir()]
+
+
+def _is_split(folder: Path, split: Split) -> bool:
+    names = "|".join(_SPLIT_NAMES[split])
+    return re.fullmatch(rf"({names}){_SPLIT_ENDING}", folder.name, re.IGNORECASE) is not None
+
+
+def _split_in(name: str) -> Split | None:
+    """Return the split that a name has as one of its words, as seg_train has; None if there is none."""
+    words = set(re.split(r"[\W_\d]+", name.casefold()))
+    return next((split for split, names in _SPLIT_NAMES.items() if words & set(names)), None)
 
 
 def _folders_below(folders: list[Path]) -> list[Path]:
@@ -240,7 +326,7 @@ def _folders_below(folders: list[Path]) -> list[Path]:
 
 
 def _has_train(folder: Path) -> bool:
-    return any(inner.name.casefold() in _SPLIT_NAMES["train"] for inner in _subfolders(folder))
+    return any(_is_split(inner, "train") for inner in _subfolders(folder))
 
 
 def _no_folder(root: str) -> InvalidConfig:
@@ -256,6 +342,8 @@ def _kind_of(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(IMAGE_ENDINGS):
         return "image"
+    if name.endswith(_TEMPORARY_ENDINGS):
+        return "unsupported"
     if name.endswith(_SIDECAR_ENDINGS) or name in _SIDECAR_NAMES:
         return "sidecar"
     try:
@@ -283,4 +371,10 @@ def _is_equal(one: Path, other: Path) -> bool:
 
 
 def _listing(endings: Counter[str]) -> str:
-    return ", ".join(f"{number} x {ending}" for ending, number in endings.most_common(5))
+    return _names(f"{number} x {ending}" for ending, number in endings.most_common())
+
+
+def _names(names: Iterable[str]) -> str:
+    """Return the first five names, and how many more there are."""
+    shown = [readable_name(name) for name in names]
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -5,9 +5,10 @@ Shapes: N images, K classes.
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,7 +17,11 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 UNLABELED = -1
 """Target of an image whose class is not known."""
 
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTERS = (
+    (re.compile(rb"version https://git-lfs\.github\.com/spec/"), "Git LFS", "git lfs pull"),
+    # What git-annex leaves of an unlocked file, and of a link on a file system without links.
+    (re.compile(rb"(/annex/objects/|(\.\./)*\.git/annex/objects/)"), "git-annex", "git annex get ."),
+)
 
 
 class Source(Protocol):
@@ -119,9 +124,18 @@ def fingerprint_of(parts: Iterable[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def is_lfs_pointer(content: bytes) -> bool:
-    """Whether a file is a pointer of Git LFS, in the place of the file itself."""
-    return content.startswith(_LFS_POINTER)
+class Pointer(NamedTuple):
+    """What a file holds that stands for another one, which was not fetched."""
+
+    tool: str
+    """The tool that fetches it."""
+    command: str
+    """The command line that fetches it."""
+
+
+def pointer_in(content: bytes) -> Pointer | None:
+    """Return which tool left a file that only points to the image; None for any other file."""
+    return next((Pointer(tool, command) for mark, tool, command in _POINTERS if mark.match(content)), None)
 
 
 def readable_name(name: str) -> str:

@@ -1,8 +1,9 @@
 """Folder layouts of other tools: they are read as intended, or one sentence names the folder and the option."""
 
+import errno
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ def tiff(path: Path) -> None:
         "train/.ipynb_checkpoints/0.png", "train/@eaDir/0.png", "train/dark/@eaDir/0.png", "train/dark/notes.txt",
         "__MACOSX/train/dark/0.png", "train/dark/desktop.ini", "train/dark/Thumbs.db:encryptable", "train/.gitkeep",
         "train/lost+found/0.png", "train/dark/.nfs000000001", "train/dark/p0.json", "train/$RECYCLE.BIN/0.png",
+        "train/#recycle/0.png", "train/@Recycle/0.png", "train/@tmp/0.png", "train/System Volume Information/0.png",
+        "train/__pycache__/0.png", "train/_gsdata_/0.png", "#snapshot/0.png", "train/dark/0.png:Zone.Identifier",
+        "train/dark/~$notes.docx", "train/dark/Picasa.ini",
     ],
 )  # fmt: skip
 def test_files_of_operating_systems_are_neither_images_nor_classes(path: str, root: Path) -> None:
@@ -64,6 +68,14 @@ def test_some_files_that_are_not_decoded_are_counted_by_their_ending(root: Path)
     [remark] = data.remarks
     assert remark.endswith("files that are not decoded are left out: 2 x .tif.")
     assert data.num_images("train") == 8
+
+
+@pytest.mark.parametrize("name", ["0.png.part", "0.png.partial", "0.png.crdownload", "0.png~", "0.png.bak", "0.tmp"])
+def test_unfinished_downloads_and_copies_of_an_editor_are_left_out(name: str, root: Path) -> None:
+    (root / "train" / "dark" / name).write_bytes(png(3))
+    data = ImageFolderData(str(root))
+    assert data.num_images("train") == 8
+    assert "files that are not decoded are left out: 1 x" in data.remarks[0]
 
 
 def test_an_empty_class_folder_is_left_out_with_a_remark(root: Path) -> None:
@@ -123,6 +135,80 @@ def test_pointers_of_git_lfs_are_refused_before_training(root: Path) -> None:
     assert "Git LFS" in bad.reason
 
 
+@pytest.mark.parametrize("content", [b"/annex/objects/SHA256E-s12--ab.png\n", b"../../.git/annex/objects/x/y/SHA256E"])
+def test_pointers_of_git_annex_are_named(content: bytes, root: Path) -> None:
+    (root / "val" / "dark" / "0.png").write_bytes(content)
+    with pytest.raises(InvalidConfig, match=r"0\.png: a pointer of git-annex; `git annex get \.` fetches the image"):
+        ImageFolderData(str(root)).check()
+    for path in (root / "val").rglob("*.png"):
+        path.write_bytes(content)
+    with pytest.raises(InvalidConfig, match=r"val split of set cannot be read.*`git annex get \.` fetches the images"):
+        ImageFolderData(str(root)).check()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_a_class_of_broken_images_is_refused_however_many_may_be_broken(content: bytes, root: Path) -> None:
+    for path in (root / "train" / "dark").iterdir():
+        path.write_bytes(content)
+    with pytest.raises(InvalidConfig, match=r"Every image of dark in the train split of set is broken; the first: .*"):
+        ImageFolderData(str(root), max_bad_samples=99).check()
+
+
+@pytest.mark.parametrize("link", ["train/bird", "val/bird", "test", "train"])
+def test_a_folder_that_is_a_link_to_nothing_is_refused(link: str, root: Path) -> None:
+    if link == "train":
+        (root / "train").rename(root / "elsewhere")
+    (root / link).symlink_to("/not/mounted")
+    with pytest.raises(InvalidConfig, match=rf"{link} is a link to /not/mounted, which is not there\."):
+        ImageFolderData(str(root))
+
+
+def test_a_class_that_links_to_a_folder_around_it_is_left_out(root: Path) -> None:
+    (root / "train" / "all").symlink_to(root)
+    data = ImageFolderData(str(root))
+    assert data.labels == ["dark", "light"]
+    assert data.num_images("train") == 8
+    assert data.remarks == [f"{root}/train: links to a folder around them are left out: all."]
+
+
+def test_a_class_folder_that_links_to_another_class_is_refused(root: Path) -> None:
+    (root / "train" / "night").symlink_to(root / "train" / "dark")
+    with pytest.raises(InvalidConfig, match=r"train: dark and night are one folder, by a link\."):
+        ImageFolderData(str(root))
+
+
+@pytest.mark.parametrize("folder", ["train", "train/dark", "train/dark/more"])
+def test_a_folder_that_may_not_be_read_is_named(folder: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "train" / "dark" / "more").mkdir()
+    real = os.scandir
+
+    def scandir(path: str | Path) -> Iterator[os.DirEntry[str]]:
+        if Path(path) == root / folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InvalidConfig, match=rf"The folder .*{folder} cannot be read: Permission denied\."):
+        ImageFolderData(str(root))
+
+
+def test_classes_that_differ_only_in_case_are_remarked_on(root: Path) -> None:
+    (root / "train" / "Dark").mkdir()
+    (root / "train" / "Dark" / "0.png").write_bytes(png(3))
+    data = ImageFolderData(str(root))
+    assert data.labels == ["Dark", "dark", "light"]
+    assert data.remarks == ["The classes Dark and dark differ only in case; are they one class?"]
+
+
+def test_folders_beside_the_splits_are_named(root: Path) -> None:
+    for number in range(7):
+        (root / f"extra{number}").mkdir()
+    assert ImageFolderData(str(root)).remarks == [
+        f"{root}: folders that are no split (train, val or test) are left out: extra0, extra1, extra2, extra3, extra4 "
+        "and 2 more."
+    ]
+
+
 def test_names_in_latin_1_bytes_become_text(root: Path) -> None:
     for split in ("train", "val"):
         (root / split / "dark").rename(os.fsdecode(os.fsencode(root / split) + b"/caf\xe9"))
@@ -148,7 +234,13 @@ def test_the_same_name_in_two_unicode_forms_is_one_class(root: Path) -> None:
     assert data.source("val").targets.tolist() == [0] * 4 + [1] * 4
 
 
-@pytest.mark.parametrize(("train", "val"), [("Train", "Val"), ("TRAINING", "Validation"), ("training", "valid")])
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("Train", "Val"), ("TRAINING", "Validation"), ("training", "valid"), ("train_set", "val_set"),
+        ("trainset", "validset"), ("train_images", "val-images"), ("train2017", "val2017"), ("train ", "eval"),
+    ],
+)  # fmt: skip
 def test_split_folders_are_found_in_any_case_and_spelling(train: str, val: str, root: Path) -> None:
     (root / "train").rename(root / train)
     (root / "val").rename(root / val)
@@ -207,6 +299,25 @@ def test_a_test_folder_without_classes_is_for_predictions(root: Path) -> None:
     assert data.num_images("test") == 8
 
 
+def _named_as_by_others(root: Path) -> None:
+    (root / "train").rename(root / "seg_train")
+    (root / "val").rename(root / "seg_test")
+
+
+def _by_class_first(root: Path) -> None:
+    for label in ("dark", "light"):
+        for split in ("train", "val"):
+            (root / label).mkdir(exist_ok=True)
+            (root / split / label).rename(root / label / split)
+    (root / "train").rmdir()
+    (root / "val").rmdir()
+
+
+def _only_zip(root: Path) -> None:
+    _only_csv(root)
+    (root / "labels.csv").rename(root / "train.zip")
+
+
 def _one_level_too_high(root: Path) -> None:
     (root / "data").mkdir()
     for split in ("train", "val"):
@@ -237,6 +348,12 @@ def _only_tar(root: Path) -> None:
         (_three_levels_too_high, r"but .*set/ILSVRC/Data/CLS-LOC has\. Give --data.root .*set/ILSVRC/Data/CLS-LOC"),
         (_one_level_too_high, r"but .*set/data has\. Give --data.root .*set/data"),
         (_only_csv, r"it holds labels.csv\. Give --data CsvData --data.root .*labels.csv"),
+        (
+            _named_as_by_others,
+            r"If seg_train is the train split: mv .*set/seg_train .*set/train; the others are val and",
+        ),
+        (_by_class_first, r"set sorts images by class first, then by split: dark/train\. It needs train/dark\."),
+        (_only_zip, r"it holds train.zip\. Unpack it first\."),
         (_only_tar, r"it holds train-0.tar\. Give --data WebDatasetData"),
     ],
 )
