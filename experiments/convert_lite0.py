@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from eca_hub.errors import CheckpointMismatch
-from eca_hub.hub.card import CardFacts
+from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.convert.checkpoint_reader import read_weights
 from eca_hub.hub.pretrained import default_labels, save_pretrained
 from eca_hub.models.build import build_model

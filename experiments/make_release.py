@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from eca_hub.allocator import keep_freed_memory
 from eca_hub.classifier import Classifier
 from eca_hub.errors import InvalidUsage
-from eca_hub.hub.card import CardFacts, Result
+from eca_hub.hub.card.facts import CardFacts, Result
 from eca_hub.hub.package import CARD_FILE
 from eca_hub.hub.pretrained import load_pretrained, save_pretrained
 from eca_hub.models.config import ModelConfig

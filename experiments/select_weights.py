@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from eca_hub.attention.eca import ECA
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.card import CardFacts
+from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.pretrained import load_pretrained, save_pretrained
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ModelConfig

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from eca_hub.hub.card_edit import read_metadata
+from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, config_from_json
 from eca_hub.models.paper import published_rows
 from eca_hub.releases import list_releases, release_folder

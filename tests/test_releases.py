@@ -16,7 +16,7 @@ from safetensors import safe_open
 from eca_hub import DEFAULT_RELEASE, Classifier, list_releases
 from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.card_edit import read_metadata
+from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pull import is_local
 from eca_hub.releases import release_folder

@@ -10,7 +10,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", metavar="RUN_OR_FOLDER", help="A run folder, a folder with a package, or a release.")
     args = parser.read(argv)
 
-    from eca_hub.hub.card_edit import read_metadata
+    from eca_hub.hub.card.edit import read_metadata
     from eca_hub.hub.package import CARD_FILE, find_package
 
     path = find_package(args.folder) / CARD_FILE

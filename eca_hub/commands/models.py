@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 
 def _releases(pattern: str) -> list[dict[str, Any]]:
     """Read what the configurations and the cards of the releases state."""
-    from eca_hub.hub.card_edit import read_metadata
+    from eca_hub.hub.card.edit import read_metadata
     from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, config_from_json
 
     rows = []

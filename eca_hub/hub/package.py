@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from eca_hub.atomic import atomic_folder
 from eca_hub.errors import InvalidConfig, InvalidPackage, UnknownName
-from eca_hub.hub.detector_package import DETECTION_TASK, detector_from_dict
+from eca_hub.hub.detector_format import DETECTION_TASK, detector_from_dict
 from eca_hub.hub.hashes import read_and_hash
 from eca_hub.hub.timm_format import (
     ECA_HUB_KEY,

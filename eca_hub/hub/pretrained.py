@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from eca_hub.atomic import write_atomic
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
-from eca_hub.hub.card import CardFacts, render_card
-from eca_hub.hub.detector_package import detector_to_dict, render_detector_card
-from eca_hub.hub.export import default_cfg_of, remove_padding, to_stock_timm
+from eca_hub.hub.card.classifier_card import render_card
+from eca_hub.hub.card.detector_card import render_detector_card
+from eca_hub.hub.card.facts import CardFacts
+from eca_hub.hub.detector_format import detector_to_dict
 from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
@@ -40,6 +41,7 @@ from eca_hub.hub.package import (
 )
 from eca_hub.hub.pull import pull
 from eca_hub.hub.push import PushResult, push_folder
+from eca_hub.hub.stock_timm import default_cfg_of, remove_padding, to_stock_timm
 from eca_hub.hub.timm_format import config_to_timm_dict, index_labels
 from eca_hub.hub.weights import Shapes, build_and_load, check_finite, read_tensors
 from eca_hub.models.build import build_model, count_parameters, resolve_config

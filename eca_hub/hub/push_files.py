@@ -12,10 +12,11 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import InvalidConfig, InvalidPackage
-from eca_hub.hub.card import CardFacts, render_card
-from eca_hub.hub.card_edit import read_metadata, set_license, set_model_id
+from eca_hub.hub.card.classifier_card import render_card
+from eca_hub.hub.card.detector_card import render_detector_card
+from eca_hub.hub.card.edit import read_metadata, set_license, set_model_id
+from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.client import check_model_id, check_new_ref, hub_errors
-from eca_hub.hub.detector_package import render_detector_card
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub
 from eca_hub.hub.http_limits import limit_requests
 from eca_hub.hub.package import (

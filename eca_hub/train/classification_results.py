@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from eca_hub.hub.card import CardFacts, Result
+from eca_hub.hub.card.facts import CardFacts, Result
 from eca_hub.hub.pretrained import save_pretrained
 from eca_hub.models.build import build_model
 from eca_hub.train.data.source import UNLABELED

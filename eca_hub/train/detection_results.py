@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from eca_hub.atomic import write_atomic
-from eca_hub.hub.card import CardFacts, Result
+from eca_hub.hub.card.facts import CardFacts, Result
 from eca_hub.hub.pretrained import save_detector
 from eca_hub.models.detectors import build_detector
 from eca_hub.train.data.detection import DetectionDataModule

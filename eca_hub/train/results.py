@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eca_hub import __version__
 from eca_hub.atomic import write_atomic
-from eca_hub.hub.card import CardFacts, Result
+from eca_hub.hub.card.facts import CardFacts, Result
 from eca_hub.train.callbacks.checkpointing import ResumableCheckpoint
 from eca_hub.train.callbacks.epoch_log import format_s
 from eca_hub.train.checkpoint.store import CheckpointStore

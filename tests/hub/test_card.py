@@ -7,16 +7,11 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.card import (
-    MODEL_ID_PLACEHOLDER,
-    CardFacts,
-    Result,
-    escape,
-    render_card,
-    sparkline,
-)
-from eca_hub.hub.card_edit import read_metadata, set_license, set_model_id
-from eca_hub.hub.detector_package import render_detector_card
+from eca_hub.hub.card.classifier_card import render_card
+from eca_hub.hub.card.detector_card import render_detector_card
+from eca_hub.hub.card.edit import read_metadata, set_license, set_model_id
+from eca_hub.hub.card.facts import CardFacts, Result
+from eca_hub.hub.card.sections import MODEL_ID_PLACEHOLDER, escape, sparkline
 from eca_hub.localhub.card_metadata import read_metadata as hub_metadata
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.detector_config import DetectorConfig

@@ -13,7 +13,7 @@ import torch
 
 import eca_hub
 from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, InvalidPackage
-from eca_hub.hub.card_edit import read_metadata
+from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import Package, read_folder
 from eca_hub.hub.pretrained import read_detector, save_detector
 from eca_hub.hub.pull import pull, pull_to

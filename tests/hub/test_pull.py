@@ -15,7 +15,7 @@ from eca_hub.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from eca_hub.hub.card_edit import set_model_id
+from eca_hub.hub.card.edit import set_model_id
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pull import check_cache, pull, pull_to
 from eca_hub.hub.push import PushResult

@@ -19,7 +19,7 @@ from eca_hub.errors import (
     PushConflict,
     RepoNotFound,
 )
-from eca_hub.hub.card_edit import read_metadata
+from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pretrained import read_package
 from eca_hub.hub.pull import pull, pull_to

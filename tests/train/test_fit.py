@@ -11,7 +11,7 @@ import yaml
 
 from eca_hub import Classifier
 from eca_hub.__main__ import main
-from eca_hub.hub.card_edit import read_metadata
+from eca_hub.hub.card.edit import read_metadata
 from eca_hub.train import cli
 from eca_hub.train.data import DigitsData
 from tests.train.datasets import png, write_parquet

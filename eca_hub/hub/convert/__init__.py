@@ -5,5 +5,5 @@
     architecture       which network a state dict belongs to
     mmdetection        names of mmdetection's detectors -> names of torchvision's
 
-The other way, from packages to other formats, is `eca_hub.hub.export`.
+The other way, from packages to other formats, is in `eca_hub.hub.export` and `eca_hub.hub.stock_timm`.
 """

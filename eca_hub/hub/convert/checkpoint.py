@@ -12,7 +12,7 @@ import timm
 from torch import nn
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
-from eca_hub.hub.card import CardFacts
+from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.convert.architecture import detect_architecture
 from eca_hub.hub.convert.checkpoint_reader import read_weights
 from eca_hub.hub.convert.mmdetection import backbone_of, is_mmdetection, translate_heads

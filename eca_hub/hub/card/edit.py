@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.card import MODEL_ID_PLACEHOLDER, NO_LICENSE, escape, usage_section
-from eca_hub.hub.detector_package import detector_usage_section
+from eca_hub.hub.card.classifier_card import usage_section
+from eca_hub.hub.card.detector_card import detector_usage_section
+from eca_hub.hub.card.sections import MODEL_ID_PLACEHOLDER, NO_LICENSE, escape
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 

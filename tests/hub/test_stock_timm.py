@@ -13,8 +13,8 @@ from torch import nn
 from eca_hub import ModelConfig, create_model
 from eca_hub.commands.convert import main
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.export import to_stock_timm
 from eca_hub.hub.pretrained import export_to_timm, save_pretrained
+from eca_hub.hub.stock_timm import to_stock_timm
 from eca_hub.models.build import build_model
 from tests.hub import ecanet
 from tests.hub.convert.test_checkpoint import difference

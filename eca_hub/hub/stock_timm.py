@@ -1,0 +1,144 @@
+"""A network as stock timm's, with the same outputs, and back.
+
+Where timm has a block of the same kind, its weights are ours, padded with zeros to the sizes that timm derives from the
+channels: an ECA kernel gets zeros at both ends, an SE bottleneck gets hidden channels that nothing reads and a bias of
+zero. What timm cannot build is refused with the reason. Source of the format: timm 1.0, models/_hub.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.hub.weights import Shapes, build_and_load
+from eca_hub.models.build import resolve_config
+from eca_hub.models.config import ModelConfig
+
+Weights = dict[str, Tensor]
+
+
+def to_stock_timm(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """Return stock timm's network with the same outputs.
+
+    Returns:
+        The network, and the arguments besides its name that timm builds it with.
+
+    Raises:
+        InvalidConfig: timm cannot build it; says why.
+    """
+    resolved = resolve_config(config)
+    name = resolved.architecture
+    if resolved.attention not in _PADDERS:
+        kinds = ", ".join(_PADDERS)
+        raise _refused(resolved, f"it has no attention {resolved.attention!r}; it has {kinds}")
+    if not timm.is_model(name):
+        raise _refused(resolved, _ABSENT.get(name, f"timm has no network {name!r}"))
+    if resolved.stem != ModelConfig.stem:
+        raise _refused(resolved, "timm has no small stem for it")
+    model_args: dict[str, Any] = dict(resolved.timm_args)
+    if resolved.attention != "none":
+        model_args["block_args"] = {"attn_layer": resolved.attention}
+    ours = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+    stock = build_and_load(
+        lambda: timm.create_model(name, num_classes=resolved.num_classes, **model_args),
+        lambda shapes: _PADDERS[resolved.attention](ours, shapes, resolved),
+        sentence=f"The weights do not fit timm's {name}",
+    )
+    return stock.eval(), model_args
+
+
+def default_cfg_of(stock: Any) -> dict[str, Any]:
+    """Return timm's default configuration of one of its networks, with the width of its last map."""
+    return {**stock.default_cfg, "num_features": stock.num_features}
+
+
+def remove_padding(weights: Weights, shapes: Shapes) -> Weights:
+    """Undo `to_stock_timm`: cut the zeros that it added, and nothing else.
+
+    Args:
+        weights: The tensors of a package that stock timm loads.
+        shapes: Name to shape in our network.
+
+    Raises:
+        CheckpointMismatch: a number that would be cut is not zero, so these are other weights.
+    """
+    cut = {}
+    for name, tensor in weights.items():
+        if ".se." not in name:
+            cut[name] = tensor
+        elif name in shapes:
+            cut[name] = (
+                _center(tensor, shapes[name]) if name.endswith(".se.conv.weight") else _leading(tensor, shapes[name])
+            )
+        kept = cut.get(name)
+        if kept is not None and kept.shape == tensor.shape:
+            continue
+        if (0 if kept is None else kept.count_nonzero()) != tensor.count_nonzero():
+            raise CheckpointMismatch(f"{name} is not zero in the part that the export pads.")
+    return cut
+
+
+def _refused(config: ModelConfig, reason: str) -> InvalidConfig:
+    name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
+    return InvalidConfig(f"Stock timm cannot build this {name}: {reason}.", hint="eca-hub loads it from a package.")
+
+
+_ABSENT = {"mobilenet_v2": "its MobileNetV2 has no attention after the projection, and other names for weights"}
+
+
+def _pad_nothing(weights: Weights, shapes: Shapes, config: ModelConfig) -> Weights:
+    return weights
+
+
+def _pad_kernels(weights: Weights, shapes: Shapes, config: ModelConfig) -> Weights:
+    """Add zeros at both ends of a kernel: they change nothing, as timm pads channels with zeros too."""
+    padded = dict(weights)
+    for name, shape in shapes.items():
+        if name.endswith(".se.conv.weight"):
+            missing = shape[2] - weights[name].shape[2]
+            if missing < 0:
+                raise _refused(
+                    config,
+                    f"{name} has size {weights[name].shape[2]}, timm's rule gives {shape[2]} for these channels, "
+                    "and a kernel can be padded but not cut",
+                )
+            padded[name] = pad(weights[name], (missing // 2, missing // 2))
+    return padded
+
+
+def _pad_bottlenecks(weights: Weights, shapes: Shapes, config: ModelConfig) -> Weights:
+    """Add hidden channels with zeros on both sides, and biases of zero: they change nothing."""
+    padded = dict(weights)
+    for name, shape in shapes.items():
+        if ".se.fc" not in name:
+            continue
+        tensor = weights.get(name, torch.zeros(shape))
+        if name.endswith(".weight"):
+            tensor = tensor[:, :, None, None]
+        if any(ours > stock for ours, stock in zip(tensor.shape, shape, strict=True)):
+            raise _refused(config, f"{name} is {tuple(tensor.shape)}, wider than timm's {tuple(shape)}")
+        missing = [stock - ours for ours, stock in zip(tensor.shape, shape, strict=True)]
+        padded[name] = pad(tensor, [amount for axis in reversed(missing) for amount in (0, axis)])
+    return padded
+
+
+_PADDERS: dict[str, Callable[[Weights, Shapes, ModelConfig], Weights]] = {
+    "none": _pad_nothing,
+    "eca": _pad_kernels,
+    "se": _pad_bottlenecks,
+}
+"""Attention that timm has under the same name, to the function that pads its weights."""
+
+
+def _center(kernel: Tensor, shape: torch.Size) -> Tensor:
+    start = (kernel.shape[2] - shape[2]) // 2
+    return kernel[:, :, start : start + shape[2]]
+
+
+def _leading(tensor: Tensor, shape: torch.Size) -> Tensor:
+    square = tensor.flatten(1) if tensor.ndim == 4 else tensor
+    return square[tuple(slice(length) for length in shape)]
