@@ -207,9 +207,19 @@ class RetryLater(EcaHubError):
 
 
 class Overloaded(RetryLater):
-    """Too much is in flight."""
+    """Too much is in flight.
+
+    Args:
+        message: What is too much.
+        retry_after_s: When to retry.
+        hold_s: How long to wait before the response is sent, because clients retry faster than they can be refused.
+    """
 
     code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1, hold_s: float = 0.0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.hold_s = hold_s
 
 
 class NotReady(RetryLater):

@@ -158,9 +158,9 @@ class Settings(BaseModel):
     )
     max_queue_delay_s: float = _option(
         "limits",
-        1.7,
-        "Expected wait beyond which requests get 429. It is estimated from the last batches, and counts from 64 images "
-        "in flight on.",
+        1.0,
+        "Expected wait beyond which requests get 429. It is estimated from the last batches. A batch takes half of it "
+        "at most, with fewer images where they take long; two batches for each engine are always admitted.",
         0.001,
         3600,
         rare=False,

@@ -6,6 +6,7 @@ except below /v2, where the Open Inference Protocol defines another one. What th
 be hostile, and may not even be text.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from eca_hub import EcaHubError
-from eca_service.errors import STATUS_OF, BodyTimeout, InvalidRequest, RetryLater, Unauthorized
+from eca_service.errors import STATUS_OF, BodyTimeout, InvalidRequest, Overloaded, RetryLater, Unauthorized
 
 
 def json_response(
@@ -52,6 +53,12 @@ def error_response(error: EcaHubError, scope: Scope) -> Response:
     return json_response(body, status=STATUS_OF[error.code], headers=headers)
 
 
+async def hold(error: EcaHubError) -> None:
+    """Hold a refusal back while clients retry faster than they can be refused; see eca_service.inference.admission."""
+    if isinstance(error, Overloaded) and error.hold_s:
+        await asyncio.sleep(error.hold_s)
+
+
 def route_path(scope: Scope) -> str:
     """Return the path below the prefix that a reverse proxy strips."""
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
@@ -81,6 +88,7 @@ async def _handle_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, EcaHubError)
     if isinstance(error, RetryLater):
         request.app.state.service.metrics.rejected.labels(error.code).inc()
+        await hold(error)
     return error_response(error, request.scope)
 
 

@@ -5,13 +5,7 @@ then for `max_wait_ms` at most, so that a single client never waits for a timer.
 releases its reservation and is not run. A batch that raises is run again item by item, so that only the faulty item
 fails.
 
-Admission is bounded in items, and in the time that the runners need for the items in flight:
-
-    expected wait = (items in flight - half of those being run) * seconds of a runner for one item / runners
-
-so that admitted items wait about equally long on a fast machine and on a slow one.
-
-Uses asyncio only: no torch, no images, no HTTP.
+What is admitted is decided in `eca_service.inference.admission`. Uses asyncio only: no torch, no images, no HTTP.
 """
 
 import asyncio
@@ -23,7 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
+from eca_service.errors import EngineFailed, NotReady, WorkerLost
+from eca_service.inference.admission import Admission
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
@@ -114,11 +109,10 @@ class Batcher(Generic[Item, Output]):
 
     Args:
         runners: What runs a batch, one for each engine.
-        max_batch: Items in a batch at most.
+        max_batch: Items in a batch at most; fewer where they would take more than half of `max_queue_delay_s`.
         max_wait_ms: How long a free runner waits for items that are still being decoded.
         max_items: Items in flight at most: pending, waiting or being run.
-        max_queue_delay_s: Expected wait above which requests are refused.
-        min_items: Items that are admitted whatever the expected wait; two batches for each runner always are.
+        max_queue_delay_s: Expected wait above which requests are refused; two batches for each runner never are.
         s_per_item: Seconds of a runner for one item, until batches have shown it.
     """
 
@@ -130,24 +124,23 @@ class Batcher(Generic[Item, Output]):
         max_wait_ms: float,
         max_items: int,
         max_queue_delay_s: float = math.inf,
-        min_items: int = 0,
         s_per_item: float = 0.0,
     ) -> None:
-        self.max_batch = max_batch
-        self.max_items = max_items
-        self.max_queue_delay_s = max_queue_delay_s
+        self._admission = Admission(
+            num_runners=len(runners),
+            max_batch=max_batch,
+            max_items=max_items,
+            max_queue_delay_s=max_queue_delay_s,
+            s_per_item=s_per_item,
+        )
         self._max_wait_s = max_wait_ms / 1000
         self._runners = runners
         self._waiting: deque[_QueuedItem[Item, Output]] = deque()
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._num_items = 0
         self._num_pending = 0
         self._num_idle = 0
-        self._num_running = 0
         self._is_closing = False
-        self._num_always_admitted = max(min_items, 2 * max_batch * len(runners))
-        self._s_per_item = s_per_item
         self._last_batch_s = asyncio.get_running_loop().time()
         self.num_cancelled = 0
         """Items that were not run because their client had disconnected or their deadline had passed."""
@@ -155,13 +148,22 @@ class Batcher(Generic[Item, Output]):
     @property
     def num_items(self) -> int:
         """Items in flight: pending, waiting or being run."""
-        return self._num_items
+        return self._admission.num_items
+
+    @property
+    def max_items(self) -> int:
+        """Limit of `num_items`."""
+        return self._admission.max_items
 
     @property
     def expected_wait_s(self) -> float:
         """Time until the runners are done with the items in flight, judging by their last batches."""
-        # Batches that are being run are half done, on average.
-        return (self._num_items - self._num_running / 2) * self._s_per_item / len(self._runners)
+        return self._admission.expected_wait_s
+
+    @property
+    def max_queue_delay_s(self) -> float:
+        """Limit of `expected_wait_s`."""
+        return self._admission.max_queue_delay_s
 
     @property
     def queue_depth(self) -> int:
@@ -192,7 +194,7 @@ class Batcher(Generic[Item, Output]):
         if self._is_closing:
             raise NotReady("The model is being unloaded.")
         self.check_capacity(num_items)
-        self._num_items += num_items
+        self._admission.num_items += num_items
         self._num_pending += num_items
         return Reservations([Reservation(self) for _ in range(num_items)])
 
@@ -202,17 +204,7 @@ class Batcher(Generic[Item, Output]):
         Raises:
             Overloaded: there is no capacity, or the wait is too long.
         """
-        # Only the items ahead count, so that a request of many items has the same chance as one of a single item.
-        wait_s = self.expected_wait_s
-        if self._num_items + num_items > self.max_items:
-            limit = f"{self.max_items} is the limit"
-        elif wait_s > self.max_queue_delay_s and self._num_items >= self._num_always_admitted:
-            limit = f"they take {wait_s:.1f} s and {self.max_queue_delay_s:g} s is the limit"
-        else:
-            return
-        raise Overloaded(
-            f"{self._num_items} images are in flight; {limit}.", retry_after_s=min(max(math.ceil(wait_s), 1), 60)
-        )
+        self._admission.check(num_items, asyncio.get_running_loop().time())
 
     async def close(self) -> None:
         """Refuse new items, finish those in flight, then stop."""
@@ -225,7 +217,7 @@ class Batcher(Generic[Item, Output]):
         self._changed.set()
 
     def _release(self) -> None:
-        self._num_items -= 1
+        self._admission.num_items -= 1
         self._changed.set()
 
     async def _enqueue(self, item: Item) -> ItemResult[Output]:
@@ -237,9 +229,9 @@ class Batcher(Generic[Item, Output]):
 
     async def _serve(self, runner: Runner[Item, Output]) -> None:
         while batch := await self._next_batch():
-            self._num_running += len(batch)
+            self._admission.num_running += len(batch)
             await self._run(runner, batch)
-            self._num_running -= len(batch)
+            self._admission.num_running -= len(batch)
 
     async def _next_batch(self) -> list[_QueuedItem[Item, Output]]:
         """Wait for items to run; an empty batch means that the batcher is closed."""
@@ -248,7 +240,7 @@ class Batcher(Generic[Item, Output]):
             while True:
                 self._drop_cancelled()
                 if not self._waiting:
-                    if self._is_closing and not self._num_items:
+                    if self._is_closing and not self._admission.num_items:
                         return []
                     await self._next_change()
                 elif (remaining_s := self._remaining_wait_s()) > 0:
@@ -256,7 +248,7 @@ class Batcher(Generic[Item, Output]):
                 else:
                     # Free runners share the waiting items, so that none is idle while another has a full batch.
                     share = math.ceil(len(self._waiting) / self._num_idle)
-                    return [self._waiting.popleft() for _ in range(min(share, self.max_batch))]
+                    return [self._waiting.popleft() for _ in range(min(share, self._admission.max_batch))]
         finally:
             self._num_idle -= 1
 
@@ -268,7 +260,7 @@ class Batcher(Generic[Item, Output]):
 
     def _remaining_wait_s(self) -> float:
         """How much longer to wait for a fuller batch."""
-        if not self._num_pending or len(self._waiting) >= self.max_batch * self._num_idle:
+        if not self._num_pending or len(self._waiting) >= self._admission.max_batch * self._num_idle:
             return 0.0
         return self._waiting[0].queued_at_s + self._max_wait_s - asyncio.get_running_loop().time()
 
@@ -297,7 +289,7 @@ class Batcher(Generic[Item, Output]):
             return
         self._last_batch_s = loop.time()
         took_s = self._last_batch_s - started_s
-        self._s_per_item += 0.1 * (took_s / len(batch) - self._s_per_item)
+        self._admission.record(len(batch), took_s)
         for queued, output in zip(batch, outputs, strict=True):
             if not queued.future.done():
                 queue_ms = (started_s - queued.queued_at_s) * 1000

@@ -13,8 +13,6 @@ from eca_service.optimize.optimize import num_bytes, optimize_model
 from eca_service.settings import Settings
 
 _MAX_BATCH_ON_CPU, _MAX_BATCH_ON_GPU = 4, 32
-_MIN_ITEMS = 64
-"""Refusing fewer costs more than it saves: clients that retry at once take the time that the engines need."""
 
 
 class ClassifierInputs:
@@ -88,7 +86,6 @@ def prepare_classifier(
         ClassifierInputs(classifier.transform, gpu_jpegs),
         torch.zeros((image.height_px, image.width_px, 3), dtype=torch.uint8).permute(2, 0, 1),
         max_batch=_MAX_BATCH_ON_CPU if is_on_cpu else _MAX_BATCH_ON_GPU,
-        min_items=_MIN_ITEMS,
         explained=explained,
     )
 

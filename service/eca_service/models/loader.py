@@ -125,7 +125,6 @@ class ModelLoader:
             max_wait_ms=settings.max_wait_ms,
             max_items=settings.max_inflight_images,
             max_queue_delay_s=settings.max_queue_delay_s,
-            min_items=min(loaded.min_items, settings.max_inflight_images),
             s_per_item=max(engine.s_per_image for engine in engines),
         )
         batcher.start()

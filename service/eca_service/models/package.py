@@ -28,8 +28,6 @@ class LoadedPackage:
     """An input of typical size, to warm up with."""
     max_batch: int
     """Images in a batch where the operator sets no limit."""
-    min_items: int = 0
-    """Images that are admitted whatever the expected wait."""
     explained: "Classifier | None" = None
     """The network as it was loaded: explanations register hooks, which the engines must not run."""
 

@@ -44,9 +44,9 @@ async def slow_runner(items: list[int]) -> Sequence[int]:
     return items
 
 
-def make_timed(*, num_runners: int = 2, min_items: int = 0, **bounds: float) -> Batcher[int, int]:
+def make_timed(*, num_runners: int = 2, **bounds: float) -> Batcher[int, int]:
     batcher: Batcher[int, int] = Batcher(
-        [slow_runner] * num_runners, max_batch=2, max_wait_ms=5, max_items=1000, min_items=min_items, **bounds
+        [slow_runner] * num_runners, max_batch=2, max_wait_ms=5, max_items=1000, **bounds
     )
     batcher.start()
     return batcher
@@ -61,7 +61,7 @@ async def test_no_request_is_admitted_while_the_expected_wait_is_above_the_limit
     assert batcher.num_items == 41
     refusal = requests[-1].exception()
     assert isinstance(refusal, Overloaded)
-    assert refusal.retry_after_s == 3, "2.05 s of work are in flight"
+    assert 3 <= refusal.retry_after_s <= 7, "2.05 s of work are in flight"
     await asyncio.gather(*requests[:41])
     assert asyncio.get_running_loop().time() == pytest.approx(2.1), "the last result arrives at the expected time"
     await batcher.close()
@@ -120,27 +120,36 @@ def test_under_overload_admitted_items_are_finished_in_time_on_a_fast_and_on_a_s
         await batcher.close()
         return max(took_s)
 
-    # A batch of four may be under way when an item comes, and it goes in one of four itself.
-    for s_per_item in (0.02, 0.1):
-        assert run(worst_s(s_per_item)) < 2.0 + 2 * 4 * s_per_item
+    # The last of these runs an image alone for two seconds.
+    for s_per_item in (0.02, 0.1, 0.4, 1.0):
+        assert run(worst_s(s_per_item)) <= 2.0 + max(1.0, s_per_item)
 
 
 @with_fake_clock
-async def test_a_burst_is_admitted_however_slow_the_runners_are() -> None:
-    batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60)
+async def test_a_slow_runner_gets_as_many_items_as_it_does_in_half_of_the_longest_wait() -> None:
+    sizes = []
+
+    async def runner(items: list[int]) -> Sequence[int]:
+        sizes.append(len(items))
+        await asyncio.sleep(0.3 * len(items))
+        return items
+
+    batcher: Batcher[int, int] = Batcher(
+        [runner], max_batch=4, max_wait_ms=5, max_items=100, max_queue_delay_s=1.3, s_per_item=0.3
+    )
+    batcher.start()
     requests = [asyncio.create_task(send(batcher, item)) for item in range(20)]
-    await settle()
-    assert batcher.num_items == 8, "two batches of two for each of two runners"
     await asyncio.gather(*requests, return_exceptions=True)
+    assert max(sizes) == 2
     await batcher.close()
 
 
 @with_fake_clock
-async def test_min_items_are_admitted_whatever_the_expected_wait() -> None:
-    batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60, min_items=15)
+async def test_two_batches_for_each_runner_are_admitted_however_slow_the_runners_are() -> None:
+    batcher = make_timed(max_queue_delay_s=2.0, s_per_item=60)
     requests = [asyncio.create_task(send(batcher, item)) for item in range(20)]
     await settle()
-    assert batcher.num_items == 15
+    assert batcher.num_items == 4, "one item takes longer than a batch may, so that a batch is one item"
     await asyncio.gather(*requests, return_exceptions=True)
     await batcher.close()
 
