@@ -1,28 +1,35 @@
 """Images listed in a CSV file: a path, a label or several, and, if there is one, a split in each row."""
 
-import codecs
-import csv
-import io
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.images.folders import IMAGE_ENDINGS
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, read_values, to_multi_hot, to_targets
 from eca_hub.train.data.source import Split, fingerprint_of, readable_name
+from eca_hub.train.data.table import find_file, read_table
 
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
+_PATH_COLUMNS = (
+    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path",
+    "image_name", "img_name", "image_id", "images", "filenames", "id_code", "id",
+)  # fmt: skip
 _LABEL_COLUMNS = ("label", "class", "category", "target", "labels", "class_name")
 _SPLIT_COLUMNS = ("split", "set", "subset", "fold")
 _SEPARATORS = ("|", ";", ",")
 _BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "no": False, "yes": True}
 _HIDDEN = "-1"
 """Label of all rows of a test split whose labels are not published."""
-_SNIFFED_BYTES = 512
+_MISSING_WORDS = {"na", "n/a", "#n/a", "null", "none", "?"}
+"""Words for a missing value that may be the name of a class, too."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -49,6 +56,7 @@ class CsvData(FileDataModule):
         multi_label: Whether any number of classes applies to an image.
         label_separator: Between the classes of an image in label_column; None finds `|`, `;` or `,`.
         label_columns: Columns of 0 and 1, one a class; None takes all such columns where there is no label_column.
+        encoding: Encoding of the file, such as shift_jis; None takes UTF-8, UTF-16 and, with a remark, Windows-1252.
         options: val_fraction, image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
 
     Raises:
@@ -65,6 +73,7 @@ class CsvData(FileDataModule):
         multi_label: bool = False,
         label_separator: str | None = None,
         label_columns: list[str] | None = None,
+        encoding: str | None = None,
         **options: object,
     ) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
@@ -85,7 +94,9 @@ class CsvData(FileDataModule):
         if multi_label:
             find_labels = partial(_several_columns, label_column, label_columns)
         for split, table in tables.items():
-            for found, path, label in _read_rows(table, split, path_column, split_column, find_labels):
+            header, lines = read_table(table, encoding, self.remarks)
+            rows = _read_rows(table, header, lines, split, path_column, split_column, find_labels, self.remarks)
+            for found, path, label in rows:
                 by_split.setdefault(found, []).append((path, label))
         if "train" not in by_split:
             raise InvalidConfig(f"{file} has no row of the train split.")
@@ -98,11 +109,15 @@ class CsvData(FileDataModule):
         else:
             remaining = iter(read_values([label for labels in values.values() for label in labels]))
             values = {split: [next(remaining) for _ in labels] for split, labels in values.items()}
+            _check_classes(values["train"], file)
+            self._remark_on_missing_words(values["train"])
             if set(values.get("test", [])) == {_HIDDEN}:
                 values["test"] = [None] * len(values["test"])
         encode: Callable[[Any, list[str]], np.ndarray] = to_multi_hot if multi_label else to_targets
         self.labels = class_names(values["train"])
         folder = Path(image_folder).expanduser() if image_folder else file.parent
+        if not folder.is_dir():
+            raise InvalidConfig(f"There is no folder {folder}.", hint="Give --data.image_folder.")
         self._remark_on_repeated_files(by_split)
         sources: dict[Split, PathSource] = {}
         for split, rows in by_split.items():
@@ -119,25 +134,39 @@ class CsvData(FileDataModule):
         """
         missing = [name for source in self._listed for name in source.missing_files()]
         num_listed = sum(len(source.targets) for source in self._listed)
-        if len(missing) > self.max_bad_samples:
+        if len(missing) > self.max_bad_samples or len(missing) == num_listed:
+            allow = f"; or allow for them with --data.max_bad_samples {len(missing)}"
             raise InvalidConfig(
                 f"{len(missing)} of the {num_listed} files that {self.title} lists are not there. The first: "
                 f"{readable_name(missing[0])}.",
-                hint="Give --data.image_folder, which the paths are relative to; or allow for them with "
-                f"--data.max_bad_samples {len(missing)}.",
+                hint="Give --data.image_folder, which the paths are relative to"
+                f"{allow if len(missing) < num_listed else ''}.",
             )
         super().check()
 
     def _remark_on_repeated_files(self, by_split: dict[Split, list[tuple[str, Any]]]) -> None:
+        num_rows: Counter[tuple[Split, str, str]] = Counter()
         labels: dict[str, set[str]] = {}
         splits: dict[str, set[Split]] = {}
         for split, rows in by_split.items():
             for path, label in rows:
+                num_rows[split, path, str(label)] += 1
                 labels.setdefault(path, set()).add(str(label))
                 splits.setdefault(path, set()).add(split)
+        if repeated := [path for (_, path, _), times in num_rows.items() if times > 1]:
+            self.remarks.append(
+                f"Files listed more than once: {len(repeated)}. The first: {readable_name(repeated[0])}."
+            )
         for found, what in ((labels, "with different labels"), (splits, "in more than one split")):
             if repeated := [path for path, values in found.items() if len(values) > 1]:
                 self.remarks.append(f"Files listed {what}: {len(repeated)}. The first: {readable_name(repeated[0])}.")
+
+    def _remark_on_missing_words(self, labels: list[str | None]) -> None:
+        for label, times in Counter(label for label in labels if label is not None).items():
+            if label.casefold() in _MISSING_WORDS:
+                self.remarks.append(
+                    f"{label!r} is a class of {times} training images; if it stands for no label, leave it empty."
+                )
 
 
 class PathSource:
@@ -151,7 +180,7 @@ class PathSource:
 
     def __init__(self, folder: Path, paths: Sequence[str], targets: np.ndarray) -> None:
         self._folder = folder
-        self._paths = list(paths)
+        self._paths = [find_file(folder, path) for path in paths]
         self.targets = targets
 
     def read(self, index: int) -> bytes:
@@ -200,20 +229,45 @@ _FindLabels = Callable[[list[str], list[list[str]], set[int], Path, bool], _Read
 
 
 def _read_rows(
-    file: Path, split: Split | None, path_column: str | None, split_column: str | None, find_labels: _FindLabels
+    file: Path,
+    header: list[str],
+    rows: list[list[str]],
+    split: Split | None,
+    path_column: str | None,
+    split_column: str | None,
+    find_labels: _FindLabels,
+    remarks: list[str],
 ) -> Iterator[tuple[Split, str, Any]]:
     """Yield split, path and label of each row."""
-    header, rows = _read_table(file)
+    if not path_column and any(cell.lower().endswith(IMAGE_ENDINGS) for cell in header):
+        raise InvalidConfig(
+            f"The first line of {file} names an image: {', '.join(header)}. A table needs a header.",
+            hint=f"Write a line such as path,label{',split' if len(header) > 2 else ''} above it.",
+        )
     path_index = _find(header, path_column, _PATH_COLUMNS, "path", file)
     has_splits = split is None and (split_column or set(_SPLIT_COLUMNS) & {name.casefold() for name in header})
     split_index = _find(header, split_column, _SPLIT_COLUMNS, "split", file) if has_splits else None
+    if split_index is not None and not split_column and header[split_index].casefold() != _SPLIT_COLUMNS[0]:
+        cells = {row[split_index].strip().casefold() for row in rows}
+        if not cells & _SPLITS.keys():
+            # The folds of a cross-validation, say.
+            remarks.append(f"The column {header[split_index]!r} names no split, such as train, and is not used.")
+            split_index = None
     others = {path_index} if split_index is None else {path_index, split_index}
     # A test split may have no labels, as in a competition.
     read_label = find_labels(header, rows, others, file, split == "test")
     for number, row in enumerate(rows, 2):
         found = split or ("train" if split_index is None else _split_of(row[split_index], number, file))
         # Windows writes paths with backslashes.
-        yield found, row[path_index].strip().replace("\\", "/"), read_label(row)
+        path = row[path_index].strip().replace("\\", "/")
+        if address := _ADDRESS.match(path):
+            if address[0].casefold() != "file://":
+                raise InvalidConfig(
+                    f"Row {number} of {file} names the address {path[:100]}, and eca-hub does not download images.",
+                    hint="Download them, and list the paths.",
+                )
+            path = unquote(path[len(address[0]) :])
+        yield found, path, read_label(row)
 
 
 def _one_column(
@@ -290,55 +344,27 @@ def _split_cells(labels: list[Any], separator: str) -> list[list[str] | None]:
     ]
 
 
-def _read_table(file: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        text = _decode(file.read_bytes())
-        first, _, rest = text.partition("\n")
-        # Excel may state the delimiter in a line of its own.
-        if (stated := first.strip()).casefold().startswith("sep=") and len(stated) == 5:
-            text, delimiter = rest, stated[-1]
-        else:
-            delimiter = max(",;\t|", key=first.count)
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        rows = [row for row in lines if any(cell.strip() for cell in row)]
-    except OSError as error:
-        raise InvalidConfig(f"{file} cannot be read: {error.strerror}.", hint="Give --data.root FILE.csv.") from None
-    except (ValueError, csv.Error) as error:
-        raise InvalidConfig(f"{file} is no CSV file: {error}.", hint="Save it as CSV in UTF-8.") from None
-    if len(rows) < 2:
-        raise InvalidConfig(f"{file} has no rows below a header.")
-    header = [cell.strip() for cell in rows[0]]
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(header):
-            raise InvalidConfig(f"Row {number} of {file} has {len(row)} fields, the header has {len(header)}.")
-    return header, rows[1:]
-
-
-def _decode(content: bytes) -> str:
-    """Decode UTF-8, UTF-16 with a byte order mark (Excel's "Unicode text"), or else Windows' western code page.
-
-    Raises:
-        ValueError: UTF-16 that is cut off, or bytes that are not text.
-    """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    for mark, name in ((b"PK\3\4", "an Excel or ZIP file"), (b"\x1f\x8b", "a gzip file"), (b"\0", "not text")):
-        if mark in content[:_SNIFFED_BYTES]:
-            raise ValueError(f"it is {name}")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", "replace")
+def _check_classes(labels: Sequence[str | None], file: Path) -> None:
+    """Refuse measurements in the place of classes."""
+    found = [label for label in labels if label is not None]
+    is_number = all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label, re.IGNORECASE) for label in found)
+    if is_number and len(set(found)) > len(found) / 2 and any("." in label for label in found):
+        raise InvalidConfig(
+            f"The labels of {file} are numbers such as {found[0]}, {len(set(found))} different ones in {len(found)} "
+            "rows; a classifier learns classes.",
+            hint="Give another --data.label_column, or write the name of a range in their place.",
+        )
 
 
 def _find(header: list[str], given: str | None, usual: Sequence[str], what: str, file: Path) -> int:
+    hint = f"Give --data.{what}_column."
+    if what == "label" and not given:
+        hint += " If each class has a column of 0 and 1: --data.multi_label true."
     names = [name.casefold() for name in header]
     for name in [given] if given else usual:
         if name.casefold() in names:
             return names.index(name.casefold())
-    raise InvalidConfig(
-        f"{file} has no column {given or usual[0]!r}; it has {', '.join(header)}.", hint=f"Give --data.{what}_column."
-    )
+    raise InvalidConfig(f"{file} has no column {given or usual[0]!r}; it has {', '.join(header)}.", hint=hint)
 
 
 def _split_of(cell: str, number: int, file: Path) -> Split:

@@ -20,7 +20,7 @@ def check_readable(source: Source, split: Split, title: str) -> None:
     Raises:
         InvalidConfig: of the files tried, each is missing or a pointer of Git LFS or git-annex.
     """
-    reasons, hint = [], "If they are links, fetch or mount what they point to (`dvc pull`, `git annex get`)."
+    reasons, hint = [], ""
     for index in np.unique(np.linspace(0, len(source.targets) - 1, _NUM_PROBED).astype(int)).tolist():
         try:
             if (pointer := pointer_in(source.read(index))) is None:
@@ -29,6 +29,8 @@ def check_readable(source: Source, split: Split, title: str) -> None:
             hint = f"`{pointer.command}` fetches the images."
         except OSError as error:
             reasons.append(f"{source.name(index)}: {error.strerror or error}.")
+            if error.errno:
+                hint = "If they are links, fetch or mount what they point to (`dvc pull`, `git annex get`)."
     if reasons:
         raise InvalidConfig(
             f"The images of the {split} split of {title} cannot be read; {len(reasons)} were tried. The first: "

@@ -5,7 +5,8 @@ Shapes: N images.
 
 import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, NotAnImage
+from eca_hub.images.containers import sniff_format
 from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.hub_dataset import fetch_parquet
 from eca_hub.train.data.labels import class_names, label_name, to_multi_hot, to_targets
-from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
+from eca_hub.train.data.parquet_labels import is_text, label_lists, label_values
+from eca_hub.train.data.source import Source, Split, fingerprint_of, pointer_in, readable_name
 from eca_hub.train.data.spool import Spool
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -26,7 +29,11 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "val": ("validation", "val", "valid", "dev"),
     "test": ("test",),
 }
+_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "images", "image_bytes")
+_LABEL_COLUMNS = ("label", "labels", "cls", "class", "category", "target")
 _BATCH_ROWS = 64
+_SNIFFED_BYTES = 512
+_MAX_NAME_CHARS = 200
 
 
 class ParquetData(FileDataModule):
@@ -64,11 +71,16 @@ class ParquetData(FileDataModule):
         self.is_multi_label = multi_label
         self.title = readable_name(Path(root).name) or "images"
         folder = Path(root).expanduser()
+        if folder.is_file():
+            raise InvalidConfig(f"{root} is a file.", hint=f"Give --data.root {folder.parent}, its folder.")
         if not folder.is_dir():
             folder = fetch_parquet(root, revision, subset)
             self.hub_id = root
         files = _find_splits(folder, subset)
         tables = {split: ParquetTable(paths, image_column, label_column, multi_label) for split, paths in files.items()}
+        for split, table in tables.items():
+            if not table.values:
+                raise InvalidConfig(f"The {split} split of {self.title} has no images.")
         self.labels = tables["train"].names or class_names(tables["train"].values)
         sources: dict[Split, Source] = {}
         for split, table in tables.items():
@@ -96,9 +108,8 @@ class ParquetTable:
         self.paths = paths
         schemas = [_read_schema(path) for path in paths]
         features = _features(schemas[0].metadata)
-        self.image_column = _column(schemas[0].names, image_column, "image", features, "Image", paths[0])
-        usual = "labels" if is_multi_label and "label" not in schemas[0].names else "label"
-        label_column = _column(schemas[0].names, label_column, usual, features, "ClassLabel", paths[0])
+        self.image_column = _column(schemas[0].names, image_column, _IMAGE_COLUMNS, features, "Image", paths[0])
+        label_column = _column(schemas[0].names, label_column, _LABEL_COLUMNS, features, "ClassLabel", paths[0])
         for path, schema in zip(paths, schemas, strict=True):
             for column in (self.image_column, label_column):
                 if column not in schema.names:
@@ -107,13 +118,21 @@ class ParquetTable:
                         hint="If it holds no images, move it to another folder.",
                     )
             _check_image_type(schema.field(self.image_column).type, self.image_column, path)
+            if is_text(schema.field(label_column).type) != is_text(schemas[0].field(label_column).type):
+                raise InvalidConfig(
+                    f"The column {label_column!r} is of type {schemas[0].field(label_column).type} in {paths[0].name}, "
+                    f"but {schema.field(label_column).type} in {path.name}.",
+                    hint="Write both as words or both as numbers.",
+                )
         self.names = _class_label_names(features, label_column)
+        if repeated := [name for name, times in Counter(self.names).items() if times > 1]:
+            raise InvalidConfig(f"{paths[0]} names the class {repeated[0]!r} more than once.")
         """Class names that the files state; empty if they state none."""
         self.values: list[Any] = []
         """Class name of each row, or the names of several; None where there is none."""
         for path in paths:
             column = pq.read_table(path, columns=[label_column])[label_column]
-            read = _label_lists if is_multi_label else _label_values
+            read = label_lists if is_multi_label else label_values
             self.values += read(column, self.names, label_column, path)
         self.num_rows = [pq.read_metadata(path).num_rows for path in paths]
 
@@ -144,6 +163,8 @@ class ParquetSource:
         if kind == _BYTES:
             return content
         if kind == _PATH:
+            if reason := _not_a_path(content):
+                raise OSError(reason)
             # Relative to the file's folder, or else to the current one.
             beside, given = self._file_of(index)[0].parent / content.decode(), Path(content.decode())
             return (beside if beside.exists() or not given.exists() else given).read_bytes()
@@ -153,7 +174,8 @@ class ParquetSource:
         """Return file and row, and the path that the data set states."""
         path, row = self._file_of(index)
         stated = self._spool.name(index)
-        return readable_name(f"{path.name} row {row}" + (f" ({stated})" if stated else ""))
+        shown = f" ({stated[:_MAX_NAME_CHARS]})" if stated else ""
+        return readable_name(f"{path.name} row {row}{shown}")
 
     def fingerprint(self) -> str:
         """Hash sizes and labels."""
@@ -186,11 +208,24 @@ def _unpack(value: Any) -> tuple[int, bytes, str]:
     return _NOTHING, b"", name
 
 
+def _not_a_path(text: bytes) -> str | None:
+    """Say what a text is that is no path of a file; None for a path."""
+    if re.match(rb"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+        return "an address, and eca-hub does not download images"
+    try:
+        sniff_format(text)
+    except NotAnImage as error:
+        named = re.search(r"is (a data URL|base64 text)", error.message)
+        return f"{named[1]}; decode it to bytes first" if named else None
+    return None
+
+
 def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
     if subset and not (folder / subset).is_dir():
         raise InvalidConfig(f"{folder} has no subset {subset!r}; it holds {_listing(folder.iterdir())}.")
     inside = folder / subset if subset else folder
-    paths = sorted(path for path in walk_files(inside) if path.suffix == ".parquet")
+    files = sorted(walk_files(inside))
+    paths = [path for path in files if path.suffix.lower() in (".parquet", ".pq")]
     found: dict[Split, list[Path]] = {}
     for split, names in _SPLIT_NAMES.items():
         by_name = {name: [path for path in paths if _is_of_split(path, name)] for name in names}
@@ -203,7 +238,13 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
         if used:
             found[split] = by_name[used[0]]
     if "train" not in found:
-        hint = f"Give --data WebDatasetData --data.root {folder}." if any(folder.rglob("*.tar")) else ""
+        hint = ""
+        if any(path.suffix == ".tar" for path in files):
+            hint = f"Give --data WebDatasetData --data.root {folder}."
+        elif any(path.suffix == ".arrow" for path in files):
+            hint = "It is a folder of datasets' save_to_disk; write parquet: data.to_parquet('train.parquet')."
+        elif len(paths) == 1:
+            hint = f"If it is to be trained on: mv {paths[0]} {paths[0].with_name('train.parquet')}"
         raise InvalidConfig(f"{folder} has no train*.parquet; it holds {_listing(paths)}.", hint=hint)
     folders = {path.relative_to(folder).parts[0] for path in found["train"] if path.parent != folder}
     if len(subsets := sorted(folders - set(_SPLIT_NAMES["train"]))) > 1 and not subset:
@@ -214,8 +255,12 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
 
 
 def _is_of_split(path: Path, name: str) -> bool:
-    """Whether a file is train.parquet, train-00000-of-00002.parquet or train/0000.parquet, but not training_log."""
-    return path.parent.name.lower() == name or re.match(rf"{name}(?![a-z])", path.name.lower()) is not None
+    """Whether a file is train.parquet, train-00000-of-00002.parquet or train/0000.parquet, but not training_log.
+
+    Spark writes folders such as train.parquet/ and split=train/.
+    """
+    in_folder = re.fullmatch(rf"(split=)?{name}(\.parquet)?", path.parent.name.lower()) is not None
+    return in_folder or re.match(rf"{name}(?![a-z])", path.name.lower()) is not None
 
 
 def _listing(paths: Iterable[Path]) -> str:
@@ -224,9 +269,18 @@ def _listing(paths: Iterable[Path]) -> str:
 
 def _read_schema(path: Path) -> Any:
     try:
-        return pq.read_schema(path)
+        schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise InvalidConfig(f"{path} is no parquet file: {' '.join(str(error).split())}.") from None
+        with path.open("rb") as file:
+            pointer = pointer_in(file.read(_SNIFFED_BYTES))
+        if pointer:
+            raise InvalidConfig(
+                f"{path} is a pointer of {pointer.tool}.", hint=f"`{pointer.command}` fetches the file."
+            ) from None
+        raise InvalidConfig(f"{path} is no parquet file: {' '.join(str(error).split()).rstrip('.')}.") from None
+    if repeated := [name for name, times in Counter(schema.names).items() if times > 1]:
+        raise InvalidConfig(f"{path} has two columns {repeated[0]!r}.", hint="Rename one of them.")
+    return schema
 
 
 def _check_image_type(kind: Any, column: str, path: Path) -> None:
@@ -234,7 +288,7 @@ def _check_image_type(kind: Any, column: str, path: Path) -> None:
     if types.is_struct(kind):
         if {field.name for field in kind} & {"bytes", "path"}:
             return
-    elif any(check(kind) for check in (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)):
+    elif types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind) or is_text(kind):
         return
     raise InvalidConfig(
         f"The column {column!r} of {path} is of type {kind}; images are encoded bytes, a path, or a struct of both.",
@@ -246,7 +300,11 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     """Read what `datasets` states about the columns in a file; nothing if another program wrote it."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {str(name): dict(feature) for name, feature in features.items()}
+        # A list of classes was once written as a list with one feature.
+        pairs = {
+            name: {"feature": each[0]} if isinstance(each, list) and each else each for name, each in features.items()
+        }
+        return {str(name): dict(each) for name, each in pairs.items() if isinstance(each, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -259,85 +317,22 @@ def _class_label_names(features: dict[str, Any], column: str) -> list[str]:
     return [label_name(str(name)) for name in names] if isinstance(names, list) else []
 
 
-def _column(names: list[str], given: str | None, usual: str, features: dict[str, Any], kind: str, path: Path) -> str:
-    """Return the given column, the one with the usual name, or the only one of its kind."""
-    of_kind = [name for name, feature in features.items() if feature.get("_type") == kind and name in names]
-    if given is None and usual not in names and len(of_kind) == 1:
-        return of_kind[0]
-    column = given or usual
-    if column not in names:
-        raise InvalidConfig(
-            f"{path} has no column {column!r}; it has {', '.join(names)}.",
-            hint="Give --data.image_column and --data.label_column.",
-        )
-    return column
-
-
-def _label_values(column: Any, names: list[str], title: str, path: Path) -> list[str | None]:
-    """Return the class name of each row, None where there is none."""
-    _check_label_type(column.type.value_type if _is_list(column) else column.type, title, path)
-    values = column.to_pylist()
-    if _is_list(column):
-        if any(value is not None and len(value) > 1 for value in values):
-            raise InvalidConfig(
-                f"The column {title!r} of {path} holds several labels an image.",
-                hint="Give --data.multi_label true to learn all of them, or another --data.label_column.",
-            )
-        values = [value[0] if value else None for value in values]
-    return [_label_value(value, names, title, path) for value in values]
-
-
-def _label_lists(column: Any, names: list[str], title: str, path: Path) -> list[list[str] | None]:
-    """Return the class names of each row, None where there is no list."""
-    if not _is_list(column):
-        raise InvalidConfig(
-            f"The column {title!r} of {path} is of type {column.type}; with data.multi_label it must hold lists.",
-            hint="Leave out --data.multi_label, or give another --data.label_column.",
-        )
-    _check_label_type(column.type.value_type, title, path)
-    return [
-        None
-        if value is None
-        else [name for each in value if (name := _label_value(each, names, title, path)) is not None]
-        for value in column.to_pylist()
-    ]
-
-
-def _check_label_type(kind: Any, title: str, path: Path) -> None:
-    types = pa.types
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    allowed = (
-        types.is_integer,
-        types.is_floating,
-        types.is_boolean,
-        types.is_string,
-        types.is_large_string,
-        types.is_null,
+def _column(
+    names: list[str], given: str | None, usual: Sequence[str], features: dict[str, Any], kind: str, path: Path
+) -> str:
+    """Return the given column, one with a usual name, or the only one of its kind."""
+    if given in names:
+        return given
+    if given is None:
+        by_folded = {name.casefold(): name for name in reversed(names)}
+        if usual[0] in by_folded:
+            return by_folded[usual[0]]
+        of_kind = [name for name, feature in features.items() if feature.get("_type") == kind and name in names]
+        if len(of_kind) == 1:
+            return of_kind[0]
+        if not of_kind and (found := next((by_folded[name] for name in usual if name in by_folded), None)):
+            return found
+    raise InvalidConfig(
+        f"{path} has no column {given or usual[0]!r}; it has {', '.join(names)}.",
+        hint="Give --data.image_column and --data.label_column.",
     )
-    if not any(check(kind) for check in allowed):
-        raise InvalidConfig(
-            f"The column {title!r} of {path} is of type {kind}; classes are integers or words.",
-            hint="Give another --data.label_column, or write it as strings.",
-        )
-
-
-def _is_list(column: Any) -> bool:
-    return bool(pa.types.is_list(column.type) or pa.types.is_large_list(column.type))
-
-
-def _label_value(value: Any, names: list[str], title: str, path: Path) -> str | None:
-    if isinstance(value, float):
-        # Numbers with gaps become floats in pandas.
-        if value != value:
-            return None
-        if not value.is_integer():
-            raise InvalidConfig(f"The column {title!r} of {path} holds {value}; classes are integers or words.")
-        value = int(value)
-    if value is None or value == "" or (isinstance(value, int) and value == -1):
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < -1 or (names and value >= len(names)):
-            raise InvalidConfig(f"{path} has the label {value}, outside 0 to {len(names) - 1 if names else 'any'}.")
-        return names[value] if names else str(value)
-    return label_name(str(value)) or None

@@ -222,3 +222,83 @@ def test_a_table_that_cannot_be_used_is_refused(
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"labels.csv cannot be read: No such file"):
         CsvData(str(tmp_path / "labels.csv"))
+
+
+def test_another_encoding_is_guessed_with_a_remark_and_may_be_given(folder: Path) -> None:
+    rows = [(name, label.replace("cat", "\u732b")) for name, label in ROWS]
+    file = write(folder / "labels.csv", "path,label", rows, "shift_jis")
+    [remark] = CsvData(file, val_fraction=0.25).remarks
+    assert "is read as Windows-1252, such as '\u201dL'. If that is wrong, give its encoding" in remark
+    data = CsvData(file, val_fraction=0.25, encoding="shift_jis")
+    assert data.labels == ["dog", "\u732b"]
+    assert not data.remarks
+    for encoding in ("utf-8", "no such"):
+        with pytest.raises(InvalidConfig, match=f"is no CSV file: --data.encoding {encoding}: "):
+            CsvData(file, encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-16-le", "utf-16-be"])
+def test_text_of_two_and_four_bytes_a_character_is_read(encoding: str, folder: Path) -> None:
+    file = write(folder / "labels.csv", "path,label", ROWS, encoding)
+    options: dict[str, Any] = {} if encoding == "utf-32" else {"encoding": encoding}
+    assert CsvData(file, val_fraction=0.25, **options).labels == ["cat", "dog"]
+
+
+def test_a_table_without_a_header_is_named(folder: Path) -> None:
+    file = write(folder / "labels.csv", "0.png,dog", ROWS[1:])
+    with pytest.raises(
+        InvalidConfig, match=r"names an image: 0.png, dog\. A table needs a header\. Write .*path,label"
+    ):
+        CsvData(file, val_fraction=0.25)
+
+
+def test_paths_without_an_ending_or_in_another_unicode_form_are_found(folder: Path) -> None:
+    (folder / "0.png").rename(folder / "caf\u00e9.png")
+    (folder / "1.png").rename(folder / "e\u0301.png")
+    rows = [("cafe\u0301", "dog"), ("\u00e9", "cat"), *((name.removesuffix(".png"), label) for name, label in ROWS[2:])]
+    data = CsvData(write(folder / "labels.csv", "image_id,label", rows), val_fraction=0.25)
+    data.check()
+    assert data.num_images("train") == 6
+
+
+def test_addresses_are_refused_and_those_of_files_are_read(folder: Path) -> None:
+    rows = [(f"{folder.as_uri()}/{name}", label) for name, label in ROWS]
+    CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.25).check()
+    rows[3] = ("https://host/3.png", "cat")
+    with pytest.raises(InvalidConfig, match=r"Row 5 of .* names the address https://host/3.png, and eca-hub does not"):
+        CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.25)
+
+
+def test_a_column_of_folds_is_no_column_of_splits(folder: Path) -> None:
+    rows = [(*row, str(number % 5)) for number, row in enumerate(ROWS)]
+    data = CsvData(write(folder / "labels.csv", "path,label,fold", rows), val_fraction=0.25)
+    assert data.num_images("train") == 6
+    assert data.remarks == ["The column 'fold' names no split, such as train, and is not used."]
+    with pytest.raises(InvalidConfig, match="has the split '0'; it must be train, val or test"):
+        CsvData(str(folder / "labels.csv"), split_column="fold")
+
+
+def test_measurements_are_no_classes(folder: Path) -> None:
+    rows = [(name, f"{number * 0.37:.2f}") for number, (name, _) in enumerate(ROWS)]
+    with pytest.raises(InvalidConfig, match=r"are numbers such as 0.00, 8 different ones in 8 rows"):
+        CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.25)
+
+
+def test_a_class_whose_name_may_stand_for_no_label_is_remarked_on(folder: Path) -> None:
+    rows = [(name, label.replace("cat", "None")) for name, label in ROWS]
+    data = CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.25)
+    assert data.labels == ["None", "dog"]
+    assert data.remarks == ["'None' is a class of 4 training images; if it stands for no label, leave it empty."]
+
+
+def test_rows_that_repeat_are_remarked_on(folder: Path) -> None:
+    data = CsvData(write(folder / "labels.csv", "path,label", [*ROWS, ROWS[0]]), val_fraction=0.25)
+    assert data.remarks == ["Files listed more than once: 1. The first: 0.png."]
+
+
+def test_more_broken_images_are_not_offered_where_every_file_is_missing(folder: Path) -> None:
+    file = write(folder / "labels.csv", "path,label", [(f"C:\\data\\{name}", label) for name, label in ROWS])
+    with pytest.raises(InvalidConfig, match=r"8 of the 8 files .* Give --data.image_folder, .* relative to\.$"):
+        CsvData(file, val_fraction=0.25, max_bad_samples=99).check()
+    with pytest.raises(InvalidConfig, match="There is no folder /none"):
+        CsvData(file, image_folder="/none")

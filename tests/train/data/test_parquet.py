@@ -3,6 +3,7 @@
 import datetime
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,121 @@ def test_only_a_few_rows_are_in_memory_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
     assert data.source("train").read(199).startswith(b"\x89PNG")
     assert (max(sizes), sum(sizes)) == (64, 200)
+
+
+def write_table(path: Path, images: Any, labels: Any, names: tuple[str, ...] = ("image", "label")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_arrays([pa.array(images), *([pa.array(labels)] * (len(names) - 1))], names), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "train", ["train.parquet/part-0.snappy.parquet", "split=train/0.parquet", "TRAIN.PARQUET", "train.pq"]
+)
+def test_files_as_spark_and_others_name_them_are_found(train: str, tmp_path: Path) -> None:
+    for name in (train, train.replace("train", "val").replace("TRAIN", "VAL")):
+        write_table(tmp_path / name, [png(1), png(2)], ["cat", "dog"])
+    data = ParquetData(str(tmp_path))
+    data.check()
+    assert data.num_images("train") == data.num_images("val") == 2
+
+
+@pytest.mark.parametrize("names", [("img", "labels"), ("Image", "Label"), ("jpg", "cls")])
+def test_columns_of_usual_names_are_found(names: tuple[str, str], tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_table(tmp_path / f"{split}.parquet", [png(1), png(2)], ["cat", "dog"], names)
+    assert ParquetData(str(tmp_path)).labels == ["cat", "dog"]
+
+
+def test_views_of_bytes_and_text_are_read(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        images, labels = pa.array([png(1), png(2)], pa.binary_view()), pa.array(["cat", "dog"], pa.string_view())
+        write_table(tmp_path / f"{split}.parquet", images, labels)
+    data = ParquetData(str(tmp_path))
+    assert data.source("train").read(1) == png(2)
+
+
+def test_class_names_of_a_list_written_by_an_older_program_are_read(tmp_path: Path) -> None:
+    features = {"image": {"_type": "Image"}, "label": [{"names": ["cat", "dog"], "_type": "ClassLabel"}]}
+    for split in ("train", "val"):
+        table = pa.table({"image": [png(1), png(2)], "label": [[0], [1]]})
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / f"{split}.parquet")
+    assert ParquetData(str(tmp_path)).labels == ["cat", "dog"]
+
+
+def _two_columns_of_one_name(root: Path) -> None:
+    write_table(root / "train.parquet", [png(1), png(2)], [0, 1], ("image", "label", "label"))
+
+
+def _words_and_numbers(root: Path) -> None:
+    write_table(root / "train-0.parquet", [png(1), png(2)], [0, 1])
+    write_table(root / "train-1.parquet", [png(1), png(2)], ["0", "1"])
+
+
+def _no_rows(root: Path) -> None:
+    write_table(root / "train.parquet", pa.array([], pa.binary()), pa.array([], pa.int64()))
+
+
+def _pointer(root: Path) -> None:
+    (root / "train.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+def _another_name(root: Path) -> None:
+    (root / "val.parquet").rename(root / "data.parquet")
+
+
+def _folder_of_datasets(root: Path) -> None:
+    (root / "val.parquet").unlink()
+    (root / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+
+
+def _negative_label(root: Path) -> None:
+    write_table(root / "train.parquet", [png(1), png(2)], [-5, 1])
+
+
+def _repeated_class(root: Path) -> None:
+    write_parquet(root / "train.parquet", [0, 1], names=["cat", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_two_columns_of_one_name, r"train.parquet has two columns 'label'\. Rename one of them"),
+        (_words_and_numbers, r"The column 'label' is of type int64 in train-0.parquet, but string in train-1.parquet"),
+        (_no_rows, r"The train split of .* has no images\."),
+        (_pointer, r"train.parquet is a pointer of Git LFS\. `git lfs pull` fetches the file\."),
+        (_another_name, r"it holds data.parquet\. If it is to be trained on: mv .*data.parquet .*train.parquet"),
+        (_folder_of_datasets, r"holds no parquet files\. It is a folder of datasets' save_to_disk; write parquet"),
+        (_negative_label, r"train.parquet has the label -5, which is negative\."),
+        (_repeated_class, r"train.parquet names the class 'cat' more than once\."),
+    ],
+)
+def test_files_of_other_programs_that_cannot_be_used_are_named(
+    change: Callable[[Path], None], sentence: str, tmp_path: Path
+) -> None:
+    write_table(tmp_path / "val.parquet", [png(1), png(2)], [0, 1])
+    change(tmp_path)
+    with pytest.raises(InvalidConfig, match=sentence):
+        ParquetData(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("https://host/0.png", r"row 0 \(https://host/0.png\): an address, and eca-hub does not download images"),
+        ("iVBORw0KGgo" + "A" * 5000, r"row 0 \(iVBORw0KGgoA{189}\): base64 text; decode it to bytes first\.$"),
+        ("data:image/png;base64,iVBORw0KGgo", "a data URL; decode it to bytes first"),
+    ],
+)
+def test_text_that_is_no_path_is_named(text: str, sentence: str, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_table(tmp_path / f"{split}.parquet", [text, text], ["cat", "dog"])
+    with pytest.raises(InvalidConfig, match=sentence):
+        ParquetData(str(tmp_path)).check()
+
+
+def test_a_parquet_file_in_the_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "train.parquet", [png(1), png(2)], [0, 1])
+    with pytest.raises(InvalidConfig, match=rf"train.parquet is a file\. Give --data.root {tmp_path}, its folder"):
+        ParquetData(str(file))
