@@ -95,8 +95,8 @@ class CsvData(FileDataModule):
             find_labels = partial(_several_columns, label_column, label_columns)
         for split, table in tables.items():
             header, lines = read_table(table, encoding, self.remarks)
-            rows = _read_rows(table, header, lines, split, path_column, split_column, find_labels, self.remarks)
-            for found, path, label in rows:
+            triples = _read_rows(table, header, lines, split, path_column, split_column, find_labels, self.remarks)
+            for found, path, label in triples:
                 by_split.setdefault(found, []).append((path, label))
         if "train" not in by_split:
             raise InvalidConfig(f"{file} has no row of the train split.")

@@ -34,6 +34,8 @@ from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
 from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
 
 _RARE_RATIO = 10
+_NUM_FOR_REMARK = 8
+"""Training images from which on a class of one image is remarked on."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -149,6 +151,11 @@ class ImageDataModule(LightningDataModule):
     def _remark_on_rare_classes(self) -> None:
         counts = self.class_counts()
         rarest, most_frequent = counts.index(min(counts)), counts.index(max(counts))
+        if 2 * len(counts) > sum(counts) >= _NUM_FOR_REMARK:
+            self.remarks.append(
+                f"{self.title} has {len(counts)} classes for {sum(counts)} training images, such as "
+                f"{self.labels[0]!r}; are these the classes?"
+            )
         if not self.balanced_sampling and counts[most_frequent] >= _RARE_RATIO * counts[rarest]:
             self.remarks.append(
                 f"Of {self.labels[most_frequent]} there are {counts[most_frequent]} training images and of "

@@ -3,6 +3,7 @@
 Shapes: N images, K classes.
 """
 
+import codecs
 import re
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +15,16 @@ from eca_hub.train.data.source import UNLABELED, readable_name
 def label_name(text: str) -> str:
     """Return a class name without the spaces around it, which nobody sees, as text that can be encoded as UTF-8."""
     return readable_name(text.strip())
+
+
+def text_in(content: bytes) -> str:
+    """Decode a small text file: UTF-8, UTF-16 with a byte order mark, or else Latin-1, as names of files."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def class_names(values: Iterable[str | Sequence[str] | None]) -> list[str]:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data.labels import label_name
+from eca_hub.train.data.labels import label_name, text_in
 from eca_hub.train.data.source import UNLABELED, fingerprint_of, readable_name
 from eca_hub.train.errors import TrainingStopped
 
@@ -43,7 +43,7 @@ Sample = dict[str, Any]
 
 def label_in(content: bytes, ending: str) -> str | None:
     """Return the class in a file beside an image: a number, a word, or a value of a JSON object."""
-    text = content.decode("utf-8-sig", "replace")
+    text = text_in(content)
     if ending != "json":
         return label_name(text) or None
     try:
@@ -52,7 +52,16 @@ def label_in(content: bytes, ending: str) -> str | None:
         return None
     if isinstance(values, dict):
         values = next((values[key] for key in _JSON_KEYS if key in values), None)
-    return None if values is None or isinstance(values, dict | list) else label_name(str(values)) or None
+    return None if isinstance(values, dict | list) else _name_of(values)
+
+
+def _name_of(value: Any) -> str | None:
+    """Return the class that a value of JSON names; a whole number may be written as 1.0, and NaN is none."""
+    if isinstance(value, float):
+        if value != value:
+            return None
+        value = int(value) if value.is_integer() else value
+    return None if value is None else label_name(str(value)) or None
 
 
 def labels_in(content: bytes, ending: str) -> list[str] | None:
@@ -60,7 +69,7 @@ def labels_in(content: bytes, ending: str) -> list[str] | None:
 
     A text has commas, semicolons, vertical bars or line ends between them, or spaces between numbers; JSON has a list.
     """
-    text = content.decode("utf-8-sig", "replace")
+    text = text_in(content)
     if ending.rsplit(".", 1)[-1] != "json":
         parts = [name for part in re.split(r"[,;|\n]", text) if (name := label_name(part))]
         numbers = [number for part in parts for number in part.split()]
@@ -73,7 +82,7 @@ def labels_in(content: bytes, ending: str) -> list[str] | None:
         values = next((values[key] for key in _JSON_LIST_KEYS if key in values), None)
     if not isinstance(values, list) or any(isinstance(each, dict | list) for each in values):
         return None
-    return [label_name(str(each)) for each in values]
+    return [name for each in values if (name := _name_of(each)) is not None]
 
 
 def image_in(sample: Sample) -> bytes | None:

@@ -7,6 +7,7 @@ data. Shards elsewhere, or too large for that, are streamed by `WebDatasetStream
 Shapes: N images.
 """
 
+import contextlib
 import os
 import re
 import tarfile
@@ -21,8 +22,10 @@ from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, label_name, to_targets
 from eca_hub.train.data.shards import IMAGE_ENDINGS, LABEL_ENDINGS, ending_among, label_endings, label_in
-from eca_hub.train.data.source import Source, Split, fingerprint_of, readable_name
+from eca_hub.train.data.source import Source, Split, fingerprint_of, pointer_in, readable_name
 
+_SNIFFED_BYTES = 64
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
 _HINT = "Name the files KEY.jpg and KEY.cls; a key has no dot."
 _SPLIT_NAMES: dict[Split, str] = {"train": r"train", "val": r"(validation|valid|val|dev)", "test": r"test"}
 
@@ -45,14 +48,25 @@ class WebDatasetData(FileDataModule):
 
     def __init__(self, root: str, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        folder = Path(root)
+        folder = Path(root).expanduser()
+        if folder.is_file():
+            raise InvalidConfig(f"{root} is a file.", hint=f"Give --data.root {folder.parent}, its folder.")
         if not folder.is_dir():
             raise InvalidConfig(
                 f"There is no folder {root}.",
                 hint="Give --data.root, a folder of tar files; WebDatasetStreamData takes patterns and addresses.",
             )
         self.title = readable_name(folder.resolve().name) or "images"
-        samples = {split: list(_samples(paths)) for split, paths in _find_shards(folder).items()}
+        shards = _find_shards(folder, has_val_fraction=bool(self.val_fraction))
+        samples = {split: list(_samples(paths, self.remarks)) for split, paths in shards.items()}
+        for split, found in samples.items():
+            if not found:
+                raise InvalidConfig(f"The {split} split of {self.title} has no images.")
+        if all(sample.label is None for sample in samples["train"]):
+            raise InvalidConfig(
+                f"The train split of {self.title} has no labels.",
+                hint="A class is in KEY.cls, or under label in KEY.json, or the folder of the images in the shard.",
+            )
         self.labels = class_names(sample.label for sample in samples["train"])
         sources: dict[Split, Source] = {}
         for split, found in samples.items():
@@ -108,25 +122,31 @@ class TarSource:
         return fingerprint_of([*shards, *self._names, self._places_N3.tobytes().hex(), self.targets.tobytes().hex()])
 
 
-def _find_shards(folder: Path) -> dict[Split, list[Path]]:
-    paths = sorted(path for path in walk_files(folder) if path.suffix == ".tar")
+def _find_shards(folder: Path, *, has_val_fraction: bool) -> dict[Split, list[Path]]:
+    files = list(walk_files(folder))
+    paths = sorted(path for path in files if path.suffix.lower() == ".tar")
     found: dict[Split, list[Path]] = {}
     for split, pattern in _SPLIT_NAMES.items():
-        mark = re.compile(rf"{pattern}(?![a-z])", re.IGNORECASE)
-        if files := [path for path in paths if mark.match(path.name) or mark.fullmatch(path.parent.name)]:
-            found[split] = files
+        mark = re.compile(rf"(?<![a-z]){pattern}(?![a-z])", re.IGNORECASE)
+        if of_split := [path for path in paths if mark.search(path.name) or mark.fullmatch(path.parent.name)]:
+            found[split] = of_split
+    if not found and paths and has_val_fraction:
+        return {"train": paths}
     if "train" not in found:
-        names = ", ".join(path.name for path in sorted(folder.iterdir())[:5]) or "nothing"
-        hint = "Compressed shards (.tar.gz) must be unpacked to .tar." if ".tar." in names else ""
+        names = ", ".join(path.name for path in sorted(files)[:5]) or "nothing"
+        hint = "Name the shards train-0000.tar, or give --data.val_fraction 0.2." if paths and not found else ""
+        if any(path.name.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")) for path in files):
+            hint = "Compressed shards (.tar.gz) must be unpacked to .tar."
         raise InvalidConfig(f"{folder} has no train*.tar; it holds {names}.", hint=hint)
     return found
 
 
-def _samples(shards: list[Path]) -> Iterator[Sample]:
+def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
     """Yield the images of some shards with their labels, in order."""
     for shard in shards:
         images: dict[str, dict[str, tarfile.TarInfo]] = {}
         contents: dict[str, dict[str, bytes]] = {}
+        num_repeated = 0
         try:
             with tarfile.open(shard, "r:") as tar:
                 for member in tar:
@@ -137,19 +157,48 @@ def _samples(shards: list[Path]) -> Iterator[Sample]:
                     stem, _, ending = base.partition(".")
                     key, ending = member.name[: len(member.name) - len(base)] + stem, ending.lower()
                     if ending.rsplit(".", 1)[-1] in IMAGE_ENDINGS:
-                        images.setdefault(key, {}).setdefault(ending, member)
+                        num_repeated += images.setdefault(key, {}).setdefault(ending, member) is not member
                     elif ending in LABEL_ENDINGS or ending.endswith(f".{LABEL_ENDINGS[0]}"):
                         file = tar.extractfile(member)
                         assert file is not None
                         contents.setdefault(key, {}).setdefault(ending, file.read())
+                end = tar.offset
         except (tarfile.TarError, OSError) as error:
-            raise InvalidConfig(f"{shard} cannot be read as a tar file: {error}.") from None
+            raise _unreadable(shard, error) from None
+        if num_repeated:
+            remarks.append(f"{shard.name}: images whose name occurs before are left out: {num_repeated}.")
+        _check_end(shard, end, remarks)
         labels = {key: _label_of(files, f"{key} of {shard}") for key, files in contents.items()}
         for key, members in images.items():
             in_folder = key.split("/")[-2] if key.count("/") and key.split("/")[-2] not in (".", "") else None
             label = label_name(in_folder) if in_folder and not any(labels.values()) else labels.get(key)
             member = _image_of(members, f"{key} of {shard}")
             yield Sample(shard, member.offset_data, member.size, readable_name(member.name), label)
+
+
+def _unreadable(shard: Path, error: Exception) -> InvalidConfig:
+    with contextlib.suppress(OSError), shard.open("rb") as file:
+        start = file.read(_SNIFFED_BYTES)
+        if pointer := pointer_in(start):
+            return InvalidConfig(f"{shard} is a pointer of {pointer.tool}.", hint=f"`{pointer.command}` fetches it.")
+        if start.startswith(_COMPRESSED):
+            return InvalidConfig(f"{shard} is compressed.", hint="Compressed shards must be unpacked to .tar.")
+    return InvalidConfig(f"{shard} cannot be read as a tar file: {error}.")
+
+
+def _check_end(shard: Path, end: int, remarks: list[str]) -> None:
+    """Check that a block of zeros follows the last file of a shard: tarfile stops at a damaged header without a word.
+
+    Raises:
+        InvalidConfig: something else follows.
+    """
+    with shard.open("rb") as file:
+        file.seek(max(end - tarfile.BLOCKSIZE, 0))
+        last, following = file.read(tarfile.BLOCKSIZE), file.read(tarfile.BLOCKSIZE)
+    if any(following):
+        raise InvalidConfig(f"{shard} is damaged or cut off: after {end} bytes there is no header of a file.")
+    if not following and any(last):
+        remarks.append(f"{shard.name} has no end mark; it may be cut off, and images be missing.")
 
 
 def _label_of(contents: Mapping[str, bytes], title: str) -> str | None:

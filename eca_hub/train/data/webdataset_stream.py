@@ -83,6 +83,8 @@ class WebDatasetStreamData(ImageDataModule):
         for split, pattern in patterns.items():
             urls = expand(pattern)
             counts = [_count(url, known, images_per_shard) for url in urls]
+            if not sum(counts):
+                raise InvalidConfig(f"The {split} split has no images: {pattern}.")
             buffer_size = max(shuffle_buffer, 2 * self.batch_size)
             self._sources[split] = StreamSource(urls, counts, self.labels, buffer_size, is_multi_label=multi_label)
 
@@ -168,19 +170,31 @@ def expand(pattern: str) -> list[str]:
         urls: list[str] = list(expand_urls(pattern))
     except (ValueError, AssertionError) as error:
         raise InvalidConfig(f"{pattern} is no pattern: {error}.") from None
+    urls = [found for url in urls for found in _files_of(url)]
     if len(set(urls)) < len(urls):
         raise InvalidConfig(f"{pattern} names a shard twice.")
     return urls
 
 
+def _files_of(url: str) -> list[str]:
+    """Return the files of a path with `*`, or a path with `~`, on this machine; any other address as it is."""
+    if "://" in url:
+        return [url]
+    path = Path(url).expanduser()
+    found = sorted(map(str, path.parent.glob(path.name))) if "*" in path.name else []
+    return found or [str(path)]
+
+
 def _read_labels(path: str) -> list[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(
             f"--data.labels {path} cannot be read: {error}.", hint="Give a text file with a class in each line."
         ) from None
-    labels = [readable_name(line.strip()) for line in lines if line.strip()]
+    if text.lstrip().startswith(("[", "{")):
+        raise InvalidConfig(f"--data.labels {path} is JSON.", hint="Give a text file with a class in each line.")
+    labels = [readable_name(line.strip()) for line in text.splitlines() if line.strip()]
     if len(set(labels)) < len(labels):
         raise InvalidConfig(f"{path} names a class twice.")
     return labels
@@ -193,7 +207,7 @@ def _read_index(path: str) -> dict[str, int]:
         with open_shard(path) as file:
             found = json.load(file)
         return _counts_in(found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InvalidConfig(
             f"--data.index {path} cannot be read: {error!r}.",
             hint='Give a JSON file such as {"train-0000.tar": 1000}, the number of samples of each shard.',
@@ -212,6 +226,9 @@ def _counts_in(found: Mapping[str, Any]) -> dict[str, int]:
     # By its name alone as well, where that is the name of one shard only.
     names = [str(name).rsplit("/", 1)[-1] for name, _ in pairs]
     num_named = Counter(names)
+    for name, number in pairs:
+        if isinstance(number, bool) or int(number) < 0 or int(number) != float(number):
+            raise ValueError(f"{name} has {number!r} samples")
     short = {name: int(number) for name, (_, number) in zip(names, pairs, strict=True) if num_named[name] == 1}
     return short | {str(name): int(number) for name, number in pairs}
 
@@ -238,7 +255,7 @@ def _count(url: str, known: Mapping[str, int], images_per_shard: int) -> int:
         raise InvalidConfig(f"The shard {path} cannot be read: {error}.") from None
     # Consecutive files with one key are a sample; a key ends at the first dot of the file's name.
     keys = [_key(name) for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
-    return sum(key != before for key, before in zip(keys, [None, *keys[:-1]], strict=True))
+    return sum(key != before for key, before in zip(keys, [None, *keys][: len(keys)], strict=True))
 
 
 def _key(name: str) -> str:

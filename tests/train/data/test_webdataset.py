@@ -1,10 +1,11 @@
 """Tar shards of WebDataset: labels as numbers, words, JSON or folders."""
 
+import gzip
 import io
 import json
 import pickle
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,120 @@ def test_compressed_and_broken_shards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train-0.tar").write_bytes(b"no tar file" * 100)
     with pytest.raises(InvalidConfig, match=r"train-0.tar cannot be read as a tar file"):
         WebDatasetData(str(tmp_path))
+
+
+def write_splits(root: Path, files: Mapping[str, bytes], names: tuple[str, str] = ("train-0.tar", "val-0.tar")) -> str:
+    for name in names:
+        write_shard(root / name, files)
+    return str(root)
+
+
+@pytest.mark.parametrize("names", [("TRAIN-0.TAR", "VAL-0.TAR"), ("imagenet-train-0000.tar", "imagenet-val-0000.tar")])
+def test_shards_are_found_by_the_word_for_their_split(names: tuple[str, str], tmp_path: Path) -> None:
+    data = WebDatasetData(write_splits(tmp_path, samples("number"), names))
+    assert (data.num_images("train"), data.num_images("val")) == (4, 4)
+
+
+def test_shards_without_a_split_are_trained_on_with_val_fraction(tmp_path: Path) -> None:
+    write_shard(tmp_path / "00000.tar", samples("number"))
+    with pytest.raises(
+        InvalidConfig, match=r"it holds 00000.tar\. Name the shards train-0000.tar, or give --data.val_f"
+    ):
+        WebDatasetData(str(tmp_path))
+    assert WebDatasetData(str(tmp_path), val_fraction=0.5).num_images("val") == 2
+
+
+@pytest.mark.parametrize(
+    ("contents", "labels"),
+    [
+        ([b'{"label": 0.0}', b'{"label": 1.0}'], ["0", "1"]),
+        ([b'{"label": NaN}', b'{"label": 1}'], ["1"]),
+        (["caf\u00e9".encode("latin-1"), b"dog"], ["caf\u00e9", "dog"]),
+        (["cat".encode("utf-16"), "dog\r\n".encode("utf-16")], ["cat", "dog"]),
+    ],
+)
+def test_labels_are_read_as_other_programs_write_them(contents: list[bytes], labels: list[str], tmp_path: Path) -> None:
+    ending = "json" if contents[1].startswith(b"{") else "cls"
+    files = {}
+    for number in range(4):
+        files |= {f"{number}.png": png(number), f"{number}.{ending}": contents[number % 2]}
+    assert WebDatasetData(write_splits(tmp_path, files)).labels == labels
+
+
+def test_names_that_repeat_in_a_shard_are_counted(tmp_path: Path) -> None:
+    write_splits(tmp_path, samples("number"))
+    with tarfile.open(tmp_path / "train-0.tar", "a") as tar:
+        member = tarfile.TarInfo("0000.png")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"new"))
+    data = WebDatasetData(str(tmp_path))
+    assert data.source("train").read(0) == png(0)
+    assert data.remarks[0] == "train-0.tar: images whose name occurs before are left out: 1."
+
+
+def _pointer(path: Path) -> None:
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+def _compressed(path: Path) -> None:
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+def _cut_in_a_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: 4 * tarfile.BLOCKSIZE + 100])
+
+
+def _damaged_header(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4 * tarfile.BLOCKSIZE : 4 * tarfile.BLOCKSIZE + 8] = b"\xff" * 8
+    path.write_bytes(content)
+
+
+def _without_files(path: Path) -> None:
+    write_shard(path, {})
+
+
+def _without_labels(path: Path) -> None:
+    write_shard(path, {"0.png": png(0), "0.json": b'{"caption": "a cat"}'})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_pointer, r"train-0.tar is a pointer of Git LFS\. `git lfs pull` fetches it\."),
+        (_compressed, r"train-0.tar is compressed\. Compressed shards must be unpacked to \.tar\."),
+        (_cut_in_a_header, r"train-0.tar is damaged or cut off: after 2048 bytes there is no header of a file\."),
+        (_damaged_header, r"train-0.tar is damaged or cut off: after 2048 bytes there is no header of a file\."),
+        (_without_files, r"The train split of .* has no images\."),
+        (_without_labels, r"has no labels\. A class is in KEY.cls, or under label in KEY.json, or the folder"),
+    ],
+)
+def test_a_shard_that_cannot_be_used_is_named(change: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
+    write_splits(tmp_path, samples("number"))
+    change(tmp_path / "train-0.tar")
+    with pytest.raises(InvalidConfig, match=sentence):
+        WebDatasetData(str(tmp_path))
+
+
+def test_a_shard_without_an_end_mark_is_remarked_on(tmp_path: Path) -> None:
+    write_splits(tmp_path, samples("number"))
+    content = (tmp_path / "train-0.tar").read_bytes()
+    (tmp_path / "train-0.tar").write_bytes(content[: len(content.rstrip(b"\0")) // 512 * 512 + 512])
+    data = WebDatasetData(str(tmp_path))
+    assert data.num_images("train") == 4
+    assert data.remarks[0] == "train-0.tar has no end mark; it may be cut off, and images be missing."
+
+
+def test_more_classes_than_half_the_images_are_remarked_on(tmp_path: Path) -> None:
+    files = {}
+    for number in range(8):
+        files |= {f"{number}.png": png(number), f"{number}.txt": f"caption {number}".encode()}
+    data = WebDatasetData(write_splits(tmp_path, files))
+    data.check()
+    assert "has 8 classes for 8 training images, such as 'caption 0'; are these the classes?" in data.remarks[0]
+
+
+def test_a_tar_file_in_the_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    write_splits(tmp_path, samples("number"))
+    with pytest.raises(InvalidConfig, match=rf"train-0.tar is a file\. Give --data.root {tmp_path}, its folder"):
+        WebDatasetData(str(tmp_path / "train-0.tar"))

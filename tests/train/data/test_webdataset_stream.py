@@ -232,6 +232,28 @@ def test_what_cannot_be_streamed_is_refused(options: dict[str, Any], sentence: s
         stream(folder, address, **options)
 
 
+@pytest.mark.parametrize("number", [-1, 2.5, True, 1e999, "many"])
+def test_an_index_with_an_impossible_number_is_refused(number: object, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps({"train-0000.tar": number}))
+    with pytest.raises(InvalidConfig, match=r"--data.index .*wrong.json cannot be read: .*Give a JSON file such as"):
+        stream(folder, str(folder), index=str(path))
+
+
+def test_a_stream_without_samples_and_classes_in_json_are_refused(folder: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "empty.tar", {})
+    with pytest.raises(InvalidConfig, match=r"The train split has no images: .*empty.tar"):
+        stream(folder, str(folder), index=None, train=str(tmp_path / "empty.tar"))
+    (tmp_path / "labels.json").write_text('["cat", "dog"]')
+    with pytest.raises(InvalidConfig, match=r"labels.json is JSON\. Give a text file with a class in each line"):
+        stream(folder, str(folder), labels=str(tmp_path / "labels.json"))
+
+
+def test_shards_of_a_folder_may_be_named_with_a_star_or_a_tilde(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert stream(folder, str(folder), index=None, train="~/train-*.tar").num_images("train") == 24
+
+
 def test_a_missing_shard_and_a_class_that_is_not_listed_show_before_training(
     folder: Path, address: str, tmp_path: Path
 ) -> None:
