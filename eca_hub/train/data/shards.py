@@ -82,7 +82,7 @@ def labels_in(content: bytes, ending: str) -> list[str] | None:
         values = next((values[key] for key in _JSON_LIST_KEYS if key in values), None)
     if not isinstance(values, list) or any(isinstance(each, dict | list) for each in values):
         return None
-    return [name for each in values if (name := _name_of(each)) is not None]
+    return [label for each in values if (label := _name_of(each)) is not None]
 
 
 def image_in(sample: Sample) -> bytes | None:

@@ -157,7 +157,7 @@ def test_shards_without_a_split_are_trained_on_with_val_fraction(tmp_path: Path)
 )
 def test_labels_are_read_as_other_programs_write_them(contents: list[bytes], labels: list[str], tmp_path: Path) -> None:
     ending = "json" if contents[1].startswith(b"{") else "cls"
-    files = {}
+    files: dict[str, bytes] = {}
     for number in range(4):
         files |= {f"{number}.png": png(number), f"{number}.{ending}": contents[number % 2]}
     assert WebDatasetData(write_splits(tmp_path, files)).labels == labels
@@ -228,7 +228,7 @@ def test_a_shard_without_an_end_mark_is_remarked_on(tmp_path: Path) -> None:
 
 
 def test_more_classes_than_half_the_images_are_remarked_on(tmp_path: Path) -> None:
-    files = {}
+    files: dict[str, bytes] = {}
     for number in range(8):
         files |= {f"{number}.png": png(number), f"{number}.txt": f"caption {number}".encode()}
     data = WebDatasetData(write_splits(tmp_path, files))
