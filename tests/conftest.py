@@ -34,10 +34,7 @@ SOAK_FILES = (
     "train/checkpoint/test_store.py",
     "train/distributed/test_hosts.py",
     "train/distributed/test_processes.py",
-    "train/test_bad_data.py",
     "train/test_compile.py",
-    "train/test_interrupts.py",
-    "train/test_trainer_options.py",
 )
 """Files whose slow tests take longer than CI has: `pytest -m soak` runs them."""
 

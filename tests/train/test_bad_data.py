@@ -75,6 +75,8 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
         "The test split of set has the class 'dusk', which the train split does not have.",
     ),
 ]
+FEW = (take_one_class, _take_train, _cut_every_file, _break_one_file, _write_parquet_with_a_new_class)
+"""Each is found at another place; the others are slow tests."""
 
 
 def words_for(root: Path, spoil: Callable[[Path], None]) -> list[str]:
@@ -87,7 +89,10 @@ def words_for(root: Path, spoil: Callable[[Path], None]) -> list[str]:
     return ["fit", "--data", data, "--data.root", str(root), *small.split(), *run]
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), CASES)
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [pytest.param(*case, marks=[] if case[0] in FEW else pytest.mark.slow) for case in CASES],
+)
 def test_data_that_cannot_be_trained_on_are_one_sentence(
     spoil: Callable[[Path], None], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +102,7 @@ def test_data_that_cannot_be_trained_on_are_one_sentence(
     assert len(output.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_when_the_data_are_repaired_the_same_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*words_for(tmp_path / "set", _break_every_file), "--trainer.max_epochs", "1"]
     assert main(words) == 2
@@ -105,7 +111,7 @@ def test_when_the_data_are_repaired_the_same_command_trains(tmp_path: Path, caps
     assert main(words) == 0, capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize(("spoil", "sentence"), CASES)
 def test_a_process_prints_one_sentence_and_nothing_else(

@@ -13,6 +13,7 @@ FROM = "--model.from_pretrained"
 ONE_EPOCH = CONFIG.replace("max_epochs: 3", "max_epochs: 1")
 
 
+@pytest.mark.slow
 def test_a_network_fine_tuned_from_a_model_of_the_hub_names_it(
     hub: Hub, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

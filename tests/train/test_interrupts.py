@@ -15,7 +15,7 @@ import torch
 from eca_hub.train.checkpoint.store import CheckpointStore
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, weights_hash
 
-SLOW = pytest.mark.slow
+SOAK = pytest.mark.soak
 ENDLESS = ("--trainer.max_epochs", "3000")
 
 
@@ -47,7 +47,7 @@ def wait_for(line: str, process: subprocess.Popen[str]) -> None:
     assert any(each.startswith(line) for each in process.stdout), process.communicate()
 
 
-@SLOW
+@SOAK
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(
@@ -62,13 +62,14 @@ def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(
     assert weights_hash(run_dir) == weights_hash(whole_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "who", "num_workers"),
     [
         (signal.SIGINT, "whole group", 0),
-        pytest.param(signal.SIGINT, "whole group", 2, marks=SLOW),
+        pytest.param(signal.SIGINT, "whole group", 2, marks=SOAK),
         *(
-            pytest.param(signal.SIGTERM, who, num_workers, marks=SLOW)
+            pytest.param(signal.SIGTERM, who, num_workers, marks=SOAK)
             for who in ("main process", "whole group")
             for num_workers in (0, 2)
         ),
@@ -92,7 +93,7 @@ def test_a_run_that_is_stopped_saves_and_resumes_to_the_same_weights(
     assert weights_hash(run_dir) == weights_hash(whole_run)
 
 
-@SLOW
+@SOAK
 def test_ctrl_c_before_the_first_step_ends_at_once_and_quietly(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with start(tmp_path / "run", "--resume") as process:
@@ -103,7 +104,7 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_quietly(tmp_path: Path) -
     assert (output, errors) == ("", "")
 
 
-@SLOW
+@SOAK
 def test_a_killed_data_worker_ends_the_run_with_a_sentence_and_the_run_can_be_resumed(
     whole_run: Path, tmp_path: Path
 ) -> None:

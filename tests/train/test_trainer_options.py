@@ -1,6 +1,7 @@
 """Every option of Lightning's Trainer works, or is refused before training with the reason and what to use instead."""
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+FEW = ("overfit_batches", "a strategy that spawns", "a misspelled monitor", "no validation")
+"""Each is refused at another place; the others are slow tests."""
+
+
+def few(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in names]
+
+
 def test_the_table_has_every_option_of_the_trainer() -> None:
     options = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
     assert WORKING.keys() | REFUSED.keys() == options
@@ -104,14 +113,14 @@ def refused(options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixt
     return captured.err
 
 
-@pytest.mark.parametrize("option", REFUSED)
+@pytest.mark.parametrize("option", few(REFUSED))
 def test_a_refused_option_is_one_sentence(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = refused((f"--trainer.{option}", *REFUSED[option]), tmp_path, capsys)
     assert f"--trainer.{option} " in output
     assert f"is not supported: {UNSUPPORTED[option].reason}. {UNSUPPORTED[option].hint}" in output
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", few(MISTAKES))
 def test_a_mistake_is_one_sentence_before_training(
     mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +130,10 @@ def test_a_mistake_is_one_sentence_before_training(
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("ModelCheckpoint", ("--trainer.callbacks.monitor", "val_top1")), ("EMAWeightAveraging", ())],
+    [
+        ("ModelCheckpoint", ("--trainer.callbacks.monitor", "val_top1")),
+        pytest.param("EMAWeightAveraging", (), marks=pytest.mark.slow),
+    ],
 )
 def test_a_callback_that_cannot_work_is_refused(
     name: str, options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -140,7 +152,7 @@ def test_half_precision_that_the_processor_emulates_is_warned_of(monkeypatch: py
     warn_of_emulation("bf16-true", torch.device("cpu"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("option", WORKING)
 def test_an_option_that_works_leaves_a_package(option: str, tmp_path: Path) -> None:
@@ -149,6 +161,7 @@ def test_an_option_that_works_leaves_a_package(option: str, tmp_path: Path) -> N
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_last_weights_are_published_without_a_validation(tmp_path: Path) -> None:
     options: tuple[Any, ...] = ("--trainer.limit_val_batches", "0", "--save.keep", "last")
     assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0

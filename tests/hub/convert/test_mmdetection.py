@@ -14,6 +14,7 @@ from eca_hub.errors import CheckpointMismatch, InvalidConfig
 
 NUM_CLASSES = 3
 STAGES = (64, 128, 256, 512)
+SLOW = pytest.mark.slow
 LABELS = ("cat", "dog", "eel")
 
 
@@ -86,8 +87,10 @@ def numbers_of(tensor: Tensor) -> list[int]:
     return [round(100 * float(row.flatten()[0])) for row in tensor]
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize(
+    ("version", "masks"),
+    [(2, True), *(pytest.param(version, masks, marks=SLOW) for version, masks in ((1, False), (1, True), (2, False)))],
+)
 def test_a_detector_of_two_stages_has_the_background_first(version: int, masks: bool, tmp_path: Path) -> None:
     weights = two_stages(version, masks=masks)
     model, config = eca_hub.convert_detector(save(weights, tmp_path / "epoch_12.pth"), labels=LABELS)

@@ -50,6 +50,7 @@ def settings_of(objects: dict[str, dict[str, Any]]) -> Settings:
     return Settings(**values | {"model": (values["model"],)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["base", "overlays/gpu"])
 def test_every_object_follows_the_schemas_of_kubernetes(folder: str) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
@@ -64,6 +65,7 @@ def test_every_object_follows_the_schemas_of_kubernetes(folder: str) -> None:
             kubernetes_validate.validate(one, VERSION, strict=True)
 
 
+@pytest.mark.slow
 def test_a_mistake_would_be_found(base: dict[str, dict[str, Any]]) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     wrong = base["Deployment"] | {"spec": base["Deployment"]["spec"] | {"replica": 2}}
@@ -71,6 +73,7 @@ def test_a_mistake_would_be_found(base: dict[str, dict[str, Any]]) -> None:
         kubernetes_validate.validate(wrong, VERSION, strict=True)
 
 
+@pytest.mark.slow
 def test_the_service_monitor_follows_the_schema_of_the_prometheus_operator(base: dict[str, dict[str, Any]]) -> None:
     """The models are made from the operator's custom resource definitions; fields that they do not know get lost."""
     operator = pytest.importorskip("cloudcoil.models.prometheus_operator.v1")
@@ -115,9 +118,9 @@ def test_selectors_find_the_pods(base: dict[str, dict[str, Any]]) -> None:
     assert "replicas" not in base["Deployment"]["spec"], "the autoscaler's"
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/gpu"])
-def test_probes_and_grace_periods_are_consistent_with_the_settings(folder: str) -> None:
-    objects = build(folder)
+@pytest.mark.parametrize("folder", ["base", "gpu"])
+def test_probes_and_grace_periods_are_consistent_with_the_settings(folder: str, request: pytest.FixtureRequest) -> None:
+    objects = request.getfixturevalue(folder)
     settings, container = settings_of(objects), container_of(objects)
     assert pod_of(objects)["terminationGracePeriodSeconds"] > settings.drain_delay_s + settings.drain_timeout_s
     startup, readiness, liveness = (container[f"{name}Probe"] for name in ("startup", "readiness", "liveness"))

@@ -155,7 +155,7 @@ def test_fsdp_is_the_strategy_of_this_project() -> None:
         make_strategy({"strategy": "fsdp_cpu_offload"})
 
 
-@pytest.mark.parametrize("name", ["resnet20", "densenet161"])
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("densenet161", marks=pytest.mark.slow)])
 def test_synchronized_norms_compute_what_the_norms_before_computed(name: str) -> None:
     import eca_hub
 
@@ -170,6 +170,7 @@ def test_synchronized_norms_compute_what_the_norms_before_computed(name: str) ->
     assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
 
 
+@pytest.mark.slow
 def test_synchronized_norms_are_refused_without_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--trainer.sync_batchnorm", "true", "--trainer.devices", "2", "--trainer.strategy", "ddp")
     assert fit(tmp_path / "run", *options) == 2
