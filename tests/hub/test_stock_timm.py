@@ -51,8 +51,8 @@ def test_released_kernels_of_the_deep_networks_fit(name: str) -> None:
 @pytest.mark.parametrize(
     ("architecture", "attention", "options"),
     [
-        ("resnet18", "eca", {}),
-        ("resnet18", "none", {}),
+        pytest.param("resnet18", "eca", {}, marks=pytest.mark.slow),
+        pytest.param("resnet18", "none", {}, marks=pytest.mark.slow),
         ("resnet18", "se", {"bias": True, "min_hidden": 8}),
         pytest.param("resnet18", "se", {}, marks=pytest.mark.slow),
         pytest.param("resnet50", "se", {}, marks=pytest.mark.slow),
@@ -74,7 +74,13 @@ def test_what_timm_can_build_keeps_its_outputs(
     ("architecture", "attention", "options", "reason"),
     [
         ("resnet18", "eca", {"kernel_sizes": "released"}, "layer3.0.se.conv.weight has size 7, timm's rule gives 5"),
-        ("resnet34", "eca", {"kernel_sizes": "released"}, "layer4.0.se.conv.weight has size 7, timm's rule gives 5"),
+        pytest.param(
+            "resnet34",
+            "eca",
+            {"kernel_sizes": "released"},
+            "layer4.0.se.conv.weight has size 7, timm's rule gives 5",
+            marks=pytest.mark.slow,
+        ),
         ("mobilenet_v2", "eca", {"kernel_sizes": "released"}, "no attention after the projection"),
         ("resnet20", "eca", {}, "timm has no network 'resnet20'"),
         ("resnet18", "cbam", {}, "it has no attention 'cbam'"),

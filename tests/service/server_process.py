@@ -27,10 +27,10 @@ def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
     return eca_hub.save_pretrained(model, folder, config=config)
 
 
-def save_tiny_detector(folder: Path, kind: DetectorName = "mask_rcnn", *, seed: int = 0) -> Path:
+def save_tiny_detector(folder: Path, kind: DetectorName = "mask_rcnn", *, seed: int = 0, side_px: int = 64) -> Path:
     """A detector that was never trained, which finds something everywhere."""
     torch.manual_seed(seed)
-    small: dict[str, Any] = {"min_side_px": 64, "max_side_px": 96, "max_detections": 12}
+    small: dict[str, Any] = {"min_side_px": side_px, "max_side_px": side_px * 3 // 2, "max_detections": 12}
     model = eca_hub.create_detector(kind, backbone="resnet18", num_classes=2, **small)
     return save_detector(model, folder, labels=("bar", "disk"))
 

@@ -294,10 +294,10 @@ def test_a_detector_package_is_trained_on_with_new_classes(tmp_path: Path) -> No
 def test_a_detector_is_not_tested_on_data_of_other_classes(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = create_detector("faster_rcnn", backbone="resnet18", num_classes=3, min_side_px=32, max_side_px=64)
+    model = create_detector("retinanet", backbone="resnet18", num_classes=3, min_side_px=32, max_side_px=64)
     save_detector(model, tmp_path / "package", labels=("a", "b", "c"))
     words = ["--data", "CocoData", "--data.root", str(root), "--model.from_pretrained", str(tmp_path / "package")]
-    assert main(["test", *words, "--model.detector", "faster_rcnn", "--run_dir", str(tmp_path / "run")]) == 2
+    assert main(["test", *words, "--model.detector", "retinanet", "--run_dir", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     assert f"The classes of {tmp_path / 'package'} are not those of the data coco" in message
     assert "multi_label" not in message

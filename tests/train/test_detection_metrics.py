@@ -87,7 +87,7 @@ def reference(truth: dict[str, Any], predictions: list[dict[str, Any]], iou_type
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("scores", ["tied", "distinct"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_all_figures_equal_those_of_pycocotools(iou_type: Any, scores: str, seed: int) -> None:
     truth, predictions = random_case(seed, with_masks=iou_type == "segm", scores=scores)
     found = evaluate_detections(truth, predictions, iou_type)

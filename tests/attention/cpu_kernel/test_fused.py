@@ -35,7 +35,7 @@ def with_gradients(compute: Any, x_NCHW: Tensor, weight_11k: Tensor, dy_NCHW: Te
     return [y_NCHW, *torch.autograd.grad(y_NCHW, leaves, dy_NCHW)]
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow), 3])
 def num_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Number of threads, used even for the smallest map."""
     monkeypatch.setattr(fused, "_ELEMENTS_PER_THREAD", 1)

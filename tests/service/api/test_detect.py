@@ -45,12 +45,12 @@ IMAGES = {
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_detector(tmp_path_factory.mktemp("packages") / "masks")
+    return save_tiny_detector(tmp_path_factory.mktemp("packages") / "masks", side_px=32)
 
 
 @pytest.fixture(scope="module")
 def client(package: Path) -> Iterator[TestClient]:
-    save_tiny_detector(package.parent / "boxes", "retinanet")
+    save_tiny_detector(package.parent / "boxes", "retinanet", side_px=32)
     save_tiny_package(package.parent / "digits")
     sources = [ModelSource.parse(f"acme/{name}={package.parent / name}") for name in ("masks", "boxes", "digits")]
     settings = settings_with(
@@ -212,7 +212,7 @@ def test_the_list_of_models_says_what_a_detector_is(client: TestClient) -> None:
     masks, boxes, digits = listed["models"]
     assert (masks["tasks"], digits["tasks"]) == (["detect"], ["classify", "embed"])
     assert (masks["detector"], masks["has_masks"], boxes["has_masks"]) == ("mask_rcnn", True, False)
-    assert (masks["min_side_px"], masks["max_side_px"], masks["labels"]) == (64, 96, ["bar", "disk"])
+    assert (masks["min_side_px"], masks["max_side_px"], masks["labels"]) == (32, 48, ["bar", "disk"])
     assert (masks["precision"], masks["parity"]) == ("float32", None)
     assert digits["input_px"] == [32, 32]
     metrics = client.get("/metrics").text
