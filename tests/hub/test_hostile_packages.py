@@ -156,13 +156,13 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
 
 
 USUAL = {
-    "weights without their last byte", "empty weights", "weights with an archive behind them", "a header of 2**63 bytes",
-    "a deep header", "a name that stands twice", "tensors that overlap", "a shape that overflows", "NaN",
-    "a tensor too few", "a tensor of another shape", "no weights", "no config", "a config that is no JSON",
-    "a deep config", "num_classes 1000000000", "num_classes '10'", "no num_classes", "an unknown architecture",
-    "an architecture that is a path", "an unknown attention", "kernel sizes [0, 0, 0]", "two classes of one name",
-    "a class less", "an image of 10**9 pixels a side", "a mean of NaN", "a label that controls the terminal",
-    "timm arguments {'block': 1}",
+    "weights without their last byte", "empty weights", "weights with an archive behind them",
+    "a header of 2**63 bytes", "a deep header", "a name that stands twice", "tensors that overlap",
+    "a shape that overflows", "NaN", "a tensor too few", "a tensor of another shape", "no weights", "no config",
+    "a config that is no JSON", "a deep config", "num_classes 1000000000", "num_classes '10'", "no num_classes",
+    "an unknown architecture", "an architecture that is a path", "an unknown attention", "kernel sizes [0, 0, 0]",
+    "two classes of one name", "a class less", "an image of 10**9 pixels a side", "a mean of NaN",
+    "a label that controls the terminal", "timm arguments {'block': 1}",
 }  # fmt: skip
 """One of each kind; the others are slow tests."""
 

@@ -121,6 +121,13 @@ class _Marker(nn.Module):
 
 
 @cache
+def _backbone_shapes(name: str) -> Shapes:
+    with torch.device("meta"):
+        model = BACKBONES[name].build(None, num_classes=2, stem=ModelConfig.stem, features_only=False)
+    return _shapes_of(model)
+
+
+@cache
 def _skeleton(name: str) -> _Skeleton:
     backbone = BACKBONES.get(name) or find_timm_backbone(name)
     assert backbone is not None, name
@@ -143,11 +150,11 @@ def _nearest_backbone(weights: Mapping[str, Tensor]) -> str:
     """Return the backbone with most names and shapes in common; of two, the one with fewer tensors."""
 
     def in_common(backbone: str) -> tuple[int, int]:
-        shapes = _skeleton(backbone).shapes
+        shapes = _backbone_shapes(backbone)
         return sum(name in weights and weights[name].shape == shape for name, shape in shapes.items()), -len(shapes)
 
     nearest = max(BACKBONES, key=in_common)
-    if in_common(nearest)[0] * 2 < len(_skeleton(nearest).shapes):
+    if in_common(nearest)[0] * 2 < len(_backbone_shapes(nearest)):
         first = ", ".join(list(weights)[:3])
         raise CheckpointMismatch(
             f"The {len(weights)} weights ({first}, ...) belong to none of {', '.join(BACKBONES)}.",
