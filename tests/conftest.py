@@ -25,7 +25,6 @@ SOAK_FILES = (
     "experiments/test_bench_soak.py",
     "experiments/test_bench_training.py",
     "hub/convert/test_checkpoint.py",
-    "hub/test_every_architecture.py",
     "service/api/test_schema_fuzz.py",
     "service/inference/test_decoding_flood.py",
     "service/optimize/test_compile.py",

@@ -24,7 +24,7 @@ MAX_PARAMETERS = 100_000_000
 COMPUTED_BUFFERS = [
     "levit_128s",
     *(
-        pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(name, marks=pytest.mark.soak)
         for name in (
             "resnetblur18",
             "swin_tiny_patch4_window7_224",
@@ -82,13 +82,16 @@ def test_a_network_with_attention_and_computed_buffers_keeps_its_outputs(tmp_pat
     assert difference(model, loaded, (3, 64, 64)) <= 1e-6
 
 
+@pytest.mark.slow
 def test_a_network_with_shared_weights_is_saved(tmp_path: Path) -> None:
     model = randomize(create_model("coat_lite_tiny", num_classes=3))
     loaded, _ = load_pretrained(save_pretrained(model, tmp_path / "package", labels=LABELS))
     assert difference(model, loaded, (3, 224, 224)) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["cbam_resnet20", "gsop_resnet20", "resnet32"])
+@pytest.mark.parametrize(
+    "name", ["gsop_resnet20", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cbam_resnet20", "resnet32"))]
+)
 def test_networks_of_this_library_keep_their_outputs(name: str, tmp_path: Path) -> None:
     check_network(name, tmp_path)
 
@@ -103,14 +106,14 @@ def check_network(name: str, folder: Path) -> None:
     assert difference(model, loaded, (3, 64, 64) if "inception" not in name else (3, 299, 299)) <= 1e-6, name
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", list_models())
 def test_every_network_of_this_library_keeps_its_outputs(name: str, tmp_path: Path) -> None:
     check_network(name, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", timm.list_models())
 def test_every_network_of_timm_keeps_its_outputs(name: str) -> None:
     with torch.device("meta"):

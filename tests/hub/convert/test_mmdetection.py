@@ -147,7 +147,11 @@ def test_the_command_converts_it_and_says_that_its_precision_must_be_measured(
     [
         ({"bbox_head.atss_cls.weight": torch.zeros(1)}, "1 tensors that are in no Faster R-CNN"),
         ({"neck.lateral_convs.0.conv.weight": torch.zeros(128, 64, 1, 1)}, "do not fit faster_rcnn_eca_resnet18"),
-        ({"rpn_head.rpn_cls.weight": torch.zeros(5, 256, 1, 1)}, "do not fit faster_rcnn_eca_resnet18"),
+        pytest.param(
+            {"rpn_head.rpn_cls.weight": torch.zeros(5, 256, 1, 1)},
+            "do not fit faster_rcnn_eca_resnet18",
+            marks=SLOW,
+        ),
     ],
 )
 def test_what_is_another_detector_is_refused_by_name(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:
