@@ -7,6 +7,10 @@ const element = (name, properties = {}, ...children) => {
   node.append(...children);
   return node;
 };
+// A long text is cut, and whole under the pointer: the layout of a label of 10,000 characters took seconds.
+const shortened = (text, limit = 80) => (text.length > limit ? `${[...text.slice(0, 2 * limit)].slice(0, limit - 1).join("")}…` : text);
+const named = (name, text, properties = {}) =>
+  element(name, { ...properties, textContent: shortened(text), title: text.length > 80 ? text : "" });
 // Relative to the page, so that a path prefix of a reverse proxy is kept.
 const base = new URL(".", document.baseURI);
 const urlOf = (path) => new URL(path, base);
@@ -16,6 +20,8 @@ let lastName = "image.jpg";
 
 function apiHeaders(extra = {}) {
   const key = byId("api-key").value;
+  // Other characters cannot be sent in a header.
+  if (!/^[\x21-\x7e]*$/.test(key)) throw new Error("The API key holds characters that no key has, such as a space.");
   return key ? { ...extra, Authorization: `Bearer ${key}` } : extra;
 }
 
@@ -30,15 +36,17 @@ class ApiError extends Error {
 }
 
 async function request(path, options = {}) {
+  const headers = apiHeaders(options.headers);
   let response;
   try {
-    response = await fetch(urlOf(path), { ...options, headers: apiHeaders(options.headers) });
+    response = await fetch(urlOf(path), { ...options, headers });
   } catch {
     throw new Error("The service cannot be reached. Check that it still runs, then try again.");
   }
   const body = await response.json().catch(() => null);
   if (response.status === 401) byId("key-row").hidden = false;
   if (!response.ok) throw new ApiError(response.status, body);
+  if (!body) throw new Error("The response is not from this service. Check what stands between it and this page.");
   return body;
 }
 
@@ -129,19 +137,25 @@ function showStatus(text, isError = false) {
 
 // Images
 
+// As many as a browser has connections to one server, less one for the rest of the page; the service batches them.
+const NUM_AT_ONCE = 5;
+
 async function sendFiles(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
-  if (images.length < files.length) showStatus("Files that are not images were left out.");
-  else showStatus(images.length > 1 ? `Sending ${images.length} images.` : "");
-  let failed = 0;
-  for (const file of images) {
-    lastName = file.name || "image.png";
-    if (!await send(file, addCard(file))) failed += 1;
-  }
+  const leftOut = images.length < files.length ? " Files that are not images were left out." : "";
+  showStatus(((images.length > 1 ? `Sending ${images.length} images.` : "") + leftOut).trim());
+  if (!images.length) return;
+  const waiting = images.map((file) => [file, addCard(file)]);
+  lastName = images.at(-1).name || "image.png";
   showCode();
+  let failed = 0;
+  const sendInTurn = async () => {
+    for (let next = waiting.shift(); next; next = waiting.shift()) if (!await send(...next)) failed += 1;
+  };
+  await Promise.all(Array.from({ length: NUM_AT_ONCE }, sendInTurn));
   const done = images.length - failed, words = (number) => `${number} ${number === 1 ? "image" : "images"}`;
-  if (failed) showStatus(`${words(failed)} failed${done ? `, ${words(done)} done` : ""}.`, true);
-  else if (done) showStatus(`${words(done)} done.`);
+  const outcome = failed ? `${words(failed)} failed${done ? `, ${words(done)} done` : ""}.` : `${words(done)} done.`;
+  showStatus(outcome + leftOut, failed > 0);
 }
 
 function addCard(file) {
@@ -149,13 +163,21 @@ function addCard(file) {
   const image = card.querySelector("img");
   image.addEventListener("error", () => card.classList.add("no-preview"));
   image.src = URL.createObjectURL(file);
-  image.alt = `Chosen image ${file.name}`;
-  card.querySelector("h3").textContent = file.name || "Pasted image";
+  // The browser keeps the file until then.
+  for (const event of ["load", "error"]) image.addEventListener(event, () => URL.revokeObjectURL(image.src));
+  image.alt = `Chosen image ${shortened(file.name)}`;
+  card.querySelector("h3").replaceWith(named("h3", file.name || "Pasted image"));
   card.querySelector(".timing").textContent = "Waiting for the service.";
   card.ariaBusy = "true";
-  byId("empty").hidden = true;
   byId("results").prepend(card);
+  showEmpty();
   return card;
+}
+
+function showEmpty() {
+  const isEmpty = !byId("results").childElementCount;
+  byId("empty").hidden = !isEmpty;
+  byId("clear").hidden = isEmpty;
 }
 
 async function send(file, card) {
@@ -183,14 +205,13 @@ async function send(file, card) {
 }
 
 function showBars(card, rows) {
-  card.querySelector(".bars").replaceChildren(
-    ...rows.map(({ label, score }) =>
-      element("li", {},
-        element("span", { className: "label", textContent: label }),
-        meter(label, score),
-        element("span", { className: "score", textContent: `${(100 * score).toFixed(1)} %` })),
-    ),
-  );
+  const bars = rows.map(({ label, score }) =>
+    element("li", {},
+      named("span", label, { className: "label" }),
+      meter(shortened(label), score),
+      element("span", { className: "score", textContent: `${(100 * score).toFixed(1)} %` })));
+  card.querySelector(".bars").replaceChildren(...bars);
+  return bars;
 }
 
 // Not <meter>, which every browser draws in its own way.
@@ -224,45 +245,64 @@ function showTiming(card, body) {
 
 // Detections: boxes, masks and labels over the image, and the same as a list
 
-const COLORS = ["#e6194b", "#2e8b3e", "#0082c8", "#b85c00", "#911eb4", "#008080", "#c71fbe", "#6b6b00", "#8a5a1e", "#000080"];
+// One for each object, not for each class: objects of one class that overlap are told apart.
+const COLORS = ["#e6194b", "#0082c8", "#2e8b3e", "#b85c00", "#911eb4", "#008080", "#c71fbe", "#6b6b00", "#8a5a1e", "#000080"];
+const colorOf = (place) => COLORS[place % COLORS.length];
 
 async function showDetections(card, body) {
   const image = card.querySelector("img"), canvas = card.querySelector(".overlay"), found = body.detections;
   card.classList.add("wide");
-  await image.decode();
-  showBars(card, found);
+  const bars = showBars(card, found);
   if (!found.length) card.querySelector(".bars").replaceChildren(element("li", { textContent: "Nothing found." }));
+  bars.forEach((bar, place) => bar.style.setProperty("--object", colorOf(place)));
+  // A format that this browser cannot show has no picture to draw on.
+  if (!await image.decode().then(() => true, () => false)) return;
+  drawObjects(canvas, image, found);
+  bars.forEach((bar, place) => {
+    bar.addEventListener("pointerenter", () => drawObjects(canvas, image, found, place));
+    bar.addEventListener("pointerleave", () => drawObjects(canvas, image, found));
+  });
+  canvas.hidden = false;
+  const names = found.map(({ label, score }) => `${shortened(label, 40)} ${score.toFixed(2)}`).join(", ");
+  image.alt += `; ${found.length === 1 ? "1 object" : `${found.length} objects`} found${names ? `: ${names}` : ""}`;
+}
+
+// All objects, or the one whose bar the pointer is on.
+function drawObjects(canvas, image, found, only = null) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = image.clientWidth * ratio;
   canvas.height = image.clientHeight * ratio;
   canvas.classList.add("drawing");
   const context = canvas.getContext("2d");
   const [scaleX, scaleY] = [canvas.width / image.naturalWidth, canvas.height / image.naturalHeight];
-  // The most certain object is drawn last, on top.
-  for (const each of [...found].reverse()) drawObject(context, each, scaleX, scaleY, ratio);
-  canvas.hidden = false;
-  const names = found.map(({ label, score }) => `${label} ${score.toFixed(2)}`).join(", ");
-  image.alt += `; ${found.length === 1 ? "1 object" : `${found.length} objects`} found${names ? `: ${names}` : ""}`;
+  const drawn = found.map((each, place) => [each, colorOf(place)]).filter((each, place) => only === null || place === only);
+  // Names are drawn after all boxes, and the most certain object last, on top.
+  for (const [each, color] of drawn.toReversed()) drawOutline(context, each, color, scaleX, scaleY, ratio);
+  for (const [each, color] of drawn.toReversed()) drawName(context, each, color, scaleX, scaleY, ratio);
 }
 
-function drawObject(context, { label, index, score, box, mask }, scaleX, scaleY, ratio) {
-  const color = COLORS[index % COLORS.length];
-  const [left, top] = [box.xmin * scaleX, box.ymin * scaleY];
-  Object.assign(context, { fillStyle: color, strokeStyle: color, lineWidth: 2 * ratio, globalAlpha: 0.4 });
+function drawOutline(context, { box, mask }, color, scaleX, scaleY, ratio) {
+  Object.assign(context, { fillStyle: color, strokeStyle: color, lineWidth: 2 * ratio, globalAlpha: 0.35 });
   for (const outline of mask ?? []) {
     context.beginPath();
     for (let place = 0; place < outline.length; place += 2) context.lineTo(outline[place] * scaleX, outline[place + 1] * scaleY);
     context.fill();
   }
   context.globalAlpha = 1;
-  context.strokeRect(left, top, (box.xmax - box.xmin) * scaleX, (box.ymax - box.ymin) * scaleY);
-  const size = 13 * ratio, text = `${label} ${score.toFixed(2)}`;
-  context.font = `${size}px system-ui, sans-serif`;
-  const width = context.measureText(text).width + 6 * ratio, height = size + 5 * ratio;
-  const x = between(0, left, Math.max(0, context.canvas.width - width)), y = top >= height ? top - height : top;
+  context.strokeRect(box.xmin * scaleX, box.ymin * scaleY, (box.xmax - box.xmin) * scaleX, (box.ymax - box.ymin) * scaleY);
+}
+
+function drawName(context, { label, score, box }, color, scaleX, scaleY, ratio) {
+  const [left, top] = [box.xmin * scaleX, box.ymin * scaleY];
+  const size = 13 * ratio, text = `${shortened(label, 40)} ${score.toFixed(2)}`;
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  const width = context.measureText(text).width + 8 * ratio, height = size + 6 * ratio;
+  const x = between(0, left - ratio, Math.max(0, context.canvas.width - width));
+  const y = top >= height ? top - height : Math.min(top, context.canvas.height - height);
+  context.fillStyle = color;
   context.fillRect(x, y, width, height);
   context.fillStyle = "#ffffff";
-  context.fillText(text, x + 3 * ratio, y + size);
+  context.fillText(text, x + 4 * ratio, y + size);
 }
 
 function showError(card, error) {
@@ -344,7 +384,7 @@ function showHeat(card, body, model) {
     canvas.hidden = !canvas.hidden;
     button.setAttribute("aria-pressed", String(!canvas.hidden));
   });
-  image.alt += `; the overlay shows the evidence for ${body.prediction.label}`;
+  image.alt += `; the overlay shows the evidence for ${shortened(body.prediction.label)}`;
 }
 
 // The share of the image that is left after resize and center crop, as eca_hub.EvalTransform does them.
@@ -369,44 +409,53 @@ function color(stops, value, opacity = 1) {
 
 // Code
 
-const python = JSON.stringify;
+// Characters that end a line or turn its direction would make a line read otherwise than it runs.
+const CONTROL = /[\p{Cc}\p{Bidi_Control}\u2028\u2029]/gu;
+const escaped = (text) => text.replace(CONTROL, (each) => `\\u${each.codePointAt(0).toString(16).padStart(4, "0")}`);
+// A string of Python and of JavaScript.
+const quoted = (text) => escaped(JSON.stringify(text));
 const SNIPPETS = {
   classify: {
-    curl: (url, model, name) => `curl ${curlKey()}--data-binary @${shell(name)} '${urlFor(url, model, { top_k: 5 })}'`,
+    curl: (url, model, name) => curl(name, urlFor(url, model, topK())),
     Python: (url, model, name) => `import eca_hub
 
-classifier = eca_hub.Classifier.from_pretrained(${python(model)})
-print(classifier.predict(${python(name)}, top_k=5))`,
+classifier = eca_hub.Classifier.from_pretrained(${quoted(model)})
+print(classifier.predict(${quoted(name)}, top_k=${topK().top_k}))`,
     InferenceClient: (url, model, name) => `from huggingface_hub import InferenceClient
 
-client = InferenceClient(model=${python(`${url}models/${model}`)}${needsKey() ? ', token="YOUR KEY"' : ""})
-print(client.image_classification(${python(name)}))`,
-    JavaScript: (url, model) => script(urlFor(url, model, { top_k: 5 }), "predictions"),
+client = InferenceClient(model=${quoted(`${url}models/${model}`)}${needsKey() ? ', token="YOUR KEY"' : ""})
+print(client.image_classification(${quoted(name)}))`,
+    JavaScript: (url, model) => script(urlFor(url, model, topK()), "predictions"),
   },
   detect: {
-    curl: (url, model, name) => `curl ${curlKey()}--data-binary @${shell(name)} '${urlFor(url, model, minScore())}'`,
+    curl: (url, model, name) => curl(name, urlFor(url, model, minScore())),
     Python: (url, model, name) => `import eca_hub
 
-detector = eca_hub.Detector.from_pretrained(${python(model)})
-print(detector.predict(${python(name)}, min_score=${minScore().min_score}))`,
+detector = eca_hub.Detector.from_pretrained(${quoted(model)})
+print(detector.predict(${quoted(name)}, min_score=${minScore().min_score}))`,
     InferenceClient: (url, model, name) => `from huggingface_hub import InferenceClient
 
-client = InferenceClient(model=${python(`${url}models/${model}`)}${needsKey() ? ', token="YOUR KEY"' : ""})
-print(client.object_detection(${python(name)}, threshold=${minScore().min_score}))`,
+client = InferenceClient(model=${quoted(`${url}models/${model}`)}${needsKey() ? ', token="YOUR KEY"' : ""})
+print(client.object_detection(${quoted(name)}, threshold=${minScore().min_score}))`,
     JavaScript: (url, model) => script(urlFor(url, model, minScore()), "detections"),
   },
 };
 const TABS = Object.keys(SNIPPETS.classify);
+const topK = () => (chosenModel() ? TASKS.classify.query(chosenModel()) : { top_k: 5 });
 const minScore = () => ({ min_score: TASKS.detect.query(chosenModel()).min_score });
 const urlFor = (url, model, options) =>
   `${url}v1/${taskName(chosenModel())}?model=${encodeURIComponent(model)}&${new URLSearchParams(options)}`;
 const script = (url, field) => `const body = document.querySelector("input[type=file]").files[0];
-const url = ${JSON.stringify(url)};
-const { ${field} } = await (await fetch(url, { method: "POST", body${needsKey() ? ', headers: { Authorization: "Bearer YOUR KEY" }' : ""} })).json();`;
+const url = ${quoted(url)};
+const response = await fetch(url, { method: "POST", body${needsKey() ? ', headers: { Authorization: "Bearer YOUR KEY" }' : ""} });
+const { ${field} } = await response.json();`;
 // The lines hold a place for the key, never the key itself: they are copied to where others read them.
 const needsKey = () => !byId("key-row").hidden;
 const curlKey = () => (needsKey() ? '-H "Authorization: Bearer $ECA_API_KEY" ' : "");
-const shell = (name) => `'${name.replaceAll("'", "'\\''")}'`;
+const curl = (name, url) => `curl ${curlKey()}--data-binary @${shell(name)} \\\n  '${url}'`;
+const shell = (name) => (name.search(CONTROL) < 0
+  ? `'${name.replaceAll("'", "'\\''")}'`
+  : `$'${escaped(name.replace(/['\\]/g, "\\$&"))}'`);
 let tab = "curl";
 
 function showCode() {
@@ -454,17 +503,29 @@ function listen() {
   for (const input of [byId("files"), byId("camera")]) {
     input.addEventListener("change", async () => { await sendFiles(input.files); input.value = ""; });
   }
-  const drop = byId("drop");
-  for (const name of ["dragenter", "dragover"]) {
-    drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
-  }
-  for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => { event.preventDefault(); sendFiles(event.dataTransfer.files); });
+  // Anywhere on the page: a browser would leave it to open the file.
+  let depth = 0;
+  const showOver = (change) => byId("drop").classList.toggle("over", (depth = change && depth + change) > 0);
+  document.addEventListener("dragenter", (event) => { event.preventDefault(); showOver(1); });
+  document.addEventListener("dragleave", () => showOver(-1));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    showOver(0);
+    if (event.dataTransfer.files.length) sendFiles(event.dataTransfer.files);
+    else showStatus("What was dropped is not a file. Save the image first, then drop the file.", true);
+  });
   document.addEventListener("paste", (event) => {
     if (event.clipboardData?.files.length) sendFiles(event.clipboardData.files);
   });
   byId("model").addEventListener("change", showTask);
-  byId("min-score").addEventListener("change", showCode);
+  for (const name of ["top-k", "min-score"]) byId(name).addEventListener("change", showCode);
+  byId("clear").addEventListener("click", () => {
+    byId("results").replaceChildren();
+    showEmpty();
+    showStatus("");
+    byId("files").focus();
+  });
   byId("api-key").addEventListener("change", loadModels);
   // Enter has changed the field already; the policy allows no form to be sent.
   byId("key-row").addEventListener("submit", (event) => event.preventDefault());
