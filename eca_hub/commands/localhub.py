@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import ipaddress
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
+from eca_hub.loopback import is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -70,7 +70,7 @@ def serve(
         raise InvalidUsage("--token, --token_file and --users exclude each other.", hint="Give one of them.")
     if (token, token_file, users) == (None, None, None):
         token = os.environ.get("ECA_HUB_TOKEN") or None
-    if not _is_loopback(host) and (token, token_file, users) == (None, None, None):
+    if not is_loopback(host) and (token, token_file, users) == (None, None, None):
         raise InvalidUsage(
             f"{host} is open to other machines, and the hub has no token of yours.",
             hint="Give --token_file FILE or --users FILE, or set ECA_HUB_TOKEN, or --host 127.0.0.1.",
@@ -140,13 +140,6 @@ def open_hub(root: str | Path, users: str | Path | None = None) -> "Iterator[ASG
         with _translate_errors():
             app = stack.enter_context(open_app(Path(root), Path(users) if users else None))
         yield app
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _read_users(token: str | None, token_file: Path | None, users: Path | None) -> "Users | None":

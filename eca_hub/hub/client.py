@@ -1,7 +1,6 @@
 """Names of repositories and revisions, and the client's exceptions as ours."""
 
 import difflib
-import ipaddress
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from eca_hub.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
+from eca_hub.loopback import is_loopback
 from eca_hub.releases import list_releases
 
 
@@ -133,11 +133,7 @@ def is_commit(revision: str) -> bool:
 
 def is_on_this_machine(endpoint: str) -> bool:
     """Return whether the address of a hub is one of the loopback."""
-    host = urlsplit(endpoint).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_loopback(urlsplit(endpoint).hostname or "")
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Size, Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from eca_hub.errors import CheckpointMismatch
 from eca_hub.models.build import check_materialized
+from eca_hub.models.weight_init import SkipRandomInit
 
 Shapes = Mapping[str, Size]
 WeightsFor = Callable[[Shapes], Mapping[str, Tensor]]
@@ -88,7 +88,7 @@ def build_and_load(
         CheckpointMismatch: names, shapes or kinds of numbers differ, a number is NaN or infinite, or tensors outside
             the state dict are too large.
     """
-    with torch.device("meta"), _SkipRandomInit():
+    with torch.device("meta"), SkipRandomInit():
         model = build()
     expected = model.state_dict()
     if callable(weights):
@@ -102,7 +102,7 @@ def build_and_load(
             raise CheckpointMismatch(
                 f"{sentence}: its index tables need {num_bytes} bytes; at most {_MAX_COMPUTED_BYTES} are allowed."
             )
-        with _SkipRandomInit():
+        with SkipRandomInit():
             model = build()
     model.load_state_dict(_with_own_memory(weights), strict=True, assign=True)
     check_materialized(model)
@@ -178,15 +178,6 @@ class _Span:
 
 def _are_sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
-
-
-class _SkipRandomInit(TorchFunctionMode):
-    """Skips the random initial weights of a network, which are overwritten anyway."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def _tensors_outside_state_dict(model: nn.Module) -> dict[str, Tensor]:

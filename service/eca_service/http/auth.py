@@ -16,7 +16,6 @@ of the file does:
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import math
 import time
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from eca_hub.loopback import is_loopback
 from eca_service.errors import BadSetting, Forbidden, NotEnabled, Unauthorized
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -202,14 +202,6 @@ def check_hub_bind_address(host: str, hub_root: str, hub_users: str) -> None:
             f"Listening on {host} would let other machines reach the hub in {hub_root}, which has no users file.",
             hint='Set --hub_users to a JSON file such as {"alice": "token-of-alice"}.',
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reachable from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _parse_file(path: Path) -> list[_Key]:

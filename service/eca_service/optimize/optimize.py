@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from eca_hub import Classifier
+from eca_hub.processor import has_instructions
 from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.engine import Forward
 from eca_service.inference.tasks import CLASSIFIER_TASKS, Task
@@ -178,7 +179,7 @@ def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype
                 hint="Set --precision to auto, bf16 or fp32; fp16 is for GPUs.",
             )
         # Without matrix instructions of its own, fp16 takes three times as long as bf16 and longer than fp32.
-        fast = {"fp16": _supports("fp16") and _has_instructions("amx_fp16"), "bf16": _supports("bf16")}
+        fast = {"fp16": _supports("fp16") and has_instructions("fp16", for_matrices=True), "bf16": _supports("bf16")}
     else:
         fast = {"fp16": True, "bf16": bool(torch.cuda.is_bf16_supported())}
     # fp16 goes first: it has three bits more than bf16, and the parity check finds out when its range is too small.
@@ -191,12 +192,7 @@ def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype
 def _supports(name: str) -> bool:
     """Whether the processor has instructions for a format, and oneDNN uses them."""
     check: Any = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
-    return bool(check and check()) and (name != "bf16" or _has_instructions("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def _has_instructions(*names: str) -> bool:
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in names)
+    return bool(check and check()) and (name != "bf16" or has_instructions("bf16"))
 
 
 def _sharing_cores(forwards: Forwards, num_cores: int) -> Callable[[], Forwards]:

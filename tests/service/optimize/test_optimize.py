@@ -102,7 +102,7 @@ def test_an_optimized_network_can_release_its_memory() -> None:
 
 
 def test_auto_takes_the_fastest_format_that_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eca_service.optimize.optimize._has_instructions", lambda *names: False)
+    monkeypatch.setattr("eca_service.optimize.optimize.has_instructions", lambda *args, **options: False)
     # Weights in bf16 can only be packed on a processor that has the instructions.
     monkeypatch.setattr("eca_service.optimize.optimize.can_pack", lambda: False)
     for supported, expected in (({"bf16"}, "bfloat16"), ({"fp16"}, "float32"), (set[str](), "float32")):

@@ -1,0 +1,30 @@
+"""Which number formats the processor computes in."""
+
+import pytest
+import torch
+
+from eca_hub.processor import has_instructions
+
+
+@pytest.mark.parametrize(
+    ("capability", "bf16", "fp16", "fp16_for_matrices"),
+    [
+        ("avx2", False, False, False),
+        ("avx512_bf16", True, False, False),
+        ("avx512_fp16", False, True, False),
+        ("amx_fp16", False, True, True),
+        ("bf16", True, False, False),
+    ],
+)
+def test_a_format_needs_instructions_of_its_own(
+    capability: str, bf16: bool, fp16: bool, fp16_for_matrices: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True, "amx_tile": False})
+    assert has_instructions("bf16") is bf16
+    assert has_instructions("fp16") is fp16
+    assert has_instructions("fp16", for_matrices=True) is fp16_for_matrices
+
+
+def test_a_version_of_torch_that_cannot_tell_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not has_instructions("bf16")
