@@ -1,32 +1,54 @@
 """The images that an argument of `eca-hub classify` and `eca-hub detect` names."""
 
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from eca_hub.errors import InvalidUsage
-from eca_hub.images.folders import IMAGE_ENDINGS, walk_files
+from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
 
 STDIN = "-"
 
-_ENDINGS = (*IMAGE_ENDINGS, ".tif", ".tiff")
-"""Of files that are taken from a folder, some of which are refused. A file that is named may have any name."""
+_REFUSED_ENDINGS = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".ico", ".psd")
+"""Of images that are not decoded: taken from a folder as well, so that each is named with the reason."""
 
 
 def find_images(given: str) -> list[str]:
     """Return the images that an argument names: itself, or those in the folder and its subfolders.
 
+    Patterns such as `photos/*.jpg` are for shells that do not expand them.
+
     Raises:
-        InvalidUsage: an address, or a folder without images.
+        InvalidUsage: an address, a folder without images, or an empty name.
     """
     if given == STDIN:
         return [given]
-    if "://" in given:
+    if not given.strip():
+        raise InvalidUsage("The name of an image is empty.", hint="Give a file, a folder, or - for standard input.")
+    if given.startswith("file://"):
+        given = unquote(urlsplit(given).path)
+    if "://" in given or given.startswith("data:"):
         raise InvalidUsage(
-            f"{given} is an address, and eca-hub does not download images.", hint=f"curl -o image.jpg {given}"
+            f"{given[:200]} is an address, and eca-hub does not download images.",
+            hint=f"curl -o image.jpg {given}" if given.startswith("http") else "Give a file.",
         )
-    folder = Path(given)
-    if not folder.is_dir():
+    path = Path(given).expanduser()
+    try:
+        if path.is_dir():
+            return _images_in(path)
+        if "*" in path.name and not path.exists():
+            found = (each for each in path.parent.glob(path.name) if not is_ignored(each.name) and each.is_file())
+            return sorted(map(str, found)) or [given]
+    except (OSError, ValueError):
+        # Such as a name that is too long: reading it gives the reason.
         return [given]
-    found = [str(path) for path in walk_files(folder) if path.suffix.lower() in _ENDINGS]
+    return [str(path) if given.startswith("~") else given]
+
+
+def _images_in(folder: Path) -> list[str]:
+    found = [
+        str(path) for path in walk_files(folder) if path.suffix.lower() in _REFUSED_ENDINGS or kind_of(path) == "image"
+    ]
     if not found:
-        raise InvalidUsage(f"{given} has no images: no files that end in {', '.join(sorted(_ENDINGS))}.")
+        endings = ", ".join(sorted(IMAGE_ENDINGS))
+        raise InvalidUsage(f"{folder} has no images: no files that end in {endings}, or begin as such images do.")
     return found

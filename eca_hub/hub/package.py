@@ -11,6 +11,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ LIBRARY_NAME = "eca-hub"
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_LABELS = 100_000
+_MAX_LABEL_CHARS = 1000
+_MAX_REASON_CHARS = 1000
 _LFS_POINTER = b"version https://git-lfs"
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar")
 """Of checkpoints that may contain code."""
@@ -222,7 +225,7 @@ def config_from_json(text: bytes, *, origin: str, default_labels_for: LabelNamin
         _check_values(config)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, InvalidConfig) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
+        raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what[:_MAX_REASON_CHARS]}") from None
     return config
 
 
@@ -246,7 +249,7 @@ def detector_config_from_json(text: bytes, *, origin: str) -> DetectorConfig:
         check_label_text(config.labels)
     except (KeyError, TypeError, ValueError, OverflowError, InvalidConfig, UnknownName) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what}") from None
+        raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what[:_MAX_REASON_CHARS]}") from None
     return config
 
 
@@ -267,7 +270,9 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
     if len(text) > _MAX_CONFIG_BYTES:
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} has {len(text)} bytes; the limit is {_MAX_CONFIG_BYTES}.")
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_without_repeated_keys)
+    except _RepeatedKey as error:
+        raise InvalidPackage(f"{CONFIG_FILE} of {origin} has the key {ascii(str(error))[:60]} twice.") from None
     except (ValueError, RecursionError):
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} is not JSON.") from None
     if not isinstance(document, dict) or (
@@ -282,6 +287,17 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
             f"{CONFIG_FILE} of {origin} has format {document.get('format')!r}; this eca-hub reads {FORMAT}.",
             hint="A later one: pip install -U eca-hub",
         )
+    return document
+
+
+class _RepeatedKey(Exception):
+    """A key occurs twice in a JSON object; of two readers, each may take another of the values."""
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise _RepeatedKey(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
     return document
 
 
@@ -326,7 +342,7 @@ def _check_values(config: ModelConfig) -> None:
 
 
 def check_label_text(labels: Sequence[str]) -> None:
-    """Check that class names cannot control a terminal or a page.
+    """Check that class names cannot control or fill a terminal or a page.
 
     Raises:
         InvalidConfig: names the first one that can.
@@ -334,6 +350,8 @@ def check_label_text(labels: Sequence[str]) -> None:
     for index, label in enumerate(labels):
         if any(unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTION_CHARS for char in label):
             raise InvalidConfig(f"Label {index} is {ascii(label)[:60]}; control characters are not allowed.")
+        if len(label) > _MAX_LABEL_CHARS:
+            raise InvalidConfig(f"Label {index} has {len(label)} characters; at most {_MAX_LABEL_CHARS} are allowed.")
 
 
 _DIRECTION_CHARS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -171,8 +171,8 @@ def image_config_from_timm(pretrained_cfg: Mapping[str, Any]) -> ImageConfig:
             raise ValueError(f"{name} is {given[name]!r}; eca-hub supports {', '.join(allowed)}.")
     mean, std = (tuple(float(number) for number in given[name]) for name in ("mean", "std"))
     return ImageConfig(
-        height_px=int(height_px),
-        width_px=int(width_px),
+        height_px=height_px,
+        width_px=width_px,
         crop=float(given["crop_pct"]),
         crop_mode=given["crop_mode"],
         interpolation=given["interpolation"],

@@ -49,6 +49,7 @@ _LEFT_IS_END, _TOP_IS_END = frozenset([2, 3, 6, 7]), frozenset([3, 4, 7, 8])
 # resize needs. A JPEG gains by it at any size, other formats only above `_SHRINK_MPX`.
 _SHRINK_MARGIN = 2
 _SHRINK_MPX = 16
+_MAX_PATH_CHARS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +200,12 @@ def load_image(
         ) from None
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise NotAnImage(f"{path} cannot be read: {error.strerror}.", hint="Give the path of an image file.") from None
+    except (OSError, ValueError) as error:
+        # A NUL in a path is a ValueError.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise NotAnImage(
+            f"{str(path)[:_MAX_PATH_CHARS]} cannot be read: {reason}.", hint="Give the path of an image file."
+        ) from None
     try:
         return decode_reduced(data, min_side_px=min_side_px, limits=limits, bit_depth=bit_depth, mode=mode)
     except BadImage as error:

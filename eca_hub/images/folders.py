@@ -3,13 +3,22 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, NotAnImage
+from eca_hub.images.containers import sniff_format
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp")
 """Of the formats that are decoded."""
 
+_SIDECAR_ENDINGS = (".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".yaml", ".yml", ".npy", ".npz", ".html")
+_SIDECAR_NAMES = {"license", "readme", "copying", "makefile"}
+_TEMPORARY_ENDINGS = (
+    ".part", ".partial", ".filepart", ".crdownload", ".download", ".aria2", ".tmp", ".temp", ".swp", ".bak", ".orig",
+    "~",
+)  # fmt: skip
+"""Of unfinished downloads and of copies, which may begin as an image does."""
+_SNIFFED_BYTES = 64
 _SYSTEM_NAMES = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "recycler", "found.000",
     "system volume information", "lost+found", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle",
@@ -39,6 +48,23 @@ def walk_files(folder: Path) -> Iterator[Path]:
     for where, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not is_ignored(name) and not _is_circle(where, name, entered))
         yield from (Path(where) / name for name in sorted(names) if not is_ignored(name))
+
+
+def kind_of(path: Path) -> Literal["image", "sidecar", "unsupported"]:
+    """Distinguish images, sidecar files and files that cannot be decoded: by the ending, or by the first bytes."""
+    name = path.name.lower()
+    if name.endswith(IMAGE_ENDINGS):
+        return "image"
+    if name.endswith(_TEMPORARY_ENDINGS):
+        return "unsupported"
+    if name.endswith(_SIDECAR_ENDINGS) or name in _SIDECAR_NAMES:
+        return "sidecar"
+    try:
+        with path.open("rb") as file:
+            sniff_format(file.read(_SNIFFED_BYTES))
+    except (NotAnImage, OSError):
+        return "unsupported"
+    return "image"
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -3,11 +3,13 @@
 `ModelConfig` is the Python argument, the YAML node and the content of a package's config.json. Imports no torch.
 """
 
+import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from eca_hub.errors import InvalidConfig
@@ -51,6 +53,15 @@ class ImageConfig:
     the file states (sBIT of a PNG), or 16."""
 
     def __post_init__(self) -> None:
+        for name in ("height_px", "width_px", "in_chans", "bit_depth"):
+            value = getattr(self, name)
+            if not _is_whole(value) and not (name == "bit_depth" and value is None):
+                raise InvalidConfig(f"{name} is {value!r}; it must be a whole number.")
+        for name, numbers in (("crop", (self.crop,)), ("mean", self.mean), ("std", self.std)):
+            if not all(
+                isinstance(each, Real) and not isinstance(each, bool) and math.isfinite(each) for each in numbers
+            ):
+                raise InvalidConfig(f"{name} is {getattr(self, name)!r}; it must be finite.")
         if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):
             raise InvalidConfig(f"The input is {self.height_px} x {self.width_px} px; each side must be 1 to 4096.")
         if not 0.0 < self.crop <= 1.0:
@@ -125,6 +136,10 @@ class ModelConfig:
     def activation(self) -> Activation:
         """How logits become scores: shares that sum to 1, or with several labels the probability of each."""
         return "sigmoid" if self.is_multi_label else "softmax"
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def current_stem(stem: Any) -> Any:

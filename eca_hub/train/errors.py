@@ -67,6 +67,12 @@ def user_message_for(error: BaseException) -> EcaHubError | None:
     return None
 
 
+def refused_option(error: BaseException) -> InvalidConfig:
+    """Return the sentence for an error with which Lightning's Trainer refuses an option: its own, on one line."""
+    sentence = " ".join(str(error).split())[:300]
+    return InvalidConfig(f"The Trainer refuses an option of --trainer: {sentence or type(error).__name__}")
+
+
 def _own_error(error: BaseException) -> EcaHubError | None:
     """Find an EcaHubError in the chain: jsonargparse wraps it, and a data worker sends it inside a traceback text."""
     own = _in_chain(error, EcaHubError)

@@ -35,7 +35,7 @@ from eca_hub.train.distributed.launcher import requeue_plugins, terminate_togeth
 from eca_hub.train.distributed.signals import Stopped, StopRequest, kill_workers
 from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync_batchnorm, make_strategy
 from eca_hub.train.environment import imports_of_the_user
-from eca_hub.train.errors import user_message_for
+from eca_hub.train.errors import refused_option, user_message_for
 from eca_hub.train.legacy_options import upgrade_argv
 from eca_hub.train.optim import IMPORTABLE as OPTIMIZERS
 from eca_hub.train.optimizer_class import use_given_classes
@@ -178,14 +178,18 @@ class RunCLI(LightningCLI):
         plugins = list(given_plugins) if isinstance(given_plugins, list) else [given_plugins]
         if options["sync_batchnorm"]:
             plugins.append(SyncBatchNormPlugin())
-        trainer = super().instantiate_trainer(
-            enable_model_summary=False,
-            enable_progress_bar=shows_bar,
-            default_root_dir=str(self.run_dir),
-            plugins=[*plugins, *requeue_plugins(), VerifiedCheckpointIO()],
-            **make_strategy(options),
-            **kwargs,
-        )
+        try:
+            trainer = super().instantiate_trainer(
+                enable_model_summary=False,
+                enable_progress_bar=shows_bar,
+                default_root_dir=str(self.run_dir),
+                plugins=[*plugins, *requeue_plugins(), VerifiedCheckpointIO()],
+                **make_strategy(options),
+                **kwargs,
+            )
+        except (ValueError, TypeError, ImportError) as error:
+            # The Trainer refuses a value of an option, each in its own way.
+            raise user_message_for(error) or refused_option(error) from None
         terminate_together(trainer, self.request)
         if options["sync_batchnorm"]:
             check_sync_batchnorm(trainer)

@@ -95,6 +95,17 @@ def check_options(options: Mapping[str, Any], schedule: str) -> None:
             raise InvalidConfig(
                 f"--trainer.{name} {value} is not supported: {unsupported.reason}.", hint=unsupported.hint
             )
+    for split, what in (("train", "train on"), ("test", "measure the result on")):
+        if options.get(f"limit_{split}_batches") == 0 and not options.get("fast_dev_run"):
+            raise InvalidConfig(
+                f"--trainer.limit_{split}_batches 0 leaves nothing to {what}.", hint="Give 1 or more, or leave it out."
+            )
+    for name in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
+        least = 0 if name == "log_every_n_steps" else 1
+        if isinstance(value := options.get(name), int) and value < least:
+            raise InvalidConfig(f"--trainer.{name} is {value}; it must be {least} or more.")
+    if (min_epochs := options.get("min_epochs")) and 0 <= (max_epochs := options.get("max_epochs") or -1) < min_epochs:
+        raise InvalidConfig(f"--trainer.min_epochs is {min_epochs}, more than --trainer.max_epochs, {max_epochs}.")
     for callback in _listed(options.get("callbacks")):
         name = type(callback).__name__
         if type(callback).__module__.startswith("lightning.") and name in UNSUPPORTED_CALLBACKS:

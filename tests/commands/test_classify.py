@@ -31,6 +31,36 @@ def test_a_folder_gives_a_line_for_each_image_below_it(
     assert [line.partition("  ")[0] for line in lines] == [str(photos / "b.png"), str(photos / "sub" / "a.JPG")]
 
 
+def test_files_of_a_folder_that_are_not_decoded_are_named_and_those_without_an_ending_are_tried(
+    tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "photo").write_bytes(make_image())
+    (tmp_path / "table").write_bytes(b"no image")
+    assert main([str(tmp_path), "--model", str(tiny_package)]) == 2
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(str(tmp_path / "photo  "))
+    assert second.startswith(f"{tmp_path / 'photo.heic'}: The file is a HEIC, which is not supported.")
+
+
+def test_patterns_tildes_and_addresses_of_files_name_images(
+    tiny_package: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(photos))
+    for given in (str(photos / "*.png"), "~/b.png", (photos / "b.png").as_uri()):
+        assert main([given, "--model", str(tiny_package)]) == 0
+        [line] = capsys.readouterr().out.splitlines()
+        assert line.startswith(str(photos / "b.png"))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "absent.png", "absent*.png"])
+def test_a_name_that_no_file_can_have_is_an_error_of_that_image(
+    name: str, tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--model", str(tiny_package)]) == 2
+    assert "cannot be read: " in capsys.readouterr().out
+
+
 def test_an_image_is_read_from_standard_input(
     tiny_package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +105,9 @@ def test_a_file_of_another_model_is_not_continued(tiny_package: Path, photos: Pa
         (["x.png", "--top_k", "0"], "--top_k is 0"),
         (["x.png", "--output", "results.xlsx"], r"must end in \.csv or \.jsonl"),
         (["{empty}"], "has no images"),
+        (["s3://bucket/cat.jpg"], r"eca-hub does not download images\. Give a file\."),
+        (["data:image/png;base64,AAAA"], "eca-hub does not download images"),
+        ([""], "The name of an image is empty"),
     ],
 )
 def test_mistakes_are_refused_before_a_model_is_loaded(options: list[str], message: str, tmp_path: Path) -> None:

@@ -146,6 +146,23 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
     "an image that is a text": with_config(image="224"),
     "a mean of NaN": with_config(image={**IMAGE, "mean": [float("nan"), 0.5, 0.5]}),
     "a std of infinity": with_config(image={**IMAGE, "std": [float("inf"), 0.5, 0.5]}),
+    **{
+        f"image {changes}": with_config(image={**IMAGE, **changes})
+        for changes in (
+            {"height_px": 32.0},
+            {"width_px": True},
+            {"in_chans": True},
+            {"bit_depth": 12.5},
+            {"crop": True},
+            {"crop": float("nan")},
+            {"mean": ["0.5", "x", "0.5"]},
+            {"height_px": 10**4000},
+        )
+    },
+    "a key that stands twice": lambda files: files.update(
+        {CONFIG: files[CONFIG].replace(b'"architecture"', b'"architecture": "resnet18", "architecture"', 1)}
+    ),
+    "a label of a megabyte": with_config(label_names=["x" * 10**6, "dog", "eel"]),
     "a label that controls the terminal": with_config(label_names=["\x1b]0;owned\x07", "dog", "eel"]),
     "a label that reverses the text around it": with_config(label_names=["\u202ecat", "dog", "eel"]),
     **{

@@ -78,6 +78,27 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         "--trainer.val_check_interval 9 is more than the 4 batches of an epoch",
     ),
     "no validation": (("--trainer.limit_val_batches", "0"), "--trainer.limit_val_batches 0 turns off validation"),
+    "an accelerator that does not exist": (
+        ("--trainer.accelerator", "nope"),
+        "The Trainer refuses an option of --trainer: You selected an invalid accelerator name: `accelerator='nope'`.",
+    ),
+    "a package that is not installed": (
+        ("--trainer.precision", "transformer-engine"),
+        "The Trainer refuses an option of --trainer: Requirement 'transformer_engine",
+    ),
+    "no epoch between validations": (
+        ("--trainer.check_val_every_n_epoch", "0"),
+        "--trainer.check_val_every_n_epoch is 0; it must be 1 or more.",
+    ),
+    "more epochs at least than at most": (
+        ("--trainer.min_epochs", "3"),
+        "--trainer.min_epochs is 3, more than --trainer.max_epochs, 1.",
+    ),
+    "nothing to train on": (
+        ("--trainer.limit_train_batches", "0"),
+        "--trainer.limit_train_batches 0 leaves nothing to",
+    ),
+    "nothing to test on": (("--trainer.limit_test_batches", "0"), "--trainer.limit_test_batches 0 leaves nothing to"),
     "a cosine without an end": (
         ("--trainer.max_epochs", "-1"),
         "--model.optim.schedule cosine needs the number of epochs or steps",

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from eca_hub.errors import InvalidConfig, NotAnImage
-from eca_hub.images.containers import FORMATS, sniff_format
-from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, walk_files
+from eca_hub.errors import InvalidConfig
+from eca_hub.images.containers import FORMATS
+from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import label_name
 from eca_hub.train.data.source import UNLABELED, Split, fingerprint_of, readable_name
 
-_SIDECAR_ENDINGS = (".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".yaml", ".yml", ".npy", ".npz", ".html")
-_SIDECAR_NAMES = {"license", "readme", "copying", "makefile"}
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "dev", "eval", "evaluation"),
@@ -26,13 +24,7 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 }
 _SPLIT_ENDING = r"[\s_-]*(set|data|dataset|split|images?|imgs?|pictures|\d{4})?\s*"
 """What may follow the name of a split, as in trainset, val_images or test2017."""
-_TEMPORARY_ENDINGS = (
-    ".part", ".partial", ".filepart", ".crdownload", ".download", ".aria2", ".tmp", ".temp", ".swp", ".bak", ".orig",
-    "~",
-)  # fmt: skip
-"""Of unfinished downloads and of copies, which may begin as an image does."""
 _ARCHIVE_ENDINGS = (".zip", ".tar.gz", ".tgz", ".7z", ".rar")
-_SNIFFED_BYTES = 64
 _SEARCHED_LEVELS, _SEARCHED_FOLDERS = 3, 20
 _NUM_COMPARED = 16
 _OTHER_DATA = ((".parquet", "ParquetData"), (".csv", "CsvData"), (".tsv", "CsvData"), (".tar", "WebDatasetData"))
@@ -219,7 +211,7 @@ class _ClassFolders:
                 )
             scan = self.classes.setdefault(label_name(each.name), _Scan())
             for path in walk_files(each):
-                kind = _kind_of(path)
+                kind = kind_of(path)
                 if kind == "image":
                     scan.paths.append(path)
                 elif kind == "unsupported":
@@ -227,7 +219,7 @@ class _ClassFolders:
         self.loose = sorted(
             folder / entry.name
             for entry in os.scandir(folder)
-            if not entry.is_dir() and not is_ignored(entry.name) and _kind_of(folder / entry.name) == "image"
+            if not entry.is_dir() and not is_ignored(entry.name) and kind_of(folder / entry.name) == "image"
         )
 
 
@@ -335,23 +327,6 @@ def _no_folder(root: str) -> InvalidConfig:
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", root) is not None
     hint = f"If it is a data set of the Hub: --data ParquetData --data.root {root}" if is_id else "Give --data.root."
     return InvalidConfig(f"There is no folder {root}.", hint=hint)
-
-
-def _kind_of(path: Path) -> str:
-    """Distinguish images, sidecar files and files that cannot be decoded: by the ending, or by the first bytes."""
-    name = path.name.lower()
-    if name.endswith(IMAGE_ENDINGS):
-        return "image"
-    if name.endswith(_TEMPORARY_ENDINGS):
-        return "unsupported"
-    if name.endswith(_SIDECAR_ENDINGS) or name in _SIDECAR_NAMES:
-        return "sidecar"
-    try:
-        with path.open("rb") as file:
-            sniff_format(file.read(_SNIFFED_BYTES))
-    except (NotAnImage, OSError):
-        return "unsupported"
-    return "image"
 
 
 def _size(path: Path) -> int:
