@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from eca_hub import Classifier
-from eca_hub.errors import InvalidConfig, NotAnImage
+from eca_hub.errors import InvalidConfig, InvalidPackage, NotAnImage
 from tests.conftest import LABELS, make_image
 
 
@@ -102,3 +102,24 @@ def test_a_score_below_the_smallest_is_left_out(classifier: Classifier) -> None:
     assert classifier.predict([image], min_score=1.0) == [[]]
     with pytest.raises(InvalidConfig, match=r"min_score is 1\.5; it must be 0 to 1"):
         classifier.predict(image, min_score=1.5)
+
+
+def test_a_folder_may_be_named_as_in_a_file_that_no_shell_reads(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny_package.parent))
+    for name in (f"~/{tiny_package.name}", tiny_package.as_uri(), f"local-dir:{tiny_package}", f"{tiny_package}/"):
+        assert Classifier.from_pretrained(name).config.labels == tuple(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("", InvalidPackage), ("x" * 5000, InvalidConfig), ("a\0b", InvalidConfig)]
+)
+def test_a_name_that_no_model_can_have_is_refused(name: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Classifier.from_pretrained(name)
+
+
+def test_a_revision_of_a_folder_is_refused(tiny_package: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"is a folder, which has no revisions, and revision 'main' is given"):
+        Classifier.from_pretrained(tiny_package, revision="main")

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import unquote
 
 from eca_hub.atomic import atomic_folder
 from eca_hub.errors import InvalidConfig, InvalidPackage, UnknownName
@@ -70,13 +71,30 @@ class Package:
     weights_bytes: bytes | memoryview
 
 
+def folder_named(name: str | Path) -> Path:
+    """Return the folder that a name stands for, as in a file or an option that no shell has read: `~`, `file://`.
+
+    Raises:
+        InvalidPackage: it is empty.
+    """
+    if isinstance(name, Path):
+        return name
+    if not name.strip():
+        raise InvalidPackage("The name of the model is empty.", hint="Give OWNER/NAME or a folder.")
+    for prefix in ("file://", "local-dir:"):
+        if name.startswith(prefix):
+            path = name.removeprefix(prefix)
+            return Path(unquote(path) if prefix == "file://" else path)
+    return Path(name).expanduser()
+
+
 def find_package(folder: str | Path) -> Path:
     """Return the package folder: the one given, `model/` inside a run folder, or that of a release.
 
     Raises:
         InvalidPackage: config.json or the weights are missing in both; names what is missing.
     """
-    given = Path(folder)
+    given = folder_named(folder)
     if not given.is_dir() and (release := release_folder(str(folder))) is not None:
         return release
     if not given.is_dir():

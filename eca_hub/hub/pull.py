@@ -13,7 +13,7 @@ import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
-from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidPackage
+from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidConfig, InvalidPackage
 from eca_hub.hub.client import check_model_id, hub_errors, is_commit, parse_model_id
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub, new_hasher, read_and_hash
 from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
@@ -25,6 +25,7 @@ from eca_hub.hub.package import (
     WEIGHTS_FILE,
     Package,
     check_new_folder,
+    folder_named,
     new_folder,
     read_folder,
 )
@@ -67,6 +68,11 @@ def pull(
         InvalidConfig: the name or the revision is malformed.
     """
     if is_local(id_or_folder):
+        if revision is not None:
+            raise InvalidConfig(
+                f"{id_or_folder} is a folder, which has no revisions, and revision {revision!r} is given.",
+                hint="Leave out the revision.",
+            )
         return read_folder(id_or_folder)
     model_id, revision = parse_model_id(str(id_or_folder), revision)
     download = _downloader(model_id, revision, endpoint, token)
@@ -98,10 +104,15 @@ def is_local(id_or_folder: str | Path) -> bool:
     Raises:
         InvalidPackage: it is a file.
     """
-    path = Path(id_or_folder)
-    if path.is_file():
+    path = folder_named(id_or_folder)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError):
+        # Too long for a path, or with a NUL.
+        return isinstance(id_or_folder, Path)
+    if is_file:
         raise InvalidPackage(f"{path} is a file; a package is a folder.", hint=f"Give its folder: {path.parent}")
-    return isinstance(id_or_folder, Path) or path.is_dir() or release_folder(id_or_folder) is not None
+    return isinstance(id_or_folder, Path) or is_folder or release_folder(id_or_folder) is not None
 
 
 def pull_to(

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from eca_hub.errors import InvalidConfig
@@ -58,9 +58,7 @@ class ImageConfig:
             if not _is_whole(value) and not (name == "bit_depth" and value is None):
                 raise InvalidConfig(f"{name} is {value!r}; it must be a whole number.")
         for name, numbers in (("crop", (self.crop,)), ("mean", self.mean), ("std", self.std)):
-            if not all(
-                isinstance(each, Real) and not isinstance(each, bool) and math.isfinite(each) for each in numbers
-            ):
+            if not all(map(_is_finite, numbers)):
                 raise InvalidConfig(f"{name} is {getattr(self, name)!r}; it must be finite.")
         if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):
             raise InvalidConfig(f"The input is {self.height_px} x {self.width_px} px; each side must be 1 to 4096.")
@@ -136,6 +134,10 @@ class ModelConfig:
     def activation(self) -> Activation:
         """How logits become scores: shares that sum to 1, or with several labels the probability of each."""
         return "sigmoid" if self.is_multi_label else "softmax"
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_whole(value: object) -> bool:
