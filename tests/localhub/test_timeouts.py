@@ -48,13 +48,13 @@ def read_response(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: hub\r\n"])
 def test_headers_that_never_end_are_cut_off(sent: bytes, address: tuple[str, int]) -> None:
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(sent)
         assert read_response(connection) == b""
 
 
 def test_second_headers_that_never_end_are_cut_off_too(address: tuple[str, int]) -> None:
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(b"GET /api/models HTTP/1.1\r\nHost: hub\r\n\r\n")
         assert b"200 OK" in connection.recv(65536)
         connection.sendall(b"GET /api/mod")
@@ -62,7 +62,7 @@ def test_second_headers_that_never_end_are_cut_off_too(address: tuple[str, int])
 
 
 def test_a_body_that_never_arrives_gets_408(address: tuple[str, int]) -> None:
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(UPLOAD + b"abc")
         response = read_response(connection)
     assert response.startswith(b"HTTP/1.1 408 ")
@@ -71,7 +71,7 @@ def test_a_body_that_never_arrives_gets_408(address: tuple[str, int]) -> None:
 
 def test_a_body_that_arrives_byte_by_byte_gets_408(address: tuple[str, int]) -> None:
     is_done = threading.Event()
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(UPLOAD)
 
         def drip() -> None:
@@ -91,7 +91,7 @@ def test_a_large_body_on_a_slow_connection_continues(address: tuple[str, int], m
     monkeypatch.setattr(timeouts, "BODY_BYTES_PER_S", 1000)
     body = b'{"name": "x"}' + b" " * 1000
     head = f"POST /api/repos/create HTTP/1.1\r\nHost: hub\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(head + body[:900])
         assert not threading.Event().wait(0.6)
         connection.sendall(body[900:])

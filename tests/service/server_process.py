@@ -44,7 +44,7 @@ class Served:
         self.port = int(url.rsplit(":", 1)[1])
         self.client = httpx2.Client(base_url=url, timeout=30)
 
-    def wait_until_ready(self, within_s: float = 60) -> None:
+    def wait_until_ready(self, within_s: float = 300) -> None:
         """Poll as an orchestrator does."""
         deadline = time.monotonic() + within_s
         while self.client.get("/readyz").status_code != 200:
@@ -75,7 +75,7 @@ class Served:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return how the process ended."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)
 
 
 def start(*argv: str, cwd: Path | None = None, **environment: str) -> "subprocess.Popen[str]":
@@ -94,13 +94,13 @@ def served(*argv: str, cwd: Path | None = None, **environment: str) -> Iterator[
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith("serving on http://127.0.0.1:"), (line, process.communicate(timeout=20))
+        assert line.startswith("serving on http://127.0.0.1:"), (line, process.communicate(timeout=60))
         running = Served(process, line.removeprefix("serving on ").strip())
         with running.client:
             yield running
     finally:
         process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 def responses_of(client: Any, contents: list[bytes]) -> list[Any]:

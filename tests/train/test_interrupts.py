@@ -83,7 +83,7 @@ def test_a_run_that_is_stopped_saves_and_resumes_to_the_same_weights(
         wait_for("step 5 is done", process)
         (process.send_signal if who == "main process" else partial(os.killpg, process.pid))(number)
         # Both outputs end when all processes have ended, workers included.
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     [sentence] = [line for line in output.splitlines() if "is done" not in line and not line.startswith("epoch ")]
     assert sentence.startswith("Stopped at step ")
@@ -99,7 +99,7 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_quietly(tmp_path: Path) -
     with start(tmp_path / "run", "--resume") as process:
         wait_for("No valid checkpoint: starting from the beginning.", process)
         os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert (output, errors) == ("", "")
 
@@ -115,7 +115,7 @@ def test_a_killed_data_worker_ends_the_run_with_a_sentence_and_the_run_can_be_re
         # Of the training and of the validation split, in this order.
         worker, _ = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(int(worker), signal.SIGKILL)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     # Torch gets SIGCHLD, or finds the dead worker itself, whichever is first.
     assert re.fullmatch(

@@ -93,7 +93,7 @@ def test_few_may_be_in_flight() -> None:
     gate = threading.Event()
 
     def slow(classifier: Any, pixels: Tensor, index: int | None) -> Explanation:
-        assert gate.wait(10)
+        assert gate.wait(60)
         return Explanation(eca_hub.Prediction("a", 0, 1.0), (), ())
 
     async def scene() -> None:

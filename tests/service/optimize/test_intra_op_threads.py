@@ -40,12 +40,12 @@ def test_an_image_uses_one_core_while_another_batch_runs() -> None:
 
     def wait(pixels_N3HW: Tensor) -> Tensor:
         is_inside.set()
-        assert may_end.wait(10)
+        assert may_end.wait(60)
         return count_cores(pixels_N3HW)
 
     with ThreadPoolExecutor(1) as other:
         working = other.submit(share_cores(wait, 2, cores), TWO)
-        assert is_inside.wait(10)
+        assert is_inside.wait(60)
         assert share_cores(count_cores, 2, cores)(ONE).item() == 1
         may_end.set()
         working.result()
