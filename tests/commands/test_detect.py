@@ -23,7 +23,7 @@ from tests.train.data.detection_files import coco_document, write_coco
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Mask R-CNN with random weights, which finds something everywhere."""
     torch.manual_seed(0)
-    small: dict[str, Any] = {"min_side_px": 64, "max_side_px": 96, "max_detections": 12}
+    small: dict[str, Any] = {"min_side_px": 32, "max_side_px": 48, "max_detections": 12}
     model = create_detector("mask_rcnn", backbone="resnet18", num_classes=2, **small)
     return save_detector(model, tmp_path_factory.mktemp("detector"), labels=("bar", "disk"))
 

@@ -139,6 +139,7 @@ def test_a_package_is_measured_again(run_dir: Path, capsys: pytest.CaptureFixtur
     assert "val_mAP" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_package_of_other_classes_is_not_measured(
     run_dir: Path, tiny_package: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
