@@ -69,7 +69,7 @@ def test_results_take_the_ids_of_an_annotation_file_and_can_be_evaluated(
 ) -> None:
     annotations = images.parent / "annotations/instances_val2017.json"
     results = tmp_path / "results.json"
-    assert detect(package, *sorted(images.glob("*.png")), "--to", results, "--annotations", annotations) == 0
+    assert detect(package, *sorted(images.glob("*.png"))[:3], "--to", results, "--annotations", annotations) == 0
     written = json.loads(results.read_text())
     assert {each["image_id"] for each in written} <= {each["id"] for each in coco_document()["images"]}
     assert {each["category_id"] for each in written} <= {3, 7}

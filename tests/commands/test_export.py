@@ -80,7 +80,7 @@ def test_of_a_detector_backbone_and_pyramid_are_exported(
 
 
 def test_a_detector_is_not_exported_to_torchscript(tmp_path: Path) -> None:
-    package = save_tiny_detector(tmp_path / "package")
+    package = save_tiny_detector(tmp_path / "package", "retinanet")
     with pytest.raises(InvalidConfig, match="is not exported to torchscript"):
         export.main([str(package), "--to", "torchscript", "--output", str(tmp_path / "x.pt")])
     assert [each.name for each in tmp_path.iterdir()] == ["package"]

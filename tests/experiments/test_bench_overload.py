@@ -29,6 +29,7 @@ def test_a_guarantee_is_met_up_to_its_bound() -> None:
     assert quantile(list(range(101))) == 99
 
 
+@pytest.mark.slow
 def test_bombs_are_small_files_and_some_of_them_are_valid_images() -> None:
     seen, refused = set(), set()
     for name, data in bombs().items():

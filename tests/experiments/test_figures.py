@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments import figures
 
@@ -22,6 +23,7 @@ def test_the_latency_of_each_server_is_a_line_over_its_load(tmp_path: Path) -> N
     assert solid == {"ours, fp32": [10.0, 80.0], "mosec, fp32": [10.0, 80.0]}
 
 
+@pytest.mark.slow
 def test_the_bubbles_are_the_published_resnets_with_four_methods() -> None:
     [axes] = figures.bubbles().axes
     legend = axes.get_legend()
