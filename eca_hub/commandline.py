@@ -109,6 +109,9 @@ def _sentence(message: str) -> str:
 
 
 def _hint(message: str, options: list[str], prog: str) -> str:
+    if _WRONG_TYPE.fullmatch(message):
+        # The option is right, and its value is not.
+        return f"All options: {prog.replace(' [options]', '')} --help"
     typed = re.findall(r"--[\w.-]+", message) or [f"--{key}" for key in re.findall(r"[\"']([\w.]+)[\"']", message)]
     for option in typed:
         # Swapped letters are the likeliest mistake: --prot means --port, though --root is as close.

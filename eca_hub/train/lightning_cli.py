@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -117,6 +118,9 @@ class RunCLI(LightningCLI):
         """Parse the arguments after `eca-hub`."""
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
+        seed = self.config[self.command]["seed_everything"]
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise InvalidConfig(f"--seed_everything is {seed}; it must be 0 to {2**32 - 1}.")
         use_given_classes(
             self.config[self.command], lambda: parser.parse_args(args, defaults=False).get(self.command, {})
         )
@@ -277,6 +281,8 @@ def run(command: str, argv: list[str]) -> None:
         import_path_denylist=["*"],
         import_path_allowlist=[*_IMPORTABLE, *imports_of_the_user()],
     )
+    # Arguments of callbacks, such as Timer's interval, may be members of an enum; YAML has their values.
+    yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _KNOWN_WARNINGS:

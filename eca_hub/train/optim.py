@@ -121,7 +121,7 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
             filter_bias_and_bn=False,
             **options,
         )
-    except (TypeError, ValueError, AssertionError, ImportError) as error:
+    except (TypeError, ValueError, AssertionError, IndexError, ImportError) as error:
         given = ", ".join(f"{name}={value}" for name, value in options.items()) or "no further arguments"
         raise InvalidConfig(f"The optimizer {config.name} cannot be made with {given}: {error}.") from None
 
@@ -218,7 +218,7 @@ def _make_of_class(config: OptimConfig, model: nn.Module) -> Optimizer:
             group.pop("weight_decay", None)
     try:
         return cast(Optimizer, kind(groups, lr=config.lr, **config.args))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         raise InvalidConfig(f"The optimizer {config.name} cannot be made: {error}.") from None
 
 

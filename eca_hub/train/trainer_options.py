@@ -100,6 +100,12 @@ def check_options(options: Mapping[str, Any], schedule: str) -> None:
             raise InvalidConfig(
                 f"--trainer.limit_{split}_batches 0 leaves nothing to {what}.", hint="Give 1 or more, or leave it out."
             )
+    if options.get("max_steps") == 0:
+        raise InvalidConfig(
+            "--trainer.max_steps 0 leaves nothing to train.", hint="Give 1 or more, or -1 for no limit."
+        )
+    if (clip := options.get("gradient_clip_val")) is not None and clip < 0:
+        raise InvalidConfig(f"--trainer.gradient_clip_val is {clip}; it must be 0 or more.")
     for name in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
         least = 0 if name == "log_every_n_steps" else 1
         if isinstance(value := options.get(name), int) and value < least:

@@ -49,12 +49,14 @@ def explain_usage(message: str, data_modules: Sequence[str]) -> tuple[str, str] 
         return f"--{comma[1]} must be a number, not {value!r}.", f"Write a decimal point: {value.replace(',', '.')}"
     if chosen := re.match(r'Parser key "(optimizer|lr_scheduler)": (.*)', message):
         return _explain_class(chosen[1], chosen[2])
+    if wrong := re.search(r"Parser key \"data\".*Errors: - --([\w.]+) (must be .*?, not '.*?')\.", message):
+        return f"--data.{wrong[1]} {wrong[2]}.", ""
+    if part := re.match(r'Parser key "trainer\.(callbacks|plugins|logger)(?:\.\w+)?": (.*)', message):
+        return _explain_part(part[1], part[2])
     if folder := re.search(r"--resume/--no_resume: .*value: '(.*)'", message):
         return f"--resume takes no value, and {folder[1]!r} was given.", f"Give --run_dir {folder[1]} --resume."
     if network := re.search(r"Parser key \"model\": Unable to load config '(.*?)'", message):
         return f"--model is a group of options, not {network[1]!r}.", f"Give --model.architecture {network[1]}."
-    if logger := re.search(r"Parser key \"trainer.logger\".*Expected a path but (\S+) either", message):
-        return f"--trainer.logger cannot be {logger[1]}.", "Give true for TensorBoard; others need a YAML file."
     if unknown := re.search(
         r"Parser key \"data\".*Option '([\w.]+)' is not accepted(\. Did you mean --(\w+)\?)?", message
     ):
@@ -71,6 +73,23 @@ def explain_usage(message: str, data_modules: Sequence[str]) -> tuple[str, str] 
         )
     if value := re.search(r"Parser key \"([\w.]+)\": Does not validate.*Given value: (.*?)\.?$", message):
         return _explain_value(value[1], value[2], message)
+    return None
+
+
+_PARTS = {
+    "callbacks": "Give a class of lightning.pytorch.callbacks, such as EarlyStopping.",
+    "plugins": "Give a class of lightning.pytorch.plugins.",
+    "logger": "Give true for TensorBoard; others need a YAML file.",
+}
+"""Option of the Trainer that takes classes, to what to type."""
+
+
+def _explain_part(option: str, message: str) -> tuple[str, str] | None:
+    """Explain why a class of the Trainer's, or one of its arguments, is not accepted."""
+    if missing := re.search(r"The following arguments are required: (\w+)", message):
+        return f"The class of --trainer.{option} needs {missing[1]}.", f"Give --trainer.{option}.{missing[1]}."
+    if unknown := re.search(r"Expected a path but (\S+) either", message):
+        return f"--trainer.{option} cannot be {unknown[1]}.", _PARTS[option]
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer, callbacks
 
 from eca_hub.train.trainer_options import UNSUPPORTED, UNSUPPORTED_CALLBACKS, warn_of_emulation
@@ -94,6 +95,33 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("--trainer.min_epochs", "3"),
         "--trainer.min_epochs is 3, more than --trainer.max_epochs, 1.",
     ),
+    "a callback that does not exist": (
+        ("--trainer.callbacks", "Nope"),
+        "--trainer.callbacks cannot be Nope. Give a class of lightning.pytorch.callbacks, such as EarlyStopping.",
+    ),
+    "a logger without its folder": (
+        ("--trainer.logger", "CSVLogger"),
+        "The class of --trainer.logger needs save_dir. Give --trainer.logger.save_dir.",
+    ),
+    "a number that is none": (
+        ("--model.optim.lr", "nan"),
+        "--model.optim.lr must be a number, not 'nan'. All options: eca-hub fit --help",
+    ),
+    "a number of the data that is none": (
+        ("--data.image.crop", "nan"),
+        "--data.image.crop must be a number, not 'nan'.",
+    ),
+    "a negative seed": (("--seed_everything", "-1"), "--seed_everything is -1; it must be 0 to 4294967295."),
+    "a seed of more than 32 bits": (("--seed_everything", str(2**32)), "--seed_everything is 4294967296; it must be"),
+    "no step": (("--trainer.max_steps", "0"), "--trainer.max_steps 0 leaves nothing to train."),
+    "a negative norm": (
+        ("--trainer.gradient_clip_val", "-1"),
+        "--trainer.gradient_clip_val is -1; it must be 0 or more.",
+    ),
+    "one beta": (
+        ("--model.optim.name", "adamw", "--model.optim.betas", "[0.9]"),
+        "The optimizer adamw cannot be made with betas=[0.9]: ",
+    ),
     "nothing to train on": (
         ("--trainer.limit_train_batches", "0"),
         "--trainer.limit_train_batches 0 leaves nothing to",
@@ -180,6 +208,14 @@ def test_an_option_that_works_leaves_a_package(option: str, tmp_path: Path) -> N
     values = [value.format(run=tmp_path / "run") for value in WORKING[option]]
     assert fit(tmp_path / "run", f"--trainer.{option}", *values, config=ONE_EPOCH) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_arguments_of_a_callback_that_are_members_of_an_enum_are_written_to_config_yaml(tmp_path: Path) -> None:
+    options = ("--trainer.callbacks", "Timer", "--trainer.callbacks.duration", "00:01:00:00")
+    assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0
+    [timer] = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert timer["init_args"]["interval"] == "step"
 
 
 @pytest.mark.slow
