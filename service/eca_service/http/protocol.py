@@ -44,6 +44,7 @@ _RESERVED_FILES = 64
 
 # Every line ends with CR LF and none is folded (RFC 9112, 2.2 and 5.2).
 _HEAD = re.compile(rb"(?:[^\r\n \t][^\r\n]*\r\n)+\r\n")
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _FRAMING = re.compile(rb"\n(?:content-length|transfer-encoding):([^\r]*)", re.IGNORECASE)
 
 
@@ -73,6 +74,7 @@ class StrictH11Connection(h11.Connection):
             if event.http_version not in (b"1.0", b"1.1"):
                 raise h11.RemoteProtocolError("another version of HTTP")
             _check_head(received)
+            event = _in_origin_form(event)
         elif isinstance(event, h11.Data) and len(event.data) < _TINY_BYTES:
             self._num_tiny += 1
             if self._num_tiny > _MAX_TINY_CHUNKS:
@@ -87,6 +89,22 @@ def _check_head(received: bytes) -> None:
     framing = _FRAMING.findall(head[0])
     if len(framing) > 1 or any(b"," in value for value in framing):
         raise h11.RemoteProtocolError("the length of the body is given twice")
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """Return a request whose target is a path, as a server must accept a whole URL (RFC 9112, 3.2.2).
+
+    The URL's host takes the place of the Host header.
+    """
+    url = _ABSOLUTE_FORM.fullmatch(request.target)
+    if url is None:
+        return request
+    host, target = url.groups()
+    if not host or b"@" in host:
+        raise h11.RemoteProtocolError("a URL without a host, or with a user")
+    headers = [(b"host", host), *((name, value) for name, value in request.headers if name != b"host")]
+    target = target if target.startswith(b"/") else b"/" + target
+    return h11.Request(method=request.method, headers=headers, target=target, http_version=request.http_version)
 
 
 class _Transport:

@@ -139,6 +139,31 @@ def test_header_lines_with_bare_lf_or_folding_are_refused(
     assert talk(service, good.replace(strict, loose, 1) + second) == [400]
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://localhost/healthz", 200),
+        (b"HTTP://LOCALHOST:8000/v1/models?a=b", 200),
+        (b"http://localhost", 200),
+        (b"http://localhost?a=b", 200),
+        (b"http://localhost/nothing", 404),
+        (b"http:///healthz", 400),
+        (b"http://user@localhost/healthz", 400),
+        (b"ftp://localhost/healthz", 404),
+    ],
+)
+def test_a_target_may_be_a_whole_url(service: Served, target: bytes, status: int) -> None:
+    assert talk(service, request(target, b"Connection: close", method=b"GET", body=None)) == [status]
+
+
+def test_the_host_of_a_url_is_checked_instead_of_the_header(package: Path) -> None:
+    with served("--model", str(package)) as running:
+        running.wait_until_ready()
+        for host, header, status in ((b"localhost", b"evil.example", 200), (b"evil.example", b"localhost", 400)):
+            head = b"GET http://%s/v1/models HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (host, header)
+            assert talk(running, head) == [status]
+
+
 def test_headers_that_arrive_byte_by_byte_are_parsed_as_strictly(service: Served) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
