@@ -310,6 +310,11 @@ class FileDataModule(ImageDataModule):
                 raise InvalidConfig(f"{place} has a validation split already.", hint="Leave out --data.val_fraction.")
             train = splits["train"]
             kept, held_out = stratified_split(train.targets, self.val_fraction)
+            if not len(held_out):
+                raise InvalidConfig(
+                    f"No class of {self.title} has two images, so none can be held out to validate on.",
+                    hint="Add images, or a folder or file of the val split.",
+                )
             splits["train"], splits["val"] = SubsetSource(train, kept), SubsetSource(train, held_out)
         if "val" not in splits and "test" not in splits:
             raise InvalidConfig(

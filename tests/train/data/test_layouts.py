@@ -146,6 +146,12 @@ def test_pointers_of_git_annex_are_named(content: bytes, root: Path) -> None:
         ImageFolderData(str(root)).check()
 
 
+def test_the_error_of_a_storage_that_was_saved_as_an_image_is_named(root: Path) -> None:
+    (root / "val" / "dark" / "0.png").write_bytes(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>")
+    with pytest.raises(InvalidConfig, match=r"0\.png: The file is an XML document \(perhaps an SVG\), which is not"):
+        ImageFolderData(str(root)).check()
+
+
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_a_class_of_broken_images_is_refused_however_many_may_be_broken(content: bytes, root: Path) -> None:
     for path in (root / "train" / "dark").iterdir():
@@ -279,6 +285,12 @@ def test_val_fraction_leaves_the_test_split_alone_and_is_refused_beside_val(tmp_
     write_folder(root, splits=("val",))
     with pytest.raises(InvalidConfig, match=r"has a validation split already\. Leave out --data.val_fraction"):
         ImageFolderData(str(root), **FIFTH)
+
+
+def test_classes_of_one_image_cannot_be_held_out(tmp_path: Path) -> None:
+    write_folder(tmp_path / "set", splits=("train",), num_each=1)
+    with pytest.raises(InvalidConfig, match=r"No class of set has two images, so none can be held out to validate on"):
+        ImageFolderData(str(tmp_path / "set"), **FIFTH)
 
 
 def test_class_folders_without_splits_are_data_with_val_fraction(tmp_path: Path) -> None:
