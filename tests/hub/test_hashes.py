@@ -51,7 +51,7 @@ def test_a_file_is_collected_and_hashed_while_it_is_received(num_bytes: int) -> 
     assert received.begin(num_bytes)
     for start in range(0, num_bytes, 70_000):
         received.add(content[start : start + 70_000])
-    assert received.finish() == (content, hashlib.sha256(content).hexdigest())
+    assert received.finish() == (memoryview(content), hashlib.sha256(content).hexdigest())
 
 
 def test_a_download_that_breaks_is_not_collected_and_one_that_starts_again_is() -> None:
@@ -61,7 +61,7 @@ def test_a_download_that_breaks_is_not_collected_and_one_that_starts_again_is() 
     assert received.finish() is None
     received.begin(6)
     received.add(b"abcdef")
-    assert received.finish() == (b"abcdef", hashlib.sha256(b"abcdef").hexdigest())
+    assert received.finish() == (memoryview(b"abcdef"), hashlib.sha256(b"abcdef").hexdigest())
 
 
 def test_a_file_that_does_not_fit_into_memory_is_not_collected() -> None:
@@ -74,4 +74,4 @@ def test_bytes_beyond_the_announced_size_are_dropped() -> None:
     received = ReceivedFile()
     received.begin(4)
     received.add(b"0123456789")
-    assert received.finish() == (b"0123", hashlib.sha256(b"0123").hexdigest())
+    assert received.finish() == (memoryview(b"0123"), hashlib.sha256(b"0123").hexdigest())
