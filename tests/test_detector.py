@@ -25,7 +25,7 @@ LABELS = ("bar", "disk")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     """A Mask R-CNN with random weights, loaded in three lines."""
     torch.manual_seed(0)
-    small: dict[str, Any] = {"min_side_px": 64, "max_side_px": 96, "max_detections": 12}
+    small: dict[str, Any] = {"min_side_px": 32, "max_side_px": 48, "max_detections": 12}
     model = create_detector("mask_rcnn", backbone="resnet18", num_classes=2, **small)
     folder = save_detector(model, tmp_path_factory.mktemp("detector"), labels=LABELS)
     loaded = eca_hub.Detector.from_pretrained(folder)

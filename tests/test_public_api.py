@@ -26,6 +26,7 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert run_python("import sys, eca_hub, eca_hub.localhub; print('torch' in sys.modules)").strip() == "False"
 
 
+@pytest.mark.slow
 def test_pulling_and_classifying_needs_no_package_of_the_extras() -> None:
     extras = ["lightning", "torchmetrics", "sklearn", "matplotlib", "fastapi", "uvicorn", "pydantic", "rich", "pyarrow"]
     run_python(

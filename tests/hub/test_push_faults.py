@@ -237,9 +237,12 @@ def test_a_large_file_is_uploaded(hub: Hub, package: Path, model_id: str) -> Non
     "point",
     [
         "refs.after_rename",
-        *(pytest.param(f"{name}.before_rename", marks=pytest.mark.slow) for name in ("blob", "commit", "refs")),
+        "blob.before_rename",
+        "commit.before_rename",
+        "refs.before_rename",
     ],
 )
+@pytest.mark.slow
 def test_a_push_to_a_hub_that_was_killed_can_be_repeated(
     point: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

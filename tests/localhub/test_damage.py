@@ -127,7 +127,9 @@ def test_an_upload_of_other_bytes_is_refused_and_leaves_nothing(tmp_path: Path) 
         assert client.put(href, content=CONTENT).status_code == 200
 
 
-@pytest.mark.parametrize("schemes", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "schemes", [*(pytest.param((scheme,), marks=pytest.mark.slow) for scheme in (0, 1, 2)), (0, 1, 2)]
+)
 def test_chunks_of_every_packing_make_the_file(tmp_path: Path, schemes: tuple[int, ...]) -> None:
     content = CONTENT + bytes(100_001)
     sha256 = hashlib.sha256(content).hexdigest()

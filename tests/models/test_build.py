@@ -75,8 +75,8 @@ def test_augmented_convolutions_depend_on_the_image_size() -> None:
     assert resolve_config(config).attention_args["map_sizes_px"] == [16, 8, 4, 2]
 
 
-# One of each kind: a gate, a norm, buffers, an inserted and a replaced layer, no parameters.
-EVERY_KIND = ("eca", "gsop", "a2", "aa", "simam")
+# A gate, a norm and a replaced layer; the others are slow tests.
+USUAL = ("eca", "gsop", "aa")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ EVERY_KIND = ("eca", "gsop", "a2", "aa", "simam")
         pytest.param("eca_mobilenet_v2", marks=pytest.mark.slow),
         "resnet20",
         *(
-            pytest.param(f"{attention}_resnet20", marks=[] if attention in EVERY_KIND else [pytest.mark.slow])
+            pytest.param(f"{attention}_resnet20", marks=[] if attention in USUAL else [pytest.mark.slow])
             for attention in ATTENTIONS
         ),
     ],
@@ -250,7 +250,14 @@ def test_every_member_of_a_timm_resnet_family_takes_eca() -> None:
             create_model(f"eca_{name}")
 
 
-@pytest.mark.parametrize("name", ["eca_resnet18", "eca_resnet20", "mobilenet_v2", "resnet26d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eca_resnet18",
+        "eca_resnet20",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v2", "resnet26d")),
+    ],
+)
 def test_a_configuration_with_one_input_channel_builds_a_gray_network(name: str) -> None:
     image = ImageConfig(64, 64, in_chans=1)
     config = ModelConfig(name, split_name(name)[1], labels=("a", "b"), image=image)

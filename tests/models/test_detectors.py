@@ -30,7 +30,7 @@ def targets_of_two_boxes() -> list[dict[str, Tensor]]:
     return [{"boxes": boxes_N4, "labels": torch.tensor([0, 2]), "masks": masks_NHW}]
 
 
-@pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_parameters_of_table_5_counted_on_the_built_networks(every: int) -> None:
     rows = published_rows("5")
     assert len(rows) == 20
@@ -154,9 +154,13 @@ def test_a_classifier_gives_its_weights_to_the_backbone() -> None:
 @pytest.mark.parametrize(
     ("classifier", "sentence"),
     [
-        ({"architecture": "resnet18", "attention": "none"}, r"layer1\.0\.se\.conv\.weight is missing"),
+        pytest.param(
+            {"architecture": "resnet18", "attention": "none"},
+            r"layer1\.0\.se\.conv\.weight is missing",
+            marks=pytest.mark.slow,
+        ),
         ({"architecture": "resnet18", "attention": "eca", "kernel_sizes": 9}, r"is \(1, 1, 9\) there"),
-        ({"architecture": "resnet34", "attention": "eca"}, "is unexpected"),
+        pytest.param({"architecture": "resnet34", "attention": "eca"}, "is unexpected", marks=pytest.mark.slow),
     ],
 )
 def test_a_classifier_that_does_not_fit_is_refused_with_the_first_tensors(classifier: Any, sentence: str) -> None:
@@ -224,7 +228,7 @@ def test_the_network_is_one_module_with_standard_names() -> None:
     assert {"backbone", "rpn", "roi_heads", "transform"} == {name for name, _ in model.named_children()}
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
+@pytest.mark.parametrize("name", ["faster_rcnn", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
 def test_what_is_found_in_an_image_does_not_depend_on_the_first_image(name: str) -> None:
     torch.manual_seed(3)
     options: dict[str, Any] = {"backbone": "resnet18", "num_classes": 2, "min_side_px": 32, "max_side_px": 128}

@@ -339,7 +339,9 @@ class KeepingConv(nn.Conv2d):
         with_frozen_statistics, with_a_frozen_norm, with_a_convolution_that_keeps_its_output,
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("is_training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    "is_training", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["training", "inference"]
+)
 def test_a_block_whose_last_norm_or_convolution_is_changed_computes_and_trains_it(
     change: Callable[[nn.Module], None], is_training: bool
 ) -> None:

@@ -263,8 +263,10 @@ def test_two_processes_train_to_the_weights_of_one(classifier: Path, tmp_path: P
     ("options", "sentence"),
     [
         ({"backbone": "resnet34"}, r"has backbone resnet18, and model\.backbone is resnet34"),
-        ({"backbone": None, "attention": "none"}, "has attention eca"),
-        ({"backbone": None, "attention_args": {"kernel_sizes": 3}}, "has attention_args"),
+        pytest.param({"backbone": None, "attention": "none"}, "has attention eca", marks=pytest.mark.slow),
+        pytest.param(
+            {"backbone": None, "attention_args": {"kernel_sizes": 3}}, "has attention_args", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_another_backbone_than_the_packages_is_refused(
