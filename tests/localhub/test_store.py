@@ -99,15 +99,15 @@ def test_folders_of_an_older_hub_are_closed_to_other_users(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("refs.json", b"{"),
-        ("refs.json", b"[1]"),
         ("refs.json", b'{"refs/heads/main": "../../token"}'),
-        ("refs.json", b"{}"),
         ("refs.json", None),
         ("repo.json", b"{"),
-        ("repo.json", b'{"creator": "x", "surprise": 1}'),
         ("commits/*.json", b"{}"),
-        ("commits/*.json", None),
+        pytest.param("refs.json", b"{", marks=pytest.mark.slow),
+        pytest.param("refs.json", b"[1]", marks=pytest.mark.slow),
+        pytest.param("refs.json", b"{}", marks=pytest.mark.slow),
+        pytest.param("repo.json", b'{"creator": "x", "surprise": 1}', marks=pytest.mark.slow),
+        pytest.param("commits/*.json", None, marks=pytest.mark.slow),
     ],
 )
 def test_one_damaged_repository_does_not_hide_the_others(
@@ -158,7 +158,7 @@ def test_damaged_names_are_reported_and_not_repaired_by_guessing(
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", ["branch", "tag"])
+@pytest.mark.parametrize("kind", ["branch", pytest.param("tag", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "other"), [("Release", "release"), ("v1", "v1/fix"), ("v1/fix", "v1"), ("V1/fix", "v1"), ("main", "MAIN")]
 )
