@@ -290,6 +290,7 @@ def run(command: str, argv: list[str]) -> None:
     for name in data_modules.__all__:
         # --data accepts the names of imported classes.
         getattr(data_modules, name)
+    argv = _with_config_of_run(command, argv)
     RunCLI.request, RunCLI.command, RunCLI.argv, RunCLI.task = StopRequest(), command, argv, task_for(argv)
     with RunCLI.request.installed():
         try:
@@ -320,6 +321,16 @@ def run(command: str, argv: list[str]) -> None:
             raise
         finally:
             kill_workers()
+
+
+def _with_config_of_run(command: str, argv: list[str]) -> list[str]:
+    """Let a run be evaluated by its own config.yaml, where neither a configuration nor data are given."""
+    options = {name: value for name, _, value in (word.partition("=") for word in argv) if name.startswith("-")}
+    if command == "fit" or "--run_dir" not in options or options.keys() & {"-c", "--config", "--data"}:
+        return argv
+    following = argv[argv.index("--run_dir") + 1 :][:1] if "--run_dir" in argv else [options["--run_dir"]]
+    config = Path(*following) / "config.yaml"
+    return ["--config", str(config), *argv] if config.is_file() else argv
 
 
 def _without_place(argv: Sequence[str]) -> list[str]:

@@ -170,6 +170,15 @@ def test_a_package_is_evaluated_again(command: str, run_dir: Path, capsys: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["--run_dir {}", "--run_dir={}"])
+def test_a_run_is_evaluated_by_its_own_configuration(
+    form: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.validate(form.format(run_dir).split())
+    assert "on 360 images" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_predictions_have_a_row_per_image(run_dir: Path) -> None:
     cli.predict(["-c", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)])
     with (run_dir / "predictions.csv").open() as file:

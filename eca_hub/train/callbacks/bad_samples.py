@@ -25,13 +25,16 @@ class BadSampleLog(Callback):
         self._path = run_dir / "bad_samples.csv"
         self._limit = limit
         self._known: set[str] = set()
+        self._written: set[str] = set()
+        """Files that the table has."""
         self._new: list[BadSample] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read what the run has found before it was resumed."""
+        """Read what the run has found before it was resumed; an evaluation counts what it finds itself."""
         if trainer.is_global_zero and self._path.is_file():
             with self._path.open(newline="") as file:
-                self._known |= {row["file"] for row in csv.DictReader(file)}
+                self._written = {row["file"] for row in csv.DictReader(file)}
+            self._known |= self._written if stage == "fit" else set()
         self._known = trainer.strategy.broadcast(self._known)
 
     def on_train_batch_end(
@@ -107,7 +110,9 @@ class BadSampleLog(Callback):
                 writer.writerow(["file", "reason"])
             for name, reason in reason_of.items():
                 print(f"Skipped {name}: {reason}", flush=True)
-                writer.writerow([name, reason])
+                if name not in self._written:
+                    writer.writerow([name, reason])
+        self._written |= reason_of.keys()
 
     def _too_many(self, unwritten: list[str]) -> TrainingStopped:
         num_bad, where = len(self._known | set(unwritten)), ", ".join(unwritten[:5]) or f"listed in {self._path}"
