@@ -175,7 +175,7 @@ def test_a_run_is_evaluated_by_its_own_configuration(
     form: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.validate(form.format(run_dir).split())
-    assert "on 360 images" in capsys.readouterr().out
+    assert "on 180 images" in capsys.readouterr().out
 
 
 @pytest.mark.slow
