@@ -45,6 +45,11 @@ def open_run_folder(
     has_package = (path / "model" / "config.json").exists()
     if has_package and not overwrite:
         latest = checkpoints.latest_valid() if resume else None
+        if resume and latest is None:
+            raise InvalidConfig(
+                f"{path} holds a finished run, of which no checkpoint is whole.",
+                hint=f"Give another --run_dir and --model.from_pretrained {path} to train its weights longer.",
+            )
         if latest is None or (is_finished(latest.metadata) and not _is_longer(latest, max_epochs, max_steps)):
             raise InvalidConfig(
                 f"{path} holds a finished run.",

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.store import CheckpointStore, VerifiedCheckpointIO
+from eca_hub.train.run_folder import open_run_folder
 from tests.train.datasets import write_folder
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
 
@@ -192,6 +194,15 @@ def test_an_unfinished_run_is_replaced_on_request(stopped_run: Path) -> None:
 def test_a_finished_run_has_nothing_to_resume(whole_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(whole_run, "--resume") == 2
     assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_a_finished_run_without_a_whole_checkpoint_is_not_asked_for_more_epochs(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(
+        InvalidConfig, match=r"of which no checkpoint is whole\. Give another --run_dir and --model.from"
+    ):
+        open_run_folder(tmp_path, resume=True, overwrite=False, max_epochs=9)
 
 
 def test_the_best_weights_are_those_of_the_best_epoch(whole_run: Path) -> None:
