@@ -110,7 +110,7 @@ def _sentence(message: str) -> str:
 
 def _hint(message: str, options: list[str], prog: str) -> str:
     if _WRONG_TYPE.fullmatch(message):
-        # The option is right, and its value is not.
+        # The option exists, so no other name is suggested: its value is wrong.
         return f"All options: {prog.replace(' [options]', '')} --help"
     typed = re.findall(r"--[\w.-]+", message) or [f"--{key}" for key in re.findall(r"[\"']([\w.]+)[\"']", message)]
     for option in typed:

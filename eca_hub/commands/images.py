@@ -9,16 +9,16 @@ from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_file
 STDIN = "-"
 
 _REFUSED_ENDINGS = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".ico", ".psd")
-"""Of images that are not decoded: taken from a folder as well, so that each is named with the reason."""
+"""Endings of formats that are not decoded; such files in a folder are reported, each with the reason."""
 
 
 def find_images(given: str) -> list[str]:
     """Return the images that an argument names: itself, or those in the folder and its subfolders.
 
-    Patterns such as `photos/*.jpg` are for shells that do not expand them.
+    A pattern such as `photos/*.jpg` and `~` are expanded here too, for shells that do not expand them.
 
     Raises:
-        InvalidUsage: an address, a folder without images, or an empty name.
+        InvalidUsage: a URL, a folder without images, or an empty name.
     """
     if given == STDIN:
         return [given]
@@ -28,7 +28,7 @@ def find_images(given: str) -> list[str]:
         given = unquote(urlsplit(given).path)
     if "://" in given or given.startswith("data:"):
         raise InvalidUsage(
-            f"{given[:200]} is an address, and eca-hub does not download images.",
+            f"{given[:200]} is a URL, and eca-hub does not download images.",
             hint=f"curl -o image.jpg {given}" if given.startswith("http") else "Give a file.",
         )
     path = Path(given).expanduser()
@@ -39,7 +39,7 @@ def find_images(given: str) -> list[str]:
             found = (each for each in path.parent.glob(path.name) if not is_ignored(each.name) and each.is_file())
             return sorted(map(str, found)) or [given]
     except (OSError, ValueError):
-        # Such as a name that is too long: reading it gives the reason.
+        # The name is too long or has a NUL: the reason is reported when the image is read.
         return [given]
     return [str(path) if given.startswith("~") else given]
 
@@ -50,5 +50,5 @@ def _images_in(folder: Path) -> list[str]:
     ]
     if not found:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
-        raise InvalidUsage(f"{folder} has no images: no files that end in {endings}, or begin as such images do.")
+        raise InvalidUsage(f"{folder} has no images: no file ends in {endings} or begins as such an image does.")
     return found

@@ -132,7 +132,7 @@ def is_commit(revision: str) -> bool:
 
 
 def is_on_this_machine(endpoint: str) -> bool:
-    """Return whether the address of a hub is one of the loopback."""
+    """Return whether the host in the URL of a hub is this machine."""
     return is_loopback(urlsplit(endpoint).hostname or "")
 
 

@@ -1,8 +1,7 @@
 """The two hashes that a hub announces for a file: SHA-256 for LFS files, the git blob id for small text files.
 
-Large files are hashed in a thread, while they are read or downloaded.
-
-The length of the announced hash distinguishes them: 64 or 40 hexadecimal digits.
+The length of the announced hash distinguishes the two: 64 or 40 hexadecimal digits. Large files are hashed in a thread,
+while they are read or downloaded.
 """
 
 import hashlib
@@ -55,9 +54,9 @@ def read_and_hash(path: Path, digest: "hashlib._Hash") -> memoryview:
 
 
 class ReceivedFile:
-    """Collects a file in memory while it is downloaded, and hashes it by SHA-256, so that it need not be read again.
+    """Collects a file in memory and computes its SHA-256 while it is downloaded, so that it need not be read again.
 
-    Only a download that comes in one piece is collected; otherwise the caller reads the file.
+    A download that was resumed or came from the cache is not collected; the caller then reads the file.
     """
 
     def __init__(self) -> None:
@@ -68,7 +67,7 @@ class ReceivedFile:
         self._hashing: ThreadPoolExecutor | None = None
 
     def begin(self, num_bytes: int) -> bool:
-        """Begin with a file of so many bytes; return whether they fit into memory, for `add`."""
+        """Start a file of `num_bytes`. Return False if it does not fit into memory; then `add` must not be called."""
         self._stop()
         self._digest, self._num_received, self._num_hashed = hashlib.sha256(), 0, 0
         try:
@@ -85,7 +84,7 @@ class ReceivedFile:
         end = min(self._num_received + len(piece), len(self._content))
         self._content[self._num_received : end] = piece[: end - self._num_received]
         self._num_received = end
-        # Handing over costs as much as hashing a small piece.
+        # Submitting a small piece to the thread costs as much as hashing it.
         if end - self._num_hashed >= PIECE_BYTES or end == len(self._content):
             self._hashing.submit(self._digest.update, self._content[self._num_hashed : end])
             self._num_hashed = end

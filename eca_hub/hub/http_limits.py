@@ -39,7 +39,7 @@ class RequestLimits:
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between two requests: then a successful response
             restarts the deadline.
-        received: Gets the file that is downloaded.
+        received: Collects the file that is downloaded.
         clock: Monotonic seconds.
     """
 
@@ -119,7 +119,7 @@ class RequestLimits:
 
 
 class _MeteredStream(httpx2.SyncByteStream):
-    """A response body whose bytes count against the limits, and are received as a file too, if one is given."""
+    """A response body whose bytes count against the limits; they are also added to `received`, if it is given."""
 
     def __init__(self, stream: httpx2.SyncByteStream, limits: RequestLimits, received: ReceivedFile | None) -> None:
         self._stream = stream
@@ -154,8 +154,8 @@ def limit_requests(
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between the requests.
-        received: Gets the file that is downloaded in the block, where the client downloads it by its session: not by
-            Xet, and not if the cache has it.
+        received: Collects the file that is downloaded in the block. It stays empty if the file is in the cache, or is
+            downloaded by Xet, which does not use the client's session.
     """
     _install_hooks()
     before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push, received))

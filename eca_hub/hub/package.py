@@ -72,7 +72,7 @@ class Package:
 
 
 def folder_named(name: str | Path) -> Path:
-    """Return the folder that a name stands for, as in a file or an option that no shell has read: `~`, `file://`.
+    """Return the folder of a name, with `~` expanded and the prefix `file://` or `local-dir:` removed.
 
     Raises:
         InvalidPackage: it is empty.
@@ -288,8 +288,8 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
     if len(text) > _MAX_CONFIG_BYTES:
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} has {len(text)} bytes; the limit is {_MAX_CONFIG_BYTES}.")
     try:
-        document = json.loads(text, object_pairs_hook=_without_repeated_keys)
-    except _RepeatedKey as error:
+        document = json.loads(text, object_pairs_hook=_reject_duplicate_keys)
+    except _DuplicateKey as error:
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} has the key {ascii(str(error))[:60]} twice.") from None
     except (ValueError, RecursionError):
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} is not JSON.") from None
@@ -308,14 +308,14 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
     return document
 
 
-class _RepeatedKey(Exception):
-    """A key occurs twice in a JSON object; of two readers, each may take another of the values."""
+class _DuplicateKey(Exception):
+    """A key occurs twice in a JSON object: readers differ in which of the values they take."""
 
 
-def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
-        raise _RepeatedKey(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
+        raise _DuplicateKey(next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1))
     return document
 
 
@@ -360,10 +360,10 @@ def _check_values(config: ModelConfig) -> None:
 
 
 def check_label_text(labels: Sequence[str]) -> None:
-    """Check that class names cannot control or fill a terminal or a page.
+    """Check that class names can be shown on a terminal and a page: no control characters, and a limited length.
 
     Raises:
-        InvalidConfig: names the first one that can.
+        InvalidConfig: a name cannot; says which and why.
     """
     for index, label in enumerate(labels):
         if any(unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTION_CHARS for char in label):

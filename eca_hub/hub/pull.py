@@ -1,8 +1,7 @@
 """Download a package through huggingface_hub and its cache, and check its bytes. Imports no torch.
 
-The revision is resolved to a commit once, every file is downloaded by that commit, and the bytes that are returned are
-those whose hash was compared with the one that the hub announced: as they were received, or as they were read from the
-cache.
+The revision is resolved to a commit once, and every file is downloaded by that commit. The bytes that are returned are
+the same bytes that were hashed, while they were downloaded or read from the cache, and their hash is the announced one.
 """
 
 import contextlib
@@ -45,7 +44,7 @@ class CachedFile:
     announced: str
     """The hash that the hub announced for it."""
     received: ReceivedFile | None = None
-    """Its bytes, if they were downloaded now."""
+    """Its content, if it was collected during the download."""
 
 
 Download = Callable[[str, str, bool], CachedFile]
@@ -111,7 +110,7 @@ def is_local(id_or_folder: str | Path) -> bool:
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError):
-        # Too long for a path, or with a NUL.
+        # The name is too long for a path, or has a NUL, so there is no such folder.
         return isinstance(id_or_folder, Path)
     if is_file:
         raise InvalidPackage(f"{path} is a file; a package is a folder.", hint=f"Give its folder: {path.parent}")

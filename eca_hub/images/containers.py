@@ -24,7 +24,7 @@ _UNSUPPORTED = {
     "a JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
     "a PDF": re.compile(rb"%PDF-"),
     "an SVG": re.compile(rb"(\xef\xbb\xbf)?\s*<(svg|!doctype svg)", re.IGNORECASE),
-    # Also the error of a storage, which a download has saved as an image.
+    # Also an error response of object storage that was saved as an image.
     "an XML document (perhaps an SVG)": re.compile(rb"(\xef\xbb\xbf)?\s*<\?xml", re.IGNORECASE),
     "an HTML page": re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", re.IGNORECASE),
     "an icon (ICO)": re.compile(rb"\0\0[\x01\x02]\0"),

@@ -17,7 +17,7 @@ _TEMPORARY_ENDINGS = (
     ".part", ".partial", ".filepart", ".crdownload", ".download", ".aria2", ".tmp", ".temp", ".swp", ".bak", ".orig",
     "~",
 )  # fmt: skip
-"""Of unfinished downloads and of copies, which may begin as an image does."""
+"""Endings of unfinished downloads and backup copies, whose first bytes may be those of an image."""
 _SNIFFED_BYTES = 64
 _SYSTEM_NAMES = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "recycler", "found.000",
@@ -69,7 +69,8 @@ def kind_of(path: Path) -> Literal["image", "sidecar", "unsupported"]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise InvalidConfig(
-        f"The folder {error.filename} cannot be read: {error.strerror or error}.", hint="Give yourself access to it."
+        f"The folder {error.filename} cannot be read: {error.strerror or error}.",
+        hint="Grant yourself read access to it.",
     ) from None
 
 

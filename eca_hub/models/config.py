@@ -59,7 +59,7 @@ class ImageConfig:
                 raise InvalidConfig(f"{name} is {value!r}; it must be a whole number.")
         for name, numbers in (("crop", (self.crop,)), ("mean", self.mean), ("std", self.std)):
             if not all(map(_is_finite, numbers)):
-                raise InvalidConfig(f"{name} is {getattr(self, name)!r}; it must be finite.")
+                raise InvalidConfig(f"{name} is {getattr(self, name)!r}; only finite numbers are allowed.")
         if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):
             raise InvalidConfig(f"The input is {self.height_px} x {self.width_px} px; each side must be 1 to 4096.")
         if not 0.0 < self.crop <= 1.0:

@@ -1,4 +1,4 @@
-"""Build a network without its initial weights."""
+"""Build a network without computing its initial weights."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from torch.overrides import TorchFunctionMode
 
 
 class SkipRandomInit(TorchFunctionMode):
-    """Skips the random initial weights of a network that gets others, or that is built on the meta device and has none.
+    """Skips random initialization while a network is built whose weights are loaded later, or never (meta device).
 
-    They take half of the time to build one there.
+    On the meta device, initialization took half of the time of building a network.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Leave a tensor as it is where it would be filled with random numbers."""
+        """Return the tensor unchanged instead of filling it with random numbers."""
         return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))

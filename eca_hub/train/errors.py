@@ -68,7 +68,7 @@ def user_message_for(error: BaseException) -> EcaHubError | None:
 
 
 def refused_option(error: BaseException) -> InvalidConfig:
-    """Return the sentence for an error with which Lightning's Trainer refuses an option: its own, on one line."""
+    """Return the message for a value that Lightning's Trainer does not accept: the text of its error, on one line."""
     sentence = " ".join(str(error).split())[:300]
     return InvalidConfig(f"The Trainer refuses an option of --trainer: {sentence or type(error).__name__}")
 

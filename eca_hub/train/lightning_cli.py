@@ -192,7 +192,7 @@ class RunCLI(LightningCLI):
                 **kwargs,
             )
         except (ValueError, TypeError, ImportError) as error:
-            # The Trainer refuses a value of an option, each in its own way.
+            # The Trainer does not accept the value of an option; the type of its error depends on the option.
             raise user_message_for(error) or refused_option(error) from None
         terminate_together(trainer, self.request)
         if options["sync_batchnorm"]:
@@ -281,7 +281,7 @@ def run(command: str, argv: list[str]) -> None:
         import_path_denylist=["*"],
         import_path_allowlist=[*_IMPORTABLE, *imports_of_the_user()],
     )
-    # Arguments of callbacks, such as Timer's interval, may be members of an enum; YAML has their values.
+    # Arguments of callbacks, such as Timer's interval, may be enum members, which YAML cannot represent: write values.
     yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

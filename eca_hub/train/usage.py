@@ -81,11 +81,11 @@ _PARTS = {
     "plugins": "Give a class of lightning.pytorch.plugins.",
     "logger": "Give true for TensorBoard; others need a YAML file.",
 }
-"""Option of the Trainer that takes classes, to what to type."""
+"""Option of the Trainer that takes classes, to the hint."""
 
 
 def _explain_part(option: str, message: str) -> tuple[str, str] | None:
-    """Explain why a class of the Trainer's, or one of its arguments, is not accepted."""
+    """Explain why a class in an option of the Trainer, or an argument of that class, is not accepted."""
     if missing := re.search(r"The following arguments are required: (\w+)", message):
         return f"The class of --trainer.{option} needs {missing[1]}.", f"Give --trainer.{option}.{missing[1]}."
     if unknown := re.search(r"Expected a path but (\S+) either", message):

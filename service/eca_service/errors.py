@@ -212,14 +212,14 @@ class Overloaded(RetryLater):
     Args:
         message: What is too much.
         retry_after_s: When to retry.
-        hold_s: How long to wait before the response is sent, because clients retry faster than they can be refused.
+        response_delay_s: How long to wait before the response is sent, to slow down clients that retry at once.
     """
 
     code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: int = 1, hold_s: float = 0.0) -> None:
+    def __init__(self, message: str, *, retry_after_s: int = 1, response_delay_s: float = 0.0) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
-        self.hold_s = hold_s
+        self.response_delay_s = response_delay_s
 
 
 class NotReady(RetryLater):

@@ -159,8 +159,8 @@ class Settings(BaseModel):
     max_queue_delay_s: float = _option(
         "limits",
         1.0,
-        "Expected wait beyond which requests get 429. It is estimated from the last batches. A batch takes half of it "
-        "at most, with fewer images where they take long; two batches for each engine are always admitted.",
+        "Expected wait beyond which requests get 429, estimated from the last batches. A batch takes at most half of "
+        "it, with fewer images on a slow machine; two batches for each engine are always admitted.",
         0.001,
         3600,
         rare=False,

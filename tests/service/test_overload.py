@@ -162,7 +162,7 @@ def test_when_the_expected_wait_is_too_long_a_request_gets_429_with_retry_after(
     run(scene())
 
 
-def test_clients_that_retry_at_once_are_held_back_and_leave_the_engine_its_time() -> None:
+def test_refusals_to_clients_that_retry_at_once_are_delayed() -> None:
     async def scene() -> None:
         gate = GatedRunner()
         app = await app_behind(gate, max_items=1, s_per_item=1.0, deadline_s=60.0)

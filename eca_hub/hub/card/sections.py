@@ -12,7 +12,7 @@ MODEL_ID_PLACEHOLDER = "OWNER/NAME"
 """Placeholder for the id of the model until it is pushed."""
 
 PAPER = "1910.03151"
-"""Number of ECA-Net's paper on arXiv."""
+"""arXiv id of the ECA-Net paper."""
 
 NUM_SHOWN_LABELS = 20
 """Classes that a card names; the rest is counted."""

@@ -117,7 +117,9 @@ class CsvData(FileDataModule):
         self.labels = class_names(values["train"])
         folder = Path(image_folder).expanduser() if image_folder else file.parent
         if not folder.is_dir():
-            raise InvalidConfig(f"There is no folder {folder}.", hint="Give --data.image_folder.")
+            raise InvalidConfig(
+                f"There is no folder {folder}.", hint="Give --data.image_folder, which the paths are relative to."
+            )
         self._remark_on_repeated_files(by_split)
         sources: dict[Split, PathSource] = {}
         for split, rows in by_split.items():
@@ -165,7 +167,8 @@ class CsvData(FileDataModule):
         for label, times in Counter(label for label in labels if label is not None).items():
             if label.casefold() in _MISSING_WORDS:
                 self.remarks.append(
-                    f"{label!r} is a class of {times} training images; if it stands for no label, leave it empty."
+                    f"{label!r} is a class of {times} training images; if it stands for a missing label, leave the "
+                    "cell empty."
                 )
 
 
@@ -263,7 +266,7 @@ def _read_rows(
         if address := _ADDRESS.match(path):
             if address[0].casefold() != "file://":
                 raise InvalidConfig(
-                    f"Row {number} of {file} names the address {path[:100]}, and eca-hub does not download images.",
+                    f"Row {number} of {file} names the URL {path[:100]}, and eca-hub does not download images.",
                     hint="Download them, and list the paths.",
                 )
             path = unquote(path[len(address[0]) :])
@@ -345,7 +348,7 @@ def _split_cells(labels: list[Any], separator: str) -> list[list[str] | None]:
 
 
 def _check_classes(labels: Sequence[str | None], file: Path) -> None:
-    """Refuse measurements in the place of classes."""
+    """Refuse labels that are measurements, such as 0.37, and not classes."""
     found = [label for label in labels if label is not None]
     is_number = all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label, re.IGNORECASE) for label in found)
     if is_number and len(set(found)) > len(found) / 2 and any("." in label for label in found):

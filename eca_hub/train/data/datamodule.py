@@ -34,8 +34,8 @@ from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
 from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
 
 _RARE_RATIO = 10
-_NUM_FOR_REMARK = 8
-"""Training images from which on a class of one image is remarked on."""
+_MIN_IMAGES_FOR_REMARK = 8
+"""With fewer training images, many classes for few images are normal and get no remark."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -151,7 +151,7 @@ class ImageDataModule(LightningDataModule):
     def _remark_on_rare_classes(self) -> None:
         counts = self.class_counts()
         rarest, most_frequent = counts.index(min(counts)), counts.index(max(counts))
-        if 2 * len(counts) > sum(counts) >= _NUM_FOR_REMARK:
+        if 2 * len(counts) > sum(counts) >= _MIN_IMAGES_FOR_REMARK:
             self.remarks.append(
                 f"{self.title} has {len(counts)} classes for {sum(counts)} training images, such as "
                 f"{self.labels[0]!r}; are these the classes?"

@@ -179,5 +179,5 @@ def _reason(error: Exception, content: bytes) -> str:
         return f"a pointer of {pointer.tool}; `{pointer.command}` fetches the image"
     if isinstance(error, OSError) and error.errno:
         return error.strerror or str(error)
-    # The hints of a bad image are for those who send one to the service.
+    # The hint of a BadImage addresses clients of the service, so only its message is shown.
     return error.message if isinstance(error, BadImage) else str(error)

@@ -15,7 +15,7 @@ _CHECK_S = 3.0
 
 
 def check_readable(source: Source, split: Split, title: str) -> None:
-    """Try some images of a split: data that were not fetched show before the start.
+    """Read some images of a split, so that data that were not fetched are reported before training.
 
     Raises:
         InvalidConfig: of the files tried, each is missing or a pointer of Git LFS or git-annex.

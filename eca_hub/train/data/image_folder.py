@@ -88,8 +88,8 @@ class ImageFolderData(FileDataModule):
             raise InvalidConfig(f"The class folders in {folder} hold no images ({', '.join(IMAGE_ENDINGS)}).")
         if empty := sorted(folders.classes.keys() - set(labels)):
             self.remarks.append(f"{folder}: folders without images are left out: {_names(empty)}.")
-        if folders.circles:
-            self.remarks.append(f"{folder}: links to a folder around them are left out: {_names(folders.circles)}.")
+        if folders.parent_links:
+            self.remarks.append(f"{folder}: links to a parent folder are left out: {_names(folders.parent_links)}.")
         if split == "train":
             self._remark_on_similar_names(labels)
         unsupported = sum((scan.unsupported for scan in folders.classes.values()), Counter[str]())
@@ -100,13 +100,13 @@ class ImageFolderData(FileDataModule):
         return labels
 
     def _remark_on_similar_names(self, labels: list[str]) -> None:
-        """Remark on classes whose names differ only in case: elsewhere they are one folder."""
+        """Remark on classes whose names differ only in case: file systems that ignore case make them one folder."""
         by_folded: dict[str, list[str]] = {}
         for label in labels:
             by_folded.setdefault(label.casefold(), []).append(label)
-        for twins in by_folded.values():
-            if len(twins) > 1:
-                self.remarks.append(f"The classes {' and '.join(twins)} differ only in case; are they one class?")
+        for variants in by_folded.values():
+            if len(variants) > 1:
+                self.remarks.append(f"The classes {' and '.join(variants)} differ only in case; are they one class?")
 
     def _find_splits(self) -> dict[Split, Path]:
         folders = _subfolders(self._root)
@@ -147,8 +147,8 @@ class ImageFolderData(FileDataModule):
             if (split := _split_in(folder.name)) == "train":
                 return InvalidConfig(
                     f"{self._root} has no folder train; it has the folders {_names(each.name for each in folders)}.",
-                    hint=f"If {folder.name} is the {split} split: mv {folder} {folder.with_name('train')}; the others "
-                    "are val and test.",
+                    hint=f"If {folder.name} is the {split} split: mv {folder} {folder.with_name('train')}; rename the "
+                    "others to val and test.",
                 )
         for folder in _folders_below(folders):
             if len(folders) == 1 and len(inner := _subfolders(folder)) > 1:
@@ -196,13 +196,13 @@ class _ClassFolders:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.classes: dict[str, _Scan] = {}
-        self.circles: list[str] = []
-        """Links to a folder that the split lies in."""
+        self.parent_links: list[str] = []
+        """Names of links to a folder that the split is in."""
         targets: dict[Path, str] = {}
         for each in _subfolders(folder):
             target, label = each.resolve(), label_name(each.name)
             if folder.resolve().is_relative_to(target):
-                self.circles.append(label)
+                self.parent_links.append(label)
                 continue
             if (other := targets.setdefault(target, label)) != label:
                 raise InvalidConfig(
@@ -285,7 +285,7 @@ def _subfolders(folder: Path) -> list[Path]:
     except OSError as error:
         raise InvalidConfig(
             f"The folder {readable_name(str(folder))} cannot be read: {error.strerror or error}.",
-            hint="Give yourself access to it.",
+            hint="Grant yourself read access to it.",
         ) from None
     for entry in entries:
         path = Path(entry.path)

@@ -125,9 +125,9 @@ class ParquetTable:
                     hint="Write both as words or both as numbers.",
                 )
         self.names = _class_label_names(features, label_column)
+        """Class names that the files state; empty if they state none."""
         if repeated := [name for name, times in Counter(self.names).items() if times > 1]:
             raise InvalidConfig(f"{paths[0]} names the class {repeated[0]!r} more than once.")
-        """Class names that the files state; empty if they state none."""
         self.values: list[Any] = []
         """Class name of each row, or the names of several; None where there is none."""
         for path in paths:
@@ -209,9 +209,9 @@ def _unpack(value: Any) -> tuple[int, bytes, str]:
 
 
 def _not_a_path(text: bytes) -> str | None:
-    """Say what a text is that is no path of a file; None for a path."""
+    """Return why a text is not the path of a file; None if it may be one."""
     if re.match(rb"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-        return "an address, and eca-hub does not download images"
+        return "a URL, and eca-hub does not download images"
     try:
         sniff_format(text)
     except NotAnImage as error:
@@ -242,7 +242,7 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
         if any(path.suffix == ".tar" for path in files):
             hint = f"Give --data WebDatasetData --data.root {folder}."
         elif any(path.suffix == ".arrow" for path in files):
-            hint = "It is a folder of datasets' save_to_disk; write parquet: data.to_parquet('train.parquet')."
+            hint = "It was written by save_to_disk; write parquet instead: dataset.to_parquet('train.parquet')."
         elif len(paths) == 1:
             hint = f"If it is to be trained on: mv {paths[0]} {paths[0].with_name('train.parquet')}"
         raise InvalidConfig(f"{folder} has no train*.parquet; it holds {_listing(paths)}.", hint=hint)
@@ -300,7 +300,7 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     """Read what `datasets` states about the columns in a file; nothing if another program wrote it."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        # A list of classes was once written as a list with one feature.
+        # Older versions of `datasets` write a list of classes as a list of one feature.
         pairs = {
             name: {"feature": each[0]} if isinstance(each, list) and each else each for name, each in features.items()
         }

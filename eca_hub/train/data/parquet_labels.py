@@ -1,4 +1,7 @@
-"""Classes in a column of a parquet file: numbers, words, or lists of them."""
+"""Classes in a column of a parquet file: numbers, words, or lists of them.
+
+Shapes: N images.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ def label_values(column: Any, names: list[str], title: str, path: Path) -> list[
     """Return the class name of each row, None where there is none.
 
     Args:
-        column: Of the table.
+        column: The column, a pyarrow ChunkedArray of N rows.
         names: Class names that the file states, in the order of their numbers; empty if it states none.
         title: Name of the column.
         path: The file.
@@ -95,7 +98,7 @@ def _label_value(value: Any, names: list[str], title: str, path: Path) -> str | 
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         if value < -1 or (names and value >= len(names)):
-            allowed = f"outside 0 to {len(names) - 1}" if names else "which is negative"
-            raise InvalidConfig(f"{path} has the label {value}, {allowed}.")
+            problem = f"outside 0 to {len(names) - 1}" if names else "which is negative"
+            raise InvalidConfig(f"{path} has the label {value}, {problem}.")
         return names[value] if names else str(value)
     return label_name(str(value)) or None

@@ -56,7 +56,7 @@ def label_in(content: bytes, ending: str) -> str | None:
 
 
 def _name_of(value: Any) -> str | None:
-    """Return the class that a value of JSON names; a whole number may be written as 1.0, and NaN is none."""
+    """Return the class that a JSON value names, None for null or NaN; the float 1.0 names the class 1."""
     if isinstance(value, float):
         if value != value:
             return None

@@ -125,7 +125,7 @@ def fingerprint_of(parts: Iterable[object]) -> str:
 
 
 class Pointer(NamedTuple):
-    """What a file holds that stands for another one, which was not fetched."""
+    """A pointer file of Git LFS or git-annex, in the place of a file that was not fetched."""
 
     tool: str
     """The tool that fetches it."""
@@ -134,7 +134,7 @@ class Pointer(NamedTuple):
 
 
 def pointer_in(content: bytes) -> Pointer | None:
-    """Return which tool left a file that only points to the image; None for any other file."""
+    """Return the pointer that a file holds; None if it holds something else."""
     return next((Pointer(tool, command) for mark, tool, command in _POINTERS if mark.match(content)), None)
 
 

@@ -19,7 +19,7 @@ def read_table(file: Path, encoding: str | None, remarks: list[str]) -> tuple[li
     Args:
         file: Fields are separated by comma, semicolon, tab or a vertical bar.
         encoding: None takes UTF-8, UTF-16 or UTF-32, and else Windows-1252, with a remark.
-        remarks: What the user should know is added to it.
+        remarks: Remarks for the user are appended to it.
 
     Raises:
         InvalidConfig: it cannot be read, is no table, or has no rows.
@@ -54,7 +54,7 @@ def read_table(file: Path, encoding: str | None, remarks: list[str]) -> tuple[li
 
 
 def _decode(content: bytes, encoding: str | None) -> tuple[str, bool]:
-    """Decode a text, and return whether its encoding is a guess: Windows' western code page, where it is not UTF-8.
+    """Decode a text, and return whether its encoding is a guess: Windows-1252, where it is not UTF-8.
 
     UTF-16 ("Unicode text" of Excel) and UTF-32 are known by their byte order mark.
 
@@ -82,7 +82,7 @@ def _decode(content: bytes, encoding: str | None) -> tuple[str, bool]:
 def find_file(folder: Path, path: str) -> str:
     """Return the path of a file as it is on disk, where a table spells its name in another way.
 
-    Tables may leave out the ending of an image, and their program and the file system may disagree in Unicode's form.
+    A table may leave out the ending, or write the name in another Unicode normalization form than the file system.
     """
     forms = [path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)]
     endings = ["", *IMAGE_ENDINGS] if path and not path.lower().endswith(IMAGE_ENDINGS) else [""]

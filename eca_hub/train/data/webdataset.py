@@ -166,7 +166,7 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
         except (tarfile.TarError, OSError) as error:
             raise _unreadable(shard, error) from None
         if num_repeated:
-            remarks.append(f"{shard.name}: images whose name occurs before are left out: {num_repeated}.")
+            remarks.append(f"{shard.name}: images with the name of an earlier one are left out: {num_repeated}.")
         _check_end(shard, end, remarks)
         labels = {key: _label_of(files, f"{key} of {shard}") for key, files in contents.items()}
         for key, members in images.items():
@@ -187,7 +187,7 @@ def _unreadable(shard: Path, error: Exception) -> InvalidConfig:
 
 
 def _check_end(shard: Path, end: int, remarks: list[str]) -> None:
-    """Check that a block of zeros follows the last file of a shard: tarfile stops at a damaged header without a word.
+    """Check that a block of zeros follows the last file of a shard: tarfile stops at a damaged header without an error.
 
     Raises:
         InvalidConfig: something else follows.
@@ -198,7 +198,7 @@ def _check_end(shard: Path, end: int, remarks: list[str]) -> None:
     if any(following):
         raise InvalidConfig(f"{shard} is damaged or cut off: after {end} bytes there is no header of a file.")
     if not following and any(last):
-        remarks.append(f"{shard.name} has no end mark; it may be cut off, and images be missing.")
+        remarks.append(f"{shard.name} has no end-of-archive marker; it may be cut off, with images missing.")
 
 
 def _label_of(contents: Mapping[str, bytes], title: str) -> str | None:

@@ -177,7 +177,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _files_of(url: str) -> list[str]:
-    """Return the files of a path with `*`, or a path with `~`, on this machine; any other address as it is."""
+    """Expand `*` and `~` in a local path; return any other URL as it is."""
     if "://" in url:
         return [url]
     path = Path(url).expanduser()

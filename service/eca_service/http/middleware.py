@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eca_hub import EcaHubError
 from eca_service.errors import BadHost, HeadersTooLarge, InternalError, NotReady
 from eca_service.http.body import ClientDisconnected
-from eca_service.http.responses import error_response, hold
+from eca_service.http.responses import delay_refusal, error_response
 from eca_service.logging import log_access
 from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
@@ -120,7 +120,7 @@ class RequestMiddleware:
             )
         try:
             if self._refuse_early is not None and (refusal := self._refuse_early(scope)) is not None:
-                await hold(refusal)
+                await delay_refusal(refusal)
                 return refusal
             await self._app(scope, receive, send)
         except ClientDisconnected:

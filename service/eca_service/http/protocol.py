@@ -92,9 +92,9 @@ def _check_head(received: bytes) -> None:
 
 
 def _in_origin_form(request: h11.Request) -> h11.Request:
-    """Return a request whose target is a path, as a server must accept a whole URL (RFC 9112, 3.2.2).
+    """Rewrite a request target from absolute form (a URL) to origin form (a path), see RFC 9112, 3.2.2.
 
-    The URL's host takes the place of the Host header.
+    The host of the URL replaces the Host header.
     """
     url = _ABSOLUTE_FORM.fullmatch(request.target)
     if url is None:

@@ -53,10 +53,10 @@ def error_response(error: EcaHubError, scope: Scope) -> Response:
     return json_response(body, status=STATUS_OF[error.code], headers=headers)
 
 
-async def hold(error: EcaHubError) -> None:
-    """Hold a refusal back while clients retry faster than they can be refused; see eca_service.inference.admission."""
-    if isinstance(error, Overloaded) and error.hold_s:
-        await asyncio.sleep(error.hold_s)
+async def delay_refusal(error: EcaHubError) -> None:
+    """Wait before a 429 is sent to clients that retry too fast; see eca_service.inference.admission."""
+    if isinstance(error, Overloaded) and error.response_delay_s:
+        await asyncio.sleep(error.response_delay_s)
 
 
 def route_path(scope: Scope) -> str:
@@ -88,7 +88,7 @@ async def _handle_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, EcaHubError)
     if isinstance(error, RetryLater):
         request.app.state.service.metrics.rejected.labels(error.code).inc()
-        await hold(error)
+        await delay_refusal(error)
     return error_response(error, request.scope)
 
 

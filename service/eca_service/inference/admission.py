@@ -4,15 +4,15 @@
 
 An item is admitted while the expected wait is within its limit, so that admitted items wait about equally long on a
 fast machine and on a slow one. A batch takes half of that limit at most: on a slow machine batches are smaller, and an
-item has its result within one and a half times the limit. Two batches for each runner are always admitted, so that each
-has one at hand when it ends another.
+item has its result within one and a half times the limit. Two batches for each runner are always admitted, so that the
+next batch is ready when a runner finishes one.
 
-A refusal costs processor time as well, some 0.4 to 1 ms, and clients that retry at once would take it from the runners.
-Five refusals for each item that the runners could do are sent at once, which is more than five times the load that they
-can serve leads to. The surplus is held back, for two seconds at most. The times after which clients are told to retry
-are spread, so that those that were refused together do not come back together.
+A refusal takes processor time as well, some 0.4 to 1 ms, which clients that retry at once would take from the runners.
+Refusals are therefore paced by a leaky bucket (GCRA): five for each item that the runners can process are sent at once,
+which is enough for five times the load that they can serve; further ones are delayed, by two seconds at most. The
+values of Retry-After are spread, so that clients that were refused together do not come back together.
 
-Uses no clock of its own: its caller gives the time.
+Reads no clock: the caller passes the time.
 """
 
 import math
@@ -20,14 +20,14 @@ import math
 from eca_service.errors import Overloaded
 
 _MEMORY_S = 2.0
-"""A batch as long as this is two thirds of the estimate from then on."""
+"""Time constant of the estimate: a batch that took this long gets a weight of 1 - 1/e, about two thirds."""
 _MIN_WEIGHT = 0.1
-"""So much of the estimate is each batch, so that short ones correct it quickly after a long one."""
+"""Weight of a short batch, so that short batches correct the estimate quickly after a long one."""
 
 _PROMPT_REFUSALS_PER_ITEM = 5
 _PROMPT_BURST_S = 1.0
-"""How far refusals may run ahead of that rate before one is held back."""
-_MAX_HOLD_S = 2.0
+"""How far refusals may run ahead of that rate before one is delayed."""
+_MAX_RESPONSE_DELAY_S = 2.0
 
 _MAX_RETRY_S = 60
 _SPREAD = 2.0
@@ -44,7 +44,7 @@ class Admission:
         max_batch: Items in a batch at most.
         max_items: Items in flight at most.
         max_queue_delay_s: Expected wait above which items are refused.
-        s_per_item: Seconds of a runner for one item, until batches have shown it.
+        s_per_item: First estimate of a runner's seconds for one item; batches correct it.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Admission:
         self._num_runners = num_runners
         self._max_batch = max_batch
         self._s_per_item = s_per_item
+        # When the refusals so far would have been sent at their rate: GCRA's theoretical arrival time.
         self._refusals_until_s = -math.inf
         self._num_refused = 0
 
@@ -96,11 +97,11 @@ class Admission:
         raise Overloaded(
             f"{self.num_items} images are in flight; {limit}.",
             retry_after_s=self._next_retry_s(wait_s),
-            hold_s=self._next_hold_s(now_s),
+            response_delay_s=self._next_response_delay_s(now_s),
         )
 
     def record(self, num_items: int, took_s: float) -> None:
-        """Learn from a batch how long items take."""
+        """Update the estimate by a batch of `num_items` that took `took_s`."""
         weight = max(1 - math.exp(-took_s / _MEMORY_S), _MIN_WEIGHT)
         self._s_per_item += weight * (took_s / num_items - self._s_per_item)
 
@@ -109,10 +110,10 @@ class Admission:
         factor = 1 + _SPREAD * (self._num_refused * _GOLDEN_RATIO % 1)
         return min(max(math.ceil(factor * wait_s), 1), _MAX_RETRY_S)
 
-    def _next_hold_s(self, now_s: float) -> float:
-        """Return how long to hold a refusal back."""
+    def _next_response_delay_s(self, now_s: float) -> float:
+        """Return how long to wait before a refusal is sent."""
         period_s = self._s_per_item / self._num_runners / _PROMPT_REFUSALS_PER_ITEM
         ahead_s = max(self._refusals_until_s - now_s, 0.0) + period_s
-        ahead_s = min(ahead_s, _PROMPT_BURST_S + _MAX_HOLD_S)
+        ahead_s = min(ahead_s, _PROMPT_BURST_S + _MAX_RESPONSE_DELAY_S)
         self._refusals_until_s = now_s + ahead_s
         return max(ahead_s - _PROMPT_BURST_S, 0.0)

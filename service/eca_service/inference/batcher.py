@@ -5,7 +5,7 @@ then for `max_wait_ms` at most, so that a single client never waits for a timer.
 releases its reservation and is not run. A batch that raises is run again item by item, so that only the faulty item
 fails.
 
-What is admitted is decided in `eca_service.inference.admission`. Uses asyncio only: no torch, no images, no HTTP.
+Admission is decided in `eca_service.inference.admission`. Uses asyncio only: no torch, no images, no HTTP.
 """
 
 import asyncio
@@ -112,7 +112,7 @@ class Batcher(Generic[Item, Output]):
         max_batch: Items in a batch at most; fewer where they would take more than half of `max_queue_delay_s`.
         max_wait_ms: How long a free runner waits for items that are still being decoded.
         max_items: Items in flight at most: pending, waiting or being run.
-        max_queue_delay_s: Expected wait above which requests are refused; two batches for each runner never are.
+        max_queue_delay_s: Requests are refused above this expected wait, but two batches for each runner never are.
         s_per_item: Seconds of a runner for one item, until batches have shown it.
     """
 

@@ -7,7 +7,7 @@ const element = (name, properties = {}, ...children) => {
   node.append(...children);
   return node;
 };
-// A long text is cut, and whole under the pointer: the layout of a label of 10,000 characters took seconds.
+// A long text is truncated, with the whole text as a tooltip: the layout of a label of 10,000 characters took seconds.
 const shortened = (text, limit = 80) => (text.length > limit ? `${[...text.slice(0, 2 * limit)].slice(0, limit - 1).join("")}…` : text);
 const named = (name, text, properties = {}) =>
   element(name, { ...properties, textContent: shortened(text), title: text.length > 80 ? text : "" });
@@ -21,7 +21,7 @@ let lastName = "image.jpg";
 function apiHeaders(extra = {}) {
   const key = byId("api-key").value;
   // Other characters cannot be sent in a header.
-  if (!/^[\x21-\x7e]*$/.test(key)) throw new Error("The API key holds characters that no key has, such as a space.");
+  if (!/^[\x21-\x7e]*$/.test(key)) throw new Error("The API key has characters that are not allowed, such as a space. Paste it again.");
   return key ? { ...extra, Authorization: `Bearer ${key}` } : extra;
 }
 
@@ -46,7 +46,7 @@ async function request(path, options = {}) {
   const body = await response.json().catch(() => null);
   if (response.status === 401) byId("key-row").hidden = false;
   if (!response.ok) throw new ApiError(response.status, body);
-  if (!body) throw new Error("The response is not from this service. Check what stands between it and this page.");
+  if (!body) throw new Error("The response is not from this service. Check for a proxy or a login page between the browser and the service.");
   return body;
 }
 
@@ -137,7 +137,7 @@ function showStatus(text, isError = false) {
 
 // Images
 
-// As many as a browser has connections to one server, less one for the rest of the page; the service batches them.
+// Browsers open six connections to one server; one is left for the rest of the page. The service batches the images.
 const NUM_AT_ONCE = 5;
 
 async function sendFiles(files) {
@@ -163,7 +163,7 @@ function addCard(file) {
   const image = card.querySelector("img");
   image.addEventListener("error", () => card.classList.add("no-preview"));
   image.src = URL.createObjectURL(file);
-  // The browser keeps the file until then.
+  // Until the URL is revoked, the browser keeps the file in memory.
   for (const event of ["load", "error"]) image.addEventListener(event, () => URL.revokeObjectURL(image.src));
   image.alt = `Chosen image ${shortened(file.name)}`;
   card.querySelector("h3").replaceWith(named("h3", file.name || "Pasted image"));
@@ -409,7 +409,7 @@ function color(stops, value, opacity = 1) {
 
 // Code
 
-// Characters that end a line or turn its direction would make a line read otherwise than it runs.
+// Line breaks and bidirectional control characters would make code look different from what it does.
 const CONTROL = /[\p{Cc}\p{Bidi_Control}\u2028\u2029]/gu;
 const escaped = (text) => text.replace(CONTROL, (each) => `\\u${each.codePointAt(0).toString(16).padStart(4, "0")}`);
 // A string of Python and of JavaScript.
@@ -503,7 +503,7 @@ function listen() {
   for (const input of [byId("files"), byId("camera")]) {
     input.addEventListener("change", async () => { await sendFiles(input.files); input.value = ""; });
   }
-  // Anywhere on the page: a browser would leave it to open the file.
+  // Files are accepted anywhere on the page: without a handler, the browser navigates to the file.
   let depth = 0;
   const showOver = (change) => byId("drop").classList.toggle("over", (depth = change && depth + change) > 0);
   document.addEventListener("dragenter", (event) => { event.preventDefault(); showOver(1); });

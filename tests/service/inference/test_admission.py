@@ -54,22 +54,22 @@ def test_the_estimate_follows_a_machine_that_becomes_slow_within_seconds_and_one
 def test_refusals_are_sent_at_once_at_five_times_the_load_that_the_runners_can_serve() -> None:
     admitted = full(s_per_item=0.1)
     # Two runners do 20 items a second: of 100 requests, 80 are refused.
-    assert {refusal(admitted, number / 80).hold_s for number in range(2000)} == {0.0}
+    assert {refusal(admitted, number / 80).response_delay_s for number in range(2000)} == {0.0}
 
 
-def test_beyond_that_refusals_are_held_back_and_for_two_seconds_at_most() -> None:
+def test_beyond_that_refusals_are_delayed_by_two_seconds_at_most() -> None:
     admitted = full(s_per_item=0.1)
-    holds_s = [refusal(admitted, 0.0).hold_s for _ in range(1000)]
-    assert holds_s[:100] == pytest.approx([0.0] * 100), "a burst of a second"
-    assert holds_s[100:300] == pytest.approx([0.01 * number for number in range(1, 201)]), "then a hundred a second"
-    assert max(holds_s) == 2.0
-    assert refusal(admitted, 10.0).hold_s == 0.0
+    delays_s = [refusal(admitted, 0.0).response_delay_s for _ in range(1000)]
+    assert delays_s[:100] == pytest.approx([0.0] * 100), "a burst of a second"
+    assert delays_s[100:300] == pytest.approx([0.01 * number for number in range(1, 201)]), "then a hundred a second"
+    assert max(delays_s) == 2.0
+    assert refusal(admitted, 10.0).response_delay_s == 0.0
 
 
-def test_while_no_batch_has_shown_how_long_an_item_takes_no_refusal_is_held_back() -> None:
+def test_before_the_first_batch_no_refusal_is_delayed() -> None:
     admitted = admission(s_per_item=0.0, max_items=1)
     admitted.num_items = 1
-    assert {refusal(admitted, 0.0).hold_s for _ in range(1000)} == {0.0}
+    assert {refusal(admitted, 0.0).response_delay_s for _ in range(1000)} == {0.0}
 
 
 def test_clients_that_are_refused_together_are_told_to_retry_at_different_times() -> None:

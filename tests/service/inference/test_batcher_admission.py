@@ -120,7 +120,7 @@ def test_under_overload_admitted_items_are_finished_in_time_on_a_fast_and_on_a_s
         await batcher.close()
         return max(took_s)
 
-    # The last of these runs an image alone for two seconds.
+    # A batch takes at most half of the longest wait, or is one item.
     for s_per_item in (0.02, 0.1, 0.4, 1.0):
         assert run(worst_s(s_per_item)) <= 2.0 + max(1.0, s_per_item)
 

@@ -177,7 +177,7 @@ def test_hostile_text_of_every_origin_is_only_text(page: Any, image_file: Path) 
     }"""
     page.evaluate(send, HOSTILE_TEXTS)
     playwright.expect(page.locator("#status")).to_have_text(f"{len(HOSTILE_TEXTS)} images done.")
-    # Of 10,000 characters the first are shown, and all of them under the pointer.
+    # Of 10,000 characters the first are shown, and all of them in the tooltip.
     shown = [text if len(text) <= 80 else text[:79] + "\u2026" for text in HOSTILE_TEXTS]
     texts = "nodes => nodes.map(node => node.textContent)"
     label = page.locator(".result").first.locator(".bars .label")
@@ -200,7 +200,7 @@ def test_hostile_text_of_every_origin_is_only_text(page: Any, image_file: Path) 
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_a_line_for_programs_reads_as_it_runs_whatever_the_name_of_the_file(page: Any, tmp_path: Path) -> None:
+def test_code_of_the_page_shows_what_it_does_for_any_file_name(page: Any, tmp_path: Path) -> None:
     names = ["it's a \\ \u202egpj.jpg", "two\nlines.jpg", "plain $HOME `id`.jpg"]
     for name in names:
         shutil.copy(next(Path(eca_service_folder()).glob("web/samples/*.jpg")), tmp_path / name)
@@ -227,7 +227,7 @@ def test_a_response_of_something_else_and_a_key_that_cannot_be_sent_get_a_senten
     page.evaluate("document.getElementById('key-row').hidden = false")
     page.fill("#api-key", "clé \U0001f511")
     page.press("#api-key", "Enter")
-    playwright.expect(page.locator("#status.error")).to_contain_text("characters that no key has")
+    playwright.expect(page.locator("#status.error")).to_contain_text("characters that are not allowed")
 
 
 def test_a_dropped_image_and_a_pasted_image_are_classified(page: Any, image_file: Path) -> None:
@@ -430,7 +430,7 @@ def test_axe_finds_nothing_serious(service: Served, browser: Any, image_file: Pa
     page.locator(".explain").click()
     playwright.expect(page.locator(".gates figure")).to_have_count(9)
     detect(page, image_file)
-    # Evaluated as by a debugger, which the policy of the page does not forbid.
+    # Playwright evaluates the script through the debugger, to which the page's Content-Security-Policy does not apply.
     violations = Axe().run(page).response["violations"]
     assert [(each["id"], each["impact"]) for each in violations if each["impact"] in ("serious", "critical")] == []
     context.close()

@@ -265,7 +265,7 @@ def test_addresses_are_refused_and_those_of_files_are_read(folder: Path) -> None
     rows = [(f"{folder.as_uri()}/{name}", label) for name, label in ROWS]
     CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.25).check()
     rows[3] = ("https://host/3.png", "cat")
-    with pytest.raises(InvalidConfig, match=r"Row 5 of .* names the address https://host/3.png, and eca-hub does not"):
+    with pytest.raises(InvalidConfig, match=r"Row 5 of .* names the URL https://host/3.png, and eca-hub does not"):
         CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.25)
 
 
@@ -288,7 +288,9 @@ def test_a_class_whose_name_may_stand_for_no_label_is_remarked_on(folder: Path) 
     rows = [(name, label.replace("cat", "None")) for name, label in ROWS]
     data = CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.25)
     assert data.labels == ["None", "dog"]
-    assert data.remarks == ["'None' is a class of 4 training images; if it stands for no label, leave it empty."]
+    assert data.remarks == [
+        "'None' is a class of 4 training images; if it stands for a missing label, leave the cell empty."
+    ]
 
 
 def test_rows_that_repeat_are_remarked_on(folder: Path) -> None:

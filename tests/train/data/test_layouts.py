@@ -169,12 +169,12 @@ def test_a_folder_that_is_a_link_to_nothing_is_refused(link: str, root: Path) ->
         ImageFolderData(str(root))
 
 
-def test_a_class_that_links_to_a_folder_around_it_is_left_out(root: Path) -> None:
+def test_a_class_that_links_to_a_parent_folder_is_left_out(root: Path) -> None:
     (root / "train" / "all").symlink_to(root)
     data = ImageFolderData(str(root))
     assert data.labels == ["dark", "light"]
     assert data.num_images("train") == 8
-    assert data.remarks == [f"{root}/train: links to a folder around them are left out: all."]
+    assert data.remarks == [f"{root}/train: links to a parent folder are left out: all."]
 
 
 def test_a_class_folder_that_links_to_another_class_is_refused(root: Path) -> None:
@@ -362,7 +362,7 @@ def _only_tar(root: Path) -> None:
         (_only_csv, r"it holds labels.csv\. Give --data CsvData --data.root .*labels.csv"),
         (
             _named_as_by_others,
-            r"If seg_train is the train split: mv .*set/seg_train .*set/train; the others are val and",
+            r"If seg_train is the train split: mv .*set/seg_train .*set/train; rename the others to val and",
         ),
         (_by_class_first, r"set sorts images by class first, then by split: dark/train\. It needs train/dark\."),
         (_only_zip, r"it holds train.zip\. Unpack it first\."),

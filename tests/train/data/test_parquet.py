@@ -288,7 +288,7 @@ def _repeated_class(root: Path) -> None:
         (_no_rows, r"The train split of .* has no images\."),
         (_pointer, r"train.parquet is a pointer of Git LFS\. `git lfs pull` fetches the file\."),
         (_another_name, r"it holds data.parquet\. If it is to be trained on: mv .*data.parquet .*train.parquet"),
-        (_folder_of_datasets, r"holds no parquet files\. It is a folder of datasets' save_to_disk; write parquet"),
+        (_folder_of_datasets, r"holds no parquet files\. It was written by save_to_disk; write parquet instead"),
         (_negative_label, r"train.parquet has the label -5, which is negative\."),
         (_repeated_class, r"train.parquet names the class 'cat' more than once\."),
     ],
@@ -305,7 +305,7 @@ def test_files_of_other_programs_that_cannot_be_used_are_named(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("https://host/0.png", r"row 0 \(https://host/0.png\): an address, and eca-hub does not download images"),
+        ("https://host/0.png", r"row 0 \(https://host/0.png\): a URL, and eca-hub does not download images"),
         ("iVBORw0KGgo" + "A" * 5000, r"row 0 \(iVBORw0KGgoA{189}\): base64 text; decode it to bytes first\.$"),
         ("data:image/png;base64,iVBORw0KGgo", "a data URL; decode it to bytes first"),
     ],

@@ -171,7 +171,7 @@ def test_names_that_repeat_in_a_shard_are_counted(tmp_path: Path) -> None:
         tar.addfile(member, io.BytesIO(b"new"))
     data = WebDatasetData(str(tmp_path))
     assert data.source("train").read(0) == png(0)
-    assert data.remarks[0] == "train-0.tar: images whose name occurs before are left out: 1."
+    assert data.remarks[0] == "train-0.tar: images with the name of an earlier one are left out: 1."
 
 
 def _pointer(path: Path) -> None:
@@ -218,13 +218,13 @@ def test_a_shard_that_cannot_be_used_is_named(change: Callable[[Path], None], se
         WebDatasetData(str(tmp_path))
 
 
-def test_a_shard_without_an_end_mark_is_remarked_on(tmp_path: Path) -> None:
+def test_a_shard_without_an_end_of_archive_marker_is_remarked_on(tmp_path: Path) -> None:
     write_splits(tmp_path, samples("number"))
     content = (tmp_path / "train-0.tar").read_bytes()
     (tmp_path / "train-0.tar").write_bytes(content[: len(content.rstrip(b"\0")) // 512 * 512 + 512])
     data = WebDatasetData(str(tmp_path))
     assert data.num_images("train") == 4
-    assert data.remarks[0] == "train-0.tar has no end mark; it may be cut off, and images be missing."
+    assert data.remarks[0] == "train-0.tar has no end-of-archive marker; it may be cut off, with images missing."
 
 
 def test_more_classes_than_half_the_images_are_remarked_on(tmp_path: Path) -> None:
