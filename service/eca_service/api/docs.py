@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from eca_service.api.schemas import response_schemas
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 html { color-scheme: light dark }
@@ -42,13 +44,20 @@ class ApiDescription:
         """Return the OpenAPI description; `root_path` is the prefix that a reverse proxy strips."""
         if root_path not in self._json:
             servers = {"servers": [{"url": root_path}]} if root_path else {}
-            self._json[root_path] = json.dumps(self._app.openapi() | servers, separators=(",", ":")).encode()
+            self._json[root_path] = json.dumps(self._description() | servers, separators=(",", ":")).encode()
         return self._json[root_path]
 
     def to_html(self, base_url: str) -> str:
         """Return the page; `base_url` is the URL of the service for this client."""
-        self._page = self._page or render_docs(self._app.openapi(), _BASE_URL)
+        self._page = self._page or render_docs(self._description(), _BASE_URL)
         return self._page.replace(_BASE_URL, escape(base_url))
+
+    def _description(self) -> dict[str, Any]:
+        """Complete FastAPI's description, in which responses refer to classes, with the schemas of these classes."""
+        description = self._app.openapi()
+        components = description.get("components", {})
+        schemas = components.get("schemas", {}) | response_schemas()
+        return description | {"components": components | {"schemas": dict(sorted(schemas.items()))}}
 
 
 def render_docs(description: Mapping[str, Any], base_url: str) -> str:

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from eca_service.api.docs import ApiDescription
-from eca_service.api.schemas import HealthResponse, error_responses
+from eca_service.api.schemas import HealthResponse, describe_response, error_responses
 from eca_service.errors import NotReady
 from eca_service.http.body import BodyReader
 from eca_service.http.dependencies import StateDep, require_api_key
@@ -39,7 +39,9 @@ async def openapi(request: Request) -> Response:
 
 # Some load balancers send HEAD.
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz", summary="Is the process alive", response_model=None, responses={200: {"model": HealthResponse}})
+@router.get(
+    "/healthz", summary="Is the process alive", response_model=None, responses={200: describe_response(HealthResponse)}
+)
 async def healthz() -> Response:
     """Returns 200 as long as the process responds, whatever the state of its models."""
     return json_response({"status": "ok"})
@@ -50,7 +52,7 @@ async def healthz() -> Response:
     "/readyz",
     summary="Is the service ready",
     response_model=None,
-    responses={200: {"model": HealthResponse}, **error_responses(503)},
+    responses={200: describe_response(HealthResponse), **error_responses(503)},
 )
 async def readyz(state: StateDep) -> Response:
     """Returns 200 when every model is loaded and warm and the process is not draining."""

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from eca_hub import EcaHubError
-from eca_service.api.schemas import LOAD_BODY, ModelResponse, ModelsResponse, error_responses
+from eca_service.api.schemas import LOAD_BODY, ModelResponse, ModelsResponse, describe_response, error_responses
 from eca_service.errors import ModelNotLoaded, RepoNotAllowed, UnfitModel
 from eca_service.http.dependencies import AppState, StateDep, require_admin_key, require_api_key
 from eca_service.http.responses import json_response
@@ -28,7 +28,7 @@ router = APIRouter(responses=error_responses(401))
     summary="List the models",
     response_model=None,
     dependencies=[Depends(require_api_key)],
-    responses={200: {"model": ModelsResponse}},
+    responses={200: describe_response(ModelsResponse)},
 )
 async def list_models(state: StateDep) -> Response:
     """Each with its id, commit, labels, input size, number of parameters and state."""
@@ -40,7 +40,10 @@ async def list_models(state: StateDep) -> Response:
     summary="Load a model, or another revision of a loaded one",
     response_model=None,
     dependencies=[Depends(require_admin_key)],
-    responses={200: {"model": ModelResponse}, **error_responses(400, 403, 404, 408, 409, 413, 415, 422, 429, 502, 503)},
+    responses={
+        200: describe_response(ModelResponse),
+        **error_responses(400, 403, 404, 408, 409, 413, 415, 422, 429, 502, 503),
+    },
     openapi_extra={"requestBody": LOAD_BODY},
 )
 async def load_model(request: Request, state: StateDep) -> Response:
@@ -67,7 +70,7 @@ async def load_model(request: Request, state: StateDep) -> Response:
     summary="Unload a model",
     response_model=None,
     dependencies=[Depends(require_admin_key)],
-    responses={200: {"model": ModelsResponse}, **error_responses(403, 404, 409, 422)},
+    responses={200: describe_response(ModelsResponse), **error_responses(403, 404, 409, 422)},
 )
 async def unload_model(state: StateDep, model_id: str) -> Response:
     """Needs an admin key. Requests in flight are still completed. Returns the remaining models."""

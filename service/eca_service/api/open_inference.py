@@ -20,6 +20,7 @@ from eca_service.api.schemas import (
     V2Model,
     V2Server,
     V2State,
+    describe_response,
     v2_error_responses,
 )
 from eca_service.errors import ModelNotLoaded, NotReady
@@ -41,7 +42,7 @@ router = APIRouter(prefix="/v2", dependencies=[Depends(require_api_key)], respon
 """Routes with a key."""
 
 
-@open_router.get("", summary="Describe this server", response_model=None, responses={200: {"model": V2Server}})
+@open_router.get("", summary="Describe this server", response_model=None, responses={200: describe_response(V2Server)})
 async def describe_server() -> Response:
     """Name, version and extensions."""
     return json_response(
@@ -50,7 +51,7 @@ async def describe_server() -> Response:
 
 
 @open_router.get(
-    "/health/live", summary="Is the process alive", response_model=None, responses={200: {"model": V2State}}
+    "/health/live", summary="Is the process alive", response_model=None, responses={200: describe_response(V2State)}
 )
 async def is_live() -> Response:
     """As /healthz."""
@@ -61,7 +62,7 @@ async def is_live() -> Response:
     "/health/ready",
     summary="Is the service ready",
     response_model=None,
-    responses={200: {"model": V2State}, **v2_error_responses(503)},
+    responses={200: describe_response(V2State), **v2_error_responses(503)},
 )
 async def is_ready(state: StateDep) -> Response:
     """As /readyz."""
@@ -90,7 +91,9 @@ def _model_route(method: str, ending: str, summary: str, **options: Any) -> Call
     return add
 
 
-@_model_route("GET", "/ready", "Is {} ready", responses={200: {"model": V2State}, **v2_error_responses(404, 422, 503)})
+@_model_route(
+    "GET", "/ready", "Is {} ready", responses={200: describe_response(V2State), **v2_error_responses(404, 422, 503)}
+)
 async def is_model_ready(state: StateDep, model_id: str, version: str | None = None) -> Response:
     """Whether the model is loaded and its engines respond."""
     model = state.registry.find(model_id)
@@ -104,7 +107,10 @@ async def is_model_ready(state: StateDep, model_id: str, version: str | None = N
     "POST",
     "/infer",
     "Classify images by {}",
-    responses={200: {"model": InferResponse}, **v2_error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)},
+    responses={
+        200: describe_response(InferResponse),
+        **v2_error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504),
+    },
     openapi_extra={"requestBody": INFER_BODY},
 )
 async def infer(request: Request, state: StateDep, model_id: str, version: str | None = None) -> Response:
@@ -171,7 +177,7 @@ def _infer_response(
     "GET",
     "",
     "Describe {}",
-    responses={200: {"model": V2Model}, **v2_error_responses(404, 422, 503)},
+    responses={200: describe_response(V2Model), **v2_error_responses(404, 422, 503)},
 )
 async def describe_model(state: StateDep, model_id: str, version: str | None = None) -> Response:
     """Inputs and outputs. Instead of `image`, `pixels` may be sent: UINT8, N x 3 x height x width, red first."""

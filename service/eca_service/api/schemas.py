@@ -1,11 +1,15 @@
 """Schemas of requests and responses, for /openapi.json.
 
-Responses are built as plain dictionaries, which is faster; tests validate them against these classes.
+Responses are built as plain dictionaries, which is faster; tests validate them against these classes. Routes name the
+class of a response by a reference, and `response_schemas` describes all of them when a client asks for the description:
+FastAPI itself would make a validator for each response of each route at the start.
 """
 
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 
 from eca_service.api.open_inference_codec import InferRequestBody
 from eca_service.http.strict_json import HFRequestBody, ImagesRequest, LoadModelRequest
@@ -15,7 +19,7 @@ from eca_service.models.registry import State
 class Schema(BaseModel):
     """Base of all: no field but those that it names."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
 
 
 class ModelQuery(Schema):
@@ -330,16 +334,42 @@ INFER_BODY: dict[str, Any] = {
 """Body of /v2/models/{id}/infer."""
 
 
+_REFERENCE = "#/components/schemas/{model}"
+
+_described: dict[str, type[BaseModel]] = {}
+"""Name of a class to which a route refers -> the class."""
+
+
+def describe_response(shape: Any) -> dict[str, Any]:
+    """Describe a response, by reference to its class, or to several: `One | Other`, `list[One]`."""
+    return {"content": {"application/json": {"schema": _reference_to(shape)}}}
+
+
+def _reference_to(shape: Any) -> dict[str, Any]:
+    if get_origin(shape) is UnionType:
+        return {"anyOf": [_reference_to(each) for each in get_args(shape)]}
+    if get_origin(shape) is list:
+        return {"type": "array", "items": _reference_to(get_args(shape)[0])}
+    _described[shape.__name__] = shape
+    return {"$ref": _REFERENCE.format(model=shape.__name__)}
+
+
+def response_schemas() -> dict[str, Any]:
+    """Return the schema of each class to which a route refers, and of those to which they refer, by their names."""
+    _, schemas = models_json_schema([(each, "serialization") for each in _described.values()], ref_template=_REFERENCE)
+    return dict(schemas["$defs"])
+
+
 def v2_error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe these statuses as errors of the Open Inference Protocol."""
-    return {status: {"model": V2Error} for status in statuses}
+    return {status: describe_response(V2Error) for status in statuses}
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe these statuses as errors in the one shape."""
-    return {status: {"model": ErrorResponse} for status in statuses}
+    return {status: describe_response(ErrorResponse) for status in statuses}
 
 
 def image_responses(model: Any) -> dict[int | str, dict[str, Any]]:
     """Describe the responses of a route that takes images: its result, and the errors that each of them may return."""
-    return {200: {"model": model}, **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)}
+    return {200: describe_response(model), **error_responses(400, 404, 408, 413, 415, 422, 429, 503, 504)}
