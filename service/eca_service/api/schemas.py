@@ -19,7 +19,7 @@ from eca_service.models.registry import State
 class Schema(BaseModel):
     """Base of all: no field but those that it names."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class ModelQuery(Schema):
