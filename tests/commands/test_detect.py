@@ -64,6 +64,7 @@ def test_detections_are_printed_drawn_and_written(
     assert not np.array_equal(np.asarray(image), np.asarray(Image.open(files[0])))
 
 
+@pytest.mark.slow
 def test_results_take_the_ids_of_an_annotation_file_and_can_be_evaluated(
     package: Path, images: Path, tmp_path: Path
 ) -> None:

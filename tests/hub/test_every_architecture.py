@@ -76,6 +76,7 @@ def test_a_network_with_computed_buffers_keeps_its_outputs(name: str) -> None:
     check_timm_network(name)
 
 
+@pytest.mark.slow
 def test_a_network_with_attention_and_computed_buffers_keeps_its_outputs(tmp_path: Path) -> None:
     model = randomize(create_model("eca_resnetblur18", num_classes=3))
     loaded, _ = load_pretrained(save_pretrained(model, tmp_path / "package", labels=LABELS))

@@ -28,6 +28,7 @@ def made(architecture: str, attention: str = "eca", **options: Any) -> tuple[nn.
     return ecanet.randomize(build_model(config)), config
 
 
+@pytest.mark.slow
 def test_a_released_network_is_exactly_stock_timms(tmp_path: Path) -> None:
     official = ecanet.make("resnet50")
     torch.save(ecanet.released(official), tmp_path / "eca_resnet50.pth.tar")

@@ -176,6 +176,7 @@ def test_references_that_git_cannot_hold_together_are_refused(tmp_path: Path, ki
         assert create(other) == 409
 
 
+@pytest.mark.slow
 def test_a_branch_may_be_deleted_while_it_is_committed_to_and_read(tmp_path: Path) -> None:
     with opened_hub(tmp_path) as client:
         push(client, {"a.txt": b"a"}, {})

@@ -120,6 +120,7 @@ def test_the_page_holds_tables_figures_and_conclusions_and_fetches_nothing(resul
     }
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert report(results, tmp_path / name) == 0

@@ -146,6 +146,7 @@ def test_outside_of_a_request_nothing_is_recorded(recorded: Recorded) -> None:
     assert not recorded.spans
 
 
+@pytest.mark.slow
 def test_without_an_endpoint_the_sdk_of_opentelemetry_is_not_imported() -> None:
     script = (
         "import sys, eca_service.app as app, eca_service.__main__\n"

@@ -293,6 +293,7 @@ def test_a_detector_package_is_trained_on_with_new_classes(tmp_path: Path) -> No
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in same.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_detector_is_not_tested_on_data_of_other_classes(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -134,7 +134,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-FEW = ("overfit_batches", "a strategy that spawns", "a misspelled monitor", "no validation")
+FEW = ("overfit_batches", "a strategy that spawns", "a misspelled monitor")
 """Each is refused at another place; the others are slow tests."""
 
 
