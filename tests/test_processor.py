@@ -25,6 +25,6 @@ def test_a_format_needs_instructions_of_its_own(
     assert has_instructions("fp16", for_matrices=True) is fp16_for_matrices
 
 
-def test_a_version_of_torch_that_cannot_tell_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_of_torch_without_get_capabilities_reports_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not has_instructions("bf16")

@@ -324,7 +324,7 @@ def run(command: str, argv: list[str]) -> None:
 
 
 def _with_config_of_run(command: str, argv: list[str]) -> list[str]:
-    """Let a run be evaluated by its own config.yaml, where neither a configuration nor data are given."""
+    """Add the config.yaml of the run to the arguments of an evaluation, if they name no configuration and no data."""
     options = {name: value for name, _, value in (word.partition("=") for word in argv) if name.startswith("-")}
     if command == "fit" or "--run_dir" not in options or options.keys() & {"-c", "--config", "--data"}:
         return argv

@@ -47,7 +47,7 @@ def open_run_folder(
         latest = checkpoints.latest_valid() if resume else None
         if resume and latest is None:
             raise InvalidConfig(
-                f"{path} holds a finished run, of which no checkpoint is whole.",
+                f"{path} holds a finished run without a valid checkpoint.",
                 hint=f"Give another --run_dir and --model.from_pretrained {path} to train its weights longer.",
             )
         if latest is None or (is_finished(latest.metadata) and not _is_longer(latest, max_epochs, max_steps)):

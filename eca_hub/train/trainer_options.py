@@ -95,23 +95,7 @@ def check_options(options: Mapping[str, Any], schedule: str) -> None:
             raise InvalidConfig(
                 f"--trainer.{name} {value} is not supported: {unsupported.reason}.", hint=unsupported.hint
             )
-    for split, what in (("train", "train on"), ("test", "measure the result on")):
-        if options.get(f"limit_{split}_batches") == 0 and not options.get("fast_dev_run"):
-            raise InvalidConfig(
-                f"--trainer.limit_{split}_batches 0 leaves nothing to {what}.", hint="Give 1 or more, or leave it out."
-            )
-    if options.get("max_steps") == 0:
-        raise InvalidConfig(
-            "--trainer.max_steps 0 leaves nothing to train.", hint="Give 1 or more, or -1 for no limit."
-        )
-    if (clip := options.get("gradient_clip_val")) is not None and clip < 0:
-        raise InvalidConfig(f"--trainer.gradient_clip_val is {clip}; it must be 0 or more.")
-    for name in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
-        least = 0 if name == "log_every_n_steps" else 1
-        if isinstance(value := options.get(name), int) and value < least:
-            raise InvalidConfig(f"--trainer.{name} is {value}; it must be {least} or more.")
-    if (min_epochs := options.get("min_epochs")) and 0 <= (max_epochs := options.get("max_epochs") or -1) < min_epochs:
-        raise InvalidConfig(f"--trainer.min_epochs is {min_epochs}, more than --trainer.max_epochs, {max_epochs}.")
+    _check_ranges(options)
     for callback in _listed(options.get("callbacks")):
         name = type(callback).__name__
         if type(callback).__module__.startswith("lightning.") and name in UNSUPPORTED_CALLBACKS:
@@ -127,6 +111,27 @@ def check_options(options: Mapping[str, Any], schedule: str) -> None:
             "--model.optim.schedule cosine needs the number of epochs or steps, and --trainer.max_epochs is -1.",
             hint="Give --trainer.max_epochs or --trainer.max_steps, or --model.optim.schedule constant.",
         )
+
+
+def _check_ranges(options: Mapping[str, Any]) -> None:
+    """Check the ranges of numbers, and that there are batches to train and to test on."""
+    for split, what in (("train", "train on"), ("test", "measure the result on")):
+        if options.get(f"limit_{split}_batches") == 0 and not options.get("fast_dev_run"):
+            raise InvalidConfig(
+                f"--trainer.limit_{split}_batches 0 leaves nothing to {what}.", hint="Give 1 or more, or leave it out."
+            )
+    if options.get("max_steps") == 0:
+        raise InvalidConfig(
+            "--trainer.max_steps 0 leaves nothing to train.", hint="Give 1 or more, or -1 for no limit."
+        )
+    if (clip := options.get("gradient_clip_val")) is not None and clip < 0:
+        raise InvalidConfig(f"--trainer.gradient_clip_val is {clip:g}; it must be 0 or more.")
+    for name in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
+        least = 0 if name == "log_every_n_steps" else 1
+        if isinstance(value := options.get(name), int) and value < least:
+            raise InvalidConfig(f"--trainer.{name} is {value}; it must be {least} or more.")
+    if (min_epochs := options.get("min_epochs")) and 0 <= (max_epochs := options.get("max_epochs") or -1) < min_epochs:
+        raise InvalidConfig(f"--trainer.min_epochs is {min_epochs}, more than --trainer.max_epochs, {max_epochs}.")
 
 
 def warn_of_emulation(precision: str, device: torch.device) -> None:

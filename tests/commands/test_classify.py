@@ -43,7 +43,7 @@ def test_files_of_a_folder_that_are_not_decoded_are_named_and_those_without_an_e
     assert second.startswith(f"{tmp_path / 'photo.heic'}: The file is a HEIC, which is not supported.")
 
 
-def test_patterns_tildes_and_addresses_of_files_name_images(
+def test_patterns_tildes_and_file_urls_name_images(
     tiny_package: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(photos))

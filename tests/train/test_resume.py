@@ -196,11 +196,11 @@ def test_a_finished_run_has_nothing_to_resume(whole_run: Path, capsys: pytest.Ca
     assert "holds a finished run" in capsys.readouterr().err
 
 
-def test_a_finished_run_without_a_whole_checkpoint_is_not_asked_for_more_epochs(tmp_path: Path) -> None:
+def test_a_finished_run_without_a_valid_checkpoint_is_not_asked_for_more_epochs(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(
-        InvalidConfig, match=r"of which no checkpoint is whole\. Give another --run_dir and --model.from"
+        InvalidConfig, match=r"finished run without a valid checkpoint\. Give another --run_dir and --model.from"
     ):
         open_run_folder(tmp_path, resume=True, overwrite=False, max_epochs=9)
 

@@ -122,6 +122,7 @@ class _Marker(nn.Module):
 
 @cache
 def _backbone_shapes(name: str) -> Shapes:
+    """Return the shapes without attention; `_skeleton`, which builds two networks, would give the same shapes."""
     with torch.device("meta"):
         model = BACKBONES[name].build(None, num_classes=2, stem=ModelConfig.stem, features_only=False)
     return _shapes_of(model)

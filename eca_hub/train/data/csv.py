@@ -29,7 +29,7 @@ _HIDDEN = "-1"
 """Label of all rows of a test split whose labels are not published."""
 _MISSING_WORDS = {"na", "n/a", "#n/a", "null", "none", "?"}
 """Words for a missing value that may be the name of a class, too."""
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_URL_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -253,7 +253,7 @@ def _read_rows(
     if split_index is not None and not split_column and header[split_index].casefold() != _SPLIT_COLUMNS[0]:
         cells = {row[split_index].strip().casefold() for row in rows}
         if not cells & _SPLITS.keys():
-            # The folds of a cross-validation, say.
+            # Such as the numbers of folds of a cross-validation.
             remarks.append(f"The column {header[split_index]!r} names no split, such as train, and is not used.")
             split_index = None
     others = {path_index} if split_index is None else {path_index, split_index}
@@ -261,16 +261,22 @@ def _read_rows(
     read_label = find_labels(header, rows, others, file, split == "test")
     for number, row in enumerate(rows, 2):
         found = split or ("train" if split_index is None else _split_of(row[split_index], number, file))
-        # Windows writes paths with backslashes.
-        path = row[path_index].strip().replace("\\", "/")
-        if address := _ADDRESS.match(path):
-            if address[0].casefold() != "file://":
-                raise InvalidConfig(
-                    f"Row {number} of {file} names the URL {path[:100]}, and eca-hub does not download images.",
-                    hint="Download them, and list the paths.",
-                )
-            path = unquote(path[len(address[0]) :])
-        yield found, path, read_label(row)
+        yield found, _local_path(row[path_index], number, file), read_label(row)
+
+
+def _local_path(cell: str, number: int, file: Path) -> str:
+    """Return the path in a cell, without `file://`; any other URL is refused."""
+    # Windows writes paths with backslashes.
+    path = cell.strip().replace("\\", "/")
+    scheme = _URL_SCHEME.match(path)
+    if scheme is None:
+        return path
+    if scheme[0].casefold() != "file://":
+        raise InvalidConfig(
+            f"Row {number} of {file} names the URL {path[:100]}, and eca-hub does not download images.",
+            hint="Download them, and list the paths.",
+        )
+    return unquote(path[len(scheme[0]) :])
 
 
 def _one_column(

@@ -209,7 +209,7 @@ class _ClassFolders:
                     f"{readable_name(str(folder))}: {other} and {label} are one folder, by a link.",
                     hint="Remove the link; an image has one class.",
                 )
-            scan = self.classes.setdefault(label_name(each.name), _Scan())
+            scan = self.classes.setdefault(label, _Scan())
             for path in walk_files(each):
                 kind = kind_of(path)
                 if kind == "image":

@@ -8,9 +8,9 @@ const element = (name, properties = {}, ...children) => {
   return node;
 };
 // A long text is truncated, with the whole text as a tooltip: the layout of a label of 10,000 characters took seconds.
-const shortened = (text, limit = 80) => (text.length > limit ? `${[...text.slice(0, 2 * limit)].slice(0, limit - 1).join("")}…` : text);
-const named = (name, text, properties = {}) =>
-  element(name, { ...properties, textContent: shortened(text), title: text.length > 80 ? text : "" });
+const truncated = (text, limit = 80) => (text.length > limit ? `${[...text.slice(0, 2 * limit)].slice(0, limit - 1).join("")}…` : text);
+const textElement = (name, text, properties = {}) =>
+  element(name, { ...properties, textContent: truncated(text), title: text.length > 80 ? text : "" });
 // Relative to the page, so that a path prefix of a reverse proxy is kept.
 const base = new URL(".", document.baseURI);
 const urlOf = (path) => new URL(path, base);
@@ -165,8 +165,8 @@ function addCard(file) {
   image.src = URL.createObjectURL(file);
   // Until the URL is revoked, the browser keeps the file in memory.
   for (const event of ["load", "error"]) image.addEventListener(event, () => URL.revokeObjectURL(image.src));
-  image.alt = `Chosen image ${shortened(file.name)}`;
-  card.querySelector("h3").replaceWith(named("h3", file.name || "Pasted image"));
+  image.alt = `Chosen image ${truncated(file.name)}`;
+  card.querySelector("h3").replaceWith(textElement("h3", file.name || "Pasted image"));
   card.querySelector(".timing").textContent = "Waiting for the service.";
   card.ariaBusy = "true";
   byId("results").prepend(card);
@@ -207,8 +207,8 @@ async function send(file, card) {
 function showBars(card, rows) {
   const bars = rows.map(({ label, score }) =>
     element("li", {},
-      named("span", label, { className: "label" }),
-      meter(shortened(label), score),
+      textElement("span", label, { className: "label" }),
+      meter(truncated(label), score),
       element("span", { className: "score", textContent: `${(100 * score).toFixed(1)} %` })));
   card.querySelector(".bars").replaceChildren(...bars);
   return bars;
@@ -263,7 +263,7 @@ async function showDetections(card, body) {
     bar.addEventListener("pointerleave", () => drawObjects(canvas, image, found));
   });
   canvas.hidden = false;
-  const names = found.map(({ label, score }) => `${shortened(label, 40)} ${score.toFixed(2)}`).join(", ");
+  const names = found.map(({ label, score }) => `${truncated(label, 40)} ${score.toFixed(2)}`).join(", ");
   image.alt += `; ${found.length === 1 ? "1 object" : `${found.length} objects`} found${names ? `: ${names}` : ""}`;
 }
 
@@ -294,7 +294,7 @@ function drawOutline(context, { box, mask }, color, scaleX, scaleY, ratio) {
 
 function drawName(context, { label, score, box }, color, scaleX, scaleY, ratio) {
   const [left, top] = [box.xmin * scaleX, box.ymin * scaleY];
-  const size = 13 * ratio, text = `${shortened(label, 40)} ${score.toFixed(2)}`;
+  const size = 13 * ratio, text = `${truncated(label, 40)} ${score.toFixed(2)}`;
   context.font = `600 ${size}px system-ui, sans-serif`;
   const width = context.measureText(text).width + 8 * ratio, height = size + 6 * ratio;
   const x = between(0, left - ratio, Math.max(0, context.canvas.width - width));
@@ -384,7 +384,7 @@ function showHeat(card, body, model) {
     canvas.hidden = !canvas.hidden;
     button.setAttribute("aria-pressed", String(!canvas.hidden));
   });
-  image.alt += `; the overlay shows the evidence for ${shortened(body.prediction.label)}`;
+  image.alt += `; the overlay shows the evidence for ${truncated(body.prediction.label)}`;
 }
 
 // The share of the image that is left after resize and center crop, as eca_hub.EvalTransform does them.

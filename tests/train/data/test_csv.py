@@ -261,7 +261,7 @@ def test_paths_without_an_ending_or_in_another_unicode_form_are_found(folder: Pa
     assert data.num_images("train") == 6
 
 
-def test_addresses_are_refused_and_those_of_files_are_read(folder: Path) -> None:
+def test_urls_are_refused_except_those_of_files(folder: Path) -> None:
     rows = [(f"{folder.as_uri()}/{name}", label) for name, label in ROWS]
     CsvData(write(folder / "labels.csv", "path,label", rows), val_fraction=0.25).check()
     rows[3] = ("https://host/3.png", "cat")
