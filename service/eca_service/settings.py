@@ -158,7 +158,7 @@ class Settings(BaseModel):
     )
     max_queue_delay_s: float = _option(
         "limits",
-        1.0,
+        1.3,
         "Expected wait beyond which requests get 429, estimated from the last batches. A batch takes at most half of "
         "it, with fewer images on a slow machine; two batches for each engine are always admitted.",
         0.001,
