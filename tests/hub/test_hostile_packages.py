@@ -159,7 +159,7 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
             {"height_px": 10**4000},
         )
     },
-    "a key that stands twice": lambda files: files.update(
+    "a key that occurs twice": lambda files: files.update(
         {CONFIG: files[CONFIG].replace(b'"architecture"', b'"architecture": "resnet18", "architecture"', 1)}
     ),
     "a label of a megabyte": with_config(label_names=["x" * 10**6, "dog", "eel"]),

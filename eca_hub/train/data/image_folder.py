@@ -206,7 +206,7 @@ class _ClassFolders:
                 continue
             if (other := targets.setdefault(target, label)) != label:
                 raise InvalidConfig(
-                    f"{readable_name(str(folder))}: {other} and {label} are one folder, by a link.",
+                    f"{readable_name(str(folder))}: {other} and {label} are the same folder, by a link.",
                     hint="Remove the link; an image has one class.",
                 )
             scan = self.classes.setdefault(label, _Scan())
@@ -291,7 +291,7 @@ def _subfolders(folder: Path) -> list[Path]:
         path = Path(entry.path)
         if entry.is_symlink() and not path.exists() and not path.suffix:
             raise InvalidConfig(
-                f"{readable_name(str(path))} is a link to {readable_name(str(path.readlink()))}, which is not there.",
+                f"{readable_name(str(path))} is a link to {readable_name(str(path.readlink()))}, which does not exist.",
                 hint="Fetch or mount what it points to, or remove the link.",
             )
     return [Path(entry.path) for entry in entries if entry.is_dir()]

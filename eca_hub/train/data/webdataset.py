@@ -196,7 +196,7 @@ def _check_end(shard: Path, end: int, remarks: list[str]) -> None:
         file.seek(max(end - tarfile.BLOCKSIZE, 0))
         last, following = file.read(tarfile.BLOCKSIZE), file.read(tarfile.BLOCKSIZE)
     if any(following):
-        raise InvalidConfig(f"{shard} is damaged or cut off: after {end} bytes there is no header of a file.")
+        raise InvalidConfig(f"{shard} is damaged or cut off: no valid tar header after {end} bytes.")
     if not following and any(last):
         remarks.append(f"{shard.name} has no end-of-archive marker; it may be cut off, with images missing.")
 

@@ -341,7 +341,7 @@ _described: dict[str, type[BaseModel]] = {}
 
 
 def describe_response(shape: Any) -> dict[str, Any]:
-    """Describe a response, by reference to its class, or to several: `One | Other`, `list[One]`."""
+    """Describe a response by references to its classes; `shape` is a class, `One | Other` or `list[One]`."""
     return {"content": {"application/json": {"schema": _reference_to(shape)}}}
 
 

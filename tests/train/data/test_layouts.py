@@ -165,7 +165,7 @@ def test_a_folder_that_is_a_link_to_nothing_is_refused(link: str, root: Path) ->
     if link == "train":
         (root / "train").rename(root / "elsewhere")
     (root / link).symlink_to("/not/mounted")
-    with pytest.raises(InvalidConfig, match=rf"{link} is a link to /not/mounted, which is not there\."):
+    with pytest.raises(InvalidConfig, match=rf"{link} is a link to /not/mounted, which does not exist\."):
         ImageFolderData(str(root))
 
 
@@ -179,7 +179,7 @@ def test_a_class_that_links_to_a_parent_folder_is_left_out(root: Path) -> None:
 
 def test_a_class_folder_that_links_to_another_class_is_refused(root: Path) -> None:
     (root / "train" / "night").symlink_to(root / "train" / "dark")
-    with pytest.raises(InvalidConfig, match=r"train: dark and night are one folder, by a link\."):
+    with pytest.raises(InvalidConfig, match=r"train: dark and night are the same folder, by a link\."):
         ImageFolderData(str(root))
 
 

@@ -205,8 +205,8 @@ def _without_labels(path: Path) -> None:
     [
         (_pointer, r"train-0.tar is a pointer of Git LFS\. `git lfs pull` fetches it\."),
         (_compressed, r"train-0.tar is compressed\. Compressed shards must be unpacked to \.tar\."),
-        (_cut_in_a_header, r"train-0.tar is damaged or cut off: after 2048 bytes there is no header of a file\."),
-        (_damaged_header, r"train-0.tar is damaged or cut off: after 2048 bytes there is no header of a file\."),
+        (_cut_in_a_header, r"train-0.tar is damaged or cut off: no valid tar header after 2048 bytes\."),
+        (_damaged_header, r"train-0.tar is damaged or cut off: no valid tar header after 2048 bytes\."),
         (_without_files, r"The train split of .* has no images\."),
         (_without_labels, r"has no labels\. A class is in KEY.cls, or under label in KEY.json, or the folder"),
     ],
