@@ -26,12 +26,13 @@ function apiHeaders(extra = {}) {
 }
 
 class ApiError extends Error {
-  constructor(status, body) {
+  constructor(status, body, retryAfterS) {
     const error = body?.error ?? {};
     super(error.message ?? `The service responded with status ${status}.`);
     this.status = status;
     this.hint = error.hint;
     this.requestId = error.request_id;
+    this.retryAfterS = retryAfterS;
   }
 }
 
@@ -45,9 +46,21 @@ async function request(path, options = {}) {
   }
   const body = await response.json().catch(() => null);
   if (response.status === 401) byId("key-row").hidden = false;
-  if (!response.ok) throw new ApiError(response.status, body);
+  if (!response.ok) throw new ApiError(response.status, body, Number(response.headers.get("Retry-After")) || 1);
   if (!body) throw new Error("The response is not from this service. Check for a proxy or a login page between the browser and the service.");
   return body;
+}
+
+// A service that is full refuses with 429 and says when to come back.
+async function requestWhenFree(path, options) {
+  for (let numLeft = 5; ; numLeft -= 1) {
+    try {
+      return await request(path, options);
+    } catch (error) {
+      if (error.status !== 429 || !numLeft) throw error;
+      await new Promise((done) => setTimeout(done, 1000 * error.retryAfterS));
+    }
+  }
 }
 
 function query(extra = {}) {
@@ -184,7 +197,7 @@ async function send(file, card) {
   const model = chosenModel(), name = taskName(model), task = TASKS[name];
   try {
     if (!model) throw new Error("No model is ready.");
-    const body = await request(`v1/${name}?${query(task.query(model))}`, {
+    const body = await requestWhenFree(`v1/${name}?${query(task.query(model))}`, {
       method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
     });
     await task.show(card, body);

@@ -136,6 +136,20 @@ def test_several_images_are_sent_at_once_and_each_is_shown_before_its_response(p
     playwright.expect(page.locator("#status")).to_have_text("7 images done.")
 
 
+def test_an_image_that_is_refused_because_the_service_is_full_is_sent_again(page: Any, image_file: Path) -> None:
+    statuses = iter([429, 429])
+    error = {"error": {"code": "overloaded", "message": "Full.", "hint": "", "request_id": "1"}}
+
+    def refuse_twice(route: Any) -> None:
+        status = next(statuses, None)
+        route.fulfill(status=status, json=error, headers={"Retry-After": "1"}) if status else route.continue_()
+
+    page.route("**/v1/classify?*", refuse_twice)
+    choose(page, image_file)
+    playwright.expect(page.locator("#status")).to_have_text("1 image done.")
+    assert next(statuses, None) is None
+
+
 def test_a_file_can_be_dropped_anywhere_and_what_is_no_file_is_refused(page: Any) -> None:
     drop = """async ([path, text]) => {
         const data = new DataTransfer();
