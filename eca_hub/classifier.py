@@ -7,7 +7,7 @@ from typing import TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, NonFiniteScores
 from eca_hub.hub.package import Package
 from eca_hub.hub.pretrained import read_package
 from eca_hub.images.decode import ImageSource
@@ -19,6 +19,24 @@ AnyImage = TypeVar("AnyImage", bound=ImageSource)
 
 BATCH_SIZE = 32
 """Images that `predict` holds in memory and runs at a time."""
+
+
+def check_finite_scores(logits: Tensor, model_id: str) -> None:
+    """Check the outputs of a network: weights that are finite may still give NaN, as a negative variance does.
+
+    Args:
+        logits: Of any shape.
+        model_id: Name of the network in the message.
+
+    Raises:
+        NonFiniteScores: an output is not finite.
+    """
+    if not bool(logits.isfinite().all()):
+        raise NonFiniteScores(
+            f"The network of {model_id} gives no finite scores for this image: its weights are damaged, or those of "
+            "another architecture.",
+            hint="Download the package again, or train the network again.",
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,7 @@ class Classifier(Predictor):
         Raises:
             BadImage: an image is broken, too large, or not an image.
             InvalidConfig: top_k or batch_size is below 1, or min_score is not 0 to 1.
+            NonFiniteScores: an output of the network is not finite.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value < 1:
@@ -119,9 +138,14 @@ class Classifier(Predictor):
 
     @torch.inference_mode()
     def probabilities(self, pixels_NCHW: Tensor) -> Tensor:
-        """Map uint8 pixels (N, C, H, W) to probabilities (N, K) on the CPU."""
+        """Map uint8 pixels (N, C, H, W) to probabilities (N, K) on the CPU.
+
+        Raises:
+            NonFiniteScores: an output of the network is not finite.
+        """
         device = next(self.model.parameters()).device
         logits_NK: Tensor = self.model(self.transform.normalize(pixels_NCHW.to(device)))
+        check_finite_scores(logits_NK, self.model_id)
         return self.to_scores(logits_NK.float(), self.config.activation).cpu()
 
     @staticmethod

@@ -5,6 +5,7 @@
      |- UnknownName            an unknown architecture, attention or label; carries close matches
      |- InvalidUsage           a command was typed with options or values that it does not take
      |- CheckpointMismatch     weights do not fit the network
+     |- NonFiniteScores        outputs of the network are NaN or infinite
      |- HubError
      |   |- RepoNotFound       no such repository, or a private one and no token
      |   |- RevisionNotFound   the repository has no such branch, tag or commit
@@ -78,6 +79,12 @@ class CheckpointMismatch(EcaHubError):
     """Weights do not fit the network; the message names the first few."""
 
     code = "checkpoint_mismatch"
+
+
+class NonFiniteScores(EcaHubError):
+    """Outputs of the network are NaN or infinite: its weights are damaged, or those of another architecture."""
+
+    code = "unfit_model"
 
 
 class HubError(EcaHubError):

@@ -18,7 +18,7 @@ from timm.layers import CecaModule, EcaModule, EffectiveSEModule, GatherExcite, 
 from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import Tensor, nn
 
-from eca_hub.classifier import Classifier, Prediction
+from eca_hub.classifier import Classifier, Prediction, check_finite_scores
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.decode import ImageSource
 from eca_hub.models.insertion import is_inserted
@@ -78,6 +78,7 @@ def explain_image(
     Raises:
         BadImage: the image is broken, too large, or not an image.
         InvalidConfig: there is no class of that index, or the network has no map before its pooling.
+        NonFiniteScores: an output of the network is not finite.
     """
     num_classes = len(classifier.config.labels)
     if class_index is not None and not 0 <= class_index < num_classes:
@@ -92,6 +93,7 @@ def explain_image(
         logits_1K, map_ = _run(classifier.model, x_1CHW.requires_grad_(), recorder)
         if map_ is None or not map_.requires_grad:
             raise InvalidConfig("This network has no map before its pooling, so there is no heatmap.")
+        check_finite_scores(logits_1K, classifier.model_id)
         index = int(logits_1K.argmax()) if class_index is None else class_index
         [gradient] = torch.autograd.grad(logits_1K[0, index], map_)
     scores_1K = classifier.to_scores(logits_1K.detach().float(), classifier.config.activation)

@@ -75,6 +75,17 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return eca_hub.save_pretrained(model, tmp_path_factory.mktemp("package"), config=TINY)
 
 
+@pytest.fixture(scope="session")
+def damaged_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package like `tiny_package` whose weights are finite and whose outputs are NaN: a variance is negative."""
+    torch.manual_seed(0)
+    model = eca_hub.create_model("eca_resnet20", num_classes=len(LABELS))
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert norm.running_var is not None
+    norm.running_var[0] = -1.0
+    return eca_hub.save_pretrained(model, tmp_path_factory.mktemp("damaged"), config=TINY)
+
+
 def make_image(
     width: int = 40, height: int = 30, *, mode: str = "RGB", file_format: str = "PNG", **options: object
 ) -> bytes:

@@ -1,5 +1,6 @@
 """`Classifier`: maps images to named scores."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from eca_hub import Classifier
-from eca_hub.errors import InvalidConfig, InvalidPackage, NotAnImage
+from eca_hub import Classifier, explain_image
+from eca_hub.errors import InvalidConfig, InvalidPackage, NonFiniteScores, NotAnImage
+from eca_hub.models.config import ProblemType
 from tests.conftest import LABELS, make_image
 
 
@@ -123,3 +125,24 @@ def test_a_name_that_no_model_can_have_is_refused(name: str, error: type[Excepti
 def test_a_revision_of_a_folder_is_refused(tiny_package: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"is a folder, which has no revisions, and revision 'main' is given"):
         Classifier.from_pretrained(tiny_package, revision="main")
+
+
+def test_finite_weights_that_give_no_finite_scores_are_an_error_and_no_empty_prediction(damaged_package: Path) -> None:
+    damaged = Classifier.from_pretrained(damaged_package)
+    pixels_1CHW = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    sentence = "gives no finite scores for this image: its weights are damaged, or those of another architecture"
+    for predict in (lambda: damaged.predict(make_image()), lambda: damaged.probabilities(pixels_1CHW)):
+        with pytest.raises(NonFiniteScores, match=sentence):
+            predict()
+    with pytest.raises(NonFiniteScores, match=sentence):
+        explain_image(damaged, make_image())
+
+
+@pytest.mark.parametrize("activation", ["single_label_classification", "multi_label_classification"])
+def test_an_overflow_of_the_logits_is_no_certain_prediction(activation: ProblemType, tiny_package: Path) -> None:
+    classifier = Classifier.from_pretrained(tiny_package)
+    classifier.config = dataclasses.replace(classifier.config, problem_type=activation)
+    for parameter in classifier.model.parameters():
+        parameter.data.fill_(1e38)
+    with pytest.raises(NonFiniteScores, match="gives no finite scores"):
+        classifier.predict(make_image())

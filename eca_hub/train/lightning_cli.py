@@ -6,9 +6,10 @@ classes.csv, checkpoints/, result.json and, at the end, the package in model/.
 
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -24,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from eca_hub.atomic import write_atomic
 from eca_hub.commandline import SuggestionMixin
 from eca_hub.errors import InvalidConfig, InvalidUsage
+from eca_hub.hub.pull import pull
 from eca_hub.hub.push import check_push_access, push_folder
 from eca_hub.train import data as data_modules
 from eca_hub.train.callbacks.bad_samples import BadSampleLog
@@ -85,10 +87,14 @@ class RunCLI(LightningCLI):
     command: str
     argv: ClassVar[list[str]]
     """The arguments after the command."""
+    uses_config_of_run: ClassVar[bool]
+    """Whether the only YAML file is the config.yaml of the run, which the user did not name."""
     task: Task
     run_dir: Path
     folder: RunFolder | None = None
     checkpoint: ResumableCheckpoint | None = None
+    _given: Callable[[], Any]
+    """Returns the configuration of the command without defaults."""
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -121,9 +127,8 @@ class RunCLI(LightningCLI):
         seed = self.config[self.command]["seed_everything"]
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InvalidConfig(f"--seed_everything is {seed}; it must be 0 to {2**32 - 1}.")
-        use_given_classes(
-            self.config[self.command], lambda: parser.parse_args(args, defaults=False).get(self.command, {})
-        )
+        self._given = lambda: parser.parse_args(args, defaults=False).get(self.command, {})
+        use_given_classes(self.config[self.command], self._given)
 
     def before_instantiate_classes(self) -> None:
         """Open the run folder before any work is done."""
@@ -144,7 +149,24 @@ class RunCLI(LightningCLI):
             )
         else:
             self.run_dir = _evaluated_run_dir(config)
+            self._take_preprocessing(config["model"], config["data"]["init_args"])
         config["run_dir"] = str(self.run_dir)
+
+    def _take_preprocessing(self, model: Any, data: Any) -> None:
+        """Set the preprocessing of the data to that of the package, except for what the user gives."""
+        package = pull(model["from_pretrained"], model["revision"])
+        given: Any = {} if self.uses_config_of_run else self._given().get("data.init_args") or {}
+        on_command_line = {
+            found[1] for word in self.argv if (found := re.match(r"--data\.(?:init_args\.)?([\w.]+)", word))
+        }
+        for option, value in self.task.preprocessing(package.config_bytes, package.model_id).items():
+            if not isinstance(value, dict):
+                if given.get(option) is None and option not in on_command_line:
+                    data[option] = value
+                continue
+            for name, each in value.items():
+                if name not in (given.get(option) or {}) and f"{option}.{name}" not in on_command_line:
+                    data[option][name] = each
 
     def instantiate_classes(self) -> None:
         """Make data, network and trainer, with the same seed."""
@@ -290,7 +312,9 @@ def run(command: str, argv: list[str]) -> None:
     for name in data_modules.__all__:
         # --data accepts the names of imported classes.
         getattr(data_modules, name)
+    given = len(argv)
     argv = _with_config_of_run(command, argv)
+    RunCLI.uses_config_of_run = len(argv) > given
     RunCLI.request, RunCLI.command, RunCLI.argv, RunCLI.task = StopRequest(), command, argv, task_for(argv)
     with RunCLI.request.installed():
         try:
@@ -324,13 +348,27 @@ def run(command: str, argv: list[str]) -> None:
 
 
 def _with_config_of_run(command: str, argv: list[str]) -> list[str]:
-    """Add the config.yaml of the run to the arguments of an evaluation, if they name no configuration and no data."""
+    """Add the config.yaml of the run to the arguments of an evaluation, if they name no configuration and no data.
+
+    Raises:
+        InvalidUsage: no run is given either, or it has no config.yaml.
+    """
     options = {name: value for name, _, value in (word.partition("=") for word in argv) if name.startswith("-")}
-    if command == "fit" or "--run_dir" not in options or options.keys() & {"-c", "--config", "--data"}:
+    if command == "fit" or options.keys() & {"-c", "--config", "--data", "--data.class_path", "-h", "--help"}:
         return argv
+    data = "--data ImageFolderData --data.root FOLDER"
+    if "--run_dir" not in options:
+        if "--model.from_pretrained" in options:
+            raise InvalidUsage("No data are given to evaluate the package on.", hint=f"Give {data}, or -c FILE.")
+        raise InvalidUsage(
+            "Neither a run nor a package and data are given.",
+            hint=f"Give --run_dir of a finished run, or --model.from_pretrained PACKAGE {data}.",
+        )
     following = argv[argv.index("--run_dir") + 1 :][:1] if "--run_dir" in argv else [options["--run_dir"]]
     config = Path(*following) / "config.yaml"
-    return ["--config", str(config), *argv] if config.is_file() else argv
+    if not config.is_file():
+        raise InvalidUsage(f"{config}, which names the data of the run, does not exist.", hint=f"Give {data}.")
+    return ["--config", str(config), *argv]
 
 
 def _without_place(argv: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eca_hub.classifier import Classifier
+from eca_hub.classifier import Classifier, check_finite_scores
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pull import is_local
 from eca_hub.images.transform import EvalTransform
@@ -128,6 +128,7 @@ class ImageClassifier(TrainingModule):
         problem_type: ProblemType = "multi_label_classification" if multi_label else "single_label_classification"
         self.base_model = from_pretrained if from_pretrained and not is_local(from_pretrained) else ""
         """Id of the hub's model from which training starts; empty for a folder or random weights."""
+        self._model_name = from_pretrained or "this run"
         if from_pretrained:
             self.model, self.config, self.has_new_head = load_pretrained_backbone(
                 from_pretrained, revision, ModelConfig(labels=tuple(labels), image=image, problem_type=problem_type)
@@ -225,7 +226,9 @@ class ImageClassifier(TrainingModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> tuple[Tensor, Tensor]:
         """Return the indices of the images (N,) and the probabilities of the classes (N, K)."""
-        return batch.indices.cpu(), Classifier.to_scores(self._logits(batch), self.config.activation).cpu()
+        logits_NK = self._logits(batch)
+        check_finite_scores(logits_NK, self._model_name)
+        return batch.indices.cpu(), Classifier.to_scores(logits_NK, self.config.activation).cpu()
 
     def configure_model(self) -> None:
         """Shard the weights, if the strategy has a mesh of processes."""
@@ -281,6 +284,8 @@ class ImageClassifier(TrainingModule):
         if not len(batch.targets):
             # No image of the batch could be decoded.
             return
+        if self.trainer.state.fn != "fit":
+            check_finite_scores(logits_NK, self._model_name)
         self.metrics_for(split).update(logits_NK, batch.targets, self.loss(logits_NK, batch.targets))
 
     def _logits(self, batch: Batch) -> Tensor:

@@ -5,7 +5,7 @@ entry here.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class Task:
     """Linked options: the target gets its value from the object that the source names."""
     parse_links: tuple[tuple[str, str, Callable[[Any], Any]], ...]
     """Options that follow from others before anything is made: source, target, and the function between them."""
+    preprocessing: Callable[[bytes, str], dict[str, Any]]
+    """From the config.json of a package and its name to the options of the data that must be the package's."""
     results: Callable[[Any, Any, Any], Any]
     """Makes the `RunResults` of a trainer, a module and its data."""
     run_name: Callable[[Any], str]
@@ -32,6 +34,7 @@ class Task:
 
 def image_classification() -> Task:
     """Return the task of classifiers."""
+    from eca_hub.hub.package import config_from_json
     from eca_hub.models.config import ModelConfig
     from eca_hub.train.classification_results import results_of
     from eca_hub.train.data.datamodule import ImageDataModule
@@ -46,6 +49,7 @@ def image_classification() -> Task:
             ("data.image", "model.image"),
         ),
         (),
+        lambda text, origin: {"image": asdict(config_from_json(text, origin=origin).image)},
         results_of,
         lambda model: (
             f"{model['attention'] or ModelConfig.attention}_{model['architecture'] or ModelConfig.architecture}"
@@ -55,6 +59,7 @@ def image_classification() -> Task:
 
 def object_detection() -> Task:
     """Return the task of detectors."""
+    from eca_hub.hub.package import detector_config_from_json
     from eca_hub.models.detector_config import DetectorConfig
     from eca_hub.train.data.detection import DetectionDataModule
     from eca_hub.train.detection import DetectionModule
@@ -65,6 +70,7 @@ def object_detection() -> Task:
         DetectionDataModule,
         (("data.labels", "model.labels"), ("data.bit_depth", "model.bit_depth")),
         (("model.detector", "data.init_args.with_masks", lambda detector: detector == "mask_rcnn"),),
+        lambda text, origin: {"bit_depth": detector_config_from_json(text, origin=origin).bit_depth},
         DetectionResults,
         lambda model: (
             f"{model['detector']}_{model['attention'] or DetectorConfig.attention}_"

@@ -40,6 +40,8 @@ def explain_usage(message: str, data_modules: Sequence[str]) -> tuple[str, str] 
         message: Of the parser, on one line.
         data_modules: Names of the classes that --data accepts.
     """
+    if re.match(r"the following arguments are required: fit\.data\b", message, re.IGNORECASE):
+        return "No data are given.", "Give --data, such as --data ImageFolderData --data.root FOLDER, or -c FILE."
     if unknown := re.fullmatch(r"unrecognized arguments: (\S+).*", message, re.IGNORECASE):
         option = unknown[1].partition("=")[0]
         hint = _FROM_OTHER_TOOLS.get("--" + option.lstrip("-").replace("-", "_"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eca_hub.__main__ import main as eca_hub
 from eca_hub.commands.classify import main
 from eca_hub.errors import InvalidConfig, InvalidUsage
 from tests.conftest import make_image
@@ -67,6 +68,18 @@ def test_an_image_is_read_from_standard_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(make_image())))
     assert main(["-", "--model", str(tiny_package), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["predictions"]) == 3
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--output", "{folder}/results.csv"]])
+def test_a_network_without_finite_scores_ends_the_command_with_a_sentence(
+    options: list[str], damaged_package: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [option.format(folder=tmp_path) for option in options]
+    assert eca_hub(["classify", str(photos), "--model", str(damaged_package), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = captured.err.splitlines()
+    assert line.startswith(f"eca-hub classify: The network of {damaged_package} gives no finite scores for this image")
 
 
 @pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import eca_hub
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, NonFiniteScores
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.optim import OptimConfig, make_optimizer
@@ -140,3 +140,14 @@ def test_a_batch_of_one_image_is_refused_where_norms_would_see_one_value() -> No
         module.check_batch(1)
     ImageClassifier("resnet18", labels=LABELS, image=small, freeze="norms").check_batch(1)
     ImageClassifier("resnet20", labels=LABELS, image=small).check_batch(1)
+
+
+@pytest.mark.parametrize("step", ["predict_step", "test_step", "validation_step"])
+def test_an_evaluation_ends_with_an_error_when_the_network_gives_no_finite_scores(
+    step: str, damaged_package: Path
+) -> None:
+    module = ImageClassifier(from_pretrained=str(damaged_package), labels=LABELS, image=TINY.image).eval()
+    module.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"))  # type: ignore[assignment]
+    batch = Batch(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), torch.zeros(1))
+    with pytest.raises(NonFiniteScores, match="gives no finite scores for this image"):
+        getattr(module, step)(batch, 0)

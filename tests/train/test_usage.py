@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from eca_hub.__main__ import main
 from tests.train.runs import fit
 
 
@@ -35,3 +36,30 @@ def test_a_mistake_names_what_to_type(
     output = capsys.readouterr().err
     assert sentence in output
     assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("fit", "No data are given. Give --data, such as --data ImageFolderData --data.root FOLDER, or -c FILE."),
+        (
+            "test",
+            "Neither a run nor a package and data are given. Give --run_dir of a finished run, or "
+            "--model.from_pretrained PACKAGE --data ImageFolderData --data.root FOLDER.",
+        ),
+        (
+            "predict --model.from_pretrained acme/a",
+            "No data are given to evaluate the package on. Give --data ImageFolderData --data.root FOLDER, or -c FILE.",
+        ),
+        (
+            "validate --run_dir {folder}",
+            "{folder}/config.yaml, which names the data of the run, does not exist. Give --data ImageFolderData",
+        ),
+    ],
+)
+def test_a_command_without_a_run_or_data_names_what_to_type(
+    command: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.format(folder=tmp_path).split()) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.partition(": ")[2].startswith(sentence.format(folder=tmp_path))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import eca_hub
+from eca_hub.errors import NonFiniteScores
 from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification, Embedding, WorkItem
@@ -118,6 +119,20 @@ def test_a_network_that_fails_on_ordinary_images_is_a_typed_error(folder: str, m
 
     with pytest.raises(UnfitModel, match="does not run: RuntimeError"):
         asyncio.run(scene())
+
+
+def test_a_package_whose_finite_weights_give_no_finite_scores_is_refused_before_it_serves(
+    damaged_package: Path,
+) -> None:
+    async def scene() -> None:
+        async with opened(str(damaged_package), num_engines=1):
+            pass
+
+    with pytest.raises(
+        NonFiniteScores, match="gives no finite scores for this image: its weights are damaged"
+    ) as raised:
+        asyncio.run(scene())
+    assert raised.value.code == UnfitModel.code
 
 
 def test_each_engine_of_a_lost_device_asks_for_the_end_and_the_process_is_signalled_once(
