@@ -135,17 +135,17 @@ def _write_file(
 
 
 def _read_done(path: Path, header: list[str], revision: str) -> set[str]:
-    """Return the images of a file of results, after cutting an incomplete last line.
+    """Return the images of a file of results, and cut an incomplete last line from it.
+
+    A spreadsheet that saves the file may add a byte order mark, which is skipped.
 
     Raises:
-        InvalidUsage: the file has other columns, or results of another revision of the model.
+        InvalidUsage: the file has other columns or separators, or results of another revision of the model.
     """
     content = path.read_bytes()
     complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content):
-        os.truncate(path, len(complete))
     try:
-        text = complete.decode("utf-8")
+        text = complete.decode("utf-8-sig")
         if path.suffix == ".csv":
             columns, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [header]
             found = {(row[0], row[-1]) for row in rows}
@@ -154,11 +154,19 @@ def _read_done(path: Path, header: list[str], revision: str) -> set[str]:
             found = {(each["image"], each["revision"]) for each in map(json.loads, text.splitlines())}
     except (ValueError, KeyError, IndexError, TypeError, csv.Error):
         columns, found = [], set()
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and columns[0].split(separator) == header:
+            raise InvalidUsage(
+                f"{path} has {name} between its columns, as a spreadsheet may save it; eca-hub writes commas.",
+                hint="Save it with commas, or give a new file as --output.",
+            )
     if columns != header or any(each != revision for _, each in found):
         raise InvalidUsage(
             f"{path} exists and has other columns, or results of another revision than {revision[:12]}.",
             hint="Give a new file as --output.",
         )
+    if len(complete) < len(content):
+        os.truncate(path, len(complete))
     return {image for image, _ in found}
 
 

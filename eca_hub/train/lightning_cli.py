@@ -34,7 +34,7 @@ from eca_hub.train.callbacks.epoch_log import EpochLog, ThroughputMonitor
 from eca_hub.train.callbacks.loss_guard import NonFiniteLossGuard
 from eca_hub.train.checkpoint.fingerprint import run_fingerprint
 from eca_hub.train.checkpoint.store import VerifiedCheckpointIO
-from eca_hub.train.distributed.launcher import requeue_plugins, terminate_together
+from eca_hub.train.distributed.launcher import announce_nodes, requeue_plugins, terminate_together
 from eca_hub.train.distributed.signals import Stopped, StopRequest, kill_workers
 from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync_batchnorm, make_strategy
 from eca_hub.train.environment import imports_of_the_user
@@ -50,6 +50,7 @@ from eca_hub.train.trainer_options import (
     check_options,
     check_plateau,
     check_validation,
+    warmup_remark,
     warn_of_emulation,
 )
 from eca_hub.train.training_module import TrainingModule
@@ -222,6 +223,7 @@ class RunCLI(LightningCLI):
         warn_of_emulation(trainer.precision, trainer.strategy.root_device)
         if self.folder is not None:
             self._add_checkpointing(trainer, self.folder)
+        announce_nodes(trainer)
         return trainer
 
     def _add_checkpointing(self, trainer: Trainer, folder: RunFolder) -> None:
@@ -242,7 +244,11 @@ class RunCLI(LightningCLI):
         self.checkpoint.check_limits(trainer.max_epochs, trainer.max_steps)
         num_images, batch_size = self.datamodule.num_images("train"), self.datamodule.batch_size * trainer.world_size
         self.model.check_batch(min(self.datamodule.batch_size, num_images // trainer.world_size))
-        check_validation(trainer, max(num_images // batch_size, 1), is_needed=save.keep == "best")
+        num_batches = max(num_images // batch_size, 1)
+        check_validation(trainer, num_batches, is_needed=save.keep == "best")
+        remark = warmup_remark(trainer, num_batches, self.model.optim_config.warmup_epochs)
+        if remark and not self.model.optim_config.has_scheduler_class and trainer.is_global_zero:
+            print(remark, flush=True)
         trainer.callbacks.append(self.checkpoint)  # type: ignore[attr-defined]
 
     def before_fit(self) -> None:

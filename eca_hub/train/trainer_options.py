@@ -202,10 +202,7 @@ def check_validation(trainer: Trainer, num_batches: int, *, is_needed: bool) -> 
     Raises:
         InvalidConfig: no validation would take place.
     """
-    if isinstance(trainer.limit_train_batches, int):
-        num_batches = min(num_batches, trainer.limit_train_batches)
-    else:
-        num_batches = max(int(num_batches * trainer.limit_train_batches), 1)
+    num_batches, num_epochs = _length_of(trainer, num_batches)
     interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if isinstance(interval, int) and every is not None and interval > num_batches and trainer.limit_val_batches:
         raise InvalidConfig(
@@ -219,10 +216,6 @@ def check_validation(trainer: Trainer, num_batches: int, *, is_needed: bool) -> 
         raise InvalidConfig(
             "--trainer.limit_val_batches 0 turns off validation, so no weights are the best.", hint=hint
         )
-    num_epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
-    if trainer.max_steps > 0:
-        steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
-        num_epochs = min(num_epochs, math.ceil(trainer.max_steps / steps_per_epoch))
     if every is not None and every > num_epochs:
         raise InvalidConfig(
             f"--trainer.check_val_every_n_epoch {every} never validates in {num_epochs} epochs, so no weights are the "
@@ -235,6 +228,36 @@ def check_validation(trainer: Trainer, num_batches: int, *, is_needed: bool) -> 
             "weights are the best.",
             hint=hint,
         )
+
+
+def warmup_remark(trainer: Trainer, num_batches: int, warmup_epochs: float) -> str:
+    """Return the remark that the learning rate rises until the end of the run; empty if it does not.
+
+    Args:
+        trainer: The trainer, before training.
+        num_batches: Training batches of an epoch in one process.
+        warmup_epochs: `model.optim.warmup_epochs`.
+    """
+    _, num_epochs = _length_of(trainer, num_batches)
+    if warmup_epochs <= num_epochs:
+        return ""
+    return (
+        f"The run has {num_epochs} {'epoch' if num_epochs == 1 else 'epochs'} and --model.optim.warmup_epochs is "
+        f"{warmup_epochs:g}: the learning rate rises to the end and never reaches --model.optim.lr."
+    )
+
+
+def _length_of(trainer: Trainer, num_batches: int) -> tuple[int, float]:
+    """Return the training batches of an epoch and the epochs of the run, with the limits of the trainer."""
+    if isinstance(trainer.limit_train_batches, int):
+        num_batches = min(num_batches, trainer.limit_train_batches)
+    else:
+        num_batches = max(int(num_batches * trainer.limit_train_batches), 1)
+    num_epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    if trainer.max_steps > 0:
+        steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
+        num_epochs = min(num_epochs, math.ceil(trainer.max_steps / steps_per_epoch))
+    return num_batches, num_epochs
 
 
 def _listed(callbacks: Any) -> list[Any]:

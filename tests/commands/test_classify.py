@@ -102,6 +102,35 @@ def test_a_file_of_results_is_continued_after_its_last_complete_line(
     assert output.read_bytes() == complete
 
 
+def test_a_file_of_results_that_a_spreadsheet_has_saved_is_continued(
+    tiny_package: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "results.csv"
+    command = ["--model", str(tiny_package), "--output", str(output)]
+    assert main([str(photos / "b.png"), *command]) == 0
+    saved = "\ufeff".encode() + output.read_bytes()
+    output.write_bytes(saved)
+    assert main([str(photos), *command]) == 0
+    assert output.read_bytes().startswith(saved)
+    with output.open(encoding="utf-8-sig", newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [str(photos / "b.png"), str(photos / "sub" / "a.JPG")]
+    assert "1 images classified, 1 were there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_file_of_results_with_another_separator_is_refused_by_its_name_and_left_as_it_is(
+    separator: str, name: str, tiny_package: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "results.csv"
+    command = [str(photos), "--model", str(tiny_package), "--output", str(output)]
+    assert main(command) == 0
+    saved = output.read_bytes().replace(b",", separator.encode()).rstrip(b"\r\n")
+    output.write_bytes(saved)
+    with pytest.raises(InvalidUsage, match=f"has {name} between its columns.* Save it with commas"):
+        main(command)
+    assert output.read_bytes() == saved
+
+
 def test_a_file_of_another_model_is_not_continued(tiny_package: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "results.csv"
     output.write_text("image,label_1,score_1,error,revision\r\na.png,cat,1.0,,0000\r\n")

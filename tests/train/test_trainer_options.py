@@ -10,10 +10,12 @@ import torch
 import yaml
 from lightning.pytorch import Trainer, callbacks
 
-from eca_hub.train.trainer_options import UNSUPPORTED, UNSUPPORTED_CALLBACKS, warn_of_emulation
+from eca_hub.train.lightning_cli import RunCLI
+from eca_hub.train.trainer_options import UNSUPPORTED, UNSUPPORTED_CALLBACKS, warmup_remark, warn_of_emulation
 from tests.train.runs import CONFIG, fit
 
 ONE_EPOCH = CONFIG.replace("max_epochs: 3", "max_epochs: 1")
+QUIET: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
 CONSTANT = ("--model.optim.schedule", "constant")
 WORKING: dict[str, tuple[str, ...]] = {
     "accelerator": ("cpu",),
@@ -199,6 +201,61 @@ def test_half_precision_that_the_processor_emulates_is_warned_of(monkeypatch: py
     warn_of_emulation("bf16-mixed", torch.device("cuda"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     warn_of_emulation("bf16-true", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("options", "warmup_epochs", "remark"),
+    [
+        (
+            {"max_epochs": 1},
+            5.0,
+            "The run has 1 epoch and --model.optim.warmup_epochs is 5: the learning rate rises to the end",
+        ),
+        ({"max_epochs": 10, "max_steps": 8}, 2.5, "The run has 2 epochs and --model.optim.warmup_epochs is 2.5: "),
+        ({"max_epochs": 10, "max_steps": 8, "limit_train_batches": 2}, 2.5, ""),
+        ({"max_epochs": 5}, 5.0, ""),
+        ({"max_epochs": -1}, 5.0, ""),
+    ],
+)
+def test_a_warm_up_that_is_longer_than_the_run_is_remarked_on(
+    options: dict[str, Any], warmup_epochs: float, remark: str
+) -> None:
+    trainer = Trainer(**QUIET, **options)
+    found = warmup_remark(trainer, 4, warmup_epochs)
+    assert found.startswith(remark)
+    assert bool(found) == bool(remark)
+
+
+def printed_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
+) -> str:
+    """Return what a run has printed when its training would begin; it does not begin."""
+    printed: list[str] = []
+    monkeypatch.setattr(RunCLI, "_run_subcommand", lambda self, command: printed.append(capsys.readouterr().out))
+    for hook in ("before_fit", "after_fit"):
+        monkeypatch.setattr(RunCLI, hook, lambda self: None)
+    assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0
+    [text] = printed
+    return text
+
+
+def test_a_run_prints_that_its_warm_up_is_too_long_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed_before_training(tmp_path, monkeypatch, capsys, "--model.optim.warmup_epochs", "7")
+    assert "The run has 1 epoch and --model.optim.warmup_epochs is 7: the learning rate rises to the end" in text
+    assert "waits" not in text
+
+
+def test_a_run_of_several_nodes_without_a_launcher_prints_before_training_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", "29500"), ("NODE_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    options = ("--trainer.num_nodes", "2", "--trainer.strategy", "ddp")
+    text = printed_before_training(tmp_path, monkeypatch, capsys, *options)
+    assert "node 1 of 0 to 1 waits until all nodes are connected to 10.0.0.1 port 29500." in text
+    assert "Set MASTER_ADDR and MASTER_PORT, the same on all nodes, and NODE_RANK on each of them" in text
 
 
 @pytest.mark.soak

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Trainer
@@ -35,6 +36,24 @@ def terminate_together(trainer: Trainer, request: StopRequest) -> None:
     launcher = trainer.strategy.launcher
     if isinstance(launcher, SubprocessLauncher):
         set_launcher(trainer.strategy, GroupLauncher(launcher, request))
+
+
+def announce_nodes(trainer: Trainer) -> None:
+    """Print what this process waits for, if it is one of several nodes and no launcher has started it.
+
+    Args:
+        trainer: A trainer that has started no processes yet.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes == 1 or not isinstance(environment, LightningEnvironment) or environment.local_rank():
+        return
+    print(
+        f"--trainer.num_nodes is {trainer.num_nodes}, and neither torchrun nor srun has started this process: node "
+        f"{environment.node_rank()} of 0 to {trainer.num_nodes - 1} waits until all nodes are connected to "
+        f"{environment.main_address} port {environment.main_port}. Set MASTER_ADDR and MASTER_PORT, the same on all "
+        "nodes, and NODE_RANK on each of them; torchrun and srun set them by themselves.",
+        flush=True,
+    )
 
 
 def requeue_plugins() -> list[SLURMEnvironment]:
