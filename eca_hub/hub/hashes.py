@@ -1,7 +1,6 @@
 """The two hashes that a hub announces for a file: SHA-256 for LFS files, the git blob id for small text files.
 
-The length of the announced hash distinguishes the two: 64 or 40 hexadecimal digits. Large files are hashed in a thread,
-while they are read or downloaded.
+The length of the announced hash distinguishes them: 64 or 40 hexadecimal digits.
 """
 
 import hashlib
@@ -43,7 +42,11 @@ def read_and_hash(path: Path, digest: "hashlib._Hash") -> memoryview:
     Raises:
         OSError: the file cannot be read.
     """
-    content = _allocate(path.stat().st_size)
+    # numpy does not fill its memory with zeros, and takes it in large pages. The content starts at a cache line: its
+    # alignment decides the order in which vector code adds, and the last bits of outputs must not change between runs.
+    buffer = np.empty(path.stat().st_size + _LINE_BYTES - 1, np.uint8)
+    first = -buffer.ctypes.data % _LINE_BYTES
+    content = buffer[first : first + len(buffer) - _LINE_BYTES + 1].data
     num_read = 0
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
         while num_bytes := file.readinto(content[num_read : num_read + PIECE_BYTES]):
@@ -51,62 +54,6 @@ def read_and_hash(path: Path, digest: "hashlib._Hash") -> memoryview:
             num_read += num_bytes
     # Shorter if the file was truncated meanwhile.
     return content[:num_read]
-
-
-class ReceivedFile:
-    """Collects a file in memory and computes its SHA-256 while it is downloaded, so that it need not be read again.
-
-    A download that was resumed or came from the cache is not collected; the caller then reads the file.
-    """
-
-    def __init__(self) -> None:
-        self._content = memoryview(b"")
-        self._num_received = 0
-        self._num_hashed = 0
-        self._digest = hashlib.sha256()
-        self._hashing: ThreadPoolExecutor | None = None
-
-    def begin(self, num_bytes: int) -> bool:
-        """Start a file of `num_bytes`. Return False if it does not fit into memory; then `add` must not be called."""
-        self._stop()
-        self._digest, self._num_received, self._num_hashed = hashlib.sha256(), 0, 0
-        try:
-            self._content = _allocate(num_bytes)
-        except MemoryError:
-            self._content = memoryview(b"")
-            return False
-        self._hashing = ThreadPoolExecutor(1)
-        return True
-
-    def add(self, piece: bytes) -> None:
-        """Append bytes; those beyond the announced size are dropped."""
-        assert self._hashing is not None
-        end = min(self._num_received + len(piece), len(self._content))
-        self._content[self._num_received : end] = piece[: end - self._num_received]
-        self._num_received = end
-        # Submitting a small piece to the thread costs as much as hashing it.
-        if end - self._num_hashed >= PIECE_BYTES or end == len(self._content):
-            self._hashing.submit(self._digest.update, self._content[self._num_hashed : end])
-            self._num_hashed = end
-
-    def finish(self) -> tuple[memoryview, str] | None:
-        """Return the bytes and their SHA-256; None if not all have arrived."""
-        self._stop()
-        is_complete = bool(self._content) and self._num_hashed == len(self._content)
-        return (self._content, self._digest.hexdigest()) if is_complete else None
-
-    def _stop(self) -> None:
-        if self._hashing is not None:
-            self._hashing.shutdown()
-            self._hashing = None
-
-
-def _allocate(num_bytes: int) -> memoryview:
-    # numpy does not fill its memory with zeros, and takes it in large pages. The content starts at a cache line: its
-    # alignment decides the order in which vector code adds, and the last bits of outputs must not change between runs.
-    buffer = np.empty(num_bytes + _LINE_BYTES - 1, np.uint8)
-    first = -buffer.ctypes.data % _LINE_BYTES
-    return buffer[first : first + num_bytes].data
 
 
 def file_has_hash(path: Path, announced: str) -> bool:

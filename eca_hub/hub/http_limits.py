@@ -17,7 +17,6 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, HubUnavailable
-from eca_hub.hub.hashes import ReceivedFile
 
 IDLE_TIMEOUT_S = 60.0
 """How long a call may take that transfers no bytes, its retries included."""
@@ -39,22 +38,15 @@ class RequestLimits:
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between two requests: then a successful response
             restarts the deadline.
-        received: Collects the file that is downloaded.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self,
-        endpoint: str,
-        max_bytes: int,
-        is_push: bool = False,
-        received: ReceivedFile | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, endpoint: str, max_bytes: int, is_push: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._origin = _origin(endpoint)
         self._max_bytes = max_bytes
         self._is_push = is_push
-        self._received = received
         self._was_good = False
         self._clock = clock
         self._until_s = clock() + IDLE_TIMEOUT_S
@@ -94,15 +86,12 @@ class RequestLimits:
         if is_body and response.headers.get("content-encoding", "identity") != "identity":
             raise HubError("The hub sent a compressed response to a request for an uncompressed one.")
         length = response.headers.get("content-length", "0")
-        num_bytes = int(length) if length.isdigit() and is_body else 0
-        self._check_size(num_bytes)
+        self._check_size(int(length) if length.isdigit() and is_body else 0)
         if not self._is_push:
             _drop_invalid_etags(response)
             _drop_foreign_xet_headers(response, self._origin)
         assert isinstance(response.stream, httpx2.SyncByteStream)
-        is_whole_file = response.status_code == 200 and num_bytes > 0
-        is_received = is_whole_file and self._received is not None and self._received.begin(num_bytes)
-        response.stream = _MeteredStream(response.stream, self, self._received if is_received else None)
+        response.stream = _MeteredStream(response.stream, self)
 
     def add_bytes(self, num_bytes: int) -> None:
         """Count received bytes and extend the deadline by them."""
@@ -119,19 +108,16 @@ class RequestLimits:
 
 
 class _MeteredStream(httpx2.SyncByteStream):
-    """A response body whose bytes count against the limits; they are also added to `received`, if it is given."""
+    """A response body whose bytes count against the limits."""
 
-    def __init__(self, stream: httpx2.SyncByteStream, limits: RequestLimits, received: ReceivedFile | None) -> None:
+    def __init__(self, stream: httpx2.SyncByteStream, limits: RequestLimits) -> None:
         self._stream = stream
         self._limits = limits
-        self._received = received
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             for piece in self._stream:
                 self._limits.add_bytes(len(piece))
-                if self._received is not None:
-                    self._received.add(piece)
                 yield piece
         except httpx2.ReadError as error:
             # The client resumes after RemoteProtocolError (a body that ended early), but not after ReadError (a reset).
@@ -145,20 +131,16 @@ _LIMITS: ContextVar[RequestLimits | None] = ContextVar("_LIMITS", default=None)
 
 
 @contextmanager
-def limit_requests(
-    endpoint: str | None, max_bytes: int = MAX_BYTES, *, is_push: bool = False, received: ReceivedFile | None = None
-) -> Iterator[None]:
+def limit_requests(endpoint: str | None, max_bytes: int = MAX_BYTES, *, is_push: bool = False) -> Iterator[None]:
     """Limit the client's requests inside the block.
 
     Args:
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between the requests.
-        received: Collects the file that is downloaded in the block. It stays empty if the file is in the cache, or is
-            downloaded by Xet, which does not use the client's session.
     """
     _install_hooks()
-    before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push, received))
+    before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push))
     try:
         yield
     finally:

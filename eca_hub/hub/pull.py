@@ -1,7 +1,7 @@
 """Download a package through huggingface_hub and its cache, and check its bytes. Imports no torch.
 
-The revision is resolved to a commit once, and every file is downloaded by that commit. The bytes that are returned are
-the same bytes that were hashed, while they were downloaded or read from the cache, and their hash is the announced one.
+The revision is resolved to a commit once, every file is downloaded by that commit, and its bytes are read once and
+compared with the hash that the hub announced.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidConfig, InvalidPackage
 from eca_hub.hub.client import check_model_id, hub_errors, is_commit, parse_model_id
-from eca_hub.hub.hashes import ReceivedFile, file_has_hash, hash_like_hub, new_hasher, read_and_hash
+from eca_hub.hub.hashes import file_has_hash, hash_like_hub, new_hasher, read_and_hash
 from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
 from eca_hub.hub.package import (
     CARD_FILE,
@@ -43,8 +43,6 @@ class CachedFile:
     path: Path
     announced: str
     """The hash that the hub announced for it."""
-    received: ReceivedFile | None = None
-    """Its content, if it was collected during the download."""
 
 
 Download = Callable[[str, str, bool], CachedFile]
@@ -158,8 +156,7 @@ def pull_to(
 def _downloader(model_id: str, revision: str | None, endpoint: str | None, token: str | None) -> Download:
     def download(name: str, at: str, again: bool) -> CachedFile:
         max_bytes = MAX_BYTES if name == WEIGHTS_FILE else MAX_TEXT_BYTES
-        received = ReceivedFile() if name == WEIGHTS_FILE else None
-        with hub_errors(model_id, revision), limit_requests(endpoint, max_bytes, received=received):
+        with hub_errors(model_id, revision), limit_requests(endpoint, max_bytes):
             path = _retry_connection(
                 lambda: hf_hub_download(
                     model_id, name, revision=at, endpoint=endpoint, token=token, force_download=again
@@ -169,11 +166,11 @@ def _downloader(model_id: str, revision: str | None, endpoint: str | None, token
             if not is_commit(commit) or (is_commit(at) and at != commit):
                 raise HubError(f"The hub returned commit {commit[:40]!r} of {model_id} for {at!r}.")
             if path.is_symlink():
-                return CachedFile(path, path.resolve().name, received)
+                return CachedFile(path, announced=path.resolve().name)
             # Without symbolic links the cache does not keep the hash, so request it from the hub.
             [entry] = HfApi(endpoint=endpoint, token=token).get_paths_info(model_id, [name], revision=commit)
             assert isinstance(entry, RepoFile)
-            return CachedFile(path, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            return CachedFile(path, announced=entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
     return download
 
@@ -197,7 +194,7 @@ def _resolve(download: Download, revision: str) -> tuple[str, bytes]:
 
 
 def _read_checked(download: Download, name: str, commit: str) -> memoryview:
-    """Return a file whose hash is the announced one."""
+    """Read a file once, and compare the hash of these bytes with the announced one."""
     cached = download(name, commit, False)
     content, actual = _read(cached)
     if actual == cached.announced:
@@ -223,10 +220,7 @@ def _read_checked(download: Download, name: str, commit: str) -> memoryview:
 
 
 def _read(cached: CachedFile) -> tuple[memoryview, str]:
-    """Return a file and its hash; one that cannot be read counts as damaged."""
-    received = cached.received.finish() if cached.received is not None else None
-    if received is not None and received[1] == cached.announced:
-        return received
+    """Read a file of the cache; one that cannot be read counts as damaged."""
     try:
         digest = new_hasher(cached.announced, cached.path.stat().st_size)
         return read_and_hash(cached.path, digest), digest.hexdigest()

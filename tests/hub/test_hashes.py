@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eca_hub.hub.hashes import PIECE_BYTES, ReceivedFile, file_has_hash, hash_like_hub, new_hasher, read_and_hash
+from eca_hub.hub.hashes import PIECE_BYTES, file_has_hash, hash_like_hub, new_hasher, read_and_hash
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, PIECE_BYTES, PIECE_BYTES + 1])
@@ -43,35 +43,3 @@ def test_what_is_hashed_is_what_was_read_also_when_the_file_shrinks(
     digest = hashlib.sha256()
     assert bytes(read_and_hash(path, digest)) == b"01234"
     assert digest.hexdigest() == hashlib.sha256(b"01234").hexdigest()
-
-
-@pytest.mark.parametrize("num_bytes", [1, 1000, PIECE_BYTES, 2 * PIECE_BYTES + 1])
-def test_a_file_is_collected_and_hashed_while_it_is_received(num_bytes: int) -> None:
-    content, received = os.urandom(num_bytes), ReceivedFile()
-    assert received.begin(num_bytes)
-    for start in range(0, num_bytes, 70_000):
-        received.add(content[start : start + 70_000])
-    assert received.finish() == (memoryview(content), hashlib.sha256(content).hexdigest())
-
-
-def test_a_download_that_breaks_is_not_collected_and_one_that_starts_again_is() -> None:
-    received = ReceivedFile()
-    received.begin(10)
-    received.add(b"01234")
-    assert received.finish() is None
-    received.begin(6)
-    received.add(b"abcdef")
-    assert received.finish() == (memoryview(b"abcdef"), hashlib.sha256(b"abcdef").hexdigest())
-
-
-def test_a_file_that_does_not_fit_into_memory_is_not_collected() -> None:
-    received = ReceivedFile()
-    assert not received.begin(2**62)
-    assert received.finish() is None
-
-
-def test_bytes_beyond_the_announced_size_are_dropped() -> None:
-    received = ReceivedFile()
-    received.begin(4)
-    received.add(b"0123456789")
-    assert received.finish() == (memoryview(b"0123"), hashlib.sha256(b"0123").hexdigest())

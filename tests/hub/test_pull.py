@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -16,7 +15,6 @@ from eca_hub.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from eca_hub.hub import hashes
 from eca_hub.hub.card.edit import set_model_id
 from eca_hub.hub.package import FILES
 from eca_hub.hub.pull import check_cache, pull, pull_to
@@ -64,29 +62,6 @@ def test_a_pickle_beside_no_safetensors_is_never_fetched(hub: Hub, model_id: str
 def blob_of(cache: Path, name: str) -> Path:
     [link] = cache.rglob(f"snapshots/*/{name}")
     return link.resolve()
-
-
-def test_weights_that_are_downloaded_are_not_read_again_and_those_in_the_cache_are_read(
-    hub: Hub,
-    push: Callable[..., PushResult],
-    package: Path,
-    model_id: str,
-    cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    published, names = push(), list[str]()
-    read_and_hash = hashes.read_and_hash
-
-    def recorded(path: Path, digest: Any) -> memoryview:
-        names.append(path.name)
-        return read_and_hash(path, digest)
-
-    monkeypatch.setattr("eca_hub.hub.pull.read_and_hash", recorded)
-    weights = (package / "model.safetensors").read_bytes()
-    assert pull(model_id, published.revision, endpoint=hub.url).weights_bytes == weights
-    assert names == ["config.json"]
-    assert pull(model_id, published.revision, endpoint=hub.url).weights_bytes == weights
-    assert names == ["config.json", "config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize(
