@@ -32,11 +32,16 @@ def check_finite_scores(logits: Tensor, model_id: str) -> None:
         NonFiniteScores: an output is not finite.
     """
     if not bool(logits.isfinite().all()):
-        raise NonFiniteScores(
-            f"The network of {model_id} gives no finite scores for this image: its weights are damaged, or those of "
-            "another architecture.",
-            hint="Download the package again, or train the network again.",
-        )
+        raise non_finite_scores(model_id)
+
+
+def non_finite_scores(model_id: str) -> NonFiniteScores:
+    """Return the error of a network whose outputs for an image are not finite."""
+    return NonFiniteScores(
+        f"The network of {model_id} gives no finite scores for this image: its weights are damaged, or those of "
+        "another architecture.",
+        hint="Download the package again, or train the network again.",
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Shapes: N objects of an image, H height, W width.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eca_hub.classifier import Classifier
+from eca_hub.classifier import Classifier, non_finite_scores
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.package import Package, is_detector
 from eca_hub.hub.pretrained import read_detector
@@ -21,7 +21,13 @@ from eca_hub.images.decode import DecodedImage, ImageSource, load_image
 from eca_hub.images.limits import ImageLimits
 from eca_hub.images.masks import InstanceMask
 from eca_hub.models.detector_config import DetectorConfig
-from eca_hub.models.detectors import InputTransform, build_detector, for_prepared_images, is_class_weight
+from eca_hub.models.detectors import (
+    InputTransform,
+    build_detector,
+    for_prepared_images,
+    is_class_weight,
+    prediction_heads,
+)
 from eca_hub.predictor import Predictor, check_device
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
@@ -94,6 +100,8 @@ class Detector(Predictor):
     def __init__(self, model: nn.Module, config: DetectorConfig, *, model_id: str, revision: str) -> None:
         super().__init__(model, config, model_id=model_id, revision=revision)
         self._network = for_prepared_images(self.model)
+        for head in prediction_heads(self._network):
+            head.register_forward_hook(_check_finite)
 
     @staticmethod
     def read_package(package: Package) -> tuple[nn.Module, DetectorConfig]:
@@ -140,6 +148,7 @@ class Detector(Predictor):
         Raises:
             BadImage: an image is broken, too large, or not an image.
             InvalidConfig: min_score or max_detections is out of range.
+            NonFiniteScores: an output of the network is not finite.
         """
         self.check_options(min_score, max_detections)
         if not isinstance(images, list | tuple):
@@ -189,12 +198,30 @@ class Detector(Predictor):
 
     @torch.inference_mode()
     def detect(self, images: Sequence[PreparedImage]) -> list[dict[str, Tensor]]:
-        """Find `boxes`, `labels`, `scores` and `masks` of each image, on the CPU, in pixels of what was prepared."""
+        """Find `boxes`, `labels`, `scores` and `masks` of each image, on the CPU, in pixels of what was prepared.
+
+        Raises:
+            NonFiniteScores: an output of the network is not finite.
+        """
         parameter = next(self.model.parameters())
-        answers: list[dict[str, Tensor]] = self._network(
-            [image.pixels.to(parameter.device, parameter.dtype) for image in images]
-        )
+        try:
+            answers: list[dict[str, Tensor]] = self._network(
+                [image.pixels.to(parameter.device, parameter.dtype) for image in images]
+            )
+            _check_finite(self._network, None, [answer.get("masks", parameter.new_empty(0)) for answer in answers])
+        except FloatingPointError:
+            raise non_finite_scores(self.model_id) from None
         return [{name: tensor.float().cpu() for name, tensor in answer.items()} for answer in answers]
+
+
+def _check_finite(module: nn.Module, inputs: Any, outputs: Any) -> None:
+    """Stop at an output of a head that is not finite: torchvision drops such scores, as if nothing were there."""
+    if isinstance(outputs, Tensor):
+        if not bool(outputs.isfinite().all()):
+            raise FloatingPointError("an output is not finite")
+        return
+    for each in outputs.values() if isinstance(outputs, Mapping) else outputs:
+        _check_finite(module, inputs, each)
 
 
 def load_predictor(

@@ -11,7 +11,7 @@ from PIL import Image
 
 import eca_hub
 from eca_hub.detector import Detection, Detector, encode_prediction
-from eca_hub.errors import BadImage, InvalidConfig
+from eca_hub.errors import BadImage, InvalidConfig, NonFiniteScores
 from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.decode import DecodedImage, decode_reduced
 from eca_hub.images.rle import decode_mask
@@ -55,6 +55,26 @@ def test_detections_are_ordered_and_inside_the_image(detector: Detector) -> None
         assert each.label == LABELS[each.index]
         assert each.mask is not None
         assert each.mask.to_array().shape == (80, 200)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("retinanet", "backbone.body.bn1.running_var", -1.0),
+        ("faster_rcnn", "roi_heads.box_predictor.cls_score.bias", 3e38),
+        ("mask_rcnn", "roi_heads.mask_predictor.mask_fcn_logits.bias", float("nan")),
+    ],
+)
+def test_outputs_that_are_not_finite_are_an_error_and_not_an_empty_list(kind: Any, name: str, value: float) -> None:
+    torch.manual_seed(0)
+    model = create_detector(kind, backbone="resnet18", num_classes=2, min_side_px=32, max_side_px=48, min_score=0.001)
+    dict(model.state_dict())[name].fill_(value)
+    if name.endswith("cls_score.bias"):
+        dict(model.state_dict())["roi_heads.box_predictor.cls_score.weight"].fill_(3e38)
+    config: Any = model.config
+    damaged = Detector(model.eval(), config, model_id="acme/damaged", revision="0" * 40)
+    with pytest.raises(NonFiniteScores, match="The network of acme/damaged gives no finite scores for this image"):
+        damaged.predict(make_image(60, 48))
 
 
 def test_score_and_number_are_limited(detector: Detector) -> None:

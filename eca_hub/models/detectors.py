@@ -244,6 +244,12 @@ def for_prepared_images(model: nn.Module) -> nn.Module:
     return prepared
 
 
+def prediction_heads(model: nn.Module) -> list[nn.Module]:
+    """Return the modules whose outputs are scores and boxes: of RetinaNet one, of the others those of both stages."""
+    parts: Any = model
+    return [parts.head] if parts.config.detector == "retinanet" else [parts.rpn.head, parts.roi_heads.box_predictor]
+
+
 def backbone_config(config: DetectorConfig) -> ModelConfig:
     """Return the configuration of the backbone alone."""
     return ModelConfig(config.backbone, config.attention, config.attention_args)

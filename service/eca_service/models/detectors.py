@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from eca_hub import Detector, ImageLimits, PreparedImage
-from eca_service.errors import UnfitModel
 from eca_service.inference.tasks import DETECTOR_TASKS
 from eca_service.inference.types import ModelInfo, ParityReport, RawPixels
 from eca_service.models.package import LoadedPackage
@@ -53,7 +52,7 @@ def prepare_detector(
     """Make a detector ready for each device; the arguments are those of `prepare_classifier`.
 
     Raises:
-        UnfitModel: its outputs for an empty image are not finite.
+        NonFiniteScores: its outputs for an empty image are not finite.
     """
     config = detector.config
     if settings.precision not in ("auto", "fp32") or settings.compile:
@@ -61,9 +60,7 @@ def prepare_detector(
     copies = [detector, *(_copied_to(device, detector) for device in devices[1:])]
     networks = [_as_loaded(one) for one in copies]
     blank = _blank(detector)
-    for answer in detector.detect([blank]):
-        if not all(bool(tensor.isfinite().all()) for tensor in answer.values()):
-            raise UnfitModel(f"The outputs of {detector.model_id} are not finite.", hint="Train it again.")
+    detector.detect([blank])
     info = ModelInfo(
         model_id=detector.model_id,
         revision=detector.revision,
