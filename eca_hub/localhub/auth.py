@@ -134,18 +134,34 @@ def _digest(token: bytes) -> bytes:
 
 
 def read_or_create_token(root: Path) -> str:
-    """Return the token in ROOT/token, which is created at the first start."""
+    """Return the token in ROOT/token, which is created at the first start.
+
+    Raises:
+        BadUsersFile: the file holds no token, or cannot be read.
+    """
     path = root / "token"
     with contextlib.suppress(FileNotFoundError):
-        token = path.read_text().strip()
+        try:
+            token = path.read_text("utf-8-sig").strip()
+        except (OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise BadUsersFile(f"The token file {path} cannot be read: {_reason(error)}") from None
         if is_token(token):
             return token
+        # Empty is what a hub killed at its first start leaves.
+        if token:
+            raise BadUsersFile(f"The token file {path} does not hold a token: printable ASCII without a space")
     token = f"local_{secrets.token_hex(20)}"
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(token + "\n")
     return token
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else "it is not text"
 
 
 LINK_LIFETIME_S = 12 * 3600

@@ -217,10 +217,11 @@ class Blobs:
             return False
 
     def walk(self) -> Iterator[Path]:
-        """Yield the files of all blobs."""
+        """Yield the files of all blobs, and what other programs have left among them in a folder of blobs."""
         with contextlib.suppress(FileNotFoundError):
             for folder in sorted(self._folder.iterdir()):
-                yield from sorted(folder.iterdir())
+                if folder.is_dir():
+                    yield from sorted(folder.iterdir())
 
     def _verify(self, file: BufferedReader, sha256: str, state: _FileState) -> None:
         is_intact = hashlib.file_digest(file, "sha256").hexdigest() == sha256

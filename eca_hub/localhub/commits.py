@@ -191,12 +191,12 @@ class CommitOperations:
         """
         files = dict(before)
         for key, path in self._deleted:
-            inside = [name for name in before if name.startswith(f"{path}/")]
-            if path not in before and not inside:
+            # By its kind: whoever deletes a file `a` does not mean all files of a folder `a`.
+            is_file = key == "deletedFile"
+            found = [name for name in before if (name == path if is_file else name.startswith(f"{path}/"))]
+            if not found:
                 raise entry_not_found(path, commit_id)
-            if path in before and key == "deletedFile":
-                inside.append(path)
-            for name in inside:
+            for name in found:
                 files.pop(name, None)
         files.update(self._written)
         _check_no_file_is_a_folder(files, self._written)

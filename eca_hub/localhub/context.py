@@ -32,6 +32,7 @@ from eca_hub.localhub.validation import REPO_TYPES, RepoId, RepoType, parse_repo
 Item = TypeVar("Item")
 MAX_BODY_BYTES = 4 << 20
 PIECE_BYTES = 2 << 20
+MAX_HEADER_CHARS = 1_000
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -274,7 +275,12 @@ def json_response(value: object, status: int = 200, headers: dict[str, str] | No
 
 def error_response(error: HubHTTPError) -> Response:
     """Make the response to an error."""
-    # Headers are ASCII without line ends; the body has the message as it is.
-    message = error.message.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")
-    headers = {"X-Error-Code": error.code, "X-Error-Message": message, **error.headers}
+    # The body has the message as it is. A header is printable ASCII without space at its ends (RFC 9110, section 5.5):
+    # h11 closes the connection rather than send another one.
+    message = " ".join(re.sub(r"[^\x20-\x7e]", _header_character, error.message).split())
+    headers = {"X-Error-Code": error.code, "X-Error-Message": message[:MAX_HEADER_CHARS].rstrip(), **error.headers}
     return json_response({"error": error.message}, error.status, headers)
+
+
+def _header_character(found: re.Match[str]) -> str:
+    return "?" if found[0].isprintable() else " "

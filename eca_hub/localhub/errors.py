@@ -112,5 +112,5 @@ def disk_full() -> HubHTTPError:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether the disk is full or a quota is exhausted."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether the disk is full, or a quota or the limit on the size of a file is reached."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

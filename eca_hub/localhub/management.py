@@ -20,7 +20,7 @@ def create_repo(context: RequestContext) -> Response:
     user = context.require_user("Creating a repository")
     body = context.json_body()
     repo_id = _repo_id_in_body(context, body)
-    is_private = body.get("visibility", "private" if body.get("private") is True else "public") == "private"
+    is_private = _read_visibility(body) or False
     if not user.can_write(repo_id):
         raise forbidden(f"You don't have the rights to create a {repo_id.type} under the namespace {repo_id.owner!r}")
     files = {"README.md": _SPACE_CARD.format(title=repo_id.name)} if repo_id.type == "space" else {}
@@ -70,15 +70,11 @@ def change_settings(context: RequestContext) -> Response:
     if unknown:
         raise bad_request(f"There is no setting {unknown[0]!r}; the settings are {', '.join(_SETTINGS)}.")
     changes: dict[str, Any] = {}
-    if "visibility" in body or "private" in body:
-        if not isinstance(body.get("private", False), bool):
-            raise bad_request("private must be true or false.")
-        visibility = body.get("visibility", "private" if body.get("private") else "public")
-        if visibility not in ("public", "private"):
-            raise bad_request("visibility must be public or private.")
-        changes["is_private"] = visibility == "private"
+    is_private = _read_visibility(body)
+    if is_private is not None:
+        changes["is_private"] = is_private
     if "gated" in body:
-        if body["gated"] not in ("auto", "manual", False):
+        if body["gated"] is not False and body["gated"] not in ("auto", "manual"):
             raise bad_request('gated must be "auto", "manual" or false.')
         changes["gated"] = body["gated"]
     if changes:
@@ -114,6 +110,24 @@ def delete_branch(context: RequestContext) -> Response:
 def delete_tag(context: RequestContext) -> Response:
     """DELETE .../tag/NAME."""
     return _delete_ref(context, "tag")
+
+
+def _read_visibility(body: dict[str, Any]) -> bool | None:
+    """Whether a body asks for a private repository; None if it says nothing.
+
+    Anything unclear is refused: what was public once may have been downloaded.
+    """
+    private, visibility = body.get("private"), body.get("visibility")
+    if not isinstance(private, bool | None):
+        raise bad_request("private must be true or false.")
+    if visibility not in ("public", "private", None):
+        raise bad_request("visibility must be public or private.")
+    if visibility is None:
+        return private
+    is_private = bool(visibility == "private")
+    if private not in (None, is_private):
+        raise bad_request("private and visibility contradict each other: give one of them.")
+    return is_private
 
 
 def _delete_ref(context: RequestContext, kind: Literal["branch", "tag"]) -> Response:

@@ -124,7 +124,7 @@ class Repo:
                 return self._commits[commit_id]
         try:
             commit = decode_commit(_commit_path(self.folder, commit_id).read_bytes(), commit_id)
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             self._check_not_deleted()
             raise repo_corrupt(self.folder.name) from None
         with self.lock:
@@ -257,9 +257,17 @@ def read_settings(folder: Path) -> Settings:
         OSError, ValueError: the file is missing or damaged.
     """
     try:
-        return Settings(**json.loads((folder / "repo.json").read_bytes()))
+        settings = Settings(**json.loads((folder / "repo.json").read_bytes()))
     except TypeError:
-        raise ValueError("repo.json does not hold the settings of a repository") from None
+        settings = None
+    if settings is None or not (
+        isinstance(settings.creator, str)
+        and isinstance(settings.created_at, str)
+        and isinstance(settings.is_private, bool)
+        and (settings.gated is False or settings.gated in ("auto", "manual"))
+    ):
+        raise ValueError("repo.json does not hold the settings of a repository")
+    return settings
 
 
 def _find_ref(refs: dict[str, str], revision: str) -> str | None:

@@ -279,9 +279,18 @@ def read_names(root: Path) -> dict[str, dict[str, str]]:
         StoreUnusable: it is damaged.
     """
     names = _read_json_object(root / _NAMES_FILE) or {}
-    if not all(isinstance(entry, dict) for entry in names.values()):
-        raise StoreUnusable(f"{root / _NAMES_FILE} is damaged: an entry is not an object")
+    if not all(_is_names_entry(entry) for entry in names.values()):
+        raise StoreUnusable(f"{root / _NAMES_FILE} is damaged: an entry names neither a repository nor where it moved")
     return names
+
+
+def _is_names_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        return False
+    if entry.keys() == {"moved_to"}:
+        return True
+    # A folder elsewhere would be served, and deleted with the repository.
+    return entry.keys() == {"name", "folder"} and "/" in entry["name"] and Path(entry["folder"]).name == entry["folder"]
 
 
 def _check_empty(root: Path) -> None:

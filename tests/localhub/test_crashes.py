@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import random
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -143,6 +144,19 @@ def test_a_full_disk_is_a_507_and_changes_nothing(point: str, tmp_path: Path, fa
         assert not list((tmp_path / "hub" / "tmp").iterdir())
         push(client, *NEW)
         assert state_of(client)[1] == contents_of(NEW)
+    assert check(tmp_path / "hub").problems == []
+
+
+def test_a_limit_on_the_size_of_files_is_a_507_like_a_full_disk(tmp_path: Path) -> None:
+    with running_hub(tmp_path / "hub") as hub, client_of(hub) as client:
+        push(client, *OLD)
+        before = state_of(client)
+        resource.prlimit(hub.process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+        for pushing in (push, push_by_xet):
+            with pytest.raises(httpx2.HTTPStatusError) as caught:
+                pushing(client, *NEW)
+            assert caught.value.response.status_code == 507
+        assert state_of(client) == before
     assert check(tmp_path / "hub").problems == []
 
 

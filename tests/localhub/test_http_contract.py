@@ -265,7 +265,15 @@ def test_pull_requests_discussions_and_squashing_are_refused_with_a_sentence(htt
 
 @pytest.mark.parametrize(
     "body",
-    [{"discussionsDisabled": True}, {"gated": True}, {"gated": "yes"}, {"private": "false"}, {"visibility": "hidden"}],
+    [
+        {"discussionsDisabled": True},
+        {"gated": True},
+        {"gated": "yes"},
+        {"gated": 0},
+        {"private": "false"},
+        {"visibility": "hidden"},
+        {"visibility": "public", "private": True},
+    ],
 )
 def test_other_settings_than_private_gated_and_visibility_are_refused(
     http: httpx2.Client, repo_id: str, body: dict[str, object]
@@ -273,3 +281,53 @@ def test_other_settings_than_private_gated_and_visibility_are_refused(
     before = http.get(f"/api/models/{repo_id}").json()
     assert http.put(f"/api/models/{repo_id}/settings", json=body).status_code == 400
     assert http.get(f"/api/models/{repo_id}").json() == before
+
+
+@pytest.mark.parametrize(
+    "visibility",
+    [
+        {"private": "true"},
+        {"private": 1},
+        {"visibility": "Private"},
+        {"visibility": ["private"]},
+        {"visibility": "public", "private": True},
+    ],
+)
+def test_a_repository_whose_visibility_is_unclear_is_not_created(
+    http: httpx2.Client, visibility: dict[str, object]
+) -> None:
+    response = http.post("/api/repos/create", json={"name": "unclear", "organization": "acme", **visibility})
+    assert response.status_code == 400
+    assert http.get("/api/models/acme/unclear").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "text", ["%00", "a%0Bb", "a%0C", "a%09", "a%20", "%20", "a%7F", "%C2%85", "%E2%80%A8", "é" * 2000]
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/models/{repo}/revision/{text}"),
+        ("HEAD", "/{repo}/resolve/{text}/file"),
+        ("HEAD", "/{repo}/resolve/main/{text}"),
+        ("GET", "/api/models/{repo}/tree/main/{text}"),
+        ("POST", "/api/models/{repo}/tag/{text}"),
+        ("DELETE", "/api/models/{repo}/branch/{text}"),
+        ("POST", "/api/models/{repo}/commit/{text}"),
+    ],
+)
+def test_what_a_header_cannot_hold_is_refused_with_a_response(
+    http: httpx2.Client, repo_id: str, method: str, path: str, text: str
+) -> None:
+    response = http.request(method, path.format(repo=repo_id, text=text), json={"tag": "v1"})
+    assert 400 <= response.status_code < 500
+    assert response.headers["x-error-message"]
+
+
+def test_a_file_is_deleted_as_a_file_and_a_folder_as_a_folder(http: httpx2.Client, repo_id: str) -> None:
+    assert commit(http, repo_id, "folder/file").status_code == 200
+    for key, path in (("deletedFile", "folder"), ("deletedFolder", "folder/file")):
+        lines = [{"key": "header", "value": {"summary": "one"}}, {"key": key, "value": {"path": path}}]
+        response = http.post(f"/api/models/{repo_id}/commit/main", content="\n".join(map(json.dumps, lines)))
+        assert (response.status_code, response.headers["x-error-code"]) == (404, "EntryNotFound")
+    assert http.get(f"/{repo_id}/resolve/main/folder/file").status_code == 200

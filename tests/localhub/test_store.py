@@ -103,6 +103,8 @@ def test_folders_of_an_older_hub_are_closed_to_other_users(tmp_path: Path) -> No
         ("refs.json", None),
         ("repo.json", b"{"),
         ("commits/*.json", b"{}"),
+        ("repo.json", b'{"creator": "x", "created_at": 5}'),
+        pytest.param("repo.json", b'{"creator": "x", "created_at": "", "is_private": "no"}', marks=pytest.mark.slow),
         pytest.param("refs.json", b"{", marks=pytest.mark.slow),
         pytest.param("refs.json", b"[1]", marks=pytest.mark.slow),
         pytest.param("refs.json", b"{}", marks=pytest.mark.slow),
@@ -143,7 +145,59 @@ def test_one_damaged_repository_does_not_hide_the_others(
     assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"models/a/b": 3}'])
+@pytest.mark.parametrize("name", ["refs.json", "repo.json", "commits/*.json"])
+def test_a_file_that_cannot_be_read_does_not_hide_other_repositories(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"README.md": b"# whole"}, {}, repo="acme/whole")
+        push(client, {"README.md": b"# damaged"}, {}, repo="acme/damaged")
+    for path in next(tmp_path.glob("repos/*damaged*")).glob(name):
+        path.unlink()
+        path.mkdir()
+    with opened_hub(tmp_path) as client:
+        assert client.get("/").status_code == 200
+        assert [model["id"] for model in client.get("/api/models").json()] == ["acme/whole"]
+        response = client.get("/api/models/acme/damaged")
+        assert (response.status_code, response.headers["x-error-code"]) == (500, "repo_corrupt")
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 1
+    assert "acme/damaged" in capsys.readouterr().out
+
+
+def test_files_of_other_programs_between_the_blobs_are_no_blobs(tmp_path: Path) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"a.txt": b"a"}, {})
+    (tmp_path / "blobs" / ".DS_Store").write_bytes(b"x")
+    assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
+    assert main(["localhub", "gc", "--root", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("content", [b"two words", b"\xff\xfe", None])
+def test_a_token_file_without_a_token_is_named_and_stays(
+    tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "token"
+    path.mkdir() if content is None else path.write_bytes(content)
+    root = tmp_path if content is not None else tmp_path / "hub"
+    if content is None:
+        with opened_hub(root):
+            (root / "token").mkdir()
+    assert main(["localhub", "--root", str(root), "--port", "0"]) == 2
+    assert str(root / "token") in capsys.readouterr().err
+    assert content is None or path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"models/a/b": 3}',
+        '{"models/a/b": {"name": "a/b"}}',
+        '{"models/a/b": {"name": "a/b", "folder": "../../.."}}',
+        '{"models/a/b": {"name": 1, "folder": 2}}',
+    ],
+)
 def test_damaged_names_are_reported_and_not_repaired_by_guessing(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
