@@ -6,6 +6,7 @@ Shapes: N objects of an image.
 import dataclasses
 import json
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ _FEW_SIZES = 0.05
 """So many areas are those of a width and a height by accident."""
 _NUM_OUTLINES = 1000
 """Outlines that are compared with their boxes."""
+
+
+_PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"7z\xbc\xaf")
+"""How ZIP, gzip, bzip2, xz and 7z files begin."""
 
 
 def read_coco(
@@ -55,7 +60,7 @@ def read_coco(
         categories = list(classes)
     index_of = {category_id: index for index, (category_id, _) in enumerate(categories)}
     images = _check_images(document["images"], images_dir, report)
-    objects = _check_annotations(document["annotations"], images, index_of, report, with_masks=with_masks)
+    objects, maskless = _check_annotations(document["annotations"], images, index_of, report, with_masks=with_masks)
     report.raise_if_refused()
     found = [_image_objects(images[image_id], objects[image_id], images_dir, with_masks) for image_id in images]
     found = check_files(found, report)
@@ -65,8 +70,15 @@ def read_coco(
         "images": [{"id": each["id"], "width": each["width"], "height": each["height"]} for each in images.values()],
         # Numbered again: files that were filtered or merged repeat ids, and evaluation would drop the repeated.
         "annotations": [
-            {"area": each["bbox"][2] * each["bbox"][3], "iscrowd": 0, **each, "id": number}
+            {
+                **each,
+                "category_id": int(each["category_id"]),
+                "area": _area(each),
+                "iscrowd": int(each.get("iscrowd") or 0),
+                "id": number,
+            }
             for number, each in enumerate(document["annotations"], start=1)
+            if number not in maskless
         ],
         "categories": [{"id": category_id, "name": name} for category_id, name in categories],
     }
@@ -80,9 +92,20 @@ def read_coco(
     )
 
 
+def _area(annotation: Mapping[str, Any]) -> float:
+    """Return the area of an object, and that of its box where the file has none."""
+    area: Any = annotation.get("area")
+    if _is_number(area) and area > 0:
+        return float(area)
+    return float(annotation["bbox"][2]) * float(annotation["bbox"][3])
+
+
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document: Any = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        if content.startswith(_PACKED):
+            raise InvalidConfig(f"The annotation file {path} is a packed archive.", hint="Unpack it first.")
+        document: Any = json.loads(content)
     except OSError as error:
         raise InvalidConfig(f"The annotation file {path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
@@ -128,23 +151,31 @@ def _check_images(
     for entry in entries:
         image_id, name = entry.get("id"), entry.get("file_name")
         sides = (entry.get("width"), entry.get("height"))
-        if not isinstance(image_id, int | str) or not isinstance(name, str):
+        if not isinstance(image_id, int | str) or not isinstance(name, str) or not Path(name).name:
             report.refuse("images without id and file_name", str(entry)[:80])
         elif image_id in images:
             report.refuse("images with the id of another", image_id)
         elif any(type(side) is not int or not 1 <= side <= 65535 for side in sides):
             report.refuse("images without width and height in pixels", name)
         else:
-            images[image_id] = entry
-            path = images_dir / name
-            if path.parent not in files:
-                # One listing a folder: asking for each of 118,000 files takes minutes on a network disk.
-                files[path.parent] = {each.name for each in path.parent.iterdir()} if path.parent.is_dir() else set()
-            if path.name not in files[path.parent]:
+            # Tools on Windows write `folder\\name`; a name may also have a backslash in it.
+            spellings = dict.fromkeys((name, name.replace("\\", "/")))
+            found = next((each for each in spellings if _is_listed(images_dir / each, files)), None)
+            images[image_id] = {**entry, "file_name": found or name}
+            if found is None and any(_is_listed(images_dir.parent / each, files) for each in spellings):
+                report.refuse(f"images missing in {images_dir}, though {images_dir.parent} has them", name)
+            elif found is None:
                 report.refuse(f"images missing in {images_dir}", name)
     if not entries:
         report.refuse("images, where one is the least", "none")
     return images
+
+
+def _is_listed(path: Path, files: dict[Path, set[str]]) -> bool:
+    """Whether there is a file, by one listing a folder: asking for each of 118,000 takes minutes on a network disk."""
+    if path.parent not in files:
+        files[path.parent] = {each.name for each in path.parent.iterdir()} if path.parent.is_dir() else set()
+    return path.name in files[path.parent]
 
 
 def _check_annotations(
@@ -154,31 +185,46 @@ def _check_annotations(
     report: Report,
     *,
     with_masks: bool,
-) -> Mapping[int | str, list[tuple[list[float], int, Any]]]:
-    """Return box, class and mask of the objects of each image that can be learned from."""
+) -> tuple[Mapping[int | str, list[tuple[list[float], int, Any]]], set[int]]:
+    """Return box, class and mask of the objects of each image that can be learned from.
+
+    With masks, also return the numbers of the boxes without an area whose mask cannot be evaluated either.
+    """
     objects: dict[int | str, list[tuple[list[float], int, Any]]] = defaultdict(list)
     num_boxes = 0
     evidence = _Evidence()
-    seen: set[Any] = set()
+    seen: set[str] = set()
+    maskless: set[int] = set()
     for place, entry in enumerate(entries, start=1):
         annotation_id = entry.get("id", f"number {place}")
         name = f"annotation {annotation_id}"
-        if annotation_id in seen:
+        # As text: an id may be of any type, and is only counted.
+        if str(annotation_id) in seen:
             report.leave_out("repeated annotation ids, numbered anew", annotation_id)
-        seen.add(annotation_id)
-        image = images.get(entry.get("image_id"))  # type: ignore[arg-type]
+        seen.add(str(annotation_id))
+        image_id: Any = entry.get("image_id")
+        category_id: Any = entry.get("category_id")
+        image = images.get(image_id) if _can_be_id(image_id) else None
         if image is None:
-            report.refuse("annotations of images that are not listed", f"{name}: image {entry.get('image_id')}")
+            report.refuse("annotations of images that are not listed", f"{name}: image {image_id}")
             continue
-        if entry.get("category_id") not in index_of:
-            report.refuse("annotations of unknown categories", f"{name}: category {entry.get('category_id')}")
+        if not _can_be_id(category_id) or category_id not in index_of:
+            report.refuse("annotations of unknown categories", f"{name}: category {category_id!r}")
             continue
         box = entry.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(_is_number(number) for number in box):
             report.refuse("boxes that are not four finite numbers", f"{name}: {box}")
             continue
-        if entry.get("iscrowd"):
+        is_crowd = entry.get("iscrowd")
+        if not isinstance(is_crowd, int | float | None) or is_crowd not in (0, 1, None):
+            report.refuse("annotations whose iscrowd is neither 0 nor 1", f"{name}: {is_crowd!r}")
+            continue
+        mask = entry.get("segmentation")
+        fault = find_mask_fault(mask, image["height"], image["width"]) if with_masks else ""
+        if is_crowd:
             report.num_crowd += 1
+            if fault:
+                report.refuse(f"masks that {fault}", name)
             continue
         x, y, width, height = map(float, box)
         image_width, image_height = image["width"], image["height"]
@@ -188,12 +234,13 @@ def _check_annotations(
         if min(corners[2] - corners[0], corners[3] - corners[1]) < MIN_SIDE_PX:
             where = "without an area" if min(width, height) < MIN_SIDE_PX else "outside their image"
             report.leave_out(f"boxes {where}", f"{name}: {box}")
+            if fault:
+                maskless.add(place)
             continue
-        mask = entry.get("segmentation")
-        if with_masks and (fault := find_mask_fault(mask, image_height, image_width)):
+        if fault:
             report.refuse(f"masks that {fault}", name)
             continue
-        objects[image["id"]].append((corners, index_of[entry["category_id"]], mask if with_masks else None))
+        objects[image["id"]].append((corners, index_of[category_id], mask if with_masks else None))
     if found := evidence.fault():
         report.refuse(*found)
     elif num_boxes and not objects and not report.refused:
@@ -203,7 +250,7 @@ def _check_annotations(
             "in every box the third number is above the first and the fourth above the second, as in x1, y1, x2, y2; "
             "they are taken for COCO's x, y, width, height"
         )
-    return objects
+    return objects, maskless
 
 
 @dataclasses.dataclass
@@ -284,14 +331,22 @@ def find_mask_fault(mask: Any, height: int, width: int) -> str:
         return "have another size than their image"
     counts = mask.get("counts")
     try:
-        runs = read_counts(counts) if isinstance(counts, str) else [int(run) for run in counts or ()]
+        runs = read_counts(counts) if isinstance(counts, str) else list(counts or ())
     except (ValueError, TypeError):
+        return "do not decode"
+    if not all(isinstance(run, int) for run in runs):
         return "do not decode"
     return "" if sum(runs) == height * width and all(run >= 0 for run in runs) else "do not decode"
 
 
+def _can_be_id(value: Any) -> bool:
+    return isinstance(value, int | float | str)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # JSON may have a whole number that no float can hold.
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max
 
 
 def _image_objects(

@@ -1,5 +1,6 @@
 """The data modules of detectors: COCO annotation files and YOLO text folders."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ class CocoData(DetectionDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if not Path(root).is_dir():
-            raise InvalidConfig(f"There is no folder {root}.", hint="Give --data.root, the folder with annotations/.")
+        if not os.path.isdir(root):  # noqa: PTH112
+            raise InvalidConfig(
+                f"There is no folder {root[:200]!r}.", hint="Give --data.root, the folder with annotations/."
+            )
         self.root = Path(root)
         self.title = self.root.resolve().name
         self.has_single_eval_split = test_annotations is None
@@ -70,8 +73,10 @@ class YoloData(DetectionDataModule):
 
     def __init__(self, root: str, **options: Any) -> None:
         super().__init__(**options)
-        if not Path(root).is_dir():
-            raise InvalidConfig(f"There is no folder {root}.", hint="Give --data.root, the folder with data.yaml.")
+        if not os.path.isdir(root):  # noqa: PTH112
+            raise InvalidConfig(
+                f"There is no folder {root[:200]!r}.", hint="Give --data.root, the folder with data.yaml."
+            )
         self.root = Path(root)
         self.title = self.root.resolve().name
         self._class_names = read_class_names(self.root)

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import check_label_text
 from eca_hub.train.data.detection_dataset import (
     AspectRatioBatchSampler,
     DetectionAugmentConfig,
@@ -130,8 +131,10 @@ class DetectionDataModule(LightningDataModule):
         """Read all splits, and print what is in them.
 
         Raises:
-            InvalidConfig: a split cannot be used, or has no object.
+            InvalidConfig: a split cannot be used, or has no object, or a class has a name that no package can have.
         """
+        # A package could not be written with them after training.
+        check_label_text(self.labels)
         reports = []
         for name in SPLITS:
             split = self.split(name)

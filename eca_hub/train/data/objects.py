@@ -7,6 +7,8 @@ Shapes: N objects of an image.
 """
 
 import dataclasses
+import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from eca_hub.errors import InvalidConfig
 MIN_SIDE_PX = 0.1
 """A box with a smaller side has no area: rounding while images are resized could make it empty."""
 _NUM_NAMED = 3
+_MAX_NAME_CHARS = 200
 
 
 class ImageObjects(NamedTuple):
@@ -84,11 +87,11 @@ class Report:
 
     def leave_out(self, kind: str, name: object) -> None:
         """Count a fault that training can do without."""
-        self.left_out.setdefault(kind, []).append(str(name))
+        self.left_out.setdefault(kind, []).append(str(name)[:_MAX_NAME_CHARS])
 
     def refuse(self, kind: str, name: object) -> None:
         """Count a fault that must be corrected."""
-        self.refused.setdefault(kind, []).append(str(name))
+        self.refused.setdefault(kind, []).append(str(name)[:_MAX_NAME_CHARS])
 
     def raise_if_refused(self) -> None:
         """End with one sentence that names each kind of fault, how often it was found and where first.
@@ -161,18 +164,14 @@ def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObj
     A file that is turned by its EXIF orientation may be annotated as it is displayed or as it is stored: the sizes
     show which.
     """
-    from PIL import Image
-
     checked = []
     for image in images:
-        try:
-            with Image.open(image.path) as file:
-                stored, orientation = file.size, file.getexif().get(_EXIF_ORIENTATION, 1)
-        except OSError:
+        sizes = read_sizes(image.path)
+        if sizes is None:
             # It counts as a broken image, within `max_bad_samples`, when it is decoded.
             checked.append(image)
             continue
-        displayed = stored[::-1] if orientation in _TURNED else stored
+        stored, displayed = sizes
         annotated = (image.width, image.height)
         if annotated == displayed:
             checked.append(image)
@@ -184,6 +183,22 @@ def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObj
                 f"{Path(image.path).name}: {displayed[0]} x {displayed[1]}, annotated {annotated[0]} x {annotated[1]}",
             )
     return checked
+
+
+def read_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Read width and height of an image file, as stored and as displayed, from its header; None if it has none."""
+    from PIL import Image
+
+    try:
+        # Pillow warns of large images, and refuses larger ones; decoding has a limit of its own.
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as file,
+        ):
+            stored, orientation = file.size, file.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, OverflowError, struct.error, Image.DecompressionBombError):
+        return None
+    return stored, stored[::-1] if orientation in _TURNED else stored
 
 
 _EXIF_ORIENTATION = 0x0112

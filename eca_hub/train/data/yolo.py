@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.folders import walk_files
-from eca_hub.train.data.objects import MIN_SIDE_PX, ImageObjects, Report, Split, count_objects
+from eca_hub.train.data.objects import MIN_SIDE_PX, ImageObjects, Report, Split, count_objects, read_sizes
 
 _SPLIT_NAMES = {"train": ("train", "train2017"), "val": ("val", "valid", "validation", "val2017"), "test": ("test",)}
 _SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif"])
 _SLACK = 0.01
 """A center and a width that were rounded may reach a little outside."""
-_EXIF_ORIENTATION = 0x0112
 
 
 def read_class_names(root: Path) -> list[str]:
@@ -32,33 +30,52 @@ def read_class_names(root: Path) -> list[str]:
     Raises:
         InvalidConfig: there is no such file, or its names are none.
     """
-    for path in sorted(root.glob("*.y*ml"), key=lambda path: path.name != "data.yaml"):
-        names = _read_yaml(path).get("names")
-        if names is not None:
-            return _checked_names(names, path)
+    path, document = _dataset_yaml(root)
+    if document.get("names") is not None:
+        return _checked_names(document["names"], document.get("nc"), path)
     for path in (root / "classes.txt", root / "labels" / "classes.txt"):
         if path.is_file():
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            return _checked_names(names, path)
+            names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+            return _checked_names(names, None, path)
     raise InvalidConfig(
         f"{root} has no class names.", hint="Add a data.yaml with names: [...], or a classes.txt with one a line."
     )
 
 
 def find_images_dir(root: Path, split: str) -> Path | None:
-    """Find the folder with the images of a split: the one in data.yaml, images/SPLIT or SPLIT/images."""
-    for path in sorted(root.glob("*.y*ml"), key=lambda path: path.name != "data.yaml"):
-        document = _read_yaml(path)
-        given = document.get(split)
-        if isinstance(given, str):
-            for base in (root / str(document.get("path", "")), root):
-                if (base / given).is_dir():
-                    return base / given
-    for name in _SPLIT_NAMES[split]:
-        for folder in (root / "images" / name, root / name / "images"):
-            if folder.is_dir():
-                return folder
-    return None
+    """Find the folder with the images of a split: the one in data.yaml, images/SPLIT or SPLIT/images.
+
+    Raises:
+        InvalidConfig: data.yaml gives another one, which is not there.
+    """
+    path, document = _dataset_yaml(root)
+    folders = (folder for name in _SPLIT_NAMES[split] for folder in (root / "images" / name, root / name / "images"))
+    usual = next((folder for folder in folders if folder.is_dir()), None)
+    given = next((document[name] for name in _SPLIT_NAMES[split] if document.get(name)), None)
+    if given is None:
+        return usual
+    if isinstance(given, list) and len(given) == 1:
+        [given] = given
+    if not isinstance(given, str) or given.endswith(".txt"):
+        if split == "test":
+            return usual
+        raise InvalidConfig(
+            f"{path} gives {str(given)[:80]!r} for {split}, where one folder is read.",
+            hint=f"Remove this line to read all of {usual}."
+            if usual
+            else "Put the images and labels of the split into one folder with sub-folders, and give that.",
+        )
+    # Written on Windows, or for the folder of another machine or the one above.
+    given = given.replace("\\", "/")
+    below = [part for part in given.split("/") if part not in ("..", ".", "")]
+    for folder in (root / str(document.get("path") or "") / given, root / given, root.joinpath(*below)):
+        if folder.is_dir():
+            return folder / "images" if (folder / "images").is_dir() and folder.name != "images" else folder
+    if usual is not None and {*below[-2:]} - {"images"} <= {*_SPLIT_NAMES[split]}:
+        return usual
+    if split == "test":
+        return None
+    raise InvalidConfig(f"{path} gives {given[:80]!r} for {split}, and there is no such folder.")
 
 
 def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool) -> Split:
@@ -77,22 +94,24 @@ def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool) -> S
     paths = sorted(path for path in walk_files(images_dir) if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise InvalidConfig(f"{images_dir} has no images.")
-    texts = {path.relative_to(labels_dir).with_suffix("") for path in walk_files(labels_dir) if path.suffix == ".txt"}
-    texts.discard(Path("classes"))
+    texts = {
+        path.relative_to(labels_dir).with_suffix(""): path
+        for path in walk_files(labels_dir)
+        if path.suffix.lower() == ".txt"
+    }
+    texts.pop(Path("classes"), None)
     if not texts:
         raise InvalidConfig(f"{labels_dir} has no text files with boxes for the images of {images_dir}.")
     images = []
     for number, path in enumerate(paths, start=1):
-        size = _displayed_size(path)
-        if size is None:
+        sizes = read_sizes(path)
+        if sizes is None:
             report.leave_out("images that cannot be read", path.name)
             continue
         key = path.relative_to(images_dir).with_suffix("")
-        lines = []
-        if key in texts:
-            lines = (labels_dir / f"{key}.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        images.append(_read_objects(number, path, size, lines, len(labels), report, with_masks))
-    for key in sorted(texts - {path.relative_to(images_dir).with_suffix("") for path in paths}):
+        lines = texts[key].read_text(encoding="utf-8-sig", errors="replace").splitlines() if key in texts else []
+        images.append(_read_objects(number, path, sizes[1], lines, len(labels), report, with_masks))
+    for key in sorted(texts.keys() - {path.relative_to(images_dir).with_suffix("") for path in paths}):
         report.leave_out("text files without an image", f"{key}.txt")
     report.raise_if_refused()
     if not any(len(image.boxes) for image in images):
@@ -122,7 +141,7 @@ def _read_objects(
         if not words:
             continue
         name = f"{path.stem}.txt line {line_number}"
-        fault, numbers = _read_line(words, num_classes)
+        fault, label, numbers = _read_line(words, num_classes)
         if fault:
             report.refuse(fault, f"{name}: {line.strip()[:40]}")
             continue
@@ -145,7 +164,7 @@ def _read_objects(
             report.leave_out("boxes without an area", name)
             continue
         boxes.append(clipped)
-        classes.append(int(words[0]))
+        classes.append(label)
         points = [each * side for each, side in zip(numbers, (width, height) * (len(numbers) // 2), strict=True)]
         masks.append([points] if is_polygon else None)
     return ImageObjects(
@@ -159,26 +178,27 @@ def _read_objects(
     )
 
 
-def _read_line(words: Sequence[str], num_classes: int) -> tuple[str, list[float]]:
-    """Return what is wrong with a line, or an empty string, and its numbers after the class."""
+def _read_line(words: Sequence[str], num_classes: int) -> tuple[str, int, list[float]]:
+    """Return what is wrong with a line, or an empty string, its class, and its numbers after the class."""
     try:
-        numbers = [float(word) for word in words[1:]]
-        number_of_class = float(words[0])
+        number_of_class, *numbers = [float(word) for word in words]
     except ValueError:
-        return "lines that are not numbers", []
-    if not number_of_class.is_integer() or not 0 <= number_of_class < num_classes or "." in words[0]:
-        return f"lines with a class that is not 0 to {num_classes - 1}", []
+        return "lines that are not numbers", 0, []
+    # numpy.savetxt writes the class like the other numbers: 1.000000e+00.
+    if not number_of_class.is_integer() or not 0 <= number_of_class < num_classes:
+        return f"lines with a class that is not 0 to {num_classes - 1}", 0, []
+    fault = ""
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
-        return "lines that have neither four numbers nor the points of a polygon", []
-    if not all(map(math.isfinite, numbers)):
-        return "lines with NaN or infinity", []
-    if not all(-_SLACK <= number <= 1 + _SLACK for number in numbers):
-        return "lines with numbers outside 0 to 1, as pixels are", []
-    if len(numbers) == 4:
+        fault = "lines that have neither four numbers nor the points of a polygon"
+    elif not all(map(math.isfinite, numbers)):
+        fault = "lines with NaN or infinity"
+    elif not all(-_SLACK <= number <= 1 + _SLACK for number in numbers):
+        fault = "lines with numbers outside 0 to 1, as pixels are"
+    elif len(numbers) == 4:
         x, y, w, h = numbers
         if max(x + w / 2, y + h / 2) > 1 + _SLACK or min(x - w / 2, y - h / 2) < -_SLACK:
-            return "boxes reaching outside their image, as x1 y1 x2 y2 do where center, width and height are meant", []
-    return "", numbers
+            fault = "boxes reaching outside their image, as x1 y1 x2 y2 do where center, width and height are meant"
+    return fault, int(number_of_class), numbers
 
 
 def _ground_truth(images: Sequence[ImageObjects], labels: Sequence[str]) -> dict[str, Any]:
@@ -204,16 +224,6 @@ def _ground_truth(images: Sequence[ImageObjects], labels: Sequence[str]) -> dict
     }
 
 
-def _displayed_size(path: Path) -> tuple[int, int] | None:
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            is_turned = file.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except OSError:
-        return None
-    return (height, width) if is_turned else (width, height)
-
-
 def _labels_dir(images_dir: Path) -> Path:
     parts = list(images_dir.parts)
     if "images" in parts:
@@ -225,21 +235,60 @@ def _labels_dir(images_dir: Path) -> Path:
     return folder
 
 
+def _dataset_yaml(root: Path) -> tuple[Path, dict[str, Any]]:
+    """Read data.yaml, or else the first YAML file with `names`; other tools keep YAML files beside it."""
+    path = root / "data.yaml"
+    if path.is_file():
+        return path, _read_yaml(path)
+    refusal = None
+    for other in sorted(root.glob("*.y*ml")):
+        try:
+            document = _read_yaml(other)
+        except InvalidConfig as error:
+            refusal = refusal or error
+            continue
+        if document.get("names") is not None:
+            return other, document
+    if refusal is not None:
+        raise refusal
+    return path, {}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        document = yaml.safe_load(_read_text(path))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InvalidConfig(f"{path} is not YAML: {' '.join(str(error).split())[:160]}.") from None
     return document if isinstance(document, dict) else {}
 
 
-def _checked_names(names: Any, path: Path) -> list[str]:
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InvalidConfig(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InvalidConfig(f"{path} is not UTF-8 text.", hint="Save it as UTF-8.") from None
+
+
+def _checked_names(names: Any, num_classes: Any, path: Path) -> list[str]:
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise InvalidConfig(f"names in {path} are numbered {sorted(names)[:5]}; number them from 0.")
-        names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        by_number = {int(key) if isinstance(key, str) and key.isdecimal() else key: name for key, name in names.items()}
+        if by_number.keys() != set(range(len(names))):
+            raise InvalidConfig(f"names in {path} are numbered {list(names)[:5]}; number them from 0.")
+        names = [by_number[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
         raise InvalidConfig(f"names in {path} is no list of class names.")
-    if len(set(names)) < len(names):
+    # The digits 0 to 9 are usual classes, and YAML reads them as numbers.
+    labels: list[str] = [str(name) if type(name) is int else name for name in names]
+    for name in labels:
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidConfig(
+                f"names in {path} is no list of class names: it holds {name!r}.",
+                hint="YAML reads yes, no, on, off and null as other values: put such names in quotes.",
+            )
+    if len(set(labels)) < len(labels):
         raise InvalidConfig(f"names in {path} has a name twice.")
-    return names
+    if num_classes not in (None, len(labels)):
+        raise InvalidConfig(f"{path} has {len(labels)} names, and nc is {str(num_classes)[:20]}.", hint="Correct one.")
+    return labels

@@ -1,9 +1,13 @@
 """A COCO annotation file is checked before training: what is wrong is counted and named."""
 
+import bz2
 import copy
+import gzip
 import json
+import lzma
 import math
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.coco import read_coco
 from eca_hub.train.data.coco_data import CocoData
 from eca_hub.train.data.detection_dataset import load_pixels
+from eca_hub.train.detection_metrics import evaluate_detections
 from tests.train.data.detection_files import coco_document, write_coco
 
 Change = Callable[[dict[str, Any]], None]
@@ -59,6 +64,8 @@ LEFT_OUT: list[tuple[Change, str]] = [
     (lambda d: first(d).update(bbox=[4, 5, -3, 12]), "1 boxes without an area"),
     (lambda d: first(d).update(bbox=[70, 5, 10, 12]), "1 boxes outside their image"),
     (lambda d: first(d).update(id=2), r"1 repeated annotation ids, numbered anew \(2\)"),
+    (lambda d: d["annotations"].append(dict(first(d), id={})) or first(d).update(id={}), "1 repeated annotation ids"),
+    (lambda d: first(d).update(bbox=[1e308, 5, 1e308, 12]), "1 boxes outside their image"),
 ]
 
 
@@ -99,6 +106,26 @@ def no_areas(document: dict[str, Any]) -> None:
 REFUSED: list[tuple[Change, str]] = [
     (lambda d: first(d).update(category_id=99), r"1 annotations of unknown categories \(annotation 1: category 99\)"),
     (lambda d: first(d).update(image_id=5), r"annotations of images that are not listed \(annotation 1: image 5\)"),
+    (lambda d: first(d).update(image_id=[1000]), r"annotations of images that are not listed \(annotation 1: image \["),
+    (lambda d: first(d).update(category_id={}), r"annotations of unknown categories \(annotation 1: category \{\}"),
+    (lambda d: first(d).update(category_id="7"), r"annotations of unknown categories \(annotation 1: category '7'"),
+    (lambda d: first(d).update(iscrowd="0"), r"1 annotations whose iscrowd is neither 0 nor 1 \(annotation 1: '0'\)"),
+    (
+        lambda d: d["annotations"][-1].update(segmentation={"size": [48, 64], "counts": "abc"}),
+        "masks that do not decode",
+    ),
+    (lambda d: d["annotations"][-1].pop("segmentation"), r"1 masks that are absent \(annotation 11\)"),
+    (lambda d: first(d).update(bbox=[10**400, 5, 6, 7]), "boxes that are not four finite numbers"),
+    (lambda d: first(d).update(bbox=["4", "5", "6", "7"]), "boxes that are not four finite numbers"),
+    (lambda d: first(d).update(segmentation=[[10**400] * 6]), "masks that are no polygons"),
+    (lambda d: first(d).update(segmentation={"size": [48, 64], "counts": [math.inf]}), "masks that do not decode"),
+    (lambda d: first(d).update(segmentation={"size": [48, 64], "counts": ["3072"]}), "masks that do not decode"),
+    (lambda d: d["images"][0].update(file_name=""), "1 images without id and file_name"),
+    (lambda d: d["images"][0].update(file_name="x" * 5000), "1 images missing in"),
+    (
+        lambda d: d["images"][0].update(file_name="train2017/0.png"),
+        r"1 images missing in .*/train2017, though .* has them \(train2017/0.png\)",
+    ),
     (lambda d: first(d).update(bbox=[4, 5, math.nan, 12]), "boxes that are not four finite numbers"),
     (lambda d: first(d).update(bbox=[4, 5, 6]), "boxes that are not four finite numbers"),
     (lambda d: first(d).pop("bbox"), "boxes that are not four finite numbers"),
@@ -106,8 +133,8 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda d: d["images"][0].update(file_name="absent.png"), r"1 images missing in .*train2017 \(absent.png\)"),
     (lambda d: d["images"][0].update(width=0), "1 images without width and height"),
     (
-        lambda d: d["images"][0].update(width=70),
-        r"of another size than annotated \(0.png: 64 x 48, annotated 70 x 48\)",
+        lambda d: d["images"][1].update(width=70),
+        r"of another size than annotated \(1.png: 48 x 64, annotated 70 x 64\)",
     ),
     (lambda d: first(d).update(segmentation=[[1, 2, 3, 4]]), "1 masks that are no polygons of three points"),
     (lambda d: first(d).update(segmentation={"size": [48, 64], "counts": "abc"}), "1 masks that do not decode"),
@@ -237,3 +264,57 @@ def test_other_boxes_change_the_fingerprint(tmp_path: Path) -> None:
     first(document)["bbox"][2] += 1
     assert CocoData(str(write_coco(tmp_path / "b"))).fingerprint() == before
     assert CocoData(str(write_coco(tmp_path / "c", document))).fingerprint() != before
+
+
+@pytest.mark.parametrize("area", [None, "192", math.nan, -1, 0, [192], 10**400])
+def test_an_area_that_is_no_number_is_that_of_the_box(area: object, tmp_path: Path) -> None:
+    document = coco_document()
+    first(document).update(area=area)
+    truth = read(write_coco(tmp_path, document)).ground_truth
+    assert truth["annotations"][0]["area"] == 16 * 12
+    result = [{"image_id": 1000, "category_id": 7, "bbox": [4, 5, 16, 12], "score": 0.9}]
+    assert evaluate_detections(truth, result).figures["AP50"] > 0
+
+
+def test_a_box_without_an_area_and_without_a_mask_is_not_evaluated(tmp_path: Path) -> None:
+    document = coco_document()
+    first(document).update(bbox=[4, 5, 0, 12], segmentation=[])
+    root = write_coco(tmp_path, document)
+    assert len(read(root).ground_truth["annotations"]) == 10
+    assert len(read(root, with_masks=False).ground_truth["annotations"]) == 11
+
+
+def test_file_names_written_on_windows_are_found(tmp_path: Path) -> None:
+    document = coco_document()
+    root = write_coco(tmp_path, document)
+    (root / "train2017" / "night").mkdir()
+    (root / "train2017" / "0.png").rename(root / "train2017" / "night" / "0.png")
+    document["images"][0]["file_name"] = "night\\0.png"
+    (root / "annotations/instances_train2017.json").write_text(json.dumps(document))
+    assert Path(read(root).images[0].path) == root / "train2017" / "night" / "0.png"
+
+
+def test_an_image_that_claims_a_size_beyond_all_limits_counts_as_broken(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    path = root / "train2017" / "0.png"
+    content = path.read_bytes()
+    header = b"IHDR" + (60_000).to_bytes(4) * 2 + content[24:29]
+    path.write_bytes(content[:12] + header + zlib.crc32(header).to_bytes(4) + content[33:])
+    assert read(root).report.num_images == 6
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_packed_annotation_file_is_to_be_unpacked(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    path = root / "annotations/instances_train2017.json"
+    path.write_bytes(pack(path.read_bytes()))
+    with pytest.raises(InvalidConfig, match="is a packed archive"):
+        read(root)
+
+
+@pytest.mark.parametrize("name", ["bar\n", "\x1b[31mbar", "a\0b", "x" * 5000])
+def test_a_category_that_no_package_could_name_is_refused_before_training(name: str, tmp_path: Path) -> None:
+    document = copy.deepcopy(coco_document())
+    document["categories"][0]["name"] = name
+    with pytest.raises(InvalidConfig, match="Label"):
+        CocoData(str(write_coco(tmp_path, document))).check()

@@ -79,3 +79,80 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (root / "images/val").rename(root / "images/elsewhere")
     with pytest.raises(InvalidConfig, match="has no images of val"):
         YoloData(str(root))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "names: {'0': disk, '1': bar}",
+        "\ufeffnames: [disk, bar]",
+        "nc: 2\nnames: [disk, bar]",
+        "path: /home/elsewhere/set\ntrain: images/train\nval: images/val\nnames: [disk, bar]",
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnames: [disk, bar]",
+        "path: C:\\set\ntrain: images\\train\nval: images\\val\nnames: [disk, bar]",
+        "path:\ntrain: [images/train]\nval: images/val\ntest: test-dev2017.txt\nnames: [disk, bar]",
+    ],
+)
+def test_what_tools_write_into_data_yaml_is_understood(document: str, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "data.yaml").write_text(document)
+    (root / "compose.yaml").write_text("services: [")
+    data = YoloData(str(root))
+    assert data.labels == ["disk", "bar"]
+    assert data.split("train").report.title == str(root / "images/train")
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        ("names: {0: disk, a: bar}", r"are numbered \[0, 'a'\]; number them from 0"),
+        ("names: {0: disk, 2: bar}", r"are numbered \[0, 2\]"),
+        ("names: [yes, no]", "it holds True. YAML reads yes, no"),
+        ("names: [disk, '']", "it holds ''"),
+        ("nc: 3\nnames: [disk, bar]", "has 2 names, and nc is 3"),
+        ("train: images/summer\nnames: [disk, bar]", "'images/summer' for train, and there is no such folder"),
+        ("train: [images/a, images/b]\nnames: [disk, bar]", "for train, where one folder is read"),
+        (
+            "val: val.txt\nnames: [disk, bar]",
+            "'val.txt' for val, where one folder is read. Remove this line to read all",
+        ),
+    ],
+)
+def test_a_data_yaml_that_means_something_else_is_refused(document: str, sentence: str, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "data.yaml").write_text(document)
+    with pytest.raises(InvalidConfig, match=sentence):
+        YoloData(str(root))
+
+
+def test_digits_are_names_of_classes(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "data.yaml").write_text("names: [0, 1]")
+    assert YoloData(str(root)).labels == ["0", "1"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_class_names_in_another_encoding_are_refused(encoding: str, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("disk\nbär\n", encoding=encoding)
+    with pytest.raises(InvalidConfig, match=r"classes.txt is not UTF-8 text. Save it as UTF-8"):
+        YoloData(str(root))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf0 0.5 0.5 0.25 0.5\r\n",
+        b"0.000000e+00 5.0e-01 5.0e-01 2.5e-01 5.0e-01\n",
+        b"0\t0.5\t0.5\t0.25\t.5",
+    ],
+)
+@pytest.mark.parametrize("ending", [".txt", ".TXT"])
+def test_lines_are_read_as_other_tools_write_them(content: bytes, ending: str, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, {"a": ["1 0.1 0.1 0.1 0.1"]})
+    (root / "labels/train/a.txt").unlink()
+    (root / "labels/train/a").with_suffix(ending).write_bytes(content)
+    [image] = YoloData(str(root)).split("train").images
+    assert image.boxes.tolist() == [pytest.approx([30, 10, 50, 30])]
+    assert image.labels.tolist() == [0]
