@@ -3,6 +3,7 @@
 import json
 
 from eca_hub.commandline import CommandParser
+from eca_hub.errors import InvalidUsage
 
 
 def main(argv: list[str]) -> int:
@@ -13,6 +14,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--to", metavar="DIR", help="New folder to copy the package to.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
+    if args.to == "":
+        raise InvalidUsage("--to is empty.", hint="Give a new folder, or leave it out.")
 
     from eca_hub.hub.client import parse_model_id
     from eca_hub.hub.pull import is_local, pull, pull_to

@@ -156,7 +156,7 @@ def hub_errors(model_id: str, revision: str | None = None) -> Iterator[None]:
         ) from None
 
 
-_MALFORMED_RESPONSE_ERRORS = (ValueError, LookupError, TypeError, RuntimeError)
+_MALFORMED_RESPONSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubError:
@@ -184,6 +184,11 @@ def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubErro
             )
         case EntryNotFoundError():
             return InvalidPackage(f"{model_id} is not a package: {_first_line(error)}")
+        case UnicodeEncodeError():
+            # Names of repositories and revisions are ASCII by our own check, so it is the token.
+            return AccessDenied(
+                "The token has a character that no token has.", hint="Set HF_TOKEN to a key as the hub shows it."
+            )
         case HFValidationError():
             return InvalidConfig(_first_line(error))
         case HfHubHTTPError():

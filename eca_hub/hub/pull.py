@@ -5,6 +5,7 @@ compared with the hash that the hub announced.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,14 +246,20 @@ def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
         model_id: Hub `owner/name`; every model in the cache when none is given.
 
     Raises:
-        InvalidConfig: the name is malformed.
+        InvalidConfig: the name is malformed, or the cache has no such model.
     """
     if model_id is not None:
         check_model_id(model_id)
     pattern = "*" if model_id is None else model_id.replace("/", "--")
-    for blobs in sorted(Path(constants.HF_HUB_CACHE).glob(f"models--{pattern}/blobs")):
+    folders = [each for each in Path(constants.HF_HUB_CACHE).glob(f"models--{pattern}/blobs") if each.is_dir()]
+    if model_id is not None and not folders:
+        raise InvalidConfig(
+            f"The cache has no files of {model_id}.",
+            hint=f"HF_HOME names its folder; now it is {constants.HF_HUB_CACHE}.",
+        )
+    for blobs in sorted(folders):
         name = blobs.parent.name.removeprefix("models--").replace("--", "/", 1)
         for blob in sorted(blobs.iterdir()):
-            # Unfinished downloads end in .incomplete.
-            if blob.is_file() and not blob.suffix:
+            # Unfinished downloads end in .incomplete, and file managers leave files of their own.
+            if blob.is_file() and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
                 yield CacheEntry(name, blob, blob.stat().st_size, file_has_hash(blob, blob.name))

@@ -86,6 +86,7 @@ def push_folder(
         if tagged is not None:
             _check_tag(api, source, model_id, branch, f"{tag}", tagged)
         if branch != "main":
+            _check_branch(api, model_id, branch)
             api.create_branch(model_id, branch=branch, exist_ok=True)
         parent = str(api.model_info(model_id, revision=branch).sha)
         commit = _commit(api, source, model_id, branch, parent, message, wait)
@@ -167,6 +168,26 @@ def _tagged_commit(api: HfApi, model_id: str, tag: str | None) -> str | None:
                 hint="Give another --tag.",
             )
     return None
+
+
+def _check_branch(api: HfApi, model_id: str, branch: str) -> None:
+    """Refuse a new branch with the name of a tag: whoever asks for the tag would get the branch, which moves."""
+    refs = api.list_repo_refs(model_id)
+    branches = [ref.name for ref in refs.branches]
+    if branch in branches:
+        return
+    if branch in [ref.name for ref in refs.tags]:
+        raise PushConflict(
+            f"{model_id} has a tag {branch!r}, and the name would mean both; nothing was published.",
+            hint="Give another --branch.",
+        )
+    for name in branches:
+        if _collide(name, branch):
+            raise PushConflict(
+                f"{model_id} has the branch {name!r}, beside which {branch!r} cannot exist where names are files; "
+                "nothing was published.",
+                hint="Give another --branch.",
+            )
 
 
 def _collide(name: str, other: str) -> bool:

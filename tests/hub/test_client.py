@@ -63,9 +63,10 @@ def test_a_socks_proxy_without_its_package_names_what_to_install() -> None:
         raise ImportError("another package")
 
 
-def test_a_malformed_response_is_not_taken_for_a_bug() -> None:
+@pytest.mark.parametrize("error", [KeyError("sha"), AttributeError("'list' object has no attribute 'get'")])
+def test_a_malformed_response_is_not_taken_for_a_bug(error: Exception) -> None:
     with pytest.raises(HubError, match="is not one of a hub"), hub_errors("acme/x"):
-        raise KeyError("sha")
+        raise error
 
 
 def test_the_client_still_has_the_private_name_that_the_limits_use() -> None:

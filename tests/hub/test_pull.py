@@ -138,3 +138,28 @@ def test_the_verify_command_names_and_removes_what_is_damaged(
     assert main(["verify", "--repair"]) == 0
     assert not blob.exists()
     assert main(["verify"]) == 0
+
+
+def test_the_verify_command_leaves_files_of_other_programs_alone(
+    hub: Hub, push: Callable[..., PushResult], model_id: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eca_hub.__main__ import main
+
+    push()
+    pull(model_id, endpoint=hub.url)
+    foreign = blob_of(cache, "config.json").with_name(".DS_Store")
+    foreign.write_bytes(b"x")
+    (foreign.parents[2] / "models--acme--strange").mkdir()
+    (foreign.parents[2] / "models--acme--strange" / "blobs").write_bytes(b"x")
+    assert main(["verify", "--repair"]) == 0
+    assert "2 files" in capsys.readouterr().out
+    assert foreign.exists()
+
+
+def test_the_verify_command_says_that_a_model_is_not_in_the_cache(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eca_hub.__main__ import main
+
+    assert main(["verify", "acme/mistyped"]) == 2
+    assert "The cache has no files of acme/mistyped" in capsys.readouterr().err

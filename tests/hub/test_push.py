@@ -205,6 +205,34 @@ def test_a_tag_that_collides_with_another_name_is_refused_before_anything_is_pub
     assert commits(hub, model_id) == before
 
 
+@pytest.mark.parametrize(
+    ("branch", "message"),
+    [
+        ("v1.0", "has a tag 'v1.0', and the name would mean both"),
+        ("Next", "has the branch 'next', beside which 'Next' cannot exist"),
+        ("next/a", "has the branch 'next', beside which 'next/a' cannot exist"),
+    ],
+)
+def test_a_branch_that_collides_with_another_name_is_refused_before_anything_is_published(
+    branch: str, message: str, hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
+) -> None:
+    push(tag="v1.0")
+    push(branch="next")
+    before = commits(hub, model_id)
+    change_card(package)
+    with pytest.raises(PushConflict, match=message):
+        push(branch=branch)
+    assert commits(hub, model_id) == before
+    assert [each.name for each in HfApi(hub.url).list_repo_refs(model_id).branches] == ["main", "next"]
+
+
+@pytest.mark.parametrize("token", ["hf_ä", "hf_\u201cquoted\u201d"])
+def test_a_token_that_no_header_can_hold_is_named_and_not_shown(token: str, hub: Hub, package: Path) -> None:
+    with pytest.raises(AccessDenied, match="The token has a character that no token has") as caught:
+        push_folder(package, "acme/model", endpoint=hub.url, token=token)
+    assert token not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["v1.lock", "a/.b", "v1.", "refs/tags/v1", "c0ffee" + "0" * 34, "v 1", "../v1", ""])
 @pytest.mark.parametrize("kind", ["tag", "branch"])
 def test_a_name_that_no_tag_or_branch_can_have_is_refused_without_a_request(
