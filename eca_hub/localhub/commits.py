@@ -285,7 +285,8 @@ def _check_no_case_collision(
         for name in (*parents_of(path), path):
             other = spelled.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
             if other != name and not (name in existing and other in existing):
-                raise invalid(f"{name} and {other} differ only in case.")
+                form = "case" if name.casefold() == other.casefold() else "Unicode form"
+                raise invalid(f"{name} and {other} differ only in {form}.")
 
 
 def _check_no_file_is_a_folder(files: dict[str, StoredFile], written: dict[str, StoredFile]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +70,17 @@ def test_json_names_the_model_and_the_commit(hub: Hub, tiny_package: Path, capsy
         "revision": published["revision"],
         "folder": None,
     }
+
+
+def test_an_empty_folder_name_is_not_taken_for_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", "acme/x", "--to", ""]) == 2
+    assert "--to is empty. Give a new folder" in capsys.readouterr().err
+
+
+def test_a_card_without_metadata_is_shown_as_one(
+    tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_package, tmp_path / "package")
+    (folder / "README.md").write_text("# A network")
+    assert main(["card", str(folder)]) == 0
+    assert "The metadata is empty" in capsys.readouterr().out

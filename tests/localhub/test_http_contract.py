@@ -99,6 +99,8 @@ def test_paths_that_differ_only_in_case_are_refused(http: httpx2.Client, repo_id
     assert commit(http, repo_id, "Model.bin").status_code == 200
     assert commit(http, repo_id, "model.bin").status_code == 422
     assert commit(http, repo_id, "Model.bin/file").status_code == 422
+    assert commit(http, repo_id, "caf\u00e9").status_code == 200
+    assert commit(http, repo_id, "cafe\u0301").json()["error"].endswith("differ only in Unicode form.")
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "-a", "a.", "a--b", "x" * 97, "a b", "a\0", "ä", "a.git", "", None, 3])
