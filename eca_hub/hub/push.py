@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from logging import ERROR
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token, logging
@@ -22,6 +23,8 @@ from eca_hub.hub.package import CARD_FILE, WEIGHTS_FILE
 from eca_hub.hub.push_files import PushFiles, check_names, remote_hashes
 
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)
+
+RefKind = Literal["branch", "tag"]
 
 
 @dataclass(frozen=True)
@@ -153,41 +156,38 @@ def _tagged_commit(api: HfApi, model_id: str, tag: str | None) -> str | None:
     if tag is None:
         return None
     refs = api.list_repo_refs(model_id)
-    if tag in [branch.name for branch in refs.branches]:
-        raise PushConflict(
-            f"{model_id} has a branch {tag!r}, and the name would mean both; nothing was published.",
-            hint="Give another --tag.",
-        )
+    for ref in refs.branches:
+        _check_beside(model_id, "tag", tag, "branch", ref.name)
     for ref in refs.tags:
         if ref.name == tag:
             return ref.target_commit
-        if _collide(ref.name, tag):
-            raise PushConflict(
-                f"{model_id} has the tag {ref.name!r}, beside which {tag!r} cannot exist where names are files; "
-                "nothing was published.",
-                hint="Give another --tag.",
-            )
+        _check_beside(model_id, "tag", tag, "tag", ref.name)
     return None
 
 
 def _check_branch(api: HfApi, model_id: str, branch: str) -> None:
-    """Refuse a new branch with the name of a tag: whoever asks for the tag would get the branch, which moves."""
+    """Refuse a new branch that cannot exist beside another name, before anything is sent."""
     refs = api.list_repo_refs(model_id)
-    branches = [ref.name for ref in refs.branches]
-    if branch in branches:
+    if branch in [ref.name for ref in refs.branches]:
         return
-    if branch in [ref.name for ref in refs.tags]:
-        raise PushConflict(
-            f"{model_id} has a tag {branch!r}, and the name would mean both; nothing was published.",
-            hint="Give another --branch.",
-        )
-    for name in branches:
-        if _collide(name, branch):
-            raise PushConflict(
-                f"{model_id} has the branch {name!r}, beside which {branch!r} cannot exist where names are files; "
-                "nothing was published.",
-                hint="Give another --branch.",
-            )
+    for ref in refs.tags:
+        _check_beside(model_id, "branch", branch, "tag", ref.name)
+    for ref in refs.branches:
+        _check_beside(model_id, "branch", branch, "branch", ref.name)
+
+
+def _check_beside(model_id: str, kind: RefKind, name: str, other_kind: RefKind, other: str) -> None:
+    """Refuse a new branch or tag that cannot exist beside another one.
+
+    Of a branch and a tag with one name, a request for the tag would get the branch, which moves.
+    """
+    if kind != other_kind and name == other:
+        reason = f"a {other_kind} {name!r}, and the name would mean both"
+    elif kind == other_kind and _collide(other, name):
+        reason = f"the {kind} {other!r}, beside which {name!r} cannot exist where names are files"
+    else:
+        return
+    raise PushConflict(f"{model_id} has {reason}; nothing was published.", hint=f"Give another --{kind}.")
 
 
 def _collide(name: str, other: str) -> bool:

@@ -191,7 +191,7 @@ class CommitOperations:
         """
         files = dict(before)
         for key, path in self._deleted:
-            # By its kind: whoever deletes a file `a` does not mean all files of a folder `a`.
+            # By its kind: a request to delete the file `a` does not mean all files of a folder `a`.
             is_file = key == "deletedFile"
             found = [name for name in before if (name == path if is_file else name.startswith(f"{path}/"))]
             if not found:

@@ -186,42 +186,25 @@ def test_a_taken_tag_is_refused_before_anything_is_published(
 
 
 @pytest.mark.parametrize(
-    ("tag", "message"),
+    ("ref", "message"),
     [
-        ("V1.0", "has the tag 'v1.0', beside which 'V1.0' cannot exist"),
-        ("v1.0/a", "has the tag 'v1.0', beside which 'v1.0/a' cannot exist"),
-        ("next", "has a branch 'next', and the name would mean both"),
+        ({"tag": "V1.0"}, "has the tag 'v1.0', beside which 'V1.0' cannot exist"),
+        ({"tag": "v1.0/a"}, "has the tag 'v1.0', beside which 'v1.0/a' cannot exist"),
+        ({"tag": "next"}, "has a branch 'next', and the name would mean both"),
+        ({"branch": "v1.0"}, "has a tag 'v1.0', and the name would mean both"),
+        ({"branch": "Next"}, "has the branch 'next', beside which 'Next' cannot exist"),
+        ({"branch": "next/a"}, "has the branch 'next', beside which 'next/a' cannot exist"),
     ],
 )
-def test_a_tag_that_collides_with_another_name_is_refused_before_anything_is_published(
-    tag: str, message: str, hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
+def test_a_tag_or_branch_that_collides_with_another_name_is_refused_before_anything_is_published(
+    ref: dict[str, str], message: str, hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
 ) -> None:
     push(tag="v1.0")
     push(branch="next")
     before = commits(hub, model_id)
     change_card(package)
     with pytest.raises(PushConflict, match=message):
-        push(tag=tag)
-    assert commits(hub, model_id) == before
-
-
-@pytest.mark.parametrize(
-    ("branch", "message"),
-    [
-        ("v1.0", "has a tag 'v1.0', and the name would mean both"),
-        ("Next", "has the branch 'next', beside which 'Next' cannot exist"),
-        ("next/a", "has the branch 'next', beside which 'next/a' cannot exist"),
-    ],
-)
-def test_a_branch_that_collides_with_another_name_is_refused_before_anything_is_published(
-    branch: str, message: str, hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
-) -> None:
-    push(tag="v1.0")
-    push(branch="next")
-    before = commits(hub, model_id)
-    change_card(package)
-    with pytest.raises(PushConflict, match=message):
-        push(branch=branch)
+        push(**ref)
     assert commits(hub, model_id) == before
     assert [each.name for each in HfApi(hub.url).list_repo_refs(model_id).branches] == ["main", "next"]
 
