@@ -4,11 +4,13 @@ The length of the announced hash distinguishes them: 64 or 40 hexadecimal digits
 """
 
 import hashlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 PIECE_BYTES = 4 << 20
 _LINE_BYTES = 64
 

@@ -17,6 +17,7 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, HubUnavailable
+from eca_hub.hub.hashes import HASH
 
 IDLE_TIMEOUT_S = 60.0
 """How long a call may take that transfers no bytes, its retries included."""
@@ -25,7 +26,6 @@ MIN_BYTES_PER_S = 16 << 10
 MAX_BYTES = 16 << 30
 _MAX_REQUESTS = 60
 
-_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RESET = re.compile(r";\s*t\s*=\s*(\d+)")
 
@@ -200,7 +200,7 @@ def _drop_invalid_etags(response: httpx2.Response) -> None:
     """Drop ETags that are no hashes: the client uses them as names of files in its cache."""
     headers = response.headers
     for name in ("etag", "x-linked-etag"):
-        if name in headers and not _HASH.fullmatch(headers[name].removeprefix("W/").strip('"')):
+        if name in headers and not HASH.fullmatch(headers[name].removeprefix("W/").strip('"')):
             del headers[name]
     if "x-repo-commit" in headers and not _COMMIT.fullmatch(headers["x-repo-commit"]):
         del headers["x-repo-commit"]

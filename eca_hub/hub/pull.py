@@ -5,7 +5,6 @@ compared with the hash that the hub announced.
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidConfig, InvalidPackage
 from eca_hub.hub.client import check_model_id, hub_errors, is_commit, parse_model_id
-from eca_hub.hub.hashes import file_has_hash, hash_like_hub, new_hasher, read_and_hash
+from eca_hub.hub.hashes import HASH, file_has_hash, hash_like_hub, new_hasher, read_and_hash
 from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
 from eca_hub.hub.package import (
     CARD_FILE,
@@ -261,5 +260,5 @@ def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
         name = blobs.parent.name.removeprefix("models--").replace("--", "/", 1)
         for blob in sorted(blobs.iterdir()):
             # Unfinished downloads end in .incomplete, and file managers leave files of their own.
-            if blob.is_file() and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+            if blob.is_file() and HASH.fullmatch(blob.name):
                 yield CacheEntry(name, blob, blob.stat().st_size, file_has_hash(blob, blob.name))
