@@ -178,8 +178,9 @@ def _study() -> list[str]:
     """The blocks of the plan, each with the command that runs or continues it and the state of its results."""
     lines = [
         "`results/plan.yaml` was committed before any comparison was computed: the blocks, the number of seeds,",
-        "four comparisons and their tests. `data/cifar10` and `data/photos` are folders with parquet files, or links",
-        "to them. The command of a block also continues it: finished runs are never repeated.",
+        "four comparisons and their tests. Block F, for processors without bf16, has a plan of its own:",
+        "`results/plan_f.yaml`. `data/cifar10` and `data/photos` are folders with parquet files, or links to them.",
+        "The command of a block also continues it: finished runs are never repeated.",
         "",
         "| block | runs | finished | command |",
         "| --- | --- | --- | --- |",
@@ -196,6 +197,7 @@ def _study() -> list[str]:
         "",
         "```sh",
         "eca-hub report experiments/results/w.csv --plan experiments/results/plan.yaml --out runs/report",
+        "eca-hub report experiments/results/f.csv --plan experiments/results/plan_f.yaml --out runs/report_f",
         "```",
         "",
         "writes tables, plots and statistics of the committed results. `python -m experiments.figures` draws the",
