@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer, callbacks
+from lightning.pytorch.utilities import rank_zero_only
 
 from eca_hub.train.lightning_cli import RunCLI
 from eca_hub.train.trainer_options import UNSUPPORTED, UNSUPPORTED_CALLBACKS, warmup_remark, warn_of_emulation
@@ -250,6 +251,7 @@ def test_a_run_prints_that_its_warm_up_is_too_long_before_training(
 def test_a_run_of_several_nodes_without_a_launcher_prints_before_training_what_it_waits_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning sets it from the rank, and it would stay set.
     for name, value in (("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", "29500"), ("NODE_RANK", "1")):
         monkeypatch.setenv(name, value)
     options = ("--trainer.num_nodes", "2", "--trainer.strategy", "ddp")
