@@ -42,7 +42,7 @@ from typing import Any
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
 from experiments.bench.server_process import Row, Served, ServerEnded, figures_of, started
-from experiments.bench.service_report import draw, limit_key, print_report
+from experiments.bench.service_report import draw, fastest_of, limit_of, print_report
 from experiments.program import run_program
 
 PARTS = ("engine", "ours", "noop", "fastapi", "litserve", "mosec", "start", "runtimes")
@@ -164,7 +164,7 @@ class Bench:
                     one_thread = {"OMP_NUM_THREADS": "1"}
                     yield Served(f"{part}, {name}", command, path, body, one_thread, precision)
 
-    def _rows(self, served: Served, limit: dict[str, dict[str, float]]) -> Iterator[Row]:
+    def _rows(self, served: Served, limit: dict[str, dict[str, Any]]) -> Iterator[Row]:
         """Start a server and load it in every way."""
         seconds = self._args.seconds
         try:
@@ -172,11 +172,11 @@ class Bench:
                 for clients in [32] if served.precision == "none" else self._args.clients:
                     log(f"{served.name} in {served.precision}, {clients} clients ...")
                     yield server.load(clients, 0.0, seconds)
-                # Once for each server, in its fastest form.
-                if served.precision in ("auto", "bf16") or served.name.startswith("fastapi"):
+                # In the faster number format only.
+                fastest = fastest_of(limit)
+                if limit_of(served.precision, limit) is fastest or served.name.startswith("fastapi"):
                     log(f"{served.name} in {served.precision}, open loop at {_OVERLOAD:g} times the limit ...")
-                    fastest = limit[limit_key(served.precision)]["with_decoding"]
-                    yield server.load(0, _OVERLOAD * fastest, 2 * seconds)
+                    yield server.load(0, _OVERLOAD * fastest["with_decoding"], 2 * seconds)
         except ServerEnded as error:
             log(f"{served.name} failed: {error}")
 

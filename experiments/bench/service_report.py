@@ -48,15 +48,20 @@ def pipeline_limit(figures: dict[str, Any], http_ms: float, cores: int) -> float
     return float(cores * 1000 / (cores * 1000 / figures["with_decoding"] + http_ms))
 
 
-def limit_key(precision: str) -> str:
-    """The number format of the plain engine that a row is compared with."""
-    return "bf16" if precision == "auto" else precision
+def fastest_of(limit: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the plain engine in the faster number format: a processor that emulates bf16 is slow in it."""
+    return max(limit.values(), key=lambda figures: figures["with_decoding"])
+
+
+def limit_of(precision: str, limit: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The figures of the plain engine that a row is compared with."""
+    return fastest_of(limit) if precision == "auto" else limit.get(precision)
 
 
 def rows_with_share(found: dict[str, Any], http_ms: float) -> Iterator[tuple[dict[str, Any], float | None]]:
     """Each row with its share of the limit of the pipeline in its number format, where it has one."""
     for row in found.get("rows", []):
-        figures = found["limit"].get(limit_key(row["precision"]))
+        figures = limit_of(row["precision"], found["limit"])
         share = row["per_s"] / pipeline_limit(figures, http_ms, found["cores"]) if figures else None
         yield row, share
 

@@ -44,6 +44,12 @@ def test_only_a_server_with_a_network_has_a_share_of_the_limit() -> None:
     assert [share for _, share in rows_with_share(found["noop"], 0.0)] == [None]
 
 
+def test_the_limit_of_auto_is_the_faster_number_format_of_this_processor() -> None:
+    limit = {"fp32": LIMIT, "bf16": LIMIT | {"with_decoding": 9.0, "format": "bfloat16"}}
+    found = kept()["ours"] | {"rows": [ROW | {"precision": "auto"}], "limit": limit}
+    assert [share for _, share in rows_with_share(found, 0.0)] == [0.5]
+
+
 def test_the_report_names_every_server_with_its_share_and_draws_a_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
