@@ -2,13 +2,17 @@
 
 import gc
 import io
+import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 import eca_hub
@@ -59,6 +63,53 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("soak")
         elif item.get_closest_marker("soak"):
             item.add_marker("slow")
+
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"))
+_SET_BY_RUNS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+"""Lightning keeps the seed of a run in the environment of its process: removed after each test."""
+_SET_BY_LIBRARIES = {
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    *_SET_BY_RUNS,
+}
+_LIGHTNING_RANK = "lightning.fabric.utilities.rank_zero"
+
+
+def state_of_the_process() -> Mapping[str, object]:
+    """What a test may change for the tests after it in the same process; a module that is not imported is left out."""
+    environment = {name: value for name, value in os.environ.items() if name not in _SET_BY_LIBRARIES}
+    root, lightning = logging.getLogger(), sys.modules.get(_LIGHTNING_RANK)
+    return {
+        **{f"the variable {name}": value for name, value in environment.items()},
+        "the working directory": Path.cwd(),
+        "sys.path": tuple(sys.path),
+        "the signal handlers": tuple(signal.getsignal(number) for number in _SIGNALS),
+        "the root logger": (root.level, root.disabled, logging.root.manager.disable),
+        "the rank of Lightning": lightning.rank_zero_only.rank if lightning else 0,
+        "the number of threads of torch": torch.get_num_threads(),
+        "the default type of torch": torch.get_default_dtype(),
+        "the deterministic algorithms of torch": torch.are_deterministic_algorithms_enabled(),
+        "the gradient mode of torch": torch.is_grad_enabled(),
+        "the limit of Pillow": Image.MAX_IMAGE_PIXELS,
+        "the settings of huggingface_hub": (constants.ENDPOINT, constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail the test that changes the process for the tests after it, not those that come to suffer from it."""
+    before = state_of_the_process()
+    yield
+    for name in _SET_BY_RUNS:
+        os.environ.pop(name, None)
+    after = state_of_the_process()
+    if after != before:
+        changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+        changes = "; ".join(f"{name} was {before.get(name)!r} and is {after.get(name)!r}" for name in changed)
+        pytest.fail(f"This test changes the process for those after it: {changes}.", pytrace=False)
 
 
 LABELS = ("cat", "dog", "eel")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidUsage
+from eca_hub.models.weight_init import on_meta_device
 
 if TYPE_CHECKING:
     from eca_hub.models.complexity import Complexity
@@ -45,13 +46,12 @@ def main(argv: list[str]) -> int:
 
 
 def _one_network(config: "ModelConfig", num_classes: int, image_size_px: int, *, as_json: bool) -> int:
-    import torch
 
     from eca_hub.models.build import build_model, resolve_config
     from eca_hub.models.complexity import count_complexity
 
     resolved = resolve_config(config)
-    with torch.device("meta"):
+    with on_meta_device():
         model = build_model(resolved, num_classes=num_classes)
     complexity = count_complexity(model, height_px=image_size_px, width_px=image_size_px)
     document = {

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
@@ -49,6 +48,7 @@ from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
 from eca_hub.models.detectors import build_detector
+from eca_hub.models.weight_init import on_meta_device
 
 
 def save_pretrained(
@@ -320,7 +320,7 @@ def _config_of(model: nn.Module, config: ModelConfig | None, labels: Sequence[st
 
 def _check_describes(config: ModelConfig, model: nn.Module) -> None:
     """Check that the configuration builds a network with the same names and shapes."""
-    with torch.device("meta"):
+    with on_meta_device():
         built = build_model(config).state_dict()
     actual = model.state_dict()
     differing = [name for name in built if name in actual and built[name].shape != actual[name].shape]

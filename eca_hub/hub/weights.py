@@ -24,7 +24,7 @@ from torch import Size, Tensor, nn
 
 from eca_hub.errors import CheckpointMismatch
 from eca_hub.models.build import check_materialized
-from eca_hub.models.weight_init import SkipRandomInit
+from eca_hub.models.weight_init import SkipRandomInit, on_meta_device
 
 Shapes = Mapping[str, Size]
 WeightsFor = Callable[[Shapes], Mapping[str, Tensor]]
@@ -88,7 +88,7 @@ def build_and_load(
         CheckpointMismatch: names, shapes or kinds of numbers differ, a number is NaN or infinite, or tensors outside
             the state dict are too large.
     """
-    with torch.device("meta"), SkipRandomInit():
+    with on_meta_device():
         model = build()
     expected = model.state_dict()
     if callable(weights):

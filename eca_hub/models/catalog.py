@@ -14,7 +14,6 @@ from importlib.resources import files
 from typing import Any
 
 import timm
-import torch
 
 from eca_hub.attention import ATTENTIONS
 from eca_hub.attention.insertion import AfterBlock, InsideBlock, ReplaceConv
@@ -24,6 +23,7 @@ from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.options import can_insert, insertion_point_of, options_at, resolve_options
 from eca_hub.models.timm_seam import find_timm_backbone, timm_names_with_attention
+from eca_hub.models.weight_init import on_meta_device
 
 _NUM_CLASSES = 1000
 
@@ -140,7 +140,7 @@ def timm_networks(pattern: str = "*") -> Iterator[Network]:
 
 @cache
 def _count(architecture: str, attention: str = "none") -> int:
-    with torch.device("meta"):
+    with on_meta_device():
         model = build_model(ModelConfig(architecture, attention), num_classes=_NUM_CLASSES)
     return count_parameters(model)
 
@@ -178,5 +178,5 @@ def _frozen(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 @cache
 def _module_parameters(attention: str, channels: int, options: tuple[tuple[str, Any], ...]) -> int:
-    with torch.device("meta"):
+    with on_meta_device():
         return count_parameters(ATTENTIONS[attention](channels, **dict(options)))

@@ -40,6 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.config import ModelConfig
+from eca_hub.models.weight_init import on_meta_device
 
 _ATEN = torch.ops.aten
 
@@ -132,7 +133,7 @@ def count_complexity(
     """
     if isinstance(model, ModelConfig):
         height, width = height_px or model.image.height_px, width_px or model.image.width_px
-        with torch.device("meta"):
+        with on_meta_device():
             meta_model = build_model(model, num_classes=model.num_classes or 1000)
         in_chans = model.image.in_chans
     else:

@@ -13,11 +13,10 @@ configures them (81 classes with background, RetinaNet 80).
 
 from dataclasses import dataclass
 
-import torch
-
 from eca_hub.models.build import build_model, count_parameters, resolve_config
 from eca_hub.models.complexity import run_counted
 from eca_hub.models.config import ModelConfig
+from eca_hub.models.weight_init import on_meta_device
 
 HEIGHT_PX, WIDTH_PX = 800, 1280
 
@@ -81,7 +80,7 @@ def _count_backbone(config: ModelConfig) -> _BackboneComplexity:
     """Run a backbone once for all detectors that use it."""
     key = repr(config)
     if key not in _BACKBONE_CACHE:
-        with torch.device("meta"):
+        with on_meta_device():
             meta_model = build_model(config, num_classes=1).eval()
             plain_model = build_model(ModelConfig(config.architecture, "none"), num_classes=1)
         meta_model.reset_classifier(0, "")  # type: ignore[operator]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from eca_hub.attention.eca import kernel_size_for
@@ -20,6 +19,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.insertion import MISSING_POINT
+from eca_hub.models.weight_init import on_meta_device
 
 ONE_A_STAGE = {"kernel_sizes": "kernel_size", "strides": "stride", "map_sizes_px": "map_size_px"}
 """Options with one value a stage: the name of the list, and the argument of the method."""
@@ -52,7 +52,7 @@ def is_applicable(method: Callable[..., nn.Module], backbone: Backbone) -> bool:
 @cache
 def _can_be_built(method: Callable[..., nn.Module], channels: int) -> bool:
     try:
-        with torch.device("meta"):
+        with on_meta_device():
             method(channels)
     except InvalidConfig:
         return False

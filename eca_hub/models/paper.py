@@ -13,13 +13,13 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-import torch
 import torchvision
 
 from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.complexity import Complexity, count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_complexity import detector_complexity
+from eca_hub.models.weight_init import on_meta_device
 
 TableName = Literal["2", "3", "4", "5"]
 Rule = Literal["paper", "poster", "plain", "detection"]
@@ -231,14 +231,14 @@ def _document() -> dict[str, Any]:
 def _count(row: PublishedRow) -> Complexity:
     size = {"height_px": row.image_size_px, "width_px": row.image_size_px}
     if row.torchvision:
-        with torch.device("meta"):
+        with on_meta_device():
             return count_complexity(torchvision.models.get_model(row.architecture, **row.torchvision), **size)
     return count_complexity(ModelConfig(row.architecture, row.attention, row.attention_args), **size)
 
 
 @cache
 def _num_parameters_without_attention(architecture: str) -> int:
-    with torch.device("meta"):
+    with on_meta_device():
         model = build_model(ModelConfig(architecture, "none"), num_classes=1000)
     return count_parameters(model)
 

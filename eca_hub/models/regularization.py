@@ -7,12 +7,12 @@ network is built on the meta device with these arguments, and its dropout module
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model
 from eca_hub.models.config import ModelConfig
+from eca_hub.models.weight_init import on_meta_device
 
 
 def set_drop_rates(
@@ -38,10 +38,15 @@ def set_drop_rates(
     if not options:
         return
     without = _build(config, {})
+    dropping = None
     for name, rate in rates.items():
-        if rate and not _differs(_build(config, {name: rate}), without):
-            raise InvalidConfig(f"{config.architecture} has no layer that {name} changes; set it to 0.")
-    _copy_rates(_build(config, options), model)
+        if rate:
+            dropping = _build(config, {name: rate})
+            if not _differs(dropping, without):
+                raise InvalidConfig(f"{config.architecture} has no layer that {name} changes; set it to 0.")
+    if dropping is None or len(options) > 1:
+        dropping = _build(config, options)
+    _copy_rates(dropping, model)
 
 
 def use_grad_checkpointing(model: nn.Module, config: ModelConfig) -> None:
@@ -64,7 +69,7 @@ _DROPS_BY_DEFAULT = ("drop_rate", "mobilenet_v2")
 
 
 def _build(config: ModelConfig, options: dict[str, Any]) -> nn.Module:
-    with torch.device("meta"):
+    with on_meta_device():
         try:
             return build_model(config, num_classes=2, **options)
         except TypeError:

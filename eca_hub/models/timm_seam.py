@@ -22,7 +22,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import Backbone, residual_blocks
 from eca_hub.models.config import Stem
 from eca_hub.models.insertion import Insertion, ResNetBlock, insert_attention
-from eca_hub.models.weight_init import SkipRandomInit
+from eca_hub.models.weight_init import on_meta_device
 
 Factory = Callable[..., nn.Module]
 
@@ -64,7 +64,7 @@ def find_timm_backbone(name: str) -> Backbone | None:
     """Describe a network of timm: None if timm does not have it; without widths if it supports no attention."""
     if not timm.is_model(name):
         return None
-    with torch.device("meta"), SkipRandomInit():
+    with on_meta_device():
         model = timm.create_model(name)
     blocks = residual_blocks(model) if isinstance(model, ResNet) else []
     if blocks and all(hasattr(block.body, "se") and hasattr(block.body, "bn2") for block in blocks):
@@ -116,7 +116,7 @@ def _by_keyword(name: str, model: nn.Module) -> Backbone | None:
             return _ProbeAttention(channels, recorded)
 
         try:
-            with torch.device("meta"), SkipRandomInit():
+            with on_meta_device():
                 probed = timm.create_model(name, **options(probe)).eval()
                 probed(torch.empty(2, *model.default_cfg["input_size"]))  # type: ignore[index]
         except Exception:  # noqa: S112

@@ -1,9 +1,19 @@
 """Build a network without computing its initial weights."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+
+@contextlib.contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Build networks in the block that have names and shapes, and neither memory nor values."""
+    with torch.device("meta"), SkipRandomInit():
+        yield
 
 
 class SkipRandomInit(TorchFunctionMode):

@@ -15,6 +15,7 @@ from typing import Any
 
 from eca_hub.atomic import write_atomic
 from eca_hub.errors import InvalidConfig
+from eca_hub.models.weight_init import on_meta_device
 from eca_hub.sweep.grid import SweepRun, column_names
 from eca_hub.sweep.worker import is_finished
 
@@ -119,14 +120,12 @@ def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables
 @cache
 def _network_cost(config_json: str) -> Row:
     """Count a network's parameters and multiply-adds at the size of its images, from its config.json."""
-    import torch
-
     from eca_hub.hub.package import config_from_json
     from eca_hub.models.build import build_model, count_parameters
     from eca_hub.models.complexity import count_complexity
 
     config = config_from_json(config_json.encode(), origin="config.json")
-    with torch.device("meta"):
+    with on_meta_device():
         model = build_model(config)
     complexity = count_complexity(model, height_px=config.image.height_px, width_px=config.image.width_px)
     return {"parameters": count_parameters(model), "multiply_adds": complexity.multiply_adds}

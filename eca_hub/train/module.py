@@ -18,6 +18,7 @@ from eca_hub.images.transform import EvalTransform
 from eca_hub.models.build import build_model, resolve_config, split_name
 from eca_hub.models.config import ImageConfig, ModelConfig, ProblemType, Stem
 from eca_hub.models.regularization import set_drop_rates, use_grad_checkpointing
+from eca_hub.models.weight_init import on_meta_device
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.distributed.fsdp import shard_model
@@ -256,7 +257,7 @@ class ImageClassifier(TrainingModule):
         if num_images > 1 or self._freeze != "none":
             return
         image = self.config.image
-        with torch.device("meta"):
+        with on_meta_device():
             network = build_model(self.config).train()
             try:
                 network(torch.zeros(1, image.in_chans, image.height_px, image.width_px))

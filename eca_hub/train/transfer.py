@@ -10,6 +10,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import load_pretrained
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ModelConfig
+from eca_hub.models.weight_init import on_meta_device
 
 Freeze = Literal["none", "norms", "backbone"]
 
@@ -47,7 +48,7 @@ def load_pretrained_backbone(
 
 def head_names(config: ModelConfig) -> set[str]:
     """Return the names of the weights whose shape depends on the number of classes."""
-    with torch.device("meta"):
+    with on_meta_device():
         shapes, others = (
             {name: tensor.shape for name, tensor in build_model(config, num_classes=number).state_dict().items()}
             for number in (3, 5)
@@ -63,7 +64,7 @@ def freeze_parameters(model: nn.Module, config: ModelConfig, freeze: Freeze) -> 
         config: Its configuration.
         freeze: `none`, `norms`, or `backbone`: all but the head.
     """
-    head = head_names(resolve_config(config))
+    head = head_names(resolve_config(config)) if freeze == "backbone" else set()
     for name, parameter in model.named_parameters():
         parameter.requires_grad = freeze != "backbone" or name in head
     if freeze == "norms":

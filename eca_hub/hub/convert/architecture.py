@@ -21,6 +21,7 @@ from eca_hub.models.build import list_models, split_name
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.insertion import Insertion
 from eca_hub.models.timm_seam import find_timm_backbone
+from eca_hub.models.weight_init import on_meta_device
 
 Shapes = Mapping[str, Size]
 
@@ -104,7 +105,7 @@ def _of_timm(name: str, weights: dict[str, Tensor]) -> DetectedModel:
 
 
 def _timm_shapes(name: str, num_classes: int) -> Shapes:
-    with torch.device("meta"):
+    with on_meta_device():
         return _shapes_of(timm.create_model(name, num_classes=num_classes))
 
 
@@ -123,7 +124,7 @@ class _Marker(nn.Module):
 @cache
 def _backbone_shapes(name: str) -> Shapes:
     """Return the shapes without attention; `_skeleton`, which builds two networks, would give the same shapes."""
-    with torch.device("meta"):
+    with on_meta_device():
         model = BACKBONES[name].build(None, num_classes=2, stem=ModelConfig.stem, features_only=False)
     return _shapes_of(model)
 
@@ -134,7 +135,7 @@ def _skeleton(name: str) -> _Skeleton:
     assert backbone is not None, name
     stages = range(1, len(backbone.widths) + 1)
     insertion = Insertion(_Marker, InsideBlock(), stages) if InsideBlock in backbone.insertion_points else None
-    with torch.device("meta"):
+    with on_meta_device():
         model = backbone.build(insertion, num_classes=2, stem=ModelConfig.stem, features_only=False)
         other = backbone.build(None, num_classes=3, stem=ModelConfig.stem, features_only=False)
     shapes, other_shapes = _shapes_of(model), _shapes_of(other)
