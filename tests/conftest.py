@@ -85,7 +85,8 @@ def state_of_the_process() -> Mapping[str, object]:
     return {
         **{f"the variable {name}": value for name, value in environment.items()},
         "the working directory": Path.cwd(),
-        "sys.path": tuple(sys.path),
+        # Ray adds a folder when it is imported.
+        "sys.path": tuple(path for path in sys.path if not path.endswith("thirdparty_files")),
         "the signal handlers": tuple(signal.getsignal(number) for number in _SIGNALS),
         "the root logger": (root.level, root.disabled, logging.root.manager.disable),
         "the rank of Lightning": lightning.rank_zero_only.rank if lightning else 0,

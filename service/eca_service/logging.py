@@ -104,15 +104,18 @@ def log_to_stderr(
     thread.start()
     handler, root = _DroppingHandler(records), logging.getLogger()
     root.addHandler(handler)
-    root.setLevel(logging.INFO)
     is_logged = access_log == "on" or (access_log == "auto" and not is_terminal)
-    _access_logger.setLevel(logging.INFO if is_logged else logging.CRITICAL)
-    for verbose in ("uvicorn", "httpx2"):
-        logging.getLogger(verbose).setLevel(logging.WARNING)
+    levels = {root: logging.INFO, _access_logger: logging.INFO if is_logged else logging.CRITICAL}
+    levels |= {logging.getLogger(verbose): logging.WARNING for verbose in ("uvicorn", "httpx2")}
+    previous = {logger: logger.level for logger in levels}
+    for logger, level in levels.items():
+        logger.setLevel(level)
     try:
         yield
     finally:
         root.removeHandler(handler)
+        for logger, level in previous.items():
+            logger.setLevel(level)
         with suppress(queue.Full):
             records.put(None, timeout=_FLUSH_S)
         thread.join(_FLUSH_S)
