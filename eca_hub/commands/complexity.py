@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidUsage
-from eca_hub.models.weight_init import on_meta_device
 
 if TYPE_CHECKING:
     from eca_hub.models.complexity import Complexity
@@ -49,6 +48,7 @@ def _one_network(config: "ModelConfig", num_classes: int, image_size_px: int, *,
 
     from eca_hub.models.build import build_model, resolve_config
     from eca_hub.models.complexity import count_complexity
+    from eca_hub.models.weight_init import on_meta_device
 
     resolved = resolve_config(config)
     with on_meta_device():

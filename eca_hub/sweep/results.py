@@ -15,7 +15,6 @@ from typing import Any
 
 from eca_hub.atomic import write_atomic
 from eca_hub.errors import InvalidConfig
-from eca_hub.models.weight_init import on_meta_device
 from eca_hub.sweep.grid import SweepRun, column_names
 from eca_hub.sweep.worker import is_finished
 
@@ -123,6 +122,7 @@ def _network_cost(config_json: str) -> Row:
     from eca_hub.hub.package import config_from_json
     from eca_hub.models.build import build_model, count_parameters
     from eca_hub.models.complexity import count_complexity
+    from eca_hub.models.weight_init import on_meta_device
 
     config = config_from_json(config_json.encode(), origin="config.json")
     with on_meta_device():
