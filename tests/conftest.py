@@ -8,16 +8,17 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-import torch
 from huggingface_hub import constants
 from PIL import Image
 
 import eca_hub
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from eca_hub.models.detector_config import DetectorName
 
 # Examples of each property: enough to run its code by default, and with --hypothesis-profile thorough to search.
 hypothesis.settings.register_profile("default_run", max_examples=15, deadline=None)
@@ -50,7 +51,13 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what was imported: a million objects that stay."""
+    """Let the garbage collector pass over what was imported: a million objects that stay.
+
+    The process that only hands out tests does not collect them, and never imports torch.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -81,6 +88,8 @@ _LIGHTNING_RANK = "lightning.fabric.utilities.rank_zero"
 
 def state_of_the_process() -> Mapping[str, object]:
     """What a test may change for the tests after it in the same process; a module that is not imported is left out."""
+    import torch
+
     environment = {name: value for name, value in os.environ.items() if name not in _SET_BY_LIBRARIES}
     root, lightning = logging.getLogger(), sys.modules.get(_LIGHTNING_RANK)
     return {
@@ -123,6 +132,8 @@ TINY = eca_hub.ModelConfig(
 @pytest.fixture(scope="session")
 def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package of an ECA-ResNet-20 with three classes and random weights."""
+    import torch
+
     torch.manual_seed(0)
     model = eca_hub.create_model("eca_resnet20", num_classes=len(LABELS))
     return eca_hub.save_pretrained(model, tmp_path_factory.mktemp("package"), config=TINY)
@@ -131,12 +142,32 @@ def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def damaged_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package like `tiny_package` whose weights are finite and whose outputs are NaN: a variance is negative."""
+    import torch
+
     torch.manual_seed(0)
     model = eca_hub.create_model("eca_resnet20", num_classes=len(LABELS))
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     assert norm.running_var is not None
     norm.running_var[0] = -1.0
     return eca_hub.save_pretrained(model, tmp_path_factory.mktemp("damaged"), config=TINY)
+
+
+@pytest.fixture(scope="session")
+def detector_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Mask R-CNN with random weights, which finds something everywhere."""
+    return save_tiny_detector(tmp_path_factory.mktemp("detector"), side_px=32)
+
+
+def save_tiny_detector(folder: Path, kind: "DetectorName" = "mask_rcnn", *, seed: int = 0, side_px: int = 64) -> Path:
+    """A detector that was never trained; with few detections, because each costs a pass of the mask head."""
+    import torch
+
+    from eca_hub.hub.pretrained import save_detector
+
+    torch.manual_seed(seed)
+    small: dict[str, Any] = {"min_side_px": side_px, "max_side_px": side_px * 3 // 2, "max_detections": 4}
+    model = eca_hub.create_detector(kind, backbone="resnet18", num_classes=2, **small)
+    return save_detector(model, folder, labels=("bar", "disk"))
 
 
 def make_image(

@@ -12,7 +12,6 @@ from PIL import Image
 import eca_hub
 from eca_hub.detector import Detection, Detector, encode_prediction
 from eca_hub.errors import BadImage, InvalidConfig, NonFiniteScores
-from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.decode import DecodedImage, decode_reduced
 from eca_hub.images.rle import decode_mask
 from eca_hub.models.detectors import create_detector
@@ -22,13 +21,9 @@ LABELS = ("bar", "disk")
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
-    """A Mask R-CNN with random weights, loaded in three lines."""
-    torch.manual_seed(0)
-    small: dict[str, Any] = {"min_side_px": 32, "max_side_px": 48, "max_detections": 12}
-    model = create_detector("mask_rcnn", backbone="resnet18", num_classes=2, **small)
-    folder = save_detector(model, tmp_path_factory.mktemp("detector"), labels=LABELS)
-    loaded = eca_hub.Detector.from_pretrained(folder)
+def detector(detector_package: Path) -> Detector:
+    """Loaded in one line."""
+    loaded = eca_hub.Detector.from_pretrained(detector_package)
     assert isinstance(loaded, Detector)
     return loaded
 
@@ -67,7 +62,8 @@ def test_detections_are_ordered_and_inside_the_image(detector: Detector) -> None
 )
 def test_outputs_that_are_not_finite_are_an_error_and_not_an_empty_list(kind: Any, name: str, value: float) -> None:
     torch.manual_seed(0)
-    model = create_detector(kind, backbone="resnet18", num_classes=2, min_side_px=32, max_side_px=48, min_score=0.001)
+    small: dict[str, Any] = {"min_side_px": 32, "max_side_px": 48, "max_detections": 4}
+    model = create_detector(kind, backbone="resnet18", num_classes=2, min_score=0.001, **small)
     dict(model.state_dict())[name].fill_(value)
     if name.endswith("cls_score.bias"):
         dict(model.state_dict())["roi_heads.box_predictor.cls_score.weight"].fill_(3e38)

@@ -2,30 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import eca_hub
 from eca_hub.__main__ import main
-from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.draw import Shape, draw_shapes
 from eca_hub.images.masks import InstanceMask
-from eca_hub.models.detectors import create_detector
 from eca_hub.train.detection_metrics import evaluate_detections
 from tests.train.data.detection_files import coco_document, write_coco
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Mask R-CNN with random weights, which finds something everywhere."""
-    torch.manual_seed(0)
-    small: dict[str, Any] = {"min_side_px": 32, "max_side_px": 48, "max_detections": 12}
-    model = create_detector("mask_rcnn", backbone="resnet18", num_classes=2, **small)
-    return save_detector(model, tmp_path_factory.mktemp("detector"), labels=("bar", "disk"))
+@pytest.fixture
+def package(detector_package: Path) -> Path:
+    return detector_package
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from eca_hub.commands import export
 from eca_hub.errors import InvalidConfig, InvalidUsage
 from eca_hub.hub.export import METADATA_KEY, Format, level_names, load_exported, load_exported_levels
 from eca_hub.models.feature_pyramid import pyramid_of
-from tests.conftest import LABELS
-from tests.service.server_process import save_tiny_detector
+from tests.conftest import LABELS, save_tiny_detector
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load:FutureWarning")
@@ -79,11 +78,10 @@ def test_of_a_detector_backbone_and_pyramid_are_exported(
     assert (metadata["labels"], metadata["detector"]["detector"]) == (["bar", "disk"], kind)
 
 
-def test_a_detector_is_not_exported_to_torchscript(tmp_path: Path) -> None:
-    package = save_tiny_detector(tmp_path / "package", "retinanet")
+def test_a_detector_is_not_exported_to_torchscript(detector_package: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="is not exported to torchscript"):
-        export.main([str(package), "--to", "torchscript", "--output", str(tmp_path / "x.pt")])
-    assert [each.name for each in tmp_path.iterdir()] == ["package"]
+        export.main([str(detector_package), "--to", "torchscript", "--output", str(tmp_path / "x.pt")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_that_differs_is_not_written(

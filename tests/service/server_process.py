@@ -14,8 +14,6 @@ import httpx2
 import torch
 
 import eca_hub
-from eca_hub.hub.pretrained import save_detector
-from eca_hub.models.detector_config import DetectorName
 
 
 def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
@@ -25,14 +23,6 @@ def save_tiny_package(folder: Path, *, seed: int = 0) -> Path:
     config = eca_hub.ModelConfig("resnet20", "eca", labels=labels, image=eca_hub.ImageConfig(32, 32, crop=1.0))
     model = eca_hub.create_model("eca_resnet20", num_classes=10)
     return eca_hub.save_pretrained(model, folder, config=config)
-
-
-def save_tiny_detector(folder: Path, kind: DetectorName = "mask_rcnn", *, seed: int = 0, side_px: int = 64) -> Path:
-    """A detector that was never trained, which finds something everywhere."""
-    torch.manual_seed(seed)
-    small: dict[str, Any] = {"min_side_px": side_px, "max_side_px": side_px * 3 // 2, "max_detections": 12}
-    model = eca_hub.create_detector(kind, backbone="resnet18", num_classes=2, **small)
-    return save_detector(model, folder, labels=("bar", "disk"))
 
 
 class Served:

@@ -17,9 +17,9 @@ import huggingface_hub
 import pytest
 
 import eca_hub
-from tests.conftest import make_image
+from tests.conftest import make_image, save_tiny_detector
 from tests.service.fakes import png
-from tests.service.server_process import Served, responses_of, save_tiny_detector, save_tiny_package, served, start
+from tests.service.server_process import Served, responses_of, save_tiny_package, served, start
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ from eca_service.http.auth import ApiKeys
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
-from tests.conftest import make_image
+from tests.conftest import make_image, save_tiny_detector
 from tests.service.app_fixtures import app_with, refusal, settings_with, wait_until_ready
-from tests.service.server_process import save_tiny_detector, save_tiny_package
+from tests.service.server_process import save_tiny_package
 
 EVERYTHING = "min_score=0.05"
 
@@ -44,15 +44,18 @@ IMAGES = {
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_detector(tmp_path_factory.mktemp("packages") / "masks", side_px=32)
+def packages(detector_package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("packages")
+    return {
+        "masks": detector_package,
+        "boxes": save_tiny_detector(folder / "boxes", "retinanet", side_px=32),
+        "digits": save_tiny_package(folder / "digits"),
+    }
 
 
 @pytest.fixture(scope="module")
-def client(package: Path) -> Iterator[TestClient]:
-    save_tiny_detector(package.parent / "boxes", "retinanet", side_px=32)
-    save_tiny_package(package.parent / "digits")
-    sources = [ModelSource.parse(f"acme/{name}={package.parent / name}") for name in ("masks", "boxes", "digits")]
+def client(packages: dict[str, Path]) -> Iterator[TestClient]:
+    sources = [ModelSource.parse(f"acme/{name}={folder}") for name, folder in packages.items()]
     settings = settings_with(
         "acme/masks", num_engines=1, explain=True, deadline_ms=600_000, max_image_mib=0.5, max_request_mib=1
     )
@@ -82,9 +85,9 @@ def expected_objects(detector: eca_hub.Detector, content: bytes, **options: Any)
 
 
 @pytest.fixture(scope="module")
-def detectors(client: TestClient, package: Path) -> dict[str, eca_hub.Detector]:
+def detectors(packages: dict[str, Path]) -> dict[str, eca_hub.Detector]:
     """The same packages, opened by the library."""
-    return {name: eca_hub.Detector.from_pretrained(package.parent / name) for name in ("masks", "boxes")}
+    return {name: eca_hub.Detector.from_pretrained(packages[name]) for name in ("masks", "boxes")}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 import eca_hub
-from tests.service.server_process import Served, save_tiny_detector, served
+from tests.conftest import save_tiny_detector
+from tests.service.server_process import Served, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
 
