@@ -4,7 +4,7 @@ import asyncio
 import functools
 import io
 import selectors
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -152,6 +152,7 @@ def fake_model(
     deadline_s: float = 10.0,
     close: Callable[[], None] = lambda: None,
     is_healthy: Callable[[], bool] = lambda: True,
+    optimize: Callable[[], Awaitable[ModelInfo]] | None = None,
 ) -> ServedModel[int, FakeOutput]:
     """A model of decimal numbers, whose runner gets the numbers; needs a running loop."""
 
@@ -176,6 +177,7 @@ def fake_model(
         deadline_s=deadline_s,
         close=close,
         is_healthy=is_healthy,
+        optimize=optimize,
     )
 
 

@@ -159,19 +159,27 @@ class Engine:
         """How long a batch may take before it counts as hung."""
         return max(self._hang_timeout_s, 10 * self._s_per_image * num_images)
 
-    async def warm_up(self, item: WorkItem, batch_sizes: Sequence[int], *, num_runs: int = 2) -> None:
-        """Run a batch of each size, and time the last run.
+    async def warm_up(self, batches: Sequence[list[WorkItem]], *, num_runs: int = 2) -> None:
+        """Run each batch, and time the last run.
 
-        The first run of a size is several times slower than the next, and where the network is compiled its thread
-        waits idle for the compiler for half a minute: it has no hang timeout. One run is enough for a network that has
-        run before in this process: it takes up to twice as long as the next, and its time is an upper bound anyway.
+        The first run of a size may be several times slower than the next, and where the network is compiled its thread
+        waits idle for the compiler for half a minute: it has no hang timeout. One run is enough for a network that is
+        not compiled: it takes up to twice as long as the next, and its time is an upper bound anyway.
+
+        Raises:
+            ArithmeticError: an output is not finite.
+            WorkerLost: the thread died.
         """
-        for size in batch_sizes:
+        for batch in batches:
             for _ in range(num_runs):
                 started_s = time.monotonic()
-                await self._try([item] * size, _WARM_UP_TIMEOUT_S, may_idle=True)
-                self._s_per_image = (time.monotonic() - started_s) / size
-        self._probe_input = [item]
+                await self._try(batch, _WARM_UP_TIMEOUT_S, may_idle=True)
+                self._s_per_image = (time.monotonic() - started_s) / len(batch)
+        self._probe_input = batches[0][:1]
+
+    def replace_network(self, run_batch: RunBatch, rebuild: Callable[[], RunBatch] | None) -> None:
+        """Run the next batch with another network, which has run before; the arguments are those of the constructor."""
+        self._run_batch, self._rebuild = run_batch, rebuild
 
     def close(self) -> None:
         """Let the thread end after its current batch."""

@@ -41,6 +41,7 @@ class ServedModel(Generic[Pixels, Output]):
         close: Frees what the model holds, after the last result.
         is_healthy: Whether every engine is healthy.
         explainer: Explains single images; None where that is not switched on.
+        optimize: Replaces the network by a faster form and returns what is known of that; None where there is none.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ServedModel(Generic[Pixels, Output]):
         close: Callable[[], None] = lambda: None,
         is_healthy: Callable[[], bool] = lambda: True,
         explainer: "Explainer | None" = None,
+        optimize: Callable[[], Awaitable[ModelInfo]] | None = None,
     ) -> None:
         self.info = info
         self.batcher = batcher
@@ -61,6 +63,7 @@ class ServedModel(Generic[Pixels, Output]):
         self._close = close
         self._engines_are_healthy = is_healthy
         self._explainer = explainer
+        self._optimize = optimize
         self._num_holders = 0
         self._is_released = asyncio.Event()
         self._is_released.set()
@@ -157,6 +160,12 @@ class ServedModel(Generic[Pixels, Output]):
                     return await self._explainer.explain(decoded.pixels, class_index)
             except TimeoutError:
                 raise self._late() from None
+
+    async def optimize(self) -> None:
+        """Replace the network by a faster form, where there is one; requests are served meanwhile."""
+        optimize, self._optimize = self._optimize, None
+        if optimize is not None:
+            self.info = await optimize()
 
     async def close(self) -> None:
         """Finish the requests that hold the model, then free it."""

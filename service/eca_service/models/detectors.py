@@ -49,18 +49,12 @@ class DetectorInputs:
 def prepare_detector(
     detector: Detector, settings: Settings, devices: Sequence[str], limits: ImageLimits, num_cores: int
 ) -> LoadedPackage:
-    """Make a detector ready for each device; the arguments are those of `prepare_classifier`.
-
-    Raises:
-        NonFiniteScores: its outputs for an empty image are not finite.
-    """
+    """Make a detector ready for each device; the arguments are those of `prepare_classifier`."""
     config = detector.config
     if settings.precision not in ("auto", "fp32") or settings.compile:
         _logger.warning("%s is a detector and runs in float32 as it was loaded, not compiled", detector.model_id)
     copies = [detector, *(_copied_to(device, detector) for device in devices[1:])]
     networks = [_as_loaded(one) for one in copies]
-    blank = _blank(detector)
-    detector.detect([blank])
     info = ModelInfo(
         model_id=detector.model_id,
         revision=detector.revision,
@@ -87,7 +81,7 @@ def prepare_detector(
     )
     is_on_cpu = all(network.device.type == "cpu" for network in networks)
     max_batch = _MAX_BATCH_ON_CPU if is_on_cpu else _MAX_BATCH_ON_GPU
-    return LoadedPackage(info, networks, DetectorInputs(detector), blank, max_batch=max_batch)
+    return LoadedPackage(info, networks, DetectorInputs(detector), [_blank(detector)], max_batch=max_batch)
 
 
 def _as_loaded(detector: Detector) -> OptimizedModel:

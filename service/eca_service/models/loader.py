@@ -1,4 +1,4 @@
-"""From the name of a model to a served model: pull, verify, optimize, start engines, warm up.
+"""From the name of a model to a served model: pull, verify, start engines, warm up, optimize.
 
 torch is imported here, in a thread, after the port is open: `/healthz` responds while the weights are fetched.
 """
@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import TASKS, WorkItem, run_batch
+from eca_service.inference.types import ModelInfo
 from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 
@@ -61,9 +63,25 @@ class ModelLoader:
         Raises:
             HubError: the package cannot be fetched, or its bytes are not what the hub announced.
             CheckpointMismatch: the weights do not fit the network.
-            UnfitModel: the network does not run.
+            UnfitModel: the network does not run, or its outputs are not finite.
         """
-        return await self._start(await _in_daemon_thread(lambda: _load(source, self._settings, self._num_cores)))
+        name = source.id_or_folder
+        try:
+            return await self._start(await _in_daemon_thread(lambda: _load(source, self._settings, self._num_cores)))
+        except EcaHubError:
+            raise
+        except ArithmeticError as error:
+            raise UnfitModel(
+                f"The network of {source.public_id} gives no finite scores for ordinary images: its weights are "
+                "damaged, or those of another architecture.",
+                hint="Download the package again, or train the network again.",
+            ) from error
+        except Exception as error:
+            # The package is well-formed, and yet its network fails on ordinary images.
+            _logger.exception("running %s failed", name)
+            raise UnfitModel(
+                f"The network of {name} does not run: {type(error).__name__}.", hint="See the log."
+            ) from error
 
     def end_process(self) -> None:
         """Shut down gracefully because a device is lost for good, so that a supervisor starts another process.
@@ -76,9 +94,6 @@ class ModelLoader:
 
     async def _start(self, loaded: "LoadedPackage") -> ServedModel["Tensor", "Tensor"]:
         from eca_service.inference.decoder import Decoder, DecoderThreads
-        from eca_service.inference.engine import Engine
-        from eca_service.inference.explainer import Explainer
-        from eca_service.optimize.optimize import release_memory
 
         settings = self._settings
         if self._decoder_threads is None:
@@ -86,46 +101,20 @@ class ModelLoader:
         decoder = Decoder(
             loaded.inputs, _image_limits(settings), self._decoder_threads, max_wait_s=settings.max_queue_delay_s
         )
-        engines = [
-            Engine(
-                _run_batch_of(network),
-                rebuild=partial(_run_batch_of, network),
-                on_fatal_error=self.end_process,
-                hang_timeout_s=settings.hang_timeout_s,
-                waits_for_device=network.device.type != "cpu",
-            )
-            for network in loaded.networks
-            for _ in range(settings.num_engines or (self._num_cores if network.device.type == "cpu" else 2))
-        ]
-        explainer = Explainer(loaded.explained) if loaded.explained else None
-
-        def free() -> None:
-            for engine in engines:
-                engine.close()
-            if explainer is not None:
-                explainer.close()
-            for module in loaded.modules:
-                release_memory(module)
-            _trim_heap_later()
-
         max_batch = settings.max_batch or loaded.max_batch
-        has_fixed_sizes = any(one.has_fixed_sizes for one in loaded.networks)
-        # Another network has run before: in the parity check, or to see that its outputs are finite.
-        sizes, num_runs = (_batch_sizes(max_batch), 2) if has_fixed_sizes else ([1], 1)
-        [task] = [task for task in TASKS if task.name == loaded.info.tasks[0]]
+        running = _RunningPackage(loaded, settings, self._num_cores, self.end_process)
         try:
-            item = WorkItem(task, loaded.blank)
-            await asyncio.gather(*(engine.warm_up(item, sizes, num_runs=num_runs) for engine in engines))
+            await running.warm_up(max_batch)
         except BaseException:
-            free()
+            running.free()
             raise
         batcher: Batcher[WorkItem, Tensor] = Batcher(
-            [engine.run for engine in engines],
+            [engine.run for engine in running.engines],
             max_batch=max_batch,
             max_wait_ms=settings.max_wait_ms,
             max_items=settings.max_inflight_images,
             max_queue_delay_s=settings.max_queue_delay_s,
-            s_per_item=max(engine.s_per_image for engine in engines),
+            s_per_item=max(engine.s_per_image for engine in running.engines),
         )
         batcher.start()
         return ServedModel(
@@ -133,15 +122,125 @@ class ModelLoader:
             reserve_decoding=decoder.reserve,
             batcher=batcher,
             deadline_s=settings.deadline_ms / 1000,
-            close=free,
-            is_healthy=lambda: all(engine.is_healthy for engine in engines),
-            explainer=explainer,
+            close=running.free,
+            is_healthy=lambda: all(engine.is_healthy for engine in running.engines),
+            explainer=running.explainer,
+            optimize=running.optimize,
         )
 
     def close(self) -> None:
         """Let the decoder threads end."""
         if self._decoder_threads is not None:
             self._decoder_threads.close()
+
+
+class _RunningPackage:
+    """A package with the engines that run its networks.
+
+    Args:
+        loaded: The package.
+        settings: How to run it.
+        num_cores: Cores of this process.
+        on_fatal_error: Called when a device stays lost in this process.
+    """
+
+    def __init__(
+        self, loaded: "LoadedPackage", settings: Settings, num_cores: int, on_fatal_error: Callable[[], None]
+    ) -> None:
+        from eca_service.inference.engine import Engine
+        from eca_service.inference.explainer import Explainer
+
+        self._loaded = loaded
+        self._is_optimizing = False
+        [self._task] = [task for task in TASKS if task.name == loaded.info.tasks[0]]
+        self._engines_of = [
+            [
+                Engine(
+                    _run_batch_of(network),
+                    rebuild=partial(_run_batch_of, network),
+                    on_fatal_error=on_fatal_error,
+                    hang_timeout_s=settings.hang_timeout_s,
+                    waits_for_device=network.device.type != "cpu",
+                )
+                for _ in range(settings.num_engines or (num_cores if network.device.type == "cpu" else 2))
+            ]
+            for network in loaded.networks
+        ]
+        self.engines = [engine for engines in self._engines_of for engine in engines]
+        """The engines of all devices."""
+        self.explainer = Explainer(loaded.explained) if loaded.explained else None
+        """Explains single images, if that is switched on."""
+
+    async def warm_up(self, max_batch: int) -> None:
+        """Run the examples; each batch size, where that takes long at first.
+
+        Raises:
+            ArithmeticError: an output is not finite.
+        """
+        items = [WorkItem(self._task, example) for example in self._loaded.examples]
+        if any(network.has_fixed_sizes for network in self._loaded.networks):
+            batches, num_runs = [items[:1] * size for size in _batch_sizes(max_batch)], 2
+            await asyncio.gather(*(engine.warm_up(batches, num_runs=num_runs) for engine in self.engines))
+            return
+        # The engines of each device share the examples.
+        await asyncio.gather(
+            *(
+                engine.warm_up([items[index :: len(engines)] or items[:1]], num_runs=1)
+                for engines in self._engines_of
+                for index, engine in enumerate(engines)
+            )
+        )
+
+    async def optimize(self) -> ModelInfo:
+        """Let the engines run the faster form of the package, if there is one; return what is known of it.
+
+        The engines run the networks as they were loaded until the faster ones have passed the parity check and have
+        run one image; after their current batch they run those. Both are in memory meanwhile. If anything fails, the
+        networks as they were loaded stay.
+        """
+        optimize = self._loaded.optimize
+        if optimize is None:
+            return self._loaded.info
+        _logger.info("%s runs in float32 as it was loaded, while it is optimized", self._loaded.info.model_id)
+        self._is_optimizing = True
+        try:
+            optimized = await _in_daemon_thread(lambda: self._optimized(optimize))
+        except Exception:
+            _logger.exception("optimizing %s failed; it runs as it was loaded", self._loaded.info.model_id)
+            optimized = replace(self._loaded, optimize=None)
+        self._is_optimizing = False
+        for engines, network in zip(self._engines_of, optimized.networks, strict=True):
+            for engine in engines:
+                engine.replace_network(_run_batch_of(network), partial(_run_batch_of, network))
+        self._loaded = optimized
+        _trim_heap_later()
+        return optimized.info
+
+    def free(self) -> None:
+        """End the engines and free the memory of the networks."""
+        from eca_service.optimize.optimize import release_memory
+
+        for engine in self.engines:
+            engine.close()
+        if self.explainer is not None:
+            self.explainer.close()
+        # A thread that optimizes a network still reads it. Its memory is freed with that thread.
+        if not self._is_optimizing:
+            for module in self._loaded.modules:
+                release_memory(module)
+        _trim_heap_later()
+
+    def _optimized(self, optimize: "Callable[[], LoadedPackage]") -> "LoadedPackage":
+        import torch
+
+        torch.set_num_threads(1)
+        optimized = optimize()
+        item = WorkItem(self._task, optimized.examples[0])
+        with torch.inference_mode():
+            for network in optimized.networks:
+                # The first image by itself takes longer than the next.
+                _run_batch_of(network)([item])
+        return optimized
 
 
 def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPackage":
@@ -167,20 +266,7 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPac
     torch.set_num_threads(1)
     predictor = load_predictor(source.id_or_folder, source.revision, device=devices[0])
     predictor.model_id = source.public_id
-    try:
-        loaded = prepare[type(predictor)](predictor, settings, devices, _image_limits(settings), num_cores)
-    except EcaHubError:
-        raise
-    except Exception as error:
-        # The package is well-formed, and yet its network fails on ordinary images.
-        _logger.exception("running %s failed", source.id_or_folder)
-        raise UnfitModel(
-            f"The network of {source.id_or_folder} does not run: {type(error).__name__}.",
-            hint="See the log.",
-        ) from error
-    # The network as it was loaded, and what the parity check needed.
-    _trim_heap_later()
-    return loaded
+    return prepare[type(predictor)](predictor, settings, devices, _image_limits(settings), num_cores)
 
 
 def _trim_heap_later() -> None:

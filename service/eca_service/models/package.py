@@ -1,6 +1,6 @@
 """What the loader needs of a loaded package, whatever kind of network it holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,14 @@ class LoadedPackage:
     """The network, once for each device."""
     inputs: Inputs
     """Makes the network's input from an image."""
-    blank: Any
-    """An input of typical size, to warm up with."""
+    examples: Sequence[Any]
+    """Inputs of typical size, which the engines run before they serve: their outputs must be finite."""
     max_batch: int
     """Images in a batch where the operator sets no limit."""
     explained: "Classifier | None" = None
     """The network as it was loaded: explanations register hooks, which the engines must not run."""
+    optimize: "Callable[[], LoadedPackage] | None" = None
+    """Makes the same package with faster networks, where these serve only until then."""
 
     @property
     def modules(self) -> "list[Module]":

@@ -2,7 +2,7 @@
 
 An entry is `loading`, then `ready` or `failed`; a ready one is `updating` while another commit is loaded beside it. The
 old model serves until the new one is ready, and is freed when the last request that holds it is finished: no request is
-lost to a swap.
+lost to a swap. A model of the start is also `updating` while it serves as it was loaded and is being optimized.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class ModelEntry:
     error: Exception | None = field(default=None, repr=False)
     """Why it failed to load."""
     load_s: float = 0.0
-    """How long its last load took: download, checks, optimization and warm-up."""
+    """How long its last load took: download, checks and warm-up, without optimization."""
     last_used: int = 0
     """When it was used last, counted in uses of any model."""
 
@@ -87,7 +87,7 @@ class Registry:
     ) -> None:
         self.entries = [ModelEntry(source) for source in sources]
         self.loaded = asyncio.Event()
-        """Set when every model of the start is ready or failed."""
+        """Set when every model of the start is ready, in its fastest form, or failed."""
         self.is_draining = False
         """Set when the process is about to end."""
         self.max_weights_bytes = max_weights_bytes
@@ -160,9 +160,14 @@ class Registry:
             async with self._one_at_a_time:
                 try:
                     model = await self._open_with_retries(entry, until_s)
+                    if self._exceeds_limit(model, self.weights_bytes):
+                        # Weights of half the width may fit.
+                        await model.optimize()
                     self._check_memory(model, self.weights_bytes)
-                    entry.model, entry.state = model, "ready"
+                    entry.model, entry.state = model, "updating"
                     _logger.info("%s at %s is ready", entry.model_id, model.info.revision)
+                    await model.optimize()
+                    entry.state = "ready"
                 except Exception as error:
                     entry.state, entry.error = "failed", error
                     if not isinstance(error, EcaHubError):
@@ -220,6 +225,11 @@ class Registry:
         try:
             async with self._one_at_a_time:
                 new = await self._open(entry, replace(source, revision=revision or source.revision))
+                try:
+                    await new.optimize()
+                except BaseException:
+                    self._close_later(new)
+                    raise
                 self._evict_lru(entry, new)
         except BaseException:
             if old is None:

@@ -11,7 +11,7 @@ import copy
 import ctypes
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eca_hub import Classifier
+from eca_hub import Classifier, EvalTransform
 from eca_hub.processor import has_instructions
 from eca_service.errors import BadSetting
 from eca_service.inference.engine import Forward
@@ -82,7 +82,7 @@ def optimize_model(
     """
     parameters = list(classifier.model.parameters())
     device, num_parameters = parameters[0].device, sum(parameter.numel() for parameter in parameters)
-    formats = list(_formats(precision, device))
+    formats = number_formats(precision, device)
     tasks = tuple(task.name for task in CLASSIFIER_TASKS if task.is_supported_by(classifier.model))
     if compiled:
         check_compiler(device.type)
@@ -96,7 +96,7 @@ def optimize_model(
         rejected: list[str] = []
         for dtype in formats:
             module = apply_layout(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
-            new_forwards = _forwards_for(module, classifier, device, dtype)
+            new_forwards = _forwards_for(module, classifier.transform, device, dtype)
             first = new_forwards()[CLASSIFIER_TASKS[0].name]
             found_NK = _probabilities(first, pixels_N3HW, classifier.config.activation)
             expected_NK = expecting.result()
@@ -111,9 +111,22 @@ def optimize_model(
             _logger.warning("%s does not run in %s: %s", classifier.model_id, report.precision, describe(report))
             rejected.append(report.precision)
     report = ParityReport("float32", 1.0, 0.0, len(pixels_N3HW), rejected=tuple(rejected))
-    new_forwards = _forwards_for(classifier.model, classifier, device, torch.float32)
-    is_fixed = device.type == "cuda"
-    return OptimizedModel(new_forwards, device, classifier.model, num_parameters, report, tasks, is_fixed)
+    return replace(as_loaded(classifier), parity=report)
+
+
+def as_loaded(classifier: Classifier) -> OptimizedModel:
+    """Run a network as it was loaded, in float32."""
+    parameters = list(classifier.model.parameters())
+    device = parameters[0].device
+    return OptimizedModel(
+        new_forwards=_forwards_for(classifier.model, classifier.transform, device, torch.float32),
+        device=device,
+        module=classifier.model,
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        parity=ParityReport("float32", 1.0, 0.0, 0),
+        tasks=tuple(task.name for task in CLASSIFIER_TASKS if task.is_supported_by(classifier.model)),
+        has_fixed_sizes=device.type == "cuda",
+    )
 
 
 def describe(report: ParityReport) -> str:
@@ -168,8 +181,12 @@ def _probabilities(forward: Forward, pixels_N3HW: Tensor, activation: Activation
         return Classifier.to_scores(logits_NK, activation)
 
 
-def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype]:
-    """Formats to try, the fastest first; float32 is always the last."""
+def number_formats(precision: Precision, device: torch.device) -> list[torch.dtype]:
+    """Return the number formats to try, the fastest first; float32 is always the last.
+
+    Raises:
+        BadSetting: the device cannot compute in that format.
+    """
     if device.type == "cpu":
         if precision == "fp16" and not _supports("fp16"):
             raise BadSetting(
@@ -181,10 +198,9 @@ def _formats(precision: Precision, device: torch.device) -> Iterator[torch.dtype
     else:
         fast = {"fp16": True, "bf16": bool(torch.cuda.is_bf16_supported())}
     # fp16 goes first: it has three bits more than bf16, and the parity check finds out when its range is too small.
-    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        if precision == name or (precision == "auto" and fast[name]):
-            yield dtype
-    yield torch.float32
+    formats = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    chosen = [dtype for name, dtype in formats.items() if precision == name or (precision == "auto" and fast[name])]
+    return [*chosen, torch.float32]
 
 
 def _supports(name: str) -> bool:
@@ -199,7 +215,7 @@ def _sharing_cores(forwards: Forwards, num_cores: int) -> Callable[[], Forwards]
 
 
 def _forwards_for(
-    module: nn.Module, classifier: Classifier, device: torch.device, dtype: torch.dtype
+    module: nn.Module, transform: EvalTransform, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], Forwards]:
     # Only the first task is compiled: each takes minutes.
     eager = module.network if isinstance(module, CompiledNetwork) else module
@@ -208,7 +224,7 @@ def _forwards_for(
         network = module if task is CLASSIFIER_TASKS[0] else eager
 
         def run(pixels_N3HW: Tensor) -> Tensor:
-            x_N3HW = classifier.transform.normalize(pixels_N3HW).to(dtype)
+            x_N3HW = transform.normalize(pixels_N3HW).to(dtype)
             rows: Any = task.forward(network, x_N3HW.contiguous(memory_format=torch.channels_last))
             return rows.float()  # type: ignore[no-any-return]
 

@@ -63,9 +63,30 @@ def test_every_batch_size_is_warmed_up() -> None:
         return count_up(pixels_N3HW)
 
     engine = Engine(batched(forward))
-    asyncio.run(engine.warm_up(image(0), [1, 2, 4]))
+    asyncio.run(engine.warm_up([[image(0)] * size for size in (1, 2, 4)]))
     engine.close()
     assert sizes == [1, 1, 2, 2, 4, 4]
+
+
+def test_another_network_takes_over_after_the_batch_that_is_being_run() -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        begun.set()
+        assert gate.wait(60)
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        engine = Engine(batched(forward))
+        running = asyncio.create_task(engine.run([image(1)]))
+        assert await asyncio.to_thread(begun.wait, 60)
+        engine.replace_network(batched(lambda pixels_N3HW: -count_up(pixels_N3HW)), None)
+        gate.set()
+        assert (await running)[0].tolist() == [1, 2, 3]
+        assert (await engine.run([image(1)]))[0].tolist() == [-1, -2, -3]
+        engine.close()
+
+    asyncio.run(scene())
 
 
 def test_the_event_loop_goes_on_while_the_network_works() -> None:
@@ -122,7 +143,7 @@ def test_while_a_thread_hangs_the_engine_is_unhealthy_and_recovers_by_its_own_pr
 
     async def scene() -> None:
         engine = Engine(batched(forward), hang_timeout_s=0.4)
-        await engine.warm_up(image(0), [1])
+        await engine.warm_up([[image(0)]])
         assert is_healthy(engine)
         hangs.set()
         running = asyncio.create_task(engine.run([image(1)]))
@@ -193,7 +214,7 @@ def test_a_device_that_fails_repeatedly_is_a_fatal_error(monkeypatch: pytest.Mon
             loop.call_soon_threadsafe(is_fatal.set)
 
         engine = Engine(batched(forward), rebuild=lambda: batched(forward), on_fatal_error=on_fatal_error)
-        await engine.warm_up(image(0), [1])
+        await engine.warm_up([[image(0)]])
         works.clear()
         with pytest.raises(WorkerLost):
             await engine.run([image(1)])
@@ -265,7 +286,7 @@ def test_a_warm_up_may_be_idle_as_while_it_compiles_and_its_first_run_is_not_tim
 
     async def scene() -> None:
         engine = Engine(batched(forward), hang_timeout_s=0.02)
-        warming = asyncio.create_task(engine.warm_up(image(0), [1]))
+        warming = asyncio.create_task(engine.warm_up([[image(0)]]))
         assert not (await asyncio.wait({warming}, timeout=0.3))[0]
         compiled.set()
         await warming

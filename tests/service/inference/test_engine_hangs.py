@@ -51,7 +51,7 @@ def test_its_client_gets_an_error_and_readiness_turns_red_and_green_again() -> N
 
     async def open_model(source: ModelSource) -> ServedModel[Any, Any]:
         engine = Engine(run, hang_timeout_s=settings.hang_timeout_s)
-        await engine.warm_up(WorkItem(Classification, blank), [1, 2])
+        await engine.warm_up([[WorkItem(Classification, blank)] * size for size in (1, 2)])
         batcher: Batcher[Any, Any] = Batcher([engine.run], max_batch=8, max_wait_ms=5, max_items=8)
         batcher.start()
         return ServedModel(

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import threading
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import eca_hub
-from eca_hub.errors import NonFiniteScores
 from eca_service.errors import BadSetting, UnfitModel
+from eca_service.http.server import join_daemon_threads
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification, Embedding, WorkItem
-from eca_service.inference.types import ImageResult
+from eca_service.inference.types import ImageResult, ParityReport
 from eca_service.models.loader import ModelLoader
 from eca_service.models.source import ModelSource
+from eca_service.optimize.optimize import OptimizedModel, optimize_model
 from eca_service.settings import Settings
 from tests.service.optimize.test_optimize import CONFIG, classifier
 
@@ -101,6 +105,7 @@ def test_by_default_a_model_runs_in_the_fastest_number_format_that_passes_the_pa
     async def scene() -> None:
         async with opened(folder, num_engines=1, precision=Settings(model=(folder,)).precision) as model:
             assert Settings(model=(folder,)).precision == "auto"
+            await model.optimize()
             assert model.info.parity.same_top1 == 1.0
             assert model.info.parity.max_difference <= model.info.parity.allowed_difference
 
@@ -111,13 +116,114 @@ def test_a_network_that_fails_on_ordinary_images_is_a_typed_error(folder: str, m
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("Kernel size can't be greater than actual input size")
 
-    monkeypatch.setattr("eca_service.models.classifiers.optimize_model", fail)
+    monkeypatch.setattr("eca_hub.EvalTransform.normalize", fail)
 
     async def scene() -> None:
         async with opened(folder, num_engines=1):
             pass
 
     with pytest.raises(UnfitModel, match="does not run: RuntimeError"):
+        asyncio.run(scene())
+
+
+def test_a_network_serves_as_it_was_loaded_until_its_optimized_form_replaces_it_and_is_freed_then(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = threading.Event(), threading.Event()
+    loaded: list[weakref.ref[nn.Module]] = []
+
+    def wait(classifier: eca_hub.Classifier, *args: Any, **kwargs: Any) -> OptimizedModel:
+        loaded.append(weakref.ref(classifier.model))
+        begun.set()
+        assert gate.wait(60)
+        return optimize_model(classifier, *args, **kwargs)
+
+    monkeypatch.setattr("eca_service.models.classifiers.optimize_model", wait)
+
+    async def scene() -> None:
+        async with opened(folder, num_engines=2) as model:
+
+            async def label() -> str:
+                [result] = await model.run(Classification(1), [IMAGE])
+                assert isinstance(result, ImageResult)
+                return result.value[0].label
+
+            optimizing = asyncio.create_task(model.optimize())
+            assert await asyncio.to_thread(begun.wait, 60)
+            as_loaded = await asyncio.gather(*(label() for _ in range(8)))
+            assert model.info.parity == ParityReport("float32", 1.0, 0.0, num_images=0)
+            gate.set()
+            while not optimizing.done():
+                as_loaded.append(await label())
+            await optimizing
+            assert model.info.parity.num_images == 4
+            assert set(as_loaded) == {await label()}
+            [network] = loaded
+            await asyncio.gather(*(label() for _ in range(8)))
+            assert network() is None
+
+    asyncio.run(scene())
+
+
+def test_when_optimizing_fails_the_network_serves_as_it_was_loaded(
+    folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("eca_service.models.classifiers.optimize_model", fail)
+
+    async def scene() -> None:
+        async with opened(folder, num_engines=1) as model:
+            await model.optimize()
+            assert model.info.parity.num_images == 0
+            [result] = await model.run(Classification(1), [IMAGE])
+            assert isinstance(result, ImageResult)
+
+    asyncio.run(scene())
+    assert "optimizing" in caplog.text
+    assert "it runs as it was loaded" in caplog.text
+
+
+def test_a_model_that_is_closed_while_it_is_optimized_leaves_its_weights_to_the_thread_that_reads_them(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate, done = threading.Event(), threading.Event(), threading.Event()
+    sizes: list[int] = []
+
+    def wait(classifier: eca_hub.Classifier, *args: Any, **kwargs: Any) -> OptimizedModel:
+        begun.set()
+        assert gate.wait(60)
+        sizes.extend(parameter.numel() for parameter in classifier.model.parameters())
+        done.set()
+        return optimize_model(classifier, *args, **kwargs)
+
+    monkeypatch.setattr("eca_service.models.classifiers.optimize_model", wait)
+
+    async def scene() -> None:
+        async with opened(folder, num_engines=1) as model:
+            optimizing = asyncio.create_task(model.optimize())
+            assert await asyncio.to_thread(begun.wait, 60)
+            optimizing.cancel()
+        gate.set()
+        assert await asyncio.to_thread(done.wait, 60)
+
+    asyncio.run(scene())
+    join_daemon_threads(60)
+    assert sizes
+    assert all(sizes)
+
+
+def test_a_number_format_that_the_processor_does_not_have_is_refused_before_the_network_serves(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eca_service.optimize.optimize._supports", lambda name: False)
+
+    async def scene() -> None:
+        async with opened(folder, precision="fp16"):
+            pass
+
+    with pytest.raises(BadSetting, match="does not compute in fp16"):
         asyncio.run(scene())
 
 
@@ -128,11 +234,8 @@ def test_a_package_whose_finite_weights_give_no_finite_scores_is_refused_before_
         async with opened(str(damaged_package), num_engines=1):
             pass
 
-    with pytest.raises(
-        NonFiniteScores, match="gives no finite scores for this image: its weights are damaged"
-    ) as raised:
+    with pytest.raises(UnfitModel, match="gives no finite scores for ordinary images: its weights are damaged"):
         asyncio.run(scene())
-    assert raised.value.code == UnfitModel.code
 
 
 def test_each_engine_of_a_lost_device_asks_for_the_end_and_the_process_is_signalled_once(

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import CheckpointMismatch, RepoNotFound
-from eca_service.errors import InvalidRequest, ModelNotLoaded, NotReady
+from eca_service.errors import Busy, InvalidRequest, ModelNotLoaded, NotReady
 from eca_service.inference.model import ServedModel
+from eca_service.inference.types import ModelInfo
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
-from tests.service.fakes import fake_model, run, settle
+from tests.service.fakes import fake_model, model_info, run, settle
 
 
 async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
@@ -62,6 +63,76 @@ def test_a_model_that_is_loading_is_not_ready() -> None:
         await loading
         assert registry.is_ready
         assert registry.pending() == []
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_model_of_the_start_serves_while_it_is_optimized_and_nothing_is_loaded_for_it_meanwhile() -> None:
+    async def scene() -> None:
+        gate = asyncio.Event()
+
+        async def optimize() -> ModelInfo:
+            await gate.wait()
+            return model_info("acme/a", weights_bytes=1)
+
+        async def open_model(source: ModelSource) -> ServedModel[Any, Any]:
+            return fake_model(model_id="acme/a", weights_bytes=2, optimize=optimize)
+
+        registry = Registry([ModelSource("acme/a")], open_model)
+        loading = asyncio.create_task(registry.load_all())
+        await settle()
+        assert registry.is_ready
+        assert (registry.entries[0].state, registry.find(None).info.weights_bytes) == ("updating", 2)
+        assert not registry.loaded.is_set()
+        with pytest.raises(Busy):
+            await registry.load(ModelSource("acme/a"))
+        with pytest.raises(Busy):
+            await registry.unload("acme/a")
+        gate.set()
+        await loading
+        assert (registry.entries[0].state, registry.find(None).info.weights_bytes) == ("ready", 1)
+        assert registry.loaded.is_set()
+        await registry.close()
+
+    run(scene())
+
+
+def test_another_revision_is_optimized_before_it_replaces_the_old_one() -> None:
+    async def scene() -> None:
+        states = []
+
+        async def optimize() -> ModelInfo:
+            states.append((registry.entries[0].state, registry.entries[0].model is None))
+            return model_info("acme/a", weights_bytes=1)
+
+        async def open_model(source: ModelSource) -> ServedModel[Any, Any]:
+            return fake_model(model_id="acme/a", weights_bytes=2, optimize=optimize)
+
+        registry = Registry([ModelSource("acme/a")], open_model)
+        await registry.load_all()
+        old = registry.find(None)
+        loaded = await registry.load(ModelSource("acme/a", "v2"))
+        assert loaded.model is not old
+        assert (loaded.state, registry.find(None).info.weights_bytes) == ("ready", 1)
+        assert states == [("updating", False)] * 2
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_model_that_is_too_large_as_it_was_loaded_serves_once_its_optimized_form_fits() -> None:
+    async def scene() -> None:
+        async def optimize() -> ModelInfo:
+            assert not registry.is_ready
+            return model_info("acme/a", weights_bytes=1)
+
+        async def open_model(source: ModelSource) -> ServedModel[Any, Any]:
+            return fake_model(model_id="acme/a", weights_bytes=2, optimize=optimize)
+
+        registry = Registry([ModelSource("acme/a")], open_model, max_weights_bytes=1)
+        await registry.load_all()
+        assert registry.is_ready
         await registry.close()
 
     run(scene())
