@@ -137,7 +137,7 @@ class Server:
 
 @contextmanager
 def started(served: Served) -> Iterator[Server]:
-    """Start a server, yield it after its first response, and end it with all of its child processes.
+    """Start a server, yield it after its first response, once it runs as fast as it will, and end it with its children.
 
     Raises:
         ServerEnded: it ended, or gave no response.
@@ -158,6 +158,7 @@ def started(served: Served) -> Iterator[Server]:
             first = _wait_for_response(process, url + served.path, served.body) if url else None
             if url is None or first is None:
                 raise ServerEnded(f"{served.name}: {log_path.read_text(errors='replace')[-1500:]}")
+            _wait_until_optimized(url)
             yield Server(process, url + served.path, served, body, first)
         finally:
             os.killpg(process.pid, 9)
@@ -197,6 +198,17 @@ def _wait_for_response(process: "subprocess.Popen[bytes]", url: str, body: bytes
                 pass
             time.sleep(0.05)
     return None
+
+
+def _wait_until_optimized(url: str) -> None:
+    """Wait while ours serves networks as they were loaded; other servers have no list of models, or a different one."""
+    import httpx2
+
+    while True:
+        response = httpx2.get(f"{url}/v1/models")
+        if response.status_code != 200 or b'"state":"updating"' not in response.content:
+            return
+        time.sleep(0.05)
 
 
 def _busy_s(pid: int) -> tuple[float, float, float]:

@@ -165,7 +165,10 @@ class ModelResponse(Schema):
     """A model of this process."""
 
     id: Annotated[str, Field(description="Value of ?model=.", examples=["acme/eca_resnet50"])]
-    state: State
+    state: Annotated[
+        State,
+        Field(description="`updating`: it serves as it was loaded, or an older commit, until a new form is ready."),
+    ]
     revision: Annotated[str | None, Field(description="Commit of the model, 40 hex digits.")] = None
     architecture: Annotated[str | None, Field(examples=["resnet50"])] = None
     attention: Annotated[str | None, Field(examples=["eca"])] = None

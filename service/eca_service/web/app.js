@@ -87,21 +87,24 @@ async function loadModels() {
   if (isNew) showModels();
   showModelStatus(models.length ? "" : "No model is loaded.");
   showTask();
-  if (models.some((model) => model.state === "loading")) setTimeout(loadModels, 1000);
+  if (models.some((model) => ["loading", "updating"].includes(model.state))) setTimeout(loadModels, 1000);
 }
+
+// One that is being optimized, or replaced by another commit, serves meanwhile.
+const isServing = (model) => ["ready", "updating"].includes(model.state);
 
 function showModels() {
   const select = byId("model"), chosen = select.value;
   select.replaceChildren(
     ...models.map((model) => {
-      const isReady = model.state === "ready";
+      const isUsable = isServing(model);
       return element("option", {
-        value: model.id, textContent: isReady ? model.id : `${model.id} (${model.state})`, disabled: !isReady,
+        value: model.id, textContent: isUsable ? model.id : `${model.id} (${model.state})`, disabled: !isUsable,
       });
     }),
   );
   if (models.some((model) => model.id === chosen)) select.value = chosen;
-  select.disabled = !models.some((model) => model.state === "ready");
+  select.disabled = !models.some(isServing);
 }
 
 // Clears what it has shown before, and nothing else: the models are asked for again and again while one is loading.

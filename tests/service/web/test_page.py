@@ -325,6 +325,21 @@ def test_what_is_shown_stays_while_another_model_is_loading(page: Any, image_fil
     playwright.expect(status).to_have_text("1 image done.")
 
 
+def test_a_model_that_is_updating_can_be_chosen_and_one_that_is_loading_cannot(page: Any) -> None:
+    def change(route: Any) -> None:
+        response = route.fetch()
+        [first, *others] = response.json()["models"]
+        loading = {"id": "acme/next", "state": "loading"}
+        route.fulfill(response=response, json={"models": [first | {"state": "updating"}, *others, loading]})
+
+    page.route("**/v1/models", change)
+    page.reload()
+    playwright.expect(page.locator("#model option")).to_have_count(4)
+    playwright.expect(page.locator("#model option").first).to_be_enabled()
+    playwright.expect(page.locator("#model option").last).to_be_disabled()
+    playwright.expect(page.locator("#model option").last).to_have_text("acme/next (loading)")
+
+
 def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: Any, image_file: Path) -> None:
     choose(page, image_file)
     page.locator(".explain").click()
