@@ -14,6 +14,7 @@ from torch import Tensor
 from eca_hub.hub.card.facts import CardFacts, Result
 from eca_hub.hub.pretrained import save_pretrained
 from eca_hub.models.build import build_model
+from eca_hub.models.weight_init import SkipRandomInit
 from eca_hub.train.data.source import UNLABELED
 from eca_hub.train.plots import draw_confusion, draw_curves, write_classes
 from eca_hub.train.results import RunResults
@@ -36,7 +37,8 @@ class _ClassifierResults(RunResults):
     def save(self, weights: Mapping[str, Tensor], folder: Path, facts: CardFacts) -> None:
         """Write the package."""
         # A new network: the trained one may be sharded, or have norms for training only.
-        network = build_model(self.module.config)
+        with SkipRandomInit():
+            network = build_model(self.module.config)
         network.load_state_dict(weights)
         save_pretrained(network, folder, config=self.module.config, facts=facts)
 

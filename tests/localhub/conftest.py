@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.localhub.hub_process import Hub, running_hub
+from tests.localhub.hub_process import Hub, client_of, running_hub
 
 ALICE, BOB, READER = "token-of-alice", "token-of-bob", "token-of-reader"
 
@@ -39,7 +39,7 @@ def client_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def http(hub: Hub) -> Iterator[httpx2.Client]:
     """Plain requests as alice."""
-    with httpx2.Client(base_url=hub.url, headers={"Authorization": f"Bearer {ALICE}"}, timeout=30) as client:
+    with client_of(hub, ALICE) as client:
         yield client
 
 

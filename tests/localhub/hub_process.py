@@ -28,9 +28,11 @@ class Hub:
 
 
 @contextlib.contextmanager
-def client_of(hub: Hub) -> Iterator[httpx2.Client]:
-    """Plain requests to a running hub with its token."""
-    with httpx2.Client(base_url=hub.url, headers={"Authorization": f"Bearer {hub.token}"}, timeout=30) as client:
+def client_of(hub: Hub, token: str | None = None) -> Iterator[httpx2.Client]:
+    """Plain requests to a running hub with a token; default: the hub's own."""
+    headers = {"Authorization": f"Bearer {token or hub.token}"}
+    # Without certificates, which no loopback needs: reading them takes 60 ms of the processor.
+    with httpx2.Client(base_url=hub.url, headers=headers, timeout=30, verify=False) as client:
         yield client
 
 

@@ -39,10 +39,10 @@ def test_the_page_of_a_repository_escapes_html_and_scripts(tmp_path: Path) -> No
 def test_private_and_gated_cards_are_not_on_the_pages(hub: Hub, http: httpx2.Client, repo_id: str) -> None:
     push(http, {"README.md": b"# Hidden words"}, {}, repo=repo_id)
     http.put(f"/api/models/{repo_id}/settings", json={"gated": "manual"}).raise_for_status()
-    assert "Hidden words" not in httpx2.get(f"{hub.url}/{repo_id}").text
+    assert "Hidden words" not in httpx2.get(f"{hub.url}/{repo_id}", verify=False).text
     http.put(f"/api/models/{repo_id}/settings", json={"private": True}).raise_for_status()
-    assert httpx2.get(f"{hub.url}/{repo_id}").status_code == 401
-    assert repo_id not in httpx2.get(f"{hub.url}/").text
+    assert httpx2.get(f"{hub.url}/{repo_id}", verify=False).status_code == 401
+    assert repo_id not in httpx2.get(f"{hub.url}/", verify=False).text
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_an_invalid_host_header_is_refused(hub: Hub, host: str) -> None:
     ["Bearer", "Bearer unknown", "Basic YTpi", "Bearer token-of-alic", "Bearer t\xf6ken", "bearer x"],
 )
 def test_an_unknown_token_is_401_even_where_none_is_needed(hub: Hub, header: str) -> None:
-    response = httpx2.get(f"{hub.url}/api/models", headers=[(b"Authorization", header.encode("latin-1"))])
+    response = httpx2.get(f"{hub.url}/api/models", headers=[(b"Authorization", header.encode("latin-1"))], verify=False)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
     assert "unknown" not in response.text
@@ -169,7 +169,7 @@ def test_an_unknown_token_is_401_even_where_none_is_needed(hub: Hub, header: str
 
 def test_writing_without_a_token_is_401_and_with_a_readers_token_403(hub: Hub, repo_id: str) -> None:
     for headers, status in (({}, 401), ({"Authorization": f"Bearer {READER}"}, 403)):
-        with httpx2.Client(base_url=hub.url, headers=headers) as client:
+        with httpx2.Client(base_url=hub.url, headers=headers, verify=False) as client:
             assert commit(client, repo_id, "a.txt").status_code == status
             assert client.post("/api/repos/create", json={"name": "x", "organization": "acme"}).status_code == status
             assert client.get(f"/api/models/{repo_id}/xet-write-token/main").status_code == status

@@ -32,7 +32,7 @@ class Served:
         self.process = process
         self.url = url
         self.port = int(url.rsplit(":", 1)[1])
-        self.client = httpx2.Client(base_url=url, timeout=30)
+        self.client = httpx2.Client(base_url=url, timeout=30, verify=False)
 
     def wait_until_ready(self, within_s: float = 300) -> None:
         """Poll as an orchestrator does."""
