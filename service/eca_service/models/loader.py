@@ -266,7 +266,11 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPac
     torch.set_num_threads(1)
     predictor = load_predictor(source.id_or_folder, source.revision, device=devices[0])
     predictor.model_id = source.public_id
-    return prepare[type(predictor)](predictor, settings, devices, _image_limits(settings), num_cores)
+    loaded = prepare[type(predictor)](predictor, settings, devices, _image_limits(settings), num_cores)
+    if loaded.optimize is None:
+        # The network as it was loaded, and what the parity check needed.
+        _trim_heap_later()
+    return loaded
 
 
 def _trim_heap_later() -> None:
