@@ -105,7 +105,7 @@ def _run(workdir: Path, processes: Processes, progress: Any) -> tuple[dict[str, 
         service_url = processes.start("serve", *serve_args, ready=r"serving on (\S+)", timeout_s=60)
         files = _write_test_files(workdir / "digits")
         _wait_until_ready(service_url, processes)
-        _read_precision(service_url, processes, report)
+        _read_precision(service_url, report)
 
     with _timed("classify", report, f"Posting {len(files)} PNG files from {NUM_CLIENTS} clients", progress):
         responses = asyncio.run(_post_all(service_url, [content for content, _ in files]))
@@ -171,16 +171,11 @@ def _wait_until_ready(url: str, processes: Processes) -> None:
     raise ProcessFailed("the service was not ready after a minute; see logs/serve.log")
 
 
-def _read_precision(url: str, processes: Processes, report: Report) -> None:
-    """Record which number format the service has chosen, and how far it may move a probability.
-
-    The network serves as it was loaded until its optimized form replaces it.
-    """
+def _read_precision(url: str, report: Report) -> None:
+    """Record which number format the service has chosen, and how far it may move a probability."""
     import httpx2
 
-    while (model := httpx2.get(f"{url}/v1/models").json()["models"][0])["state"] != "ready":
-        processes.check("serve")
-        time.sleep(0.05)
+    [model] = httpx2.get(f"{url}/v1/models").json()["models"]
     report.precision = model["precision"]
     if report.precision != "float32":
         report.allowed_difference = model["parity"]["allowed_difference"]

@@ -45,7 +45,6 @@ def main(argv: list[str]) -> int:
 
 
 def _one_network(config: "ModelConfig", num_classes: int, image_size_px: int, *, as_json: bool) -> int:
-
     from eca_hub.models.build import build_model, resolve_config
     from eca_hub.models.complexity import count_complexity
     from eca_hub.models.weight_init import on_meta_device

@@ -55,7 +55,7 @@ async def healthz() -> Response:
     responses={200: describe_response(HealthResponse), **error_responses(503)},
 )
 async def readyz(state: StateDep) -> Response:
-    """Returns 200 when every model is loaded and warm and the process is not draining."""
+    """Returns 200 when every model is loaded, optimized and warm and the process is not draining."""
     if state.registry.is_draining:
         raise NotReady("The service is shutting down.", retry_after_s=5)
     if not state.registry.is_ready:

@@ -101,10 +101,13 @@ class Registry:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there are models, and every model of the start and all their engines respond."""
-        is_starting = not self.loaded.is_set()
-        required = [entry for entry in self.entries if entry.model is not None or entry.error or is_starting]
-        return bool(required) and all(entry.model is not None and entry.model.is_healthy for entry in required)
+        """Whether there are models, every model of the start is in its fastest form, and all their engines respond.
+
+        A model that is being optimized serves the requests that come, but a load balancer should send none yet.
+        """
+        required = [entry for entry in self.entries if entry.model is not None or entry.error]
+        is_serving = all(entry.model is not None and entry.model.is_healthy for entry in required)
+        return self.loaded.is_set() and bool(required) and is_serving
 
     @property
     def failure(self) -> Exception | None:
@@ -117,12 +120,8 @@ class Registry:
         return sum(entry.model.info.weights_bytes for entry in self.entries if entry.model)
 
     def pending(self) -> list[str]:
-        """Ids of the models that do not respond, each with the reason."""
-        return [
-            f"{entry.model_id}: {entry.state if entry.model is None else 'an engine does not respond'}"
-            for entry in self.entries
-            if entry.model is None or not entry.model.is_healthy
-        ]
+        """Ids of the models that are waited for, each with the reason."""
+        return [f"{entry.model_id}: {reason}" for entry in self.entries if (reason := self._why_not_ready(entry))]
 
     def find(self, model_id: str | None) -> ServedModel[Any, Any]:
         """Return a model; code that awaits before using it needs `acquire`.
@@ -152,6 +151,13 @@ class Registry:
         self._touch(entry)
         with model.hold():
             yield model
+
+    def _why_not_ready(self, entry: ModelEntry) -> str | None:
+        if entry.model is None:
+            return entry.state
+        if not entry.model.is_healthy:
+            return "an engine does not respond"
+        return "being optimized" if entry.is_changing and not self.loaded.is_set() else None
 
     async def load_all(self) -> None:
         """Load the models of the start one after the other; a failure is kept in its entry."""
