@@ -24,7 +24,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield running
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def client_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the stock client's caches and tokens out of the home folder."""
     before = dict(os.environ)

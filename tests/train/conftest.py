@@ -9,21 +9,22 @@ from huggingface_hub import constants
 
 from tests.localhub.hub_process import Hub, running_hub
 
+_PARSERS: dict[object, tuple[Any, Any, Any]] = {}
 
-@pytest.fixture(scope="session", autouse=True)
+
+@pytest.fixture(scope="package", autouse=True)
 def parsers_are_built_once() -> Iterator[None]:
     """A parser has hundreds of options and does not depend on the arguments, and building it takes seconds."""
     from eca_hub.train.lightning_cli import RunCLI
 
-    built: dict[object, tuple[Any, Any, Any]] = {}
     build = RunCLI.setup_parser
 
     def setup_parser(self: RunCLI, *args: Any) -> None:
         key = (self.task.module, self.command)
-        if key not in built:
+        if key not in _PARSERS:
             build(self, *args)
-            built[key] = (self.parser, self._subcommand_parsers, self._subcommand_method_arguments)
-        self.parser, self._subcommand_parsers, self._subcommand_method_arguments = built[key]
+            _PARSERS[key] = (self.parser, self._subcommand_parsers, self._subcommand_method_arguments)
+        self.parser, self._subcommand_parsers, self._subcommand_method_arguments = _PARSERS[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunCLI, "setup_parser", setup_parser)
