@@ -79,7 +79,9 @@ def is_eager(x_NCHW: Tensor) -> bool:
 def is_supported_layer(conv: nn.Module, x_NCHW: Tensor) -> bool:
     """Whether `rescale_channels` computes what mean, this convolution, sigmoid and product would."""
     if torch.compiler.is_compiling():
-        return is_plain_conv(conv) and is_supported_compiled(x_NCHW, conv.weight)  # type: ignore[arg-type]
+        # Inference first: what is read of the layer is checked again before each call of the compiled program.
+        is_training = torch.is_grad_enabled() and is_plain_conv(conv)
+        return is_training and is_supported_compiled(x_NCHW, conv.weight)  # type: ignore[arg-type]
     # First, because a traced tensor cannot be asked for more.
     return is_eager(x_NCHW) and is_plain_conv(conv) and is_supported(x_NCHW, conv.weight)  # type: ignore[arg-type]
 
