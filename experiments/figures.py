@@ -71,7 +71,8 @@ def latency(file: Path) -> "Figure":
     servers: dict[str, list[dict[str, Any]]] = {}
     for part in json.loads(file.read_text()).values():
         for row in part.get("rows", []):
-            if row["clients"] and row["precision"] != "none":
+            # Where bf16 is emulated, a server may give no response in a window.
+            if row["clients"] and row["per_s"] and row["precision"] != "none":
                 servers.setdefault(f"{row['server']}, {row['precision']}", []).append(row)
     for position, (name, rows) in enumerate(servers.items()):
         color = f"C{position % 10}"
