@@ -189,8 +189,7 @@ def _study() -> list[str]:
         command = next(line for line in path.read_text().splitlines() if line.startswith("# eca-hub sweep"))
         document = yaml.safe_load(path.read_text())
         num_runs = math.prod(len(values) for values in document["grid"].values())
-        results = RESULTS.parent / f"{path.stem}.csv"
-        num_finished = len(list(csv.DictReader(results.open(newline="")))) if results.is_file() else 0
+        num_finished = len(_read_csv(RESULTS.parent / f"{path.stem}.csv"))
         lines.append(f"| `sweeps/{path.name}` | {num_runs} | {num_finished} | `{command.removeprefix('# ')}` |")
     return [
         *lines,
@@ -213,9 +212,17 @@ def _ours(file: Path | None, ours: Mapping[str, Mapping[str, str]]) -> str:
     return f"{measured} | {row['hub_id'] or '-'}"
 
 
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a table of results; without rows where nothing was measured yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def files() -> dict[Path, str]:
     """Every file that this module writes, with its text."""
-    measured = list(csv.DictReader(RESULTS.open(newline=""))) if RESULTS.is_file() else []
+    measured = _read_csv(RESULTS)
     texts = {row.file: config_text(row) for row in rows() if row.file}
     return {**texts, ROOT / "README.md": index(rows(), sorted(COCO.glob("*.yaml")), measured)}
 
