@@ -80,10 +80,9 @@ def optimize_model(
         BadSetting: the device cannot compute in that format, or there is no compiler.
         EcaHubError: the outputs of the network as it was loaded are not finite; the code is `unfit_model`.
     """
-    parameters = list(classifier.model.parameters())
-    device, num_parameters = parameters[0].device, sum(parameter.numel() for parameter in parameters)
+    loaded = as_loaded(classifier)
+    device = loaded.device
     formats = number_formats(precision, device)
-    tasks = tuple(task.name for task in CLASSIFIER_TASKS if task.is_supported_by(classifier.model))
     if compiled:
         check_compiler(device.type)
     pixels_N3HW = parity_images(classifier.transform)
@@ -103,15 +102,17 @@ def optimize_model(
             report = replace(compare(expected_NK, found_NK, dtype), rejected=tuple(rejected))
             if is_passed(report):
                 _logger.info("%s runs in %s: %s", classifier.model_id, report.precision, describe(report))
-                is_fixed = compiled or device.type == "cuda"
+                is_fixed = compiled or loaded.has_fixed_sizes
                 # In float32 a second core gains nothing: its threads cost as much as they help.
                 if dtype != torch.float32 and num_cores > 1 and not is_fixed:
                     new_forwards = _sharing_cores(new_forwards(), num_cores)
-                return OptimizedModel(new_forwards, device, module, num_parameters, report, tasks, is_fixed)
+                return replace(
+                    loaded, new_forwards=new_forwards, module=module, parity=report, has_fixed_sizes=is_fixed
+                )
             _logger.warning("%s does not run in %s: %s", classifier.model_id, report.precision, describe(report))
             rejected.append(report.precision)
     report = ParityReport("float32", 1.0, 0.0, len(pixels_N3HW), rejected=tuple(rejected))
-    return replace(as_loaded(classifier), parity=report)
+    return replace(loaded, parity=report)
 
 
 def as_loaded(classifier: Classifier) -> OptimizedModel:
