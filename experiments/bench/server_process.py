@@ -158,7 +158,7 @@ def started(served: Served) -> Iterator[Server]:
             first = _wait_for_response(process, url + served.path, served.body) if url else None
             if url is None or first is None:
                 raise ServerEnded(f"{served.name}: {log_path.read_text(errors='replace')[-1500:]}")
-            _wait_until_optimized(url)
+            _wait_until_ready(url)
             yield Server(process, url + served.path, served, body, first)
         finally:
             os.killpg(process.pid, 9)
@@ -200,14 +200,11 @@ def _wait_for_response(process: "subprocess.Popen[bytes]", url: str, body: bytes
     return None
 
 
-def _wait_until_optimized(url: str) -> None:
-    """Wait while ours serves networks as they were loaded; other servers have no list of models, or a different one."""
+def _wait_until_ready(url: str) -> None:
+    """Wait while ours serves networks as they were loaded; other servers have no such route."""
     import httpx2
 
-    while True:
-        response = httpx2.get(f"{url}/v1/models")
-        if response.status_code != 200 or b'"state":"updating"' not in response.content:
-            return
+    while httpx2.get(f"{url}/readyz").status_code == 503:
         time.sleep(0.05)
 
 
