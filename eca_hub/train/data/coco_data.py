@@ -38,11 +38,7 @@ class CocoData(DetectionDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if not os.path.isdir(root):  # noqa: PTH112
-            raise InvalidConfig(
-                f"There is no folder {root[:200]!r}.", hint="Give --data.root, the folder with annotations/."
-            )
-        self.root = Path(root)
+        self.root = _check_root(root, "annotations/")
         self.title = self.root.resolve().name
         self.has_single_eval_split = test_annotations is None
         self._paths: dict[SplitName, tuple[str, str]] = {
@@ -73,11 +69,7 @@ class YoloData(DetectionDataModule):
 
     def __init__(self, root: str, **options: Any) -> None:
         super().__init__(**options)
-        if not os.path.isdir(root):  # noqa: PTH112
-            raise InvalidConfig(
-                f"There is no folder {root[:200]!r}.", hint="Give --data.root, the folder with data.yaml."
-            )
-        self.root = Path(root)
+        self.root = _check_root(root, "data.yaml")
         self.title = self.root.resolve().name
         self._class_names = read_class_names(self.root)
         self._folders = {name: find_images_dir(self.root, name) for name in ("train", "val", "test")}
@@ -96,3 +88,10 @@ class YoloData(DetectionDataModule):
         folder = self._folders[name]
         assert folder is not None
         return read_yolo(folder, self._class_names, with_masks=self.with_masks)
+
+
+def _check_root(root: str, content: str) -> Path:
+    # Path.is_dir raises for a name that is too long or holds a NUL.
+    if not os.path.isdir(root):  # noqa: PTH112
+        raise InvalidConfig(f"There is no folder {root[:200]!r}.", hint=f"Give --data.root, the folder with {content}.")
+    return Path(root)
