@@ -34,6 +34,19 @@ def hash_like_hub(content: bytes, announced: str) -> str:
     return digest.hexdigest()
 
 
+def allocate(num_bytes: int) -> memoryview:
+    """Return memory for the content of a file.
+
+    Raises:
+        MemoryError: there is not enough.
+    """
+    # numpy does not fill its memory with zeros, and takes it in large pages. The content starts at a cache line: its
+    # alignment decides the order in which vector code adds, and the last bits of outputs must not change between runs.
+    buffer = np.empty(num_bytes + _LINE_BYTES - 1, np.uint8)
+    first = -buffer.ctypes.data % _LINE_BYTES
+    return buffer[first : first + num_bytes].data
+
+
 def read_and_hash(path: Path, digest: "hashlib._Hash") -> memoryview:
     """Read a file into memory once, and hash exactly these bytes: each piece while the next one is read.
 
@@ -44,11 +57,7 @@ def read_and_hash(path: Path, digest: "hashlib._Hash") -> memoryview:
     Raises:
         OSError: the file cannot be read.
     """
-    # numpy does not fill its memory with zeros, and takes it in large pages. The content starts at a cache line: its
-    # alignment decides the order in which vector code adds, and the last bits of outputs must not change between runs.
-    buffer = np.empty(path.stat().st_size + _LINE_BYTES - 1, np.uint8)
-    first = -buffer.ctypes.data % _LINE_BYTES
-    content = buffer[first : first + len(buffer) - _LINE_BYTES + 1].data
+    content = allocate(path.stat().st_size)
     num_read = 0
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
         while num_bytes := file.readinto(content[num_read : num_read + PIECE_BYTES]):

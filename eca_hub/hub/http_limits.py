@@ -17,6 +17,7 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, HubUnavailable
+from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH
 
 IDLE_TIMEOUT_S = 60.0
@@ -38,15 +39,22 @@ class RequestLimits:
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between two requests: then a successful response
             restarts the deadline.
+        reader: Is told of the bytes of bodies as they arrive.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, endpoint: str, max_bytes: int, is_push: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        endpoint: str,
+        max_bytes: int,
+        is_push: bool = False,
+        reader: DownloadReader | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._origin = _origin(endpoint)
         self._max_bytes = max_bytes
         self._is_push = is_push
+        self._reader = reader
         self._was_good = False
         self._clock = clock
         self._until_s = clock() + IDLE_TIMEOUT_S
@@ -86,10 +94,13 @@ class RequestLimits:
         if is_body and response.headers.get("content-encoding", "identity") != "identity":
             raise HubError("The hub sent a compressed response to a request for an uncompressed one.")
         length = response.headers.get("content-length", "0")
-        self._check_size(int(length) if length.isdigit() and is_body else 0)
+        num_bytes = int(length) if length.isdigit() and is_body else 0
+        self._check_size(num_bytes)
         if not self._is_push:
             _drop_invalid_etags(response)
             _drop_foreign_xet_headers(response, self._origin)
+        if self._reader and response.is_success:
+            self._reader.start(num_bytes)
         assert isinstance(response.stream, httpx2.SyncByteStream)
         response.stream = _MeteredStream(response.stream, self)
 
@@ -101,6 +112,8 @@ class RequestLimits:
         self._check_size(self._num_bytes // 2)
         if self._clock() > self._until_s:
             raise _too_slow()
+        if self._reader:
+            self._reader.advance(num_bytes)
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._max_bytes:
@@ -131,16 +144,19 @@ _LIMITS: ContextVar[RequestLimits | None] = ContextVar("_LIMITS", default=None)
 
 
 @contextmanager
-def limit_requests(endpoint: str | None, max_bytes: int = MAX_BYTES, *, is_push: bool = False) -> Iterator[None]:
+def limit_requests(
+    endpoint: str | None, max_bytes: int = MAX_BYTES, *, is_push: bool = False, reader: DownloadReader | None = None
+) -> Iterator[None]:
     """Limit the client's requests inside the block.
 
     Args:
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between the requests.
+        reader: Is told of the bytes of bodies as they arrive.
     """
     _install_hooks()
-    before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push))
+    before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push, reader))
     try:
         yield
     finally:

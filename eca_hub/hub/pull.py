@@ -1,12 +1,12 @@
 """Download a package through huggingface_hub and its cache, and check its bytes. Imports no torch.
 
-The revision is resolved to a commit once, every file is downloaded by that commit, and its bytes are read once and
-compared with the hash that the hub announced.
+The revision is resolved to a commit once, every file is downloaded by that commit, and its bytes are read once, large
+files while they are downloaded, and compared with the hash that the hub announced.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
@@ -15,6 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidConfig, InvalidPackage
 from eca_hub.hub.client import check_model_id, hub_errors, is_commit, parse_model_id
+from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH, file_has_hash, hash_like_hub, new_hasher, read_and_hash
 from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
 from eca_hub.hub.package import (
@@ -43,6 +44,8 @@ class CachedFile:
     path: Path
     announced: str
     """The hash that the hub announced for it."""
+    read: tuple[memoryview, str] | None = None
+    """Its bytes and their SHA-256, if they were read while it was downloaded."""
 
 
 Download = Callable[[str, str, bool], CachedFile]
@@ -154,9 +157,16 @@ def pull_to(
 
 
 def _downloader(model_id: str, revision: str | None, endpoint: str | None, token: str | None) -> Download:
+    blobs = Path(constants.HF_HUB_CACHE, f"models--{model_id.replace('/', '--')}", "blobs")
+
     def download(name: str, at: str, again: bool) -> CachedFile:
+        with DownloadReader(blobs) as reader:
+            cached = download_to_cache(name, at, again, reader)
+        return replace(cached, read=reader.result)
+
+    def download_to_cache(name: str, at: str, again: bool, reader: DownloadReader) -> CachedFile:
         max_bytes = MAX_BYTES if name == WEIGHTS_FILE else MAX_TEXT_BYTES
-        with hub_errors(model_id, revision), limit_requests(endpoint, max_bytes):
+        with hub_errors(model_id, revision), limit_requests(endpoint, max_bytes, reader=reader):
             path = _retry_connection(
                 lambda: hf_hub_download(
                     model_id, name, revision=at, endpoint=endpoint, token=token, force_download=again
@@ -220,7 +230,9 @@ def _read_checked(download: Download, name: str, commit: str) -> memoryview:
 
 
 def _read(cached: CachedFile) -> tuple[memoryview, str]:
-    """Read a file of the cache; one that cannot be read counts as damaged."""
+    """Read a file of the cache, unless that is done; one that cannot be read counts as damaged."""
+    if cached.read and cached.read[1] == cached.announced:
+        return cached.read
     try:
         digest = new_hasher(cached.announced, cached.path.stat().st_size)
         return read_and_hash(cached.path, digest), digest.hexdigest()
