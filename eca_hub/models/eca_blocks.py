@@ -35,10 +35,11 @@ class ECABasicBlock(BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block."""
-        if not _can_fuse(self, self.act2, x):
+        weight_11k = _weight_to_fuse(self, "act2", x)
+        if weight_11k is None:
             return super().forward(x)
         branch: Tensor = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))  # type: ignore[misc]
-        return _finish(self, branch, x, self.conv2, self.bn2)
+        return _finish(self, branch, x, "conv2", "bn2", weight_11k)
 
 
 class ECABottleneck(Bottleneck):
@@ -50,11 +51,12 @@ class ECABottleneck(Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block."""
-        if not _can_fuse(self, self.act3, x):
+        weight_11k = _weight_to_fuse(self, "act3", x)
+        if weight_11k is None:
             return super().forward(x)
         branch = self.act1(self.bn1(self.conv1(x)))
         branch = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(branch)))))  # type: ignore[misc]
-        return _finish(self, branch, x, self.conv3, self.bn3)
+        return _finish(self, branch, x, "conv3", "bn3", weight_11k)
 
 
 _ECA_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: ECABasicBlock, Bottleneck: ECABottleneck}
@@ -67,35 +69,43 @@ def _as_class(block: nn.Module, cls: type[nn.Module]) -> nn.Module:
     return copied
 
 
-def _can_fuse(block: nn.Module, act: nn.Module, x_NCHW: Tensor) -> bool:
-    eca, drop_path = block.se, getattr(block, "drop_path", None)
-    return (
-        dispatch.is_eager(x_NCHW)
-        and type(eca) is ECA
-        and "forward" not in eca.__dict__
-        and dispatch.is_plain_conv(eca.conv)
-        and type(act) is nn.ReLU
-        and (drop_path is None or not drop_path.training)
-        and not dispatch.has_hooks(*block._modules.values())
-    )
+def _weight_to_fuse(block: nn.Module, act_name: str, x_NCHW: Tensor) -> Tensor | None:
+    """Return the weight of a block's ECA if the end of the block may be one kernel.
+
+    At batch 1 the convolutions evict what is read here from the processor's cache, so that a microsecond costs five:
+    children are looked up in `_modules`, and only those that are not called are checked for hooks.
+    """
+    if not dispatch.is_eager(x_NCHW):
+        return None
+    children = block._modules
+    eca, act, drop_path = children["se"], children[act_name], children.get("drop_path")
+    if type(eca) is not ECA or "forward" in eca.__dict__ or type(act) is not nn.ReLU:
+        return None
+    conv = eca._modules["conv"]
+    assert conv is not None
+    is_plain = dispatch.is_plain_conv(conv) and not dispatch.has_hooks(eca, act, drop_path)
+    return conv._parameters["weight"] if is_plain and (drop_path is None or not drop_path.training) else None
 
 
-def _finish(block: nn.Module, branch_NCHW: Tensor, x_NCHW: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+def _finish(
+    block: nn.Module, branch_NCHW: Tensor, x_NCHW: Tensor, conv_name: str, norm_name: str, weight_11k: Tensor
+) -> Tensor:
+    children = block._modules
+    conv, norm, downsample = children[conv_name], children[norm_name], children.get("downsample")
+    assert conv is not None
+    assert norm is not None
     branch_NCHW = conv(branch_NCHW)
-    downsample = block.downsample
-    shortcut_NCHW: Tensor = x_NCHW if downsample is None else downsample(x_NCHW)  # type: ignore[operator]
-    eca = block.se
-    assert isinstance(eca, ECA)
-    weight_11k, is_new = eca.conv.weight, _returns_new_tensor(conv)
+    shortcut_NCHW: Tensor = x_NCHW if downsample is None else downsample(x_NCHW)
+    is_new = _returns_new_tensor(conv)
     y_NCHW = block_end.finish_block(branch_NCHW, norm, weight_11k, shortcut_NCHW, may_overwrite=is_new)
     if y_NCHW is None:
         branch_NCHW = norm(branch_NCHW)
         is_new = _returns_new_tensor(norm) or (type(norm) is nn.Identity and is_new)
         y_NCHW = dispatch.rescale_add_relu(branch_NCHW, weight_11k, shortcut_NCHW, may_overwrite=is_new)
-    return (eca(branch_NCHW) + shortcut_NCHW).relu() if y_NCHW is None else y_NCHW
+    return (block.se(branch_NCHW) + shortcut_NCHW).relu() if y_NCHW is None else y_NCHW  # type: ignore[operator]
 
 
 def _returns_new_tensor(module: nn.Module) -> bool:
     """Whether nothing else can refer to what a module returns."""
     is_known = type(module) in _NEW_OUTPUT or getattr(type(module), "returns_new_tensor", False)
-    return is_known and "forward" not in module.__dict__
+    return is_known and "forward" not in module.__dict__ and not dispatch.has_hooks(module)

@@ -171,6 +171,22 @@ def test_a_hook_on_one_child_is_called_and_keeps_its_tensor(name: str, num_fused
     assert torch.equal(tensor, copied) or name == "act2"
 
 
+@pytest.mark.parametrize("name", ["conv1", "conv2", "bn2"])
+def test_what_a_hook_keeps_of_an_output_stays_as_it_was(name: str, num_fused: list[int]) -> None:
+    model, x_N3HW = network(), torch.randn(1, 3, 64, 64)
+    kept: list[tuple[Tensor, Tensor]] = []
+    handle = model.get_submodule(f"layer1.0.{name}").register_forward_hook(
+        lambda module, args, y: kept.append((y, y.clone()))
+    )
+    with torch.no_grad():
+        with_hook_NK = model(x_N3HW)
+        handle.remove()
+        torch.testing.assert_close(with_hook_NK, model(x_N3HW), atol=1e-5, rtol=1e-5)
+    [(tensor, copied)] = kept
+    assert torch.equal(tensor, copied)
+    assert len(num_fused) == (2 * 8 if fused.is_built else 0), "with a hook too, since a hooked child is called"
+
+
 def test_a_hook_may_change_the_gate() -> None:
     model, x_N3HW = network(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():

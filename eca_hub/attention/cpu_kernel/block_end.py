@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from eca_hub.attention.cpu_kernel import dispatch, fused
 
+_TENSORS = (Tensor, nn.Parameter)
+
 
 class NormTensors(NamedTuple):
     """The tensors of a batch norm, each (C,)."""
@@ -35,17 +37,17 @@ def norm_tensors(norm: nn.Module, x_NCHW: Tensor) -> NormTensors | None:
     """
     if type(norm) is not nn.BatchNorm2d or norm.momentum is None or not norm.track_running_stats:
         return None
+    dtype, device, num_channels = x_NCHW.dtype, x_NCHW.device, x_NCHW.shape[1]
     # As for ECA's kernel: autocast gives bfloat16 maps and leaves the norm in float32.
-    is_autocast = torch.is_autocast_enabled("cpu" if x_NCHW.is_cpu else "cuda")
-    dtype, shape = torch.float32 if is_autocast else x_NCHW.dtype, x_NCHW.shape[1:2]
-    device_index = x_NCHW.get_device()
+    if dtype != torch.float32 and torch.is_autocast_enabled(device.type):
+        dtype = torch.float32
     parameters, buffers = norm._parameters, norm._buffers
     found = (parameters.get("weight"), parameters.get("bias"), buffers.get("running_mean"), buffers.get("running_var"))
     tensors: list[Tensor] = []
     for tensor in found:
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor is None or tensor.shape != shape:
+        if type(tensor) not in _TENSORS or tensor is None or tensor.numel() != num_channels:
             return None
-        if tensor.get_device() != device_index or tensor.dtype != dtype or not tensor.is_contiguous():
+        if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
             return None
         tensors.append(tensor)
     return None if "forward" in norm.__dict__ or dispatch.has_hooks(norm) else NormTensors(*tensors)

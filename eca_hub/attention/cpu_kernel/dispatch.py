@@ -35,15 +35,16 @@ def is_plain_conv(conv: nn.Module) -> bool:
     """
     if type(conv) is not nn.Conv1d:
         return False
-    weight, members = conv._parameters.get("weight"), conv.__dict__
+    parameters, members = conv._parameters, conv.__dict__
+    weight = parameters.get("weight")
+    if weight is None or parameters.get("bias") is not None:
+        return False
+    num_outputs, num_inputs, size = weight.shape
     return (
-        weight is not None
-        and conv.bias is None
-        and weight.shape[0] == weight.shape[1] == 1
-        and conv.groups == 1
+        num_outputs == num_inputs == conv.groups == 1
         and conv.stride == conv.dilation == (1,)
-        and conv.padding == (weight.shape[2] // 2,)
-        and weight.shape[2] % 2 == 1
+        and conv.padding == (size // 2,)
+        and size % 2 == 1
         and conv.padding_mode == "zeros"
         and "forward" not in members
         and not has_hooks(conv)
@@ -138,14 +139,17 @@ def rescale_channels(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
 
 
 def is_supported_end(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor) -> bool:
-    """Whether a kernel computes the end of a residual block from these tensors."""
+    """Whether a kernel computes the end of a residual block from these tensors; `is_eager` holds for its input."""
     if x_NCHW.is_cuda:
         if not use_triton:
             return False
         from eca_hub.attention import triton_kernel
 
         return triton_kernel.is_supported(x_NCHW, weight_11k, shortcut_NCHW)
-    return is_supported(x_NCHW, weight_11k) and fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW)
+    if type(x_NCHW) is not Tensor or not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
+        return False
+    # As in `is_supported`.
+    return x_NCHW.dtype == weight_11k.dtype or torch.is_autocast_enabled("cpu")
 
 
 def rescale_add_relu(
