@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import eca_hub
+from eca_hub.allocator import keep_freed_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 1e-4
@@ -153,8 +154,9 @@ def train_like_ecanet(task: Task) -> list[list[float]]:
 
 
 def load_ours(task: Task) -> list[list[float]]:
-    """The loader of `eca-hub fit` alone, with the normalization that its step does."""
+    """The loader of `eca-hub fit` alone, with the normalization that its step does and the allocator set as there."""
     assert not task.trains
+    keep_freed_memory()
     return timed(_batches_of_ours(task), lambda *batch: None, task)
 
 
