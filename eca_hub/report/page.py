@@ -60,13 +60,9 @@ def write_report(
     for number, block in enumerate(blocks, start=1):
         page.append(f"<h2>{html.escape(block.name)}</h2>")
         text += [f"## {block.name}", ""]
-        if block.num_missing_runs:
-            note = (
-                f"Incomplete: {block.num_missing_runs} runs of the compared methods are missing from the "
-                f"{plan.num_seeds} seeds of the plan. The comparisons below are not its result."
-            )
-            page.append(f"<p><strong>{note}</strong></p>")
-            text += [f"**{note}**", ""]
+        for warning in _warnings(block, plan):
+            page.append(f"<p><strong>{warning}</strong></p>")
+            text += [f"**{warning}**", ""]
         for heading, table in (("Methods", _methods(block, costs)), ("Comparisons", _comparisons(block.comparisons))):
             if table[1]:
                 page += [f"<h3>{heading}</h3>", _html_table(table)]
@@ -103,6 +99,22 @@ def _notes(plan: Plan, results: Sequence[Row]) -> list[str]:
         f"{'planned ' if plan.comparisons else ''}comparisons of a block. Published: top-1 of ResNet-50 on ImageNet "
         "in the ECA-Net paper, table 3; another data set, so compare the order and not the figures.",
     ]
+
+
+def _warnings(block: Block, plan: Plan) -> list[str]:
+    """What a reader of the comparisons of a block must know first."""
+    warnings = []
+    if block.num_missing_runs:
+        warnings.append(
+            f"Incomplete: {block.num_missing_runs} runs of the compared methods are missing from the "
+            f"{plan.num_seeds} seeds of the plan. The comparisons below are not its result."
+        )
+    if block.methods_without_runs:
+        warnings.append(
+            f"Left out: the comparisons that the plan makes with {', '.join(block.methods_without_runs)}, of which "
+            "there are no runs."
+        )
+    return warnings
 
 
 def _methods(block: Block, costs: Sequence[Row]) -> Table:

@@ -59,6 +59,8 @@ class Block:
     comparisons: tuple[Comparison, ...]
     num_missing_runs: int = 0
     """Runs of its compared methods that the plan has and the results have not."""
+    methods_without_runs: tuple[str, ...] = ()
+    """Methods of planned comparisons of which the block has no run, so that these comparisons are left out."""
 
 
 def read_plan(path: Path | None, metric: str) -> Plan:
@@ -121,7 +123,8 @@ def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan) -> B
     comparisons = tuple(compare(groups, planned))
     compared = {method for each in comparisons for method in (each.a, each.b)}
     num_missing = sum(max(plan.num_seeds - len(groups[method]), 0) for method in compared)
-    return Block(name, methods, comparisons, num_missing)
+    wanted = dict.fromkeys(method for a, b, *_ in planned for method in (a, b))
+    return Block(name, methods, comparisons, num_missing, tuple(method for method in wanted if method not in groups))
 
 
 def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str]) -> Method:

@@ -154,6 +154,14 @@ def test_results_with_fewer_seeds_than_planned_are_labeled_as_incomplete(results
     assert words in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_planned_comparisons_of_methods_without_runs_are_named(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("comparisons: [{a: eca, b: none}, {a: cbam, b: se}, {a: eca, b: cbam}]")
+    assert report(results, tmp_path / "out", "--plan", str(tmp_path / "plan.yaml")) == 0
+    words = "Left out: the comparisons that the plan makes with cbam, of which there are no runs."
+    assert words in (tmp_path / "out" / "report.html").read_text()
+    assert words in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_the_plan_of_the_study_can_be_read() -> None:
     plan = read_plan(Path("experiments/results/plan.yaml"), "val_top1")
     assert (plan.metric, plan.num_seeds) == ("test_top1", 8)
