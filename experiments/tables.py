@@ -178,25 +178,30 @@ def _study() -> list[str]:
     """The blocks of the plan, each with the command that runs or continues it and the state of its results."""
     lines = [
         "`results/plan.yaml` was committed before any comparison was computed: the blocks, the number of seeds,",
-        "four comparisons and their tests. Block F, for processors without bf16, has a plan of its own:",
-        "`results/plan_f.yaml`. `data/cifar10` and `data/photos` are folders with parquet files, or links to them.",
-        "The command of a block also continues it: finished runs are never repeated.",
+        "four comparisons and their tests. Blocks F and V, for processors without bf16, have plans of their own:",
+        "`results/plan_f.yaml` and `plan_v.yaml`. `data/cifar10` and `data/photos` are folders with parquet files, or",
+        "links to them. The command of a block also continues it: finished runs are never repeated.",
         "",
         "| block | runs | finished | command |",
         "| --- | --- | --- | --- |",
     ]
+    results = RESULTS.parent
+    reports = []
     for path in sorted(SWEEPS.glob("*.yaml")):
         command = next(line for line in path.read_text().splitlines() if line.startswith("# eca-hub sweep"))
         document = yaml.safe_load(path.read_text())
         num_runs = math.prod(len(values) for values in document["grid"].values())
-        num_finished = len(_read_csv(RESULTS.parent / f"{path.stem}.csv"))
+        num_finished = len(_read_csv(results / f"{path.stem}.csv"))
+        if num_finished:
+            plan = f"plan_{path.stem}.yaml" if (results / f"plan_{path.stem}.yaml").exists() else "plan.yaml"
+            files = f"experiments/results/{path.stem}.csv --plan experiments/results/{plan}"
+            reports.append(f"eca-hub report {files} --out runs/report_{path.stem}")
         lines.append(f"| `sweeps/{path.name}` | {num_runs} | {num_finished} | `{command.removeprefix('# ')}` |")
     return [
         *lines,
         "",
         "```sh",
-        "eca-hub report experiments/results/w.csv --plan experiments/results/plan.yaml --out runs/report",
-        "eca-hub report experiments/results/f.csv --plan experiments/results/plan_f.yaml --out runs/report_f",
+        *reports,
         "```",
         "",
         "writes tables, plots and statistics of the committed results. `python -m experiments.figures` draws the",
