@@ -17,9 +17,7 @@ import asyncio
 import itertools
 import json
 import os
-import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,8 +67,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--precision", default="auto", help="Its number format.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
-    # So that `finally` ends the server when this process is terminated.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     image = make_image()
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,7 @@ again. `--node FOLDER` is the server on Ray; `--node none` has no network.
 """
 
 import os
-import signal
 import socket
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -38,8 +36,6 @@ def main(argv: list[str]) -> int:
         return serve_on_ray(args.node)
     if args.quick:
         args.seconds, args.clients = 1.0, [1, 8]
-    # So that `finally` ends the servers when this process is terminated.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "model"
         make_package(args.architecture, folder)

@@ -30,7 +30,6 @@ import importlib.util
 import io
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -76,8 +75,6 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage(f"There is no part {', '.join(sorted(unknown))}.", hint=f"Parts: {', '.join(PARTS)}.")
     if args.quick:
         args.seconds, args.clients = 1.0, [1, 32]
-    # So that `finally` ends the servers when this process is terminated.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     results = Path(args.results)
     kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     if not args.report:

@@ -20,7 +20,6 @@ images are in memory; the others always decode. Rows are kept in a file, so that
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -101,8 +100,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--results", default="runs/bench_training.json", help="Where rows are kept between calls.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
-    # So that the running trainer ends too when this process is terminated.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     wanted = args.only.split(",")
     if unknown := set(wanted) - set(names):
         raise InvalidUsage(f"There is no row {sorted(unknown)[0]!r}.", hint=f"Rows: {', '.join(names)}.")
