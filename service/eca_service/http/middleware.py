@@ -1,4 +1,7 @@
-"""ASGI middleware around the whole app: request ids, security headers, metrics, access log, unexpected exceptions."""
+"""ASGI middleware around the whole app: request ids, security headers, metrics, access log, unexpected exceptions.
+
+HEAD gets the response of GET without its body on every route (RFC 9110, section 9.3.2), which FastAPI alone refuses.
+"""
 
 import asyncio
 import logging
@@ -15,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eca_hub import EcaHubError
 from eca_service.errors import BadHost, HeadersTooLarge, InternalError, NotReady
 from eca_service.http.body import ClientDisconnected
-from eca_service.http.responses import delay_refusal, error_response
+from eca_service.http.responses import delay_refusal, error_response, route_path
 from eca_service.logging import log_access
 from eca_service.metrics import Metrics
 from eca_service.models.registry import Registry
@@ -35,6 +38,8 @@ _SECURITY_HEADERS = [
 _CLOSE_HEADERS = [(b"connection", b"close")]
 
 _PROBES = frozenset(["/healthz", "/readyz", "/metrics"])
+_MOUNTS = ("/hub/", "/static/")
+"""Apps that respond to HEAD themselves, without reading the file."""
 _NO_SPAN = nullcontext()
 
 _MAX_HEADER_BYTES = 16384
@@ -81,6 +86,7 @@ class RequestMiddleware:
         scope.setdefault("state", {})["request_id"] = request_id
         started_s = time.perf_counter()
         status: int | None = None
+        is_head = scope["method"] == "HEAD"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -92,6 +98,8 @@ class RequestMiddleware:
                 security = [header for header in _SECURITY_HEADERS if header[0] not in given]
                 own = [(b"x-request-id", request_id.encode()), *security, *closing]
                 message["headers"] = [*message["headers"], *own]
+            elif is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         with self._metrics.count_request() as counted, self._traced(scope) as span:
@@ -122,7 +130,13 @@ class RequestMiddleware:
             if self._refuse_early is not None and (refusal := self._refuse_early(scope)) is not None:
                 await delay_refusal(refusal)
                 return refusal
-            await self._app(scope, receive, send)
+            is_head = scope["method"] == "HEAD" and not route_path(scope).startswith(_MOUNTS)
+            routed = {**scope, "method": "GET"} if is_head else scope
+            try:
+                await self._app(routed, receive, send)
+            finally:
+                if "route" in routed:
+                    scope["route"] = routed["route"]
         except ClientDisconnected:
             return None
         except EcaHubError as error:

@@ -169,3 +169,12 @@ def test_links_and_redirects_carry_the_prefix_that_a_proxy_strips() -> None:
         assert client.post("/vision/v1/classify", content=b"7").status_code == 200
         assert "error" in client.get("/vision/v2/models/acme/other").json()
         assert isinstance(client.get("/vision/v2/models/acme/other").json()["error"], str)
+
+
+def test_head_is_logged_as_such_with_the_route_that_answered(caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(app_with("acme/digits")) as client, caplog.at_level(logging.INFO, "eca_service.access"):
+        response = client.head("/v1/models")
+    assert (response.status_code, response.content) == (200, b"")
+    assert int(response.headers["content-length"]) > 0
+    [record] = [each for each in caplog.records if "HEAD" in each.getMessage()]
+    assert "/v1/models" in record.getMessage()

@@ -182,6 +182,17 @@ def test_head_and_options_have_no_body_and_keep_the_connection_usable(service: S
     assert set(statuses[:3]) <= {200, 204, 405}
 
 
+@pytest.mark.parametrize("path", [b"/", b"/metrics", b"/v1/models", b"/v2", b"/v2/health/ready", b"/openapi.json"])
+def test_head_has_the_headers_of_get_and_no_body(service: Served, path: bytes) -> None:
+    responses = []
+    for method in (b"GET", b"HEAD"):
+        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
+            peer.sendall(request(path, b"Connection: close", method=method, body=None))
+            headers, _, body = b"".join(iter(lambda: peer.recv(65536), b"")).partition(b"\r\n\r\n")
+            responses.append((headers.splitlines()[0], b"\r\ncontent-type:" in headers.lower(), bool(body)))
+    assert responses == [(b"HTTP/1.1 200 OK", True, True), (b"HTTP/1.1 200 OK", True, False)]
+
+
 def test_100_continue_is_sent_only_for_a_body_that_will_be_read(service: Served) -> None:
     expecting = request(b"/v1/classify", b"Expect: 100-continue", b"Content-Length: %d" % len(IMAGE), body=None)
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as peer:
