@@ -68,13 +68,14 @@ def learned_gates(file: Path) -> "Figure":
 def latency(file: Path) -> "Figure":
     """Median and 99th percentile of the latency against the images a second, a line for each server.
 
-    Left out, as they are in the table: other servers with our engine inside, and ours with `--compile`.
+    Left out, so that the lines can be told apart: ours with `--compile`, and other servers with our engine in fp32.
     """
     figure, axes = _axes("images a second", "latency (ms)")
     servers: dict[str, list[dict[str, Any]]] = {}
     for part in json.loads(file.read_text()).values():
         for row in part.get("rows", []):
-            is_shown = row["precision"] != "none" and not row["server"].endswith(("our engine", "--compile"))
+            form = row["server"].rpartition(", ")[2], row["precision"]
+            is_shown = form[1] != "none" and form[0] != "--compile" and form != ("our engine", "fp32")
             # Where bf16 is emulated, a server may give no response in a window.
             if is_shown and row["clients"] and row["per_s"]:
                 servers.setdefault(f"{row['server']}, {row['precision']}", []).append(row)

@@ -32,6 +32,8 @@ RESULTS = ROOT / "results" / "measured.csv"
 
 _FIGURE_4 = (("3", 77.43), ("5", None), ("7", None), ("9", None), ("adaptive", 77.48))
 """Kernel size, and the top-1 that the text of the paper states; the other points are drawn and not printed."""
+_DESCRIPTIVE = ("k", "m", "p")
+"""Blocks of which plan.yaml plans no comparison."""
 _BENCHES = ("attention", "detection", "hub", "overload", "runtimes", "service", "soak", "training")
 
 
@@ -193,9 +195,9 @@ def _study() -> list[str]:
         num_runs = math.prod(len(values) for values in document["grid"].values())
         num_finished = len(_read_csv(results / f"{path.stem}.csv"))
         if num_finished:
-            plan = f"plan_{path.stem}.yaml" if (results / f"plan_{path.stem}.yaml").exists() else "plan.yaml"
-            files = f"experiments/results/{path.stem}.csv --plan experiments/results/{plan}"
-            reports.append(f"eca-hub report {files} --out runs/report_{path.stem}")
+            plans = [f"plan_{path.stem}.yaml", "plan.yaml"] if path.stem not in _DESCRIPTIVE else []
+            plan = next((f" --plan experiments/results/{each}" for each in plans if (results / each).exists()), "")
+            reports.append(f"eca-hub report experiments/results/{path.stem}.csv{plan} --out runs/report_{path.stem}")
         lines.append(f"| `sweeps/{path.name}` | {num_runs} | {num_finished} | `{command.removeprefix('# ')}` |")
     return [
         *lines,

@@ -1,8 +1,8 @@
 """Reads and hashes a file while the client still downloads it, so that it need not be read again afterwards.
 
 The client writes a download to a new file, `blobs/*.incomplete` in its cache, and renames that at the end. A thread
-reads this file behind it. The result counts only if its hash is the announced one; in every other case (no such file,
-several, one that the client began again, a download by Xet) the caller reads the file from the cache as usual.
+reads the file as it grows. The result counts only if its hash is the announced one. In every other case, such as no new
+file, several, or a download by Xet, the caller reads the file from the cache as usual.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Self
 from eca_hub.hub.hashes import PIECE_BYTES, allocate
 
 MIN_BYTES = 16 << 20
-"""A smaller file is read faster than a thread starts to pay: 16 MiB take 15 ms to read and hash."""
+"""Smaller files are read afterwards: 16 MiB take 15 ms to read and hash."""
 
 
 class DownloadReader:
@@ -28,10 +28,10 @@ class DownloadReader:
 
     def __init__(self, blobs: Path) -> None:
         self._blobs = blobs
-        self._earlier = set(blobs.glob("*.incomplete"))
+        self._earlier = self._incomplete_files()
         self._content = memoryview(b"")
         self._num_received = 0
-        self._has_more: SimpleQueue[bool] = SimpleQueue()
+        self._arrivals: SimpleQueue[bool] = SimpleQueue()  # False at the end
         self._thread: Thread | None = None
         self._result: tuple[memoryview, str] | None = None
 
@@ -42,7 +42,7 @@ class DownloadReader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._thread is not None:
-            self._has_more.put(False)
+            self._arrivals.put(False)
             self._thread.join()
 
     @property
@@ -53,22 +53,25 @@ class DownloadReader:
     def start(self, num_bytes: int) -> None:
         """Follow a response body of so many bytes, if it is the first large one."""
         if num_bytes >= MIN_BYTES and self._thread is None:
-            with contextlib.suppress(MemoryError):
+            # RuntimeError: the system has no thread left.
+            with contextlib.suppress(MemoryError, RuntimeError):
                 self._content = allocate(num_bytes)
-                self._thread = Thread(target=self._follow, name="download reader", daemon=True)
-                self._thread.start()
+                thread = Thread(target=self._follow, name="download reader", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def advance(self, num_bytes: int) -> None:
         """Note that so many bytes more have arrived."""
         before = self._num_received // PIECE_BYTES
         self._num_received += num_bytes
         if self._num_received // PIECE_BYTES > before:
-            self._has_more.put(True)
+            self._arrivals.put(True)
 
     def _follow(self) -> None:
-        self._has_more.get()
+        if not self._arrivals.get():
+            return
         # The client creates the file before it sends the request, so it is there when bytes arrive.
-        new = set(self._blobs.glob("*.incomplete")) - self._earlier
+        new = self._incomplete_files() - self._earlier
         if len(new) != 1:
             return
         digest = hashlib.sha256()
@@ -77,9 +80,16 @@ class DownloadReader:
         with contextlib.suppress(OSError), new.pop().open("rb", buffering=0) as file:
             is_arriving = True
             while is_arriving:
-                is_arriving = self._has_more.get()
+                is_arriving = self._arrivals.get()
                 while num_bytes := file.readinto(self._content[num_read : num_read + PIECE_BYTES]):
                     digest.update(self._content[num_read : num_read + num_bytes])
                     num_read += num_bytes
             if num_read == len(self._content):
                 self._result = self._content, digest.hexdigest()
+
+    def _incomplete_files(self) -> set[Path]:
+        try:
+            return set(self._blobs.glob("*.incomplete"))
+        except OSError:
+            # The client reports a cache that cannot be read.
+            return set()

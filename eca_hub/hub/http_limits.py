@@ -39,7 +39,7 @@ class RequestLimits:
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between two requests: then a successful response
             restarts the deadline.
-        reader: Is told of the bytes of bodies as they arrive.
+        reader: Notified of the bytes of bodies as they arrive.
         clock: Monotonic seconds.
     """
 
@@ -153,7 +153,7 @@ def limit_requests(
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between the requests.
-        reader: Is told of the bytes of bodies as they arrive.
+        reader: Notified of the bytes of bodies as they arrive.
     """
     _install_hooks()
     before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push, reader))

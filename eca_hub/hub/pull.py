@@ -44,8 +44,8 @@ class CachedFile:
     path: Path
     announced: str
     """The hash that the hub announced for it."""
-    read: tuple[memoryview, str] | None = None
-    """Its bytes and their SHA-256, if they were read while it was downloaded."""
+    content: memoryview | None = None
+    """Its bytes, if they were read while it was downloaded and have the announced hash."""
 
 
 Download = Callable[[str, str, bool], CachedFile]
@@ -162,7 +162,8 @@ def _downloader(model_id: str, revision: str | None, endpoint: str | None, token
     def download(name: str, at: str, again: bool) -> CachedFile:
         with DownloadReader(blobs) as reader:
             cached = download_to_cache(name, at, again, reader)
-        return replace(cached, read=reader.result)
+        content, digest = reader.result or (None, "")
+        return replace(cached, content=content) if digest == cached.announced else cached
 
     def download_to_cache(name: str, at: str, again: bool, reader: DownloadReader) -> CachedFile:
         max_bytes = MAX_BYTES if name == WEIGHTS_FILE else MAX_TEXT_BYTES
@@ -209,6 +210,8 @@ def _read_checked(download: Download, name: str, commit: str) -> memoryview:
     content, actual = _read(cached)
     if actual == cached.announced:
         return content
+    # Both downloads need memory for the whole file.
+    del content
     try:
         # In offline mode the client raises ValueError for a forced download.
         if constants.HF_HUB_OFFLINE:
@@ -230,9 +233,9 @@ def _read_checked(download: Download, name: str, commit: str) -> memoryview:
 
 
 def _read(cached: CachedFile) -> tuple[memoryview, str]:
-    """Read a file of the cache, unless that is done; one that cannot be read counts as damaged."""
-    if cached.read and cached.read[1] == cached.announced:
-        return cached.read
+    """Read a file of the cache, unless it was read during its download; one that cannot be read counts as damaged."""
+    if cached.content is not None:
+        return cached.content, cached.announced
     try:
         digest = new_hasher(cached.announced, cached.path.stat().st_size)
         return read_and_hash(cached.path, digest), digest.hexdigest()

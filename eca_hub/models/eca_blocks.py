@@ -3,7 +3,8 @@
 The kernel computes `relu(norm(x) * gate + shortcut)` in two visits to the map, where timm's block reads and writes it
 four times. If the last norm is not a plain BatchNorm2d, the norm runs as it is and the kernel begins behind it. The
 blocks are subclasses of timm's with the same children and weights. They run timm's own forward whenever something
-could see the difference: hooks on a child, tracing, TorchScript, another activation, stochastic depth, a changed ECA.
+could see the difference: tracing, TorchScript, another activation, stochastic depth, a changed ECA, or hooks on one of
+these. A hook on the last convolution or norm sees that module run, and what it keeps is not overwritten.
 
 Shapes: N images, C channels, H height, W width.
 """
@@ -72,12 +73,16 @@ def _as_class(block: nn.Module, cls: type[nn.Module]) -> nn.Module:
 def _weight_to_fuse(block: nn.Module, act_name: str, x_NCHW: Tensor) -> Tensor | None:
     """Return the weight of a block's ECA if the end of the block may be one kernel.
 
-    At batch 1 the convolutions evict what is read here from the processor's cache, so that a microsecond costs five:
-    children are looked up in `_modules`, and only those that are not called are checked for hooks.
+    At batch 1 the convolutions evict from the processor's cache what is read here, which then takes five times as long
+    (measured with `experiments.bench.attention --only networks`). So children are looked up in `_modules`, and only
+    those that are not called are checked for hooks.
     """
     if not dispatch.is_eager(x_NCHW):
         return None
-    children = block._modules
+    children, attributes = block._modules, block.__dict__
+    # A function in the place of a module is an attribute.
+    if attributes.get("drop_path") is not None or attributes.get("downsample") is not None:
+        return None
     eca, act, drop_path = children["se"], children[act_name], children.get("drop_path")
     if type(eca) is not ECA or "forward" in eca.__dict__ or type(act) is not nn.ReLU:
         return None
@@ -100,7 +105,8 @@ def _finish(
     y_NCHW = block_end.finish_block(branch_NCHW, norm, weight_11k, shortcut_NCHW, may_overwrite=is_new)
     if y_NCHW is None:
         branch_NCHW = norm(branch_NCHW)
-        is_new = _returns_new_tensor(norm) or (type(norm) is nn.Identity and is_new)
+        is_passed_on = type(norm) is nn.Identity and "forward" not in norm.__dict__ and not dispatch.has_hooks(norm)
+        is_new = _returns_new_tensor(norm) or (is_passed_on and is_new)
         y_NCHW = dispatch.rescale_add_relu(branch_NCHW, weight_11k, shortcut_NCHW, may_overwrite=is_new)
     return (block.se(branch_NCHW) + shortcut_NCHW).relu() if y_NCHW is None else y_NCHW  # type: ignore[operator]
 

@@ -128,7 +128,7 @@ class Bench:
         return found
 
     def _leave_out_emulated(self, limit: dict[str, dict[str, Any]]) -> None:
-        """Measure no more in bf16 where the processor emulates it, which takes many times as long."""
+        """Skip bf16 from here on if the processor emulates it, which takes many times as long."""
         fp32, bf16 = (limit[each]["with_decoding"] if each in limit else 0.0 for each in ("fp32", "bf16"))
         if 0 < bf16 < fp32 / 2:
             log(f"bf16 is emulated here, {bf16:.1f} images/s against {fp32:.1f}: its rows are left out.")

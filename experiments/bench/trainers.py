@@ -154,7 +154,7 @@ def train_like_ecanet(task: Task) -> list[list[float]]:
 
 
 def load_ours(task: Task) -> list[list[float]]:
-    """The loader of `eca-hub fit` alone, with the normalization that its step does and the allocator set as there."""
+    """The loader of `eca-hub fit` alone, with the normalization of its step and its allocator settings."""
     assert not task.trains
     keep_freed_memory()
     return timed(_batches_of_ours(task), lambda *batch: None, task)

@@ -1,12 +1,14 @@
 """A large file is read and hashed behind the client that downloads it, or from the cache where that is not possible."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from eca_hub.errors import ChecksumMismatch
+from eca_hub.errors import ChecksumMismatch, HubError
 from eca_hub.hub import pull as pull_module
 from eca_hub.hub.download_reader import MIN_BYTES
 from eca_hub.hub.hashes import PIECE_BYTES, read_and_hash
@@ -66,6 +68,29 @@ def test_a_file_is_read_from_the_cache_if_two_downloads_run_at_once(
     hub.fault = begin_another
     assert pull(MODEL_ID, endpoint=hub.url).weights_bytes == hub.files[WEIGHTS]
     assert len(hub.files[WEIGHTS]) in files_read
+
+
+def test_a_download_that_fails_early_ends_although_another_one_runs(
+    hub: FaultyHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_another_and_cut(method: str, name: str, _: int, response: Response) -> None:
+        if method == "GET" and name == WEIGHTS:
+            [blobs] = cache.glob("models--*/blobs")
+            (blobs / "another.incomplete").write_bytes(b"")
+            response.cut_at = PIECE_BYTES // 4
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.fault = begin_another_and_cut
+    with pytest.raises(HubError):
+        pull(MODEL_ID, endpoint=hub.url)
+
+
+def test_a_cache_that_cannot_be_listed_is_left_to_the_client(hub: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "glob", refuse)
+    assert pull(MODEL_ID, endpoint=hub.url).weights_bytes == hub.files[WEIGHTS]
 
 
 def test_a_large_file_that_arrives_damaged_is_refused_and_removed(hub: FaultyHub, cache: Path) -> None:

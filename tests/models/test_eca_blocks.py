@@ -171,9 +171,11 @@ def test_a_hook_on_one_child_is_called_and_keeps_its_tensor(name: str, num_fused
     assert torch.equal(tensor, copied) or name == "act2"
 
 
-@pytest.mark.parametrize("name", ["conv1", "conv2", "bn2"])
-def test_what_a_hook_keeps_of_an_output_stays_as_it_was(name: str, num_fused: list[int]) -> None:
+@pytest.mark.parametrize(("name", "is_folded"), [("conv1", False), ("conv2", False), ("bn2", False), ("bn2", True)])
+def test_what_a_hook_keeps_of_an_output_stays_as_it_was(name: str, is_folded: bool, num_fused: list[int]) -> None:
     model, x_N3HW = network(), torch.randn(1, 3, 64, 64)
+    if is_folded:
+        model.get_submodule("layer1.0").bn2 = nn.Identity()
     kept: list[tuple[Tensor, Tensor]] = []
     handle = model.get_submodule(f"layer1.0.{name}").register_forward_hook(
         lambda module, args, y: kept.append((y, y.clone()))
@@ -246,6 +248,11 @@ def swapped_for_a_bias(layer: ECA) -> None:
     layer.conv = nn.Conv1d(1, 1, 3, padding=1, bias=True)
 
 
+def given_a_bias_that_is_a_buffer(layer: ECA) -> None:
+    del layer.conv.bias
+    layer.conv.register_buffer("bias", torch.tensor([5.0]))
+
+
 def swapped_for_a_subclass(layer: ECA) -> None:
     layer.conv = DoubledConv(1, 1, 3, padding=1, bias=False)
 
@@ -266,8 +273,8 @@ def given_another_forward(layer: ECA) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        pruned, weight_normed, swapped_for_a_bias, swapped_for_a_subclass, swapped_for_a_dilation,
-        swapped_for_circular_padding, given_another_forward,
+        pruned, weight_normed, swapped_for_a_bias, given_a_bias_that_is_a_buffer, swapped_for_a_subclass,
+        swapped_for_a_dilation, swapped_for_circular_padding, given_another_forward,
     ],
 )  # fmt: skip
 def test_a_changed_convolution_is_the_one_that_runs_and_trains(change: Callable[[ECA], None]) -> None:
@@ -300,6 +307,15 @@ def test_a_block_with_another_activation_or_drop_path_runs_it(num_fused: list[in
         x_NCHW = torch.randn(1, 64, 8, 8)
         torch.testing.assert_close(block(x_NCHW), as_timm(nn.Sequential(block))(x_NCHW))
         assert torch.equal(block_1(x_NCHW), x_NCHW.relu())
+    assert not num_fused
+
+
+@pytest.mark.parametrize("name", ["downsample", "drop_path"])
+def test_a_function_in_the_place_of_a_module_is_called(name: str, num_fused: list[int]) -> None:
+    block, x_NCHW = network().get_submodule("layer1.0"), torch.randn(1, 64, 8, 8)
+    setattr(block, name, lambda y_NCHW: y_NCHW * 0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x_NCHW), as_timm(nn.Sequential(block))(x_NCHW))
     assert not num_fused
 
 

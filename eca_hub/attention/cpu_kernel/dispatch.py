@@ -37,7 +37,8 @@ def is_plain_conv(conv: nn.Module) -> bool:
         return False
     parameters, members = conv._parameters, conv.__dict__
     weight = parameters.get("weight")
-    if weight is None or parameters.get("bias") is not None:
+    # Without a bias, Conv1d registers None; a bias that is a buffer or an attribute leaves no such entry.
+    if weight is None or parameters.get("bias", weight) is not None:
         return False
     num_outputs, num_inputs, size = weight.shape
     return (
@@ -139,7 +140,7 @@ def rescale_channels(x_NCHW: Tensor, weight_11k: Tensor) -> Tensor:
 
 
 def is_supported_end(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor) -> bool:
-    """Whether a kernel computes the end of a residual block from these tensors; `is_eager` holds for its input."""
+    """Whether a kernel computes the end of a residual block from these tensors, if its input is eager (`is_eager`)."""
     if x_NCHW.is_cuda:
         if not use_triton:
             return False

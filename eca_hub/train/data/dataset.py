@@ -26,6 +26,10 @@ from eca_hub.train.errors import TrainingStopped
 
 # In smaller files, such as CIFAR's, most of the work holds Python's lock, and threads would only wait for it.
 _MIN_BYTES_FOR_THREADS = 8192
+# In smaller files, such as photos of 348 px, one decoding thread fewer than cores is 13 % faster, because the caller
+# crops meanwhile and all of them wait for Python's lock. At 500 px both take as long; at 2,400 px one thread for each
+# core is 35 % faster (two cores, `experiments.bench.training --only loader`).
+_MIN_BYTES_FOR_ALL_CORES = 49152
 _MAX_REPLACEMENTS = 256
 
 
@@ -108,9 +112,9 @@ class ImageDataset(Dataset[Batch]):
         if min(num_cores, len(missing)) < 2 or self._last_num_bytes < _MIN_BYTES_FOR_THREADS:
             yield from self._merged(indices, found, map(self._decode, missing), bad)
             return
-        # The caller crops an image while others are decoded. One thread more than cores makes all of them wait for
-        # Python's lock: on two cores two decoding threads are 13 % slower than one.
-        num_threads = num_cores - 1 if self._augment is not None and self._augment.needs_full_images else num_cores
+        crops_meanwhile = self._augment is not None and self._augment.needs_full_images
+        is_small = self._last_num_bytes < _MIN_BYTES_FOR_ALL_CORES
+        num_threads = num_cores - 1 if crops_meanwhile and is_small else num_cores
         # A pool per batch is cheap, and leaves no threads behind when the process ends or forks.
         with ThreadPoolExecutor(min(num_threads, len(missing))) as pool:
             yield from self._merged(indices, found, pool.map(self._decode, missing), bad)
