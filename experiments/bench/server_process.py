@@ -72,12 +72,12 @@ class Row:
 
 @dataclass(frozen=True)
 class FirstResponse:
-    """The first response of a server."""
+    """When a server responded first."""
 
     start_s: float
-    """From the start of its process."""
+    """From the start of its process to its first response."""
     took_s: float
-    """From its request, the first whose connection was not refused."""
+    """How long the first request after readiness took."""
 
 
 class Server:
@@ -155,11 +155,11 @@ def started(served: Served) -> Iterator[Server]:
             )
         try:
             url = _announced_url(process)
-            first = _wait_for_response(process, url + served.path, served.body) if url else None
-            if url is None or first is None:
+            start_s = _wait_for_response(process, url + served.path, served.body) if url else None
+            if url is None or start_s is None:
                 raise ServerEnded(f"{served.name}: {log_path.read_text(errors='replace')[-1500:]}")
-            _wait_until_ready(url)
-            yield Server(process, url + served.path, served, body, first)
+            took_s = _request_when_ready(url, served)
+            yield Server(process, url + served.path, served, body, FirstResponse(start_s, took_s))
         finally:
             os.killpg(process.pid, 9)
             process.wait()
@@ -178,8 +178,8 @@ def _environment() -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1"}
 
 
-def _wait_for_response(process: "subprocess.Popen[bytes]", url: str, body: bytes) -> FirstResponse | None:
-    """Send requests until one succeeds; None if none does."""
+def _wait_for_response(process: "subprocess.Popen[bytes]", url: str, body: bytes) -> float | None:
+    """Send requests until one succeeds; return the seconds since the process started, or None if none does."""
     import httpx2
 
     # The boot time of the machine and ticks since then: the process started before this function was called.
@@ -189,23 +189,28 @@ def _wait_for_response(process: "subprocess.Popen[bytes]", url: str, body: bytes
     # One client for all: making one takes as long as a response.
     with httpx2.Client(timeout=60) as client:
         while time.monotonic() < deadline_s and process.poll() is None:
-            asked_s = time.perf_counter()
             try:
                 if client.post(url, content=body, headers=headers).status_code == 200:
-                    took_s = time.perf_counter() - asked_s
-                    return FirstResponse(time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, took_s)
+                    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
             except httpx2.TransportError:
                 pass
             time.sleep(0.05)
     return None
 
 
-def _wait_until_ready(url: str) -> None:
-    """Wait while ours serves networks as they were loaded; other servers have no such route."""
+def _request_when_ready(url: str, served: Served) -> float:
+    """Wait while ours serves networks as they were loaded; return the seconds of the next request.
+
+    Other servers have no route for readiness and count as ready.
+    """
     import httpx2
 
-    while httpx2.get(f"{url}/readyz").status_code == 503:
-        time.sleep(0.05)
+    with httpx2.Client(timeout=60) as client:
+        while client.get(f"{url}/readyz").status_code == 503:
+            time.sleep(0.05)
+        asked_s = time.perf_counter()
+        client.post(url + served.path, content=served.body, headers={"content-type": content_type_of(served.body)})
+        return time.perf_counter() - asked_s
 
 
 def _busy_s(pid: int) -> tuple[float, float, float]:
