@@ -74,11 +74,11 @@ def latency(file: Path) -> "Figure":
     servers: dict[str, list[dict[str, Any]]] = {}
     for part in json.loads(file.read_text()).values():
         for row in part.get("rows", []):
-            form = row["server"].rpartition(", ")[2], row["precision"]
-            is_shown = form[1] != "none" and form[0] != "--compile" and form != ("our engine", "fp32")
+            form, precision = row["server"].rpartition(", ")[2], row["precision"]
+            is_shown = precision != "none" and form != "--compile" and (form, precision) != ("our engine", "fp32")
             # Where bf16 is emulated, a server may give no response in a window.
             if is_shown and row["clients"] and row["per_s"]:
-                servers.setdefault(f"{row['server']}, {row['precision']}", []).append(row)
+                servers.setdefault(f"{row['server']}, {precision}", []).append(row)
     for position, (name, rows) in enumerate(servers.items()):
         color = f"C{position % 10}"
         rows.sort(key=lambda row: row["clients"])

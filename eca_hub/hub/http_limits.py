@@ -17,6 +17,7 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, HubUnavailable
+from eca_hub.hub.client import is_commit
 from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH
 
@@ -27,7 +28,6 @@ MIN_BYTES_PER_S = 16 << 10
 MAX_BYTES = 16 << 30
 _MAX_REQUESTS = 60
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _RESET = re.compile(r";\s*t\s*=\s*(\d+)")
 
 
@@ -218,7 +218,7 @@ def _drop_invalid_etags(response: httpx2.Response) -> None:
     for name in ("etag", "x-linked-etag"):
         if name in headers and not HASH.fullmatch(headers[name].removeprefix("W/").strip('"')):
             del headers[name]
-    if "x-repo-commit" in headers and not _COMMIT.fullmatch(headers["x-repo-commit"]):
+    if "x-repo-commit" in headers and not is_commit(headers["x-repo-commit"]):
         del headers["x-repo-commit"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidConfig, InvalidPackage
@@ -157,7 +158,7 @@ def pull_to(
 
 
 def _downloader(model_id: str, revision: str | None, endpoint: str | None, token: str | None) -> Download:
-    blobs = Path(constants.HF_HUB_CACHE, f"models--{model_id.replace('/', '--')}", "blobs")
+    blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_id, repo_type="model"), "blobs")
 
     def download(name: str, at: str, again: bool) -> CachedFile:
         with DownloadReader(blobs) as reader:
@@ -264,8 +265,8 @@ def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
     """
     if model_id is not None:
         check_model_id(model_id)
-    pattern = "*" if model_id is None else model_id.replace("/", "--")
-    folders = [each for each in Path(constants.HF_HUB_CACHE).glob(f"models--{pattern}/blobs") if each.is_dir()]
+    pattern = "models--*" if model_id is None else repo_folder_name(repo_id=model_id, repo_type="model")
+    folders = [each for each in Path(constants.HF_HUB_CACHE).glob(f"{pattern}/blobs") if each.is_dir()]
     if model_id is not None and not folders:
         raise InvalidConfig(
             f"The cache has no files of {model_id}.",

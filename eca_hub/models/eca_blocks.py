@@ -105,8 +105,7 @@ def _finish(
     y_NCHW = block_end.finish_block(branch_NCHW, norm, weight_11k, shortcut_NCHW, may_overwrite=is_new)
     if y_NCHW is None:
         branch_NCHW = norm(branch_NCHW)
-        is_passed_on = type(norm) is nn.Identity and "forward" not in norm.__dict__ and not dispatch.has_hooks(norm)
-        is_new = _returns_new_tensor(norm) or (is_passed_on and is_new)
+        is_new = _returns_new_tensor(norm) or (type(norm) is nn.Identity and _is_unobserved(norm) and is_new)
         y_NCHW = dispatch.rescale_add_relu(branch_NCHW, weight_11k, shortcut_NCHW, may_overwrite=is_new)
     return (block.se(branch_NCHW) + shortcut_NCHW).relu() if y_NCHW is None else y_NCHW  # type: ignore[operator]
 
@@ -114,4 +113,9 @@ def _finish(
 def _returns_new_tensor(module: nn.Module) -> bool:
     """Whether nothing else can refer to what a module returns."""
     is_known = type(module) in _NEW_OUTPUT or getattr(type(module), "returns_new_tensor", False)
-    return is_known and "forward" not in module.__dict__ and not dispatch.has_hooks(module)
+    return is_known and _is_unobserved(module)
+
+
+def _is_unobserved(module: nn.Module) -> bool:
+    """Whether a module runs the forward of its class, and no hook sees what it returns."""
+    return "forward" not in module.__dict__ and not dispatch.has_hooks(module)

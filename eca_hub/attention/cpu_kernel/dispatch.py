@@ -92,13 +92,20 @@ def is_supported(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
     """Whether `rescale_channels` supports these tensors."""
     if not is_eager(x_NCHW):
         return False
-    # Autocast gives bfloat16 maps and leaves the weight in float32; without it the layers refuse such a pair.
-    is_autocast = torch.is_autocast_enabled("cpu" if x_NCHW.is_cpu else "cuda")
     if fused.is_supported(x_NCHW, weight_11k):
-        return is_autocast or x_NCHW.dtype == weight_11k.dtype
+        return _has_accepted_dtypes(x_NCHW, weight_11k)
     # With a single image an autograd function costs more than it saves.
     is_worth_it = len(x_NCHW) > 1 or not requires_grad(x_NCHW, weight_11k)
-    return x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype and not is_autocast and is_worth_it
+    return x_NCHW.dtype in _DTYPES and x_NCHW.dtype == weight_11k.dtype and not _is_autocast(x_NCHW) and is_worth_it
+
+
+def _has_accepted_dtypes(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
+    """Whether the layers accept this pair: autocast gives bfloat16 maps and leaves the weight in float32."""
+    return x_NCHW.dtype == weight_11k.dtype or _is_autocast(x_NCHW)
+
+
+def _is_autocast(x_NCHW: Tensor) -> bool:
+    return torch.is_autocast_enabled("cpu" if x_NCHW.is_cpu else "cuda")
 
 
 def is_supported_compiled(x_NCHW: Tensor, weight_11k: Tensor) -> bool:
@@ -147,10 +154,8 @@ def is_supported_end(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor) 
         from eca_hub.attention import triton_kernel
 
         return triton_kernel.is_supported(x_NCHW, weight_11k, shortcut_NCHW)
-    if type(x_NCHW) is not Tensor or not fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW):
-        return False
-    # As in `is_supported`.
-    return x_NCHW.dtype == weight_11k.dtype or torch.is_autocast_enabled("cpu")
+    is_readable = type(x_NCHW) is Tensor and fused.is_supported(x_NCHW, weight_11k, shortcut_NCHW)
+    return is_readable and _has_accepted_dtypes(x_NCHW, weight_11k)
 
 
 def rescale_add_relu(

@@ -130,8 +130,8 @@ class RequestMiddleware:
             if self._refuse_early is not None and (refusal := self._refuse_early(scope)) is not None:
                 await delay_refusal(refusal)
                 return refusal
-            is_head = scope["method"] == "HEAD" and not route_path(scope).startswith(_MOUNTS)
-            routed = {**scope, "method": "GET"} if is_head else scope
+            runs_get = scope["method"] == "HEAD" and not route_path(scope).startswith(_MOUNTS)
+            routed = {**scope, "method": "GET"} if runs_get else scope
             try:
                 await self._app(routed, receive, send)
             finally:
