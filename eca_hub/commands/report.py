@@ -12,7 +12,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("results", help="The table that eca-hub sweep wrote: results.csv or results.parquet.")
     parser.add_argument("--out", required=True, help="Folder for report.html, report.md and figures/.")
     parser.add_argument("--plan", help="YAML file with the comparisons that were fixed before; all with none and se.")
-    parser.add_argument("--metric", default="test_top1", help="Column that is compared, a share between 0 and 1.")
+    parser.add_argument(
+        "--metric", default="test_top1", help="Column that is compared, such as test_AP; a share between 0 and 1."
+    )
     parser.add_argument("--title", default="Results", help="Heading of the page.")
     parser.add_argument("--json", action="store_true", help="Print the comparisons as one JSON object.")
     args = parser.read(argv)
@@ -24,9 +26,9 @@ def main(argv: list[str]) -> int:
     results_file = Path(args.results)
     plan = read_plan(Path(args.plan) if args.plan else None, args.metric)
     results = read_table(results_file)
-    beside = {name: table_beside(results_file, name) for name in ("curves", "classes", "costs", "gates")}
-    curves, classes, costs, gates = (read_table(path) if path.is_file() else [] for path in beside.values())
-    blocks = group(results, plan)
+    beside = {name: table_beside(results_file, name) for name in ("curves", "classes", "costs", "gates", "speeds")}
+    curves, classes, costs, gates, speeds = (read_table(path) if path.is_file() else [] for path in beside.values())
+    blocks = group(results, plan, speeds)
     page = write_report(
         Path(args.out),
         title=args.title,
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
         plan=plan,
         results=results,
         costs=costs,
-        figures=draw_all(blocks, curves, classes, gates),
+        figures=draw_all(blocks, plan.metric, curves, classes, gates),
     )
     if args.json:
         comparisons = [

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="Runs at a time; they share the cores.")
     parser.add_argument("--results", help="Results, *.csv or *.parquet; results.csv in --out by default.")
     parser.add_argument("--ray", help="Address of a Ray cluster that shares --out, such as auto; runs go there.")
+    parser.add_argument("--speeds", action="store_true", help="At the end, time the networks in turns: *_speeds.csv.")
     parser.add_argument("--dry_run", action="store_true", help="List the runs and their state, and start none.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object at the end, or for --dry_run.")
     args = parser.read(argv)
@@ -45,6 +47,10 @@ def main(argv: list[str]) -> int:
         else:
             print("\n".join(f"{'finished' if done else 'to do':<9} {name}" for name, done in states.items()))
         return 0
+    if args.speeds:
+        from eca_hub.sweep.speeds import network_folders
+
+        networks = network_folders(runs, out_dir, recorded)
     out_dir.mkdir(parents=True, exist_ok=True)
     results_file.parent.mkdir(parents=True, exist_ok=True)
     if recorded:
@@ -74,6 +80,10 @@ def main(argv: list[str]) -> int:
     num_left = state.num_runs - state.num_done - len(state.failed)
     if num_left:
         print(f"{num_left} runs were not started, because the first one failed.", file=sys.stderr)
+    if args.speeds and state.num_done == state.num_runs:
+        _write_speeds(networks, results_file, num_jobs=args.jobs)
+    elif args.speeds:
+        print("The networks were not timed, because not all runs have finished.", file=sys.stderr)
     summary: dict[str, Any] = {
         "runs": state.num_runs,
         "finished": state.num_done,
@@ -82,6 +92,28 @@ def main(argv: list[str]) -> int:
     }
     print(json.dumps(summary) if args.json else f"{state.num_done} of {state.num_runs} runs finished: {results_file}")
     return 0 if state.num_done == state.num_runs else 1
+
+
+def _write_speeds(networks: Mapping[str, Path], results_file: Path, *, num_jobs: int) -> None:
+    import torch
+
+    from eca_hub.allocator import keep_freed_memory
+    from eca_hub.sweep.queue import threads_of_job
+    from eca_hub.sweep.results import table_beside, write_table
+    from eca_hub.sweep.speeds import measure_speeds
+
+    # Both as in the runs.
+    keep_freed_memory()
+    torch.set_num_threads(threads_of_job(num_jobs))
+    speeds_file = table_beside(results_file, "speeds")
+    try:
+        rows = measure_speeds(
+            networks, report=lambda turn, of: show_progress(f"timing {len(networks)} networks: turn {turn} of {of}")
+        )
+    finally:
+        show_progress("")
+    write_table(rows, speeds_file)
+    print(f"{len(rows)} networks were timed: {speeds_file}", file=sys.stderr)
 
 
 class _Printer:

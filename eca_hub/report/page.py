@@ -24,8 +24,8 @@ _CAPTIONS = {
     "accuracy": "Accuracy of each seed, and the mean with its 95 % confidence interval.",
     "bubbles": "Accuracy against parameters; the area of a bubble is its multiply-adds (figure 1 of the paper).",
     "kernel_size": "Accuracy against the kernel size (compare figure 4 of the paper).",
-    "curves": "Validation accuracy: mean and range over the seeds.",
-    "classes": "Change of the recall of each class.",
+    "curves": "Training and validation: mean and range over the seeds.",
+    "classes": "Change of each class.",
     "gates": "Learned gates of each channel, averaged over the images of a class; the last block of each stage.",
 }
 _STYLE = """
@@ -54,7 +54,7 @@ def write_report(
     images = {name: png(figure) for name, figure in figures.items()}
     for name, content in images.items():
         write_atomic(out_dir / "figures" / f"{name}.png", content)
-    notes = _notes(plan, results)
+    notes = [*_notes(plan, results), *_speed_notes(blocks, costs)]
     page = [f"<h1>{html.escape(title)}</h1>", *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
     text = [f"# {title}", "", *notes, ""]
     for number, block in enumerate(blocks, start=1):
@@ -101,6 +101,18 @@ def _notes(plan: Plan, results: Sequence[Row]) -> list[str]:
     ]
 
 
+def _speed_notes(blocks: Sequence[Block], costs: Sequence[Row]) -> list[str]:
+    speeds = [method.speed for block in blocks for method in block.methods if method.speed]
+    if speeds:
+        first = speeds[0]
+        return [
+            f"Images/s: networks in turns on {first['device']}, {first['threads']} threads, batches of "
+            f"{first['batch_size']}; the fastest turn, and in parentheses the median over the turns of how much longer "
+            "it took than the first network. Training is a step without the optimizer."
+        ]
+    return ["Training images/s: of the runs, which depends on what else the machine did."] if costs else []
+
+
 def _warnings(block: Block, plan: Plan) -> list[str]:
     """What a reader of the comparisons of a block must know first."""
     warnings = []
@@ -121,13 +133,15 @@ def _methods(block: Block, costs: Sequence[Row]) -> Table:
     published = {
         row.attention: row.top1 for row in reversed(published_rows("3")) if row.architecture == "resnet50" and row.top1
     }
-    speed: dict[str, list[float]] = {}
-    for row in costs:
-        if isinstance(row.get("images_per_s"), int | float):
-            speed.setdefault(str(row["run"]), []).append(float(row["images_per_s"]))
+    of_runs = {
+        str(row["run"]): row["images_per_s"] for row in costs if isinstance(row.get("images_per_s"), int | float)
+    }
     rows = []
     for method in block.methods:
-        speeds = [each for run in method.runs for each in speed.get(run, [])]
+        training, inference = (_speed(method.speed, mode) for mode in ("training", "inference"))
+        measured = [of_runs[run] for run in method.runs if run in of_runs]
+        if not method.speed and measured:
+            training = f"{sum(measured) / len(measured):,.0f}"
         known = published.get(method.name)
         rows.append(
             [
@@ -136,15 +150,22 @@ def _methods(block: Block, costs: Sequence[Row]) -> Table:
                 _interval(method.summary),
                 f"{method.parameters:,}" if method.parameters is not None else "-",
                 f"{method.multiply_adds / 1e6:,.2f}" if method.multiply_adds is not None else "-",
-                f"{sum(speeds) / len(speeds):,.0f}" if speeds else "-",
+                training,
+                inference,
                 f"{known:.2f}" if known else "-",
             ]
         )
     head = (
         *("method", "seeds", "accuracy, 95 % interval", "parameters", "multiply-adds (millions)"),
-        *("training images/s", "published"),
+        *("training images/s", "inference images/s", "published"),
     )
     return head, rows
+
+
+def _speed(measured: Row | None, mode: str) -> str:
+    if measured is None:
+        return "-"
+    return f"{measured[f'{mode}_images_per_s']:,.0f} ({measured[f'{mode}_time_ratio'] - 1:+.1%})"
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> Table:

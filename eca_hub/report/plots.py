@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eca_hub.report.study import Block
+from eca_hub.report.study import PERCENT, Block
 from eca_hub.sweep.results import Row
 
 if TYPE_CHECKING:
@@ -18,19 +18,23 @@ _MAX_CLASSES = 40
 
 
 def draw_all(
-    blocks: Sequence[Block], curves: Sequence[Row], classes: Sequence[Row], gates_of_classes: Sequence[Row] = ()
+    blocks: Sequence[Block],
+    metric: str,
+    curves: Sequence[Row],
+    classes: Sequence[Row],
+    gates_of_classes: Sequence[Row] = (),
 ) -> dict[str, "Figure"]:
-    """Draw every figure that the tables have data for, by file name."""
+    """Draw every figure that the tables have data for, by file name; `metric` is the column that is compared."""
     figures: dict[str, Figure] = {}
     for number, block in enumerate(blocks, start=1):
         suffix = f"_{number}" if len(blocks) > 1 else ""
-        figures[f"accuracy{suffix}"] = accuracy(block)
+        figures[f"accuracy{suffix}"] = accuracy(block, metric)
         if any(method.parameters and method.multiply_adds for method in block.methods):
-            figures[f"bubbles{suffix}"] = bubbles(block)
+            figures[f"bubbles{suffix}"] = bubbles(block, metric)
         if sum(method.kernel_size is not None for method in block.methods) > 1:
-            figures[f"kernel_size{suffix}"] = kernel_sizes(block)
+            figures[f"kernel_size{suffix}"] = kernel_sizes(block, metric)
         if curves:
-            figures[f"curves{suffix}"] = training_curves(block, curves)
+            figures[f"curves{suffix}"] = training_curves(block, metric, curves)
         if classes and {"eca", "none"} <= {method.name for method in block.methods}:
             figures[f"classes{suffix}"] = class_gains(block, classes)
     if gates_of_classes:
@@ -38,11 +42,9 @@ def draw_all(
     return figures
 
 
-def accuracy(block: Block) -> "Figure":
+def accuracy(block: Block, metric: str) -> "Figure":
     """Each seed as a point, the mean with its 95 % interval as a bar."""
-    figure, axes = _axes(
-        block.name, "", "accuracy on the test split (%)", width=max(4.5, 0.9 * len(block.methods) + 1.5)
-    )
+    figure, axes = _axes(block.name, "", _percent(metric), width=max(4.5, 0.9 * len(block.methods) + 1.5))
     for position, method in enumerate(block.methods):
         color = _color(method.name, position)
         spread = np.linspace(-0.12, 0.12, len(method.values)) if len(method.values) > 1 else [0.0]
@@ -54,9 +56,9 @@ def accuracy(block: Block) -> "Figure":
     return figure
 
 
-def bubbles(block: Block) -> "Figure":
+def bubbles(block: Block, metric: str) -> "Figure":
     """Accuracy against parameters; the area of a bubble is its multiply-adds (figure 1 of the paper)."""
-    figure, axes = _axes(block.name, "parameters (millions)", "accuracy on the test split (%)")
+    figure, axes = _axes(block.name, "parameters (millions)", _percent(metric))
     counted = [method for method in block.methods if method.parameters and method.multiply_adds]
     largest = max(method.multiply_adds or 0 for method in counted)
     for position, method in enumerate(counted):
@@ -71,9 +73,9 @@ def bubbles(block: Block) -> "Figure":
     return figure
 
 
-def kernel_sizes(block: Block) -> "Figure":
+def kernel_sizes(block: Block, metric: str) -> "Figure":
     """Accuracy against the kernel size of ECA (figure 4 of the paper); methods without one as lines."""
-    figure, axes = _axes(block.name, "kernel size k", "accuracy on the test split (%)")
+    figure, axes = _axes(block.name, "kernel size k", _percent(metric))
     sized = sorted((method.kernel_size, method.summary) for method in block.methods if method.kernel_size is not None)
     ks = [k for k, _ in sized]
     halves = [each.high - each.mean if each.num_seeds > 1 else 0.0 for _, each in sized]
@@ -87,40 +89,42 @@ def kernel_sizes(block: Block) -> "Figure":
     return figure
 
 
-def training_curves(block: Block, curves: Sequence[Row]) -> "Figure":
-    """Validation accuracy by epoch: the mean over the seeds, and their range."""
-    figure, axes = _axes(block.name, "epoch", "accuracy on the validation split (%)")
-    by_run: dict[str, list[float]] = {}
-    for row in curves:
-        if isinstance(row.get("val_top1"), int | float):
-            by_run.setdefault(str(row["run"]), []).append(100 * float(row["val_top1"]))
+def training_curves(block: Block, metric: str, curves: Sequence[Row]) -> "Figure":
+    """The metric by epoch, dashed for training and with points for validation: means and ranges over the seeds."""
+    name = metric.removeprefix("test_")
+    figure, axes = _axes(block.name, "epoch", f"{_percent(f'val_{name}')}; dashed: training")
     for position, method in enumerate(block.methods):
-        lines = [by_run[run] for run in method.runs if run in by_run]
-        if not lines:
-            continue
-        num_epochs = min(len(line) for line in lines)
-        values = np.array([line[:num_epochs] for line in lines])
-        epochs, color = range(1, num_epochs + 1), _color(method.name, position)
-        axes.plot(epochs, values.mean(0), color=color, label=method.name)
-        axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+        color = _color(method.name, position)
+        axes.plot([], [], color=color, label=method.name)
+        rows = [row for row in curves if row["run"] in method.runs]
+        for column, style in ((f"train_{name}", "--"), (f"val_{name}", "o-")):
+            values: dict[int, list[float]] = {}
+            for row in rows:
+                if isinstance(row.get(column), int | float):
+                    values.setdefault(int(row["epoch"]) + 1, []).append(PERCENT * float(row[column]))
+            epochs = sorted(values)
+            axes.plot(epochs, [float(np.mean(values[epoch])) for epoch in epochs], style, ms=4, lw=1.2, color=color)
+            low, high = ([extreme(values[epoch]) for epoch in epochs] for extreme in (min, max))
+            axes.fill_between(epochs, low, high, color=color, alpha=0.15, lw=0)
     axes.legend(frameon=False)
     return figure
 
 
 def class_gains(block: Block, classes: Sequence[Row]) -> "Figure":
-    """Recall of each class with ECA less that without attention, the classes with the largest changes."""
-    recall = _mean_recall(block, classes)
+    """Recall or AP of each class with ECA less that without attention, the classes with the largest changes."""
+    column = "recall" if "recall" in classes[0] else "AP"
+    means = _class_means(block, classes, column)
     gains = sorted(
         (
-            (100 * (recall["eca"][label] - value), label)
-            for label, value in recall["none"].items()
-            if label in recall["eca"]
+            (PERCENT * (means["eca"][label] - value), label)
+            for label, value in means["none"].items()
+            if label in means["eca"]
         ),
         key=lambda gain: -abs(gain[0]),
     )[:_MAX_CLASSES]
     gains.sort()
     figure, axes = _axes(
-        block.name, "recall with eca less recall with none (points)", "", height=1.2 + 0.22 * len(gains)
+        block.name, f"{column} with eca less {column} with none (points)", "", height=1.2 + 0.22 * len(gains)
     )
     colors = [_COLORS["eca"] if gain >= 0 else _COLORS["none"] for gain, _ in gains]
     axes.barh(range(len(gains)), [gain for gain, _ in gains], color=colors)
@@ -153,13 +157,13 @@ def gates(rows: Sequence[Row]) -> "Figure":
     return figure
 
 
-def _mean_recall(block: Block, classes: Sequence[Row]) -> Mapping[str, dict[str, float]]:
+def _class_means(block: Block, classes: Sequence[Row], column: str) -> Mapping[str, dict[str, float]]:
     method_of = {run: method.name for method in block.methods for run in method.runs}
     values: dict[str, dict[str, list[float]]] = {"eca": {}, "none": {}}
     for row in classes:
         method = method_of.get(str(row["run"]), "")
-        if method in values and isinstance(row.get("recall"), int | float):
-            values[method].setdefault(str(row["label"]), []).append(float(row["recall"]))
+        if method in values and isinstance(row.get(column), int | float):
+            values[method].setdefault(str(row["label"]), []).append(float(row[column]))
     return {name: {label: float(np.mean(each)) for label, each in labels.items()} for name, labels in values.items()}
 
 
@@ -174,6 +178,15 @@ def _axes(title: str, x: str, y: str, *, width: float = 6.4, height: float = 4.0
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _percent(metric: str) -> str:
+    """Name a metric on an axis."""
+    split, _, name = metric.partition("_")
+    known = {"test": "test split", "val": "validation split"}
+    if name == "top1" and split in known:
+        return f"accuracy on the {known[split]} (%)"
+    return f"{metric} (%)"
 
 
 def _color(name: str, position: int) -> str:

@@ -55,7 +55,8 @@ class Comparison:
     p_holm: float
     """The same, corrected for all comparisons of the family."""
     smallest_difference: float
-    """The true difference that this study would have found with a power of 0.8 at a level of 0.05, uncorrected."""
+    """The true difference that this study would have found with a power of 0.8 at a level of 0.05, uncorrected; NaN if
+    its seeds are so few that no result could have a p-value of 0.05."""
 
     @property
     def is_shown(self) -> bool:
@@ -69,6 +70,8 @@ class Comparison:
             if self.is_shown:
                 return f"{self.a} is not worse than {self.b} by {self.margin:g} or more"
             return f"not shown that {self.a} is within {self.margin:g} of {self.b}"
+        if math.isnan(self.smallest_difference):
+            return "no difference can be shown with so few seeds"
         if not self.is_shown:
             return f"no difference shown (one of {self.smallest_difference:.2f} would have been)"
         return f"{self.a} is {'higher' if self.difference > 0 else 'lower'} than {self.b}"
@@ -153,6 +156,13 @@ def smallest_detectable_difference(a: Sequence[float], b: Sequence[float]) -> fl
     return float(noncentrality * pooled_std * math.sqrt(1 / n + 1 / m))
 
 
+def _least_p(n: int, m: int, kind: Kind) -> float:
+    """The p-value of groups of n and m that do not overlap."""
+    # In groups of equal size the most extreme split has a mirror image that is as extreme.
+    num_extreme = 2 if kind == "difference" and n == m else 1
+    return num_extreme / math.comb(n + m, n)
+
+
 def compare(groups: dict[str, list[float]], planned: Sequence[tuple[str, str, Kind, float]]) -> list[Comparison]:
     """Run the planned comparisons as one family.
 
@@ -177,7 +187,9 @@ def compare(groups: dict[str, list[float]], planned: Sequence[tuple[str, str, Ki
             float(np.mean(groups[a]) - np.mean(groups[b])),
             p,
             p_holm,
-            smallest_detectable_difference(groups[a], groups[b]),
+            smallest_detectable_difference(groups[a], groups[b])
+            if _least_p(len(groups[a]), len(groups[b]), kind) <= ALPHA
+            else math.nan,
         )
         for (a, b, kind, margin), p, p_holm in zip(possible, p_values, holm(p_values), strict=True)
     ]

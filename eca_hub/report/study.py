@@ -14,9 +14,9 @@ import yaml
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.report.statistics import Comparison, Kind, Summary, compare, summarize
+from eca_hub.sweep.grid import SEEDS
 from eca_hub.sweep.results import Row
 
-SEEDS = ("seed_everything", "seed")
 PERCENT = 100.0
 
 Planned = tuple[str, str, Kind, float]
@@ -48,6 +48,8 @@ class Method:
     multiply_adds: int | None
     kernel_size: int | None
     """The kernel size that was set, where one was."""
+    speed: Row | None = None
+    """The row of its network in the table of speeds."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,13 @@ def read_plan(path: Path | None, metric: str) -> Plan:
     return Plan(str(document.get("metric", metric)), comparisons, num_seeds)
 
 
-def group(rows: Sequence[Row], plan: Plan) -> list[Block]:
+def group(rows: Sequence[Row], plan: Plan, speeds: Sequence[Row] = ()) -> list[Block]:
     """Group the rows into blocks and run the comparisons of each block as one family.
+
+    Args:
+        rows: The results, a row a run.
+        plan: What is compared.
+        speeds: A row a network, from `eca-hub sweep --speeds`.
 
     Raises:
         InvalidConfig: the results lack the metric, or have no method or seed twice.
@@ -108,16 +115,21 @@ def group(rows: Sequence[Row], plan: Plan) -> list[Block]:
             raise InvalidConfig(f"Run {row.get('run')} has no number in the column {plan.metric}.")
     blocks: dict[str, list[Row]] = {}
     for row in rows:
-        name = ", ".join(f"{key} {row[key]}" for key in grid if not _is_method(key) and key not in SEEDS)
-        blocks.setdefault(name, []).append(row)
-    return [_block(name or "all runs", members, grid, plan) for name, members in blocks.items()]
+        blocks.setdefault(_block_name(row, grid), []).append(row)
+    speed_of = {(_block_name(row, grid), _method_name(row, grid)): row for row in speeds}
+    return [_block(name, members, grid, plan, speed_of) for name, members in blocks.items()]
 
 
-def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan) -> Block:
+def _block(
+    name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, speed_of: Mapping[tuple[str, str], Row]
+) -> Block:
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(_method_name(row, grid), []).append(row)
-    methods = tuple(_method(method, members, plan.metric, grid) for method, members in by_method.items())
+    methods = tuple(
+        _method(method, members, plan.metric, grid, speed_of.get((name, method)))
+        for method, members in by_method.items()
+    )
     groups = {method.name: list(method.values) for method in methods}
     planned = plan.comparisons or _default_comparisons(list(groups))
     comparisons = tuple(compare(groups, planned))
@@ -127,7 +139,7 @@ def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan) -> B
     return Block(name, methods, comparisons, num_missing, tuple(method for method in wanted if method not in groups))
 
 
-def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str]) -> Method:
+def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str], speed: Row | None) -> Method:
     points = [tuple(str(row[key]) for key in grid) for row in rows]
     if len(set(points)) != len(points):
         raise InvalidConfig(f"The results hold two runs of {name} with the same seed.", hint="Keep one of each.")
@@ -141,6 +153,7 @@ def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str]) ->
         _whole(first.get("parameters")),
         _whole(first.get("multiply_adds")),
         _kernel_size(first),
+        speed,
     )
 
 
@@ -152,12 +165,17 @@ def _grid_columns(row: Mapping[str, Any]) -> list[str]:
     return columns[columns.index("run") + 1 : columns.index("config_hash")]
 
 
+def _block_name(row: Mapping[str, Any], grid: Sequence[str]) -> str:
+    words = [f"{key} {row.get(key)}" for key in grid if not _is_method(key) and key not in SEEDS]
+    return ", ".join(words) or "all runs"
+
+
 def _is_method(column: str) -> bool:
     return column.startswith(("attention", "kernel_size"))
 
 
 def _method_name(row: Mapping[str, Any], grid: Sequence[str]) -> str:
-    words = [str(row[key]) for key in grid if _is_method(key) and row[key] not in ("", "{}")]
+    words = [str(row[key]) for key in grid if _is_method(key) and row.get(key, "") not in ("", "{}")]
     return " ".join(words)
 
 

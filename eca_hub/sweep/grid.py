@@ -25,6 +25,9 @@ import yaml
 
 from eca_hub.errors import InvalidConfig, UnknownName
 
+SEEDS = ("seed_everything", "seed")
+"""Columns that hold the seed of a run."""
+
 _KEYS = ("configs", "options", "grid", "exclude")
 _MAX_NAME_CHARS = 80
 _MAX_RUNS = 100_000

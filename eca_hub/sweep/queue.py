@@ -46,6 +46,11 @@ class Launcher(Protocol):
         ...
 
 
+def threads_of_job(num_jobs: int) -> int:
+    """Return the share of this machine's cores that each of some jobs gets, at least one."""
+    return max(1, (os.cpu_count() or 1) // num_jobs)
+
+
 class LocalLauncher:
     """Start runs as processes of this machine, which share its cores.
 
@@ -56,8 +61,7 @@ class LocalLauncher:
 
     def __init__(self, num_jobs: int) -> None:
         self.num_jobs = num_jobs
-        num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
-        self._environment = {"OMP_NUM_THREADS": str(num_threads), **os.environ}
+        self._environment = {"OMP_NUM_THREADS": str(threads_of_job(num_jobs)), **os.environ}
 
     def start(self, run: SweepRun, run_dir: Path) -> Job:
         """Start one run in a session of its own, so that Ctrl-C reaches it only through the queue."""

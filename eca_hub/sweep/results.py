@@ -27,7 +27,13 @@ COST_COLUMNS = ("fit_s", "images_per_s", "peak_memory_mib")
 _TEXT_COLUMNS = ("run", "label", "config_hash", "commit", "hardware", "attention", "architecture")
 """Columns that stay text: a label of 007 is no number, nor is a hash that happens to consist of digits."""
 
-_CURVE_COLUMNS = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1")
+_CURVE_COLUMNS = (
+    *("epoch", "train_loss", "train_top1", "train_micro_f1"),
+    *("val_loss", "val_top1", "val_micro_f1", "val_mAP", "val_AP", "val_mask_AP"),
+)
+"""Columns of metrics.csv that are kept, of those that the task has."""
+_CLASS_COLUMNS = ("label", "recall", "AP")
+"""The same for classes.csv."""
 
 
 @dataclass
@@ -39,7 +45,7 @@ class Tables:
     curves: list[Row] = field(default_factory=list)
     """A row a run and epoch: loss and accuracy."""
     classes: list[Row] = field(default_factory=list)
-    """A row a run and class: recall on the test split."""
+    """A row a run and class: recall or average precision on the test split."""
     costs: list[Row] = field(default_factory=list)
     """A row a run: seconds, images a second, memory."""
 
@@ -94,11 +100,11 @@ def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables
         columns = column_names(list(run.point))
         known = {
             "run": run.name,
-            **{columns[key]: _plain(value) for key, value in run.point.items()},
+            **{columns[key]: plain(value) for key, value in run.point.items()},
             "config_hash": run.config_hash,
         }
         measured = {
-            key: _plain(value)
+            key: plain(value)
             for key, value in result.items()
             if key not in COST_COLUMNS and not isinstance(value, list)
         }
@@ -110,20 +116,30 @@ def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables
         tables.results.append({**known, **measured, **_network_cost(json.dumps(config)), **machine})
         tables.costs.append({**known, **{key: result.get(key, "") for key in COST_COLUMNS}})
         epochs = read_table(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else []
-        tables.curves += [{"run": run.name, **{key: row.get(key, "") for key in _CURVE_COLUMNS}} for row in epochs]
+        tables.curves += [{"run": run.name, **_selected(row, _CURVE_COLUMNS)} for row in epochs]
         classes = read_table(run_dir / "classes.csv") if (run_dir / "classes.csv").is_file() else []
-        tables.classes += [{"run": run.name, "label": row["label"], "recall": row["recall"]} for row in classes]
+        tables.classes += [{"run": run.name, **_selected(row, _CLASS_COLUMNS)} for row in classes]
     return tables
+
+
+def _selected(row: Row, columns: Sequence[str]) -> Row:
+    return {key: row[key] for key in columns if key in row}
 
 
 @cache
 def _network_cost(config_json: str) -> Row:
-    """Count a network's parameters and multiply-adds at the size of its images, from its config.json."""
-    from eca_hub.hub.package import config_from_json
+    """Count parameters from a config.json, and for a classifier multiply-adds at the size of its images."""
+    from eca_hub.hub.package import config_from_json, detector_config_from_json, is_detector
     from eca_hub.models.build import build_model, count_parameters
     from eca_hub.models.complexity import count_complexity
     from eca_hub.models.weight_init import on_meta_device
 
+    if is_detector(config_json.encode()):
+        from eca_hub.models.detectors import build_detector
+
+        with on_meta_device():
+            detector = build_detector(detector_config_from_json(config_json.encode(), origin="config.json"))
+        return {"parameters": count_parameters(detector)}
     config = config_from_json(config_json.encode(), origin="config.json")
     with on_meta_device():
         model = build_model(config)
@@ -175,7 +191,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as a cell of a table: lists and mappings become JSON."""
     return value if isinstance(value, str | int | float | bool) else json.dumps(value)
 
 

@@ -5,12 +5,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig
+from eca_hub.report.plots import draw_all
 from eca_hub.report.study import Plan, group, read_plan
-from eca_hub.sweep.results import Row, table_beside, write_table
+from eca_hub.sweep.results import Row, read_table, table_beside, write_table
 
 PLAIN = Plan("test_top1", ())
 
@@ -160,6 +163,61 @@ def test_planned_comparisons_of_methods_without_runs_are_named(results: Path, tm
     words = "Left out: the comparisons that the plan makes with cbam, of which there are no runs."
     assert words in (tmp_path / "out" / "report.html").read_text()
     assert words in (tmp_path / "out" / "report.md").read_text()
+
+
+def points_of(figure: Figure) -> list[tuple[list[float], list[float]]]:
+    lines = [np.asarray(each.get_xydata()) for each in figure.axes[0].lines]
+    return [(line[:, 0].tolist(), line[:, 1].tolist()) for line in lines if len(line)]
+
+
+def test_another_metric_names_the_axes_and_the_classes(tmp_path: Path) -> None:
+    rows = [{"test_AP" if key == "test_top1" else key: each for key, each in row.items()} for row in rows_of(MEANS)]
+    path = tmp_path / "results.csv"
+    write_table(rows, path)
+    write_table([{"run": row["run"], "epoch": 0, "val_AP": 0.3} for row in rows], table_beside(path, "curves"))
+    write_table([{"run": row["run"], "label": "cat", "AP": 0.5} for row in rows], table_beside(path, "classes"))
+    blocks = group(read_table(path), Plan("test_AP", ()))
+    figures = draw_all(blocks, "test_AP", *(read_table(table_beside(path, name)) for name in ("curves", "classes")))
+    curves, classes = figures["curves"], figures["classes"]
+    assert curves.axes[0].get_ylabel() == "val_AP (%); dashed: training"
+    assert points_of(curves) == [([1], [30.0])] * 3
+    assert classes.axes[0].get_xlabel() == "AP with eca less AP with none (points)"
+
+
+def test_a_point_of_the_curves_stands_at_its_epoch(tmp_path: Path) -> None:
+    rows = rows_of(MEANS)
+    curves = [
+        {"run": row["run"], "epoch": epoch, "train_top1": 0.25, "val_top1": 0.5 if epoch == 5 else ""}
+        for row in rows
+        for epoch in range(6)
+    ]
+    drawn = draw_all(group(rows, PLAIN), "test_top1", curves, [])["curves"]
+    assert points_of(drawn) == [([1, 2, 3, 4, 5, 6], [25.0] * 6), ([6], [50.0])] * 3
+
+
+def test_speeds_stand_beside_the_accuracy(results: Path, tmp_path: Path) -> None:
+    machine = {"batch_size": 32, "threads": 2, "device": "cpu"}
+    write_table(
+        [
+            {
+                "architecture": "resnet18",
+                "attention": attention,
+                "training_images_per_s": 1234.4,
+                "training_time_ratio": ratio,
+                "inference_images_per_s": 5000.0,
+                "inference_time_ratio": ratio,
+                **machine,
+            }
+            for attention, ratio in {"none": 1.0, "eca": 1.031}.items()
+        ],
+        table_beside(results, "speeds"),
+    )
+    assert report(results, tmp_path / "out") == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| 1,234 (+0.0%) | 5,000 (+0.0%) | 75.20 |" in text
+    assert "| 1,234 (+3.1%) | 5,000 (+3.1%) | 77.48 |" in text
+    assert "| 100 | - | 76.71 |" in text
+    assert "networks in turns on cpu, 2 threads, batches of 32" in text
 
 
 def test_the_plan_of_the_study_can_be_read() -> None:

@@ -84,6 +84,14 @@ def test_comparisons_are_corrected_as_one_family_and_state_a_conclusion() -> Non
     assert not_inferior.conclusion == "eca is not worse than se by 0.5 or more"
 
 
+def test_three_seeds_each_can_show_no_difference_however_large() -> None:
+    groups = {"eca": [90.0, 90.1, 90.2], "none": [10.0, 10.1, 10.2]}
+    [difference] = compare(groups, [("eca", "none", "difference", 0.0)])
+    assert difference.p == pytest.approx(2 / 20)
+    assert math.isnan(difference.smallest_difference)
+    assert difference.conclusion == "no difference can be shown with so few seeds"
+
+
 def test_too_many_splits_and_empty_groups_are_refused() -> None:
     with pytest.raises(InvalidConfig, match="at most 5,000,000 can be visited"):
         permutation_p([0.0] * 20, [1.0] * 20, alternative="greater")

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.detector_format import detector_to_dict
+from eca_hub.models.detector_config import DetectorConfig
 from eca_hub.sweep.grid import SweepRun
 from eca_hub.sweep.queue import SweepState, run_sweep
 from eca_hub.sweep.results import read_table, table_beside
@@ -31,6 +33,9 @@ CONFIG = {
     "num_classes": 2,
     "label_names": ["cat", "dog"],
 }
+
+
+DETECTOR = DetectorConfig("faster_rcnn", "resnet18", labels=("cat", "dog"))
 
 
 def finish(run_dir: Path, top1: float) -> None:
@@ -111,6 +116,24 @@ def test_all_runs_finish_and_are_in_the_results_in_the_order_of_the_grid(tmp_pat
     classes = read_table(table_beside(tmp_path / "results.csv", "classes"))
     assert (len(classes), classes[0]["label"], classes[0]["recall"]) == (4, "007", 0.5)
     assert read_table(table_beside(tmp_path / "results.csv", "costs"))[0]["fit_s"] == 1.5
+
+
+def test_runs_of_detectors_are_collected_without_multiply_adds(tmp_path: Path) -> None:
+    finish(tmp_path / "run0", 0.5)
+    config = {"format": 1, "library_name": "eca-hub", **detector_to_dict(DETECTOR)}
+    (tmp_path / "run0" / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run0" / "metrics.csv").write_text("epoch,train_loss,lr,val_AP\n0,2.0,0.1,0.25\n")
+    (tmp_path / "run0" / "classes.csv").write_text("label,num_objects,AP,AP50\ncat,4,0.5,0.75\n")
+    (tmp_path / "run0" / "result.json").write_text(json.dumps({"test_AP": 0.5, "fit_s": 1.5}))
+    sweep(FakeLauncher(), tmp_path, num_runs=1)
+    [row] = read_table(tmp_path / "results.csv")
+    assert row["test_AP"] == 0.5
+    assert row["parameters"] > 11_000_000
+    assert "multiply_adds" not in row
+    [epoch] = read_table(table_beside(tmp_path / "results.csv", "curves"))
+    assert epoch == {"run": "run0", "epoch": 0, "train_loss": 2.0, "val_AP": 0.25}
+    [label] = read_table(table_beside(tmp_path / "results.csv", "classes"))
+    assert label == {"run": "run0", "label": "cat", "AP": 0.5}
 
 
 def test_a_finished_run_is_never_repeated(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from eca_hub.__main__ import main
+from eca_hub.sweep.results import read_table
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "configs" / "digits" / "eca.yaml"
 SWEEP = f"""
@@ -49,9 +50,11 @@ def test_a_sweep_that_is_killed_twice_ends_with_the_results_of_one_that_was_not(
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start(out: str) -> subprocess.Popen[bytes]:
+    def start(out: str, *options: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "eca_hub", "sweep", "-c", str(tmp_path / "sweep.yaml"), "--jobs", "2"]
-        return subprocess.Popen([*command, "--out", str(tmp_path / out)], env=environment, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [*command, "--out", str(tmp_path / out), *options], env=environment, stderr=subprocess.DEVNULL
+        )
 
     assert start("whole").wait(timeout=300) == 0
     for num_finished in (0, 1):
@@ -70,3 +73,6 @@ def test_a_sweep_that_is_killed_twice_ends_with_the_results_of_one_that_was_not(
     assert start("killed").wait(timeout=300) == 0
     assert (tmp_path / "killed" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
     assert len((tmp_path / "whole" / "results.csv").read_text().splitlines()) == 5
+    assert start("whole", "--speeds").wait(timeout=120) == 0
+    speeds = read_table(tmp_path / "whole" / "results_speeds.csv")
+    assert [row["attention"] for row in speeds] == ["none", "eca"]
