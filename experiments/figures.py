@@ -6,6 +6,7 @@
 - `latency.png`: latency against load, from `results/service.json`, which is what
   `python -m experiments.bench.service --results` writes: parts with rows of `server`, `precision`, `clients`, `per_s`,
   `p50_ms` and `p99_ms`.
+- `accuracy_BLOCK.png`: each seed of a block of the study, and the means, from `results/BLOCK.csv`.
 
 A figure without its data is left out, with a line that names the file.
 """
@@ -21,7 +22,8 @@ from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.paper import published_rows
 from eca_hub.report.page import png
-from eca_hub.report.plots import gates
+from eca_hub.report.plots import accuracy, gates
+from eca_hub.report.study import Plan, group
 from eca_hub.sweep.results import read_table
 
 if TYPE_CHECKING:
@@ -95,9 +97,17 @@ def latency(file: Path) -> "Figure":
     return figure
 
 
+def block_accuracy(file: Path) -> "Figure":
+    """Accuracy of each seed and the mean of each method, with its confidence interval."""
+    [block] = group(read_table(file), Plan("test_top1", ()))
+    return accuracy(block, "test_top1")
+
+
 FROM_FILES: dict[str, tuple[Path, Callable[[Path], "Figure"]]] = {
     "gates": (RESULTS / "photos34_gates.csv", learned_gates),
     "latency": (RESULTS / "service.json", latency),
+    "accuracy_f": (RESULTS / "f.csv", block_accuracy),
+    "accuracy_v": (RESULTS / "v.csv", block_accuracy),
 }
 """Name of a figure to its data and the function that draws them."""
 

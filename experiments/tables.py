@@ -22,6 +22,8 @@ from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, config_from_json
 from eca_hub.models.paper import published_rows
 from eca_hub.releases import list_releases, release_folder
+from eca_hub.report.page import comparisons_table, markdown_table, methods_table, notes_on
+from eca_hub.report.study import read_plan, read_study
 
 ROOT = Path(__file__).parent
 ROWS = ROOT / "configs" / "imagenet" / "rows"
@@ -188,7 +190,8 @@ def _study() -> list[str]:
         "| --- | --- | --- | --- |",
     ]
     results = RESULTS.parent
-    reports = []
+    reports: list[str] = []
+    tables: list[str] = []
     for path in sorted(SWEEPS.glob("*.yaml")):
         command = next(line for line in path.read_text().splitlines() if line.startswith("# eca-hub sweep"))
         document = yaml.safe_load(path.read_text())
@@ -196,8 +199,11 @@ def _study() -> list[str]:
         num_finished = len(_read_csv(results / f"{path.stem}.csv"))
         if num_finished:
             plans = [f"plan_{path.stem}.yaml", "plan.yaml"] if path.stem not in _DESCRIPTIVE else []
-            plan = next((f" --plan experiments/results/{each}" for each in plans if (results / each).exists()), "")
-            reports.append(f"eca-hub report experiments/results/{path.stem}.csv{plan} --out runs/report_{path.stem}")
+            plan = next((results / each for each in plans if (results / each).exists()), None)
+            option = f" --plan experiments/results/{plan.name}" if plan else ""
+            reports.append(f"eca-hub report experiments/results/{path.stem}.csv{option} --out runs/report_{path.stem}")
+            if num_finished == num_runs:
+                tables += ["", f"### Block {path.stem.upper()}", "", *_block(results / f"{path.stem}.csv", plan)]
         lines.append(f"| `sweeps/{path.name}` | {num_runs} | {num_finished} | `{command.removeprefix('# ')}` |")
     return [
         *lines,
@@ -208,6 +214,23 @@ def _study() -> list[str]:
         "",
         "writes tables, plots and statistics of the committed results. `python -m experiments.figures` draws the",
         "figures of the README into `results/figures/`.",
+        *tables,
+    ]
+
+
+def _block(results_file: Path, plan: Path | None) -> list[str]:
+    """The tables of the report of a finished block."""
+    study = read_study(results_file, read_plan(plan, "test_top1"))
+    [block] = study.blocks
+    figure = f"results/figures/accuracy_{results_file.stem}.png"
+    return [
+        *notes_on(study),
+        "",
+        *markdown_table(methods_table(block, study.costs)),
+        "",
+        *(markdown_table(comparisons_table(block)) if block.comparisons else []),
+        "",
+        f"![Accuracy of each seed, and the mean with its 95 % confidence interval]({figure})",
     ]
 
 

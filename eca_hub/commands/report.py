@@ -20,33 +20,19 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
     from eca_hub.report.page import write_report
     from eca_hub.report.plots import draw_all
-    from eca_hub.report.study import group, read_plan
-    from eca_hub.sweep.results import read_table, table_beside
+    from eca_hub.report.study import read_plan, read_study
 
-    results_file = Path(args.results)
-    plan = read_plan(Path(args.plan) if args.plan else None, args.metric)
-    results = read_table(results_file)
-    beside = {name: table_beside(results_file, name) for name in ("curves", "classes", "costs", "gates", "speeds")}
-    curves, classes, costs, gates, speeds = (read_table(path) if path.is_file() else [] for path in beside.values())
-    blocks = group(results, plan, speeds)
-    page = write_report(
-        Path(args.out),
-        title=args.title,
-        blocks=blocks,
-        plan=plan,
-        results=results,
-        costs=costs,
-        figures=draw_all(blocks, plan.metric, curves, classes, gates),
-    )
+    study = read_study(Path(args.results), read_plan(Path(args.plan) if args.plan else None, args.metric))
+    page = write_report(Path(args.out), study, draw_all(study), title=args.title)
     if args.json:
         comparisons = [
             {"block": block.name, **vars(each), "conclusion": each.conclusion}
-            for block in blocks
+            for block in study.blocks
             for each in block.comparisons
         ]
         print(json.dumps({"report": str(page), "comparisons": comparisons}))
     else:
-        for block in blocks:
+        for block in study.blocks:
             for each in block.comparisons:
                 print(f"{block.name}: {each.conclusion} (p = {each.p_holm:.4g}, corrected)")
         print(f"report: {page}")

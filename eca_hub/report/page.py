@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from eca_hub.atomic import write_atomic
 from eca_hub.models.paper import published_rows
-from eca_hub.report.statistics import Comparison, Summary
-from eca_hub.report.study import Block, Plan
+from eca_hub.report.statistics import Summary
+from eca_hub.report.study import Block, Plan, Study
 from eca_hub.sweep.results import Row
 
 if TYPE_CHECKING:
@@ -38,36 +38,28 @@ figcaption, .note { color: #777; font-size: .9rem; }
 """
 
 
-def write_report(
-    out_dir: Path,
-    *,
-    title: str,
-    blocks: Sequence[Block],
-    plan: Plan,
-    results: Sequence[Row],
-    costs: Sequence[Row],
-    figures: Mapping[str, "Figure"],
-) -> Path:
+def write_report(out_dir: Path, study: Study, figures: Mapping[str, "Figure"], *, title: str) -> Path:
     """Write report.html, report.md and figures/*.png, and return the path of the page."""
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "figures").mkdir(exist_ok=True)
     images = {name: png(figure) for name, figure in figures.items()}
     for name, content in images.items():
         write_atomic(out_dir / "figures" / f"{name}.png", content)
-    notes = [*_notes(plan, results), *_speed_notes(blocks, costs)]
+    notes = notes_on(study)
     page = [f"<h1>{html.escape(title)}</h1>", *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
     text = [f"# {title}", "", *notes, ""]
-    for number, block in enumerate(blocks, start=1):
+    for number, block in enumerate(study.blocks, start=1):
         page.append(f"<h2>{html.escape(block.name)}</h2>")
         text += [f"## {block.name}", ""]
-        for warning in _warnings(block, plan):
+        for warning in _warnings(block, study.plan):
             page.append(f"<p><strong>{warning}</strong></p>")
             text += [f"**{warning}**", ""]
-        for heading, table in (("Methods", _methods(block, costs)), ("Comparisons", _comparisons(block.comparisons))):
+        tables = {"Methods": methods_table(block, study.costs), "Comparisons": comparisons_table(block)}
+        for heading, table in tables.items():
             if table[1]:
                 page += [f"<h3>{heading}</h3>", _html_table(table)]
-                text += [f"### {heading}", "", *_markdown_table(table), ""]
-        suffix = f"_{number}" if len(blocks) > 1 else ""
+                text += [f"### {heading}", "", *markdown_table(table), ""]
+        suffix = f"_{number}" if len(study.blocks) > 1 else ""
         for kind, caption in _CAPTIONS.items():
             name = f"{kind}{suffix}"
             if name in images:
@@ -88,10 +80,12 @@ def write_report(
     return out_dir / "report.html"
 
 
-def _notes(plan: Plan, results: Sequence[Row]) -> list[str]:
+def notes_on(study: Study) -> list[str]:
+    """Return what a reader of the tables must know: where the runs were made, and what the figures are."""
+    plan, results = study.plan, study.results
     hardware = sorted({str(row["hardware"]) for row in results if row.get("hardware")})
     commits = sorted({str(row["commit"])[:12] for row in results if row.get("commit")})
-    return [
+    notes = [
         f"{len(results)} runs; {plan.metric} in percentage points; hardware: {', '.join(hardware) or 'not recorded'}; "
         f"commit: {', '.join(commits) or 'not recorded'}.",
         "Intervals: 95 %, Student's t over the seeds. p: exact permutation tests of independent groups, two-sided for "
@@ -99,18 +93,16 @@ def _notes(plan: Plan, results: Sequence[Row]) -> list[str]:
         f"{'planned ' if plan.comparisons else ''}comparisons of a block. Published: top-1 of ResNet-50 on ImageNet "
         "in the ECA-Net paper, table 3; another data set, so compare the order and not the figures.",
     ]
-
-
-def _speed_notes(blocks: Sequence[Block], costs: Sequence[Row]) -> list[str]:
-    speeds = [method.speed for block in blocks for method in block.methods if method.speed]
+    speeds = [method.speed for block in study.blocks for method in block.methods if method.speed]
     if speeds:
-        first = speeds[0]
-        return [
-            f"Images/s: networks in turns on {first['device']}, {first['threads']} threads, batches of "
-            f"{first['batch_size']}; the fastest turn, and in parentheses the median over the turns of how much longer "
-            "it took than the first network. Training is a step without the optimizer."
-        ]
-    return ["Training images/s: of the runs, which depends on what else the machine did."] if costs else []
+        notes.append(
+            f"Images/s: networks in turns on {speeds[0]['device']}, threads: {speeds[0]['threads']}, batches of "
+            f"{speeds[0]['batch_size']}; the fastest turn, and in parentheses the median over the turns of how much "
+            "longer it took than the first network. Training is a step without the optimizer."
+        )
+    elif study.costs:
+        notes.append("Training images/s: of the runs, which depends on what else the machine did.")
+    return notes
 
 
 def _warnings(block: Block, plan: Plan) -> list[str]:
@@ -129,7 +121,8 @@ def _warnings(block: Block, plan: Plan) -> list[str]:
     return warnings
 
 
-def _methods(block: Block, costs: Sequence[Row]) -> Table:
+def methods_table(block: Block, costs: Sequence[Row]) -> Table:
+    """Accuracy of each method, with what it costs and what the paper published."""
     published = {
         row.attention: row.top1 for row in reversed(published_rows("3")) if row.architecture == "resnet50" and row.top1
     }
@@ -168,7 +161,8 @@ def _speed(measured: Row | None, mode: str) -> str:
     return f"{measured[f'{mode}_images_per_s']:,.0f} ({measured[f'{mode}_time_ratio'] - 1:+.1%})"
 
 
-def _comparisons(comparisons: Sequence[Comparison]) -> Table:
+def comparisons_table(block: Block) -> Table:
+    """Differences, p-values and conclusions."""
     rows = [
         [
             f"{each.a} - {each.b}" + (f", margin {each.margin:g}" if each.kind == "non_inferiority" else ""),
@@ -178,7 +172,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> Table:
             "-" if math.isnan(each.smallest_difference) else f"{each.smallest_difference:.2f}",
             each.conclusion,
         ]
-        for each in comparisons
+        for each in block.comparisons
     ]
     return ("comparison", "difference", "p", "p (Holm)", "smallest detectable", "conclusion"), rows
 
@@ -197,7 +191,8 @@ def _html_table(table: Table) -> str:
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _markdown_table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """Return the lines of a table in Markdown."""
     head, rows = table
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

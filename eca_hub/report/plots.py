@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eca_hub.report.study import PERCENT, Block
+from eca_hub.report.study import PERCENT, Block, Study
 from eca_hub.sweep.results import Row
 
 if TYPE_CHECKING:
@@ -17,14 +17,9 @@ _MORE_COLORS = ("#2a9d8f", "#e9a23b", "#7b5ea7", "#4f772d", "#a44a3f", "#1b7f9e"
 _MAX_CLASSES = 40
 
 
-def draw_all(
-    blocks: Sequence[Block],
-    metric: str,
-    curves: Sequence[Row],
-    classes: Sequence[Row],
-    gates_of_classes: Sequence[Row] = (),
-) -> dict[str, "Figure"]:
-    """Draw every figure that the tables have data for, by file name; `metric` is the column that is compared."""
+def draw_all(study: Study) -> dict[str, "Figure"]:
+    """Draw every figure that the tables have data for, by file name."""
+    blocks, metric = study.blocks, study.plan.metric
     figures: dict[str, Figure] = {}
     for number, block in enumerate(blocks, start=1):
         suffix = f"_{number}" if len(blocks) > 1 else ""
@@ -33,12 +28,12 @@ def draw_all(
             figures[f"bubbles{suffix}"] = bubbles(block, metric)
         if sum(method.kernel_size is not None for method in block.methods) > 1:
             figures[f"kernel_size{suffix}"] = kernel_sizes(block, metric)
-        if curves:
-            figures[f"curves{suffix}"] = training_curves(block, metric, curves)
-        if classes and {"eca", "none"} <= {method.name for method in block.methods}:
-            figures[f"classes{suffix}"] = class_gains(block, classes)
-    if gates_of_classes:
-        figures["gates_1" if len(blocks) > 1 else "gates"] = gates(gates_of_classes)
+        if study.curves:
+            figures[f"curves{suffix}"] = training_curves(block, metric, study.curves)
+        if study.classes and {"eca", "none"} <= {method.name for method in block.methods}:
+            figures[f"classes{suffix}"] = class_gains(block, study.classes)
+    if study.gates:
+        figures["gates_1" if len(blocks) > 1 else "gates"] = gates(study.gates)
     return figures
 
 

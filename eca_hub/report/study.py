@@ -15,7 +15,7 @@ import yaml
 from eca_hub.errors import InvalidConfig
 from eca_hub.report.statistics import Comparison, Kind, Summary, compare, summarize
 from eca_hub.sweep.grid import SEEDS
-from eca_hub.sweep.results import Row
+from eca_hub.sweep.results import Row, read_table, table_beside
 
 PERCENT = 100.0
 
@@ -63,6 +63,37 @@ class Block:
     """Runs of its compared methods that the plan has and the results have not."""
     methods_without_runs: tuple[str, ...] = ()
     """Methods of planned comparisons of which the block has no run, so that these comparisons are left out."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The tables of a sweep, grouped."""
+
+    plan: Plan
+    blocks: tuple[Block, ...]
+    results: Sequence[Row]
+    """A row a run."""
+    curves: Sequence[Row] = ()
+    """A row a run and epoch."""
+    classes: Sequence[Row] = ()
+    """A row a run and class."""
+    costs: Sequence[Row] = ()
+    """A row a run: its seconds, images a second and memory."""
+    gates: Sequence[Row] = ()
+    """A row a stage, class and channel."""
+
+
+def read_study(results_file: Path, plan: Plan) -> Study:
+    """Read a table of results and those beside it, and compare what the plan says.
+
+    Raises:
+        InvalidConfig: a table cannot be read, or its results cannot be compared.
+    """
+    results = read_table(results_file)
+    files = {name: table_beside(results_file, name) for name in ("curves", "classes", "costs", "gates", "speeds")}
+    tables = {name: read_table(file) if file.is_file() else [] for name, file in files.items()}
+    speeds = tables.pop("speeds")
+    return Study(plan, tuple(group(results, plan, speeds)), results, **tables)
 
 
 def read_plan(path: Path | None, metric: str) -> Plan:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig
 from eca_hub.report.plots import draw_all
-from eca_hub.report.study import Plan, group, read_plan
-from eca_hub.sweep.results import Row, read_table, table_beside, write_table
+from eca_hub.report.study import Plan, Study, group, read_plan, read_study
+from eca_hub.sweep.results import Row, table_beside, write_table
 
 PLAIN = Plan("test_top1", ())
 
@@ -176,22 +176,21 @@ def test_another_metric_names_the_axes_and_the_classes(tmp_path: Path) -> None:
     write_table(rows, path)
     write_table([{"run": row["run"], "epoch": 0, "val_AP": 0.3} for row in rows], table_beside(path, "curves"))
     write_table([{"run": row["run"], "label": "cat", "AP": 0.5} for row in rows], table_beside(path, "classes"))
-    blocks = group(read_table(path), Plan("test_AP", ()))
-    figures = draw_all(blocks, "test_AP", *(read_table(table_beside(path, name)) for name in ("curves", "classes")))
+    figures = draw_all(read_study(path, Plan("test_AP", ())))
     curves, classes = figures["curves"], figures["classes"]
     assert curves.axes[0].get_ylabel() == "val_AP (%); dashed: training"
     assert points_of(curves) == [([1], [30.0])] * 3
     assert classes.axes[0].get_xlabel() == "AP with eca less AP with none (points)"
 
 
-def test_a_point_of_the_curves_stands_at_its_epoch(tmp_path: Path) -> None:
+def test_a_point_of_the_curves_stands_at_its_epoch() -> None:
     rows = rows_of(MEANS)
     curves = [
         {"run": row["run"], "epoch": epoch, "train_top1": 0.25, "val_top1": 0.5 if epoch == 5 else ""}
         for row in rows
         for epoch in range(6)
     ]
-    drawn = draw_all(group(rows, PLAIN), "test_top1", curves, [])["curves"]
+    drawn = draw_all(Study(PLAIN, tuple(group(rows, PLAIN)), rows, curves))["curves"]
     assert points_of(drawn) == [([1, 2, 3, 4, 5, 6], [25.0] * 6), ([6], [50.0])] * 3
 
 
@@ -217,7 +216,7 @@ def test_speeds_stand_beside_the_accuracy(results: Path, tmp_path: Path) -> None
     assert "| 1,234 (+0.0%) | 5,000 (+0.0%) | 75.20 |" in text
     assert "| 1,234 (+3.1%) | 5,000 (+3.1%) | 77.48 |" in text
     assert "| 100 | - | 76.71 |" in text
-    assert "networks in turns on cpu, 2 threads, batches of 32" in text
+    assert "networks in turns on cpu, threads: 2, batches of 32" in text
 
 
 def test_the_plan_of_the_study_can_be_read() -> None:
