@@ -7,6 +7,7 @@ Its tensors are those of timm's tf_efficientnet_lite0 under other names, in the 
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from eca_hub.errors import CheckpointMismatch
@@ -15,6 +16,7 @@ from eca_hub.hub.convert.checkpoint_reader import read_weights
 from eca_hub.hub.pretrained import default_labels, save_pretrained
 from eca_hub.models.build import build_model
 from eca_hub.models.config import ImageConfig, ModelConfig
+from experiments.program import run_program
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 IMAGE = ImageConfig(mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
@@ -41,13 +43,14 @@ def convert(file: Path, folder: Path) -> Path:
     return save_pretrained(model, folder, config=config, facts=facts)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="efficientnet-lite0-57934424.pth")
     parser.add_argument("out", type=Path, help="Folder for the package.")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     print(convert(args.file, args.out))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -32,6 +32,7 @@ from eca_hub.models.config import ModelConfig
 from eca_hub.releases import RELEASES, release_folder
 from eca_hub.train.data.parquet import ParquetData
 from eca_hub.train.data.source import Source
+from experiments.program import run_program
 
 _BATCH_SIZE = 32
 _LARGE = 2**16
@@ -203,18 +204,19 @@ def _facts(
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=list(RELEASES))
     parser.add_argument("run", type=Path, help="Run folder of the configuration of the release.")
     parser.add_argument("--data_root", required=True, help="Folder with the parquet files.")
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="Sizes of the images to choose from, in px.")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not (args.run / "result.json").is_file():
         raise InvalidUsage(f"{args.run} is not the folder of a finished run.")
     keep_freed_memory()
     make_release(args.name, args.run, args.data_root, args.sizes)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

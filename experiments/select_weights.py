@@ -25,6 +25,7 @@ from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.pretrained import load_pretrained, save_pretrained
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ModelConfig
+from experiments.program import run_program
 
 Modules = Any
 """A network of timm or torchvision, or a part of one, whose attributes are its layers."""
@@ -160,15 +161,16 @@ def _most_important(importance_C: Tensor, width: int) -> Tensor:
     return importance_C.topk(width).indices.sort().values
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lite0", help="Package or run folder of EfficientNet-Lite0, or OWNER/NAME.")
     parser.add_argument("out", help="Folder for the package of ECA-MobileNetV2.")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     model, config = select_weights(*load_pretrained(args.lite0))
     facts = CardFacts(summary=f"Initial weights for training, selected from those of {TEACHER}; not yet trained.")
     print(save_pretrained(model, Path(args.out), config=config, facts=facts))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -11,6 +11,7 @@ A test fails when the files are not what this module writes.
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import yaml
 
 from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, config_from_json
-from eca_hub.models.paper import published_rows
+from eca_hub.models.paper import PublishedRow, published_rows
 from eca_hub.releases import list_releases, release_folder
 from eca_hub.report.page import comparisons_table, markdown_table, methods_table, notes_on
 from eca_hub.report.study import read_plan, read_study
@@ -133,11 +134,13 @@ def index(all_rows: Sequence[ConfigRow], coco: Sequence[Path], measured: Sequenc
     for row in all_rows:
         where = f"`{row.file.relative_to(ROOT)}`" if row.file else f"counted only: `{command(row)}`"
         lines.append(f"| {row.table} | {row.name} | {where} | {row.published} | {_ours(row.file, ours)} |")
-    lines += [
-        f"| {'table 6' if 'mask' in path.stem else 'table 5'} | {path.stem} | `{path.relative_to(ROOT)}` | "
-        f"`eca-hub complexity --table 5` | {_ours(path, ours)} |"
-        for path in coco
-    ]
+    for path in coco:
+        published = _coco_row(path)
+        masks = f", of masks {published.mask_AP}" if published.mask_AP else ""
+        lines.append(
+            f"| {'tables 5 and 6' if masks else 'table 5'} | {path.stem} | `{path.relative_to(ROOT)}` | "
+            f"AP {published.AP}{masks} ({', '.join(published.sources)}) | {_ours(path, ours)} |"
+        )
     first = next(row for row in all_rows if row.table == "table 3" and row.attention == "eca")
     lines += ["", "The command of a row, here the first ECA-Net of table 3:", "", "```sh", command(first), "```", ""]
     lines += ["## Other recipes", "", "| configuration | claim |", "| --- | --- |"]
@@ -156,6 +159,14 @@ def index(all_rows: Sequence[ConfigRow], coco: Sequence[Path], measured: Sequenc
         + ". Each prints ratios to a limit and to its peers, measured in the same run.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _coco_row(path: Path) -> PublishedRow:
+    """Find the published row of a configuration by its name, such as mask_rcnn_eca50."""
+    detector, _, network = path.stem.rpartition("_")
+    attention, depth = re.fullmatch(r"([a-z]+)(\d+)", network).groups()  # type: ignore[union-attr]
+    wanted = (detector, f"resnet{depth}", "none" if attention == "plain" else attention)
+    return next(row for row in published_rows("5") if (row.detector, row.architecture, row.attention) == wanted)
 
 
 def _releases() -> list[str]:
@@ -220,17 +231,17 @@ def _study() -> list[str]:
 
 def _block(results_file: Path, plan: Path | None) -> list[str]:
     """The tables of the report of a finished block."""
-    study = read_study(results_file, read_plan(plan, "test_top1"))
+    study = read_study(results_file, read_plan(plan))
     [block] = study.blocks
     figure = f"results/figures/accuracy_{results_file.stem}.png"
     return [
         *notes_on(study),
         "",
-        *markdown_table(methods_table(block, study.costs)),
+        *markdown_table(methods_table(study, block)),
         "",
         *(markdown_table(comparisons_table(block)) if block.comparisons else []),
         "",
-        f"![Accuracy of each seed, and the mean with its 95 % confidence interval]({figure})",
+        f"![Each seed, and the mean with its 95 % confidence interval]({figure})",
     ]
 
 

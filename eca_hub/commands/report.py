@@ -2,8 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
+from eca_hub.errors import InvalidUsage
+
+if TYPE_CHECKING:
+    from eca_hub.report.study import Study
 
 
 def main(argv: list[str]) -> int:
@@ -13,27 +18,48 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, help="Folder for report.html, report.md and figures/.")
     parser.add_argument("--plan", help="YAML file with the comparisons that were fixed before; all with none and se.")
     parser.add_argument(
-        "--metric", default="test_top1", help="Column that is compared, such as test_AP; a share between 0 and 1."
+        "--metric", help="Column that is compared, a share from 0 to 1; that of the plan, or test_top1."
     )
     parser.add_argument("--title", default="Results", help="Heading of the page.")
     parser.add_argument("--json", action="store_true", help="Print the comparisons as one JSON object.")
     args = parser.read(argv)
-    from eca_hub.report.page import write_report
+    from eca_hub.report.page import warnings_on, write_report
     from eca_hub.report.plots import draw_all
     from eca_hub.report.study import read_plan, read_study
 
     study = read_study(Path(args.results), read_plan(Path(args.plan) if args.plan else None, args.metric))
-    page = write_report(Path(args.out), study, draw_all(study), title=args.title)
+    try:
+        page = write_report(Path(args.out), study, draw_all(study), title=args.title)
+    except OSError as error:
+        raise InvalidUsage(f"The report cannot be written to {args.out}: {error.strerror}.") from None
     if args.json:
-        comparisons = [
-            {"block": block.name, **vars(each), "conclusion": each.conclusion}
-            for block in study.blocks
-            for each in block.comparisons
-        ]
-        print(json.dumps({"report": str(page), "comparisons": comparisons}))
-    else:
-        for block in study.blocks:
-            for each in block.comparisons:
-                print(f"{block.name}: {each.conclusion} (p = {each.p_holm:.4g}, corrected)")
-        print(f"report: {page}")
+        print(json.dumps({"report": str(page), **_as_json(study)}))
+        return 0
+    for block in study.blocks:
+        for warning in warnings_on(block, study.plan):
+            print(f"{block.name}: {warning}")
+        for each in block.comparisons:
+            print(f"{block.name}: {each.conclusion} (p = {each.p_holm:.4g}, corrected)")
+    print(f"report: {page}")
     return 0
+
+
+def _as_json(study: "Study") -> dict[str, Any]:
+    from eca_hub.report.page import warnings_on
+
+    comparisons = [
+        {
+            "block": block.name,
+            # NaN is not JSON.
+            **{name: None if each != each else each for name, each in vars(comparison).items()},
+            "conclusion": comparison.conclusion,
+        }
+        for block in study.blocks
+        for comparison in block.comparisons
+    ]
+    warnings = [
+        {"block": block.name, "warning": warning}
+        for block in study.blocks
+        for warning in warnings_on(block, study.plan)
+    ]
+    return {"metric": study.plan.metric, "comparisons": comparisons, "warnings": warnings}

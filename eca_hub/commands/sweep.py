@@ -1,6 +1,7 @@
 """`eca-hub sweep`: train every combination of a grid, some at a time, and collect the results."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,12 +48,11 @@ def main(argv: list[str]) -> int:
         else:
             print("\n".join(f"{'finished' if done else 'to do':<9} {name}" for name, done in states.items()))
         return 0
-    if args.speeds:
-        from eca_hub.sweep.speeds import network_folders
-
-        networks = network_folders(runs, out_dir, recorded)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    results_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        results_file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidUsage(f"{error.filename} cannot be made a folder: {error.strerror}.") from None
     if recorded:
         print(
             f"{len(recorded)} runs are in {results_file} and have no run folder; they count as finished.",
@@ -73,6 +73,11 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("Stopped. Runs in progress saved a checkpoint; the same command continues.", file=sys.stderr)
         raise
+    except OSError as error:
+        raise InvalidUsage(
+            f"The results {results_file} cannot be written: {error.strerror}.",
+            hint="Runs in progress saved a checkpoint; the same command continues.",
+        ) from None
     finally:
         show_progress("")
     for name, reason in state.failed.items():
@@ -81,7 +86,9 @@ def main(argv: list[str]) -> int:
     if num_left:
         print(f"{num_left} runs were not started, because the first one failed.", file=sys.stderr)
     if args.speeds and state.num_done == state.num_runs:
-        _write_speeds(networks, results_file, num_jobs=args.jobs)
+        from eca_hub.sweep.speeds import network_folders
+
+        _write_speeds(network_folders(runs, out_dir, recorded), results_file, num_jobs=args.jobs)
     elif args.speeds:
         print("The networks were not timed, because not all runs have finished.", file=sys.stderr)
     summary: dict[str, Any] = {
@@ -102,9 +109,13 @@ def _write_speeds(networks: Mapping[str, Path], results_file: Path, *, num_jobs:
     from eca_hub.sweep.results import table_beside, write_table
     from eca_hub.sweep.speeds import measure_speeds
 
+    if not networks:
+        print("No network was timed, because no run has a folder here.", file=sys.stderr)
+        return
     # Both as in the runs.
     keep_freed_memory()
-    torch.set_num_threads(threads_of_job(num_jobs))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_of_job(num_jobs))
     speeds_file = table_beside(results_file, "speeds")
     try:
         rows = measure_speeds(

@@ -70,6 +70,8 @@ class PublishedRow:
     """Accuracy on ImageNet, percent."""
     AP: float | None = None
     """Average precision of boxes on COCO, percent."""
+    mask_AP: float | None = None  # noqa: N815 (named as the metric of a run)
+    """Table 6: average precision of masks on COCO, percent."""
     note: str = ""
     """What differs, or a remark."""
 
@@ -127,7 +129,7 @@ class ComparedRow:
             "multiply_adds_match": self.multiply_adds_match,
             "matches": self.matches,
             "published_accuracy": {
-                key: value for key in ("top1", "top5", "AP") if (value := getattr(row, key)) is not None
+                key: value for key in ("top1", "top5", "AP", "mask_AP") if (value := getattr(row, key)) is not None
             },
             "note": row.note,
             "sources": list(row.sources),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from eca_hub.atomic import write_atomic
 from eca_hub.models.paper import published_rows
 from eca_hub.report.statistics import Summary
-from eca_hub.report.study import Block, Plan, Study
+from eca_hub.report.study import DEFAULT_METRIC, Block, Plan, Study
 from eca_hub.sweep.results import Row
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Head and rows."""
 
 _CAPTIONS = {
-    "accuracy": "Accuracy of each seed, and the mean with its 95 % confidence interval.",
-    "bubbles": "Accuracy against parameters; the area of a bubble is its multiply-adds (figure 1 of the paper).",
-    "kernel_size": "Accuracy against the kernel size (compare figure 4 of the paper).",
+    "accuracy": "Each seed, and the mean with its 95 % confidence interval.",
+    "bubbles": "Result against parameters; the area of a bubble is its multiply-adds (figure 1 of the paper).",
+    "kernel_size": "Result against the kernel size (compare figure 4 of the paper).",
     "curves": "Training and validation: mean and range over the seeds.",
     "classes": "Change of each class.",
     "gates": "Learned gates of each channel, averaged over the images of a class; the last block of each stage.",
@@ -51,10 +51,10 @@ def write_report(out_dir: Path, study: Study, figures: Mapping[str, "Figure"], *
     for number, block in enumerate(study.blocks, start=1):
         page.append(f"<h2>{html.escape(block.name)}</h2>")
         text += [f"## {block.name}", ""]
-        for warning in _warnings(block, study.plan):
-            page.append(f"<p><strong>{warning}</strong></p>")
+        for warning in warnings_on(block, study.plan):
+            page.append(f"<p><strong>{html.escape(warning)}</strong></p>")
             text += [f"**{warning}**", ""]
-        tables = {"Methods": methods_table(block, study.costs), "Comparisons": comparisons_table(block)}
+        tables = {"Methods": methods_table(study, block), "Comparisons": comparisons_table(block)}
         for heading, table in tables.items():
             if table[1]:
                 page += [f"<h3>{heading}</h3>", _html_table(table)]
@@ -90,9 +90,14 @@ def notes_on(study: Study) -> list[str]:
         f"commit: {', '.join(commits) or 'not recorded'}.",
         "Intervals: 95 %, Student's t over the seeds. p: exact permutation tests of independent groups, two-sided for "
         f"differences and one-sided for non-inferiority, corrected by Holm for the number of "
-        f"{'planned ' if plan.comparisons else ''}comparisons of a block. Published: top-1 of ResNet-50 on ImageNet "
-        "in the ECA-Net paper, table 3; another data set, so compare the order and not the figures.",
+        f"{'planned ' if plan.comparisons else ''}comparisons of a block. Smallest detectable: the true difference "
+        "that is found with a power of 0.8 at a level of 0.05, before the correction.",
     ]
+    if _is_top1(plan):
+        notes.append(
+            "Published: top-1 of ResNet-50 on ImageNet in the ECA-Net paper, table 3; another data set, so compare the "
+            "order and not the figures."
+        )
     speeds = [method.speed for block in study.blocks for method in block.methods if method.speed]
     if speeds:
         notes.append(
@@ -105,8 +110,8 @@ def notes_on(study: Study) -> list[str]:
     return notes
 
 
-def _warnings(block: Block, plan: Plan) -> list[str]:
-    """What a reader of the comparisons of a block must know first."""
+def warnings_on(block: Block, plan: Plan) -> list[str]:
+    """Return what a reader of the comparisons of a block must know first."""
     warnings = []
     if block.num_missing_runs:
         warnings.append(
@@ -121,14 +126,17 @@ def _warnings(block: Block, plan: Plan) -> list[str]:
     return warnings
 
 
-def methods_table(block: Block, costs: Sequence[Row]) -> Table:
-    """Accuracy of each method, with what it costs and what the paper published."""
+def methods_table(study: Study, block: Block) -> Table:
+    """The metric of each method, with what it costs and what the paper published."""
     published = {
         row.attention: row.top1 for row in reversed(published_rows("3")) if row.architecture == "resnet50" and row.top1
     }
     of_runs = {
-        str(row["run"]): row["images_per_s"] for row in costs if isinstance(row.get("images_per_s"), int | float)
+        str(row["run"]): float(row["images_per_s"])
+        for row in study.costs
+        if isinstance(row.get("images_per_s"), int | float)
     }
+    name = "accuracy" if study.plan.metric == DEFAULT_METRIC else study.plan.metric
     rows = []
     for method in block.methods:
         training, inference = (_speed(method.speed, mode) for mode in ("training", "inference"))
@@ -145,14 +153,19 @@ def methods_table(block: Block, costs: Sequence[Row]) -> Table:
                 f"{method.multiply_adds / 1e6:,.2f}" if method.multiply_adds is not None else "-",
                 training,
                 inference,
-                f"{known:.2f}" if known else "-",
+                *([f"{known:.2f}" if known else "-"] if _is_top1(study.plan) else []),
             ]
         )
     head = (
-        *("method", "seeds", "accuracy, 95 % interval", "parameters", "multiply-adds (millions)"),
-        *("training images/s", "inference images/s", "published"),
+        *("method", "seeds", f"{name}, 95 % interval", "parameters", "multiply-adds (millions)"),
+        *("training images/s", "inference images/s"),
+        *(["published"] if _is_top1(study.plan) else []),
     )
     return head, rows
+
+
+def _is_top1(plan: Plan) -> bool:
+    return plan.metric.endswith("top1")
 
 
 def _speed(measured: Row | None, mode: str) -> str:

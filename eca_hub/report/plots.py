@@ -1,12 +1,15 @@
 """The figures of a report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eca_hub.report.statistics import Summary
 from eca_hub.report.study import PERCENT, Block, Study
 from eca_hub.sweep.results import Row
+from eca_hub.train.plots import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 _COLORS = {"none": "#8c8c8c", "se": "#3b6fb6", "eca": "#d1495b"}
 _MORE_COLORS = ("#2a9d8f", "#e9a23b", "#7b5ea7", "#4f772d", "#a44a3f", "#1b7f9e", "#b0578d", "#6c757d")
 _MAX_CLASSES = 40
+_MAX_TITLE_CHARS = 90
 
 
 def draw_all(study: Study) -> dict[str, "Figure"]:
@@ -28,8 +32,8 @@ def draw_all(study: Study) -> dict[str, "Figure"]:
             figures[f"bubbles{suffix}"] = bubbles(block, metric)
         if sum(method.kernel_size is not None for method in block.methods) > 1:
             figures[f"kernel_size{suffix}"] = kernel_sizes(block, metric)
-        if study.curves:
-            figures[f"curves{suffix}"] = training_curves(block, metric, study.curves)
+        if curves := training_curves(block, metric, study.curves):
+            figures[f"curves{suffix}"] = curves
         if study.classes and {"eca", "none"} <= {method.name for method in block.methods}:
             figures[f"classes{suffix}"] = class_gains(block, study.classes)
     if study.gates:
@@ -47,7 +51,9 @@ def accuracy(block: Block, metric: str) -> "Figure":
         summary = method.summary
         half = summary.high - summary.mean if summary.num_seeds > 1 else 0.0
         axes.errorbar(position + 0.28, summary.mean, yerr=half, fmt="s", ms=6, capsize=4, color=color)
-    axes.set_xticks(range(len(block.methods)), [method.name for method in block.methods], rotation=20, ha="right")
+    axes.set_xticks(
+        range(len(block.methods)), [plain(method.name) for method in block.methods], rotation=20, ha="right"
+    )
     return figure
 
 
@@ -60,42 +66,54 @@ def bubbles(block: Block, metric: str) -> "Figure":
         area = 900 * (method.multiply_adds or 0) / largest
         x, y = (method.parameters or 0) / 1e6, method.summary.mean
         axes.scatter(x, y, s=area, color=_color(method.name, position), alpha=0.45)
-        axes.annotate(method.name, (x, y), ha="center", va="center", fontsize=9)
+        axes.annotate(plain(method.name), (x, y), ha="center", va="center", fontsize=9)
     axes.margins(0.2)
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.locator_params(axis="x", nbins=6)
-    axes.set_title(f"{block.name}; area: multiply-adds, largest {largest / 1e6:,.1f} million", loc="left", fontsize=10)
+    name = plain(block.name, _MAX_TITLE_CHARS // 2)
+    axes.set_title(f"{name}; area: multiply-adds, largest {largest / 1e6:,.1f} million", loc="left", fontsize=10)
     return figure
 
 
 def kernel_sizes(block: Block, metric: str) -> "Figure":
     """Accuracy against the kernel size of ECA (figure 4 of the paper); methods without one as lines."""
     figure, axes = _axes(block.name, "kernel size k", _percent(metric))
-    sized = sorted((method.kernel_size, method.summary) for method in block.methods if method.kernel_size is not None)
-    ks = [k for k, _ in sized]
-    halves = [each.high - each.mean if each.num_seeds > 1 else 0.0 for _, each in sized]
-    axes.errorbar(ks, [each.mean for _, each in sized], yerr=halves, fmt="o-", capsize=4, color=_COLORS["eca"])
+    sized: dict[str, list[tuple[int, Summary]]] = {}
+    for method in block.methods:
+        if method.kernel_size is not None:
+            sized.setdefault(method.name.partition(" ")[0], []).append((method.kernel_size, method.summary))
+    for position, (name, points) in enumerate(sized.items()):
+        points.sort(key=lambda point: point[0])
+        ks, means = [k for k, _ in points], [each.mean for _, each in points]
+        halves = [each.high - each.mean if each.num_seeds > 1 else 0.0 for _, each in points]
+        axes.errorbar(ks, means, yerr=halves, fmt="o-", capsize=4, color=_color(name, position), label=plain(name))
     for position, method in enumerate(method for method in block.methods if method.kernel_size is None):
         color = _color(method.name, position)
-        axes.axhline(method.summary.mean, ls="--", lw=1.2, color=color, label=method.name)
-    axes.set_xticks(ks)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False)
+        axes.axhline(method.summary.mean, ls="--", lw=1.2, color=color, label=plain(method.name))
+    axes.set_xticks(sorted({k for points in sized.values() for k, _ in points}))
+    axes.legend(frameon=False)
     return figure
 
 
-def training_curves(block: Block, metric: str, curves: Sequence[Row]) -> "Figure":
-    """The metric by epoch, dashed for training and with points for validation: means and ranges over the seeds."""
-    name = metric.removeprefix("test_")
+def training_curves(block: Block, metric: str, curves: Sequence[Row]) -> "Figure | None":
+    """The metric by epoch, dashed for training and with points for validation: means and ranges over the seeds.
+
+    Returns:
+        The figure; None if the table of curves does not have the metric.
+    """
+    name = metric.removeprefix("test_").removeprefix("val_")
+    columns = {f"train_{name}": "--", f"val_{name}": "o-"}
+    if not any(_is_number(row.get(column)) for row in curves for column in columns):
+        return None
     figure, axes = _axes(block.name, "epoch", f"{_percent(f'val_{name}')}; dashed: training")
     for position, method in enumerate(block.methods):
         color = _color(method.name, position)
-        axes.plot([], [], color=color, label=method.name)
+        axes.plot([], [], color=color, label=plain(method.name))
         rows = [row for row in curves if row["run"] in method.runs]
-        for column, style in ((f"train_{name}", "--"), (f"val_{name}", "o-")):
+        for column, style in columns.items():
             values: dict[int, list[float]] = {}
             for row in rows:
-                if isinstance(row.get(column), int | float):
+                if _is_number(row.get(column)):
                     values.setdefault(int(row["epoch"]) + 1, []).append(PERCENT * float(row[column]))
             epochs = sorted(values)
             axes.plot(epochs, [float(np.mean(values[epoch])) for epoch in epochs], style, ms=4, lw=1.2, color=color)
@@ -123,7 +141,7 @@ def class_gains(block: Block, classes: Sequence[Row]) -> "Figure":
     )
     colors = [_COLORS["eca"] if gain >= 0 else _COLORS["none"] for gain, _ in gains]
     axes.barh(range(len(gains)), [gain for gain, _ in gains], color=colors)
-    axes.set_yticks(range(len(gains)), [label for _, label in gains], fontsize=8)
+    axes.set_yticks(range(len(gains)), [plain(label) for _, label in gains], fontsize=8)
     return figure
 
 
@@ -142,7 +160,7 @@ def gates(rows: Sequence[Row]) -> "Figure":
     for axes, stage in zip(all_axes, stages, strict=True):
         for position, label in enumerate(labels):
             values = [float(row["gate"]) for row in rows if row["stage"] == stage and str(row["label"]) == label]
-            axes.plot(values, lw=0.8, color=_MORE_COLORS[position % len(_MORE_COLORS)], label=label)
+            axes.plot(values, lw=0.8, color=_MORE_COLORS[position % len(_MORE_COLORS)], label=plain(label))
         axes.set_title(f"stage {stage}, {len(values)} channels", loc="left", fontsize=9)
         axes.margins(x=0.01)
         axes.spines[["top", "right"]].set_visible(False)
@@ -157,7 +175,7 @@ def _class_means(block: Block, classes: Sequence[Row], column: str) -> Mapping[s
     values: dict[str, dict[str, list[float]]] = {"eca": {}, "none": {}}
     for row in classes:
         method = method_of.get(str(row["run"]), "")
-        if method in values and isinstance(row.get(column), int | float):
+        if method in values and _is_number(row.get(column)):
             values[method].setdefault(str(row["label"]), []).append(float(row[column]))
     return {name: {label: float(np.mean(each)) for label, each in labels.items()} for name, labels in values.items()}
 
@@ -167,12 +185,16 @@ def _axes(title: str, x: str, y: str, *, width: float = 6.4, height: float = 4.0
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(plain(title, _MAX_TITLE_CHARS), loc="left", fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _percent(metric: str) -> str:
@@ -181,7 +203,7 @@ def _percent(metric: str) -> str:
     known = {"test": "test split", "val": "validation split"}
     if name == "top1" and split in known:
         return f"accuracy on the {known[split]} (%)"
-    return f"{metric} (%)"
+    return f"{plain(metric, _MAX_TITLE_CHARS)} (%)"
 
 
 def _color(name: str, position: int) -> str:

@@ -7,21 +7,23 @@ Sources: exact permutation test: Fisher, The Design of Experiments, 1935; step-d
 Journal of Statistics 6, 1979; power of the t test by the noncentral t distribution: Cohen, 1988.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, special
 
 from eca_hub.errors import InvalidConfig
 
 ALPHA = 0.05
 POWER = 0.8
-MAX_SPLITS = 5_000_000
+MAX_VALUES = 40
 
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 Kind = Literal["difference", "non_inferiority"]
 
 
@@ -55,8 +57,10 @@ class Comparison:
     p_holm: float
     """The same, corrected for all comparisons of the family."""
     smallest_difference: float
-    """The true difference that this study would have found with a power of 0.8 at a level of 0.05, uncorrected; NaN if
-    its seeds are so few that no result could have a p-value of 0.05."""
+    """The true difference that this study would have found with a power of 0.8 at a level of 0.05, uncorrected; NaN for
+    a single seed."""
+    can_be_shown: bool = True
+    """Whether groups that do not overlap would have a corrected p-value of at most 0.05."""
 
     @property
     def is_shown(self) -> bool:
@@ -69,12 +73,16 @@ class Comparison:
         if self.kind == "non_inferiority":
             if self.is_shown:
                 return f"{self.a} is not worse than {self.b} by {self.margin:g} or more"
-            return f"not shown that {self.a} is within {self.margin:g} of {self.b}"
-        if math.isnan(self.smallest_difference):
-            return "no difference can be shown with so few seeds"
-        if not self.is_shown:
-            return f"no difference shown (one of {self.smallest_difference:.2f} would have been)"
-        return f"{self.a} is {'higher' if self.difference > 0 else 'lower'} than {self.b}"
+            missing = f"not shown that {self.a} is within {self.margin:g} of {self.b}"
+        elif self.is_shown:
+            return f"{self.a} is {'higher' if self.difference > 0 else 'lower'} than {self.b}"
+        else:
+            missing = "no difference shown"
+        if not self.can_be_shown:
+            return f"{missing}, as no result of so few seeds could"
+        if self.kind == "difference" and not math.isnan(self.smallest_difference):
+            return f"{missing} (smallest detectable: {self.smallest_difference:.2f})"
+        return missing
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -105,21 +113,49 @@ def permutation_p(a: Sequence[float], b: Sequence[float], *, alternative: Litera
     n, m = len(a), len(b)
     if not n or not m:
         raise InvalidConfig("A permutation test needs at least one value in each group.")
-    num_splits = math.comb(n + m, n)
-    if num_splits > MAX_SPLITS:
-        raise InvalidConfig(f"{n} and {m} values have {num_splits:,} splits; at most {MAX_SPLITS:,} can be visited.")
+    if n + m > MAX_VALUES:
+        raise InvalidConfig(
+            f"{n} and {m} values are compared; an exact test takes at most {MAX_VALUES} of both together.",
+            hint="Report fewer seeds.",
+        )
     pooled = np.asarray([*a, *b], dtype=np.float64)
-    total = float(pooled.sum())
-    sums = np.fromiter(
-        (sum(chosen) for chosen in itertools.combinations(pooled.tolist(), n)), dtype=np.float64, count=num_splits
-    )
-    differences = sums / n - (total - sums) / m
-    observed = float(np.mean(a) - np.mean(b))
     # Sums in another order differ in the last bits: a tie must count as a tie.
     tolerance = 1e-9 * max(1.0, float(np.abs(pooled).max()))
+    observed = float(np.mean(a) - np.mean(b))
+
+    def count_from(difference: float) -> int:
+        """Count the splits with at least this difference of means; their first group has at least this sum."""
+        return _count_subsets(pooled, n, (difference - tolerance + pooled.sum() / m) / (1 / n + 1 / m))
+
+    num_splits = math.comb(n + m, n)
     if alternative == "greater":
-        return float(np.mean(differences >= observed - tolerance))
-    return float(np.mean(np.abs(differences) >= abs(observed) - tolerance))
+        return count_from(observed) / num_splits
+    # The splits below are those that are not above the negative difference.
+    below = num_splits - count_from(-abs(observed) + 2 * tolerance)
+    return min(1.0, (count_from(abs(observed)) + below) / num_splits)
+
+
+def _count_subsets(values: FloatArray, size: int, least_sum: float) -> int:
+    """Count the subsets of a size whose sum is at least a number.
+
+    Each subset is one of the first half of the values and one of the second, so that 2^20 sums are sorted instead of
+    all subsets visited (Horowitz and Sahni, Journal of the ACM 21, 1974).
+    """
+    (sums_a, sizes_a), (sums_b, sizes_b) = (_subset_sums(half) for half in np.array_split(values, 2))
+    count = 0
+    for size_a in range(size + 1):
+        found_b = np.sort(sums_b[sizes_b == size - size_a])
+        first = np.searchsorted(found_b, least_sum - sums_a[sizes_a == size_a], side="left")
+        count += int((len(found_b) - first).sum())
+    return count
+
+
+def _subset_sums(values: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Return the sum and the size of every subset."""
+    sums, sizes = np.zeros(1), np.zeros(1, dtype=np.int64)
+    for value in values:
+        sums, sizes = np.concatenate([sums, sums + value]), np.concatenate([sizes, sizes + 1])
+    return sums, sizes
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -178,6 +214,7 @@ def compare(groups: dict[str, list[float]], planned: Sequence[tuple[str, str, Ki
             p_values.append(permutation_p(shifted, groups[b], alternative="greater"))
         else:
             p_values.append(permutation_p(groups[a], groups[b], alternative="two-sided"))
+    least_p = [_least_p(len(groups[a]), len(groups[b]), kind) for a, b, kind, _ in possible]
     return [
         Comparison(
             a,
@@ -187,9 +224,10 @@ def compare(groups: dict[str, list[float]], planned: Sequence[tuple[str, str, Ki
             float(np.mean(groups[a]) - np.mean(groups[b])),
             p,
             p_holm,
-            smallest_detectable_difference(groups[a], groups[b])
-            if _least_p(len(groups[a]), len(groups[b]), kind) <= ALPHA
-            else math.nan,
+            smallest_detectable_difference(groups[a], groups[b]),
+            least <= ALPHA,
         )
-        for (a, b, kind, margin), p, p_holm in zip(possible, p_values, holm(p_values), strict=True)
+        for (a, b, kind, margin), p, p_holm, least in zip(
+            possible, p_values, holm(p_values), holm(least_p), strict=True
+        )
     ]

@@ -5,6 +5,7 @@ seeds; every other column of the grid, such as the architecture, separates block
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,28 @@ from typing import Any, get_args
 
 import yaml
 
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.report.statistics import Comparison, Kind, Summary, compare, summarize
 from eca_hub.sweep.grid import SEEDS
 from eca_hub.sweep.results import Row, read_table, table_beside
 
 PERCENT = 100.0
+DEFAULT_METRIC = "test_top1"
+_LOWER_IS_BETTER = ("loss", "error")
+"""Ends of the names of metrics."""
+_PLAN_KEYS = ("metric", "num_seeds", "comparisons")
+_COMPARISON_KEYS = ("a", "b", "kind", "margin")
+_COLUMNS = {
+    "curves": ("run", "epoch"),
+    "classes": ("run", "label"),
+    "costs": ("run",),
+    "gates": ("stage", "label", "gate"),
+    "speeds": (
+        *("run", "training_images_per_s", "training_time_ratio", "inference_images_per_s", "inference_time_ratio"),
+        *("batch_size", "threads", "device"),
+    ),
+}
+"""Tables beside the results, and the columns that each must have."""
 
 Planned = tuple[str, str, Kind, float]
 
@@ -90,39 +107,69 @@ def read_study(results_file: Path, plan: Plan) -> Study:
         InvalidConfig: a table cannot be read, or its results cannot be compared.
     """
     results = read_table(results_file)
-    files = {name: table_beside(results_file, name) for name in ("curves", "classes", "costs", "gates", "speeds")}
-    tables = {name: read_table(file) if file.is_file() else [] for name, file in files.items()}
+    tables = {name: _read_beside(results_file, name) for name in _COLUMNS}
     speeds = tables.pop("speeds")
     return Study(plan, tuple(group(results, plan, speeds)), results, **tables)
 
 
-def read_plan(path: Path | None, metric: str) -> Plan:
+def _read_beside(results_file: Path, name: str) -> list[Row]:
+    file = table_beside(results_file, name)
+    rows = read_table(file) if file.is_file() else []
+    if rows and (missing := [column for column in _COLUMNS[name] if column not in rows[0]]):
+        raise InvalidConfig(f"The table {file} lacks the column {missing[0]}.", hint="Make it with eca-hub sweep.")
+    return rows
+
+
+def read_plan(path: Path | None, metric: str | None = None) -> Plan:
     """Read a plan file: `metric`, `num_seeds`, and `comparisons`, a list of {a, b, kind, margin}.
 
+    Args:
+        path: The file; None for no plan.
+        metric: Column of the results, if the user has named one; that of the plan, or test_top1, by default.
+
     Raises:
-        InvalidConfig: the file is not such a plan.
+        InvalidConfig: the file is not such a plan, or it plans another metric.
+        UnknownName: a key that a plan does not have.
     """
     if path is None:
-        return Plan(metric, ())
+        return Plan(metric or DEFAULT_METRIC, ())
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-        comparisons = tuple(
-            (str(each["a"]), str(each["b"]), each.get("kind", "difference"), float(each.get("margin", 0.0)))
-            for each in document["comparisons"]
-        )
+        _check_keys(document, _PLAN_KEYS)
+        planned = [_comparison(each, path) for each in document["comparisons"]]
         num_seeds = int(document.get("num_seeds", 0))
     except OSError as error:
         raise InvalidConfig(f"The plan {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InvalidConfig(
             f"{path} is not a plan.", hint="It needs comparisons: [{a: eca, b: none, kind: difference}, ...]."
         ) from None
-    for _, _, kind, margin in comparisons:
-        if kind not in get_args(Kind):
-            raise InvalidConfig(f"{path}: kind {kind!r} is none of {', '.join(get_args(Kind))}.")
-        if kind == "non_inferiority" and margin <= 0:
-            raise InvalidConfig(f"{path}: a comparison of kind non_inferiority needs a margin above 0 points.")
-    return Plan(str(document.get("metric", metric)), comparisons, num_seeds)
+    if num_seeds < 0:
+        raise InvalidConfig(f"{path}: num_seeds is {num_seeds}; it must be 0 or more.")
+    planned_metric = str(document.get("metric", metric or DEFAULT_METRIC))
+    if metric and metric != planned_metric:
+        raise InvalidConfig(f"{path} compares {planned_metric}; --metric names {metric}.", hint="Leave out --metric.")
+    for _, _, kind, _ in planned:
+        if kind == "non_inferiority" and planned_metric.endswith(_LOWER_IS_BETTER):
+            raise InvalidConfig(
+                f"{path}: non_inferiority is for metrics that are better when higher: {planned_metric}."
+            )
+    return Plan(planned_metric, tuple(planned), num_seeds)
+
+
+def _comparison(each: Mapping[str, Any], path: Path) -> Planned:
+    _check_keys(each, _COMPARISON_KEYS)
+    kind, margin = each.get("kind", "difference"), float(each.get("margin", 0.0))
+    if kind not in get_args(Kind):
+        raise InvalidConfig(f"{path}: kind {kind!r} is none of {', '.join(get_args(Kind))}.")
+    if kind == "non_inferiority" and not 0 < margin < math.inf:
+        raise InvalidConfig(f"{path}: a comparison of kind non_inferiority needs a margin above 0 points.")
+    return str(each["a"]), str(each["b"]), kind, margin
+
+
+def _check_keys(mapping: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in mapping.keys() - set(known):
+        raise UnknownName.among("key of a plan", str(key), known, listing=", ".join(known))
 
 
 def group(rows: Sequence[Row], plan: Plan, speeds: Sequence[Row] = ()) -> list[Block]:
@@ -142,25 +189,25 @@ def group(rows: Sequence[Row], plan: Plan, speeds: Sequence[Row] = ()) -> list[B
     if not any(_is_method(column) for column in grid):
         raise InvalidConfig(f"No column of the grid names a method; the columns are {', '.join(grid) or 'none'}.")
     for row in rows:
-        if not isinstance(row.get(plan.metric), int | float):
+        value = row.get(plan.metric)
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidConfig(f"Run {row.get('run')} has no number in the column {plan.metric}.")
+        if not 0 <= value <= 1:  # NaN included
+            raise InvalidConfig(f"Run {row.get('run')} has {plan.metric} {value}; it must be a share from 0 to 1.")
+        if not _method_name(row, grid):
+            raise InvalidConfig(f"Run {row.get('run')} has no method: the columns of the grid are empty.")
     blocks: dict[str, list[Row]] = {}
     for row in rows:
         blocks.setdefault(_block_name(row, grid), []).append(row)
-    speed_of = {(_block_name(row, grid), _method_name(row, grid)): row for row in speeds}
+    speed_of = {str(row["run"]): row for row in speeds}
     return [_block(name, members, grid, plan, speed_of) for name, members in blocks.items()]
 
 
-def _block(
-    name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, speed_of: Mapping[tuple[str, str], Row]
-) -> Block:
+def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, speed_of: Mapping[str, Row]) -> Block:
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(_method_name(row, grid), []).append(row)
-    methods = tuple(
-        _method(method, members, plan.metric, grid, speed_of.get((name, method)))
-        for method, members in by_method.items()
-    )
+    methods = tuple(_method(method, members, plan.metric, grid, speed_of) for method, members in by_method.items())
     groups = {method.name: list(method.values) for method in methods}
     planned = plan.comparisons or _default_comparisons(list(groups))
     comparisons = tuple(compare(groups, planned))
@@ -170,7 +217,7 @@ def _block(
     return Block(name, methods, comparisons, num_missing, tuple(method for method in wanted if method not in groups))
 
 
-def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str], speed: Row | None) -> Method:
+def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str], speed_of: Mapping[str, Row]) -> Method:
     points = [tuple(str(row[key]) for key in grid) for row in rows]
     if len(set(points)) != len(points):
         raise InvalidConfig(f"The results hold two runs of {name} with the same seed.", hint="Keep one of each.")
@@ -184,7 +231,7 @@ def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str], sp
         _whole(first.get("parameters")),
         _whole(first.get("multiply_adds")),
         _kernel_size(first),
-        speed,
+        next((speed_of[row["run"]] for row in rows if row["run"] in speed_of), None),
     )
 
 
@@ -197,7 +244,7 @@ def _grid_columns(row: Mapping[str, Any]) -> list[str]:
 
 
 def _block_name(row: Mapping[str, Any], grid: Sequence[str]) -> str:
-    words = [f"{key} {row.get(key)}" for key in grid if not _is_method(key) and key not in SEEDS]
+    words = [f"{key} {row[key]}" for key in grid if not _is_method(key) and key not in SEEDS]
     return ", ".join(words) or "all runs"
 
 
@@ -206,8 +253,12 @@ def _is_method(column: str) -> bool:
 
 
 def _method_name(row: Mapping[str, Any], grid: Sequence[str]) -> str:
-    words = [str(row[key]) for key in grid if _is_method(key) and row.get(key, "") not in ("", "{}")]
-    return " ".join(words)
+    return " ".join(str(row[key]) for key in grid if _is_method(key) and not _is_empty(row[key]))
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a cell says nothing; in a Parquet file it may be None or NaN."""
+    return value in (None, "", "{}") or value != value
 
 
 def _default_comparisons(methods: Sequence[str]) -> list[Planned]:
@@ -219,7 +270,10 @@ def _kernel_size(row: Mapping[str, Any]) -> int | None:
         if key.startswith("kernel_size") and isinstance(value, int):
             return value
         if key == "attention_args" and isinstance(value, str) and value.startswith("{"):
-            args = json.loads(value)
+            try:
+                args = json.loads(value)
+            except ValueError:
+                return None
             sizes = args.get("kernel_size", args.get("kernel_sizes"))
             if isinstance(sizes, int):
                 return sizes
@@ -229,4 +283,4 @@ def _kernel_size(row: Mapping[str, Any]) -> int | None:
 
 
 def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) else None
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else None

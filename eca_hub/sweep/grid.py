@@ -61,6 +61,7 @@ def read_sweep(path: Path) -> list[SweepRun]:
     for key in document:
         if key not in _KEYS:
             raise UnknownName.among("key of a sweep file", str(key), _KEYS, listing=", ".join(_KEYS))
+        _check_json(document[key], f"{path}: {key}")
     configs = [Path(str(each)) for each in _list(document, "configs", path)]
     options = _mapping(document, "options", path)
     grid = {key: _values(key, values, path) for key, values in _mapping(document, "grid", path).items()}
@@ -141,6 +142,20 @@ def _values(key: str, values: Any, path: Path) -> list[Any]:
         if texts.count(text) > 1:
             raise InvalidConfig(f"{path}: grid.{key} has {text!r} more than once.")
     return values
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Reject what YAML reads and a command line cannot express, such as dates."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise InvalidConfig(f"{where} has the key {key!r}; keys must be text.", hint=f"Write '{key}'.")
+            _check_json(each, f"{where}.{key}")
+    elif isinstance(value, list):
+        for each in value:
+            _check_json(each, where)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise InvalidConfig(f"{where} has {value!r}, which is no text or number.", hint=f"Write '{value}' in quotes.")
 
 
 def _exclusion(each: Any, grid: Mapping[str, list[Any]], path: Path) -> dict[str, Any]:

@@ -129,7 +129,10 @@ def run_sweep(
 
     Raises:
         InvalidConfig: the results file cannot be read, or has rows of other runs.
-        KeyboardInterrupt: SIGINT or SIGTERM arrived; the runs in progress have saved a checkpoint and ended.
+        OSError: the results cannot be written.
+        KeyboardInterrupt: SIGINT or SIGTERM arrived.
+
+    However it ends, the runs in progress have saved a checkpoint and ended.
     """
     state = SweepState(len(runs))
     recorded = read_recorded(runs, out_dir, results_file)
@@ -162,12 +165,13 @@ def run_sweep(
                         state.failed[name] = _last_line(out_dir / f"{name}.log") or f"exit code {code}"
                     _write(runs, out_dir, results_file, recorded)
                     report(state)
-        except KeyboardInterrupt:
+        except BaseException as error:
             for job in jobs.values():
                 job.stop()
             while any(job.poll() is None for job in jobs.values()):
                 wait(_POLL_S)
-            _write(runs, out_dir, results_file, recorded)
+            if isinstance(error, KeyboardInterrupt):
+                _write(runs, out_dir, results_file, recorded)
             raise
     return state
 

@@ -50,10 +50,13 @@ class Tables:
     """A row a run: seconds, images a second, memory."""
 
     def write(self, results_file: Path) -> None:
-        """Write each table that has rows; the names of the others derive from that of the results."""
+        """Write each table that has rows and remove the others; their names derive from that of the results."""
         for name, rows in vars(self).items():
+            file = results_file if name == "results" else table_beside(results_file, name)
             if rows:
-                write_table(rows, results_file if name == "results" else table_beside(results_file, name))
+                write_table(rows, file)
+            elif name != "results":
+                file.unlink(missing_ok=True)
 
 
 def table_beside(results_file: Path, name: str) -> Path:
@@ -70,7 +73,7 @@ def read_recorded(runs: Sequence[SweepRun], out_dir: Path, results_file: Path) -
     if not results_file.exists():
         return Tables()
     known = {run.name: run.config_hash for run in runs}
-    rows = read_table(results_file)
+    rows = read_table(results_file, as_text=True)
     foreign = [row for row in rows if known.get(row.get("run", "")) != row.get("config_hash")]
     if lost := [row for row in foreign if not is_finished(out_dir / str(row.get("run", "")))]:
         raise InvalidConfig(
@@ -82,7 +85,7 @@ def read_recorded(runs: Sequence[SweepRun], out_dir: Path, results_file: Path) -
     tables = Tables()
     for name, kept in vars(tables).items():
         path = results_file if name == "results" else table_beside(results_file, name)
-        kept += [row for row in read_table(path) if row["run"] in recorded] if path.exists() else []
+        kept += [row for row in read_table(path, as_text=True) if row["run"] in recorded] if path.exists() else []
     return tables
 
 
@@ -155,7 +158,8 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows]), sink)
+        values = {column: [row.get(column) for row in rows] for column in columns}
+        pq.write_table(pa.table({column: _of_one_type(each) for column, each in values.items()}), sink)
         write_atomic(path, sink.getvalue().to_pybytes())
         return
     text = io.StringIO()
@@ -165,8 +169,22 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     write_atomic(path, text.getvalue().encode())
 
 
-def read_table(path: Path) -> list[Row]:
+def _of_one_type(values: list[Any]) -> list[Any]:
+    """Return numbers as they are, and as text where a column holds both, such as the kernel sizes 3 and adaptive."""
+    known = [value for value in values if value not in (None, "")]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        return [None if value == "" else value for value in values]
+    if len({type(value) for value in known}) == 1:
+        return values
+    return [None if value is None else str(value) for value in values]
+
+
+def read_table(path: Path, *, as_text: bool = False) -> list[Row]:
     """Read what `write_table` wrote; what looks like a number in a CSV file becomes one.
+
+    Args:
+        path: The file.
+        as_text: Leave the cells of a CSV file as they are, so that they can be written again.
 
     Raises:
         InvalidConfig: the file cannot be read, or is neither CSV nor Parquet.
@@ -179,8 +197,15 @@ def read_table(path: Path) -> list[Row]:
         if path.suffix != ".csv":
             raise InvalidConfig(f"{path} must be a file named *.csv or *.parquet.")
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
-    except (OSError, ValueError) as error:
+            reader = csv.DictReader(file, restval="")
+            rows: list[Row] = []
+            for row in reader:
+                # Where the surplus cells of a row are.
+                if None in row:
+                    raise ValueError(f"line {reader.line_num} has more cells than the first")
+                rows.append(row if as_text else {key: _value(key, text) for key, text in row.items()})
+            return rows
+    except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InvalidConfig(f"The results {path} cannot be read: {reason}.") from None
 
@@ -197,7 +222,7 @@ def plain(value: Any) -> Any:
 
 
 def _value(column: str, text: str | None) -> Any:
-    if column in _TEXT_COLUMNS:
+    if column in _TEXT_COLUMNS or "_" in (text or ""):  # Python reads 1_0 as 10
         return text or ""
     for kind in (int, float):
         try:

@@ -38,9 +38,9 @@ def measure_speeds(
         num_turns: How often each network is timed.
 
     Returns:
-        A row a network: its point of the grid; `training_images_per_s` and `inference_images_per_s` in its fastest
-        turn; `training_time_ratio` and `inference_time_ratio`, the medians over the turns of its time divided by that
-        of the first network; the batch size, threads and device.
+        A row a network: the run and its point of the grid; `training_images_per_s` and `inference_images_per_s` in its
+        fastest turn; `training_time_ratio` and `inference_time_ratio`, the medians over the turns of its time divided
+        by that of the first network; the batch size, threads and device.
 
     Raises:
         InvalidConfig: a run is not one of classification.
@@ -57,7 +57,7 @@ def measure_speeds(
     first = next(iter(networks))
     rows = []
     for name in networks:
-        row: Row = json.loads(name)
+        row: Row = {"run": networks[name].name, **json.loads(name)}
         for mode in _MODES:
             times = times_s[name, mode]
             ratios = [a / b for a, b in zip(times, times_s[first, mode], strict=True)]
@@ -119,21 +119,16 @@ def network_folders(runs: Sequence[SweepRun], out_dir: Path, recorded: Collectio
         out_dir: Holds their folders.
         recorded: Names of runs that have no folder, because another machine has finished them.
 
-    Raises:
-        InvalidConfig: no run of a network has a folder.
+    Returns:
+        Their folders; a network of which no run has one is left out.
     """
-    folders: dict[str, Path | None] = {}
+    folders: dict[str, Path] = {}
     for run in runs:
         columns = column_names(list(run.point))
         name = json.dumps({columns[key]: plain(each) for key, each in run.point.items() if columns[key] not in SEEDS})
-        if folders.get(name) is None:
-            folders[name] = None if run.name in recorded else out_dir / run.name
-    if missing := [name for name, folder in folders.items() if folder is None]:
-        raise InvalidConfig(
-            f"{out_dir} has no folder of a run of {missing[0]}, whose network --speeds would time.",
-            hint="Name the folder that has the runs with --out, or leave out --speeds.",
-        )
-    return {name: folder for name, folder in folders.items() if folder is not None}
+        if run.name not in recorded:
+            folders.setdefault(name, out_dir / run.name)
+    return folders
 
 
 def _get(options: Any, *keys: str) -> Any:

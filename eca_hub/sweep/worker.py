@@ -1,17 +1,18 @@
-"""Run one training run of a sweep, unless it has finished: `python -m eca_hub.sweep.worker RUN_DIR [ARGUMENTS ...]`.
+"""Become one training run of a sweep, unless it has finished: `python -m eca_hub.sweep.worker RUN_DIR [ARGUMENTS ...]`.
 
-The worker holds a lock beside the run folder for as long as it lives. A sweep that was killed leaves its workers
-training; the workers of the sweep that continues it wait for that lock and then find the run finished, so two
-processes never train into one folder. The kernel releases the lock of a process that dies.
+The worker takes a lock beside the run folder and becomes `eca-hub fit`, which holds the lock for as long as it lives. A
+sweep that was killed leaves its runs training; the workers of the sweep that continues it wait for their locks and then
+find the runs finished, so two processes never train into one folder. The kernel releases the lock of a process that
+dies.
 """
 
-import signal
-import subprocess
+import fcntl
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-from filelock import FileLock
+FIT = (sys.executable, "-m", "eca_hub", "fit")
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -19,22 +20,23 @@ def is_finished(run_dir: Path) -> bool:
     return (run_dir / "result.json").is_file() and (run_dir / "model" / "config.json").is_file()
 
 
-def run_once(run_dir: Path, arguments: list[str]) -> int:
-    """Train into `run_dir`, continuing what is there, and return the exit code of `eca-hub fit`."""
+def run_once(run_dir: Path, arguments: Sequence[str], *, command: Sequence[str] = FIT) -> None:
+    """Wait for the lock of `run_dir`; return if the run has finished, else become a process that trains into it.
+
+    Args:
+        run_dir: The run folder. What is there is continued.
+        arguments: Options of `eca-hub fit`.
+        command: Its command.
+    """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(run_dir.with_name(f".{run_dir.name}.lock")):
-        if is_finished(run_dir):
-            return 0
-        command = [sys.executable, "-m", "eca_hub", "fit", *arguments, "--run_dir", str(run_dir), "--resume"]
-        process = subprocess.Popen(command)
-
-        def forward(number: int, frame: FrameType | None) -> None:
-            process.send_signal(number)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, forward)
-        return process.wait()
+    lock = os.open(run_dir.with_name(f".{run_dir.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if is_finished(run_dir):
+        return
+    os.set_inheritable(lock, True)
+    words = [*command, *arguments, "--run_dir", str(run_dir), "--resume"]
+    os.execv(words[0], words)  # noqa: S606 (a list of words needs no shell)
 
 
 if __name__ == "__main__":
-    sys.exit(run_once(Path(sys.argv[1]), sys.argv[2:]))
+    run_once(Path(sys.argv[1]), sys.argv[2:])

@@ -71,8 +71,8 @@ def draw_confusion(confusion_KK: Tensor, labels: Sequence[str], image: Path) -> 
     # The square root of the share, because a mistake in twenty would be invisible.
     axes.imshow(share_KK.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     if num_classes <= _MAX_NAMED:
-        axes.set_xticks(range(num_classes), [_plain(label) for label in labels], rotation=90)
-        axes.set_yticks(range(num_classes), [_plain(label) for label in labels])
+        axes.set_xticks(range(num_classes), [plain(label) for label in labels], rotation=90)
+        axes.set_yticks(range(num_classes), [plain(label) for label in labels])
         axes.tick_params(length=0)
         for row, column in (share_KK > 0).nonzero().tolist():
             share = float(share_KK[row, column])
@@ -113,6 +113,6 @@ def write_classes(confusion_KK: Tensor, labels: Sequence[str], table: Path) -> N
             )
 
 
-def _plain(label: str) -> str:
+def plain(text: str, max_chars: int = 24) -> str:
     """Escape dollar signs, which matplotlib reads as a formula, and replace characters that the font may lack."""
-    return label.replace("$", r"\$").encode("ascii", "replace").decode()[:24]
+    return text[:max_chars].replace("$", r"\$").encode("ascii", "replace").decode()

@@ -1,6 +1,7 @@
 """From a table of results to a page."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from eca_hub.__main__ import main
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, UnknownName
+from eca_hub.report.page import png
 from eca_hub.report.plots import draw_all
 from eca_hub.report.study import Plan, Study, group, read_plan, read_study
 from eca_hub.sweep.results import Row, table_beside, write_table
@@ -66,6 +68,15 @@ def test_a_kernel_size_makes_another_method() -> None:
         ([{"run": "a", "lr": 1, "config_hash": "x", "test_top1": 0.5}], "No column of the grid names a method"),
         ([{"run": "a", "attention": "eca", "config_hash": "x", "test_top1": ""}], "Run a has no number in the column"),
         ([{"run": "a", "attention": "eca", "config_hash": "x", "test_top1": 0.5}] * 2, "two runs of eca with the same"),
+        (
+            [{"run": "a", "attention": "eca", "config_hash": "x", "test_top1": math.nan}],
+            "test_top1 nan; it must be a s",
+        ),
+        (
+            [{"run": "a", "attention": "eca", "config_hash": "x", "test_top1": 93.1}],
+            "test_top1 93.1; it must be a share",
+        ),
+        ([{"run": "a", "attention": "", "config_hash": "x", "test_top1": 0.5}], "Run a has no method"),
     ],
 )
 def test_results_that_cannot_be_compared_are_refused(rows: list[Row], words: str) -> None:
@@ -80,12 +91,35 @@ def test_results_that_cannot_be_compared_are_refused(rows: list[Row], words: str
         ("- x", "is not a plan"),
         ("comparisons: [{a: eca, b: se, kind: better}]", "kind 'better' is none of difference, non_inferiority"),
         ("comparisons: [{a: eca, b: se, kind: non_inferiority}]", "needs a margin above 0"),
+        ("comparisons: [{a: eca, b: se, kind: non_inferiority, margin: .nan}]", "needs a margin above 0"),
+        ("comparisons: [{a: eca, b: se}]\nnum_seeds: .inf", "is not a plan"),
+        ("comparisons: [{a: eca, b: se}]\nnum_seeds: -1", "num_seeds is -1"),
+        ("comparisons: [{a: eca, b: se}]\nmetric: test_top5", "compares test_top5; --metric names test_top1"),
+        (
+            "comparisons: [{a: eca, b: se, kind: non_inferiority, margin: 1}]\nmetric: test_calibration_error",
+            "compares test_calibration_error",
+        ),
     ],
 )
 def test_a_mistake_in_a_plan_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(InvalidConfig, match=words):
         read_plan(tmp_path / "plan.yaml", "test_top1")
+
+
+@pytest.mark.parametrize("text", ["comparisons: []\nnum_seed: 8", "comparisons: [{a: eca, b: se, margins: 1}]"])
+def test_an_unknown_key_of_a_plan_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(UnknownName, match="key of a plan"):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def test_no_difference_of_a_metric_that_is_better_when_lower_is_not_inferior(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        "metric: test_calibration_error\ncomparisons: [{a: eca, b: se, kind: non_inferiority, margin: 1}]"
+    )
+    with pytest.raises(InvalidConfig, match="non_inferiority is for metrics that are better when higher"):
+        read_plan(tmp_path / "plan.yaml")
 
 
 @pytest.fixture
@@ -165,6 +199,88 @@ def test_planned_comparisons_of_methods_without_runs_are_named(results: Path, tm
     assert words in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_two_methods_with_the_same_kernel_sizes_are_two_lines() -> None:
+    rows = [
+        {"run": f"{method}{k}", "attention": method, "kernel_size": k, "config_hash": f"{method}{k}", "test_top1": 0.5}
+        for k in (5, 3)
+        for method in ("eca", "ceca")
+    ]
+    figure = draw_all(Study(PLAIN, tuple(group(rows, PLAIN)), rows))["kernel_size"]
+    assert [line.get_label() for line in figure.axes[0].containers] == ["eca", "ceca"]
+    assert points_of(figure)[0] == ([3, 5], [50.0, 50.0])
+
+
+def test_labels_that_matplotlib_cannot_draw_are_replaced(tmp_path: Path) -> None:
+    rows = rows_of(MEANS)
+    classes = [{"run": row["run"], "label": r"$\foo$ 猫", "recall": 0.5} for row in rows]
+    figures = draw_all(Study(PLAIN, tuple(group(rows, PLAIN)), rows, classes=classes))
+    assert png(figures["classes"])
+
+
+def test_a_metric_without_curves_has_no_figure_of_them() -> None:
+    rows = rows_of(MEANS)
+    curves = [{"run": row["run"], "epoch": 0, "val_top1": 0.5} for row in rows]
+    plan = Plan("test_macro", ())
+    rows = [{**row, "test_macro": 0.5} for row in rows]
+    assert "curves" not in draw_all(Study(plan, tuple(group(rows, plan)), rows, curves))
+
+
+def test_what_is_planned_and_missing_is_also_said_on_the_command_line(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.yaml").write_text("num_seeds: 8\ncomparisons: [{a: eca, b: none}, {a: eca, b: cbam}]")
+    plan = ["--plan", str(tmp_path / "plan.yaml")]
+    assert report(results, tmp_path / "out", *plan) == 0
+    printed = capsys.readouterr().out
+    assert "Incomplete: 6 runs" in printed
+    assert "Left out: the comparisons that the plan makes with cbam" in printed
+    assert report(results, tmp_path / "out", *plan, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 2
+
+
+def test_a_single_seed_is_null_in_json_and_no_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.csv"
+    write_table(rows_of(MEANS, num_seeds=1), path)
+    assert report(path, tmp_path / "out", "--json") == 0
+    printed = capsys.readouterr().out
+    assert "NaN" not in printed
+    assert json.loads(printed)["comparisons"][0]["smallest_difference"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("results_curves.csv", "run,val_top1\na,0.5\n", "lacks the column epoch"),
+        ("results_speeds.csv", "run,attention\na,eca\n", "lacks the column training_images_per_s"),
+    ],
+)
+def test_a_table_beside_the_results_that_lacks_a_column_is_named(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert report(results, tmp_path / "out") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("")
+    assert report(results, tmp_path / "out") == 2
+    assert "The report cannot be written" in capsys.readouterr().err
+
+
+def test_methods_are_the_same_from_csv_and_parquet(tmp_path: Path) -> None:
+    rows = [
+        {"run": str(k), "attention": "eca", "kernel_size": k, "config_hash": str(k), "test_top1": 0.5} for k in (3, "")
+    ]
+    for name in ("results.csv", "results.parquet"):
+        write_table(rows, tmp_path / name)
+        [block] = read_study(tmp_path / name, PLAIN).blocks
+        assert [method.kernel_size for method in block.methods] == [3, None]
+        assert block.methods[1].name == "eca"
+
+
 def points_of(figure: Figure) -> list[tuple[list[float], list[float]]]:
     lines = [np.asarray(each.get_xydata()) for each in figure.axes[0].lines]
     return [(line[:, 0].tolist(), line[:, 1].tolist()) for line in lines if len(line)]
@@ -199,8 +315,7 @@ def test_speeds_stand_beside_the_accuracy(results: Path, tmp_path: Path) -> None
     write_table(
         [
             {
-                "architecture": "resnet18",
-                "attention": attention,
+                "run": f"resnet18-{attention}-3",
                 "training_images_per_s": 1234.4,
                 "training_time_ratio": ratio,
                 "inference_images_per_s": 5000.0,
@@ -220,7 +335,7 @@ def test_speeds_stand_beside_the_accuracy(results: Path, tmp_path: Path) -> None
 
 
 def test_the_plan_of_the_study_can_be_read() -> None:
-    plan = read_plan(Path("experiments/results/plan.yaml"), "val_top1")
+    plan = read_plan(Path("experiments/results/plan.yaml"))
     assert (plan.metric, plan.num_seeds) == ("test_top1", 8)
     assert plan.comparisons == (
         ("eca", "none", "difference", 0.0),

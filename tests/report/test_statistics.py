@@ -1,6 +1,7 @@
 """Statistics of comparisons, against scipy and against values worked out by hand."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_comparisons_are_corrected_as_one_family_and_state_a_conclusion() -> Non
     [alone] = compare(groups, planned[:1])  # type: ignore[arg-type]
     assert alone.is_shown
     assert alone.conclusion == "eca is higher than none"
-    assert against_se.conclusion.startswith("no difference shown (one of 0.")
+    assert against_se.conclusion.startswith("no difference shown, as no result")
     assert not_inferior.p == pytest.approx(1 / math.comb(8, 4))
     assert not_inferior.p_holm == pytest.approx(3 / math.comb(8, 4))
     assert not_inferior.is_shown
@@ -88,12 +89,29 @@ def test_three_seeds_each_can_show_no_difference_however_large() -> None:
     groups = {"eca": [90.0, 90.1, 90.2], "none": [10.0, 10.1, 10.2]}
     [difference] = compare(groups, [("eca", "none", "difference", 0.0)])
     assert difference.p == pytest.approx(2 / 20)
-    assert math.isnan(difference.smallest_difference)
-    assert difference.conclusion == "no difference can be shown with so few seeds"
+    assert difference.conclusion == "no difference shown, as no result of so few seeds could"
+
+
+def test_many_comparisons_need_more_seeds() -> None:
+    groups = {name: [value, value + 0.1, value + 0.2, value + 0.3] for name, value in (("a", 1.0), ("b", 9.0))}
+    planned = [("a", "b", "difference", 0.0), ("b", "a", "difference", 0.0)]
+    [alone] = compare(groups, planned[:1])  # type: ignore[arg-type]
+    assert alone.conclusion == "a is lower than b"
+    for each in compare(groups, planned):  # type: ignore[arg-type]
+        assert each.conclusion == "no difference shown, as no result of so few seeds could"
+
+
+def test_twenty_seeds_each_are_tested_exactly() -> None:
+    from scipy import stats
+
+    dice = random.Random(0)
+    a, b = ([dice.gauss(mean, 1) for _ in range(20)] for mean in (0.0, 0.5))
+    p = permutation_p(a, b, alternative="two-sided")
+    assert p == pytest.approx(stats.ttest_ind(a, b).pvalue, rel=0.05)
 
 
 def test_too_many_splits_and_empty_groups_are_refused() -> None:
-    with pytest.raises(InvalidConfig, match="at most 5,000,000 can be visited"):
-        permutation_p([0.0] * 20, [1.0] * 20, alternative="greater")
+    with pytest.raises(InvalidConfig, match="takes at most 40 of both together"):
+        permutation_p([0.0] * 21, [1.0] * 20, alternative="greater")
     with pytest.raises(InvalidConfig, match="at least one value"):
         permutation_p([], [1.0], alternative="greater")

@@ -82,6 +82,8 @@ def test_columns_are_named_by_the_last_word_where_it_is_unique() -> None:
         ("grid: {a: [1]}\nexclude: [{a: 1}]", InvalidConfig, "every combination is excluded"),
         ("configs: [absent.yaml]", InvalidConfig, "absent.yaml cannot be read: No such file"),
         ("configs: base.yaml", InvalidConfig, "configs must be a list"),
+        ("grid: {data.root: [2024-01-01]}", InvalidConfig, r"root has datetime.* Write '2024-01-01' in quotes"),
+        ("grid: {model.attention_args: [{1: 2}]}", InvalidConfig, "attention_args has the key 1; keys must be text"),
         ("grid: [", InvalidConfig, "is not a YAML file"),
         (f"grid: {{a: {list(range(400))}, b: {list(range(400))}}}", InvalidConfig, "describes 160,000 runs"),
     ],

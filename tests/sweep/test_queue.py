@@ -205,6 +205,35 @@ def test_an_interrupted_sweep_stops_its_runs_and_keeps_the_results(tmp_path: Pat
     assert [row["run"] for row in read_table(tmp_path / "results.csv")] == ["run0"]
 
 
+def test_where_the_results_cannot_be_written_the_runs_are_stopped(tmp_path: Path) -> None:
+    launcher = FakeLauncher()
+
+    def wait(seconds: float) -> None:
+        if not (tmp_path / "results.csv").is_dir():
+            (tmp_path / "results.csv").unlink(missing_ok=True)
+            (tmp_path / "results.csv").mkdir()
+        launcher.wait(seconds)
+
+    with pytest.raises(OSError, match=r"results\.csv"):
+        sweep(launcher, tmp_path, wait=wait)
+    assert [job.stopped for job in launcher.jobs] == [False, True]
+
+
+def test_tables_of_an_earlier_sweep_do_not_stay_beside_the_results(tmp_path: Path) -> None:
+    stale = table_beside(tmp_path / "results.csv", "classes")
+    stale.write_text("run,label,recall\nother,cat,0.5\n")
+    sweep(FakeLauncher(codes={"run0": 1}), tmp_path, num_runs=1)
+    assert not stale.exists()
+
+
+def test_what_another_machine_has_recorded_is_written_again_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    text = "run,label,config_hash,note,test_top1\nrun0,a0,hash0,1_0,0.50\n"
+    path.write_text(text)
+    sweep(FakeLauncher(), tmp_path, num_runs=1)
+    assert path.read_text() == text
+
+
 def test_the_time_left_is_the_mean_duration_of_what_is_left(tmp_path: Path) -> None:
     state = SweepState(num_runs=10, num_done=4, failed={"x": ""}, run_seconds=[10.0, 20.0])
     assert state.left_s(2) == 5 * 15 / 2

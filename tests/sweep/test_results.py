@@ -36,3 +36,16 @@ def test_an_unreadable_file_is_one_sentence(tmp_path: Path, name: str, content: 
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidConfig, match=words):
         read_table(tmp_path / name)
+
+
+def test_a_column_of_numbers_and_words_is_text_in_parquet(tmp_path: Path) -> None:
+    write_table([{"run": "a", "k": 3, "lr": 0.5}, {"run": "b", "k": "adaptive", "lr": ""}], tmp_path / "t.parquet")
+    rows = read_table(tmp_path / "t.parquet")
+    assert [row["k"] for row in rows] == ["3", "adaptive"]
+    assert [row["lr"] for row in rows] == [0.5, None]
+
+
+def test_a_row_with_too_many_cells_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("run,k\na,3,5\n")
+    with pytest.raises(InvalidConfig, match="line 2 has more cells than the first"):
+        read_table(tmp_path / "t.csv")

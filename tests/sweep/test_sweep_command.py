@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from eca_hub.__main__ import main
-from eca_hub.sweep.results import read_table
+from eca_hub.sweep.grid import read_sweep
+from eca_hub.sweep.results import read_table, write_table
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "configs" / "digits" / "eca.yaml"
 SWEEP = f"""
@@ -42,6 +43,27 @@ def test_a_wrong_option_is_one_sentence(
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     assert main(["sweep", "-c", str(tmp_path / "sweep.yaml"), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "out").write_text("")
+    assert main(["sweep", "-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert "out cannot be made a folder: File exists." in capsys.readouterr().err
+
+
+def test_speeds_of_a_sweep_that_another_machine_has_finished_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    rows = [
+        {"run": run.name, "attention": run.point["model.attention"], "config_hash": run.config_hash, "test_top1": 0.5}
+        for run in read_sweep(tmp_path / "sweep.yaml")
+    ]
+    write_table(rows, tmp_path / "results.csv")
+    command = ["sweep", "-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--speeds"]
+    assert main([*command, "--results", str(tmp_path / "results.csv")]) == 0
+    assert "No network was timed, because no run has a folder here." in capsys.readouterr().err
 
 
 @pytest.mark.slow
