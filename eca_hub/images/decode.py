@@ -6,16 +6,17 @@ allocate them. Decoding takes at most 8 bytes for each pixel that `ImageLimits` 
 """
 
 import io
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from eca_hub.errors import BadImage, NotAnImage, TooLarge, TooManyPixels
+from eca_hub.errors import BadImage, NotAnImage, TooManyPixels
 from eca_hub.images.color import ColorMode, SampleFormat, flatten
 from eca_hub.images.containers import FORMATS, read_orientation, sniff_format, strip_metadata
-from eca_hub.images.limits import WEBP_WEIGHT, ImageLimits, check_scans, check_size, cost_per_pixel
+from eca_hub.images.limits import WEBP_WEIGHT, ImageLimits, check_num_bytes, check_scans, check_size, cost_per_pixel
 from eca_hub.images.png_samples import read_sample_format
 
 __all__ = [
@@ -93,7 +94,7 @@ def decode_image(
 
 
 def decode_reduced(
-    data: bytes,
+    data: bytes | bytearray | memoryview,
     *,
     min_side_px: int | None = None,
     limits: ImageLimits = ImageLimits(),
@@ -118,11 +119,15 @@ def decode_reduced(
         TooLarge: more bytes than allowed.
         TooManyPixels: more pixels, a longer side or more scans than allowed.
     """
-    if len(data) > limits.max_bytes:
-        raise TooLarge(
-            f"The image has {len(data) / 2**20:.1f} MiB; the limit is {limits.max_bytes / 2**20:g} MiB.",
-            hint="Shrink it.",
-        )
+    try:
+        memoryview(data)
+    except TypeError:
+        raise NotAnImage(
+            f"A value of type {type(data).__name__} is not the content of an image file.",
+            hint="Give bytes, such as those of Path.read_bytes().",
+        ) from None
+    data = bytes(data)
+    check_num_bytes(len(data), limits)
     name = sniff_format(data)
     if name == "WebP":
         check_size(*_read_webp_size(data), limits, weight=WEBP_WEIGHT)
@@ -190,7 +195,7 @@ def load_image(
     if isinstance(source, Image.Image):
         return _convert_pil(source, min_side_px, bit_depth, mode)
     if isinstance(source, bytes | bytearray | memoryview):
-        return decode_reduced(bytes(source), min_side_px=min_side_px, limits=limits, bit_depth=bit_depth, mode=mode)
+        return decode_reduced(source, min_side_px=min_side_px, limits=limits, bit_depth=bit_depth, mode=mode)
     try:
         path = Path(source)
     except TypeError:
@@ -199,7 +204,11 @@ def load_image(
             hint="Give a path, the bytes of a file or a PIL image; PIL.Image.fromarray makes one of an array.",
         ) from None
     try:
-        data = path.read_bytes()
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            # Reading a pipe would wait for its writer, and some devices have no end.
+            raise ValueError("it is a pipe, a socket or a device, not a file")
+        data = path.read_bytes() if status.st_size <= limits.max_bytes else b""
     except (OSError, ValueError) as error:
         # A NUL in a path is a ValueError.
         reason = error.strerror if isinstance(error, OSError) else error
@@ -207,19 +216,34 @@ def load_image(
             f"{str(path)[:_MAX_PATH_CHARS]} cannot be read: {reason}.", hint="Give the path of an image file."
         ) from None
     try:
+        check_num_bytes(status.st_size, limits)
         return decode_reduced(data, min_side_px=min_side_px, limits=limits, bit_depth=bit_depth, mode=mode)
     except BadImage as error:
         raise type(error)(f"{path}: {error.message}", hint=error.hint) from None
 
 
 def _convert_pil(image: Image.Image, min_side_px: int | None, bit_depth: int | None, mode: ColorMode) -> DecodedImage:
-    from_file = _decode_unloaded(image, min_side_px, bit_depth, mode)
-    if from_file is not None:
-        return from_file
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    samples = SampleFormat(bit_depth or 16, _pil_transparent_color(image))
-    flat = flatten(image, mode, samples=samples)
-    return DecodedImage.of(flat.transpose(_EXIF_TRANSPOSE[orientation]) if orientation in _EXIF_TRANSPOSE else flat)
+    if 0 in image.size:
+        raise NotAnImage(f"The PIL image is {image.width} x {image.height}: it has no pixels.")
+    try:
+        from_file = _decode_unloaded(image, min_side_px, bit_depth, mode)
+        if from_file is not None:
+            return from_file
+        image.load()
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        samples = SampleFormat(bit_depth or 16, _pil_transparent_color(image))
+        flat = flatten(image, mode, samples=samples)
+        turn = _EXIF_TRANSPOSE.get(orientation)
+        return DecodedImage.of(flat if turn is None else flat.transpose(turn))
+    except BadImage:
+        raise
+    except Exception as error:
+        # Pillow raises OSError for a truncated file, AssertionError for a closed one, ValueError for some modes, ...
+        reason = f": {error}".rstrip(": .")
+        raise NotAnImage(
+            f"The PIL image of mode {image.mode} cannot be read{reason}.",
+            hint="Is it closed, or its file incomplete? Otherwise convert it to RGB.",
+        ) from None
 
 
 def _decode_unloaded(

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from eca_hub.errors import InvalidConfig, NotAnImage
 from eca_hub.images.containers import sniff_format
@@ -41,13 +41,26 @@ def is_ignored(name: str) -> bool:
 def walk_files(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder in the order of their names, following links to folders, but each link's once.
 
+    Pipes, sockets and devices are left out; broken links are not, so that they are reported.
+
     Raises:
         InvalidConfig: a folder cannot be read.
     """
     entered = {folder.resolve()}
-    for where, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        folders[:] = sorted(name for name in folders if not is_ignored(name) and not _is_circle(where, name, entered))
-        yield from (Path(where) / name for name in sorted(names) if not is_ignored(name))
+    pending = [folder]
+    while pending:
+        where = pending.pop()
+        try:
+            with os.scandir(where) as found:
+                entries = sorted((each for each in found if not is_ignored(each.name)), key=lambda each: each.name)
+        except OSError as error:
+            raise InvalidConfig(
+                f"The folder {error.filename} cannot be read: {error.strerror or error}.",
+                hint="Grant yourself read access to it.",
+            ) from None
+        folders = [Path(entry.path) for entry in entries if _is_folder(entry)]
+        pending += [path for path in folders if not _is_circle(path, entered)][::-1]
+        yield from (Path(entry.path) for entry in entries if _is_file(entry))
 
 
 def kind_of(path: Path) -> Literal["image", "sidecar", "unsupported"]:
@@ -59,6 +72,9 @@ def kind_of(path: Path) -> Literal["image", "sidecar", "unsupported"]:
         return "unsupported"
     if name.endswith(_SIDECAR_ENDINGS) or name in _SIDECAR_NAMES:
         return "sidecar"
+    if not path.is_file():
+        # Opening a pipe would wait for its writer.
+        return "unsupported"
     try:
         with path.open("rb") as file:
             sniff_format(file.read(_SNIFFED_BYTES))
@@ -67,19 +83,22 @@ def kind_of(path: Path) -> Literal["image", "sidecar", "unsupported"]:
     return "image"
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise InvalidConfig(
-        f"The folder {error.filename} cannot be read: {error.strerror or error}.",
-        hint="Grant yourself read access to it.",
-    ) from None
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
-def _is_circle(where: str, name: str, entered: set[Path]) -> bool:
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a regular file or a broken link. Only links cost a call of the file system."""
+    if entry.is_symlink():
+        return Path(entry).is_file() or not Path(entry).exists()
+    return entry.is_file()
+
+
+def _is_circle(path: Path, entered: set[Path]) -> bool:
     """Whether a folder is a link to one that it lies in or that a link has led to before; adds it to `entered`."""
-    path = Path(where, name)
     if not path.is_symlink():
         return False
     target = path.resolve()
-    is_known = target in entered or Path(where).resolve().is_relative_to(target)
+    is_known = target in entered or path.parent.resolve().is_relative_to(target)
     entered.add(target)
     return is_known

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import ImageFile
 
-from eca_hub.errors import NotAnImage, TooManyPixels
+from eca_hub.errors import NotAnImage, TooLarge, TooManyPixels
 from eca_hub.images.containers import StrippedImage
 
 # A progressive JPEG takes one pass over all pixels for each scan: 50 megapixels may have 10, as encoders write them.
@@ -34,6 +34,19 @@ class ImageLimits:
     """Width or height."""
     max_scans: int = 100
     """Scans of a progressive JPEG: each is a pass over all pixels, and encoders write about ten."""
+
+
+def check_num_bytes(num_bytes: int, limits: ImageLimits) -> None:
+    """Check the size of a file against the limits.
+
+    Raises:
+        TooLarge: it has more bytes than allowed.
+    """
+    if num_bytes > limits.max_bytes:
+        raise TooLarge(
+            f"The image has {num_bytes / 2**20:.1f} MiB; the limit is {limits.max_bytes / 2**20:g} MiB.",
+            hint="Shrink it.",
+        )
 
 
 def check_size(width: int, height: int, limits: ImageLimits, *, weight: float = 1.0) -> None:

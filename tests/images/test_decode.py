@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -346,6 +347,42 @@ def test_a_pil_image_that_is_no_longer_its_file_is_taken_as_it_is(tmp_path: Path
 def test_a_float_image_is_refused_because_its_range_is_unknown() -> None:
     with pytest.raises(NotAnImage, match="mode F"):
         load_image(Image.new("F", (8, 8)))
+
+
+def test_a_pil_image_that_cannot_be_read_is_a_bad_image() -> None:
+    photo = encode(Image.effect_noise((64, 64), 90), "JPEG")
+    with Image.open(io.BytesIO(photo)) as closed:
+        pass
+    with Image.open(io.BytesIO(photo)) as closed_after_reading:
+        closed_after_reading.load()
+    closed_after_reading.close()
+    cut_short = Image.open(io.BytesIO(photo[: len(photo) // 2]))
+    for image in (closed, closed_after_reading, cut_short, Image.new("La", (8, 8))):
+        with pytest.raises(NotAnImage, match=r"The PIL image of mode \w+ cannot be read.* Is it closed"):
+            load_image(image)
+    with pytest.raises(NotAnImage, match="0 x 10: it has no pixels"):
+        load_image(Image.new("RGB", (0, 10)))
+
+
+@pytest.mark.parametrize("value", ["cat.png", Path("cat.png"), 7, None])
+def test_decoding_takes_the_content_of_a_file_and_not_its_name(value: object) -> None:
+    with pytest.raises(NotAnImage, match=rf"type {type(value).__name__} is not the content of an image file"):
+        decode_image(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_a_pipe_is_refused_instead_of_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(NotAnImage, match=r"pipe\.png cannot be read: it is a pipe, a socket or a device"):
+        load_image(tmp_path / "pipe.png")
+
+
+def test_a_file_of_too_many_bytes_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(2**31)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    with pytest.raises(TooLarge, match=r"huge\.png: The image has 2048\.0 MiB; the limit is 10 MiB"):
+        load_image(tmp_path / "huge.png")
 
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview])

@@ -1,10 +1,11 @@
 """Folders as operating systems, editors and storage devices leave them."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from eca_hub.images.folders import is_ignored, walk_files
+from eca_hub.images.folders import is_ignored, kind_of, walk_files
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,14 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path: Path) -> None:
     (tmp_path / "a" / "z2").symlink_to(tmp_path / "store")
     found = [str(path.relative_to(tmp_path)) for path in walk_files(tmp_path / "a")]
     assert found == ["a/0.png", "a/to_b/0.png", "a/z1/0.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_pipes_are_left_out_and_broken_links_are_not(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link_to_pipe").symlink_to(tmp_path / "pipe")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "absent.png")
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    (tmp_path / "photo.png").touch()
+    assert [path.name for path in walk_files(tmp_path)] == ["broken.png", "circle.png", "photo.png"]
+    assert kind_of(tmp_path / "pipe") == "unsupported"
