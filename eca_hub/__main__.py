@@ -3,7 +3,9 @@
 Exit codes: 0, 2 for the user's mistake (one sentence on standard error), 1 for a failure, 130 after Ctrl-C.
 """
 
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -41,24 +43,59 @@ _REUSES_MEMORY = frozenset(["fit", "validate", "test", "predict", "serve", "push
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = sys.argv[1:] if argv is None else argv
+    _open_closed_streams()
     try:
-        return _dispatch(args)
+        try:
+            return _dispatch(args)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of the output, such as `head`, has exited.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:
+        if not _is_output_broken(error):
+            raise
+        command = args[0] if args and args[0] in COMMANDS else ""
+        _print_error(f"The output cannot be written: {error.strerror or error}.", command)
+        _discard_output()
+        return 1
+
+
+def _open_closed_streams() -> None:
+    """Replace streams that the shell has closed, as by `>&-`, which Python sets to None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="replace"))  # noqa: PTH123, SIM115
+
+
+def _is_output_broken(error: OSError) -> bool:
+    """Whether an error is one of writing to standard output, whose buffer keeps what could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # `python -u` has no buffer.
+        return True
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """Send what standard output has in its buffer to nowhere, as Python writes it once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
-        print(_overview(), flush=True)
+        print(_overview())
         return 0
     if args[0] in ("-V", "--version"):
         from eca_hub import __version__
 
-        print(f"eca-hub {__version__}", flush=True)
+        print(f"eca-hub {__version__}")
         return 0
     if args[0] not in COMMANDS:
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
@@ -77,9 +114,7 @@ def _run(command: str, args: list[str]) -> int:
         keep_freed_memory()
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-        code = int(function(args) or 0)
-        sys.stdout.flush()
-        return code
+        return int(function(args) or 0)
     except EcaHubError as error:
         _print_error(str(error), command)
         return error.exit_code
@@ -105,7 +140,9 @@ def _overview() -> str:
 
 
 def _print_error(sentence: str, command: str = "") -> int:
-    print(f"eca-hub{f' {command}' if command else ''}: {sentence}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        # Standard error may be full or closed, too; the exit code still tells.
+        print(f"eca-hub{f' {command}' if command else ''}: {sentence}", file=sys.stderr)
     return 2
 
 

@@ -15,7 +15,12 @@ import jsonargparse
 from eca_hub.errors import InvalidUsage
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.IGNORECASE)
-_WRONG_TYPE = re.compile(r"Parser key \"([\w.]+)\": Expected a <class '(\w+)'>\. Got value: (.*)")
+_WRONG_TYPE = re.compile(
+    r"Parser key \"([\w.]+)\"(?: element \d+)?: "
+    r"(?:Expected|Does not validate against any of the Union subtypes Subtypes: .*? - Expected) a <class '(\w+)'>"
+    r".*(?:Got|Given) value:(.*)"
+)
+"""The value is empty where nothing follows the colon; of a Union the first type is named, the other is None."""
 _WIDTH_CHARS = 100
 _TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -65,7 +70,9 @@ class CommandParser(SuggestionMixin, jsonargparse.ArgumentParser):
         Raises:
             InvalidUsage: an option that the command does not take, or a value of the wrong type.
         """
-        return self.parse_args([_with_underscores(word) for word in argv])
+        # Words after -- are no options, but names such as --my-photo.jpg.
+        num_options = argv.index("--") if "--" in argv else len(argv)
+        return self.parse_args([*map(_with_underscores, argv[:num_options]), *argv[num_options:]])
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -104,7 +111,7 @@ def _sentence(message: str) -> str:
     if unknown := _UNKNOWN.fullmatch(message):
         return f"There is no option {unknown[1].split()[0].partition('=')[0]}."
     if wrong := _WRONG_TYPE.fullmatch(message):
-        return f"--{wrong[1]} must be {_TYPE_NAMES.get(wrong[2], wrong[2])}, not {wrong[3]!r}."
+        return f"--{wrong[1]} must be {_TYPE_NAMES.get(wrong[2], wrong[2])}, not {wrong[3].strip()!r}."
     return f"{message[:1].upper()}{message[1:]}."
 
 

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from eca_hub.__main__ import COMMANDS, main
 from eca_hub.commandline import CommandParser
+from eca_hub.errors import InvalidUsage
 from tests.conftest import make_image
 
 
@@ -96,6 +98,66 @@ def test_a_mistyped_option_gets_a_suggestion(args: list[str], meant: str, capsys
     error = capsys.readouterr().err
     assert f"Did you mean {meant}?" in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--often", ""], "--often must be a whole number, not ''."),
+        (["--often", "x"], "--often must be a whole number, not 'x'."),
+        (["--mean", "1", "nan", "2"], "--mean must be a number, not 'nan'."),
+        (["--limit", "x"], "--limit must be a whole number, not 'x'."),
+    ],
+)
+def test_a_value_of_the_wrong_type_gets_a_sentence(words: list[str], sentence: str) -> None:
+    parser = CommandParser("try", "Try something.")
+    parser.add_argument("--often", type=int)
+    parser.add_argument("--mean", type=float, nargs=3)
+    parser.add_argument("--limit", type=int | None)
+    with pytest.raises(InvalidUsage) as raised:
+        parser.read(words)
+    assert str(raised.value) == f"{sentence} All options: eca-hub try --help"
+
+
+def test_words_after_two_dashes_stay_as_they_are() -> None:
+    parser = CommandParser("try", "Try something.")
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--top_k", type=int)
+    args = parser.read(["--top-k", "2", "--", "--my-photo.jpg"])
+    assert (args.top_k, args.images) == (2, ["--my-photo.jpg"])
+
+
+def run_in_shell(line: str) -> subprocess.CompletedProcess[str]:
+    command = line.replace("eca-hub", f"{shlex.quote(sys.executable)} -m eca_hub")
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no bash")
+@pytest.mark.parametrize("line", ["eca-hub models --releases >&-", "eca-hub --version >&-"])
+def test_a_command_whose_output_is_closed_succeeds(line: str) -> None:
+    done = run_in_shell(line)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no bash")
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_an_error_is_not_printed_elsewhere_when_standard_error_cannot_be_written(redirection: str) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("has no /dev/full")
+    done = run_in_shell(f"eca-hub nosuch {redirection}")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [("models --releases", " models"), ("--help", "")],
+)
+@pytest.mark.parametrize("environment", ["", "PYTHONUNBUFFERED=1 "])
+def test_a_full_disk_under_the_output_is_one_sentence(words: str, name: str, environment: str) -> None:
+    done = run_in_shell(f"{environment}eca-hub {words} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == f"eca-hub{name}: The output cannot be written: No space left on device.\n"
 
 
 def test_a_missing_extra_names_the_install_command() -> None:
