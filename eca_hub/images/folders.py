@@ -72,10 +72,10 @@ def kind_of(path: Path) -> Literal["image", "sidecar", "unsupported"]:
         return "unsupported"
     if name.endswith(_SIDECAR_ENDINGS) or name in _SIDECAR_NAMES:
         return "sidecar"
-    if not path.is_file():
-        # Opening a pipe would wait for its writer.
-        return "unsupported"
     try:
+        if not path.is_file():
+            # Opening a pipe would wait for its writer.
+            return "unsupported"
         with path.open("rb") as file:
             sniff_format(file.read(_SNIFFED_BYTES))
     except (NotAnImage, OSError):
@@ -84,14 +84,18 @@ def kind_of(path: Path) -> Literal["image", "sidecar", "unsupported"]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a regular file or a broken link. Only links cost a call of the file system."""
-    if entry.is_symlink():
-        return Path(entry).is_file() or not Path(entry).exists()
-    return entry.is_file()
+    """Whether an entry is a regular file, or a link whose target is absent or cannot be reached."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry).exists())
+    except OSError:
+        return True
 
 
 def _is_circle(path: Path, entered: set[Path]) -> bool:
