@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import importlib
+import io
 import os
 import sys
 
@@ -43,7 +44,7 @@ _REUSES_MEMORY = frozenset(["fit", "validate", "test", "predict", "serve", "push
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = sys.argv[1:] if argv is None else argv
-    _open_closed_streams()
+    _prepare_streams()
     try:
         try:
             return _dispatch(args)
@@ -64,11 +65,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _open_closed_streams() -> None:
-    """Replace streams that the shell has closed, as by `>&-`, which Python sets to None."""
+def _prepare_streams() -> None:
+    """Replace streams that the shell has closed, as by `>&-`, which Python sets to None.
+
+    Names of files may have bytes that are not UTF-8, and a terminal may lack letters of a label: they are escaped.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="replace"))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _is_output_broken(error: OSError) -> bool:

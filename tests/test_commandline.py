@@ -160,6 +160,13 @@ def test_a_full_disk_under_the_output_is_one_sentence(words: str, name: str, env
     assert done.stderr == f"eca-hub{name}: The output cannot be written: No space left on device.\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no bash")
+def test_letters_that_a_terminal_lacks_are_escaped() -> None:
+    done = run_in_shell("PYTHONIOENCODING=ascii eca-hub card eca_mobilenet_v2.photos34")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"H. Kjellstr\xf6m" in done.stdout
+
+
 def test_a_missing_extra_names_the_install_command() -> None:
     code = "import sys; sys.modules['lightning'] = None; from eca_hub.__main__ import main; sys.exit(main(['fit']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
-from eca_hub.commands.images import STDIN, find_images
+from eca_hub.commands.images import STDIN, escape, find_images
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import BadImage, InvalidUsage
 from eca_hub.releases import DEFAULT_RELEASE
 
 if TYPE_CHECKING:
     from eca_hub.classifier import Classifier, Prediction
+
+
+_ROUNDING = 1e-6
+"""Of the scores in a .csv."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage(f"--min_score is {args.min_score}; it must be 0 to 1.")
     if args.output and Path(args.output).suffix not in (".csv", ".jsonl"):
         raise InvalidUsage(f"--output is {args.output!r}; the file must end in .csv or .jsonl.")
+    if args.output and args.json:
+        raise InvalidUsage("--json prints and --output writes a file; give one of them. A .jsonl file has JSON.")
     images = list(dict.fromkeys(each for given in args.images for each in find_images(given)))
 
     from eca_hub.classifier import Classifier
@@ -104,15 +110,19 @@ def _classify(
 def _write_file(
     classifier: "Classifier", images: list[str], path: Path, top_k: int, min_score: float, batch_size: int
 ) -> int:
-    """Append a line for each image that the file does not have; complete lines survive a crash."""
+    """Append a line for each image that the file does not have; complete lines survive a crash.
+
+    Standard input is another image each time.
+    """
+    top_k = min(top_k, len(classifier.config.labels))
     is_csv = path.suffix == ".csv"
     header = ["image", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "score")), "error"]
     header.append("revision")
-    done = _read_done(path, header, classifier.revision) if path.is_file() else set()
-    todo = [image for image in images if image not in done]
-    num_bad = 0
     try:
-        with path.open("a", encoding="utf-8", newline="") as file:
+        done = _read_done(path, header, classifier.revision, top_k, min_score) if path.is_file() else {}
+        todo = [image for image in images if image == STDIN or _to_utf8(image) not in done]
+        num_bad = sum(done[_to_utf8(image)] for image in set(images).difference(todo))
+        with path.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file)
             if is_csv and file.tell() == 0:
                 writer.writerow(header)
@@ -130,17 +140,22 @@ def _write_file(
         raise InvalidUsage(f"--output {path} cannot be written: {error.strerror or error}.") from None
     show_progress("")
     skipped = f", {len(images) - len(todo)} were there already" if len(images) > len(todo) else ""
-    print(f"{len(todo)} images classified{skipped}, {num_bad} of them bad; written to {path}")
+    print(escape(f"{len(todo)} images classified{skipped}, {num_bad} of them bad; written to {path}"))
     return 2 if num_bad else 0
 
 
-def _read_done(path: Path, header: list[str], revision: str) -> set[str]:
-    """Return the images of a file of results, and cut an incomplete last line from it.
+def _to_utf8(name: str) -> str:
+    """Escape the bytes of a file name that are not UTF-8, as the file of results has them."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _read_done(path: Path, header: list[str], revision: str, top_k: int, min_score: float) -> dict[str, bool]:
+    """Return the images of a file of results and whether each is bad, and cut an incomplete last line from it.
 
     A spreadsheet that saves the file may add a byte order mark, which is skipped.
 
     Raises:
-        InvalidUsage: the file has other columns or separators, or results of another revision of the model.
+        InvalidUsage: the file has other columns or separators, or results of another revision or other options.
     """
     content = path.read_bytes()
     complete = content[: content.rfind(b"\n") + 1]
@@ -148,26 +163,49 @@ def _read_done(path: Path, header: list[str], revision: str) -> set[str]:
         text = complete.decode("utf-8-sig")
         if path.suffix == ".csv":
             columns, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [header]
-            found = {(row[0], row[-1]) for row in rows}
+            found = [
+                (row[0], row[-1], row[-2] != "", [float(each) for each in row[2:-2:2] if each])
+                for row in (rows if columns == header else [])
+            ]
         else:
             columns = header
-            found = {(each["image"], each["revision"]) for each in map(json.loads, text.splitlines())}
-    except (ValueError, KeyError, IndexError, TypeError, csv.Error):
-        columns, found = [], set()
+            found = [
+                (
+                    each["image"],
+                    each["revision"],
+                    "error" in each,
+                    [one["score"] for one in each.get("predictions", ())],
+                )
+                for each in map(json.loads, text.splitlines())
+            ]
+        has_these_options = all(is_bad or _fits(scores, top_k, min_score) for _, _, is_bad, scores in found)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, csv.Error):
+        columns, found, has_these_options = [], [], True
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and columns[0].split(separator) == header:
             raise InvalidUsage(
                 f"{path} has {name} between its columns, as a spreadsheet may save it; eca-hub writes commas.",
                 hint="Save it with commas, or give a new file as --output.",
             )
-    if columns != header or any(each != revision for _, each in found):
+    if not has_these_options:
+        raise InvalidUsage(
+            f"{path} exists and has results of another --top_k or --min_score than {top_k} and {min_score:g}.",
+            hint="Give a new file as --output.",
+        )
+    if columns != header or any(each != revision for _, each, _, _ in found):
         raise InvalidUsage(
             f"{path} exists and has other columns, or results of another revision than {revision[:12]}.",
             hint="Give a new file as --output.",
         )
     if len(complete) < len(content):
         os.truncate(path, len(complete))
-    return {image for image, _ in found}
+    return {_to_utf8(image): is_bad for image, _, is_bad, _ in found}
+
+
+def _fits(scores: list[float], top_k: int, min_score: float) -> bool:
+    """Whether the scores of an image can be the result of these options."""
+    is_complete = len(scores) == top_k or (len(scores) < top_k and min_score > 0)
+    return is_complete and all(score >= min_score - _ROUNDING for score in scores)
 
 
 def _to_dict(classifier: "Classifier", row: Row) -> dict[str, Any]:
@@ -185,5 +223,4 @@ def _to_line(row: Row) -> str:
         text = f"{row.image}  " + (
             "  ".join(f"{each.label} {each.score:.3f}" for each in row.predictions) or "(no label)"
         )
-    # Names of files may have bytes that are not UTF-8, and control characters.
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return escape(text)

@@ -1,7 +1,8 @@
 """The images that an argument of `eca-hub classify` and `eca-hub detect` names."""
 
+import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from eca_hub.errors import InvalidUsage
 from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
@@ -25,13 +26,13 @@ def find_images(given: str) -> list[str]:
     if not given.strip():
         raise InvalidUsage("The name of an image is empty.", hint="Give a file, a folder, or - for standard input.")
     if given.startswith("file://"):
-        given = unquote(urlsplit(given).path)
+        given = _path_of(given)
     if "://" in given or given.startswith("data:"):
         raise InvalidUsage(
             f"{given[:200]} is a URL, and eca-hub does not download images.",
             hint=f"curl -o image.jpg {given}" if given.startswith("http") else "Give a file.",
         )
-    path = Path(given).expanduser()
+    path = _expand_user(given)
     try:
         if path.is_dir():
             return _images_in(path)
@@ -42,6 +43,27 @@ def find_images(given: str) -> list[str]:
         # The name is too long or has a NUL: the reason is reported when the image is read.
         return [given]
     return [str(path) if given.startswith("~") else given]
+
+
+def escape(text: str) -> str:
+    """Escape control characters and bytes that are not UTF-8, which names of files may have, for a terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _path_of(url: str) -> str:
+    """Return the path of a file:// URL."""
+    host, _, path = url.removeprefix("file://").partition("/")
+    if host not in ("", "localhost") or not path:
+        raise InvalidUsage(f"{url[:200]} names no file on this machine.", hint="Give file:///PATH, or the path alone.")
+    return os.fsdecode(b"/" + unquote_to_bytes(os.fsencode(path)))
+
+
+def _expand_user(given: str) -> Path:
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        # ~NAME is a file, as there is no such user.
+        return Path(given)
 
 
 def _images_in(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_a_network_without_finite_scores_ends_the_command_with_a_sentence(
 
 @pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
 def test_a_file_of_results_is_continued_after_its_last_complete_line(
-    name: str, tiny_package: Path, photos: Path, tmp_path: Path
+    name: str, tiny_package: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / name
     (photos / "bad.png").write_bytes(b"nothing")
@@ -98,8 +99,11 @@ def test_a_file_of_results_is_continued_after_its_last_complete_line(
     )
     assert images == [str(photos / each) for each in ("b.png", "bad.png", "sub/a.JPG")]
     output.write_bytes(complete[:-20])
-    assert main(command) == 0
+    assert main(command) == 2
     assert output.read_bytes() == complete
+    assert capsys.readouterr().out.endswith(
+        f"1 images classified, 2 were there already, 1 of them bad; written to {output}\n"
+    )
 
 
 def test_a_file_of_results_that_a_spreadsheet_has_saved_is_continued(
@@ -140,9 +144,72 @@ def test_a_file_of_another_model_is_not_continued(tiny_package: Path, photos: Pa
     assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+@pytest.mark.parametrize("options", [["--top_k", "1"], ["--min_score", "0.9"]])
+def test_a_file_of_other_options_is_not_continued(
+    name: str, options: list[str], tiny_package: Path, photos: Path, tmp_path: Path
+) -> None:
+    command = [str(photos), "--model", str(tiny_package), "--output", str(tmp_path / name)]
+    assert main([*command, *options]) == 0
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(InvalidUsage, match=r"Give a new file as --output\."):
+        main(command)
+    assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+def test_each_image_of_standard_input_is_added_to_a_file_of_results(
+    name: str, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for num_images in (1, 2):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(make_image())))
+        assert main(["-", "--model", str(tiny_package), "--output", str(tmp_path / name)]) == 0
+        lines = (tmp_path / name).read_text().splitlines()
+        assert len([line for line in lines if "revision" not in line or line.startswith("{")]) == num_images
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text")
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+def test_a_name_that_is_not_utf8_is_escaped_and_found_again(
+    name: str, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, output = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / os.fsdecode(b"\xe9" + name.encode())
+    image.write_bytes(make_image())
+    command = [str(image), "--model", str(tiny_package)]
+    assert main([*command, "--output", str(output)]) == 0
+    complete = output.read_bytes()
+    assert rb"caf\udce9.png" in complete
+    assert main([*command, "--output", str(output)]) == 0
+    assert output.read_bytes() == complete
+    assert main(command) == 0
+    assert r"caf\udce9.png" in capsys.readouterr().out
+
+
+def test_a_file_has_no_more_columns_than_the_model_has_classes(
+    tiny_package: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "results.csv"
+    for _ in range(2):
+        assert main([str(photos), "--model", str(tiny_package), "--top_k", "200000", "--output", str(output)]) == 0
+    assert len(output.read_text().partition("\n")[0]) < 1000
+
+
+def test_a_file_whose_name_begins_with_a_tilde_is_no_user(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("~nosuchuser.png").write_bytes(make_image())
+    assert main(["~nosuchuser.png", "--model", str(tiny_package)]) == 0
+    assert capsys.readouterr().out.startswith("~nosuchuser.png  ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["file://[abc"], r"file://\[abc names no file on this machine\. Give file:///PATH"),
+        (["file://"], "file:// names no file on this machine"),
+        (["file://photos/cat.png"], "names no file on this machine"),
+        (["x.png", "--output", "x.jsonl", "--json"], "give one of them"),
         (["https://example.org/cat.jpg"], "eca-hub does not download images"),
         (["x.png", "--top_k", "0"], "--top_k is 0"),
         (["x.png", "--output", "results.xlsx"], r"must end in \.csv or \.jsonl"),
