@@ -1,15 +1,22 @@
 """`eca-hub detect`: find the objects in images, draw them, and write COCO results."""
 
+import io
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
-from eca_hub.commands.images import find_images
+from eca_hub.commands.images import escape, find_images
 from eca_hub.errors import BadImage, InvalidConfig, InvalidUsage
 
 if TYPE_CHECKING:
     from eca_hub.detector import Detection
+
+_MAX_SHOWN_CHARS = 200
+_MAX_DIGITS = 18
+"""Of a file name that is a number of 64 bits."""
 
 
 def main(argv: list[str]) -> int:
@@ -30,19 +37,34 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
     if args.annotations and not args.to:
         raise InvalidUsage("--annotations has the ids for --to, which is not given.")
+    if args.max_detections < 1:
+        raise InvalidUsage(f"--max_detections is {args.max_detections}; it must be 1 or more.")
+    if not 0 <= args.min_score <= 1:
+        raise InvalidUsage(f"--min_score is {args.min_score}; it must be 0 to 1.")
     images = list(dict.fromkeys(path for given in args.images for path in find_images(given)))
     names = [Path(path).stem for path in images]
     if args.save_image and len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise InvalidUsage(f"Two images are named {repeated}; one drawing would replace the other.")
-    folder = _make_folder(args.save_image) if args.save_image else None
+    drawings = {path: Path(args.save_image, f"{Path(path).stem}.png") for path in images} if args.save_image else {}
+    _check_outputs(
+        [*drawings.values(), *([Path(args.to)] if args.to else [])],
+        [*images, *([args.annotations] if args.annotations else [])],
+    )
     if args.to and not Path(args.to).absolute().parent.is_dir():
         raise InvalidConfig(f"There is no folder {Path(args.to).absolute().parent} for {args.to}.")
+    if args.save_image and Path(args.save_image).exists() and not Path(args.save_image).is_dir():
+        raise InvalidUsage(f"--save_image is {args.save_image}, which is a file and not a folder.")
+    ids = _Ids(args.annotations, images) if args.to else None
 
     from eca_hub.detector import Detector
 
     detector = Detector.from_pretrained(args.model, args.revision, device=args.device)
-    ids = _Ids(args.annotations, detector.config.labels)
+    detector.check_options(args.min_score, args.max_detections)
+    if ids is not None:
+        ids.check_labels(detector.config.labels)
+    if args.save_image:
+        _make_folder(args.save_image)
     results: list[dict[str, Any]] = []
     num_bad = 0
     for path in images:
@@ -51,54 +73,91 @@ def main(argv: list[str]) -> int:
         except BadImage as error:
             num_bad += 1
             document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
-            print(json.dumps(document) if args.json else str(error))
+            print(json.dumps(document) if args.json else escape(str(error)))
             continue
-        results += [ids.result(path, each) for each in found]
-        if folder is not None:
-            _draw(path, found, folder / f"{Path(path).stem}.png")
+        if ids is not None:
+            results += [ids.result(path, each) for each in found]
+        if path in drawings:
+            _draw(path, found, drawings[path])
         if args.json:
             document = {"image": path, "model": detector.model_id, "revision": detector.revision}
             print(json.dumps({**document, "detections": [_as_json(each) for each in found]}))
         else:
             objects = ", ".join(f"{each.label} {each.score:.2f} at {_format_box(each)}" for each in found)
-            print(f"{path}  {objects or 'nothing found'}")
+            print(escape(f"{path}  {objects or 'nothing found'}"))
     if args.to:
-        _write(Path(args.to), results)
+        _write(Path(args.to), (json.dumps(results) + "\n").encode())
     return 2 if num_bad else 0
 
 
 class _Ids:
-    """The image and category ids of a results file: those of an annotation file, or plain numbers."""
+    """The image and category ids of a results file: those of an annotation file, or plain numbers.
 
-    def __init__(self, annotations: str | None, labels: tuple[str, ...]) -> None:
-        self._image_ids: dict[str, Any] | None = None
-        self._category_ids = {label: index for index, label in enumerate(labels, start=1)}
-        if annotations is None:
-            return
-        try:
-            document = json.loads(Path(annotations).read_bytes())
-            self._image_ids = {Path(each["file_name"]).name: each["id"] for each in document["images"]}
-            category_ids = {each["name"]: each["id"] for each in document["categories"]}
-        except OSError as error:
-            raise InvalidConfig(f"{annotations} cannot be read: {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError):
-            raise InvalidConfig(f"{annotations} is not a COCO annotation file.") from None
-        missing = [label for label in labels if label not in category_ids]
-        if missing:
-            raise InvalidConfig(f"{annotations} has no category {missing[0]!r}, which the detector has.")
-        self._category_ids = {label: category_ids[label] for label in labels}
+    Raises:
+        InvalidConfig: the annotation file cannot be read, or does not list each image once; two images have one id.
+    """
+
+    def __init__(self, annotations: str | None, images: list[str]) -> None:
+        self._annotations = annotations
+        self._category_ids: dict[str, Any] = {}
+        self._image_ids = {path: _number_or_name(Path(path)) for path in images}
+        if annotations is not None:
+            listed, self._category_ids = _read_annotations(annotations)
+            for path in images:
+                ids = listed.get(Path(path).name, [])
+                if len(ids) != 1:
+                    times = "no image" if not ids else f"{len(ids)} images"
+                    raise InvalidConfig(
+                        f"{annotations} lists {times} {Path(path).name}; --to needs the id of each image."
+                    )
+                self._image_ids[path] = ids[0]
+        path_of: dict[int | str, str] = {}
+        for path, image_id in self._image_ids.items():
+            if path_of.setdefault(image_id, path) != path:
+                raise InvalidConfig(f"{path_of[image_id]} and {path} have the same id {image_id} in --to.")
+
+    def check_labels(self, labels: tuple[str, ...]) -> None:
+        """Refuse labels of the detector that the annotation file does not have; without a file, number them.
+
+        Raises:
+            InvalidConfig: the file has no such category.
+        """
+        if self._annotations is None:
+            self._category_ids = {label: index for index, label in enumerate(labels, start=1)}
+        for label in labels:
+            if label not in self._category_ids:
+                raise InvalidConfig(f"{self._annotations} has no category {label!r}, which the detector has.")
 
     def result(self, path: str, detection: "Detection") -> dict[str, Any]:
         """Return a detection as a COCO results file has it."""
-        name = Path(path)
-        if self._image_ids is None:
-            # COCO's files are named by their id.
-            image_id: Any = int(name.stem) if name.stem.isdecimal() else name.name
-        elif name.name in self._image_ids:
-            image_id = self._image_ids[name.name]
-        else:
-            raise InvalidConfig(f"The annotation file lists no image {name.name}.")
-        return {"image_id": image_id, "category_id": self._category_ids[detection.label], **_coco_fields(detection)}
+        ids = {"image_id": self._image_ids[path], "category_id": self._category_ids[detection.label]}
+        return {**ids, **_coco_fields(detection)}
+
+
+def _number_or_name(path: Path) -> int | str:
+    """Return the id of an image: COCO's files are named by it."""
+    is_number = path.stem.isdecimal() and len(path.stem) <= _MAX_DIGITS
+    return int(path.stem) if is_number else path.name
+
+
+def _read_annotations(path: str) -> tuple[dict[str, list[int | str]], dict[str, Any]]:
+    """Read the ids of the images of each name, and of each category, from a COCO file.
+
+    Raises:
+        InvalidConfig: it cannot be read, or is no such file.
+    """
+    image_ids: dict[str, list[int | str]] = {}
+    try:
+        document = json.loads(Path(path).read_bytes())
+        for image in document["images"]:
+            if not isinstance(image["id"], int | str):
+                raise TypeError("an id is neither a number nor text")
+            image_ids.setdefault(Path(image["file_name"]).name, []).append(image["id"])
+        return image_ids, {category["name"]: category["id"] for category in document["categories"]}
+    except OSError as error:
+        raise InvalidConfig(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InvalidConfig(f"{path} is not a COCO annotation file.") from None
 
 
 def _coco_fields(detection: "Detection") -> dict[str, Any]:
@@ -118,13 +177,32 @@ def _format_box(detection: "Detection") -> str:
     return "({:.0f}, {:.0f}, {:.0f}, {:.0f})".format(*detection.box)
 
 
-def _make_folder(folder: str) -> Path:
-    path = Path(folder)
+def _check_outputs(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
+    """Refuse to write over a folder or over one of the inputs, under whatever name.
+
+    Raises:
+        InvalidUsage: an output is one of these.
+    """
+    read = {os.path.realpath(path) for path in inputs if "\0" not in path}
+    for output in outputs:
+        try:
+            is_folder, target = output.is_dir(), os.path.realpath(output)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InvalidUsage(f"{str(output)[:_MAX_SHOWN_CHARS]} cannot be written: {reason}.") from None
+        if is_folder:
+            raise InvalidUsage(f"{output} cannot be written: it is a folder.")
+        if target in read:
+            raise InvalidUsage(
+                f"{output} would be written over one of the inputs.", hint="Give another folder or file."
+            )
+
+
+def _make_folder(folder: str) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidConfig(f"The folder {folder} cannot be made: {error.strerror}.") from None
-    return path
 
 
 def _draw(path: str, detections: list["Detection"], target: Path) -> None:
@@ -132,13 +210,15 @@ def _draw(path: str, detections: list["Detection"], target: Path) -> None:
     from eca_hub.images.draw import Shape, draw_shapes
 
     shapes = [Shape(f"{each.label} {each.score:.2f}", each.index, each.box, each.mask) for each in detections]
-    draw_shapes(load_image(path).image, shapes).save(target)
+    content = io.BytesIO()
+    draw_shapes(load_image(path).image, shapes).save(content, "PNG")
+    _write(target, content.getvalue())
 
 
-def _write(path: Path, results: list[dict[str, Any]]) -> None:
+def _write(path: Path, content: bytes) -> None:
     from eca_hub.atomic import write_atomic
 
     try:
-        write_atomic(path, (json.dumps(results) + "\n").encode())
+        write_atomic(path, content)
     except OSError as error:
         raise InvalidConfig(f"{path} cannot be written: {error.strerror}.") from None

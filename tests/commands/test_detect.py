@@ -1,6 +1,9 @@
 """`eca-hub detect`: boxes on the terminal, drawings, COCO results, and one sentence for each mistake."""
 
+import errno
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from PIL import Image
 
 import eca_hub
+import eca_hub.atomic
 from eca_hub.__main__ import main
 from eca_hub.images.draw import Shape, draw_shapes
 from eca_hub.images.masks import InstanceMask
@@ -101,6 +105,84 @@ def test_mistakes_are_one_sentence(
     assert sentence in output
     assert len(output.strip().splitlines()) == 1
     assert not (tmp_path / "x.json").exists()
+
+
+@pytest.fixture
+def workspace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with images in subfolders and files that --to and --save_image must not replace."""
+    for name in ("photos/a.png", "photos/1.png", "more/001.png", "more/a.png", "drawn/a.png/x", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((images / "0.png").read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    categories = [{"name": "bar", "id": 3}, {"name": "disk", "id": 7}]
+    for file, names in (("lists_a", ["a.png"]), ("lists_none", []), ("lists_twice", ["x/a.png", "y/a.png"])):
+        listed = [{"file_name": name, "id": index} for index, name in enumerate(names)]
+        (tmp_path / f"{file}.json").write_text(json.dumps({"images": listed, "categories": categories}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("photos/a.png --save_image photos", "photos/a.png would be written over one of the inputs."),
+        ("photos/a.png --save_image link", "link/a.png would be written over one of the inputs."),
+        ("photos/a.png --to photos/a.png", "photos/a.png would be written over one of the inputs."),
+        ("photos/a.png --to lists_a.json --annotations lists_a.json", "lists_a.json would be written over one of"),
+        ("photos/a.png --save_image drawn", "drawn/a.png cannot be written: it is a folder."),
+        ("photos/a.png --save_image file", "--save_image is file, which is a file and not a folder."),
+        ("photos/a.png --to more", "more cannot be written: it is a folder."),
+        ("photos/a.png --max_detections 0 --save_image new", "--max_detections is 0; it must be 1 or more."),
+        ("photos/a.png --min_score 2 --save_image new", "--min_score is 2.0; it must be 0 to 1."),
+        ("file:///a%00b --save_image new", "cannot be written: embedded null byte."),
+        ("photos/a.png --to r.json --annotations deep.json", "deep.json is not a COCO annotation file."),
+        ("photos/a.png --to r.json --annotations lists_none.json", "lists_none.json lists no image a.png"),
+        ("photos/a.png --to r.json --annotations lists_twice.json", "lists_twice.json lists 2 images a.png"),
+        ("photos/a.png more/a.png --to r.json --annotations lists_a.json", "and more/a.png have the same id 0 in --to"),
+        ("photos/1.png more/001.png --to r.json", "photos/1.png and more/001.png have the same id 1 in --to."),
+    ],
+)
+def test_mistakes_of_outputs_and_ids_are_refused_before_a_model_is_loaded(
+    line: str, sentence: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
+    assert main(["detect", *line.split(), "--model", "acme/absent"]) == 2
+    [shown] = capsys.readouterr().err.splitlines()
+    assert sentence in shown
+    assert {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()} == before
+    assert not (workspace / "new").exists()
+
+
+def test_a_score_below_that_of_the_detector_is_refused_before_the_folder_of_drawings_is_made(
+    package: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["detect", "photos/a.png", "--model", str(package), "--min_score", "0", "--save_image", "new"]) == 2
+    assert "for this detector it is 0.05 to 1" in capsys.readouterr().err
+    assert not (workspace / "new").exists()
+
+
+def test_an_earlier_drawing_stays_when_a_new_one_cannot_be_written(
+    package: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (workspace / "new").mkdir()
+    (workspace / "new" / "a.png").write_bytes(b"earlier")
+    monkeypatch.setattr(eca_hub.atomic, "rename_synced", fail)
+    assert detect(package, "photos/a.png", "--save_image", "new") == 2
+    assert "new/a.png cannot be written: No space left on device." in capsys.readouterr().err
+    assert [(path.name, path.read_bytes()) for path in (workspace / "new").iterdir()] == [("a.png", b"earlier")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text")
+def test_a_name_that_is_not_utf8_is_escaped(package: Path, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = workspace / "photos" / os.fsdecode(b"caf\xe9.png")
+    image.write_bytes((workspace / "photos" / "a.png").read_bytes())
+    assert detect(package, image, "--to", "r.json", "--save_image", "new") == 0
+    assert r"caf\udce9.png  " in capsys.readouterr().out
+    assert {each["image_id"] for each in json.loads((workspace / "r.json").read_text())} == {image.name}
 
 
 def test_a_classifier_asked_to_detect_gets_one_sentence(
