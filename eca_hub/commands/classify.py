@@ -68,6 +68,8 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage(f"--output is {args.output!r}; the file must end in .csv or .jsonl.")
     if args.output and args.json:
         raise InvalidUsage("--json prints and --output writes a file; give one of them. A .jsonl file has JSON.")
+    if args.output and (Path(args.output).is_dir() or not Path(args.output).absolute().parent.is_dir()):
+        raise InvalidUsage(f"--output is {args.output!r}, which is a folder or lies in a folder that does not exist.")
     images = list(dict.fromkeys(each for given in args.images for each in find_images(given)))
 
     from eca_hub.classifier import Classifier

@@ -37,6 +37,9 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
     if args.annotations and not args.to:
         raise InvalidUsage("--annotations has the ids for --to, which is not given.")
+    for name in ("to", "annotations", "save_image"):
+        if args[name] == "":
+            raise InvalidUsage(f"--{name} is empty; give a name, or leave the option out.")
     if args.max_detections < 1:
         raise InvalidUsage(f"--max_detections is {args.max_detections}; it must be 1 or more.")
     if not 0 <= args.min_score <= 1:

@@ -209,6 +209,7 @@ def test_a_file_whose_name_begins_with_a_tilde_is_no_user(
         (["file://[abc"], r"file://\[abc names no file on this machine\. Give file:///PATH"),
         (["file://"], "file:// names no file on this machine"),
         (["file://photos/cat.png"], "names no file on this machine"),
+        (["x.png", "--output", "nosuch/x.csv"], "lies in a folder that does not exist"),
         (["x.png", "--output", "x.jsonl", "--json"], "give one of them"),
         (["https://example.org/cat.jpg"], "eca-hub does not download images"),
         (["x.png", "--top_k", "0"], "--top_k is 0"),

@@ -134,6 +134,7 @@ def workspace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("photos/a.png --save_image file", "--save_image is file, which is a file and not a folder."),
         ("photos/a.png --to more", "more cannot be written: it is a folder."),
         ("photos/a.png --max_detections 0 --save_image new", "--max_detections is 0; it must be 1 or more."),
+        ("photos/a.png --to=", "--to is empty; give a name, or leave the option out."),
         ("photos/a.png --min_score 2 --save_image new", "--min_score is 2.0; it must be 0 to 1."),
         ("file:///a%00b --save_image new", "cannot be written: embedded null byte."),
         ("photos/a.png --to r.json --annotations deep.json", "deep.json is not a COCO annotation file."),
