@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidUsage
+from eca_hub.models.config import MAX_CLASSES, ModelConfig
 
 if TYPE_CHECKING:
     from eca_hub.models.complexity import Complexity
-    from eca_hub.models.config import ModelConfig
     from eca_hub.models.paper import ComparedRow, TableName
 
 
@@ -24,27 +24,36 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--attention_args", type=dict[str, Any], default={}, help='Its options, such as {"reduction": 8}.'
     )
-    parser.add_argument("--num_classes", type=int, default=1000, help="Outputs of --model.")
-    parser.add_argument("--image_size_px", type=int, default=224, help="Side of the square image for --model.")
+    parser.add_argument("--num_classes", type=int, help="Outputs of --model; 1000 when not given.")
+    parser.add_argument("--image_size_px", type=int, help="Side of the square image for --model; 224 when not given.")
     parser.add_argument("--json", action="store_true", help="Print one JSON document.")
     args = parser.read(argv)
-    if args.model and args.table:
+    if args.model is not None and args.table:
         raise InvalidUsage("--table is for networks of the paper and --model for any other; give one of them.")
-    if not args.model and (args.attention or args.attention_args):
-        raise InvalidUsage("--attention needs a network.", hint="Add --model resnet50, for example.")
-    if args.num_classes < 1 or args.image_size_px < 1:
-        raise InvalidUsage(
-            f"--num_classes is {args.num_classes} and --image_size_px {args.image_size_px}; each must be 1 or more."
-        )
-    if args.model:
-        from eca_hub.models.config import ModelConfig
+    if args.model is None:
+        for name in ("attention", "attention_args", "num_classes", "image_size_px"):
+            if args[name] not in (None, {}):
+                raise InvalidUsage(f"--{name} needs a network.", hint="Add --model resnet50, for example.")
+        return _tables(args.table, as_json=args.json)
+    num_classes = 1000 if args.num_classes is None else args.num_classes
+    image_size_px = 224 if args.image_size_px is None else args.image_size_px
 
-        config = ModelConfig(args.model, args.attention or "none", dict(args.attention_args))
-        return _one_network(config, args.num_classes, args.image_size_px, as_json=args.json)
-    return _tables(args.table, as_json=args.json)
+    from eca_hub.models.complexity import MAX_SIDE_PX
+
+    for name, value, most in (
+        ("num_classes", num_classes, MAX_CLASSES),
+        ("image_size_px", image_size_px, MAX_SIDE_PX),
+    ):
+        if not 1 <= value <= most:
+            raise InvalidUsage(f"--{name} is {value}; it must be 1 to {most}.")
+
+    from eca_hub.models.build import choose_attention
+
+    config = ModelConfig(args.model, choose_attention(args.model, args.attention), dict(args.attention_args))
+    return _one_network(config, num_classes, image_size_px, as_json=args.json)
 
 
-def _one_network(config: "ModelConfig", num_classes: int, image_size_px: int, *, as_json: bool) -> int:
+def _one_network(config: ModelConfig, num_classes: int, image_size_px: int, *, as_json: bool) -> int:
     from eca_hub.models.build import build_model, resolve_config
     from eca_hub.models.complexity import count_complexity
     from eca_hub.models.weight_init import on_meta_device

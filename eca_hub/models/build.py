@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eca_hub.attention import ATTENTIONS
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.models.backbones import BACKBONES, Backbone
-from eca_hub.models.config import ModelConfig, Stem
+from eca_hub.models.config import MAX_CLASSES, ModelConfig, Stem
 from eca_hub.models.insertion import Insertion, mark_inserted
 from eca_hub.models.options import (
     can_insert,
@@ -53,15 +53,10 @@ def create_model(
         InvalidConfig: an option cannot work, or the backbone does not support the method.
     """
     backbone_name, named_attention = split_name(architecture)
-    if num_classes < 1:
-        raise InvalidConfig(f"num_classes is {num_classes}; a classifier needs 1 or more.")
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise InvalidConfig(f"num_classes is {num_classes}; a classifier needs 1 to {MAX_CLASSES}.")
     if attention is None or isinstance(attention, str):
-        chosen = attention if attention and named_attention in ("none", attention) else named_attention
-        if attention not in (None, chosen):
-            raise InvalidConfig(
-                f"architecture {architecture!r} names attention {named_attention!r}, but attention is {attention!r}."
-            )
-        config = ModelConfig(backbone_name, chosen, attention_args, stem=stem)
+        config = ModelConfig(backbone_name, choose_attention(architecture, attention), attention_args, stem=stem)
         return build_model(config, num_classes=num_classes, features_only=features_only)
     if named_attention != "none":
         raise InvalidConfig(
@@ -174,6 +169,23 @@ def split_name(architecture: str) -> tuple[str, str]:
         if find_timm_backbone(backbone_name):
             return backbone_name, attention
     raise UnknownName.among("architecture", architecture, list_models(), listing="eca-hub models")
+
+
+def choose_attention(architecture: str, attention: str | None) -> str:
+    """Return the attention of a name such as `eca_resnet50`, or of a bare backbone the given one.
+
+    Raises:
+        UnknownName: no such architecture.
+        InvalidConfig: another attention is given than the name has.
+    """
+    _, named_attention = split_name(architecture)
+    if attention is None:
+        return named_attention
+    if named_attention not in ("none", attention):
+        raise InvalidConfig(
+            f"architecture {architecture!r} names attention {named_attention!r}, but attention is {attention!r}."
+        )
+    return attention
 
 
 def list_models(pattern: str = "*", *, with_timm: bool = False) -> list[str]:

@@ -44,6 +44,9 @@ from eca_hub.models.weight_init import on_meta_device
 
 _ATEN = torch.ops.aten
 
+MAX_SIDE_PX = 16_384
+"""Longest side of an image: of a larger one the maps of pairs of positions have more elements than torch can number."""
+
 
 @dataclass(frozen=True)
 class LayerTally:
@@ -132,16 +135,18 @@ def count_complexity(
         InvalidConfig: the network cannot take an image of this size.
     """
     if isinstance(model, ModelConfig):
-        height, width = height_px or model.image.height_px, width_px or model.image.width_px
+        default_height, default_width = model.image.height_px, model.image.width_px
         with on_meta_device():
             meta_model = build_model(model, num_classes=model.num_classes or 1000)
         in_chans = model.image.in_chans
     else:
-        height, width = height_px or 224, width_px or 224
+        default_height = default_width = 224
         meta_model, in_chans = _without_memory(model), 3
     meta_model.eval()
-    if height < 1 or width < 1:
-        raise InvalidConfig(f"The image is {height} x {width} px; each side must be 1 or more.")
+    height = default_height if height_px is None else height_px
+    width = default_width if width_px is None else width_px
+    if not (1 <= height <= MAX_SIDE_PX and 1 <= width <= MAX_SIDE_PX):
+        raise InvalidConfig(f"The image is {height} x {width} px; each side must be 1 to {MAX_SIDE_PX}.")
     multiply_adds, tally = run_counted(meta_model, height, width, in_chans)
     return Complexity(
         num_parameters=count_parameters(meta_model),

@@ -26,6 +26,9 @@ Activation = Literal["softmax", "sigmoid", "none"]
 
 _MIN_BORDER_CROP = 0.25
 
+MAX_CLASSES = 1_000_000
+"""Most outputs of a network that is built."""
+
 
 @dataclass(frozen=True)
 class ImageConfig:

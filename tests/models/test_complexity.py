@@ -259,11 +259,40 @@ def test_one_network_is_counted_by_both_rules(capsys: pytest.CaptureFixture[str]
         (["--model", "resnet18", "--num_classes", "0"], InvalidUsage),
         (["--model", "inception_v3", "--image_size_px", "8"], InvalidConfig),
         (["--model", "resnet18", "--image_size_px", "0"], InvalidUsage),
+        (["--model", "resnet18", "--image_size_px", "100000000000"], InvalidUsage),
+        (["--model", "resnet18", "--num_classes", "100000000000000000"], InvalidUsage),
+        (["--model", ""], UnknownName),
     ],
 )
 def test_mistakes_are_reported(argv: list[str], error: type[Exception]) -> None:
     with pytest.raises(error):
         main(argv)
+
+
+@pytest.mark.parametrize("attention", ["se", "none"])
+def test_an_attention_that_differs_from_that_of_the_name_is_refused(attention: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"names attention 'eca', but attention is '{attention}'"):
+        main(["--model", "eca_resnet18", "--attention", attention])
+
+
+@pytest.mark.parametrize(
+    "argv", [["--num_classes", "10"], ["--image_size_px", "64"], ["--attention_args.reduction", "8"]]
+)
+def test_an_option_of_one_network_is_refused_beside_a_table(argv: list[str]) -> None:
+    with pytest.raises(InvalidUsage, match=r"needs a network\. Add --model"):
+        main([*argv, "--table", "2"])
+
+
+@pytest.mark.parametrize("side_px", [0, 10**11])
+def test_a_size_that_no_image_can_have_is_refused(side_px: int) -> None:
+    with pytest.raises(InvalidConfig, match="each side must be 1 to 16384"):
+        count_complexity(create_model("resnet20"), height_px=side_px, width_px=32)
+
+
+@pytest.mark.parametrize("num_classes", [0, 10**17])
+def test_a_number_of_classes_that_no_network_can_have_is_refused(num_classes: int) -> None:
+    with pytest.raises(InvalidConfig, match="a classifier needs 1 to 1000000"):
+        create_model("resnet20", num_classes=num_classes)
 
 
 def test_activations_are_those_of_timms_tables() -> None:
