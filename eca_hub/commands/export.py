@@ -40,7 +40,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
-    path = Path(args.output or f"model{_SUFFIXES[args.to]}")
+
+    from eca_hub.hub.package import expand_home
+
+    path = expand_home(args.output or f"model{_SUFFIXES[args.to]}")
     if path.exists():
         raise InvalidUsage(f"{path} exists.", hint="Give a new file as --output.")
     if not path.absolute().parent.is_dir():
@@ -52,9 +55,14 @@ def main(argv: list[str]) -> int:
     from eca_hub.classifier import Classifier
     from eca_hub.detector import load_predictor
 
+    temporary = temporary_for(path)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise _not_writable(path, error) from None
     predictor = load_predictor(args.model, args.revision)
     show_progress(f"exporting {args.model}")
-    temporary = temporary_for(path)
     try:
         if isinstance(predictor, Classifier):
             difference, lines = _export_classifier(predictor, temporary, args.to)
@@ -66,7 +74,7 @@ def main(argv: list[str]) -> int:
             return 1
         rename_synced(temporary, path.absolute())
     except OSError as error:
-        raise InvalidUsage(f"{path} cannot be written: {error.strerror or error}.") from None
+        raise _not_writable(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
     if args.json:
@@ -77,6 +85,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _not_writable(path: Path, error: OSError) -> InvalidUsage:
+    return InvalidUsage(f"{path} cannot be written: {error.strerror or error}.")
+
+
 def _export_classifier(classifier: "Classifier", path: Path, file_format: "Format") -> tuple[float, list[str]]:
     """Return the largest difference of a probability, and how to run the file."""
     import torch
@@ -85,17 +97,21 @@ def _export_classifier(classifier: "Classifier", path: Path, file_format: "Forma
 
     origin = f"{classifier.model_id}@{classifier.revision}"
     export_network(classifier.model, classifier.config, path, file_format, origin=origin)
-    run, image, difference = load_exported(path, file_format), classifier.config.image, 0.0
+    run, image = load_exported(path, file_format), classifier.config.image
+    differences = []
     for num_images in (1, 3):
         size = (num_images, image.in_chans, image.height_px, image.width_px)
         pixels_NCHW = torch.randint(0, 256, size, dtype=torch.uint8)
         expected_NK = classifier.probabilities(pixels_NCHW)
         logits_NK = run(classifier.transform.normalize(pixels_NCHW))
         actual_NK = classifier.to_scores(logits_NK, classifier.config.activation)
-        difference = max(difference, float((expected_NK - actual_NK).abs().max()))
+        differences.append((expected_NK - actual_NK).abs().max())
+    # Unlike Python's max, torch's is NaN if one of the values is.
+    difference = float(torch.stack(differences).max())
+    colors = "gray" if image.in_chans == 1 else "RGB"
     return difference, [
         f"probabilities within {difference:.1e} of Classifier's",
-        f"Input: float32 (N, {image.in_chans}, {image.height_px}, {image.width_px}), any N; RGB from 0 to 1, then",
+        f"Input: float32 (N, {image.in_chans}, {image.height_px}, {image.width_px}), any N; {colors} from 0 to 1, then",
         f"  (x - mean) / std with mean {list(image.mean)} and std {list(image.std)}",
         f"Run:   logits = {_run_line(file_format, ['logits'])}" + ("[0]" if file_format == "onnx" else ""),
     ]
@@ -116,14 +132,15 @@ def _export_detector(detector: "Detector", path: Path, file_format: "Format") ->
 
     config, names = detector.config, level_names(detector.config)
     export_pyramid(detector.model, config, path, file_format, origin=f"{detector.model_id}@{detector.revision}")
-    run, levels, difference = load_exported_levels(path, file_format, names), PyramidLevels(detector.model), 0.0
+    run, levels = load_exported_levels(path, file_format, names), PyramidLevels(detector.model)
+    differences = []
     for num_images, rows, columns in ((1, 5, 7), (3, 6, 5)):
         x_N3HW = torch.randn(num_images, 3, rows * STRIDE_PX, columns * STRIDE_PX)
         with torch.no_grad():
             expected = levels(x_N3HW)
         for right_NCHW, found_NCHW in zip(expected, run(x_N3HW), strict=True):
-            relative = (right_NCHW - found_NCHW).abs().max() / right_NCHW.abs().max().clamp_min(1e-12)
-            difference = max(difference, float(relative))
+            differences.append((right_NCHW - found_NCHW).abs().max() / right_NCHW.abs().max().clamp_min(1e-12))
+    difference = float(torch.stack(differences).max())
     return difference, [
         f"backbone and pyramid, values within {difference:.1e} of Detector's",
         "The whole detector does not export: how many boxes non-maximum suppression leaves depends on the image.",

@@ -145,7 +145,10 @@ def _write(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if file_format == "torchscript":
-            torch.jit.save(torch.jit.trace(model, example_NCHW), str(path), _extra_files={METADATA_KEY: metadata})  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(model, example_NCHW)  # type: ignore[no-untyped-call]
+            # Given a path, torch raises a RuntimeError where it cannot write.
+            with path.open("wb") as file:
+                torch.jit.save(traced, file, _extra_files={METADATA_KEY: metadata})  # type: ignore[no-untyped-call]
             return
         program = torch.export.export(model, (example_NCHW,), dynamic_shapes=(sizes,))
         if file_format == "torch_export":

@@ -71,21 +71,31 @@ class Package:
     weights_bytes: bytes | memoryview
 
 
+def expand_home(name: str) -> Path:
+    """Return the path of a name with `~` expanded; one that names no home directory stays as it is."""
+    try:
+        return Path(name).expanduser()
+    except (RuntimeError, ValueError):
+        return Path(name)
+
+
 def folder_named(name: str | Path) -> Path:
     """Return the folder of a name, with `~` expanded and the prefix `file://` or `local-dir:` removed.
 
     Raises:
-        InvalidPackage: it is empty.
+        InvalidPackage: it is empty, or neither a string nor a path.
     """
     if isinstance(name, Path):
         return name
+    if not isinstance(name, str):
+        raise InvalidPackage(f"The name of the model is {name!r}.", hint="Give OWNER/NAME or a folder.")
     if not name.strip():
         raise InvalidPackage("The name of the model is empty.", hint="Give OWNER/NAME or a folder.")
     for prefix in ("file://", "local-dir:"):
         if name.startswith(prefix):
             path = name.removeprefix(prefix)
             return Path(unquote(path) if prefix == "file://" else path)
-    return Path(name).expanduser()
+    return expand_home(name)
 
 
 def find_package(folder: str | Path) -> Path:
@@ -279,6 +289,22 @@ def is_detector(text: bytes) -> bool:
     return False
 
 
+def is_package_config(text: bytes) -> bool:
+    """Return whether a config.json is eca-hub's or timm's, not that of another program."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return _is_ours_or_timms(json.loads(text))
+    return False
+
+
+def _is_ours_or_timms(document: object) -> bool:
+    return isinstance(document, dict) and (document.get("library_name") == LIBRARY_NAME or is_timm_document(document))
+
+
+def command_for(config_bytes: bytes) -> str:
+    """Return the command that runs a package: `detect` for a detector, else `classify`."""
+    return "detect" if is_detector(config_bytes) else "classify"
+
+
 def is_timm_compatible(text: bytes) -> bool:
     """Return whether a config.json that `config_from_json` has read was written by eca-hub for stock timm as well."""
     return ECA_HUB_KEY in json.loads(text)
@@ -293,13 +319,12 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} has the key {ascii(str(error))[:60]} twice.") from None
     except (ValueError, RecursionError):
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} is not JSON.") from None
-    if not isinstance(document, dict) or (
-        document.get("library_name") != LIBRARY_NAME and not is_timm_document(document)
-    ):
+    if not _is_ours_or_timms(document):
         raise InvalidPackage(
             f"{CONFIG_FILE} of {origin} is neither eca-hub's, which says library_name {LIBRARY_NAME!r}, nor timm's, "
             "which has a pretrained_cfg."
         )
+    assert isinstance(document, dict)
     if document.get("library_name") == LIBRARY_NAME and document.get("format") != FORMAT:
         raise InvalidPackage(
             f"{CONFIG_FILE} of {origin} has format {document.get('format')!r}; this eca-hub reads {FORMAT}.",

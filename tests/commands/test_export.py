@@ -12,7 +12,8 @@ import eca_hub
 from eca_hub import Classifier
 from eca_hub.commands import export
 from eca_hub.errors import InvalidConfig, InvalidUsage
-from eca_hub.hub.export import METADATA_KEY, Format, level_names, load_exported, load_exported_levels
+from eca_hub.hub.export import METADATA_KEY, Format, export_network, level_names, load_exported, load_exported_levels
+from eca_hub.models.build import build_model
 from eca_hub.models.feature_pyramid import pyramid_of
 from tests.conftest import LABELS, save_tiny_detector
 
@@ -92,6 +93,44 @@ def test_a_network_that_differs_is_not_written(
     )
     assert export.main([str(tiny_package), "--to", "torchscript", "--output", str(tmp_path / "x.pt")]) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_are_not_numbers_are_not_written(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "eca_hub.hub.export.load_exported", lambda *_: lambda x_NCHW: torch.full((x_NCHW.shape[0], 3), torch.nan)
+    )
+    assert export.main([str(tiny_package), "--to", "torchscript", "--output", str(tmp_path / "x.pt")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_levels_of_a_detector_that_are_not_numbers_are_not_written(
+    detector_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eca_hub.hub.export.export_pyramid", lambda *_, **__: None)
+    levels = (torch.full((1,), torch.nan), *[torch.zeros(1)] * 4)
+    monkeypatch.setattr("eca_hub.hub.export.load_exported_levels", lambda *_: lambda _: levels)
+    assert export.main([str(detector_package), "--to", "torch_export", "--output", str(tmp_path / "x.pt2")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_input_of_a_gray_network_is_called_gray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = eca_hub.ModelConfig("resnet20", "eca", labels=LABELS, image=eca_hub.ImageConfig(16, 16, in_chans=1))
+    package = eca_hub.save_pretrained(build_model(config), tmp_path / "package", config=config)
+    assert export.main([str(package), "--to", "torchscript", "--output", str(tmp_path / "x.pt")]) == 0
+    assert "(N, 1, 16, 16), any N; gray from 0 to 1" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded() -> None:
+    with pytest.raises(InvalidUsage, match=r"^/proc/x\.pt cannot be written: "):
+        export.main(["no/model", "--to", "torchscript", "--output", "/proc/x.pt"])
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_file_system(tiny_package: Path) -> None:
+    model, config = eca_hub.load_pretrained(tiny_package)
+    with pytest.raises(OSError, match="No space left on device"):
+        export_network(model, config, Path("/dev/full"), "torchscript", origin="acme/tiny")
 
 
 def test_a_file_that_exists_is_not_replaced(tiny_package: Path, tmp_path: Path) -> None:
