@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,9 +116,18 @@ def test_a_folder_may_be_named_as_in_a_file_that_no_shell_reads(
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("", InvalidPackage), ("x" * 5000, InvalidConfig), ("a\0b", InvalidConfig)]
+    ("name", "error"),
+    [
+        ("", InvalidPackage),
+        (None, InvalidPackage),
+        (3, InvalidPackage),
+        ("x" * 5000, InvalidConfig),
+        ("a\0b", InvalidConfig),
+        ("~no_such_user/model", InvalidConfig),
+        ("~no\0user/model", InvalidConfig),
+    ],
 )
-def test_a_name_that_no_model_can_have_is_refused(name: str, error: type[Exception]) -> None:
+def test_a_name_that_no_model_can_have_is_refused(name: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         Classifier.from_pretrained(name)
 

@@ -43,8 +43,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--format", choices=["eca-hub", "timm"], default="eca-hub", help="Format of the folder.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
-    labels = None if args.labels is None else _read_labels(Path(args.labels))
-    is_checkpoint = Path(args.source).is_file()
+    if not args.to:
+        raise InvalidUsage("--to is empty.", hint="Give a new folder.")
+
+    from eca_hub.hub.package import check_new_folder, expand_home
+
+    args.to = str(expand_home(args.to))
+    labels = None if args.labels is None else _read_labels(expand_home(args.labels))
+    is_checkpoint = expand_home(args.source).is_file()
+    if is_checkpoint:
+        args.source = str(expand_home(args.source))
     if not is_checkpoint and args.format == "eca-hub":
         raise InvalidUsage(
             f"There is no file {args.source!r}.", hint="Give a checkpoint, such as eca_resnet50.pth.tar."
@@ -56,7 +64,6 @@ def main(argv: list[str]) -> int:
     from eca_hub.hub.convert.checkpoint import convert_checkpoint, convert_detector
     from eca_hub.hub.convert.checkpoint_reader import read_weights
     from eca_hub.hub.convert.mmdetection import is_mmdetection
-    from eca_hub.hub.package import check_new_folder
 
     check_new_folder(args.to)
     show_progress(f"reading {args.source}")
@@ -135,7 +142,7 @@ def _read_labels(path: Path) -> list[str]:
         labels = (
             json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
         )
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidConfig(f"{path} is neither UTF-8 text nor JSON.") from None
     except OSError as error:
         raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None

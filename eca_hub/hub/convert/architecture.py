@@ -191,9 +191,10 @@ def _read_attention(weights: Mapping[str, Tensor], skeleton: _Skeleton) -> tuple
     if not inside:
         return "none", {}
     kinds = {frozenset(tensors) for tensors in inside.values()}
-    if kinds == {frozenset({"conv.weight"})} and all(t["conv.weight"].shape[:2] == (1, 1) for t in inside.values()):
+    tensors = [tensor for each in inside.values() for tensor in each.values()]
+    if kinds == {frozenset({"conv.weight"})} and all(each.ndim == 3 and each.shape[:2] == (1, 1) for each in tensors):
         return "eca", {"kernel_sizes": _kernel_sizes(inside, skeleton)}
-    if len(kinds) == 1 and min(kinds) in _SE_NAMES:
+    if len(kinds) == 1 and min(kinds) in _SE_NAMES and all(each.ndim for each in tensors):
         return "se", _se_options(inside, skeleton)
     first = next(iter(inside))
     raise CheckpointMismatch(

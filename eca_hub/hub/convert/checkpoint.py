@@ -16,7 +16,14 @@ from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.convert.architecture import detect_architecture
 from eca_hub.hub.convert.checkpoint_reader import read_weights
 from eca_hub.hub.convert.mmdetection import backbone_of, is_mmdetection, translate_heads
-from eca_hub.hub.package import CONFIG_FILE, PICKLE_SUFFIXES, check_new_folder, config_from_json, new_folder
+from eca_hub.hub.package import (
+    CONFIG_FILE,
+    PICKLE_SUFFIXES,
+    check_new_folder,
+    config_from_json,
+    is_package_config,
+    new_folder,
+)
 from eca_hub.hub.pretrained import default_labels, save_detector, save_pretrained
 from eca_hub.hub.timm_format import image_config_from_timm, index_labels
 from eca_hub.hub.weights import build_and_load
@@ -144,11 +151,14 @@ def convert_detector(
 
 
 def _config_beside(file: Path) -> ModelConfig | None:
-    """Return the configuration in the config.json that timm writes beside pytorch_model.bin, if there is one."""
+    """Return the configuration in the config.json that timm writes beside pytorch_model.bin, if there is one.
+
+    Other programs write a config.json too, which says nothing about the file.
+    """
     path = file.with_name(CONFIG_FILE)
-    if file.suffix not in PICKLE_SUFFIXES or not path.is_file():
+    if file.suffix not in PICKLE_SUFFIXES or not path.is_file() or not is_package_config(text := path.read_bytes()):
         return None
-    return config_from_json(path.read_bytes(), origin=str(file.parent), default_labels_for=default_labels)
+    return config_from_json(text, origin=str(file.parent), default_labels_for=default_labels)
 
 
 def _labels(given: Sequence[str], num_classes: int) -> tuple[str, ...]:

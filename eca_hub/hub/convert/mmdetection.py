@@ -80,6 +80,8 @@ def translate_heads(weights: Mapping[str, Tensor], file: str) -> tuple[DetectorN
         if found is None or kind not in ("weight", "bias"):
             unknown.append(name)
             continue
+        if not tensor.ndim:
+            raise CheckpointMismatch(f"{file} has one number as {name}, which is a list of numbers or a matrix.")
         named[f"{_RETINANET_NAMES.get(found, found) if is_retinanet else found}.{kind}"] = tensor
     if unknown:
         raise CheckpointMismatch(

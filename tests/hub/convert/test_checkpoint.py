@@ -13,7 +13,7 @@ from torch import nn
 
 from eca_hub import ImageConfig, create_model, load_pretrained
 from eca_hub.commands.convert import main
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.convert.checkpoint import convert_checkpoint
 from eca_hub.hub.pretrained import imagenet_labels
 from tests.hub import ecanet
@@ -162,6 +162,38 @@ def test_preprocessing_is_the_authors_except_for_given_fields(save: Save, tmp_pa
     assert convert_checkpoint(path, architecture="resnet18.a1_in1k", image=whole)[1].image == whole
     with pytest.raises(InvalidConfig, match="Preprocessing has no size; it has height_px, width_px, crop,"):
         convert_checkpoint(path, image={"size": 288})
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"architectures": ["ViTForImageClassification"], "model_type": "vit"}', b"[]", b"\xff\xfe", b"[" * 99999]
+)
+def test_a_config_of_another_program_beside_the_file_is_ignored(
+    text: bytes, eca_resnet18: nn.Module, tmp_path: Path
+) -> None:
+    torch.save(eca_resnet18.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes(text)
+    _, config = convert_checkpoint(tmp_path / "pytorch_model.bin")
+    assert (config.architecture, config.attention) == ("resnet18", "eca")
+
+
+def test_a_config_of_timm_beside_the_file_is_used(eca_resnet18: nn.Module, tmp_path: Path) -> None:
+    document = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {}}
+    torch.save(eca_resnet18.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointMismatch, match="do not fit resnet18"):
+        convert_checkpoint(tmp_path / "pytorch_model.bin")
+
+
+def test_a_home_directory_is_expanded_in_every_path(
+    eca_resnet18: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    torch.save(eca_resnet18.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "labels.txt").write_text("\n".join(f"class {index}" for index in range(10)))
+    assert main(["~/w.pth", "--to=~/package", "--labels=~/labels.txt"]) == 0
+    assert load_pretrained("~/package")[1].labels[1] == "class 1"
+    assert not (tmp_path / "~").exists()
 
 
 def test_labels_are_imagenets_for_1000_outputs_and_numbers_otherwise(eca_resnet18: nn.Module, save: Save) -> None:

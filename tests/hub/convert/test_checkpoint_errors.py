@@ -144,6 +144,21 @@ def test_weights_of_an_unknown_network_are_refused(save: Save) -> None:
         convert_checkpoint(save({"a": torch.zeros(2), "b": torch.zeros(3)}))
 
 
+def test_labels_of_deeply_nested_json_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text("[" * 99_999)
+    with pytest.raises(InvalidConfig, match=r"labels\.json is neither UTF-8 text nor JSON"):
+        main([__file__, "--to", str(tmp_path / "x"), "--labels", str(tmp_path / "labels.json")])
+
+
+@pytest.mark.parametrize("tensor", [torch.tensor(1.0), torch.zeros(1), torch.zeros(1, 1)])
+@pytest.mark.parametrize("name", ["se.conv.weight", "se.fc1.weight"])
+def test_attention_of_another_shape_is_refused(name: str, tensor: Tensor, save: Save) -> None:
+    weights = timm.create_model("resnet18", num_classes=2).state_dict()
+    added = {f"layer1.0.{name}": tensor} | ({"layer1.0.se.fc2.weight": tensor} if "fc1" in name else {})
+    with pytest.raises(CheckpointMismatch):
+        convert_checkpoint(save(weights | added))
+
+
 def test_a_folder_is_written_completely_or_not_at_all(
     eca_resnet18: nn.Module, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +197,8 @@ def test_errors_of_the_file_system_are_reported(eca_resnet18: nn.Module, save: S
         ([__file__, "--to", "x", "--image.height_px", "big"], InvalidUsage),
         ([__file__, "--to", "x", "--labels", "nowhere.txt"], InvalidConfig),
         ([__file__, "--to", "x"], InvalidConfig),
+        ([__file__, "--to", ""], InvalidUsage),
+        (["~no_such_user/model", "--to", "x", "--format", "timm"], InvalidConfig),
     ],
 )
 def test_mistakes_on_the_command_line_are_refused(

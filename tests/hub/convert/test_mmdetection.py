@@ -162,6 +162,13 @@ def test_what_is_another_detector_is_refused_by_name(change: dict[str, Any], sen
     assert not (tmp_path / "package").exists()
 
 
+@pytest.mark.parametrize("name", ["bbox_head.retina_cls.weight", "bbox_head.fc_cls.weight", "bbox_head.fc_reg.bias"])
+def test_a_layer_of_one_number_is_refused(name: str, tmp_path: Path) -> None:
+    file = save(two_stages(1, masks=False) | {name: torch.tensor(1.0)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointMismatch, match=f"has one number as {name}"):
+        eca_hub.convert_detector(file, tmp_path / "package")
+
+
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     file = save(two_stages(2, masks=False), tmp_path / "faster.pth")
     with pytest.raises(InvalidConfig, match="There are 2 labels, and the detector in the file has 3 classes"):
