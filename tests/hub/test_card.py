@@ -63,6 +63,29 @@ def test_the_page_shows_training_with_curves_and_the_base_model() -> None:
     assert "fine-tuned from `timm/ecaresnet50d.miil_in1k`" in page
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    ["license: mit", "license: mit # as LICENSE", "license:\n- mit\n- apache-2.0\ntags: [a]", "tags: [a]", ""],
+)
+def test_a_license_is_put_into_the_metadata(metadata: str) -> None:
+    edited = set_license(f"---\n{metadata}\n---\n# Title\n".encode(), "cc-by-4.0")
+    assert read_metadata(edited)["license"] == "cc-by-4.0"
+
+
+@pytest.mark.parametrize(
+    "metadata", ['"license": mit', "license : mit", "? license\n: mit", "{license: mit, tags: [a]}", "  tags: [a]"]
+)
+def test_metadata_in_which_the_license_cannot_be_changed_is_refused(metadata: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"Write license: cc-by-4\.0 on a line of its own"):
+        set_license(f"---\n{metadata}\n---\n# Title\n".encode(), "cc-by-4.0")
+
+
+@pytest.mark.parametrize("value", ['!!int ""', '!!bool "x"', '!!timestamp "x"', "!!float", "[", "&x [*x", "2024-13-45"])
+def test_metadata_that_cannot_be_read_is_refused(value: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"The metadata of the model card README\.md cannot be read: "):
+        read_metadata(f"---\na: {value}\n---\n".encode())
+
+
 def test_a_data_set_without_latin_letters_still_has_a_type() -> None:
     data = ModelCard(render_card(TINY, COST, CardFacts(results=(Result("猫狗", "test", "accuracy", 0.5, 8),)))).data
     assert isinstance(data, ModelCardData)

@@ -1,5 +1,6 @@
 """Change the model card of a package: the name of the model, the license. Imports no torch."""
 
+import contextlib
 import re
 from functools import partial
 from typing import Any
@@ -46,7 +47,8 @@ def set_license(card: bytes, license_id: str) -> bytes:
         license_id: License as the Hub spells it, such as `apache-2.0`.
 
     Raises:
-        InvalidConfig: this is not an id, or the metadata of the card cannot be read.
+        InvalidConfig: this is not an id, the metadata of the card cannot be read, or it is written in a way that this
+            function does not change.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license_id):
         raise InvalidConfig(f"license is {license_id!r}; the Hub's ids are like apache-2.0, mit or cc-by-4.0.")
@@ -61,8 +63,19 @@ def set_license(card: bytes, license_id: str) -> bytes:
             text = text[: found.start(1)] + head + text[found.end(1) :]
         else:
             text = text[: found.start(1)] + line + text[found.start(1) :]
+        if not _has_license(text.encode(), license_id):
+            raise InvalidConfig(
+                "The metadata of the model card README.md is written in a way in which its license cannot be changed.",
+                hint=f"Write license: {license_id} on a line of its own between the --- lines.",
+            )
     text = text.replace(NO_LICENSE, f"Of the weights: {escape(license_id)}.")
     return text.encode()
+
+
+def _has_license(card: bytes, license_id: str) -> bool:
+    with contextlib.suppress(InvalidConfig):
+        return read_metadata(card).get("license") == license_id
+    return False
 
 
 def read_metadata(card: bytes) -> dict[str, Any]:
@@ -80,8 +93,14 @@ def read_metadata(card: bytes) -> dict[str, Any]:
             hint="Save it as UTF-8.",
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidConfig(f"The metadata of the model card README.md cannot be read: {reason}.") from None
+        raise _unreadable(" ".join(str(error).split())) from None
+    # yaml raises exceptions of many types where a value does not fit an explicit tag, such as !!int "".
+    except Exception:
+        raise _unreadable("a value does not fit its tag") from None
     if not isinstance(value, dict | None):
         raise InvalidConfig("The metadata of the model card README.md is not a mapping of keys to values.")
     return value or {}
+
+
+def _unreadable(reason: str) -> InvalidConfig:
+    return InvalidConfig(f"The metadata of the model card README.md cannot be read: {reason}.")
