@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.progress import show_progress
+from eca_hub.errors import InvalidUsage
 from eca_hub.releases import RELEASES, release_folder
 
 if TYPE_CHECKING:
@@ -32,15 +33,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--pretrained", action="store_true", help="List timm's networks with ECA that have ImageNet weights on the Hub."
     )
-    parser.add_argument("--json", action="store_true", help="Print a JSON list.")
+    parser.add_argument("--json", action="store_true", help="Print a JSON list, trained models first.")
     args = parser.read(argv)
 
+    chosen = [f"--{name}" for name in ("timm", "releases", "pretrained") if args[name]]
+    if len(chosen) > 1:
+        raise InvalidUsage(f"{' and '.join(chosen)} exclude each other.", hint="Give one of them.")
     if args.pretrained:
         return _print_pretrained(args.pattern, as_json=args.json)
 
     releases = _releases(args.pattern)
     if args.releases:
-        print(json.dumps(releases) if args.json else "\n".join(map(_release_line, releases)))
+        none = f"No release matches {args.pattern!r}. All of them: eca-hub models --releases"
+        print(json.dumps(releases) if args.json else "\n".join(map(_release_line, releases)) or none)
         return 0
 
     from eca_hub.models.catalog import networks, timm_networks
@@ -49,7 +54,7 @@ def main(argv: list[str]) -> int:
     if args.timm:
         found = chain(found, timm_networks(args.pattern))
     if args.json:
-        print(json.dumps([asdict(network) for network in _with_progress(found)]))
+        print(json.dumps([*releases, *(asdict(network) for network in _with_progress(found))]))
         return 0
     if releases:
         print("Trained, and part of eca-hub; --model NAME loads them without a hub:")
@@ -82,6 +87,8 @@ def _releases(pattern: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
+                "architecture": config.architecture,
+                "attention": config.attention,
                 "classes": config.num_classes,
                 "about": RELEASES[name],
                 "image_size_px": config.image.height_px,

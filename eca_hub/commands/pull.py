@@ -1,6 +1,7 @@
 """`eca-hub pull`: download a package from a hub."""
 
 import json
+from pathlib import Path
 
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
@@ -9,7 +10,11 @@ from eca_hub.errors import InvalidUsage
 def main(argv: list[str]) -> int:
     """Download the files of a package into the client's cache or a folder, and check them."""
     parser = CommandParser("pull", "Download a package from a hub and check its bytes.")
-    parser.add_argument("model_id", metavar="OWNER/NAME", help="Repository on the hub; also owner/name@revision.")
+    parser.add_argument(
+        "model_id",
+        metavar="OWNER/NAME",
+        help="Repository on the hub; also owner/name@revision, a folder, or a model that is part of eca-hub.",
+    )
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument("--to", metavar="DIR", help="New folder to copy the package to.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
@@ -18,18 +23,21 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage("--to is empty.", hint="Give a new folder, or leave it out.")
 
     from eca_hub.hub.client import parse_model_id
+    from eca_hub.hub.package import CONFIG_FILE, command_for, expand_home
     from eca_hub.hub.pull import is_local, pull, pull_to
 
     if args.to:
+        args.to = str(expand_home(args.to))
         commit = pull_to(args.model_id, args.to, args.revision)
-        model_id, _ = parse_model_id(args.model_id)
+        model_id = args.model_id if is_local(args.model_id) else parse_model_id(args.model_id)[0]
+        config_bytes = Path(args.to, CONFIG_FILE).read_bytes()
     else:
         package = pull(args.model_id, args.revision)
-        model_id, commit = package.model_id, package.revision
+        model_id, commit, config_bytes = package.model_id, package.revision, package.config_bytes
     if args.json:
         print(json.dumps({"model_id": model_id, "revision": commit, "folder": args.to}))
         return 0
     print(f"{model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
     model = args.to or (model_id if is_local(model_id) else f"{model_id}@{commit}")
-    print(f"Try: eca-hub classify image.png --model {model}")
+    print(f"Try: eca-hub {command_for(config_bytes)} image.png --model {model}")
     return 0

@@ -34,11 +34,12 @@ def main(argv: list[str]) -> int:
 
     folder = _folder(args.folder, args.release)
 
+    from eca_hub.hub.package import CONFIG_FILE, command_for, find_package
     from eca_hub.hub.push import push_folder
     from eca_hub.hub.push_files import plan_push
 
     if args.dry_run or not args.json:
-        plan = plan_push(folder, args.model_id, branch=args.branch)
+        plan = plan_push(folder, args.model_id, branch=args.branch, tag=args.tag, license=args.license)
         if not args.json:
             for each in plan:
                 print(
@@ -61,7 +62,8 @@ def main(argv: list[str]) -> int:
         print(json.dumps(asdict(published)))
         return 0
     print(f"{'published as' if published.is_new else 'already published as'} {published.revision}  {published.url}")
-    print(f"Try: eca-hub classify image.png --model {published.model_id}")
+    command = command_for((find_package(folder) / CONFIG_FILE).read_bytes())
+    print(f"Try: eca-hub {command} image.png --model {published.model_id}")
     return 0
 
 

@@ -87,6 +87,11 @@ def check_model_id(model_id: str) -> None:
         InvalidConfig: it is not OWNER/NAME.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", model_id, re.ASCII):
+        if model_id in list_releases():
+            raise InvalidConfig(
+                f"{model_id!r} is part of eca-hub and not OWNER/NAME of a model on a hub.",
+                hint=f"It needs no download. To publish it: eca-hub push --release {model_id} OWNER/NAME",
+            )
         close = difflib.get_close_matches(model_id, list_releases(), n=1)
         raise InvalidConfig(
             f"{model_id!r} is neither a folder nor OWNER/NAME.",

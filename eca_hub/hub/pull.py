@@ -5,6 +5,7 @@ files while they are downloaded, and compared with the hash that the hub announc
 """
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,13 @@ from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
 from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
+    FILES,
     PICKLE_SUFFIXES,
     PICTURES,
     WEIGHTS_FILE,
     Package,
     check_new_folder,
+    find_package,
     folder_named,
     new_folder,
     read_folder,
@@ -127,10 +130,10 @@ def pull_to(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Copy a package from the hub to a new folder, atomically; return its commit.
+    """Copy a package to a new folder, atomically; return its commit, or the hash of one from this disk.
 
     Args:
-        model_id: `owner/name`, `owner/name@revision` or the address of its page.
+        model_id: As for `pull`.
         folder: Where to; new or empty.
         revision: Branch, tag or commit; the main branch when none is given.
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
@@ -141,6 +144,14 @@ def pull_to(
         InvalidConfig: the name or the revision is malformed, or the folder is not empty.
     """
     check_new_folder(folder)
+    if is_local(model_id):
+        package = pull(model_id, revision)
+        source = find_package(model_id)
+        with new_folder(folder) as draft:
+            for name in (*FILES, *PICTURES):
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, draft / name)
+        return package.revision
     model_id, revision = parse_model_id(model_id, revision)
     download = _downloader(model_id, revision, endpoint, token)
     commit, config_bytes = _resolve(download, revision or "main")

@@ -49,6 +49,8 @@ def plan_push(
     model_id: str,
     *,
     branch: str = "main",
+    tag: str | None = None,
+    license: str | None = None,
     endpoint: str | None = None,
     token: str | None = None,
 ) -> list[PlannedFile]:
@@ -58,15 +60,18 @@ def plan_push(
         folder: A package folder, or a run folder with one in `model/`.
         model_id: Hub `owner/name`.
         branch: Branch for the commit.
+        tag: Tag for the commit, of which only the name is checked.
+        license: License of the weights for the card; the card's own when not given.
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         token: Key to private repositories.
 
     Raises:
         InvalidPackage: the folder holds no complete package.
+        InvalidConfig: a name or the license is malformed, or the metadata of the card cannot be read.
         HubError: the hub refuses to list its files.
     """
-    check_names(model_id, branch)
-    source = PushFiles(folder, model_id)
+    check_names(model_id, branch, tag)
+    source = PushFiles(folder, model_id, license)
     api = HfApi(endpoint=endpoint, token=token)
     with hub_errors(model_id, branch), limit_requests(endpoint):
         try:

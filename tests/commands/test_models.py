@@ -6,6 +6,7 @@ import pytest
 import timm
 
 from eca_hub.commands.models import main
+from eca_hub.errors import InvalidUsage
 from eca_hub.models.catalog import published_results, published_weights
 
 
@@ -42,6 +43,24 @@ def test_the_most_accurate_comes_first(capsys: pytest.CaptureFixture[str]) -> No
     assert lines[-1] == "Try: eca-hub classify image.jpg --model timm/ecaresnet269d.ra2_in1k"
 
 
+def test_the_list_for_scripts_has_the_trained_models_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eca_resnet20*", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    found = [(row["name"], row["architecture"], row["attention"]) for row in rows]
+    assert found[0] == ("eca_resnet20.cifar10", "resnet20", "eca")
+    assert ("eca_resnet20", "resnet20", "eca") in found[1:]
+
+
+@pytest.mark.parametrize(
+    "options", [["--releases", "--timm"], ["--pretrained", "--timm"], ["--pretrained", "--releases"]]
+)
+def test_lists_that_exclude_each_other_are_refused(options: list[str]) -> None:
+    with pytest.raises(InvalidUsage, match="exclude each other"):
+        main(options)
+
+
 def test_a_pattern_without_a_match_lists_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zzz", "--releases"]) == 0
+    assert capsys.readouterr().out == "No release matches 'zzz'. All of them: eca-hub models --releases\n"
     assert main(["vgg*", "--pretrained"]) == 0
     assert capsys.readouterr().out == "No weights match 'vgg*'. All of them: eca-hub models --pretrained\n"

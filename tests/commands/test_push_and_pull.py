@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from eca_hub.__main__ import main
+from eca_hub.hub.package import find_package
 from tests.conftest import make_image
 from tests.localhub.hub_process import Hub, running_hub
 
@@ -59,6 +60,50 @@ def test_the_command_that_each_prints_works(
         words = [str(image) if word == "image.png" else word for word in shlex.split(printed)]
         assert main(words) == 0, words
         assert capsys.readouterr().out.startswith(str(image))
+
+
+def test_the_command_for_a_detector_is_detect(
+    hub: Hub, detector_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        ["push", str(detector_package), "acme/detector"],
+        ["pull", "acme/detector"],
+        ["pull", "acme/detector", "--to", str(tmp_path / "copy")],
+    ):
+        assert main(command) == 0, command
+        assert capsys.readouterr().out.splitlines()[-1].startswith("Try: eca-hub detect image.png --model "), command
+
+
+def test_a_model_of_this_package_and_a_folder_are_copied(
+    tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("eca_resnet20.cifar10", str(tiny_package))):
+        copy = tmp_path / str(number)
+        assert main(["pull", name, "--to", str(copy)]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"Try: eca-hub classify image.png --model {copy}"
+        source = find_package(name)
+        names = {"config.json", "model.safetensors", "README.md"}
+        assert names <= {each.name for each in copy.iterdir()}
+        assert all(each.read_bytes() == (source / each.name).read_bytes() for each in copy.iterdir())
+
+
+def test_a_model_of_this_package_is_no_repository(tiny_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["push", str(tiny_package)], ["verify"]):
+        assert main([*command, "eca_resnet20.cifar10"]) == 2
+        assert "is part of eca-hub and not OWNER/NAME" in capsys.readouterr().err
+
+
+def test_a_dry_run_checks_license_and_tag_and_counts_the_card_with_its_license(
+    hub: Hub, tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push = ["push", str(tiny_package), "acme/checked"]
+    assert main(push) == 0
+    assert main([*push, "--dry_run", "--license", "Apache 2.0"]) == 2
+    assert main([*push, "--dry_run", "--tag", "..bad"]) == 2
+    capsys.readouterr()
+    assert main([*push, "--dry_run", "--json", "--tag", "v1", "--license", "apache-2.0"]) == 0
+    changed = {each["name"]: each["is_changed"] for each in json.loads(capsys.readouterr().out)["files"]}
+    assert changed == {"config.json": False, "model.safetensors": False, "README.md": True}
 
 
 def test_json_names_the_model_and_the_commit(hub: Hub, tiny_package: Path, capsys: pytest.CaptureFixture[str]) -> None:
