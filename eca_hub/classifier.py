@@ -13,7 +13,7 @@ from eca_hub.hub.pretrained import read_package
 from eca_hub.images.decode import ImageSource
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import Activation, ModelConfig
-from eca_hub.predictor import Predictor
+from eca_hub.predictor import Predictor, check_count, is_number
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 
@@ -122,14 +122,13 @@ class Classifier(Predictor):
 
         Raises:
             BadImage: an image is broken, too large, or not an image.
-            InvalidConfig: top_k or batch_size is below 1, or min_score is not 0 to 1.
+            InvalidConfig: top_k or batch_size is no whole number from 1 on, or min_score is not 0 to 1.
             NonFiniteScores: an output of the network is not finite.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise InvalidConfig(f"{name} is {value}; it must be 1 or more.")
-        if not 0 <= min_score <= 1:
-            raise InvalidConfig(f"min_score is {min_score}; it must be 0 to 1.")
+            check_count(name, value)
+        if not is_number(min_score) or not 0 <= min_score <= 1:
+            raise InvalidConfig(f"min_score is {min_score!r}; it must be 0 to 1.")
         if not isinstance(images, list | tuple):
             return self.predict([images], top_k=top_k, min_score=min_score, on_progress=on_progress)[0]
         predictions: list[list[Prediction]] = []

@@ -28,7 +28,7 @@ from eca_hub.models.detectors import (
     is_class_weight,
     prediction_heads,
 )
-from eca_hub.predictor import Predictor, check_device
+from eca_hub.predictor import Predictor, check_count, check_device, is_number
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 
@@ -170,10 +170,9 @@ class Detector(Predictor):
         Raises:
             InvalidConfig: the score is below what the network answers or above 1, or the number below 1.
         """
-        if not self.config.min_score <= min_score <= 1:
-            raise InvalidConfig(f"min_score is {min_score}; for this detector it is {self.config.min_score:g} to 1.")
-        if max_detections < 1:
-            raise InvalidConfig(f"max_detections is {max_detections}; it must be 1 or more.")
+        if not is_number(min_score) or not self.config.min_score <= min_score <= 1:
+            raise InvalidConfig(f"min_score is {min_score!r}; for this detector it is {self.config.min_score:g} to 1.")
+        check_count("max_detections", max_detections)
 
     def decode(self, source: ImageSource, *, limits: ImageLimits = ImageLimits()) -> DecodedImage:
         """Decode a path, the bytes of a file, or a PIL image, no larger than the network needs.

@@ -107,6 +107,19 @@ def test_a_score_below_the_smallest_is_left_out(classifier: Classifier) -> None:
         classifier.predict(image, min_score=1.5)
 
 
+@pytest.mark.parametrize("value", ["3", None, 2.5, 0, True])
+@pytest.mark.parametrize("option", ["top_k", "batch_size"])
+def test_an_option_that_is_no_whole_number_is_refused(option: str, value: Any, classifier: Classifier) -> None:
+    with pytest.raises(InvalidConfig, match=f"{option} is {value!r}; it must be a whole number, 1 or more"):
+        classifier.predict(make_image(), **{option: value})
+
+
+@pytest.mark.parametrize("value", ["0.5", None, float("nan")])
+def test_a_smallest_score_that_is_no_number_is_refused(value: Any, classifier: Classifier) -> None:
+    with pytest.raises(InvalidConfig, match=f"min_score is {value!r}; it must be 0 to 1"):
+        classifier.predict(make_image(), min_score=value)
+
+
 def test_a_folder_may_be_named_as_in_a_file_that_no_shell_reads(
     tiny_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

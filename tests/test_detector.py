@@ -152,6 +152,30 @@ def test_what_is_prepared_before_the_network_is_what_its_own_transform_makes(det
     assert torch.allclose(prepared.to_full_size(answer["boxes"][:1]), expected["boxes"][:1], atol=0.01)
 
 
+@pytest.mark.parametrize(("width", "height"), [(5000, 1), (1, 5000)])
+def test_an_image_of_one_row_or_column_has_at_least_one_pixel_a_side(
+    width: int, height: int, detector: Detector
+) -> None:
+    thin = Image.new("RGB", (width, height))
+    for each in detector.predict(thin, min_score=0.05):
+        assert 0 <= each.box[0] <= each.box[2] <= width
+        assert 0 <= each.box[1] <= each.box[3] <= height
+    prepared = detector.prepare(DecodedImage.of(thin))
+    transform: Any = detector.model.transform
+    target = {"boxes": torch.tensor([[0.0, 0.0, width, height]]), "masks": torch.ones(1, height, width)}
+    resized, target = transform.resize(torch.zeros(3, height, width), target)
+    assert resized.shape == prepared.pixels.shape
+    assert sorted(resized.shape[1:]) == [1, transform.max_size]
+    assert target["boxes"].flatten().tolist() == pytest.approx([0, 0, resized.shape[2], resized.shape[1]])
+    assert target["masks"].shape[1:] == resized.shape[1:]
+
+
+@pytest.mark.parametrize("options", [{"max_detections": "3"}, {"max_detections": 2.5}, {"min_score": None}])
+def test_an_option_of_another_type_is_refused(options: dict[str, Any], detector: Detector) -> None:
+    with pytest.raises(InvalidConfig, match=f"{next(iter(options))} is "):
+        detector.predict(make_image(), **options)
+
+
 def test_a_prediction_is_encoded_as_a_coco_result() -> None:
     output = {
         "boxes": torch.tensor([[2.0, 3.0, 10.0, 9.0]]),

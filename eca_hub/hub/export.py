@@ -148,7 +148,7 @@ def _write(
             traced = torch.jit.trace(model, example_NCHW)  # type: ignore[no-untyped-call]
             # Given a path, torch raises a RuntimeError where it cannot write.
             with path.open("wb") as file:
-                torch.jit.save(traced, file, _extra_files={METADATA_KEY: metadata})  # type: ignore[no-untyped-call]
+                torch.jit.save(traced, file, _extra_files={METADATA_KEY: metadata})
             return
         program = torch.export.export(model, (example_NCHW,), dynamic_shapes=(sizes,))
         if file_format == "torch_export":

@@ -189,6 +189,20 @@ def check_new_folder(folder: str | Path) -> Path:
     return path
 
 
+def make_package_folder(folder: str | Path) -> Path:
+    """Make a folder if it is absent.
+
+    Raises:
+        InvalidConfig: it, or a folder above it, is a file.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _not_writable(path, error) from None
+    return path
+
+
 @contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `folder` when the block ends without an error.

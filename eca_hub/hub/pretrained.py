@@ -8,7 +8,7 @@ import dataclasses
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from eca_hub.hub.package import (
     config_to_dict,
     detector_config_from_json,
     is_timm_compatible,
+    make_package_folder,
     new_folder,
     to_json_text,
 )
@@ -97,8 +98,7 @@ def save_pretrained(
     except InvalidConfig:
         if for_timm:
             raise
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    path = make_package_folder(folder)
     card = render_card(resolved, count_complexity(resolved), facts or CardFacts(), is_timm=network is not model)
     write_atomic(path / CARD_FILE, card.encode())
     write_atomic(path / WEIGHTS_FILE, safetensors.torch.save(_weights_of(network), metadata={"format": "pt"}))
@@ -227,13 +227,13 @@ def save_detector(
         config = dataclasses.replace(config, labels=tuple(labels))
     if not config.labels:
         raise InvalidConfig("A package needs labels, one for each class.", hint='Give labels=["car", "dog"].')
+    check_label_text(config.labels)
     num_classes = num_classes_of(model)
     if config.num_classes != num_classes:
         raise InvalidConfig(f"There are {config.num_classes} labels, and the network has {num_classes} classes.")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     check_finite(weights, sentence="The network cannot be saved")
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    path = make_package_folder(folder)
     card = render_detector_card(config, count_parameters(model), facts or CardFacts())
     document = {"format": FORMAT, "library_name": LIBRARY_NAME, **detector_to_dict(config)}
     write_atomic(path / CARD_FILE, card.encode())
@@ -297,7 +297,7 @@ def _accept_old_order(
             "Give the configuration by name: save_pretrained(model, folder, config=...).", DeprecationWarning, 3
         )
         return labels, None, folder
-    if isinstance(labels, str | Path):
+    if isinstance(labels, str | Path) or not isinstance(labels, Iterable | None):
         raise InvalidConfig(f"labels is {str(labels)!r}; it must be a list of class names.")
     return folder, labels, config
 

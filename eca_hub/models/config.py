@@ -7,7 +7,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -117,11 +117,7 @@ class ModelConfig:
             raise InvalidConfig(
                 f"architecture is {self.architecture!r}; a name has lower case letters, digits, '_' and '.'."
             )
-        repeated = [label for label, times in Counter(self.labels).items() if times > 1]
-        if repeated:
-            raise InvalidConfig(
-                f"These labels occur more than once: {', '.join(sorted(repeated)[:5])}. Each class needs its own name."
-            )
+        check_labels(self.labels)
 
     @property
     def num_classes(self) -> int:
@@ -137,6 +133,24 @@ class ModelConfig:
     def activation(self) -> Activation:
         """How logits become scores: shares that sum to 1, or with several labels the probability of each."""
         return "sigmoid" if self.is_multi_label else "softmax"
+
+
+def check_labels(labels: Iterable[object]) -> None:
+    """Check that class names are strings, and each is another.
+
+    Raises:
+        InvalidConfig: names those that are not.
+    """
+    names = []
+    for index, label in enumerate(labels):
+        if not isinstance(label, str):
+            raise InvalidConfig(f"Label {index} is {label!r}; each label is a string.")
+        names.append(label)
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
+    if repeated:
+        raise InvalidConfig(
+            f"These labels occur more than once: {', '.join(repeated[:5])}. Each class needs its own name."
+        )
 
 
 def _is_finite(value: object) -> bool:

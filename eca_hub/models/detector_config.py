@@ -1,13 +1,12 @@
 """What a detector is: the dataclass that Python, YAML and a package's config.json share. Imports no torch."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from eca_hub.errors import InvalidConfig, UnknownName
-from eca_hub.models.config import IMAGENET_MEAN, IMAGENET_STD
+from eca_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, check_labels
 
 DetectorName = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
 HeadNorm = Literal["none", "group"]
@@ -83,9 +82,7 @@ class DetectorConfig:
             raise InvalidConfig(f"std is {self.std}; it needs three numbers above 0.")
         if self.bit_depth is not None and not 1 <= self.bit_depth <= 16:
             raise InvalidConfig(f"bit_depth is {self.bit_depth}; it must be 1 to 16.")
-        repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
-        if repeated:
-            raise InvalidConfig(f"These labels occur twice: {', '.join(repeated[:5])}. Each class needs its own name.")
+        check_labels(self.labels)
 
     @property
     def num_classes(self) -> int:

@@ -62,6 +62,16 @@ class InputTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvi
                 each["boxes"] = resize_boxes(each["boxes"], shape, original)
         return result
 
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Resize an image and its target, in training to a side drawn from `min_size`; a side has at least 1 px."""
+        size = _size_of_thin(image, self.max_size)
+        if size is None:
+            resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
+            return resized
+        fixed = copy.copy(self)
+        fixed.fixed_size = size
+        return GeneralizedRCNNTransform.resize(fixed, image, target)  # type: ignore[no-any-return]
+
     def prepare(self, channels_HW: Iterable[Tensor]) -> Tensor:
         """Normalize and resize one image as in evaluation, a channel at a time to spare memory.
 
@@ -72,11 +82,20 @@ class InputTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvi
             float32 (3, h, w), what `forward` makes of the same image as float (3, H, W) from 0 to 1.
         """
         side_px, limit_px = self.min_size[-1], self.max_size
-        resized_1hw = [
-            _resize_image_and_masks(channel_HW[None].float().div_(255).sub_(mean).div_(std), side_px, limit_px)[0]
-            for channel_HW, mean, std in zip(channels_HW, self.image_mean, self.image_std, strict=True)
-        ]
+        resized_1hw = []
+        for channel_HW, mean, std in zip(channels_HW, self.image_mean, self.image_std, strict=True):
+            channel_1HW = channel_HW[None].float().div_(255).sub_(mean).div_(std)
+            size = _size_of_thin(channel_1HW, limit_px)
+            resized_1hw.append(_resize_image_and_masks(channel_1HW, side_px, limit_px, fixed_size=size)[0])
         return torch.cat(resized_1hw)
+
+
+def _size_of_thin(image: Tensor, limit_px: int) -> tuple[int, int] | None:
+    """Return width and height to resize to, if the limit of the longer side would leave the shorter one 0 px."""
+    height, width = image.shape[-2:]
+    if math.floor(min(height, width) * (limit_px / max(height, width))) >= 1:
+        return None
+    return (limit_px, 1) if width > height else (1, limit_px)
 
 
 class _PreparedInput(InputTransform):

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from eca_hub import create_model, load_pretrained, save_pretrained
+from eca_hub import create_detector, create_model, load_pretrained, save_pretrained
 from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, InvalidPackage, UnknownName
 from eca_hub.hub.package import FILES, find_package, read_folder
 from eca_hub.models.config import ModelConfig
@@ -107,6 +107,25 @@ def test_a_package_without_labels_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="needs labels"):
         save_pretrained(create_model("eca_resnet20"), tmp_path / "package", config=ModelConfig("resnet20"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], ["a", "b", None], [["a"], ["b"], ["c"]], 3])
+def test_labels_that_are_no_strings_are_refused(labels: Any, tmp_path: Path) -> None:
+    networks = (
+        create_model("resnet20", num_classes=3),
+        create_detector(backbone="resnet18", num_classes=3),
+    )
+    for network in networks:
+        with pytest.raises(InvalidConfig, match=r"each label is a string|must be a list of class names"):
+            save_pretrained(network, tmp_path / "package", labels=labels)
+    assert not (tmp_path / "package").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/package"])
+def test_a_package_is_not_saved_where_a_file_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidConfig, match=f"{name} cannot be written: "):
+        save_pretrained(create_model("resnet20", num_classes=3), tmp_path / name, labels=LABELS)
 
 
 def test_a_run_folder_is_identified_by_the_package_inside(package: Path) -> None:

@@ -218,7 +218,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(
 
 
 def test_a_label_that_occurs_twice_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match="occur twice: cat"):
+    with pytest.raises(InvalidConfig, match="occur more than once: cat"):
         dataclasses.replace(DetectorConfig(), labels=("cat", "dog", "cat"))
 
 
