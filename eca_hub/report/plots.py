@@ -105,7 +105,7 @@ def training_curves(block: Block, metric: str, curves: Sequence[Row]) -> "Figure
     columns = {f"train_{name}": "--", f"val_{name}": "o-"}
     if not any(_is_number(row.get(column)) for row in curves for column in columns):
         return None
-    figure, axes = _axes(block.name, "epoch", f"{_percent(f'val_{name}')}; dashed: training")
+    figure, axes = _axes(f"{block.name}; dashed: training", "epoch", _percent(f"val_{name}"))
     for position, method in enumerate(block.methods):
         color = _color(method.name, position)
         axes.plot([], [], color=color, label=plain(method.name))

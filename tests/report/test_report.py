@@ -294,7 +294,7 @@ def test_another_metric_names_the_axes_and_the_classes(tmp_path: Path) -> None:
     write_table([{"run": row["run"], "label": "cat", "AP": 0.5} for row in rows], table_beside(path, "classes"))
     figures = draw_all(read_study(path, Plan("test_AP", ())))
     curves, classes = figures["curves"], figures["classes"]
-    assert curves.axes[0].get_ylabel() == "val_AP (%); dashed: training"
+    assert curves.axes[0].get_ylabel() == "val_AP (%)"
     assert points_of(curves) == [([1], [30.0])] * 3
     assert classes.axes[0].get_xlabel() == "AP with eca less AP with none (points)"
 
