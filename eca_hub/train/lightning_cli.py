@@ -5,6 +5,7 @@ classes.csv, checkpoints/, result.json and, at the end, the package in model/.
 """
 
 import logging
+import math
 import os
 import re
 import sys
@@ -49,6 +50,7 @@ from eca_hub.train.trainer_options import (
     check_monitors,
     check_options,
     check_plateau,
+    check_shares,
     check_validation,
     warmup_remark,
     warn_of_emulation,
@@ -62,7 +64,8 @@ _IMPORTABLE = (
     *OPTIMIZERS,
 )
 _FROM_PACKAGE = ("architecture", "attention", "stem")
-_PLACE_OPTIONS = ("--run_dir", "--resume", "--overwrite", "--push_to")
+_PLACE_OPTIONS = ("--run_dir", "--resume", "--overwrite", "--allow_changes", "--push_to")
+_OF_ONE_CALL = {"resume": False, "overwrite": False, "allow_changes": False, "push_to": None}
 _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"} | {
     "ckpt_path",
     "weights_only",
@@ -245,6 +248,8 @@ class RunCLI(LightningCLI):
         num_images, batch_size = self.datamodule.num_images("train"), self.datamodule.batch_size * trainer.world_size
         self.model.check_batch(min(self.datamodule.batch_size, num_images // trainer.world_size))
         num_batches = max(num_images // batch_size, 1)
+        evaluated = {split: math.ceil(self.datamodule.num_images(split) / batch_size) for split in ("val", "test")}
+        check_shares(self._get(self.config_init, "trainer"), {"train": num_batches, **evaluated})
         check_validation(trainer, num_batches, is_needed=save.keep == "best")
         remark = warmup_remark(trainer, num_batches, self.model.optim_config.warmup_epochs)
         if remark and not self.model.optim_config.has_scheduler_class and trainer.is_global_zero:
@@ -252,10 +257,16 @@ class RunCLI(LightningCLI):
         trainer.callbacks.append(self.checkpoint)  # type: ignore[attr-defined]
 
     def before_fit(self) -> None:
-        """Write config.yaml and environment.json."""
+        """Remove what an overwritten run has left, and write config.yaml and environment.json."""
+        assert self.folder is not None
+        self.folder.begin()
         write_environment(self.trainer, self.run_dir)
         if self.trainer.is_global_zero:
-            text = self._parser("fit").dump(self.config["fit"], skip_none=False)
+            # What the user has allowed for this call is not allowed for the next one with the same file.
+            config = self.config["fit"].clone()
+            for name, value in _OF_ONE_CALL.items():
+                config[name] = value
+            text = self._parser("fit").dump(config, skip_none=False)
             write_atomic(self.run_dir / "config.yaml", text.encode())
             for logger in self.trainer.loggers:
                 logger.log_hyperparams(yaml.safe_load(text))

@@ -126,6 +126,11 @@ class ImageClassifier(TrainingModule):
                 "model.loss is cross_entropy, which takes one label an image; the data have several.",
                 hint="Leave out --model.loss: it is then the binary cross entropy of each class.",
             )
+        if freeze == "backbone" and not from_pretrained:
+            raise InvalidConfig(
+                "model.freeze is backbone, and the backbone has random weights, which would stay random.",
+                hint="Give --model.from_pretrained, or --model.freeze none.",
+            )
         problem_type: ProblemType = "multi_label_classification" if multi_label else "single_label_classification"
         self.base_model = from_pretrained if from_pretrained and not is_local(from_pretrained) else ""
         """Id of the hub's model from which training starts; empty for a folder or random weights."""

@@ -72,17 +72,19 @@ class OptimConfig:
     """Epochs over which the learning rate first rises from zero."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.weight_decay < 0 or self.warmup_epochs < 0 or self.step_size_epochs < 1:
+        is_finite = all(map(math.isfinite, (self.lr, self.weight_decay, self.warmup_epochs)))
+        is_allowed = self.lr > 0 and self.weight_decay >= 0 and self.warmup_epochs >= 0 and self.step_size_epochs >= 1
+        if not is_finite or not is_allowed:
             raise InvalidConfig(
                 f"optim has lr {self.lr}, weight_decay {self.weight_decay}, warmup_epochs {self.warmup_epochs} and "
                 f"step_size_epochs {self.step_size_epochs}; lr must be above 0, step_size_epochs 1 or more, the others "
-                "not negative."
+                "not negative, and all finite."
             )
         if not 0 < self.gamma <= 1:
             raise InvalidConfig(f"optim.gamma is {self.gamma}; it must be above 0 and at most 1.")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise InvalidConfig(f"optim.layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
-        if self.agc < 0:
+        if not 0 <= self.agc < math.inf:
             raise InvalidConfig(f"optim.agc is {self.agc}; it must be 0 or more.")
         _check_name(self.name)
         _check_schedule(self)

@@ -127,6 +127,11 @@ class RunResults(ABC):
         elif checkpoint.best is not None:
             weights, best_epoch = store.load_best(checkpoint.best), checkpoint.best_epoch
             val_metrics = checkpoint.best_metrics
+        elif not checkpoint.last_metrics:
+            raise TrainingStopped(
+                "The run ended before its first validation, so there are no best weights.",
+                hint="Train longer, or give --save.keep last.",
+            )
         else:
             raise TrainingStopped(
                 "No validation had a finite loss, so there are no best weights.", hint="Train longer."

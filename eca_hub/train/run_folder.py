@@ -1,7 +1,9 @@
 """The folder of a run: choose it, and check what it holds before anything is written."""
 
 import datetime
+import fcntl
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,25 @@ class RunFolder:
     checkpoints: CheckpointStore
     resumed: SavedCheckpoint | None
     """The checkpoint from which the run is resumed."""
+    overwrites: bool = False
+    """Whether a finished run is replaced."""
+
+    def begin(self) -> None:
+        """Lock the folder, and remove the files of an earlier run that is not resumed; on rank 0, after all checks.
+
+        Raises:
+            InvalidConfig: another process trains into it.
+        """
+        if not _is_rank_zero():
+            return
+        _lock(self.checkpoints.folder)
+        if self.resumed is not None:
+            return
+        self.checkpoints.clear()
+        for name in _FILES_OF_A_RUN:
+            (self.path / name).unlink(missing_ok=True)
+        if self.overwrites:
+            shutil.rmtree(self.path / "model", ignore_errors=True)
 
 
 def open_run_folder(
@@ -77,11 +98,25 @@ def open_run_folder(
             f"{leftover} was written by Lightning's own SLURM requeue, and Lightning would resume from it.",
             hint=f"Remove it; --resume continues from {checkpoints.folder}.",
         )
-    if resumed is None and _is_rank_zero():
-        checkpoints.clear()
-        for name in _FILES_OF_A_RUN:
-            (path / name).unlink(missing_ok=True)
-    return RunFolder(path, checkpoints, resumed)
+    return RunFolder(path, checkpoints, resumed, overwrites=overwrite)
+
+
+def _lock(checkpoints: Path) -> None:
+    """Take the lock of a folder of checkpoints; the kernel releases it when this process ends.
+
+    Raises:
+        InvalidConfig: another process has it.
+    """
+    descriptor = os.open(checkpoints / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(descriptor)
+        raise InvalidConfig(
+            f"Another process trains into {checkpoints.parent}.", hint="Give another --run_dir."
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
 
 
 def _is_longer(finished: SavedCheckpoint, max_epochs: int | None, max_steps: int) -> bool:

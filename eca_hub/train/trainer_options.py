@@ -120,10 +120,11 @@ def _check_ranges(options: Mapping[str, Any]) -> None:
             raise InvalidConfig(
                 f"--trainer.limit_{split}_batches 0 leaves nothing to {what}.", hint="Give 1 or more, or leave it out."
             )
-    if options.get("max_steps") == 0:
-        raise InvalidConfig(
-            "--trainer.max_steps 0 leaves nothing to train.", hint="Give 1 or more, or -1 for no limit."
-        )
+    for name in ("max_steps", "max_epochs"):
+        if options.get(name) == 0:
+            raise InvalidConfig(
+                f"--trainer.{name} 0 leaves nothing to train.", hint="Give 1 or more, or -1 for no limit."
+            )
     if (clip := options.get("gradient_clip_val")) is not None and clip < 0:
         raise InvalidConfig(f"--trainer.gradient_clip_val is {clip:g}; it must be 0 or more.")
     for name in ("check_val_every_n_epoch", "accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
@@ -132,6 +133,22 @@ def _check_ranges(options: Mapping[str, Any]) -> None:
             raise InvalidConfig(f"--trainer.{name} is {value}; it must be {least} or more.")
     if (min_epochs := options.get("min_epochs")) and 0 <= (max_epochs := options.get("max_epochs") or -1) < min_epochs:
         raise InvalidConfig(f"--trainer.min_epochs is {min_epochs}, more than --trainer.max_epochs, {max_epochs}.")
+
+
+def check_shares(options: Mapping[str, Any], num_batches: Mapping[str, int]) -> None:
+    """Check that a share of the batches of a split is at least one batch.
+
+    Args:
+        options: The options below `--trainer`.
+        num_batches: Batches of each split: train, val, test.
+    """
+    for split, number in num_batches.items():
+        name, share = f"--trainer.limit_{split}_batches", options.get(f"limit_{split}_batches")
+        if isinstance(share, float) and 0 < share < 1 and number and int(number * share) == 0:
+            raise InvalidConfig(
+                f"{name} is {share:g}, which is less than one of the {number} batches of the {split} split.",
+                hint=f"Give 1 for one batch, or a share of at least {math.ceil(1000 / number) / 1000:g}.",
+            )
 
 
 def warn_of_emulation(precision: str, device: torch.device) -> None:

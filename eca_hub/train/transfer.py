@@ -30,8 +30,10 @@ def load_pretrained_backbone(
 
     Raises:
         HubError: the package cannot be loaded.
+        InvalidConfig: its input has another number of channels.
     """
     source, source_config = load_pretrained(id_or_folder, revision)
+    check_channels(source_config, config, f"The package {id_or_folder}")
     new_config = dataclasses.replace(
         source_config, labels=config.labels, image=config.image, problem_type=config.problem_type
     )
@@ -44,6 +46,20 @@ def load_pretrained_backbone(
     _, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
     return model, new_config, has_new_head
+
+
+def check_channels(source: ModelConfig, config: ModelConfig, title: str) -> None:
+    """Check that a network takes images of as many channels as the data give.
+
+    Raises:
+        InvalidConfig: it takes another number.
+    """
+    if source.image.in_chans != config.image.in_chans:
+        raise InvalidConfig(
+            f"{title} takes images of {source.image.in_chans} channels, and --data.image.in_chans is "
+            f"{config.image.in_chans}.",
+            hint=f"Give --data.image.in_chans {source.image.in_chans}.",
+        )
 
 
 def head_names(config: ModelConfig) -> set[str]:
@@ -102,6 +118,7 @@ class Distillation:
             raise InvalidConfig(
                 f"The teacher {id_or_folder} gives an image {taught}, unlike the data; both must be the same."
             )
+        check_channels(teacher_config, config, f"The teacher {id_or_folder}")
         image, student_image = teacher_config.image, config.image
         if (image.mean, image.std) != (student_image.mean, student_image.std):
             raise InvalidConfig(

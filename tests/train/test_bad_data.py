@@ -65,9 +65,9 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
     (_take_train, "has no folder train; it needs train/CLASS/*.jpg"),
     (take_measured_splits, "has no validation or test split to measure on."),
     (add_class_to_test, "The test split of set has the class 'dusk', which the train split does not have."),
-    (_break_every_file, "Broken images: 8, and --data.max_bad_samples allows 0. They are among 8 files of the train"),
+    (_break_every_file, "Broken images: 24, and --data.max_bad_samples allows 0. They are among 24 files"),
     (_cut_every_file, "Every image of a batch is broken"),
-    (_spoil_one_file, "Broken images: 1, and --data.max_bad_samples allows 0. They are among 8 files of the val"),
+    (_spoil_one_file, "Broken images: 1, and --data.max_bad_samples allows 0. They are among 24 files"),
     (_break_one_file, "Broken images: 1, and --data.max_bad_samples allows 0."),
     (_write_parquet_without_train, "has no train*.parquet; it holds test.parquet."),
     (

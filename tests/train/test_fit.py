@@ -32,7 +32,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch of two batches."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = next(path for path in CONFIGS if path.match("digits/eca.yaml"))
-    assert main(["fit", "-c", str(config), "--run_dir", str(folder), *SHORT, *CPU]) == 0
+    allowed = ("--overwrite", "--allow_changes")
+    assert main(["fit", "-c", str(config), "--run_dir", str(folder), *allowed, *SHORT, *CPU]) == 0
     return folder
 
 
@@ -193,6 +194,23 @@ def test_a_finished_run_is_not_replaced_by_mistake(run_dir: Path, capsys: pytest
     assert main(["fit", "--run_dir", str(run_dir), "--data", "DigitsData"]) == 2
     assert f"{run_dir} holds a finished run. Give another --run_dir" in capsys.readouterr().err
     assert (run_dir / "result.json").read_bytes() == before
+
+
+def test_a_mistake_beside_overwrite_leaves_the_run_as_it_was(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    data = ["--data", "ImageFolderData", "--data.root", str(tmp_path / "absent")]
+    assert main(["fit", "--run_dir", str(run), "--overwrite", *data]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_what_was_allowed_for_one_call_is_not_in_the_saved_configuration(run_dir: Path) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    names = ("resume", "overwrite", "allow_changes", "push_to")
+    assert [config[name] for name in names] == [False, False, False, None]
 
 
 @pytest.mark.slow

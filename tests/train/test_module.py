@@ -1,5 +1,6 @@
 """The network in training: what it starts from, what learns, what is counted, what is averaged."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +82,14 @@ def test_frozen_norms_keep_weights_and_statistics() -> None:
 def test_a_teacher_of_other_classes_is_refused(tiny_package: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"The teacher .* has 3 classes, the data have 2"):
         ImageClassifier("resnet20", labels=("a", "b"), image=TINY.image, distill_from=str(tiny_package))
+
+
+@pytest.mark.parametrize("option", ["from_pretrained", "distill_from"])
+def test_a_package_of_other_channels_than_the_data_is_refused(option: str, tiny_package: Path) -> None:
+    gray = dataclasses.replace(TINY.image, in_chans=1, mean=(0.5,), std=(0.5,))
+    network = "resnet20" if option == "distill_from" else None
+    with pytest.raises(InvalidConfig, match=r"takes images of 3 channels, and --data.image.in_chans is 1. Give --data"):
+        ImageClassifier(network, labels=LABELS, image=gray, **{option: str(tiny_package)})  # type: ignore[arg-type]
 
 
 def test_a_teacher_is_in_no_checkpoint(tiny_package: Path) -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,22 @@ def test_a_finished_run_without_a_valid_checkpoint_is_not_asked_for_more_epochs(
         open_run_folder(tmp_path, resume=True, overwrite=False, max_epochs=9)
 
 
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
+    hold = (
+        "import sys; from pathlib import Path; from eca_hub.train.run_folder import open_run_folder; "
+        "open_run_folder(Path(sys.argv[1]), resume=False, overwrite=False).begin(); "
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(InvalidConfig, match="Another process trains into"):
+            open_run_folder(tmp_path, resume=True, overwrite=False).begin()
+        other.kill()
+    open_run_folder(tmp_path, resume=False, overwrite=False).begin()
+
+
 def test_the_best_weights_are_those_of_the_best_epoch(whole_run: Path) -> None:
     result = json.loads((whole_run / "result.json").read_text())
     found = [float(row["val_top1"]) for row in numbers_of(whole_run / "metrics.csv")]
@@ -284,11 +302,9 @@ def test_a_finished_run_is_trained_longer(whole_run: Path, tmp_path: Path) -> No
     assert fit(run_dir, "--resume", "--trainer.max_epochs", "4") == 2
 
 
-def test_fewer_epochs_than_a_run_has_completed_are_refused(
-    stopped_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert fit(stopped_run, "--resume", "--allow_changes", "--trainer.max_epochs", "0") == 2
-    assert "The run has completed 1 epochs; --trainer.max_epochs is 0. Give 1 or more" in capsys.readouterr().err
+def test_fewer_steps_than_a_run_has_made_are_refused(stopped_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(stopped_run, "--resume", "--allow_changes", "--trainer.max_steps", "3") == 2
+    assert "The run has made 7 steps; --trainer.max_steps is 3. Give 7 or more" in capsys.readouterr().err
 
 
 CHANGES = {

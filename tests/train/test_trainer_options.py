@@ -90,6 +90,22 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("--trainer.precision", "transformer-engine"),
         "The Trainer refuses an option of --trainer: Requirement 'transformer_engine",
     ),
+    "no epoch": (
+        ("--trainer.max_epochs", "0", "--save.keep", "last"),
+        "--trainer.max_epochs 0 leaves nothing to train. Give 1 or more, or -1 for no limit.",
+    ),
+    "a share of the test split without a batch": (
+        ("--trainer.limit_test_batches", "0.001"),
+        "--trainer.limit_test_batches is 0.001, which is less than one of the",
+    ),
+    "a warm-up without an end": (
+        ("--model.optim.warmup_epochs", ".inf"),
+        "warmup_epochs inf and step_size_epochs",
+    ),
+    "a frozen backbone with random weights": (
+        ("--model.freeze", "backbone"),
+        "model.freeze is backbone, and the backbone has random weights, which would stay random.",
+    ),
     "no epoch between validations": (
         ("--trainer.check_val_every_n_epoch", "0"),
         "--trainer.check_val_every_n_epoch is 0; it must be 1 or more.",

@@ -305,11 +305,15 @@ def _several_columns(
     if label_columns:
         places = {readable_name(name): _find(header, name, (), "label", file) for name in label_columns}
     else:
-        places = {
-            readable_name(name): place
+        found = [
+            (readable_name(name), place)
             for place, name in enumerate(header)
             if place not in others and {row[place].strip().casefold() for row in rows} <= _BITS.keys() | {""}
-        }
+        ]
+        places = dict(found)
+        if len(places) < len(found):
+            twice = next(name for name, number in Counter(name for name, _ in found).items() if number > 1)
+            raise InvalidConfig(f"{file} has two columns {twice!r}.", hint="Rename one of them.")
     if len(places) < 2:
         if may_lack:
             return lambda row: None
@@ -371,6 +375,8 @@ def _find(header: list[str], given: str | None, usual: Sequence[str], what: str,
         hint += " If each class has a column of 0 and 1: --data.multi_label true."
     names = [name.casefold() for name in header]
     for name in [given] if given else usual:
+        if names.count(name.casefold()) > 1:
+            raise InvalidConfig(f"{file} has two columns {name!r}.", hint="Rename one of them.")
         if name.casefold() in names:
             return names.index(name.casefold())
     raise InvalidConfig(f"{file} has no column {given or usual[0]!r}; it has {', '.join(header)}.", hint=hint)

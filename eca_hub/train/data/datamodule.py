@@ -18,7 +18,7 @@ from eca_hub.hub.package import check_label_text
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data.dataset import Batch, ImageDataset
-from eca_hub.train.data.file_check import check_format, check_readable
+from eca_hub.train.data.file_check import FormatCheck, check_readable
 from eca_hub.train.data.sampler import BatchIndex, EvalBatchSampler, RankShard, TrainBatchSampler
 from eca_hub.train.data.source import (
     SPLITS,
@@ -276,14 +276,16 @@ class FileDataModule(ImageDataModule):
                 no images.
         """
         checked: list[Source] = []
+        files = FormatCheck()
         for split in SPLITS:
             source = self.source(split)
             if any(source is each for each in checked):
                 continue
             checked.append(source)
             check_readable(source, split, self.title)
-            if remark := check_format(source, split, self.title, self.max_bad_samples, self.labels):
-                self.remarks.append(remark)
+            files.look_at(source, split, self.title, self.labels)
+        files.raise_if_too_many(self.max_bad_samples, self.title)
+        self.remarks += files.remarks
         super().check()
 
     def use_splits(self, found: Mapping[Split, Source], place: str) -> None:

@@ -131,7 +131,8 @@ class DetectionDataModule(LightningDataModule):
         """Read all splits, and print what is in them.
 
         Raises:
-            InvalidConfig: a split cannot be used, or has no object, or a class has a name that no package can have.
+            InvalidConfig: a split cannot be used, or has no object; more files than allowed are broken; or a class
+                has a name that no package can have.
         """
         # A package could not be written with them after training.
         check_label_text(self.labels)
@@ -141,6 +142,13 @@ class DetectionDataModule(LightningDataModule):
             if not split.report.num_objects:
                 raise InvalidConfig(f"The {name} split, {split.title}, has no object in any image.")
             reports.append(split.report.summary())
+        broken = {name: None for split in SPLITS for name in self.split(split).report.broken}
+        if len(broken) > self.max_bad_samples:
+            raise InvalidConfig(
+                f"Broken images: {len(broken)}, and --data.max_bad_samples allows {self.max_bad_samples}; the first: "
+                f"{next(iter(broken))}.",
+                hint=f"Repair or remove them, or give --data.max_bad_samples {len(broken)} to leave them out.",
+            )
         if self.trainer is None or self.trainer.is_global_zero:
             print("\n".join(dict.fromkeys(reports)), flush=True)
 

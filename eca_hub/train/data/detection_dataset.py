@@ -58,6 +58,14 @@ class DetectionAugmentConfig:
             )
 
 
+class _BrokenFile(Exception):
+    """The file of an image cannot be decoded."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
 class DetectionDataset(Dataset[DetectionBatch]):
     """Batches of a split, by index.
 
@@ -98,8 +106,9 @@ class DetectionDataset(Dataset[DetectionBatch]):
         for each in index.indices:
             try:
                 image, target = self._sample(index.epoch, each)
-            except (BadImage, OSError) as error:
-                bad.append(BadSample(each, self.images[each].path, str(error)))
+            except _BrokenFile as error:
+                # With mosaic it may be one of the others.
+                bad.append(BadSample(error.index, self.images[error.index].path, str(error)))
                 continue
             pixels.append(image)
             targets.append(target)
@@ -124,7 +133,10 @@ class DetectionDataset(Dataset[DetectionBatch]):
 
     def _load(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         each = self.images[index]
-        image = load_pixels(each, self._bit_depth)
+        try:
+            image = load_pixels(each, self._bit_depth)
+        except (BadImage, OSError) as error:
+            raise _BrokenFile(index, str(error)) from None
         target = {"boxes": torch.from_numpy(each.boxes.copy()), "labels": torch.from_numpy(each.labels.copy())}
         if self._with_masks:
             masks = [rasterize(mask, each.height, each.width) for mask in each.masks or ()]

@@ -1,5 +1,6 @@
 """Checks of the files of a split before training: whether they can be read, and begin as images do."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -39,47 +40,70 @@ def check_readable(source: Source, split: Split, title: str) -> None:
         )
 
 
-def check_format(
-    source: Source, split: Split, title: str, max_bad_samples: int, labels: Sequence[str] = ()
-) -> str | None:
-    """Look at the first bytes of as many images as `_CHECK_S` allows, in random order; return a remark if not of all.
+@dataclasses.dataclass
+class FormatCheck:
+    """What the first bytes of the files of all splits have shown."""
 
-    Raises:
-        InvalidConfig: more files than allowed are no images or cannot be read, or all of a class that is to be learned.
-    """
-    num_images, num_checked, bad = len(source.targets), 0, list[str]()
-    bad_indices = list[int]()
-    end_s = time.monotonic() + _CHECK_S
-    for index in np.random.default_rng(0).permutation(num_images).tolist():
-        try:
-            content = source.read(index)
-            if pointer := pointer_in(content):
-                raise NotAnImage(f"a pointer of {pointer.tool}; `{pointer.command}` fetches the image")
-            sniff_format(content)
-        except (NotAnImage, OSError) as error:
-            reason = error.message if isinstance(error, NotAnImage) else error.strerror or str(error)
-            bad.append(f"{source.name(index)}: {reason}")
-            bad_indices.append(index)
-        num_checked += 1
-        if time.monotonic() > end_s:
-            break
-    if len(bad) > max_bad_samples:
-        raise InvalidConfig(
-            f"Broken images: {len(bad)}, and --data.max_bad_samples allows {max_bad_samples}. They are among "
-            f"{num_checked} files of the {split} split of {title}; the first: {bad[0].rstrip('.')}.",
-            hint=f"Repair or remove them, or give --data.max_bad_samples {len(bad)} to leave them out.",
-        )
-    if split == "train" and bad:
-        counts_K = count_classes(source.targets, len(labels))
-        is_lost_K = (counts_K > 0) & (counts_K == count_classes(source.targets[bad_indices], len(labels)))
-        if lost := [label for label, is_lost in zip(labels, is_lost_K, strict=True) if is_lost]:
-            raise InvalidConfig(
-                f"Every image of {', '.join(lost[:5])} in the train split of {title} is broken; the first: {bad[0]}",
-                hint="Repair the images, or remove the class.",
+    num_checked: int = 0
+    bad: list[str] = dataclasses.field(default_factory=list)
+    """Name of each file that is no image or cannot be read, and why."""
+    splits: list[Split] = dataclasses.field(default_factory=list)
+    """Those of bad files."""
+    lost: str = ""
+    """A sentence about classes to be learned all of whose files are broken."""
+    remarks: list[str] = dataclasses.field(default_factory=list)
+
+    def look_at(self, source: Source, split: Split, title: str, labels: Sequence[str] = ()) -> None:
+        """Look at the first bytes of as many images of a split as `_CHECK_S` allows, in random order."""
+        num_images, num_checked, bad_indices = len(source.targets), 0, list[int]()
+        end_s = time.monotonic() + _CHECK_S
+        for index in np.random.default_rng(0).permutation(num_images).tolist():
+            if reason := _reason_of(source, index):
+                self.bad.append(f"{source.name(index)}: {reason}")
+                bad_indices.append(index)
+            num_checked += 1
+            if time.monotonic() > end_s:
+                break
+        self.num_checked += num_checked
+        if bad_indices:
+            self.splits.append(split)
+        if split == "train" and bad_indices:
+            counts_K = count_classes(source.targets, len(labels))
+            is_lost_K = (counts_K > 0) & (counts_K == count_classes(source.targets[bad_indices], len(labels)))
+            if lost := [label for label, is_lost in zip(labels, is_lost_K, strict=True) if is_lost]:
+                self.lost = f"Every image of {', '.join(lost[:5])} in the train split of {title} is broken"
+        if num_checked < num_images:
+            self.remarks.append(
+                f"{num_checked} of the {num_images} images of the {split} split were looked at in {_CHECK_S:g} s; the "
+                "others are checked when they are decoded."
             )
-    if num_checked < num_images:
-        return (
-            f"{num_checked} of the {num_images} images of the {split} split were looked at in {_CHECK_S:g} s; the "
-            "others are checked when they are decoded."
-        )
-    return None
+
+    def raise_if_too_many(self, max_bad_samples: int, title: str) -> None:
+        """Compare with the number that is allowed in all splits together, as in the run.
+
+        Raises:
+            InvalidConfig: more files are broken, or all of a class that is to be learned.
+        """
+        if len(self.bad) > max_bad_samples:
+            raise InvalidConfig(
+                f"Broken images: {len(self.bad)}, and --data.max_bad_samples allows {max_bad_samples}. They are among "
+                f"{self.num_checked} files of {title}, in the splits {', '.join(self.splits)}; the first: "
+                f"{self.bad[0].rstrip('.')}.",
+                hint=f"Repair or remove them, or give --data.max_bad_samples {len(self.bad)} to leave them out.",
+            )
+        if self.lost:
+            raise InvalidConfig(
+                f"{self.lost}; the first: {self.bad[0]}", hint="Repair the images, or remove the class."
+            )
+
+
+def _reason_of(source: Source, index: int) -> str:
+    """Why a file is not an image; an empty string if it begins like one."""
+    try:
+        content = source.read(index)
+        if pointer := pointer_in(content):
+            return f"a pointer of {pointer.tool}; `{pointer.command}` fetches the image"
+        sniff_format(content)
+    except (NotAnImage, OSError) as error:
+        return error.message if isinstance(error, NotAnImage) else error.strerror or str(error)
+    return ""

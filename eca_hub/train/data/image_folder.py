@@ -201,6 +201,11 @@ class _ClassFolders:
         targets: dict[Path, str] = {}
         for each in _subfolders(folder):
             target, label = each.resolve(), label_name(each.name)
+            if not label:
+                raise InvalidConfig(
+                    f"A class folder in {readable_name(str(folder))} is named {each.name!r}.",
+                    hint="Give it a name that can be seen.",
+                )
             if folder.resolve().is_relative_to(target):
                 self.parent_links.append(label)
                 continue

@@ -82,6 +82,8 @@ class Report:
     refused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Kind of fault to the names of what has it; training does not start."""
 
+    broken: list[str] = dataclasses.field(default_factory=list)
+    """Files without the header of an image; they count as broken images."""
     remarks: list[str] = dataclasses.field(default_factory=list)
     """What the user should look at, though training goes on."""
 
@@ -168,7 +170,7 @@ def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObj
     for image in images:
         sizes = read_sizes(image.path)
         if sizes is None:
-            # It counts as a broken image, within `max_bad_samples`, when it is decoded.
+            report.broken.append(Path(image.path).name)
             checked.append(image)
             continue
         stored, displayed = sizes

@@ -21,11 +21,12 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.images import folders
 from eca_hub.train.data.labels import label_name, text_in
 from eca_hub.train.data.source import UNLABELED, fingerprint_of, readable_name
 from eca_hub.train.errors import TrainingStopped
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "img")
+IMAGE_ENDINGS = (*(ending.removeprefix(".") for ending in folders.IMAGE_ENDINGS), "img")
 LABEL_ENDINGS = ("cls", "label", "txt", "json")
 _JSON_KEYS = ("label", "class", "cls", "category", "target")
 _JSON_LIST_KEYS = ("labels", "classes", "categories", "targets", *_JSON_KEYS)

@@ -146,13 +146,19 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
     for shard in shards:
         images: dict[str, dict[str, tarfile.TarInfo]] = {}
         contents: dict[str, dict[str, bytes]] = {}
+        files: dict[str, tarfile.TarInfo] = {}
+        other_endings: dict[str, str] = {}
         num_repeated = 0
         try:
             with tarfile.open(shard, "r:") as tar:
-                for member in tar:
+                for each in tar:
+                    # GNU tar writes the content of linked files once.
+                    target = files.get(each.linkname) if each.islnk() else None
+                    member = target.replace(name=each.name) if target else each
                     base = member.name.rsplit("/", 1)[-1]
                     if not member.isfile() or base.startswith("."):
                         continue
+                    files[member.name] = member
                     # A key ends at the first dot of the file's name, as in WebDataset.
                     stem, _, ending = base.partition(".")
                     key, ending = member.name[: len(member.name) - len(base)] + stem, ending.lower()
@@ -162,11 +168,19 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
                         file = tar.extractfile(member)
                         assert file is not None
                         contents.setdefault(key, {}).setdefault(ending, file.read())
+                    else:
+                        other_endings[key] = ending
                 end = tar.offset
         except (tarfile.TarError, OSError) as error:
             raise _unreadable(shard, error) from None
         if num_repeated:
             remarks.append(f"{shard.name}: images with the name of an earlier one are left out: {num_repeated}.")
+        if missing := [key for key in contents if key not in images]:
+            found = sorted({f".{other_endings[key]}" for key in missing if key in other_endings})
+            remarks.append(
+                f"{shard.name}: samples without an image that is decoded are left out: {len(missing)}"
+                + (f" ({', '.join(found[:5])})." if found else ".")
+            )
         _check_end(shard, end, remarks)
         labels = {key: _label_of(files, f"{key} of {shard}") for key, files in contents.items()}
         for key, members in images.items():

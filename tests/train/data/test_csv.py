@@ -304,3 +304,15 @@ def test_more_broken_images_are_not_offered_where_every_file_is_missing(folder: 
         CsvData(file, val_fraction=0.25, max_bad_samples=99).check()
     with pytest.raises(InvalidConfig, match="There is no folder /none"):
         CsvData(file, image_folder="/none")
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "options"),
+    [("path,label,label", ("a", "c"), {}), ("path,cat,cat,dog", ("1", "0", "1"), {"multi_label": True})],
+)
+def test_a_column_that_is_there_twice_is_refused(
+    header: str, row: tuple[str, ...], options: dict[str, Any], folder: Path
+) -> None:
+    file = write(folder / "labels.csv", header, [(name, *row) for name, _ in ROWS])
+    with pytest.raises(InvalidConfig, match=r"has two columns '(label|cat)'\. Rename one of them"):
+        CsvData(file, val_fraction=0.25, image=SMALL, **options)

@@ -105,6 +105,22 @@ def test_a_broken_image_is_named_and_left_out(root: Path, tmp_path: Path) -> Non
     assert [Path(bad.name).name for bad in batch.bad_samples] == ["1.png", "2.png"]
 
 
+def test_a_broken_image_of_a_mosaic_is_named_and_not_the_first_one(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    dataset = CocoData(str(root), augment=DetectionAugmentConfig(mosaic_prob=1.0)).dataset("train")
+    (root / "train2017/1.png").write_bytes(b"no image")
+    batch = dataset[BatchIndex(0, list(range(6)))]
+    assert {Path(bad.name).name for bad in batch.bad_samples} == {"1.png"}
+
+
+def test_files_without_the_header_of_an_image_are_counted_before_training(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    (root / "train2017/1.png").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(InvalidConfig, match=r"Broken images: 1, and --data.max_bad_samples allows 0; the first: 1.png"):
+        plain(root).check()
+    plain(root, max_bad_samples=1).check()
+
+
 def test_images_of_12_bits_use_the_whole_range_where_the_data_say_so(tmp_path: Path) -> None:
     root = write_coco(tmp_path)
     width, height = SIZES[0]

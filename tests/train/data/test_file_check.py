@@ -15,13 +15,21 @@ def test_files_that_are_no_images_are_named_before_training_and_may_be_allowed(t
         (root / "train" / "dark" / f"{number}.png").write_bytes(b"<html>404</html>")
     with pytest.raises(
         InvalidConfig,
-        match=r"Broken images: 2, and --data\.max_bad_samples allows 1\. They are among 8 files of the train split of "
-        r"set; the first: .*dark/\d\.png: The file is an HTML page, .* give --data.max_bad_samples 2",
+        match=r"Broken images: 2, and --data\.max_bad_samples allows 1\. They are among 24 files of set, in the splits "
+        r"train; the first: .*dark/\d\.png: The file is an HTML page, .* give --data.max_bad_samples 2",
     ):
         ImageFolderData(str(root), image=SMALL, max_bad_samples=1).check()
     data = ImageFolderData(str(root), image=SMALL, max_bad_samples=2)
     data.check()
     assert data.remarks == []
+
+
+def test_broken_files_of_all_splits_count_together_as_in_the_run(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    for split in ("train", "val", "test"):
+        (root / split / "dark" / "1.png").write_bytes(b"no image at all")
+    with pytest.raises(InvalidConfig, match=r"Broken images: 3, .* allows 2\. .* in the splits train, val, test"):
+        ImageFolderData(str(root), image=SMALL, max_bad_samples=2).check()
 
 
 def test_when_the_time_is_over_training_starts_and_the_number_of_files_is_stated(

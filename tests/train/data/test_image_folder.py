@@ -89,3 +89,10 @@ def test_a_training_split_of_broken_images_stops_the_run(folder: Path) -> None:
         path.write_bytes(b"no image")
     with pytest.raises(TrainingStopped, match="Every image of a batch is broken"):
         ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchIndex(0, [0, 1, 2])]
+
+
+def test_a_class_folder_named_with_spaces_alone_is_refused(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    (root / "train" / "dark").rename(root / "train" / " ")
+    with pytest.raises(InvalidConfig, match=r"A class folder in .*train is named ' '\. Give it a name"):
+        ImageFolderData(str(root))

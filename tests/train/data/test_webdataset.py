@@ -240,3 +240,22 @@ def test_a_tar_file_in_the_place_of_its_folder_is_named(tmp_path: Path) -> None:
     write_splits(tmp_path, samples("number"))
     with pytest.raises(InvalidConfig, match=rf"train-0.tar is a file\. Give --data.root {tmp_path}, its folder"):
         WebDatasetData(str(tmp_path / "train-0.tar"))
+
+
+def test_links_inside_a_shard_are_read_and_samples_without_an_image_are_counted(tmp_path: Path) -> None:
+    write_shard(tmp_path / "val-0.tar", samples("word"))
+    write_shard(tmp_path / "train-0.tar", samples("word") | {"8.jfif": png(8), "8.cls": b"cat"})
+    with tarfile.open(tmp_path / "train-0.tar", "a") as tar:
+        link = tarfile.TarInfo("9.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "0001.png"
+        tar.addfile(link)
+        for name, content in (("9.cls", b"dog"), ("10.tif", b"II*"), ("10.cls", b"dog")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    data = WebDatasetData(str(tmp_path), image=SMALL)
+    source = data.source("train")
+    assert len(source.targets) == 6
+    assert source.read(5) == source.read(1) == png(20)
+    assert source.name(5).endswith("9.png")
+    assert data.remarks == ["train-0.tar: samples without an image that is decoded are left out: 1 (.tif)."]
