@@ -70,7 +70,7 @@ def test_every_configuration_trains(
         # What costs time is made small; every other word of the file counts.
         options += ["--data.root", str(root), "--data.batch_size", "8", "--data.num_workers", "0"]
         options += ["--data.image.height_px", "32", "--data.image.width_px", "32", "--model.attention", "eca"]
-    if "ID" in config.read_text().splitlines()[1]:
+    if "ID" in config.read_text().splitlines()[1] or words["model"].get("freeze") == "backbone":
         option = "distill_from" if config.name == "distil.yaml" else "from_pretrained"
         options += [f"--model.{option}", str(tiny_package)]
         if option == "distill_from":

@@ -177,7 +177,7 @@ def refused(options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixt
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1
     assert "epoch 1" not in captured.out
-    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
     return captured.err
 
 
