@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from eca_hub.errors import InvalidUsage
+from eca_hub.hub.package import expand_home
 from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
 
 STDIN = "-"
@@ -32,7 +33,7 @@ def find_images(given: str) -> list[str]:
             f"{given[:200]} is a URL, and eca-hub does not download images.",
             hint=f"curl -o image.jpg {given}" if given.startswith("http") else "Give a file.",
         )
-    path = _expand_user(given)
+    path = expand_home(given)
     try:
         if path.is_dir():
             return _images_in(path)
@@ -56,14 +57,6 @@ def _path_of(url: str) -> str:
     if host not in ("", "localhost") or not path:
         raise InvalidUsage(f"{url[:200]} names no file on this machine.", hint="Give file:///PATH, or the path alone.")
     return os.fsdecode(b"/" + unquote_to_bytes(os.fsencode(path)))
-
-
-def _expand_user(given: str) -> Path:
-    try:
-        return Path(given).expanduser()
-    except RuntimeError:
-        # ~NAME is a file, as there is no such user.
-        return Path(given)
 
 
 def _images_in(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import expand_home
 from eca_hub.images.folders import IMAGE_ENDINGS
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, read_values, to_multi_hot, to_targets
@@ -85,7 +86,7 @@ class CsvData(FileDataModule):
         if label_columns and (label_separator is not None or label_column):
             raise InvalidConfig("Give either data.label_columns, or data.label_column and data.label_separator.")
         self.is_multi_label = multi_label
-        file = Path(root).expanduser()
+        file = expand_home(root)
         tables = _find_tables(file)
         file = next(iter(tables.values()))
         self.title = readable_name((file if len(tables) == 1 else file.parent.resolve()).stem) or "images"
@@ -115,7 +116,7 @@ class CsvData(FileDataModule):
                 values["test"] = [None] * len(values["test"])
         encode: Callable[[Any, list[str]], np.ndarray] = to_multi_hot if multi_label else to_targets
         self.labels = class_names(values["train"])
-        folder = Path(image_folder).expanduser() if image_folder else file.parent
+        folder = expand_home(image_folder) if image_folder else file.parent
         if not folder.is_dir():
             raise InvalidConfig(
                 f"There is no folder {folder}.", hint="Give --data.image_folder, which the paths are relative to."

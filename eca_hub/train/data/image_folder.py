@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import expand_home
 from eca_hub.images.containers import FORMATS
 from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
@@ -47,7 +48,7 @@ class ImageFolderData(FileDataModule):
 
     def __init__(self, root: str, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self._root = Path(root).expanduser()
+        self._root = expand_home(root)
         if not self._root.is_dir():
             raise _no_folder(root)
         self.title = readable_name(self._root.resolve().name) or "images"
@@ -327,7 +328,7 @@ def _has_train(folder: Path) -> bool:
 
 
 def _no_folder(root: str) -> InvalidConfig:
-    if Path(root).expanduser().is_file():
+    if expand_home(root).is_file():
         return InvalidConfig(f"{root} is a file.", hint="Give --data.root a folder; unpack an archive first.")
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", root) is not None
     hint = f"If it is a data set of the Hub: --data ParquetData --data.root {root}" if is_id else "Give --data.root."

@@ -15,6 +15,7 @@ import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
 from eca_hub.errors import InvalidConfig, NotAnImage
+from eca_hub.hub.package import expand_home
 from eca_hub.images.containers import sniff_format
 from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
@@ -70,7 +71,7 @@ class ParquetData(FileDataModule):
         super().__init__(**options)  # type: ignore[arg-type]
         self.is_multi_label = multi_label
         self.title = readable_name(Path(root).name) or "images"
-        folder = Path(root).expanduser()
+        folder = expand_home(root)
         if folder.is_file():
             raise InvalidConfig(f"{root} is a file.", hint=f"Give --data.root {folder.parent}, its folder.")
         if not folder.is_dir():

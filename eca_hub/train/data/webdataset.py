@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import expand_home
 from eca_hub.images.folders import walk_files
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, label_name, to_targets
@@ -48,7 +49,7 @@ class WebDatasetData(FileDataModule):
 
     def __init__(self, root: str, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        folder = Path(root).expanduser()
+        folder = expand_home(root)
         if folder.is_file():
             raise InvalidConfig(f"{root} is a file.", hint=f"Give --data.root {folder.parent}, its folder.")
         if not folder.is_dir():

@@ -5,13 +5,13 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import expand_home
 from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.shards import StreamSource, check_url, open_shard
@@ -180,14 +180,14 @@ def _files_of(url: str) -> list[str]:
     """Expand `*` and `~` in a local path; return any other URL as it is."""
     if "://" in url:
         return [url]
-    path = Path(url).expanduser()
+    path = expand_home(url)
     found = sorted(map(str, path.parent.glob(path.name))) if "*" in path.name else []
     return found or [str(path)]
 
 
 def _read_labels(path: str) -> list[str]:
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = expand_home(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(
             f"--data.labels {path} cannot be read: {error}.", hint="Give a text file with a class in each line."
