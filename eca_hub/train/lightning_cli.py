@@ -64,8 +64,8 @@ _IMPORTABLE = (
     *OPTIMIZERS,
 )
 _FROM_PACKAGE = ("architecture", "attention", "stem")
-_PLACE_OPTIONS = ("--run_dir", "--resume", "--overwrite", "--allow_changes", "--push_to")
 _OF_ONE_CALL = {"resume": False, "overwrite": False, "allow_changes": False, "push_to": None}
+_PLACE_OPTIONS = ("--run_dir", *(f"--{name}" for name in _OF_ONE_CALL))
 _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"} | {
     "ckpt_path",
     "weights_only",

@@ -17,6 +17,7 @@ from eca_hub.train.data.detection_dataset import (
     DetectionBatch,
     DetectionDataset,
 )
+from eca_hub.train.data.file_check import check_number
 from eca_hub.train.data.objects import Split, keep_smallest
 from eca_hub.train.data.sampler import EvalBatchSampler, RankShard, TrainBatchSampler
 from eca_hub.train.data.source import SPLITS, fingerprint_of
@@ -142,13 +143,8 @@ class DetectionDataModule(LightningDataModule):
             if not split.report.num_objects:
                 raise InvalidConfig(f"The {name} split, {split.title}, has no object in any image.")
             reports.append(split.report.summary())
-        broken = {name: None for split in SPLITS for name in self.split(split).report.broken}
-        if len(broken) > self.max_bad_samples:
-            raise InvalidConfig(
-                f"Broken images: {len(broken)}, and --data.max_bad_samples allows {self.max_bad_samples}; the first: "
-                f"{next(iter(broken))}.",
-                hint=f"Repair or remove them, or give --data.max_bad_samples {len(broken)} to leave them out.",
-            )
+        broken = dict.fromkeys(name for split in SPLITS for name in self.split(split).report.broken)
+        check_number(list(broken), self.max_bad_samples)
         if self.trainer is None or self.trainer.is_global_zero:
             print("\n".join(dict.fromkeys(reports)), flush=True)
 

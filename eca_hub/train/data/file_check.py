@@ -84,17 +84,26 @@ class FormatCheck:
         Raises:
             InvalidConfig: more files are broken, or all of a class that is to be learned.
         """
-        if len(self.bad) > max_bad_samples:
-            raise InvalidConfig(
-                f"Broken images: {len(self.bad)}, and --data.max_bad_samples allows {max_bad_samples}. They are among "
-                f"{self.num_checked} files of {title}, in the splits {', '.join(self.splits)}; the first: "
-                f"{self.bad[0].rstrip('.')}.",
-                hint=f"Repair or remove them, or give --data.max_bad_samples {len(self.bad)} to leave them out.",
-            )
+        among = f". They are among {self.num_checked} files of {title}, in the splits {', '.join(self.splits)}"
+        check_number(self.bad, max_bad_samples, among)
         if self.lost:
             raise InvalidConfig(
                 f"{self.lost}; the first: {self.bad[0]}", hint="Repair the images, or remove the class."
             )
+
+
+def check_number(bad: Sequence[str], max_bad_samples: int, among: str = "") -> None:
+    """Check that no more files are broken than allowed; `among` says where they are.
+
+    Raises:
+        InvalidConfig: there are more.
+    """
+    if len(bad) > max_bad_samples:
+        raise InvalidConfig(
+            f"Broken images: {len(bad)}, and --data.max_bad_samples allows {max_bad_samples}{among}; the first: "
+            f"{bad[0].rstrip('.')}.",
+            hint=f"Repair or remove them, or give --data.max_bad_samples {len(bad)} to leave them out.",
+        )
 
 
 def _reason_of(source: Source, index: int) -> str:
