@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from eca_hub.models.config import MAX_CLASSES
 from eca_hub.models.detector_config import DetectorConfig
 
 DETECTION_TASK = "object-detection"
 """The value of `task` in config.json; a classifier's has none. Also the Hub's name of the task."""
 
-_MAX_LABELS = 100_000
 _ADDED_LATER = ("bit_depth",)
 """Fields that older packages lack; they then have the default."""
 _TUPLES = ("anchor_sizes_px", "anchor_ratios", "mean", "std")
@@ -42,7 +42,7 @@ def detector_from_dict(document: Mapping[str, Any]) -> DetectorConfig:
     labels = document["label_names"]
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise TypeError("label_names is not a list of strings.")
-    if not 1 <= len(labels) <= _MAX_LABELS or document["num_classes"] != len(labels):
+    if not 1 <= len(labels) <= MAX_CLASSES or document["num_classes"] != len(labels):
         raise ValueError(f"num_classes is {document['num_classes']!r} and there are {len(labels)} label_names.")
     values: dict[str, Any] = {"labels": tuple(labels)}
     for field in dataclasses.fields(DetectorConfig):

@@ -30,7 +30,15 @@ from eca_hub.hub.timm_format import (
     is_timm_document,
     problem_type_in,
 )
-from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, Stem, current_stem
+from eca_hub.models.config import (
+    MAX_CLASSES,
+    CropMode,
+    ImageConfig,
+    Interpolation,
+    ModelConfig,
+    Stem,
+    current_stem,
+)
 from eca_hub.models.detector_config import DetectorConfig
 from eca_hub.releases import release_folder
 
@@ -50,7 +58,6 @@ FORMAT = 1
 LIBRARY_NAME = "eca-hub"
 
 _MAX_CONFIG_BYTES = 16 * 2**20
-_MAX_LABELS = 100_000
 _MAX_LABEL_CHARS = 1000
 _MAX_REASON_CHARS = 1000
 _LFS_POINTER = b"version https://git-lfs"
@@ -362,7 +369,7 @@ def _config_from_dict(document: Mapping[str, Any]) -> ModelConfig:
     labels = document["label_names"]
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise TypeError("label_names is not a list of strings.")
-    if not 1 <= len(labels) <= _MAX_LABELS or document["num_classes"] != len(labels):
+    if not 1 <= len(labels) <= MAX_CLASSES or document["num_classes"] != len(labels):
         raise ValueError(f"num_classes is {document['num_classes']!r} and there are {len(labels)} label_names.")
     image = dict(document["image"])
     _expect_one_of("interpolation", image["interpolation"], get_args(Interpolation))

@@ -90,6 +90,8 @@ def build_model(
     """
     resolved = resolve_config(config)
     outputs = config.num_classes if num_classes is None else num_classes
+    if outputs > MAX_CLASSES:
+        raise InvalidConfig(f"There are {outputs} classes; the limit is {MAX_CLASSES}.")
     if config.image.in_chans != 3:
         options["in_chans"] = config.image.in_chans
     if resolved.timm_args:
@@ -137,9 +139,15 @@ def resolve_config(config: ModelConfig) -> ModelConfig:
     """Write out what the weights depend on: backbone name, attention name, and every option of the attention.
 
     A package stores the resolved form, so its weights load even if a rule or a default changes later.
+
+    Raises:
+        UnknownName: no such architecture or attention.
+        InvalidConfig: another attention is given than the name has, or it does not take an option.
     """
-    backbone_name, named_attention = split_name(config.architecture)
-    attention = config.attention if backbone_name == config.architecture else named_attention
+    backbone_name, attention = split_name(config.architecture)
+    if config.attention != ModelConfig.attention or backbone_name == config.architecture:
+        # The default may as well have been left out.
+        attention = choose_attention(config.architecture, config.attention)
     if attention == "none":
         if config.attention_args:
             raise InvalidConfig(

@@ -26,8 +26,8 @@ Activation = Literal["softmax", "sigmoid", "none"]
 
 _MIN_BORDER_CROP = 0.25
 
-MAX_CLASSES = 1_000_000
-"""Most outputs of a network that is built."""
+MAX_CLASSES = 100_000
+"""Most classes of a network, and so labels of a package."""
 
 
 @dataclass(frozen=True)

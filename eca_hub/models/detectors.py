@@ -33,7 +33,7 @@ from torchvision.ops.poolers import MultiScaleRoIAlign, initLevelMapper
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, resolve_config
-from eca_hub.models.config import ModelConfig
+from eca_hub.models.config import MAX_CLASSES, ModelConfig
 from eca_hub.models.detector_config import DetectorConfig, DetectorName
 from eca_hub.models.feature_pyramid import PYRAMID_CHANNELS, PyramidBackbone, p6_and_p7, pyramid_of
 
@@ -188,8 +188,8 @@ def build_detector(config: DetectorConfig, *, num_classes: int | None = None, ro
     """Make the detector that a configuration describes, with as many classes as it has labels."""
     resolved = resolve_detector_config(config)
     num_classes = resolved.num_classes if num_classes is None else num_classes
-    if num_classes < 1:
-        raise InvalidConfig(f"num_classes is {num_classes}; a detector needs 1 or more.")
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise InvalidConfig(f"num_classes is {num_classes}; it must be 1 to {MAX_CLASSES}.")
     if rois_per_image < 1:
         raise InvalidConfig(f"rois_per_image is {rois_per_image}; it must be 1 or more.")
     body = build_model(backbone_config(resolved), num_classes=1, features_only=True)

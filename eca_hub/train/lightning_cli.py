@@ -42,6 +42,7 @@ from eca_hub.train.environment import imports_of_the_user
 from eca_hub.train.errors import refused_option, user_message_for
 from eca_hub.train.legacy_options import upgrade_argv
 from eca_hub.train.optim import IMPORTABLE as OPTIMIZERS
+from eca_hub.train.optim import check_optimizer_and_scheduler
 from eca_hub.train.optimizer_class import use_given_classes
 from eca_hub.train.results import RunResults, write_environment
 from eca_hub.train.run_folder import RunFolder, choose_run_dir, open_run_folder
@@ -240,6 +241,7 @@ class RunCLI(LightningCLI):
                 config["model"][name] = getattr(self.model.config, name)
         check_monitors(trainer.callbacks, self.model.logged_names)  # type: ignore[attr-defined]
         check_plateau(self.model.optim_config.monitor, self.model.logged_names)
+        check_optimizer_and_scheduler(self.model.optim_config, self.model.model)
         fingerprint = run_fingerprint(self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size)
         self.checkpoint = ResumableCheckpoint(
             folder.checkpoints, save, self.request, fingerprint, folder.resumed, allow_changes=config["allow_changes"]

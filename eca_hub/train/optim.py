@@ -7,6 +7,7 @@ stepped after every epoch, `ReduceLROnPlateau` after every validation, and its s
 import importlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -28,6 +29,8 @@ _UNUSABLE = {
     "SparseAdam": "it takes sparse gradients only",
 }
 """Optimizer class to the reason why it cannot train here."""
+_REFUSALS = (TypeError, ValueError, AssertionError, LookupError, ArithmeticError, RuntimeError, ImportError)
+"""What optimizers and schedulers raise for arguments that they do not take."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,9 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
             filter_bias_and_bn=False,
             **options,
         )
-    except (TypeError, ValueError, AssertionError, IndexError, ImportError) as error:
+    except _REFUSALS as error:
         given = ", ".join(f"{name}={value}" for name, value in options.items()) or "no further arguments"
-        raise InvalidConfig(f"The optimizer {config.name} cannot be made with {given}: {error}.") from None
+        raise InvalidConfig(f"The optimizer {config.name} cannot be made with {given}: {_reason(error)}.") from None
 
 
 def make_scheduler(
@@ -152,8 +155,26 @@ def make_scheduler(
         kind = ReduceLROnPlateau
     try:
         return cast(LRScheduler, kind(optimizer, **args))
-    except (TypeError, ValueError, AssertionError) as error:
-        raise InvalidConfig(f"The scheduler {config.schedule} cannot be made: {error}.") from None
+    except _REFUSALS as error:
+        raise InvalidConfig(f"The scheduler {config.schedule} cannot be made: {_reason(error)}.") from None
+
+
+def check_optimizer_and_scheduler(config: OptimConfig, model: nn.Module) -> None:
+    """Make both and an epoch's step of the scheduler, and discard them, to find mistakes before a run begins.
+
+    Raises:
+        InvalidConfig: one of them does not take an argument.
+    """
+    scheduler = make_scheduler(config, make_optimizer(config, model), lambda step: 1.0)
+    if not config.has_scheduler_class or isinstance(scheduler, ReduceLROnPlateau):
+        return
+    try:
+        with warnings.catch_warnings():
+            # That the optimizer has made no step.
+            warnings.simplefilter("ignore")
+            scheduler.step()
+    except _REFUSALS as error:
+        raise InvalidConfig(f"The scheduler {config.schedule} cannot make a step: {_reason(error)}.") from None
 
 
 def lr_factor(config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -220,8 +241,14 @@ def _make_of_class(config: OptimConfig, model: nn.Module) -> Optimizer:
             group.pop("weight_decay", None)
     try:
         return cast(Optimizer, kind(groups, lr=config.lr, **config.args))
-    except (TypeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-        raise InvalidConfig(f"The optimizer {config.name} cannot be made: {error}.") from None
+    except _REFUSALS as error:
+        raise InvalidConfig(f"The optimizer {config.name} cannot be made: {_reason(error)}.") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an exception's message, without a period at the end."""
+    lines = str(error.args[0] if error.args else "").splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _class_of(path: str, base: type) -> type:

@@ -164,6 +164,14 @@ def test_a_wrong_argument_gets_one_clear_sentence(arguments: dict[str, Any], wor
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("attention", ["se", "none"])
+def test_a_configuration_with_two_attentions_is_refused(attention: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"names attention 'eca', but attention is '{attention}'"):
+        resolve_config(ModelConfig("eca_resnet20", attention))
+    # ModelConfig's own default is as good as none.
+    assert resolve_config(ModelConfig("se_resnet20")).attention == "se"
+
+
 def test_every_listed_name_is_a_network_and_can_be_made() -> None:
     names = list_models()
     assert len(names) == len(set(names))

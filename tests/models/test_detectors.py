@@ -198,6 +198,12 @@ def test_the_body_with_its_pyramid_exports() -> None:
         ({"backbone": "resnet20"}, InvalidConfig, "a detector needs 4, 8, 16, 32"),
         ({"attention": "aa"}, InvalidConfig, "position codes for one map size"),
         ({"num_classes": 0}, InvalidConfig, "num_classes is 0"),
+        ({"num_classes": 10**9}, InvalidConfig, "num_classes is 1000000000; it must be 1 to 100000"),
+        (
+            {"backbone": "eca_resnet18", "attention": "se"},
+            InvalidConfig,
+            "names attention 'eca', but attention is 'se'",
+        ),
         ({"rois_per_image": 0}, InvalidConfig, "rois_per_image is 0"),
         ({"frozen_stages": 5}, InvalidConfig, "frozen_stages is 5"),
         ({"min_side_px": 900, "max_side_px": 800}, InvalidConfig, "the first not above the second"),

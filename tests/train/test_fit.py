@@ -196,14 +196,28 @@ def test_a_finished_run_is_not_replaced_by_mistake(run_dir: Path, capsys: pytest
     assert (run_dir / "result.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--data ImageFolderData --data.root absent", "There is no folder"),
+        ("--data DigitsData --model.optim.name adamw --model.optim.betas [0.9]", "The optimizer adamw cannot be made"),
+        (
+            "--data DigitsData --lr_scheduler StepLR --lr_scheduler.step_size 3 --lr_scheduler.last_epoch 5",
+            "The scheduler torch.optim.lr_scheduler.StepLR cannot be made: param 'initial_lr' is not specified",
+        ),
+        (
+            "--data DigitsData --lr_scheduler StepLR --lr_scheduler.step_size 0",
+            "The scheduler torch.optim.lr_scheduler.StepLR cannot make a step: ",
+        ),
+    ],
+)
 def test_a_mistake_beside_overwrite_leaves_the_run_as_it_was(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: str, sentence: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(run_dir, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    data = ["--data", "ImageFolderData", "--data.root", str(tmp_path / "absent")]
-    assert main(["fit", "--run_dir", str(run), "--overwrite", *data]) == 2
-    assert "There is no folder" in capsys.readouterr().err
+    assert main(["fit", "--run_dir", str(run), "--overwrite", *options.split(), *CPU]) == 2
+    assert sentence in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

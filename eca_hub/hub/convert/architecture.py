@@ -18,7 +18,7 @@ from eca_hub.attention.insertion import InsideBlock
 from eca_hub.errors import CheckpointMismatch, UnknownName
 from eca_hub.models.backbones import BACKBONES
 from eca_hub.models.build import list_models, split_name
-from eca_hub.models.config import ModelConfig
+from eca_hub.models.config import MAX_CLASSES, ModelConfig
 from eca_hub.models.insertion import Insertion
 from eca_hub.models.timm_seam import find_timm_backbone
 from eca_hub.models.weight_init import on_meta_device
@@ -171,13 +171,10 @@ def _with_counters(weights: dict[str, Tensor], shapes: Shapes) -> dict[str, Tens
     return {**weights, **{name: torch.tensor(0) for name in counters}}
 
 
-_MAX_CLASSES = 100_000
-
-
 def _num_classes(weights: Mapping[str, Tensor], head: frozenset[str]) -> int:
     sizes = {weights[name].shape[0] for name in head if name in weights and weights[name].ndim}
-    if sizes and not 1 <= max(sizes) <= _MAX_CLASSES:
-        raise CheckpointMismatch(f"The classifier has {max(sizes)} outputs; the limit is {_MAX_CLASSES}.")
+    if sizes and not 1 <= max(sizes) <= MAX_CLASSES:
+        raise CheckpointMismatch(f"The classifier has {max(sizes)} outputs; the limit is {MAX_CLASSES}.")
     return sizes.pop() if len(sizes) == 1 else 1000
 
 

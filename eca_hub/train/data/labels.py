@@ -33,7 +33,7 @@ def class_names(values: Iterable[str | Sequence[str] | None]) -> list[str]:
     None stands for no value.
     """
     names = {name for value in values if value is not None for name in ([value] if isinstance(value, str) else value)}
-    is_numeric = all(re.fullmatch(r"-?\d+", name) for name in names)
+    is_numeric = all(re.fullmatch(r"-?\d{1,999}", name) for name in names)
     return sorted(names, key=lambda name: (int(name), name) if is_numeric else (0, name))
 
 

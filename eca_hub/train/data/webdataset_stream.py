@@ -82,7 +82,7 @@ class WebDatasetStreamData(ImageDataModule):
         self._sources: dict[Split, StreamSource] = {}
         for split, pattern in patterns.items():
             urls = expand(pattern)
-            counts = [_count(url, known, images_per_shard) for url in urls]
+            counts = [_count(url, known, images_per_shard, self.remarks) for url in urls]
             if not sum(counts):
                 raise InvalidConfig(f"The {split} split has no images: {pattern}.")
             buffer_size = max(shuffle_buffer, 2 * self.batch_size)
@@ -233,7 +233,7 @@ def _counts_in(found: Mapping[str, Any]) -> dict[str, int]:
     return short | {str(name): int(number) for name, number in pairs}
 
 
-def _count(url: str, known: Mapping[str, int], images_per_shard: int) -> int:
+def _count(url: str, known: Mapping[str, int], images_per_shard: int, remarks: list[str]) -> int:
     if images_per_shard:
         return images_per_shard
     if known:
@@ -250,9 +250,14 @@ def _count(url: str, known: Mapping[str, int], images_per_shard: int) -> int:
     path = url.removeprefix("file://")
     try:
         with tarfile.open(path) as tar:
-            names = [member.name for member in tar if member.isfile() and not member.name.startswith("__")]
+            members = tar.getmembers()
     except (OSError, tarfile.TarError) as error:
         raise InvalidConfig(f"The shard {path} cannot be read: {error}.") from None
+    if num_links := sum(member.islnk() or member.issym() for member in members):
+        remark = f"{path}: links, which a stream cannot follow, are left out: {num_links}."
+        # One file may be the shard of two splits.
+        remarks += [] if remark in remarks else [remark]
+    names = [member.name for member in members if member.isfile() and not member.name.startswith("__")]
     # Consecutive files with one key are a sample; a key ends at the first dot of the file's name.
     keys = [_key(name) for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
     return sum(key != before for key, before in zip(keys, [None, *keys][: len(keys)], strict=True))

@@ -3,8 +3,10 @@
 import functools
 import http.server
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -195,6 +197,18 @@ def test_shards_on_this_machine_are_counted(folder: Path) -> None:
     data = stream(folder, str(folder), index=None)
     assert (data.num_images("train"), data.num_images("val")) == (24, 4)
     assert sum(len(batch.targets) for batch in data.val_dataloader()) == 4
+
+
+def test_links_inside_shards_are_left_out_and_named_once(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "val-0000.tar"
+    shutil.copy(folder / "val-0000.tar", path)
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("9.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "0001.png"
+        tar.addfile(link)
+    data = stream(folder, str(folder), val=str(path), index=None)
+    assert data.num_images("val") == 4
+    assert data.remarks == [f"{path}: links, which a stream cannot follow, are left out: 1."]
 
 
 @pytest.mark.parametrize(
