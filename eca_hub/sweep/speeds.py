@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.package import config_from_json, is_detector
 from eca_hub.models.build import build_model
+from eca_hub.models.gemm_conv import use_gemm_gradients
 from eca_hub.sweep.grid import SEEDS, SweepRun, column_names
 from eca_hub.sweep.results import Row, plain
 
@@ -69,7 +70,7 @@ def measure_speeds(
 
 
 class _Steps:
-    """A network in the memory format and precision of its run, with images to run it on."""
+    """A network as its run trains it, in memory format and precision, with images to run it on."""
 
     def __init__(self, run_dir: Path, device: torch.device) -> None:
         text = (run_dir / "model" / "config.json").read_bytes()
@@ -81,7 +82,10 @@ class _Steps:
         layout = torch.channels_last if is_channels_last else torch.contiguous_format
         self._device = device
         self._dtype = torch.bfloat16 if str(_get(options, "trainer", "precision")).startswith("bf16") else None
-        self._network = build_model(config).to(device, memory_format=layout)  # type: ignore[call-overload]
+        network = build_model(config)
+        if _get(options, "model", "gemm_gradients"):
+            network = use_gemm_gradients(network)
+        self._network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
         image = config.image
         generator = torch.Generator().manual_seed(0)
         images_NCHW = torch.randn(BATCH_SIZE, image.in_chans, image.height_px, image.width_px, generator=generator)
