@@ -1,6 +1,6 @@
 """The argument parser of every command: one syntax, one-sentence errors, and a suggestion for a mistyped option.
 
-With `eca_hub` itself this is the only module that `eca_service` may import: `eca-hub serve` is one more command.
+`eca_service` imports it as well, because `eca-hub serve` is one more command.
 """
 
 import argparse

@@ -61,18 +61,18 @@ class PreparedImage:
     """Left, top, right and bottom of the file's image inside `pixels`."""
 
     def to_detections(
-        self, answer: dict[str, Tensor], labels: Sequence[str], min_score: float, max_detections: int
+        self, output: dict[str, Tensor], labels: Sequence[str], min_score: float, max_detections: int
     ) -> list[Detection]:
         """Turn what `Detector.detect` found into detections in pixels of the full image."""
         width, height = self.full_size
-        boxes_N4 = self.to_full_size(answer["boxes"])
+        boxes_N4 = self.to_full_size(output["boxes"])
         detections: list[Detection] = []
-        for place, (score, number) in enumerate(zip(answer["scores"].tolist(), answer["labels"].tolist(), strict=True)):
+        for index, (score, number) in enumerate(zip(output["scores"].tolist(), output["labels"].tolist(), strict=True)):
             if score < min_score or len(detections) == max_detections:
                 break
-            left, top, right, bottom = boxes_N4[place].tolist()
+            left, top, right, bottom = boxes_N4[index].tolist()
             box, index = (left, top, right, bottom), int(number)
-            mask = InstanceMask(answer["masks"][place, 0].numpy(), box, height, width) if "masks" in answer else None
+            mask = InstanceMask(output["masks"][index, 0].numpy(), box, height, width) if "masks" in output else None
             detections.append(Detection(labels[index], index, score, box, mask))
         return detections
 
@@ -158,8 +158,8 @@ class Detector(Predictor):
         found: list[list[Detection]] = []
         for image in images:
             prepared = self.prepare(self.decode(image))
-            [answer] = self.detect([prepared])
-            found.append(prepared.to_detections(answer, self.config.labels, min_score, max_detections))
+            [output] = self.detect([prepared])
+            found.append(prepared.to_detections(output, self.config.labels, min_score, max_detections))
             if on_progress is not None:
                 on_progress(len(found), len(images))
         return found
@@ -168,7 +168,7 @@ class Detector(Predictor):
         """Refuse options of `predict` that are out of range.
 
         Raises:
-            InvalidConfig: the score is below what the network answers or above 1, or the number below 1.
+            InvalidConfig: the score is below what the network returns or above 1, or the number below 1.
         """
         if not is_number(min_score) or not self.config.min_score <= min_score <= 1:
             raise InvalidConfig(f"min_score is {min_score!r}; for this detector it is {self.config.min_score:g} to 1.")
@@ -204,13 +204,13 @@ class Detector(Predictor):
         """
         parameter = next(self.model.parameters())
         try:
-            answers: list[dict[str, Tensor]] = self._network(
+            outputs: list[dict[str, Tensor]] = self._network(
                 [image.pixels.to(parameter.device, parameter.dtype) for image in images]
             )
-            _check_finite(self._network, None, [answer.get("masks", parameter.new_empty(0)) for answer in answers])
+            _check_finite(self._network, None, [output.get("masks", parameter.new_empty(0)) for output in outputs])
         except FloatingPointError:
             raise non_finite_scores(self.model_id) from None
-        return [{name: tensor.float().cpu() for name, tensor in answer.items()} for answer in answers]
+        return [{name: tensor.float().cpu() for name, tensor in output.items()} for output in outputs]
 
 
 def _check_finite(module: nn.Module, inputs: Any, outputs: Any) -> None:
@@ -239,22 +239,22 @@ def load_predictor(
     return Classifier.from_package(package, checked_device)
 
 
-def encode_prediction(answer: dict[str, Tensor], height: int, width: int) -> list[tuple[int, dict[str, Any]]]:
-    """Return class and COCO result, without the ids of image and category, of each object that a network answered.
+def encode_prediction(output: dict[str, Tensor], height: int, width: int) -> list[tuple[int, dict[str, Any]]]:
+    """Return class and COCO result, without the ids of image and category, of each object that a network returned.
 
     Args:
-        answer: `boxes`, `labels`, `scores` and perhaps `masks` in pixels of the image.
+        output: `boxes`, `labels`, `scores` and perhaps `masks` in pixels of the image.
         height: Of the image.
         width: Of the image.
     """
-    answer = {name: tensor.detach().float().cpu() for name, tensor in answer.items()}
+    output = {name: tensor.detach().float().cpu() for name, tensor in output.items()}
     results = []
-    for place, (box, score) in enumerate(zip(answer["boxes"].tolist(), answer["scores"].tolist(), strict=True)):
+    for index, (box, score) in enumerate(zip(output["boxes"].tolist(), output["scores"].tolist(), strict=True)):
         left, top, right, bottom = box
         result: dict[str, Any] = {"bbox": [left, top, right - left, bottom - top], "score": score}
-        if "masks" in answer:
-            result["segmentation"] = InstanceMask(answer["masks"][place, 0].numpy(), box, height, width).to_rle()
-        results.append((int(answer["labels"][place]), result))
+        if "masks" in output:
+            result["segmentation"] = InstanceMask(output["masks"][index, 0].numpy(), box, height, width).to_rle()
+        results.append((int(output["labels"][index]), result))
     return results
 
 

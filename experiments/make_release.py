@@ -1,9 +1,9 @@
 """Make a release of this library from a training run: `python -m experiments.make_release NAME RUN --data_root DATA`.
 
 Kernels and matrices are stored in half precision, norms in float32. Where that changes a prediction on the validation
-split, small kernels stay in float32 as well; a change of its accuracy is refused. The size of the images is
-the one of --sizes with the lowest loss on the validation split. The test split is then classified once, by the weights
-of the file, and the card states the result.
+split, small kernels stay in float32 as well; a change of its accuracy is refused. The size of the images is the one of
+`sizes_px` in release_cards.yaml with the lowest loss on the validation split. The test split is then classified once,
+by the weights of the file, and the card states the result.
 
 Shapes: N images, K classes.
 """
@@ -53,6 +53,8 @@ class Texts:
     sources: str
     """Section about the origin of data and initial weights."""
     command: str
+    sizes_px: tuple[int, ...]
+    """Sizes of the images among which the validation split chooses."""
 
 
 def read_texts() -> dict[str, Texts]:
@@ -110,14 +112,14 @@ def interval(share: float, number: int) -> tuple[float, float]:
     return center - half, center + half
 
 
-def make_release(name: str, run: Path, data_root: str, sizes: Sequence[int]) -> Path:
+def make_release(name: str, run: Path, data_root: str) -> Path:
     """Choose size and precision on the validation split, measure the test split, and write the package."""
     texts, folder = read_texts()[name], release_folder(name)
     assert folder is not None
     model, config = load_pretrained(run)
     data = ParquetData(data_root, val_fraction=texts.val_fraction)
     validated: dict[int, Measured] = {}
-    for size in sizes or [config.image.height_px]:
+    for size in texts.sizes_px:
         validated[size] = measure(model, _with_size(config, size), data.source("val"))
         print(
             f"{size} px: validation loss {validated[size].loss:.4f}, accuracy {validated[size].accuracy:.4f}",
@@ -209,12 +211,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("name", choices=list(RELEASES))
     parser.add_argument("run", type=Path, help="Run folder of the configuration of the release.")
     parser.add_argument("--data_root", required=True, help="Folder with the parquet files.")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="Sizes of the images to choose from, in px.")
     args = parser.parse_args(arguments)
     if not (args.run / "result.json").is_file():
         raise InvalidUsage(f"{args.run} is not the folder of a finished run.")
     keep_freed_memory()
-    make_release(args.name, args.run, args.data_root, args.sizes)
+    make_release(args.name, args.run, args.data_root)
     return 0
 
 

@@ -37,7 +37,7 @@ _FIGURE_4 = (("3", 77.43), ("5", None), ("7", None), ("9", None), ("adaptive", 7
 """Kernel size, and the top-1 that the text of the paper states; the other points are drawn and not printed."""
 _DESCRIPTIVE = ("k", "m", "p")
 """Blocks of which plan.yaml plans no comparison."""
-_BENCHES = ("attention", "detection", "hub", "overload", "runtimes", "service", "soak", "training")
+_BENCHES = ("attention", "detection", "hub", "overload", "ray", "runtimes", "service", "soak", "training")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def config_text(row: ConfigRow) -> str:
     return (
         f"# Claim: {row.table} of the ECA-Net paper, {row.name}: {row.published}.\n"
         f"# Command: {command(row)}\n"
-        "# Expected: the published figure on 4 GPUs; not yet run here. Lay it over the recipe, as the command does.\n"
+        "# Expected: that, on 4 GPUs; not yet run here. Lay it over the recipe, as the command does.\n"
         f"model: {{{values}}}\n"
     )
 
@@ -173,7 +173,7 @@ def _releases() -> list[str]:
     """The trained models in the package; the card of each has its recipe as commands."""
     lines = [
         "Trained models that are part of the package. The card of each has its measurements and its recipe as",
-        "commands; `python -m experiments.make_release NAME RUN --data_root DATA` makes the package from the run.",
+        "commands, of which the last one makes the package from the run.",
         "",
         "| release | data | test accuracy | images | card |",
         "| --- | --- | --- | --- | --- |",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from eca_hub.__main__ import COMMANDS
 from tests.hub import ecanet
@@ -66,7 +67,8 @@ def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
     steps = steps.replace("--run_dir runs/digits", "--run_dir runs/digits --trainer.max_epochs 2")
     (tmp_path / "experiments").symlink_to(README.parent / "experiments")
     (tmp_path / "use.py").write_text(python)
-    script = f"set -e\n{steps}\npython use.py\n{training}"
+    Image.new("RGB", (320, 240), "orange").save(tmp_path / "photo.jpg")
+    script = f"set -e\npython use.py\n{steps}\n{training}"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "PATH": path}
     output = run_and_leave_nothing(script, tmp_path, environment)

@@ -349,7 +349,7 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
     if document.get("library_name") == LIBRARY_NAME and document.get("format") != FORMAT:
         raise InvalidPackage(
             f"{CONFIG_FILE} of {origin} has format {document.get('format')!r}; this eca-hub reads {FORMAT}.",
-            hint="A later one: pip install -U eca-hub",
+            hint="Update eca-hub.",
         )
     return document
 

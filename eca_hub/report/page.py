@@ -91,7 +91,7 @@ def notes_on(study: Study) -> list[str]:
         "Intervals: 95 %, Student's t over the seeds. p: exact permutation tests of independent groups, two-sided for "
         f"differences and one-sided for non-inferiority, corrected by Holm for the number of "
         f"{'planned ' if plan.comparisons else ''}comparisons of a block. Smallest detectable: the true difference "
-        "that is found with a power of 0.8 at a level of 0.05, before the correction.",
+        "that the test of the row finds with a power of 0.8 at a level of 0.05, before the correction.",
     ]
     if _is_top1(plan):
         notes.append(

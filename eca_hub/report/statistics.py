@@ -57,7 +57,7 @@ class Comparison:
     p_holm: float
     """The same, corrected for all comparisons of the family."""
     smallest_difference: float
-    """The true difference that this study would have found with a power of 0.8 at a level of 0.05, uncorrected; NaN for
+    """The true difference that this test would have found with a power of 0.8 at a level of 0.05, uncorrected; NaN for
     a single seed."""
     can_be_shown: bool = True
     """Whether groups that do not overlap would have a corrected p-value of at most 0.05."""
@@ -168,28 +168,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def smallest_detectable_difference(a: Sequence[float], b: Sequence[float]) -> float:
-    """The difference of means that a two-sided t test at 0.05 finds with a power of 0.8, given the pooled deviation.
+def smallest_detectable_difference(
+    a: Sequence[float], b: Sequence[float], kind: Kind = "difference", margin: float = 0.0
+) -> float:
+    """The true difference of means that a t test at 0.05 finds with a power of 0.8, given the pooled deviation.
+
+    Args:
+        a: n values.
+        b: m values.
+        kind: The test is two-sided for a difference, one-sided for non-inferiority.
+        margin: How much worse than `b` the values of `a` may be; added to them before the test.
 
     Returns:
-        The difference in the unit of the values; NaN where a group has fewer than two.
+        The difference in the unit of the values, which with a margin may be negative; NaN where a group has fewer than
+        two.
     """
     n, m = len(a), len(b)
     if n < 2 or m < 2:
         return math.nan
     degrees = n + m - 2
     pooled_std = math.sqrt((np.var(a, ddof=1) * (n - 1) + np.var(b, ddof=1) * (m - 1)) / degrees)
-    critical = float(special.stdtrit(degrees, 1 - ALPHA / 2))
+    is_two_sided = kind == "difference"
+    critical = float(special.stdtrit(degrees, 1 - ALPHA / 2 if is_two_sided else 1 - ALPHA))
 
     def missing_power(noncentrality: float) -> float:
-        found = 1 - special.nctdtr(degrees, noncentrality, critical) + special.nctdtr(degrees, noncentrality, -critical)
-        return float(found) - POWER
+        power = 1 - special.nctdtr(degrees, noncentrality, critical)
+        if is_two_sided:
+            power += special.nctdtr(degrees, noncentrality, -critical)
+        return float(power) - POWER
 
     highest = 1.0
     while missing_power(highest) < 0:
         highest *= 2
     noncentrality = optimize.brentq(missing_power, 0.0, highest)
-    return float(noncentrality * pooled_std * math.sqrt(1 / n + 1 / m))
+    return float(noncentrality * pooled_std * math.sqrt(1 / n + 1 / m)) - margin
 
 
 def _least_p(n: int, m: int, kind: Kind) -> float:
@@ -224,7 +236,7 @@ def compare(groups: dict[str, list[float]], planned: Sequence[tuple[str, str, Ki
             float(np.mean(groups[a]) - np.mean(groups[b])),
             p,
             p_holm,
-            smallest_detectable_difference(groups[a], groups[b]),
+            smallest_detectable_difference(groups[a], groups[b], kind, margin),
             least <= ALPHA,
         )
         for (a, b, kind, margin), p, p_holm, least in zip(

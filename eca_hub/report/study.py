@@ -89,13 +89,13 @@ class Study:
     plan: Plan
     blocks: tuple[Block, ...]
     results: Sequence[Row]
-    """A row a run."""
+    """One row per run."""
     curves: Sequence[Row] = ()
-    """A row a run and epoch."""
+    """One row per run and epoch."""
     classes: Sequence[Row] = ()
-    """A row a run and class."""
+    """One row per run and class."""
     costs: Sequence[Row] = ()
-    """A row a run: its seconds, images a second and memory."""
+    """One row per run: its seconds, images a second and memory."""
     gates: Sequence[Row] = ()
     """A row a stage, class and channel."""
 
@@ -176,7 +176,7 @@ def group(rows: Sequence[Row], plan: Plan, speeds: Sequence[Row] = ()) -> list[B
     """Group the rows into blocks and run the comparisons of each block as one family.
 
     Args:
-        rows: The results, a row a run.
+        rows: The results, one row per run.
         plan: What is compared.
         speeds: A row a network, from `eca-hub sweep --speeds`.
 

@@ -41,13 +41,13 @@ class Tables:
     """The tables of a sweep, each a list of rows in the order of the grid."""
 
     results: list[Row] = field(default_factory=list)
-    """A row a run: its point of the grid, what was measured, what the network costs, on which commit and hardware."""
+    """One row per run: its point of the grid, what was measured and what the network costs, commit and hardware."""
     curves: list[Row] = field(default_factory=list)
-    """A row a run and epoch: loss and accuracy."""
+    """One row per run and epoch: loss and accuracy."""
     classes: list[Row] = field(default_factory=list)
-    """A row a run and class: recall or average precision on the test split."""
+    """One row per run and class: recall or average precision on the test split."""
     costs: list[Row] = field(default_factory=list)
-    """A row a run: seconds, images a second, memory."""
+    """One row per run: seconds, images a second, memory."""
 
     def write(self, results_file: Path) -> None:
         """Write each table that has rows and remove the others; their names derive from that of the results."""

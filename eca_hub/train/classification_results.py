@@ -168,7 +168,7 @@ class ClassificationResults(_ClassifierResults):
             num_correct += target == best
             label = "" if target == UNLABELED else labels[target]
             rows.append([source.name(index), label, labels[best], f"{score:.6f}"])
-        _write_table(table, ["file", "label", "answer", "score"], rows)
+        _write_table(table, ["file", "label", "predicted", "score"], rows)
         skipped = len(source.targets) - len(predictions)
         measured = f"{num_correct} of {num_labeled} correct; " if num_labeled else ""
         left_out = f"{skipped} images were not classified; " if skipped else ""
@@ -251,10 +251,6 @@ class MultiLabelResults(_ClassifierResults):
 def results_of(trainer: Any, module: Any, data: Any) -> RunResults:
     """Return the results of a classifier: of one class an image, or of any number."""
     return (MultiLabelResults if data.is_multi_label else ClassificationResults)(trainer, module, data)
-
-
-def _best(score_K: Tensor) -> tuple[float, int]:
-    return float(score_K.max()), int(score_K.argmax())
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -37,9 +37,10 @@ OPTIONS = (
     Option(
         "data",
         "",
-        "ImageFolderData, ParquetData, CsvData, WebDatasetData, WebDatasetStreamData, SyntheticData or DigitsData",
+        "ImageFolderData, ParquetData, CsvData, WebDatasetData, WebDatasetStreamData, SyntheticData or DigitsData; "
+        "CocoData and YoloData train detectors",
     ),
-    Option("data.root", "", "Where ImageFolderData and ParquetData find their files"),
+    Option("data.root", "", "Folder of the data, or OWNER/NAME of a data set on the Hub for ParquetData"),
     Option("data.batch_size", "64", "Images in a batch of one process"),
     Option("data.num_workers", "0", "Processes that prepare batches"),
     Option("trainer.max_epochs", "100", "Passes over the training split"),
@@ -55,7 +56,7 @@ OPTIONS = (
 """The options that most runs need; `--help_all` prints the rest."""
 
 _SUMMARIES = {
-    "fit": "Train a classifier, test it and write a package to run_dir/model.",
+    "fit": "Train a classifier or a detector, test it and write a package to run_dir/model.",
     "validate": "Evaluate the package of a run on the validation split.",
     "test": "Evaluate the package of a run on the test split.",
     "predict": "Write the prediction for every image of the test split to run_dir/predictions.csv.",

@@ -1,5 +1,7 @@
 """The paper's rows as configurations: current, complete and buildable."""
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -31,6 +33,14 @@ def test_every_configuration_names_a_network_that_can_be_built(row: tables.Confi
     assert row.file is not None
     model = yaml.safe_load(row.file.read_text())["model"]
     resolve_config(ModelConfig(model["architecture"], model["attention"], model.get("attention_args", {})))
+
+
+@pytest.mark.parametrize("recipe", sorted({row.recipe for row in ROWS}))
+def test_four_gpus_have_the_batch_that_the_recipe_claims(recipe: str) -> None:
+    text = (tables.ROOT / "configs" / "imagenet" / recipe).read_text()
+    claimed = re.search(r"^# Claim: .* batch (\d+),", text)
+    assert claimed is not None
+    assert 4 * yaml.safe_load(text)["data"]["init_args"]["batch_size"] == int(claimed[1])
 
 
 @pytest.mark.slow

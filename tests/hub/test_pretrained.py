@@ -168,7 +168,7 @@ def test_a_git_lfs_pointer_in_place_of_weights_is_named(package: Path) -> None:
     ("changes", "message"),
     [
         ({"library_name": "timm"}, "neither eca-hub's, which says library_name 'eca-hub', nor timm's"),
-        ({"format": 2}, "has format 2; this eca-hub reads 1. A later one: pip install -U eca-hub"),
+        ({"format": 2}, "has format 2; this eca-hub reads 1. Update eca-hub"),
         ({"num_classes": 10**9}, "num_classes is 1000000000 and there are 3 label_names"),
         ({"num_classes": -1}, "num_classes is -1"),
         ({"num_classes": ...}, "lacks 'num_classes'"),

@@ -63,6 +63,17 @@ def test_the_smallest_detectable_difference_at_a_deviation_of_a_quarter(n: int, 
     assert smallest_detectable_difference(list(values), list(values)) == pytest.approx(expected, abs=0.006)
 
 
+def test_the_smallest_detectable_difference_of_non_inferiority_is_that_of_its_test() -> None:
+    generator = np.random.default_rng(0)
+    spread = np.linspace(-1, 1, 6)
+    spread *= 0.4 / spread.std(ddof=1)
+    smallest = smallest_detectable_difference(list(spread), list(spread), "non_inferiority", 0.5)
+    samples_a, samples_b = generator.normal(smallest, 0.4, (1000, 6)), generator.normal(0, 0.4, (1000, 6))
+    groups = ({"a": list(a), "b": list(b)} for a, b in zip(samples_a, samples_b, strict=True))
+    shown = [compare(each, [("a", "b", "non_inferiority", 0.5)])[0].is_shown for each in groups]
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.04)
+
+
 def test_comparisons_are_corrected_as_one_family_and_state_a_conclusion() -> None:
     groups = {"eca": [90.0, 90.1, 90.2, 90.3], "none": [88.0, 88.1, 88.2, 88.3], "se": [90.05, 90.1, 90.2, 90.25]}
     planned = [

@@ -58,6 +58,8 @@ def test_the_training_command_is_valid(
     assert read["run_dir"] == "/runs/resnet50"
     assert read["trainer"]["devices"] in (4, "4")
     assert read["trainer"]["strategy"] == "ddp"
+    num_processes = int(read["trainer"]["devices"]) * int(read["trainer"]["num_nodes"])
+    assert num_processes * read["data"]["init_args"]["batch_size"] == 256
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "node.sh"])

@@ -65,5 +65,5 @@ def test_predictions_of_a_package_are_those_of_the_classifier(tiny_package: Path
     assert len(rows) == len(LABELS)
     for row in rows:
         [prediction] = classifier.predict(row["file"], top_k=1)
-        assert row["answer"] == prediction.label
+        assert row["predicted"] == prediction.label
         assert float(row["score"]) == pytest.approx(prediction.score, abs=1e-4)

@@ -185,7 +185,7 @@ def test_predictions_have_a_row_per_image(run_dir: Path) -> None:
     with (run_dir / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     (run_dir / "predictions.csv").unlink()
-    right = sum(row["label"] == row["answer"] for row in rows)
+    right = sum(row["label"] == row["predicted"] for row in rows)
     assert right / len(rows) == json.loads((run_dir / "result.json").read_text())["test_top1"]
 
 

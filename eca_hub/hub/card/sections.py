@@ -126,7 +126,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 SOURCES = (
     f"- paper: [ECA-Net](https://arxiv.org/abs/{PAPER}), authors' code: https://github.com/BangguWu/ECANet, code of "
-    "this model: `pip install eca-hub`"
+    "this model: eca-hub"
 )
 """The line of papers and code."""
 

@@ -13,7 +13,7 @@ from eca_hub.train.data.source import UNLABELED, readable_name
 
 
 def label_name(text: str) -> str:
-    """Return a class name without the spaces around it, which nobody sees, as text that can be encoded as UTF-8."""
+    """Return a class name without the spaces around it, as text that can be encoded as UTF-8."""
     return readable_name(text.strip())
 
 

@@ -72,11 +72,6 @@ class TrainBatchSampler(Sampler[BatchIndex]):
         epoch, num_done = self._position()
         return self._from(epoch, num_done)
 
-    @property
-    def smallest_batch(self) -> int:
-        """Images in the smallest batch of any process."""
-        return self._all_size // self._share.world_size
-
     def _from(self, epoch: int, num_done: int) -> Iterator[BatchIndex]:
         if self._balanced_targets is None:
             order = epoch_permutation(self._num_images, self._seed, epoch).tolist()

@@ -5,4 +5,4 @@
 exec torchrun --nnodes 2 --nproc_per_node 4 --max_restarts 3 \
   --rdzv_backend c10d --rdzv_endpoint "${FIRST}:29500" --rdzv_id "${RUN}" \
   --no_python eca-hub fit --config experiments/configs/imagenet/paper_resnet.yaml --data.root "${IMAGENET}" \
-  --run_dir "${RUN}" --resume --trainer.num_nodes 2 --trainer.devices 4 --trainer.strategy ddp
+  --run_dir "${RUN}" --resume --trainer.num_nodes 2 --trainer.devices 4 --trainer.strategy ddp --data.batch_size 32
