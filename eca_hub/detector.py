@@ -67,12 +67,12 @@ class PreparedImage:
         width, height = self.full_size
         boxes_N4 = self.to_full_size(output["boxes"])
         detections: list[Detection] = []
-        for index, (score, number) in enumerate(zip(output["scores"].tolist(), output["labels"].tolist(), strict=True)):
+        for row, (score, number) in enumerate(zip(output["scores"].tolist(), output["labels"].tolist(), strict=True)):
             if score < min_score or len(detections) == max_detections:
                 break
-            left, top, right, bottom = boxes_N4[index].tolist()
+            left, top, right, bottom = boxes_N4[row].tolist()
             box, index = (left, top, right, bottom), int(number)
-            mask = InstanceMask(output["masks"][index, 0].numpy(), box, height, width) if "masks" in output else None
+            mask = InstanceMask(output["masks"][row, 0].numpy(), box, height, width) if "masks" in output else None
             detections.append(Detection(labels[index], index, score, box, mask))
         return detections
 
@@ -249,12 +249,12 @@ def encode_prediction(output: dict[str, Tensor], height: int, width: int) -> lis
     """
     output = {name: tensor.detach().float().cpu() for name, tensor in output.items()}
     results = []
-    for index, (box, score) in enumerate(zip(output["boxes"].tolist(), output["scores"].tolist(), strict=True)):
+    for row, (box, score) in enumerate(zip(output["boxes"].tolist(), output["scores"].tolist(), strict=True)):
         left, top, right, bottom = box
         result: dict[str, Any] = {"bbox": [left, top, right - left, bottom - top], "score": score}
         if "masks" in output:
-            result["segmentation"] = InstanceMask(output["masks"][index, 0].numpy(), box, height, width).to_rle()
-        results.append((int(output["labels"][index]), result))
+            result["segmentation"] = InstanceMask(output["masks"][row, 0].numpy(), box, height, width).to_rle()
+        results.append((int(output["labels"][row]), result))
     return results
 
 
