@@ -1,6 +1,6 @@
 """Data modules: class names, preprocessing, and a loader for each split.
 
-`ImageDataModule` is the base of all; `FileDataModule` is the base of those that find their splits in files.
+`ImageDataModule` is the base for classifiers; `FileDataModule` is the base of those that find their splits in files.
 """
 
 import functools
@@ -8,10 +8,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.package import check_label_text
@@ -19,7 +17,8 @@ from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import ImageConfig
 from eca_hub.train.data.dataset import Batch, ImageDataset
 from eca_hub.train.data.file_check import FormatCheck, check_readable
-from eca_hub.train.data.sampler import BatchIndex, EvalBatchSampler, RankShard, TrainBatchSampler
+from eca_hub.train.data.loader import BatchDataModule
+from eca_hub.train.data.sampler import EvalBatchSampler, TrainBatchSampler
 from eca_hub.train.data.source import (
     SPLITS,
     Source,
@@ -31,15 +30,14 @@ from eca_hub.train.data.source import (
     stratified_split,
 )
 from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
-from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
 
 _RARE_RATIO = 10
 _MIN_IMAGES_FOR_REMARK = 8
 """With fewer training images, many classes for few images are normal and get no remark."""
 
 
-class ImageDataModule(LightningDataModule):
-    """Base of all data: class names, preprocessing, and a loader for each split.
+class ImageDataModule(BatchDataModule):
+    """Base of all data of classifiers: class names, preprocessing, and a loader for each split.
 
     Args:
         image: Preprocessing.
@@ -51,16 +49,10 @@ class ImageDataModule(LightningDataModule):
         balanced_sampling: Draw each class equally often in training, with replacement, however many images it has.
     """
 
-    title: str
-    """Name of the data set on a model card."""
-    hub_id = ""
-    """Hub `owner/name` of the data set, if it comes from a hub."""
     labels: list[str]
     """Class names in the order of their indices; known before any image is read."""
     is_multi_label = False
     """Whether any number of classes applies to an image; targets are then int8 (N, K)."""
-    has_single_eval_split = False
-    """Whether one split serves as both `val` and `test`, so that the best epoch is chosen on what is reported."""
 
     def __init__(
         self,
@@ -88,7 +80,6 @@ class ImageDataModule(LightningDataModule):
         self.cache_mib = cache_mib
         self.max_bad_samples = max_bad_samples
         self.balanced_sampling = balanced_sampling
-        self.seed = 0
         self.remarks: list[str] = []
         """What the user should know about the data before training, one sentence each."""
 
@@ -170,11 +161,11 @@ class ImageDataModule(LightningDataModule):
             len(targets),
             self.batch_size,
             self.seed,
-            self._shard(),
-            self._position,
+            self.rank_shard(),
+            self.position,
             targets if self.balanced_sampling else None,
         )
-        return self._loader(self.dataset("train"), batches)
+        return self.load_batches(self.dataset("train"), batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Load the validation split."""
@@ -216,31 +207,8 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _eval_loader(self, source: Source) -> DataLoader[Batch]:
-        batches = EvalBatchSampler(len(source.targets), self.batch_size, self._shard())
-        return self._loader(self._dataset(source, is_augmented=False), batches)
-
-    def _loader(self, dataset: ImageDataset, batches: Sampler[BatchIndex]) -> DataLoader[Batch]:
-        return SignalIgnoringDataLoader(
-            dataset,
-            # The data set makes whole batches, so the loader must not batch.
-            batch_size=None,
-            sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=identity_collate,
-            worker_init_fn=use_one_thread if self.num_workers else None,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # Forking a process that has run torch can hang in its first matrix product.
-            multiprocessing_context="spawn" if self.num_workers else None,
-        )
-
-    def _shard(self) -> RankShard:
-        return RankShard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else RankShard()
-
-    def _position(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 0
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        batches = EvalBatchSampler(len(source.targets), self.batch_size, self.rank_shard())
+        return self.load_batches(self._dataset(source, is_augmented=False), batches)
 
 
 class FileDataModule(ImageDataModule):

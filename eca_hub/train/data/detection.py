@@ -5,8 +5,6 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
@@ -18,14 +16,14 @@ from eca_hub.train.data.detection_dataset import (
     DetectionDataset,
 )
 from eca_hub.train.data.file_check import check_number
+from eca_hub.train.data.loader import BatchDataModule
 from eca_hub.train.data.objects import Split, keep_smallest
-from eca_hub.train.data.sampler import EvalBatchSampler, RankShard, TrainBatchSampler
+from eca_hub.train.data.sampler import EvalBatchSampler, TrainBatchSampler
 from eca_hub.train.data.source import SPLITS, fingerprint_of
 from eca_hub.train.data.source import Split as SplitName
-from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
 
 
-class DetectionDataModule(LightningDataModule):
+class DetectionDataModule(BatchDataModule):
     """Base of all data of detectors.
 
     Args:
@@ -42,13 +40,6 @@ class DetectionDataModule(LightningDataModule):
             package keeps it.
         with_masks: Whether objects come with masks; set by the detector.
     """
-
-    title: str
-    """Name of the data set on a model card."""
-    hub_id = ""
-    """Hub `owner/name` of the data set, if it comes from a hub."""
-    has_single_eval_split = False
-    """Whether one split serves as both `val` and `test`, so that the best epoch is chosen on what is reported."""
 
     def __init__(
         self,
@@ -83,7 +74,6 @@ class DetectionDataModule(LightningDataModule):
         self.smallest_images = smallest_images
         self.bit_depth = bit_depth
         self.with_masks = with_masks
-        self.seed = 0
 
     @abstractmethod
     def read_split(self, name: SplitName) -> Split:
@@ -151,11 +141,11 @@ class DetectionDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[DetectionBatch]:
         """Load the training split from the current position in training, in another order every epoch."""
         images = self.split("train").images
-        common: tuple[Any, ...] = (self.batch_size, self.seed, self._share(), self._position)
+        common: tuple[Any, ...] = (self.batch_size, self.seed, self.rank_shard(), self.position)
         if self.group_by_aspect:
             is_upright = [image.height > image.width for image in images]
-            return self._loader("train", AspectRatioBatchSampler(is_upright, *common))
-        return self._loader("train", TrainBatchSampler(len(images), *common))
+            return self.load_batches(self.dataset("train"), AspectRatioBatchSampler(is_upright, *common))
+        return self.load_batches(self.dataset("train"), TrainBatchSampler(len(images), *common))
 
     def val_dataloader(self) -> DataLoader[DetectionBatch]:
         """Load the validation split."""
@@ -170,32 +160,10 @@ class DetectionDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def _eval_loader(self, name: SplitName) -> DataLoader[DetectionBatch]:
-        return self._loader(name, EvalBatchSampler(self.num_images(name), self.batch_size, self._share()))
-
-    def _loader(self, name: SplitName, batches: TrainBatchSampler | EvalBatchSampler) -> DataLoader[DetectionBatch]:
-        return SignalIgnoringDataLoader(
-            self.dataset(name),
-            # One index is one batch: the data set makes whole batches.
-            batch_size=None,
-            sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=identity_collate,
-            worker_init_fn=use_one_thread if self.num_workers else None,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # Forking a process that has run torch can hang in its first matrix product.
-            multiprocessing_context="spawn" if self.num_workers else None,
-        )
+        batches = EvalBatchSampler(self.num_images(name), self.batch_size, self.rank_shard())
+        return self.load_batches(self.dataset(name), batches)
 
     def _fingerprint_parts(self, name: SplitName) -> Iterator[object]:
         for image in self.split(name).images:
             yield image.image_id, image.width, image.height
             yield image.boxes.tobytes().hex(), image.labels.tolist(), image.masks
-
-    def _share(self) -> RankShard:
-        return RankShard(self.trainer.global_rank, self.trainer.world_size) if self.trainer else RankShard()
-
-    def _position(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 0
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -142,16 +142,16 @@ class WebDatasetStreamData(ImageDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Load the training split, from the current position in training, in another order every epoch."""
         batches = self._batches(
-            self.source("train"), seed=self.seed, buffer_size=self._shuffle_buffer, position=self._position
+            self.source("train"), seed=self.seed, buffer_size=self._shuffle_buffer, position=self.position
         )
-        return self._loader(self.dataset("train"), batches)
+        return self.load_batches(self.dataset("train"), batches)
 
     def _eval_loader(self, source: Source) -> DataLoader[Batch]:
         assert isinstance(source, StreamSource)
-        return self._loader(self._dataset(source, is_augmented=False), self._batches(source))
+        return self.load_batches(self._dataset(source, is_augmented=False), self._batches(source))
 
     def _batches(self, source: StreamSource, **options: Any) -> StreamBatchSampler:
-        return StreamBatchSampler(source.counts, self.batch_size, self._shard(), self.num_workers, **options)
+        return StreamBatchSampler(source.counts, self.batch_size, self.rank_shard(), self.num_workers, **options)
 
 
 def expand(pattern: str) -> list[str]:

@@ -163,7 +163,7 @@ def test_shards_are_streamed_over_http_with_their_classes(folder: Path, address:
 
 def test_a_resumed_epoch_asks_for_no_shard_that_is_done(folder: Path, address: str, server: Server) -> None:
     data = stream(folder, address, shuffle_buffer=1)
-    data._position = lambda: (0, 4)  # type: ignore[method-assign]
+    data.position = lambda: (0, 4)  # type: ignore[method-assign]
     server.asked.clear()
     assert len(list(data.train_dataloader())) == 2
     assert len(server.asked) == 2
