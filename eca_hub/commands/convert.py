@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
     if not args.to:
         raise InvalidUsage("--to is empty.", hint="Give a new folder.")
 
-    from eca_hub.hub.package import check_new_folder, expand_home
+    from eca_hub.hub.package import check_new_folder
+    from eca_hub.paths import expand_home
 
     args.to = str(expand_home(args.to))
     labels = None if args.labels is None else _read_labels(expand_home(args.labels))

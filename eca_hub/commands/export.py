@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
 
-    from eca_hub.hub.package import expand_home
+    from eca_hub.paths import expand_home
 
     path = expand_home(args.output or f"model{_SUFFIXES[args.to]}")
     if path.exists():

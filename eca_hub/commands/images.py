@@ -5,8 +5,8 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from eca_hub.errors import InvalidUsage
-from eca_hub.hub.package import expand_home
 from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
+from eca_hub.paths import expand_home
 
 STDIN = "-"
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
 from eca_hub.loopback import is_loopback
+from eca_hub.paths import expand_home
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> int:
         parser.add_argument("--public", action="store_true", help="Listen on all addresses: --host 0.0.0.0.")
     if action is gc:
         parser.add_argument("--dry_run", action="store_true", help="Only report what would be removed.")
-    options = parser.read(argv[1:] if name else argv).as_dict()
+    given = parser.read(argv[1:] if name else argv).as_dict()
+    options = {name: expand_home(value) if isinstance(value, Path) else value for name, value in given.items()}
     with _translate_errors():
         return action(**options)
 
@@ -138,7 +140,7 @@ def open_hub(root: str | Path, users: str | Path | None = None) -> "Iterator[ASG
 
     with contextlib.ExitStack() as stack:
         with _translate_errors():
-            app = stack.enter_context(open_app(Path(root), Path(users) if users else None))
+            app = stack.enter_context(open_app(expand_home(root), expand_home(users) if users else None))
         yield app
 
 

@@ -23,8 +23,9 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage("--to is empty.", hint="Give a new folder, or leave it out.")
 
     from eca_hub.hub.client import parse_model_id
-    from eca_hub.hub.package import CONFIG_FILE, command_for, expand_home
+    from eca_hub.hub.package import CONFIG_FILE, command_for
     from eca_hub.hub.pull import is_local, pull, pull_to
+    from eca_hub.paths import expand_home
 
     if args.to:
         args.to = str(expand_home(args.to))

@@ -40,6 +40,7 @@ from eca_hub.models.config import (
     current_stem,
 )
 from eca_hub.models.detector_config import DetectorConfig
+from eca_hub.paths import expand_home
 from eca_hub.releases import release_folder
 
 CONFIG_FILE = "config.json"
@@ -76,14 +77,6 @@ class Package:
     """40 hexadecimal digits: the commit, or for a folder the hash of its files."""
     config_bytes: bytes
     weights_bytes: bytes | memoryview
-
-
-def expand_home(name: str) -> Path:
-    """Return the path of a name with `~` expanded; one that names no home directory stays as it is."""
-    try:
-        return Path(name).expanduser()
-    except (RuntimeError, ValueError):
-        return Path(name)
 
 
 def folder_named(name: str | Path) -> Path:

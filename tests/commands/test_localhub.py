@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from eca_hub import __main__ as commandline
+from eca_hub.commands.localhub import open_hub
 from tests.localhub.hub_process import client_of, running_hub
 from tests.localhub.push_client import push
 
@@ -145,6 +146,27 @@ def test_a_folder_that_is_not_a_hubs_is_left_alone(tmp_path: Path, capsys: pytes
     assert main(["gc", "--root", str(tmp_path)]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_every_path_may_begin_with_the_home_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "users.json").write_text("[]")
+    with open_hub("~/hub"):
+        pass
+    assert main(["fsck", "--root=~/hub"]) == 0
+    assert main(["gc", "--root=~/hub"]) == 0
+    capsys.readouterr()
+    for option in ("--users=~/users.json", "--token_file=~/missing"):
+        assert main(["--root=~/hub", "--port=0", option]) == 2
+        assert str(tmp_path / option.partition("~/")[2]) in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["--root=~/other", f"--port={taken.getsockname()[1]}"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "users.json"]
 
 
 def test_a_folder_that_cannot_be_created_is_reported(capsys: pytest.CaptureFixture[str]) -> None:

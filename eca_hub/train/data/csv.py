@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.package import expand_home
 from eca_hub.images.folders import IMAGE_ENDINGS
+from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, read_values, to_multi_hot, to_targets
 from eca_hub.train.data.source import Split, fingerprint_of, readable_name

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.package import expand_home
 from eca_hub.images.containers import FORMATS
 from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
+from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import label_name
 from eca_hub.train.data.source import UNLABELED, Split, fingerprint_of, readable_name

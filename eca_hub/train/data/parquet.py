@@ -15,9 +15,9 @@ import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
 from eca_hub.errors import InvalidConfig, NotAnImage
-from eca_hub.hub.package import expand_home
 from eca_hub.images.containers import sniff_format
 from eca_hub.images.folders import walk_files
+from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.hub_dataset import fetch_parquet
 from eca_hub.train.data.labels import class_names, label_name, to_multi_hot, to_targets

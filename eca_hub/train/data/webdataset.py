@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.package import expand_home
 from eca_hub.images.folders import walk_files
+from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, label_name, to_targets
 from eca_hub.train.data.shards import IMAGE_ENDINGS, LABEL_ENDINGS, ending_among, label_endings, label_in

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.hub.package import expand_home
+from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.data.shards import StreamSource, check_url, open_shard
