@@ -48,8 +48,11 @@ def read_metadata(card: str) -> dict[str, Any]:
     try:
         # Derived from SafeLoader: no Python objects.
         value = _plain(yaml.load(found[1], _Loader))  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = getattr(error, "problem", None) or "it cannot be read"
+    except InvalidCard:
+        raise
+    # yaml raises exceptions of many types where a value does not fit an explicit tag, such as !!int "".
+    except Exception as error:
+        problem = getattr(error, "problem", None) or "a value in it cannot be read"
         raise InvalidCard(f"the YAML between the --- lines is broken: {problem}") from None
     if value is None:
         return {}

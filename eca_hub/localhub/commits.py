@@ -189,15 +189,18 @@ class CommitOperations:
             before: All files of the parent.
             commit_id: The parent, for the response to a missing file.
         """
-        files = dict(before)
-        for key, path in self._deleted:
-            # By its kind: a request to delete the file `a` does not mean all files of a folder `a`.
-            is_file = key == "deletedFile"
-            found = [name for name in before if (name == path if is_file else name.startswith(f"{path}/"))]
-            if not found:
-                raise entry_not_found(path, commit_id)
-            for name in found:
-                files.pop(name, None)
+        # By its kind: a request to delete the file `a` does not mean all files of a folder `a`.
+        deleted_files = {path for key, path in self._deleted if key == "deletedFile"}
+        deleted_folders = {path for key, path in self._deleted if key == "deletedFolder"}
+        folders = {folder for path in before for folder in parents_of(path)} if deleted_folders else set()
+        missing = sorted((deleted_files - before.keys()) | (deleted_folders - folders))
+        if missing:
+            raise entry_not_found(missing[0], commit_id)
+        files = {
+            path: file
+            for path, file in before.items()
+            if path not in deleted_files and deleted_folders.isdisjoint(parents_of(path))
+        }
         files.update(self._written)
         _check_no_file_is_a_folder(files, self._written)
         _check_no_case_collision(files, before, self._written)

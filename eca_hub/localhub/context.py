@@ -192,13 +192,17 @@ class RequestContext:
         return repo_id, repo, user
 
     def paginate(
-        self, items: Sequence[Item], serialize: Callable[[Item], object], default: int, max_limit: int
+        self,
+        items: Sequence[Item],
+        serialize: Callable[[Sequence[Item]], list[dict[str, Any]]],
+        default: int,
+        max_limit: int,
     ) -> Response:
         """Respond with one page of a list and a link to the next.
 
         Args:
             items: The whole list.
-            serialize: Makes an item's JSON; called for this page only.
+            serialize: Makes the JSON of the items of this page.
             default: Length of a page if the client sets no limit.
             max_limit: Maximum length of a page.
         """
@@ -209,7 +213,7 @@ class RequestContext:
             pairs = [pair for pair in self.request.query_params.multi_items() if pair[0] != "cursor"]
             url = f"{self.base_url}{self.path}?{urlencode([*pairs, ('cursor', str(end))])}"
             headers["Link"] = f'<{url}>; rel="next"'
-        return json_response([serialize(item) for item in items[start:end]], headers=headers)
+        return json_response(serialize(items[start:end]), headers=headers)
 
 
 async def read_body(request: Request, limit_bytes: int = MAX_BODY_BYTES) -> bytes:

@@ -1,12 +1,14 @@
 """Routes that read: users, repositories, references, history, trees, and the HTML pages."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from eca_hub.localhub.card_metadata import body_of, validate_card
+from eca_hub.localhub.commits import Commit
 from eca_hub.localhub.context import RequestContext, json_response
 from eca_hub.localhub.errors import bad_request, entry_not_found, token_required
 from eca_hub.localhub.html import CSP, index_page, repo_page
@@ -20,12 +22,15 @@ from eca_hub.localhub.serializers import (
     serialize_repo,
     serialize_storage,
 )
-from eca_hub.localhub.validation import REPO_TYPES, check_path
+from eca_hub.localhub.validation import REPO_TYPES, RepoId, check_path
+
+_log = logging.getLogger(__name__)
 
 REPOS_PER_PAGE = 1_000
 ENTRIES_PER_PAGE = 1_000
 EXPANDED_ENTRIES_PER_PAGE = 50
 MAX_ENTRIES_PER_PAGE = 10_000
+MAX_EXPANDED_ENTRIES_PER_PAGE = 100
 COMMITS_PER_PAGE = 1_000
 
 _SORT_KEYS = {
@@ -132,7 +137,7 @@ def own_repos(context: RequestContext) -> Response:
                 repos.append(serialize_storage(repo_id, repo))
     total_bytes = sum(info["storage"] for info in repos)
     items = [info | {"storagePercent": 100 * info["storage"] / (total_bytes or 1)} for info in repos]
-    return context.paginate(items, lambda info: info, REPOS_PER_PAGE, REPOS_PER_PAGE)
+    return context.paginate(items, list, REPOS_PER_PAGE, REPOS_PER_PAGE)
 
 
 def list_repos(context: RequestContext) -> Response:
@@ -151,11 +156,15 @@ def list_repos(context: RequestContext) -> Response:
     for repo_id, repo in context.store.all_repos(context.repo_type):
         is_match = author in ("", repo_id.owner.lower()) and search in repo_id.full_name.lower()
         if is_match and context.can_read(repo_id, repo) and _matches_gated(context, repo):
-            info = serialize_repo(repo_id, repo, context.store.blobs, repo.resolve("main"))
-            if tags <= set(info["tags"]):
+            info = _serialize_row(context, repo_id, repo)
+            if info is not None and tags <= set(info["tags"]):
                 repos.append(info)
     repos.sort(key=_sort_key(_SORT_KEYS[sort]), reverse=context.query("direction", "-1") != "1")
-    return context.paginate(repos, lambda info: _list_item(context, info), REPOS_PER_PAGE, REPOS_PER_PAGE)
+
+    def serialize(page: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [_list_item(context, info) for info in page]
+
+    return context.paginate(repos, serialize, REPOS_PER_PAGE, REPOS_PER_PAGE)
 
 
 def repo_info(context: RequestContext) -> Response:
@@ -190,9 +199,11 @@ def list_commits(context: RequestContext) -> Response:
     start = context.number("cursor", 0, 10**9)
     # One more than a page shows whether there is a next one, without reading the whole history.
     commits = list(islice(repo.history(repo.resolve(context.param("rev"))), start + COMMITS_PER_PAGE + 1))
-    return context.paginate(
-        commits, lambda item: serialize_commit(*item, is_formatted), COMMITS_PER_PAGE, COMMITS_PER_PAGE
-    )
+
+    def serialize(page: Sequence[tuple[str, Commit]]) -> list[dict[str, Any]]:
+        return [serialize_commit(*item, is_formatted) for item in page]
+
+    return context.paginate(commits, serialize, COMMITS_PER_PAGE, COMMITS_PER_PAGE)
 
 
 def list_tree(context: RequestContext) -> Response:
@@ -207,14 +218,16 @@ def list_tree(context: RequestContext) -> Response:
     paths = sorted(path for path in {*commit.files, *commit.folders} if path.startswith(prefix))
     if not context.flag("recursive"):
         paths = [path for path in paths if "/" not in path.removeprefix(prefix)]
-    is_expanded = context.flag("expand")
 
-    def serialize(path: str) -> dict[str, object]:
-        entry = next(serialize_entries(commit, [path]))
-        return entry | ({"lastCommit": last_commits(repo, commit_id, [path])[path]} if is_expanded else {})
+    def serialize(page: Sequence[str]) -> list[dict[str, Any]]:
+        return list(serialize_entries(commit, page))
 
-    page_length = EXPANDED_ENTRIES_PER_PAGE if is_expanded else ENTRIES_PER_PAGE
-    return context.paginate(paths, serialize, page_length, MAX_ENTRIES_PER_PAGE)
+    def expand(page: Sequence[str]) -> list[dict[str, Any]]:
+        return _with_last_commits(repo, commit_id, serialize(page))
+
+    if context.flag("expand"):
+        return context.paginate(paths, expand, EXPANDED_ENTRIES_PER_PAGE, MAX_EXPANDED_ENTRIES_PER_PAGE)
+    return context.paginate(paths, serialize, ENTRIES_PER_PAGE, MAX_ENTRIES_PER_PAGE)
 
 
 def paths_info(context: RequestContext) -> Response:
@@ -225,10 +238,7 @@ def paths_info(context: RequestContext) -> Response:
     paths = list(dict.fromkeys(value.strip("/") for name, value in form if name == "paths"))
     is_expanded = ("expand", "true") in [(name, value.lower()) for name, value in form]
     entries = list(serialize_entries(repo.commit(commit_id), paths))
-    if is_expanded:
-        commits = last_commits(repo, commit_id, [entry["path"] for entry in entries])
-        entries = [entry | {"lastCommit": commits[entry["path"]]} for entry in entries]
-    return json_response(entries)
+    return json_response(_with_last_commits(repo, commit_id, entries) if is_expanded else entries)
 
 
 def show_index(context: RequestContext) -> Response:
@@ -236,8 +246,8 @@ def show_index(context: RequestContext) -> Response:
     repos: list[tuple[str, str, dict[str, object]]] = []
     for repo_type in REPO_TYPES:
         for repo_id, repo in context.store.all_repos(repo_type):
-            if context.can_read(repo_id, repo):
-                info = serialize_repo(repo_id, repo, context.store.blobs, repo.resolve("main"))
+            info = _serialize_row(context, repo_id, repo) if context.can_read(repo_id, repo) else None
+            if info is not None:
                 repos.append((repo_id.url_path, repo_type, info))
     repos.sort(key=lambda item: str(item[2]["lastModified"]), reverse=True)
     return _html(index_page(context.base_url, repos))
@@ -251,6 +261,21 @@ def show_repo(context: RequestContext) -> Response:
     can_read_files = context.can_read_files(repo_id, repo)
     card = body_of(card_text(commit.files.get("README.md"), context.store.blobs)) if can_read_files else ""
     return _html(repo_page(context.base_url, repo_id, repo.refs, commit_id, commit, card))
+
+
+def _with_last_commits(repo: Repo, commit_id: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to each entry of a tree the commit that last changed it; reads the history once for all of them."""
+    commits = last_commits(repo, commit_id, [entry["path"] for entry in entries])
+    return [entry | {"lastCommit": commits[entry["path"]]} for entry in entries]
+
+
+def _serialize_row(context: RequestContext, repo_id: RepoId, repo: Repo) -> dict[str, Any] | None:
+    """Return the information of one repository for a list; None if that fails, which must not hide the others."""
+    try:
+        return serialize_repo(repo_id, repo, context.store.blobs, repo.resolve("main"))
+    except Exception:
+        _log.exception("%s is left out of a list", repo_id.full_name)
+        return None
 
 
 def _sort_key(name: str) -> Callable[[dict[str, Any]], tuple[Any, str]]:

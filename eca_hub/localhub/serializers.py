@@ -1,8 +1,9 @@
 """Repositories, files and commits as the JSON that the stock client reads."""
 
 import json
+import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from eca_hub.localhub.validation import RepoId
 MAX_CARD_BYTES = 2 << 20
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SAFETENSORS_HEADER_BYTES = 1 << 20
+MAX_DIMS = 64
 _CONFIG_NAMES = ("architecture", "architectures", "model_type")
 
 
@@ -68,7 +70,7 @@ def serialize_storage(repo_id: RepoId, repo: Repo) -> dict[str, Any]:
     }
 
 
-def serialize_entries(commit: Commit, paths: list[str]) -> Iterator[dict[str, Any]]:
+def serialize_entries(commit: Commit, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Files and folders of a tree; paths that do not exist are skipped."""
     for path in paths:
         file = commit.files.get(path)
@@ -180,10 +182,11 @@ def _cached_counts(sha256: str, blobs: Blobs) -> dict[str, Any] | None:
                 return None
             for name, tensor in json.loads(stream.read(header_bytes)).items():
                 if name != "__metadata__":
-                    num_values = 1
-                    for length in tensor["shape"]:
-                        num_values *= int(length)
-                    counts[str(tensor["dtype"])] = counts.get(str(tensor["dtype"]), 0) + num_values
+                    dtype, shape = str(tensor["dtype"]), tensor["shape"]
+                    # JSON also has lengths such as 1e999 and true.
+                    if len(shape) > MAX_DIMS or not all(type(each) is int and 0 <= each < 2**63 for each in shape):
+                        return None
+                    counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
         return None
     total = sum(counts.values())

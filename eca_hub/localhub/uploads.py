@@ -18,7 +18,7 @@ from eca_hub.localhub.blobs import create_file
 from eca_hub.localhub.commits import CommitOperations
 from eca_hub.localhub.context import RequestContext, check_length, json_response, read_body, stream_body
 from eca_hub.localhub.errors import HubHTTPError, bad_request, invalid, revision_not_found, too_large
-from eca_hub.localhub.gitattributes import is_ignored, is_lfs_by_name
+from eca_hub.localhub.gitattributes import check_cost, parse_gitattributes, parse_gitignore
 from eca_hub.localhub.validation import check_path, check_sha256
 from eca_hub.localhub.xet_format import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, read_shard
 from eca_hub.localhub.xorbs import ChunkLocations
@@ -51,14 +51,17 @@ def preupload(context: RequestContext) -> Response:
                 return context.store.blobs.read(file.sha256, MAX_PATTERN_FILE_BYTES).decode("utf-8", "replace")
         return ""
 
-    gitattributes = read_text(".gitattributes")
+    lfs_patterns = parse_gitattributes(read_text(".gitattributes"))
     gitignore = body.get("gitIgnore")
-    gitignore = gitignore[:MAX_PATTERN_FILE_BYTES] if isinstance(gitignore, str) else read_text(".gitignore")
+    ignored = parse_gitignore(
+        gitignore[:MAX_PATTERN_FILE_BYTES] if isinstance(gitignore, str) else read_text(".gitignore")
+    )
+    parsed = [_parse_file(item) for item in files]
+    check_cost([path for path, _, _ in parsed], lfs_patterns, ignored)
     results = []
-    for item in files:
-        path, size_bytes, sample = _parse_file(item)
-        result: dict[str, Any] = {"path": path, "shouldIgnore": is_ignored(path, gitignore)}
-        is_lfs = size_bytes > MAX_REGULAR_FILE_BYTES or is_lfs_by_name(path, gitattributes) or _is_binary(sample)
+    for path, size_bytes, sample in parsed:
+        result: dict[str, Any] = {"path": path, "shouldIgnore": ignored.holds_for(path)}
+        is_lfs = size_bytes > MAX_REGULAR_FILE_BYTES or lfs_patterns.holds_for(path) or _is_binary(sample)
         result["uploadMode"] = "lfs" if is_lfs and size_bytes else "regular"
         file = existing.get(path)
         # A client that sees the id of its own bytes does not send them, so a damaged blob must not be reported.

@@ -2,7 +2,8 @@
 
 import pytest
 
-from eca_hub.localhub.gitattributes import is_ignored, is_lfs_by_name
+from eca_hub.localhub.errors import HubHTTPError
+from eca_hub.localhub.gitattributes import DEFAULT_GITATTRIBUTES, check_cost, parse_gitattributes, parse_gitignore
 
 
 @pytest.mark.parametrize(
@@ -25,11 +26,25 @@ from eca_hub.localhub.gitattributes import is_ignored, is_lfs_by_name
     ],
 )
 def test_patterns_of_gitignore_mean_what_git_means(pattern: str, path: str, verdict: bool) -> None:
-    assert is_ignored(path, pattern) is verdict
+    assert parse_gitignore(pattern).holds_for(path) is verdict
 
 
 def test_the_last_line_with_a_filter_decides_what_goes_to_lfs() -> None:
-    attributes = "*.bin filter=lfs -text\n*.txt text\nsmall.bin -filter\n"
-    assert is_lfs_by_name("x/a.bin", attributes)
-    assert not is_lfs_by_name("x/small.bin", attributes)
-    assert not is_lfs_by_name("a.txt", attributes)
+    patterns = parse_gitattributes("*.bin filter=lfs -text\n*.txt text\nsmall.bin -filter\n")
+    assert patterns.holds_for("x/a.bin")
+    assert not patterns.holds_for("x/small.bin")
+    assert not patterns.holds_for("a.txt")
+
+
+def test_more_patterns_and_paths_than_one_request_can_compare_are_refused() -> None:
+    folder = [f"data/train/class_{index % 10}/image_{index:05}.jpg" for index in range(256)]
+    ordinary = parse_gitignore("\n".join(f"*.ending{index}" for index in range(300)))
+    check_cost(folder, parse_gitattributes(DEFAULT_GITATTRIBUTES), ordinary)
+    long = parse_gitignore("\n".join(f"{'*a' * 60}{index}" for index in range(2000)))
+    with pytest.raises(HubHTTPError, match="fewer files") as refused:
+        check_cost([f"{'a/' * 100}{'a' * 200}"] * 1000, long)
+    assert refused.value.status == 422
+
+
+def test_a_pattern_longer_than_any_path_matches_nothing() -> None:
+    assert not parse_gitignore("*" * 2000).holds_for("a.txt")

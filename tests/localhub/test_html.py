@@ -1,12 +1,17 @@
 """Model cards and HTML pages: nothing in a repository runs in a browser, and no card makes the hub fail."""
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+from eca_hub.localhub import reads
 from eca_hub.localhub.card_metadata import read_metadata, validate_card
 from eca_hub.localhub.html import render_card
+from eca_hub.localhub.serializers import serialize_repo
+from eca_hub.localhub.validation import RepoId
 from tests.localhub.hub_process import Hub, opened_hub
 from tests.localhub.push_client import REPO, push
 
@@ -55,6 +60,11 @@ def test_private_and_gated_cards_are_not_on_the_pages(hub: Hub, http: httpx2.Cli
         "---\nno end",
         "---\n- a list\n---\n",
         "---\ntags: {a: b}\nlicense: [[x]]\npipeline_tag: 3\n---\n",
+        "---\nx: !!bool maybe\n---\n",
+        '---\nx: !!int ""\n---\n',
+        '---\nx: !!float ""\n---\n',
+        "---\nx: !!timestamp x\n---\n",
+        "---\nx: " + "9:" * 200 + "5.5\n---\n",
     ],
 )
 def test_no_card_makes_the_hub_fail(tmp_path: Path, card: str) -> None:
@@ -64,6 +74,41 @@ def test_no_card_makes_the_hub_fail(tmp_path: Path, card: str) -> None:
         for path in (f"/api/models/{REPO}", "/api/models?full=true&cardData=true&config=true", "/", f"/{REPO}"):
             assert client.get(path).status_code == 200
         assert client.post("/api/validate-yaml", json={"content": card}).status_code in (200, 400)
+
+
+@pytest.mark.parametrize(
+    "card", ["---\nx: !!bool maybe\n---\n", '---\nx: !!int ""\n---\n', "---\nx: !!timestamp x\n---\n"]
+)
+def test_a_value_that_does_not_fit_its_tag_is_an_error_of_the_card(card: str) -> None:
+    [error], _ = validate_card(card)
+    assert "YAML" in error
+
+
+@pytest.mark.parametrize("length", ["1e999", "1.5", "true", "-1", '"3"', "1" + "0" * 30])
+def test_no_header_of_weights_makes_the_hub_fail(tmp_path: Path, length: str) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, 4]}}' % length.encode()
+    weights = struct.pack("<Q", len(header)) + header + bytes(4)
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {"model.safetensors": weights})
+        for path in (f"/api/models/{REPO}", "/api/models?full=true", "/", f"/{REPO}"):
+            assert client.get(path).status_code == 200
+        assert client.get(f"/api/models/{REPO}").json()["safetensors"] is None
+
+
+def test_a_repository_that_cannot_be_serialized_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serialize(repo_id: RepoId, *args: Any) -> dict[str, Any]:
+        if repo_id.name == "odd":
+            raise ZeroDivisionError
+        return serialize_repo(repo_id, *args)
+
+    with opened_hub(tmp_path) as client:
+        push(client, {"a.txt": b"a"}, {}, repo="acme/odd")
+        push(client, {"a.txt": b"a"}, {}, repo="acme/plain")
+        monkeypatch.setattr(reads, "serialize_repo", serialize)
+        assert [model["id"] for model in client.get("/api/models").json()] == ["acme/plain"]
+        assert "acme/plain" in client.get("/").text
 
 
 def test_metadata_are_read_with_any_line_ends() -> None:

@@ -4,7 +4,9 @@ import base64
 import json
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -15,9 +17,12 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from eca_hub.localhub import Store, Users, create_app
+from eca_hub.localhub.blobs import Blobs
+from eca_hub.localhub.commits import Commit, CommitOperations, StoredFile
+from eca_hub.localhub.repo import Repo
 from tests.localhub.conftest import READER
 from tests.localhub.hub_process import Hub, opened_hub
-from tests.localhub.push_client import push
+from tests.localhub.push_client import REPO, push
 
 
 def commit(client: httpx2.Client, repo_id: str, path: str, content: bytes = b"x") -> httpx2.Response:
@@ -227,6 +232,24 @@ def test_a_long_tree_comes_in_pages(http: httpx2.Client, hub: Hub, repo_id: str)
     assert names == sorted(files)
 
 
+def test_a_page_of_an_expanded_tree_reads_the_history_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[str | None] = []
+    history = Repo.history
+
+    def counted(repo: Repo, commit_id: str | None) -> Iterator[tuple[str, Commit]]:
+        walks.append(commit_id)
+        return history(repo, commit_id)
+
+    with opened_hub(tmp_path) as client:
+        push(client, {f"{number:03}.txt": b"x" for number in range(150)}, {})
+        last = push(client, {"003.txt": b"y"}, {})
+        monkeypatch.setattr(Repo, "history", counted)
+        entries = client.get(f"/api/models/{REPO}/tree/main?expand=true&limit=10000").json()
+        assert len(entries) == 100, "a longer page takes too long"
+        assert walks == [last]
+        assert [entry["path"] for entry in entries if entry["lastCommit"]["id"] == last] == ["003.txt"]
+
+
 def test_mounted_under_a_path_every_url_has_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     app = Starlette(routes=[Mount("/hub", create_app(store, Users.single("t")))])
@@ -333,3 +356,37 @@ def test_a_file_is_deleted_as_a_file_and_a_folder_as_a_folder(http: httpx2.Clien
         response = http.post(f"/api/models/{repo_id}/commit/main", content="\n".join(map(json.dumps, lines)))
         assert (response.status_code, response.headers["x-error-code"]) == (404, "EntryNotFound")
     assert http.get(f"/{repo_id}/resolve/main/folder/file").status_code == 200
+
+
+def test_many_files_are_deleted_without_reading_the_list_of_files_for_each(tmp_path: Path) -> None:
+    class CountedFiles(dict[str, StoredFile]):
+        num_reads = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.num_reads += 1
+            return super().__iter__()
+
+        def items(self) -> Any:
+            self.num_reads += 1
+            return super().items()
+
+    operations = CommitOperations(Blobs(tmp_path, tmp_path), lambda _: True)
+    before = CountedFiles({f"{number // 100}/{number}.txt": StoredFile(1, "0" * 64) for number in range(1000)})
+    for number in range(500):
+        path = {"path": f"{number // 100}/{number}.txt"}
+        operations.read_line(json.dumps({"key": "deletedFile", "value": path}).encode())
+    for folder in range(5, 9):
+        operations.read_line(json.dumps({"key": "deletedFolder", "value": {"path": f"{folder}/"}}).encode())
+    assert sorted(operations.apply_to(before, None)) == [f"9/{number}.txt" for number in range(900, 1000)]
+    assert before.num_reads < 5
+
+
+def test_too_many_patterns_for_the_files_of_one_preupload_are_refused(http: httpx2.Client, repo_id: str) -> None:
+    files = [{"path": f"{'a/' * 100}{number}", "size": 1, "sample": ""} for number in range(1000)]
+    body = {"files": files, "gitIgnore": "\n".join(f"*{number}" for number in range(2000))}
+    response = http.post(f"/api/models/{repo_id}/preupload/main", json=body)
+    assert response.status_code == 422
+    assert "fewer files" in response.json()["error"]
+    body = {"files": files[:5], "gitIgnore": "*3\n"}
+    entries = http.post(f"/api/models/{repo_id}/preupload/main", json=body).json()["files"]
+    assert [entry["shouldIgnore"] for entry in entries] == [False, False, False, True, False]
