@@ -183,12 +183,16 @@ class ModelNotLoaded(EcaHubError):
 
     Args:
         loaded: Ids of the models that are loaded.
+        default_id: Id of the model that was meant, for a request without an id.
     """
 
     code = "model_not_loaded"
 
-    def __init__(self, loaded: Iterable[str]) -> None:
-        super().__init__("No loaded model has this id.", hint=f"Loaded: {', '.join(sorted(loaded)) or 'none'}.")
+    def __init__(self, loaded: Iterable[str], *, default_id: str | None = None) -> None:
+        message = "No loaded model has this id."
+        if default_id is not None:
+            message = f"Requests without a model id are for {default_id}, which is no longer loaded."
+        super().__init__(message, hint=f"Loaded: {', '.join(sorted(loaded)) or 'none'}.")
 
 
 class RetryLater(EcaHubError):

@@ -14,7 +14,7 @@ from eca_service.inference.model import ServedModel
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
-from tests.service.fakes import fake_model
+from tests.service.fakes import REVISION, fake_model
 
 
 def settings_with(*ids: str, **settings: Any) -> Settings:
@@ -23,13 +23,18 @@ def settings_with(*ids: str, **settings: Any) -> Settings:
     return Settings.model_validate({"model": ids} | small | settings)
 
 
-def app_with(*ids: str, keys: Sequence[str] = (), admin_keys: Sequence[str] = (), **settings: Any) -> FastAPI:
+def app_with(
+    *ids: str, keys: Sequence[str] = (), admin_keys: Sequence[str] = (), num_channels: int = 3, **settings: Any
+) -> FastAPI:
+    """The app with a fake model for each id; the commit of one that names a revision is made from it."""
+
     async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
         if source.id_or_folder == "acme/absent":
             raise RepoNotFound("no such repository")
-        return fake_model(model_id=source.id_or_folder)
+        commit = source.revision.encode().hex().ljust(40, "0") if source.revision else REVISION
+        return fake_model(model_id=source.id_or_folder, revision=commit, num_channels=num_channels)
 
-    registry = Registry([ModelSource(model_id) for model_id in ids], open_fake)
+    registry = Registry([ModelSource.parse(model_id) for model_id in ids], open_fake)
     return create_app(settings_with(*ids, **settings), registry, ApiKeys(keys), ApiKeys(admin_keys))
 
 

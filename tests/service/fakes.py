@@ -122,7 +122,9 @@ class FakeOutput:
         return self.scores.topk(k)
 
 
-def model_info(model_id: str = "acme/digits", revision: str = REVISION, weights_bytes: int = 0) -> ModelInfo:
+def model_info(
+    model_id: str = "acme/digits", revision: str = REVISION, weights_bytes: int = 0, num_channels: int = 3
+) -> ModelInfo:
     return ModelInfo(
         model_id,
         revision,
@@ -135,6 +137,7 @@ def model_info(model_id: str = "acme/digits", revision: str = REVISION, weights_
         "cpu",
         ParityReport("float32", 1.0, 0.0, 8),
         weights_bytes=weights_bytes,
+        num_channels=num_channels,
         facts={"input_px": [32, 32], "crop": 1.0, "crop_mode": "center"},
     )
 
@@ -145,6 +148,7 @@ def fake_model(
     model_id: str = "acme/digits",
     revision: str = REVISION,
     weights_bytes: int = 0,
+    num_channels: int = 3,
     max_items: int = 8,
     max_batch: int = 4,
     max_queue_delay_s: float = 60.0,
@@ -171,7 +175,7 @@ def fake_model(
     )
     batcher.start()
     return ServedModel(
-        model_info(model_id, revision, weights_bytes),
+        model_info(model_id, revision, weights_bytes, num_channels),
         reserve_decoding=reserve_digits,
         batcher=batcher,
         deadline_s=deadline_s,

@@ -56,6 +56,20 @@ def test_every_request_is_counted_once_when_it_arrives_and_once_when_it_ends() -
     assert samples["eca_model_load_seconds model=acme/digits"] >= 0
 
 
+def test_each_revision_of_a_repository_has_series_of_its_own() -> None:
+    with TestClient(app_with("acme/digits", "acme/digits@v1")) as client:
+        for model_id, num_images in (("acme/digits@main", 1), ("acme/digits@v1", 2)):
+            for _ in range(num_images):
+                assert client.post(f"/v1/classify?model={model_id}", content=b"1").json()["model"] == model_id
+        text = client.get("/metrics").text
+    lines = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(lines) == len(set(lines)), "Prometheus refuses a repeated sample"
+    samples = samples_of(text)
+    assert samples["eca_batch_size_count model=acme/digits@main"] == 1
+    assert samples["eca_batch_size_count model=acme/digits@v1"] == 2
+    assert samples["eca_images_in_flight_limit model=acme/digits@v1"] == 8
+
+
 def test_temporary_refusals_are_counted_by_their_code() -> None:
     with TestClient(app_with("acme/absent"), raise_server_exceptions=False) as client:
         for path in ("/readyz", "/v1/classify", "/nowhere"):

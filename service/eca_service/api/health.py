@@ -89,13 +89,13 @@ def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
     yield GaugeMetricFamily("eca_body_bytes_limit", "Limit of eca_body_bytes.", bodies.max_total_bytes)
     info = GaugeMetricFamily("eca_model_info", "1 for each model that is loaded.", labels=["model", "revision"])
     for model in models:
-        info.add_metric([model.info.model_id, model.info.revision], 1)
+        info.add_metric([model.model_id, model.info.revision], 1)
     yield info
 
     def gauge(name: str, about: str, value: Callable[[ServedModel[Any, Any]], float]) -> Metric:
         family = GaugeMetricFamily(name, about, labels=["model"])
         for model in models:
-            family.add_metric([model.info.model_id], value(model))
+            family.add_metric([model.model_id], value(model))
         return family
 
     yield gauge("eca_model_load_seconds", "How long the last load of a model took.", lambda model: load_s[model])
@@ -118,5 +118,5 @@ def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
         "eca_images_cancelled", "Images that were not run because their client had disconnected.", labels=["model"]
     )
     for model in models:
-        cancelled.add_metric([model.info.model_id], model.batcher.num_cancelled)
+        cancelled.add_metric([model.model_id], model.batcher.num_cancelled)
     yield cancelled

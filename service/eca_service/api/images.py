@@ -87,7 +87,7 @@ def _images_response(
         timing_ms = {name: round(value, 3) for name, value in _timings(result).items()}
         return {**describe(result.value), "timing_ms": timing_ms, "batch_size": result.batch_size}
 
-    common = {"model": model.info.model_id, "revision": model.info.revision}
+    common = {"model": model.model_id, "revision": model.info.revision}
     if len(results) == 1:
         headers = {"server-timing": server_timing(successful[0])}
         return json_response(common | body_of(successful[0]), headers=headers)

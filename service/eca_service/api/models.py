@@ -93,7 +93,7 @@ def describe(entry: ModelEntry) -> dict[str, Any]:
         return {"id": entry.model_id, "state": entry.state}
     info = entry.model.info
     return {
-        "id": info.model_id,
+        "id": entry.model_id,
         "state": entry.state,
         "revision": info.revision,
         "architecture": info.architecture,

@@ -23,7 +23,7 @@ from eca_service.api.schemas import (
     describe_response,
     v2_error_responses,
 )
-from eca_service.errors import ModelNotLoaded, NotReady
+from eca_service.errors import NotReady
 from eca_service.http.body import cancel_on_disconnect
 from eca_service.http.dependencies import AppState, StateDep, require_api_key
 from eca_service.http.responses import json_response
@@ -96,11 +96,10 @@ def _model_route(method: str, ending: str, summary: str, **options: Any) -> Call
 )
 async def is_model_ready(state: StateDep, model_id: str, version: str | None = None) -> Response:
     """Whether the model is loaded and its engines respond."""
-    model = state.registry.find(model_id)
-    _check_version(model, version)
+    model = state.registry.find(model_id, version)
     if not model.is_healthy:
         raise NotReady("An engine of the model does not respond.", retry_after_s=2)
-    return json_response({"name": model.info.model_id, "ready": True})
+    return json_response({"name": model.model_id, "ready": True})
 
 
 @_model_route(
@@ -122,9 +121,8 @@ async def infer(request: Request, state: StateDep, model_id: str, version: str |
     received_at_s = time.perf_counter()
     header_length = request.headers.get(_LENGTH_HEADER)
     # Its bodies are as large as JSON may be, whatever their type says.
-    async with state.read_body(request, model_id, "application/json") as body:
-        with state.registry.acquire(model_id) as model:
-            _check_version(model, version)
+    async with state.read_body(request, model_id, "application/json", commit=version) as body:
+        with state.registry.acquire(model_id, version) as model:
             model.check_supports(Classification)
             infer_request = await parse_body(_parse, body, header_length, model, state)
             task = Classification(len(model.info.labels))
@@ -138,8 +136,7 @@ def _parse(body: Buffer, header_length: str | None, model: ServedModel[Any, Any]
     infer_request = parse_infer_request(
         body,
         header_length,
-        height_px=model.info.height_px,
-        width_px=model.info.width_px,
+        image_shape=(model.info.num_channels, model.info.height_px, model.info.width_px),
         max_images=state.limits.max_images,
     )
     for image in infer_request.images:
@@ -162,7 +159,7 @@ def _infer_response(
     else:
         scores = [[one.score for one in sorted(row, key=lambda one: one.index)] for row in ranked]
         output, raw = scores_output(scores, binary=asked.wants_binary)
-    document: dict[str, Any] = {"model_name": model.info.model_id, "model_version": model.info.revision}
+    document: dict[str, Any] = {"model_name": model.model_id, "model_version": model.info.revision}
     if asked.request_id:
         document["id"] = asked.request_id
     document["outputs"] = [output]
@@ -180,22 +177,19 @@ def _infer_response(
     responses={200: describe_response(V2Model), **v2_error_responses(404, 422, 503)},
 )
 async def describe_model(state: StateDep, model_id: str, version: str | None = None) -> Response:
-    """Inputs and outputs. Instead of `image`, `pixels` may be sent: UINT8, N x 3 x height x width, red first."""
-    model = state.registry.find(model_id)
-    _check_version(model, version)
+    """Inputs and outputs. Instead of `image`, `pixels` may be sent: UINT8, N x C x height x width.
+
+    C is 3, red first, or 1 for a model of gray images.
+    """
+    model = state.registry.find(model_id, version)
     model.check_supports(Classification)
     info = model.info
     return json_response(
         {
-            "name": info.model_id,
+            "name": model.model_id,
             "versions": [info.revision],
             "platform": "pytorch",
             "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
             "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, len(info.labels)]}],
         }
     )
-
-
-def _check_version(model: ServedModel[Any, Any], version: str | None) -> None:
-    if version not in (None, model.info.revision):
-        raise ModelNotLoaded([f"{model.info.model_id} at {model.info.revision}"])

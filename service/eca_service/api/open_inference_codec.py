@@ -1,10 +1,11 @@
 """Tensors in the bodies of the Open Inference Protocol, version 2: JSON, or JSON followed by raw bytes.
 
 A request has one input: `image`, encoded images (BYTES), or `pixels`, images of the network's input size (UINT8,
-N x 3 x H x W, red first). A response has the output `scores` (FP32, N x K), or where the output asks for
-`classification` the top classes as "score:index:label" (BYTES).
+N x C x H x W; C is 3, red first, or 1 for a gray model). A response has the output `scores` (FP32, N x K), or where the
+output asks for `classification` the top classes as "score:index:label" (BYTES).
 """
 
+import math
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
@@ -89,15 +90,14 @@ class InferRequest:
 
 
 def parse_infer_request(
-    body: Buffer, header_length: str | None, *, height_px: int, width_px: int, max_images: int
+    body: Buffer, header_length: str | None, *, image_shape: tuple[int, int, int], max_images: int
 ) -> InferRequest:
     """Parse a request.
 
     Args:
         body: All of it.
         header_length: Bytes of JSON at the front, as the header Inference-Header-Content-Length says; None: all.
-        height_px: Of `pixels`.
-        width_px: Of `pixels`.
+        image_shape: Channels, height and width of one image of `pixels`.
         max_images: Images in one request.
 
     Raises:
@@ -119,9 +119,9 @@ def parse_infer_request(
         if len(images) != num_images:
             raise InvalidRequest("The number of images is not what the input's shape says.")
     else:
-        _expect(tensor, "UINT8", [[num_images, 3, height_px, width_px]])
+        _expect(tensor, "UINT8", [[num_images, *image_shape]])
         pixels = raw if raw is not None else _numbers(tensor)
-        size = 3 * height_px * width_px
+        size = math.prod(image_shape)
         if len(pixels) != num_images * size:
             raise InvalidRequest("The number of pixels is not what the input's shape says.")
         images = [RawPixels(pixels[start : start + size]) for start in range(0, len(pixels), size)]

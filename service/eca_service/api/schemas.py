@@ -26,7 +26,10 @@ class ModelQuery(Schema):
     """Which model is asked."""
 
     model: Annotated[
-        str | None, Field(max_length=512, description="Id of a loaded model; may be omitted when only one is loaded.")
+        str | None,
+        Field(
+            max_length=512, description="Id of a loaded model; may be omitted where the service was started with one."
+        ),
     ] = None
 
 
@@ -164,7 +167,13 @@ class ParityInfo(Schema):
 class ModelResponse(Schema):
     """A model of this process."""
 
-    id: Annotated[str, Field(description="Value of ?model=.", examples=["acme/eca_resnet50"])]
+    id: Annotated[
+        str,
+        Field(
+            description="Value of ?model=: owner/name, or owner/name@revision where several revisions are served.",
+            examples=["acme/eca_resnet50"],
+        ),
+    ]
     state: Annotated[
         State,
         Field(description="`updating`: it serves as it was loaded, or an older commit, until a new form is ready."),

@@ -135,7 +135,7 @@ def _explanation(model: ServedModel[Any, Any], explanation: Any, *, with_values:
     ]
     prediction = explanation.prediction
     return {
-        "model": model.info.model_id,
+        "model": model.model_id,
         "revision": model.info.revision,
         "prediction": {"label": prediction.label, "index": prediction.index, "score": prediction.score},
         "gates": gates,

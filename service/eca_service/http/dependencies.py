@@ -42,13 +42,16 @@ class AppState:
     """Makes OpenTelemetry spans; None without --otlp_endpoint."""
 
     @asynccontextmanager
-    async def read_body(self, request: Request, model_id: str | None, content_type: str) -> AsyncIterator[bytearray]:
+    async def read_body(
+        self, request: Request, model_id: str | None, content_type: str, *, commit: str | None = None
+    ) -> AsyncIterator[bytearray]:
         """Read the body of a request for a model, unless it can be refused unread.
 
         Args:
             request: The request.
             model_id: Id of the model; None means the only one.
             content_type: How large the body may be, and how much memory it takes.
+            commit: Commit of the model, if given.
 
         Raises:
             ModelNotLoaded: no loaded model has this id.
@@ -57,7 +60,7 @@ class AppState:
             Overloaded: too much is in flight for this model, or the bodies of all requests fill their memory.
             EcaHubError: the body is too large, too slow or compressed.
         """
-        self.registry.find(model_id).batcher.check_capacity()
+        self.registry.find(model_id, commit).batcher.check_capacity()
         max_bytes, num_copies = self.limits.max_body_bytes(content_type), num_copies_of(content_type)
         bodies, headers, receive = self.bodies, request.headers, request.receive
         async with bodies.read(headers, receive, max_bytes=max_bytes, num_copies=num_copies) as body:
@@ -74,7 +77,7 @@ class AppState:
 
     def record_metrics(self, model: ServedModel[Any, Any], outcomes: Sequence[ImageResult[Any] | EcaHubError]) -> None:
         """Record where the time of these images went, in metrics and in the trace of the request."""
-        metrics, model_id = self.metrics, model.info.model_id
+        metrics, model_id = self.metrics, model.model_id
         for outcome in outcomes:
             if isinstance(outcome, ImageResult):
                 metrics.decode_seconds.labels(model_id).observe(outcome.decode_ms / 1000)

@@ -53,7 +53,7 @@ class Explainer:
             self._num_in_flight -= 1
 
     async def explain(self, pixels: Tensor, class_index: int | None) -> Explanation:
-        """Explain a class of an image, or the most likely one. Pixels are uint8 (3, H, W).
+        """Explain a class of an image, or the most likely one. Pixels are uint8 (C, H, W).
 
         Raises:
             InvalidConfig: there is no such class, or the network has no map to explain.

@@ -57,6 +57,8 @@ class ServedModel(Generic[Pixels, Output]):
         optimize: Callable[[], Awaitable[ModelInfo]] | None = None,
     ) -> None:
         self.info = info
+        self.model_id = info.model_id
+        """The id that clients use: that of `info`, with the revision where several are served."""
         self.batcher = batcher
         self._deadline_s = deadline_s
         self._reserve_decoding = reserve_decoding

@@ -16,7 +16,7 @@ class RawPixels:
     """An image that needs no decoding: it already has the network's size."""
 
     data: bytes
-    """Height x width bytes for each color, red first."""
+    """Height x width bytes for each channel: red, green and blue, or gray."""
 
 
 class DecodedImage(Protocol[Pixels]):
@@ -97,6 +97,8 @@ class ModelInfo:
     """Where the network runs."""
     parity: ParityReport
     """Comparison with the network before optimization."""
+    num_channels: int = 3
+    """Channels of the network's input: 3 for RGB, 1 for gray."""
     weights_bytes: int = 0
     """Size of the weights in memory."""
     activation: Activation = "softmax"

@@ -24,7 +24,7 @@ _MAX_BATCH_ON_CPU, _MAX_BATCH_ON_GPU = 4, 32
 
 
 class ClassifierInputs:
-    """Decodes, resizes and crops images to uint8 (3, H, W).
+    """Decodes, resizes and crops images to uint8 (C, H, W), where C is 3 for RGB and 1 for gray.
 
     Args:
         transform: The model's preprocessing.
@@ -45,7 +45,8 @@ class ClassifierInputs:
     def from_raw(self, image: RawPixels) -> Tensor:
         """Take pixels that have the network's size."""
         config = self._transform.config
-        return torch.frombuffer(bytearray(image.data), dtype=torch.uint8).view(3, config.height_px, config.width_px)
+        shape = (config.in_chans, config.height_px, config.width_px)
+        return torch.frombuffer(bytearray(image.data), dtype=torch.uint8).view(shape)
 
 
 def prepare_classifier(
@@ -82,6 +83,7 @@ def prepare_classifier(
             activation=config.activation,
             height_px=image.height_px,
             width_px=image.width_px,
+            num_channels=image.in_chans,
             num_parameters=networks[0].num_parameters,
             device=",".join(str(network.device) for network in networks),
             parity=networks[0].parity,

@@ -3,6 +3,8 @@
 An entry is `loading`, then `ready` or `failed`; a ready one is `updating` while another commit is loaded beside it. The
 old model serves until the new one is ready, and is freed when the last request that holds it is finished: no request is
 lost to a swap. A model of the start is also `updating` while it serves as it was loaded and is being optimized.
+
+An entry's id is `owner/name`, or `owner/name@revision` for each entry where several revisions are served.
 """
 
 import asyncio
@@ -38,11 +40,11 @@ class ModelEntry:
     """How long its last load took: download, checks and warm-up, without optimization."""
     last_used: int = 0
     """When it was used last, counted in uses of any model."""
+    model_id: str = field(init=False)
+    """The id that clients use, of no other entry; the registry sets it."""
 
-    @property
-    def model_id(self) -> str:
-        """The id that clients use; several revisions of a repository share it."""
-        return self.model.info.model_id if self.model else self.source.public_id
+    def __post_init__(self) -> None:
+        self.model_id = self.source.public_id
 
     @property
     def is_changing(self) -> bool:
@@ -51,11 +53,14 @@ class ModelEntry:
 
     def has_id(self, text: str) -> bool:
         """Whether `owner/name` or `owner/name@revision` means this entry."""
-        if text == self.model_id:
-            return True
-        name, separator, revision = text.rpartition("@")
-        revisions = {self.source.revision or "main", self.model.info.revision if self.model else ""}
-        return bool(separator) and name == self.model_id and revision in revisions
+        name, _, revision = text.rpartition("@")
+        return text in (self.source.public_id, self.source.qualified_id) or (
+            name == self.source.public_id and self.is_at(revision)
+        )
+
+    def is_at(self, commit: str) -> bool:
+        """Whether it serves this commit."""
+        return self.model is not None and self.model.info.revision == commit
 
 
 # They pass when the hub comes up, or when the model is published.
@@ -91,13 +96,15 @@ class Registry:
         self.is_draining = False
         """Set when the process is about to end."""
         self.max_weights_bytes = max_weights_bytes
-        # Requests without a model id go to the only model of the start, whatever is loaded beside it later.
-        self._default = self.entries[0] if len(self.entries) == 1 else None
+        # Requests without a model id go to the only model of the start, whatever is loaded beside it later, and are
+        # refused while it is not loaded: another model has other classes.
+        self._default_id = sources[0].public_id if len(sources) == 1 else None
         self._open_model = open_model
         self._wait_s = wait_s
         self._one_at_a_time = asyncio.Lock()
         self._num_uses = 0
         self._closing: set[asyncio.Task[None]] = set()
+        self._assign_ids()
 
     @property
     def is_ready(self) -> bool:
@@ -123,30 +130,33 @@ class Registry:
         """Ids of the models that are waited for, each with the reason."""
         return [f"{entry.model_id}: {reason}" for entry in self.entries if (reason := self._why_not_ready(entry))]
 
-    def find(self, model_id: str | None) -> ServedModel[Any, Any]:
+    def find(self, model_id: str | None, commit: str | None = None) -> ServedModel[Any, Any]:
         """Return a model; code that awaits before using it needs `acquire`.
 
         Args:
             model_id: `owner/name`, or `owner/name@revision` where several revisions are served; None is the only model
                 of the start, or the only model.
+            commit: The commit that the model must be at, if given.
 
         Raises:
             ModelNotLoaded: there is no such model.
             NotReady: it is still loading.
             InvalidRequest: the id is missing and there are several models, or it means several revisions.
         """
-        return self._model_of(self._entry_of(model_id))
+        return self._model_of(self._entry_of(model_id, commit))
 
     @contextmanager
-    def acquire(self, model_id: str | None) -> Iterator[ServedModel[Any, Any]]:
+    def acquire(self, model_id: str | None, commit: str | None = None) -> Iterator[ServedModel[Any, Any]]:
         """Find a model and hold it until the block ends, even when another one replaces it meanwhile.
+
+        The arguments are those of `find`.
 
         Raises:
             ModelNotLoaded: there is no such model.
             NotReady: it is still loading.
             InvalidRequest: the id is missing and there are several models, or it means several revisions.
         """
-        entry = self._entry_of(model_id)
+        entry = self._entry_of(model_id, commit)
         model = self._model_of(entry)
         self._touch(entry)
         with model.hold():
@@ -171,6 +181,7 @@ class Registry:
                         await model.optimize()
                     self._check_memory(model, self.weights_bytes)
                     entry.model, entry.state = model, "updating"
+                    self._assign_ids()
                     _logger.info("%s at %s is ready", entry.model_id, model.info.revision)
                     await model.optimize()
                     entry.state = "ready"
@@ -183,6 +194,8 @@ class Registry:
     async def load(self, source: ModelSource, *, revision: str | None = None) -> ModelEntry:
         """Load a model, or another revision of one that is served, which serves until the new one is ready.
 
+        Where several revisions of it are served, another one is loaded beside them.
+
         Args:
             source: What to load, and what the entry follows from now on.
             revision: The commit to load, when the source's revision is a name that was resolved already.
@@ -190,7 +203,6 @@ class Registry:
         Raises:
             Busy: it is being loaded already.
             NotReady: the process is about to end.
-            InvalidRequest: several revisions of it are served, and the source names none of them.
             InsufficientMemory: it is larger than the limit on all models together.
             EcaHubError: it cannot be loaded; the model that was served before stays.
         """
@@ -200,6 +212,7 @@ class Registry:
         if entry is None:
             entry = ModelEntry(source)
             self.entries.append(entry)
+            self._assign_ids()
         elif entry.is_changing:
             raise Busy("This model is being loaded already.")
         else:
@@ -240,10 +253,12 @@ class Registry:
         except BaseException:
             if old is None:
                 self.entries.remove(entry)
+                self._assign_ids()
             else:
                 entry.state = "ready"
             raise
         entry.source, entry.model, entry.state, entry.error = source, new, "ready", None
+        self._assign_ids()
         self._touch(entry)
         _logger.info("%s at %s is ready", entry.model_id, new.info.revision)
         if old is not None:
@@ -281,7 +296,7 @@ class Registry:
                 evicted.append(other)
         self._check_memory(new, size)
         for other in evicted:
-            _logger.info("%s is evicted for %s", other.model_id, new.info.model_id)
+            _logger.info("%s is evicted for %s", other.model_id, new.model_id)
             self._remove(other)
 
     def _check_memory(self, new: ServedModel[Any, Any], others_bytes: int) -> None:
@@ -298,8 +313,7 @@ class Registry:
 
     def _remove(self, entry: ModelEntry) -> None:
         self.entries.remove(entry)
-        if entry is self._default:
-            self._default = None
+        self._assign_ids()
         if entry.model is not None:
             self._close_later(entry.model)
 
@@ -313,29 +327,58 @@ class Registry:
         self._num_uses += 1
         entry.last_used = self._num_uses
 
-    def _entry_of(self, model_id: str | None) -> ModelEntry:
+    def _assign_ids(self) -> None:
+        """Give each entry and its model an id of its own; called when entries, sources or models have changed."""
+        names = [entry.source.public_id for entry in self.entries]
+        for entry, name in zip(self.entries, names, strict=True):
+            entry.model_id = entry.source.qualified_id if names.count(name) > 1 else name
+            if entry.model is not None:
+                entry.model.model_id = entry.model_id
+
+    def _entry_of(self, model_id: str | None, commit: str | None = None) -> ModelEntry:
         if model_id is None:
-            # A model that is being loaded beside others takes no requests away from them.
-            is_starting = not self.loaded.is_set()
-            return self._default or self._only(
-                [entry for entry in self.entries if is_starting or entry.state != "loading"]
+            return self._default_entry()
+        entries = [entry for entry in self.entries if entry.has_id(model_id)]
+        if commit is not None and entries:
+            at_commit = [entry for entry in entries if entry.is_at(commit)]
+            loading = [entry for entry in entries if entry.model is None]
+            if not at_commit and not loading:
+                raise ModelNotLoaded(
+                    f"{entry.model_id} at {entry.model.info.revision}" for entry in entries if entry.model
+                )
+            # Two branches may be at one commit: their answers are the same.
+            return (at_commit or loading)[0]
+        if not entries:
+            raise ModelNotLoaded(entry.model_id for entry in self.entries)
+        if len(entries) > 1:
+            raise InvalidRequest(
+                "Several revisions of this model are served; name one.", hint=f"Its ids are {_ids_of(entries)}."
             )
-        return self._only([entry for entry in self.entries if entry.has_id(model_id)])
+        return entries[0]
+
+    def _default_entry(self) -> ModelEntry:
+        # A model that is being loaded beside others takes no requests away from them.
+        is_starting = not self.loaded.is_set()
+        entries = [entry for entry in self.entries if is_starting or entry.state != "loading"]
+        if self._default_id is not None:
+            named = [entry for entry in self.entries if entry.source.public_id == self._default_id]
+            if not named:
+                raise ModelNotLoaded((entry.model_id for entry in entries), default_id=self._default_id)
+            entries = named
+        elif not entries:
+            raise ModelNotLoaded([])
+        if len(entries) > 1:
+            raise InvalidRequest(
+                "Several models are served; name one.", hint=f"Add ?model= with one of: {_ids_of(entries)}."
+            )
+        return entries[0]
 
     def _entry_to_replace(self, source: ModelSource) -> ModelEntry | None:
-        entries = [entry for entry in self.entries if entry.model_id == source.public_id]
-        same = [entry for entry in entries if entry.source.revision == source.revision]
+        entries = [entry for entry in self.entries if entry.source.public_id == source.public_id]
+        same = [entry for entry in entries if entry.source.branch == source.branch]
         if same or len(entries) == 1:
             return (same or entries)[0]
-        return self._only(entries) if entries else None
-
-    def _only(self, entries: Sequence[ModelEntry]) -> ModelEntry:
-        if not entries:
-            raise ModelNotLoaded(_names(self.entries))
-        if len(entries) > 1:
-            names = ", ".join(_names(entries))
-            raise InvalidRequest("Several models are served; name one.", hint=f"Add ?model= with one of: {names}.")
-        return entries[0]
+        return None
 
     @staticmethod
     def _model_of(entry: ModelEntry) -> ServedModel[Any, Any]:
@@ -344,10 +387,5 @@ class Registry:
         return entry.model
 
 
-def _names(entries: Sequence[ModelEntry]) -> list[str]:
-    """Ids, with the revision where an id alone means several."""
-    ids = [entry.model_id for entry in entries]
-    return [
-        f"{name}@{entry.source.revision or 'main'}" if ids.count(name) > 1 else name
-        for name, entry in zip(ids, entries, strict=True)
-    ]
+def _ids_of(entries: Sequence[ModelEntry]) -> str:
+    return ", ".join(entry.model_id for entry in entries)

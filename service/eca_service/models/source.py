@@ -27,8 +27,20 @@ class ModelSource:
         """Read the value of `--model`.
 
         Raises:
-            BadSetting: `name=folder` with an invalid name or without such a folder.
+            BadSetting: `name=folder` with an invalid name or without such a folder, or an id that clients cannot use.
         """
+        source = cls._parse(text)
+        name = source.folder_id if Path(text).is_dir() else source.public_id
+        # Metrics, JSON and URLs carry it.
+        if not text or not name or not source.qualified_id.isprintable():
+            raise BadSetting(
+                f"--model {text!r} gives no valid id: it is empty or has characters that are not printable UTF-8.",
+                hint="Name a folder: --model owner/name=FOLDER.",
+            )
+        return source
+
+    @classmethod
+    def _parse(cls, text: str) -> "ModelSource":
         if Path(text).is_dir():
             return cls(text, folder_id=_id_of_folder(text))
         if text in list_releases():
@@ -45,8 +57,18 @@ class ModelSource:
 
     @property
     def public_id(self) -> str:
-        """The id that clients use."""
+        """The id that clients use where one revision of it is served."""
         return self.folder_id or self.id_or_folder
+
+    @property
+    def branch(self) -> str:
+        """The revision, which is main where none is given."""
+        return self.revision or "main"
+
+    @property
+    def qualified_id(self) -> str:
+        """The id that clients use where several revisions of it are served."""
+        return f"{self.public_id}@{self.branch}"
 
 
 def _id_of_folder(path: str) -> str:
@@ -55,15 +77,17 @@ def _id_of_folder(path: str) -> str:
 
 
 def check_ids(sources: Sequence[ModelSource]) -> None:
-    """Refuse folders with the same id.
+    """Refuse folders with the same id, and a repository that is given twice at the same revision.
 
     Raises:
         BadSetting: two sources have the same id.
     """
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[str] = set()
     for source in sources:
-        if (source.public_id, source.revision) in seen:
+        if source.qualified_id in seen:
+            same = f"have the id {source.public_id}" if source.folder_id else f"are {source.qualified_id}"
             raise BadSetting(
-                f"Two models have the id {source.public_id}.", hint="Name one of them: --model owner/name=FOLDER."
+                f"Two models {same}; a repository without a revision is at main.",
+                hint="Omit one of them, or name a folder: --model owner/name=FOLDER.",
             )
-        seen.add((source.public_id, source.revision))
+        seen.add(source.qualified_id)

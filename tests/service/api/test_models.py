@@ -28,15 +28,20 @@ ERRORS = {
 
 
 def app_with(
-    *, keys: tuple[str, ...] = ("SENTINEL-user",), admin_keys: tuple[str, ...] = ("SENTINEL-admin",)
+    *,
+    keys: tuple[str, ...] = ("SENTINEL-user",),
+    admin_keys: tuple[str, ...] = ("SENTINEL-admin",),
+    models: tuple[str, ...] = ("acme/digits",),
 ) -> FastAPI:
     async def open_fake(source: ModelSource) -> ServedModel[Any, Any]:
         if source.id_or_folder in ERRORS:
             raise ERRORS[source.id_or_folder]
         return fake_model(model_id=source.id_or_folder, revision=source.revision or REVISION)
 
-    settings = Settings(model=("acme/digits",), allow_repos="acme/*, other/one", allowed_hosts="testserver")
-    return create_app(settings, Registry([ModelSource("acme/digits")], open_fake), ApiKeys(keys), ApiKeys(admin_keys))
+    settings = Settings(model=models, allow_repos="acme/*, other/one", allowed_hosts="testserver")
+    return create_app(
+        settings, Registry([*map(ModelSource.parse, models)], open_fake), ApiKeys(keys), ApiKeys(admin_keys)
+    )
 
 
 @pytest.fixture
@@ -140,3 +145,24 @@ def test_other_bodies_are_refused(client: TestClient, body: bytes, status: int, 
     response = client.post("/v1/models", content=body, headers=ADMIN)
     refusal(response, status, code)
     assert "SENTINEL" not in response.text
+
+
+def test_every_published_id_works_wherever_an_id_is_written() -> None:
+    with TestClient(app_with(models=("acme/digits", f"acme/digits@{'b' * 40}"))) as client:
+        listed = client.get("/v1/models", headers=USER).json()["models"]
+        assert [model["id"] for model in listed] == ["acme/digits@main", f"acme/digits@{'b' * 40}"]
+        for model in listed:
+            model_id, commit = model["id"], model["revision"]
+            assert client.post(f"/v1/classify?model={model_id}", content=b"7", headers=USER).json()["model"] == model_id
+            assert client.post(f"/models/{model_id}", content=b"7", headers=USER).status_code == 200
+            for path in (model_id, f"{model_id}/versions/{commit}", f"acme/digits/versions/{commit}"):
+                assert client.get(f"/v2/models/{path}/ready", headers=USER).json() == {"name": model_id, "ready": True}
+                described = client.get(f"/v2/models/{path}", headers=USER).json()
+                assert (described["name"], described["versions"]) == (model_id, [commit])
+        hint = refusal(client.delete("/v1/models/acme/digits", headers=ADMIN), 422, "invalid_request")["hint"]
+        assert hint == f"Its ids are {listed[0]['id']}, {listed[1]['id']}."
+        added = client.post("/v1/models", json={"model": "acme/digits", "revision": "c" * 40}, headers=ADMIN)
+        assert added.json()["id"] == f"acme/digits@{'c' * 40}"
+        for model in (*listed[1:], added.json()):
+            assert client.delete(f"/v1/models/{model['id']}", headers=ADMIN).status_code == 200
+        assert [model["id"] for model in client.get("/v1/models", headers=USER).json()["models"]] == ["acme/digits"]

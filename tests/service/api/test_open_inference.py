@@ -104,6 +104,16 @@ def test_pixels_need_no_decoding(client: TestClient) -> None:
     assert client.post(f"{URL}/infer", content=body, headers=headers).status_code == 200
 
 
+def test_pixels_of_a_gray_model_have_one_channel() -> None:
+    with TestClient(app_with("acme/digits", num_channels=1), raise_server_exceptions=False) as client:
+        for num_channels, status in ((1, 200), (3, 422)):
+            size = num_channels * 32 * 32
+            tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, num_channels, 32, 32], "data": [7] * size}
+            response = client.post(f"{URL}/infer", json={"inputs": [tensor]})
+            assert response.status_code == status, response.text
+        assert "[1, 1, 32, 32]" in refusal(response, 422, "invalid_request")
+
+
 def test_the_top_classes_can_be_requested_by_name(client: TestClient) -> None:
     for wants_bytes in (False, True):
         wanted = {"name": "scores", "parameters": {"classification": 2, "binary_data": wants_bytes}}
@@ -205,7 +215,7 @@ def test_a_pixel_is_an_integer_from_0_to_255(client: TestClient, value: object) 
 
 
 def parsed(document: bytes, raw: bytes = b"") -> InferRequest:
-    return parse_infer_request(document + raw, str(len(document)), height_px=32, width_px=32, max_images=6)
+    return parse_infer_request(document + raw, str(len(document)), image_shape=(3, 32, 32), max_images=6)
 
 
 def test_of_a_million_images_only_the_first_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

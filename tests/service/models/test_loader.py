@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 import eca_hub
+from eca_hub.models.build import build_model
 from eca_service.errors import BadSetting, UnfitModel
 from eca_service.http.server import join_daemon_threads
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification, Embedding, WorkItem
-from eca_service.inference.types import ImageResult, ParityReport
+from eca_service.inference.types import ImageResult, ParityReport, RawPixels
 from eca_service.models.loader import ModelLoader
 from eca_service.models.source import ModelSource
 from eca_service.optimize.optimize import OptimizedModel, optimize_model
@@ -46,6 +47,26 @@ async def opened(folder: str, **settings: Any) -> AsyncIterator[ServedModel[torc
         await model.close()
     finally:
         loader.close()
+
+
+def test_raw_pixels_of_a_gray_model_give_the_scores_of_the_library(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image = eca_hub.ImageConfig(32, 32, crop=1.0, in_chans=1)
+    config = eca_hub.ModelConfig("resnet20", "eca", labels=tuple("0123456789"), image=image)
+    gray = eca_hub.save_pretrained(build_model(config), tmp_path / "gray", config=config)
+    expected = eca_hub.Classifier.from_pretrained(gray)
+    pixels = expected.transform.resize_and_crop(expected.transform.decode(IMAGE))
+
+    async def scene() -> None:
+        async with opened(str(gray), num_engines=1) as model:
+            assert model.info.num_channels == 1
+            [outcome] = await model.run(Classification(10), [RawPixels(pixels.numpy().tobytes())])
+        assert isinstance(outcome, ImageResult)
+        assert {one.label: one.score for one in outcome.value} == pytest.approx(
+            {one.label: one.score for one in expected.predict(IMAGE, top_k=10)}, abs=1e-5
+        )
+
+    asyncio.run(scene())
 
 
 def test_each_device_has_a_copy_and_engines_of_its_own_and_all_of_them_are_used(

@@ -200,33 +200,61 @@ async def open_revision(source: ModelSource) -> ServedModel[Any, Any]:
     return fake_model(model_id=source.id_or_folder, revision=commit)
 
 
+def ids(registry: Registry) -> list[str]:
+    return [entry.model_id for entry in registry.entries]
+
+
 def test_two_revisions_of_a_repository_are_named_with_their_revision() -> None:
     async def scene() -> None:
         registry = Registry([ModelSource("acme/a", "v1"), ModelSource("acme/a")], open_revision)
         await registry.load_all()
         first, second = (entry.model for entry in registry.entries)
         assert first is not None
-        assert registry.find("acme/a@v1") is first
-        assert registry.find(f"acme/a@{first.info.revision}") is first
-        assert registry.find("acme/a@main") is second
+        assert second is not None
+        assert ids(registry) == [first.model_id, second.model_id] == ["acme/a@v1", "acme/a@main"]
+        for model in (first, second):
+            assert registry.find(model.model_id) is model
+            assert registry.find(f"acme/a@{model.info.revision}") is model
+            assert registry.find("acme/a", model.info.revision) is model
+            assert registry.find(model.model_id, model.info.revision) is model
         for model_id in ("acme/a", None):
-            with pytest.raises(InvalidRequest, match="Several models") as refusal:
+            with pytest.raises(InvalidRequest, match="Several") as refusal:
                 registry.find(model_id)
             assert "acme/a@v1, acme/a@main" in refusal.value.hint
         with pytest.raises(ModelNotLoaded):
             registry.find("acme/a@v3")
-        with pytest.raises(InvalidRequest, match="Several models"):
-            await registry.load(ModelSource("acme/a", "v3"))
+        with pytest.raises(ModelNotLoaded, match=second.info.revision):
+            registry.find("acme/a@main", first.info.revision)
         await registry.load(ModelSource("acme/a", "v1"))
         assert registry.find("acme/a@v1") is not first, "the entry of this revision is replaced"
+        await registry.load(ModelSource("acme/a", "main"))
+        assert registry.find("acme/a@main") is not second, "no revision is main"
+        await registry.load(ModelSource("acme/a", "v3"))
+        assert ids(registry) == ["acme/a@v1", "acme/a@main", "acme/a@v3"], "another revision is added"
         await registry.unload("acme/a@v1")
-        assert registry.find("acme/a") is second
+        await registry.unload("acme/a@v3")
+        assert ids(registry) == [registry.find("acme/a").model_id] == ["acme/a"]
+        assert registry.find("acme/a@main") is registry.find("acme/a"), "its longer id still works"
         await registry.close()
 
     run(scene())
 
 
-def test_a_model_that_is_loaded_beside_the_only_one_takes_no_request_away_from_it() -> None:
+def test_two_branches_at_one_commit_are_found_by_it() -> None:
+    async def open_commit(source: ModelSource) -> ServedModel[Any, Any]:
+        return fake_model(model_id=source.id_or_folder, revision="a" * 40)
+
+    async def scene() -> None:
+        registry = Registry([ModelSource("acme/a"), ModelSource("acme/a", "v1")], open_commit)
+        await registry.load_all()
+        assert registry.find("acme/a", "a" * 40) is registry.find("acme/a@main")
+        assert registry.find("acme/a@v1", "a" * 40) is registry.find("acme/a@v1")
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_request_without_an_id_is_for_the_only_model_of_the_start_and_for_no_other() -> None:
     async def scene() -> None:
         gate = asyncio.Event()
 
@@ -243,16 +271,27 @@ def test_a_model_that_is_loaded_beside_the_only_one_takes_no_request_away_from_i
         assert registry.find(None) is first
         gate.set()
         await loading
-        assert registry.find(None) is first, "it stays the default of the process"
+        assert registry.find(None) is first
         await registry.unload("acme/a")
-        assert registry.find(None).info.model_id == "acme/b"
-        again = asyncio.create_task(registry.load(ModelSource("acme/c")))
-        gate.clear()
-        await settle()
-        assert registry.find(None).info.model_id == "acme/b"
-        gate.set()
-        await again
-        with pytest.raises(InvalidRequest, match="Several models"):
+        with pytest.raises(ModelNotLoaded, match=r"acme/a.*Loaded: acme/b"):
+            registry.find(None)
+        await registry.load(ModelSource("acme/a"))
+        assert registry.find(None).model_id == "acme/a"
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_start_model_that_was_evicted_is_not_replaced_by_the_model_that_took_its_memory() -> None:
+    async def open_large(source: ModelSource) -> ServedModel[Any, Any]:
+        return fake_model(model_id=source.id_or_folder, weights_bytes=60)
+
+    async def scene() -> None:
+        registry = Registry([ModelSource("acme/cats")], open_large, max_weights_bytes=100)
+        await registry.load_all()
+        await registry.load(ModelSource("acme/xrays"))
+        assert ids(registry) == ["acme/xrays"]
+        with pytest.raises(ModelNotLoaded, match="acme/cats"):
             registry.find(None)
         await registry.close()
 

@@ -1,5 +1,6 @@
 """What a value of `--model` means."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,27 @@ def test_two_folders_with_one_id_are_refused() -> None:
     with pytest.raises(BadSetting, match="id pkg"):
         check_ids([ModelSource("/a/pkg", folder_id="pkg"), ModelSource("/b/pkg", folder_id="pkg")])
     check_ids([ModelSource("acme/a", "v1"), ModelSource("acme/a", "v2")])
+
+
+def test_a_repository_without_a_revision_is_the_one_at_main() -> None:
+    with pytest.raises(BadSetting, match="Two models are acme/a@main"):
+        check_ids([ModelSource.parse("acme/a"), ModelSource.parse("acme/a@main")])
+
+
+@pytest.mark.parametrize("name", [b"cats\xff", b"cats\n", b"cats\x1b[2J", "cats\u2028".encode()])
+def test_an_id_that_metrics_and_urls_cannot_carry_is_refused_and_the_folder_can_be_named(
+    name: bytes, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    for text in (str(folder), f"acme/{os.fsdecode(name)}", f"acme/a@{os.fsdecode(name)}"):
+        with pytest.raises(BadSetting, match="--model owner/name=FOLDER") as refused:
+            ModelSource.parse(text)
+        assert str(refused.value).isprintable()
+    assert ModelSource.parse(f"acme/cats={folder}").public_id == "acme/cats"
+
+
+@pytest.mark.parametrize("text", ["", "/", "@v1"])
+def test_an_empty_id_is_refused(text: str) -> None:
+    with pytest.raises(BadSetting, match="gives no valid id"):
+        ModelSource.parse(text)

@@ -37,7 +37,7 @@ class Classification(Task["list[Prediction]"]):
 
     @staticmethod
     def forward(network: "nn.Module", batch: "Tensor") -> "Tensor":
-        """Compute logits (N, K) of normalized pixels (N, 3, H, W)."""
+        """Compute logits (N, K) of normalized pixels (N, C, H, W)."""
         logits_NK: Tensor = network(batch)
         return logits_NK
 

@@ -29,7 +29,7 @@ class Embedding(Task[list[float]]):
 
     @staticmethod
     def forward(network: "nn.Module", batch: "Tensor") -> "Tensor":
-        """Compute pooled features (N, F) of normalized pixels (N, 3, H, W)."""
+        """Compute pooled features (N, F) of normalized pixels (N, C, H, W)."""
         parts: Any = network
         features_NF: Tensor
         if _is_timm(network):
