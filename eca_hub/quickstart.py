@@ -129,9 +129,13 @@ def _make_workdir(given: str | None) -> Path:
 
 
 def _hub_environment(workdir: Path) -> dict[str, str]:
-    """Return the environment of a client that uses only the local hub, with a separate cache."""
-    for name in ("HF_HUB_OFFLINE", "HUGGINGFACE_CO_STAGING", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE"):
-        os.environ.pop(name, None)
+    """Return the environment of a client that uses only the local hub, with a separate cache.
+
+    Variables of the user that would change this, or how the service runs, are removed.
+    """
+    foreign = ("HF_HUB_OFFLINE", "HUGGINGFACE_CO_STAGING", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE")
+    for name in [name for name in os.environ if name in foreign or name.startswith("ECA_")]:
+        del os.environ[name]
     return {
         "HF_TOKEN": (workdir / "hub.token").read_text().strip(),
         "HF_HOME": str(workdir / "cache"),
@@ -175,7 +179,10 @@ def _read_precision(url: str, report: Report) -> None:
     """Record which number format the service has chosen, and how far it may move a probability."""
     import httpx2
 
-    [model] = httpx2.get(f"{url}/v1/models").json()["models"]
+    response = httpx2.get(f"{url}/v1/models")
+    if response.status_code != 200:
+        raise ProcessFailed(f"/v1/models got status {response.status_code}: {response.text}")
+    [model] = response.json()["models"]
     report.precision = model["precision"]
     if report.precision != "float32":
         report.allowed_difference = model["parity"]["allowed_difference"]

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eca_hub.processes import ProcessFailed
+from eca_hub.quickstart import Report, _hub_environment, _read_precision
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -60,6 +63,26 @@ def test_the_quickstart_trains_publishes_serves_and_classifies(tmp_path: Path) -
     assert set(report["seconds"]) == {"train", "publish", "serve", "classify"}
     assert {"run", "hub", "logs", "digits"} <= {path.name for path in Path(report["workdir"]).iterdir()}
     assert processes_that_mention(str(tmp_path)) == []
+
+
+def test_variables_that_configure_a_service_of_the_user_do_not_reach_that_of_the_quickstart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hub.token").write_text("sesame")
+    for name in ("ECA_API_KEYS", "ECA_PORT", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    _hub_environment(tmp_path)
+    assert not [name for name in os.environ if name.startswith("ECA_") or name == "HF_HUB_OFFLINE"]
+    assert "PATH" in os.environ
+
+
+def test_a_service_that_refuses_to_list_its_models_ends_the_quickstart_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    httpx2 = pytest.importorskip("httpx2")
+    monkeypatch.setattr(httpx2, "get", lambda url: httpx2.Response(401, text="no key"))
+    with pytest.raises(ProcessFailed, match="/v1/models got status 401: no key"):
+        _read_precision("http://127.0.0.1:8000", Report("work"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

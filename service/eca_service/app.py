@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from eca_service.api import detect, embed, health, huggingface, models, open_inference, page, v1
@@ -18,7 +17,7 @@ from eca_service.errors import BadSetting
 from eca_service.http.auth import ApiKeys
 from eca_service.http.body import BodyReader
 from eca_service.http.dependencies import AppState
-from eca_service.http.middleware import HostCheckMiddleware, RequestMiddleware
+from eca_service.http.middleware import CrossOriginMiddleware, ErrorMiddleware, HostCheckMiddleware, RequestMiddleware
 from eca_service.http.responses import add_error_handlers
 from eca_service.http.uploads import UploadLimits
 from eca_service.metrics import Metrics
@@ -99,14 +98,6 @@ def create_app(
     if hub is not None:
         app.mount("/hub", hub)
     # The last one added is the outermost.
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=split(settings.cors_origins),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
-            expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
-        )
     if (hosts := _allowed_hosts(settings, keys)) != ("*",):
         if settings.root_path and not settings.allowed_hosts:
             _logger.warning(
@@ -115,14 +106,17 @@ def create_app(
                 ", ".join(dict.fromkeys(hosts)),
             )
         app.add_middleware(HostCheckMiddleware, allowed_hosts=hosts)
+    app.add_middleware(ErrorMiddleware, refuse_early=partial(v1.refuse_early, app.state.service))
+    if settings.cors_origins:
+        app.add_middleware(
+            CrossOriginMiddleware,
+            allow_origins=split(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
+            expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
+        )
     app.add_middleware(
-        RequestMiddleware,
-        metrics=metrics,
-        registry=registry,
-        keeps_alive=settings.keep_alive_s > 0,
-        # A web page of another origin could not read an error that has not passed the CORS middleware.
-        refuse_early=None if settings.cors_origins else partial(v1.refuse_early, app.state.service),
-        tracing=tracing,
+        RequestMiddleware, metrics=metrics, registry=registry, keeps_alive=settings.keep_alive_s > 0, tracing=tracing
     )
     add_error_handlers(app)
     return app
@@ -200,11 +194,12 @@ def _repos_of(registry: Registry) -> Iterator[str]:
 
 def _allowed_hosts(settings: Settings, keys: ApiKeys) -> tuple[str, ...]:
     """Return the host names that clients may use; any where a key or --insecure protects the service otherwise."""
-    if settings.allowed_hosts:
-        return split(settings.allowed_hosts)
     if keys or settings.insecure:
-        return ("*",)
-    return ("localhost", "127.0.0.1", "[::1]", "::1", settings.host)
+        hosts = split(settings.allowed_hosts) or ("*",)
+    else:
+        hosts = split(settings.allowed_hosts) or ("localhost", "127.0.0.1", "::1", settings.host)
+    # In a Host header an IPv6 address has brackets.
+    return tuple(f"[{host}]" if ":" in host and not host.startswith("[") else host for host in hosts)
 
 
 def _bytes(mib: float) -> int:

@@ -21,6 +21,10 @@ RENAMED = {
 }
 """Names of before -> names of today; both are read, the old ones with a warning."""
 
+JSON_COPIES = 4
+"""How often the bytes of a JSON body are in memory at once while it is parsed: the body, its text, its strings, the
+images."""
+
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
@@ -314,6 +318,12 @@ class Settings(BaseModel):
                 f"--max_request_mib is {self.max_request_mib:g}, less than one image of {self.max_image_mib:g} MiB.",
                 hint="Raise --max_request_mib or lower --max_image_mib.",
             )
+        if (needed_mib := JSON_COPIES * self.max_request_mib) > self.max_bodies_mib:
+            raise BadSetting(
+                f"--max_request_mib is {self.max_request_mib:g}, and a JSON body of that size takes {needed_mib:g} MiB "
+                f"while it is parsed, more than --max_bodies_mib {self.max_bodies_mib:g}.",
+                hint="Raise --max_bodies_mib or lower --max_request_mib.",
+            )
         if self.root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.root_path):
             raise BadSetting(
                 f"--root_path must be a path such as /vision, not {self.root_path!r}.",
@@ -324,6 +334,9 @@ class Settings(BaseModel):
                 f"--otlp_endpoint must be an address such as http://collector:4318, not {self.otlp_endpoint!r}.",
                 hint="Write scheme, host and port.",
             )
+        for name in ("allowed_hosts", "cors_origins"):
+            if (text := getattr(self, name)) and not split(text):
+                raise BadSetting(f"--{name} has no name, only {text!r}.", hint=f"Add names to --{name}, or omit it.")
         for host in split(self.allowed_hosts):
             if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:]+\]?", host):
                 raise BadSetting(

@@ -85,6 +85,12 @@ def test_help_all_has_every_setting_with_a_sentence(capsys: pytest.CaptureFixtur
         (["--model", "a/b", "--root_path", "vision"], "--root_path must be a path such as /vision"),
         (["--model", "a/b", "--allowed_hosts", "http://x"], "--allowed_hosts has 'http://x'"),
         (["--model", "a/b", "--cors_origins", "shop.example"], "--cors_origins has 'shop.example'"),
+        (["--model", "a/b", "--allowed_hosts", ","], "--allowed_hosts has no name"),
+        (["--model", "a/b", "--cors_origins", " , "], "--cors_origins has no name"),
+        (
+            ["--model", "a/b", "--max_image_mib", "200", "--max_request_mib", "200"],
+            "takes 800 MiB while it is parsed, more than --max_bodies_mib 256",
+        ),
     ],
 )
 def test_a_wrong_setting_ends_with_2_and_one_line(

@@ -156,9 +156,9 @@ def test_of_far_too_many_requests_each_gets_a_result_or_429(package: Path) -> No
         "--max_inflight_images",
         "8",
         "--max_image_mib",
-        "0.1",
+        "0.025",
         "--max_request_mib",
-        "0.1",
+        "0.025",
         "--max_bodies_mib",
         "0.1",
     )

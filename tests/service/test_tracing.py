@@ -120,13 +120,14 @@ def test_each_image_of_a_request_has_its_spans_and_an_invalid_one_has_none(recor
     assert [span.name for span in recorded.spans].count("engine") == 2
 
 
-def test_probes_have_no_spans_and_errors_have_a_status(recorded: Recorded) -> None:
-    with TestClient(recorded.app, raise_server_exceptions=False) as client:
+@pytest.mark.parametrize("prefix", ["", "/vision"])
+def test_probes_have_no_spans_and_errors_have_a_status(recorded: Recorded, prefix: str) -> None:
+    with TestClient(recorded.app, raise_server_exceptions=False, root_path=prefix) as client:
         for path in ("/healthz", "/readyz", "/metrics"):
-            client.get(path)
+            assert client.get(f"{prefix}{path}").status_code == 200
         assert not recorded.spans
-        client.get("/SENTINEL")
-        client.post("/v1/classify", content=b"broken")
+        client.get(f"{prefix}/SENTINEL")
+        client.post(f"{prefix}/v1/classify", content=b"broken")
     assert [span.name for span in recorded.spans] == ["GET none", "POST /v1/classify"], "the path is the client's text"
     codes = [span.attributes["http.response.status_code"] for span in recorded.spans if span.attributes]
     assert codes == [404, 422]

@@ -16,10 +16,12 @@ from eca_service.api.schemas import (
     error_responses,
     image_responses,
 )
-from eca_service.http.dependencies import StateDep, require_api_key
+from eca_service.http.dependencies import StateDep, reject_repeated_parameters, require_api_key
 from eca_service.inference.tasks import DetectedObject, MaskFormat, ObjectDetection
 
-router = APIRouter(dependencies=[Depends(require_api_key)], responses=error_responses(401))
+router = APIRouter(
+    dependencies=[Depends(require_api_key), Depends(reject_repeated_parameters)], responses=error_responses(401)
+)
 
 
 class DetectQuery(ModelQuery):

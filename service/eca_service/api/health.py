@@ -115,7 +115,9 @@ def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
         "eca_last_batch_age_seconds", "Time since the last batch ended.", lambda model: model.batcher.last_batch_age_s
     )
     cancelled = CounterMetricFamily(
-        "eca_images_cancelled", "Images that were not run because their client had disconnected.", labels=["model"]
+        "eca_images_cancelled",
+        "Images that were not run because their client had disconnected or their deadline had passed.",
+        labels=["model"],
     )
     for model in models:
         cancelled.add_metric([model.model_id], model.batcher.num_cancelled)

@@ -3,9 +3,10 @@
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 _WEB = Path(str(files("eca_service"))) / "web"
 
@@ -15,13 +16,32 @@ _CONTENT_SECURITY_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+
+class _WholeFile(FileResponse):
+    """A file whose parts cannot be requested: a Range header is ignored, as RFC 9110, section 14.2 allows."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(_without_range(scope), receive, send)
+
+
+class _WholeFiles(StaticFiles):
+    """Files whose parts cannot be requested."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(_without_range(scope), receive, send)
+
+
+def _without_range(scope: Scope) -> Scope:
+    return {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
+
+
 router = APIRouter()
-static_files = StaticFiles(directory=_WEB)
+static_files = _WholeFiles(directory=_WEB)
 """To be mounted at /static."""
 
 
 @router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
-async def page() -> FileResponse:
+async def page() -> Response:
     """Return the page."""
-    return FileResponse(_WEB / "index.html", headers={"content-security-policy": _CONTENT_SECURITY_POLICY})
+    return _WholeFile(_WEB / "index.html", headers={"content-security-policy": _CONTENT_SECURITY_POLICY})

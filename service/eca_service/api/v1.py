@@ -21,7 +21,7 @@ from eca_service.api.schemas import (
 )
 from eca_service.errors import InvalidRequest, Overloaded
 from eca_service.http.body import cancel_on_disconnect
-from eca_service.http.dependencies import AppState, StateDep, get_state, require_api_key
+from eca_service.http.dependencies import AppState, StateDep, get_state, reject_repeated_parameters, require_api_key
 from eca_service.http.responses import json_response, route_path
 from eca_service.http.uploads import parse_images
 from eca_service.inference.model import ServedModel
@@ -30,7 +30,9 @@ from eca_service.inference.tasks import Classification
 if TYPE_CHECKING:
     from eca_hub import Prediction
 
-router = APIRouter(dependencies=[Depends(require_api_key)], responses=error_responses(401))
+router = APIRouter(
+    dependencies=[Depends(require_api_key), Depends(reject_repeated_parameters)], responses=error_responses(401)
+)
 
 
 @router.post(

@@ -48,7 +48,7 @@ class BodyReader:
             num_copies: How often its bytes are in memory at once while it is processed: split, decoded.
 
         Raises:
-            BodyTooLarge: more than `max_bytes`.
+            BodyTooLarge: more than `max_bytes`, or than the memory limit admits of one body alone.
             BodyTimeout: it did not arrive in time.
             Overloaded: the bodies of all requests fill their memory.
             UnsupportedType: the body is compressed.
@@ -59,6 +59,7 @@ class BodyReader:
         announced = headers.get("content-length", "0")
         if not (announced.isascii() and announced.isdigit() and len(announced) < 20):
             raise InvalidRequest("Content-Length is not a number.")
+        max_bytes = min(max_bytes, self.max_total_bytes // num_copies)
         if int(announced) > max_bytes:
             raise _too_large(max_bytes)
         # One buffer that grows and is handed on: chunks and their join, or a copy of it, would hold the body twice.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from eca_hub import EcaHubError
+from eca_service.errors import InvalidRequest
 from eca_service.http.auth import ApiKeys, Headers, check_admin_key
 from eca_service.http.body import BodyReader
 from eca_service.http.uploads import UploadLimits, num_copies_of
@@ -98,6 +99,13 @@ async def get_state(request: Request) -> AppState:
 async def require_api_key(request: Request) -> None:
     """Refuse a request without a valid key before anything else of it is read."""
     (await get_state(request)).check_api_key(request.scope["headers"])
+
+
+async def reject_repeated_parameters(request: Request) -> None:
+    """Refuse a query with a parameter that is given twice: which of its values counts would be a guess."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) < len(names):
+        raise InvalidRequest("The query has a parameter twice.", hint="Give each parameter once.")
 
 
 async def require_admin_key(request: Request) -> None:

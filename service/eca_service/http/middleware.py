@@ -1,4 +1,6 @@
-"""ASGI middleware around the whole app: request ids, security headers, metrics, access log, unexpected exceptions.
+"""ASGI middleware around the whole app: request ids, headers, metrics, access log, CORS, errors, the Host header.
+
+In this order from the outermost: errors pass CORS, so that a page of an allowed origin can read every one of them.
 
 HEAD gets the response of GET without its body on every route (RFC 9110, section 9.3.2), which FastAPI alone refuses.
 """
@@ -12,11 +14,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eca_hub import EcaHubError
-from eca_service.errors import BadHost, HeadersTooLarge, InternalError, NotReady
+from eca_service.errors import BadHost, HeadersTooLarge, InternalError, InvalidRequest, NotReady
 from eca_service.http.body import ClientDisconnected
 from eca_service.http.responses import delay_refusal, error_response, route_path
 from eca_service.logging import log_access
@@ -56,7 +61,6 @@ class RequestMiddleware:
         metrics: Counts requests.
         registry: Whether the service drains is read from it.
         keeps_alive: Whether a connection is used for more than one request.
-        refuse_early: Returns the error of a request that can be refused before it is routed, if given.
         tracing: Makes OpenTelemetry spans, if given.
     """
 
@@ -67,14 +71,12 @@ class RequestMiddleware:
         registry: Registry,
         *,
         keeps_alive: bool = True,
-        refuse_early: Callable[[Scope], EcaHubError | None] | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._registry = registry
         self._keeps_alive = keeps_alive
-        self._refuse_early = refuse_early
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,9 +105,7 @@ class RequestMiddleware:
             await send(message)
 
         with self._metrics.count_request() as counted, self._traced(scope) as span:
-            error = await self._run(scope, receive, send_with_headers)
-            if error is not None and status is None:
-                await error_response(error, scope)(scope, receive, send_with_headers)
+            await self._app(scope, receive, send_with_headers)
             duration_s = time.perf_counter() - started_s
             route = _route_template(scope)
             counted(route, status, duration_s)
@@ -116,9 +116,67 @@ class RequestMiddleware:
 
     def _traced(self, scope: Scope) -> AbstractContextManager[Any]:
         """Return the span of a request; probes have none."""
-        if self._tracing is None or scope["path"] in _PROBES:
+        if self._tracing is None or route_path(scope) in _PROBES:
             return _NO_SPAN
         return self._tracing.trace_request(scope["headers"])
+
+
+class CrossOriginMiddleware(CORSMiddleware):
+    """Starlette's CORSMiddleware, whose refusal of a preflight is an error in the one shape."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        try:
+            await super().__call__(scope, receive, send)
+        except _PreflightRefused as error:
+            await error_response(error, scope)(scope, receive, send)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Return the response to a preflight.
+
+        Raises:
+            _PreflightRefused: its origin, method or headers are not allowed.
+        """
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200:
+            raise _PreflightRefused(
+                "The origin, the method or a header of this request is not allowed from a page of another origin.",
+                hint="The operator lists origins in --cors_origins.",
+            )
+        return response
+
+
+class _PreflightRefused(InvalidRequest):
+    """A preflight of an origin, method or header that is not allowed."""
+
+
+class ErrorMiddleware:
+    """Sends a response for every error and every unexpected exception of the app inside, and for headers too large.
+
+    Args:
+        app: The app inside.
+        refuse_early: Returns the error of a request that can be refused before it is routed.
+    """
+
+    def __init__(self, app: ASGIApp, *, refuse_early: Callable[[Scope], EcaHubError | None]) -> None:
+        self._app = app
+        self._refuse_early = refuse_early
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        error = await self._run(scope, receive, send_and_note)
+        if error is not None and not is_started:
+            await error_response(error, scope)(scope, receive, send)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> EcaHubError | None:
         """Run the app; return the error for which it sent no response."""
@@ -127,7 +185,7 @@ class RequestMiddleware:
                 f"Request line and headers have more than {_MAX_HEADER_BYTES} bytes, or more than {_MAX_HEADERS} lines."
             )
         try:
-            if self._refuse_early is not None and (refusal := self._refuse_early(scope)) is not None:
+            if (refusal := self._refuse_early(scope)) is not None:
                 await delay_refusal(refusal)
                 return refusal
             runs_get = scope["method"] == "HEAD" and not route_path(scope).startswith(_MOUNTS)

@@ -11,6 +11,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from eca_hub import EcaHubError
 from eca_service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
 from eca_service.http.strict_json import Buffer, HFParameters, HFRequest, parse_hf_json, parse_images_json
+from eca_service.settings import JSON_COPIES
 
 # The last one is what curl --data-binary sends by default.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
@@ -44,9 +45,9 @@ class UploadLimits:
 def num_copies_of(content_type: str) -> int:
     """Return how often the bytes of a body of this type are in memory at once while it is parsed.
 
-    An image: the body and the image. A form: the body and its files. JSON: the body, its text, its strings, the images.
+    An image: the body and the image. A form: the body and its files. JSON: see `JSON_COPIES`.
     """
-    return 4 if media_type_of(content_type) == _JSON_TYPE else 2
+    return JSON_COPIES if media_type_of(content_type) == _JSON_TYPE else 2
 
 
 def parse_images(body: Buffer, content_type: str, limits: UploadLimits) -> list[bytes | EcaHubError]:
@@ -125,7 +126,11 @@ def _parse_form(body: Buffer, content_type: str, max_files: int) -> list[bytes]:
     files: list[bytearray] = []
     try:
         with PushMultipartParser(
-            boundary, max_header_size=_MAX_PART_HEADER_BYTES, max_header_count=_MAX_PART_HEADERS
+            boundary,
+            max_header_size=_MAX_PART_HEADER_BYTES,
+            max_header_count=_MAX_PART_HEADERS,
+            # File names are not used, so that they need not be UTF-8.
+            header_charset="latin-1",
         ) as parser:
             for start in range(0, len(body), _CHUNK_BYTES):
                 # In chunks, because the parser copies what it is given.

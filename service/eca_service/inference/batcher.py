@@ -2,8 +2,8 @@
 
 A free runner takes the waiting items at once. It waits for more only while admitted items are still being decoded, and
 then for `max_wait_ms` at most, so that a single client never waits for a timer. An item whose client has disconnected
-releases its reservation and is not run. A batch that raises is run again item by item, so that only the faulty item
-fails.
+releases its reservation and is not run; one that is in a batch already counts as in flight until the batch ends. A
+batch that raises is run again item by item, so that only the faulty item fails.
 
 Admission is decided in `eca_service.inference.admission`. Uses asyncio only: no torch, no images, no HTTP.
 """
@@ -45,12 +45,16 @@ class ItemResult(Generic[Output]):
 class _QueuedItem(Generic[Item, Output]):
     """An item that waits for its result, with the future that receives it."""
 
-    __slots__ = ("future", "item", "queued_at_s")
+    __slots__ = ("future", "is_held", "is_running", "item", "queued_at_s")
 
     def __init__(self, item: Item, queued_at_s: float, future: "asyncio.Future[ItemResult[Output]]") -> None:
         self.item = item
         self.queued_at_s = queued_at_s
         self.future = future
+        self.is_running = False
+        """Whether it is in a batch that is being run."""
+        self.is_held = True
+        """Whether its reservation is held."""
 
 
 class Reservation(Generic[Item, Output]):
@@ -60,6 +64,7 @@ class Reservation(Generic[Item, Output]):
         self._batcher = batcher
         self._is_pending = True
         self._is_held = True
+        self._queued: _QueuedItem[Item, Output] | None = None
 
     async def run(self, item: Item) -> ItemResult[Output]:
         """Queue the item and wait for its result.
@@ -70,7 +75,8 @@ class Reservation(Generic[Item, Output]):
         """
         assert self._is_pending, "a reservation is for one item"
         self._end_pending()
-        return await self._batcher._enqueue(item)
+        self._queued = self._batcher._enqueue(item)
+        return await self._queued.future
 
     def release(self) -> None:
         """Give the reservation back; a second call does nothing."""
@@ -78,7 +84,7 @@ class Reservation(Generic[Item, Output]):
             self._end_pending()
         if self._is_held:
             self._is_held = False
-            self._batcher._release()
+            self._batcher._release(self._queued)
 
     def _end_pending(self) -> None:
         self._is_pending = False
@@ -216,22 +222,35 @@ class Batcher(Generic[Item, Output]):
         self._num_pending -= 1
         self._changed.set()
 
-    def _release(self) -> None:
-        self._admission.num_items -= 1
+    def _release(self, queued: _QueuedItem[Item, Output] | None) -> None:
+        if queued is not None:
+            queued.is_held = False
+            if queued.is_running:
+                # The runner works on it until its batch ends, whether or not its client is still there.
+                return
+        self._end_items(1)
+
+    def _end_items(self, num_items: int) -> None:
+        self._admission.num_items -= num_items
         self._changed.set()
 
-    async def _enqueue(self, item: Item) -> ItemResult[Output]:
+    def _enqueue(self, item: Item) -> _QueuedItem[Item, Output]:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[ItemResult[Output]] = loop.create_future()
-        self._waiting.append(_QueuedItem(item, loop.time(), future))
+        queued: _QueuedItem[Item, Output] = _QueuedItem(item, loop.time(), loop.create_future())
+        self._waiting.append(queued)
         self._changed.set()
-        return await future
+        return queued
 
     async def _serve(self, runner: Runner[Item, Output]) -> None:
         while batch := await self._next_batch():
+            for queued in batch:
+                queued.is_running = True
             self._admission.num_running += len(batch)
             await self._run(runner, batch)
             self._admission.num_running -= len(batch)
+            for queued in batch:
+                queued.is_running = False
+            self._end_items(sum(not queued.is_held for queued in batch))
 
     async def _next_batch(self) -> list[_QueuedItem[Item, Output]]:
         """Wait for items to run; an empty batch means that the batcher is closed."""

@@ -9,11 +9,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from eca_hub import EcaHubError
 from eca_service.errors import BadSetting, UnfitModel
@@ -21,6 +20,7 @@ from eca_service.inference.batcher import Batcher
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import TASKS, WorkItem, run_batch
 from eca_service.inference.types import ModelInfo
+from eca_service.models.daemon_thread import run_in_daemon_thread
 from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from eca_service.inference.engine import RunBatch
     from eca_service.models.package import LoadedPackage
     from eca_service.optimize.optimize import OptimizedModel
-
-Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ class ModelLoader:
         """
         name = source.id_or_folder
         try:
-            return await self._start(await _in_daemon_thread(lambda: _load(source, self._settings, self._num_cores)))
+            return await self._start(await run_in_daemon_thread(lambda: _load(source, self._settings, self._num_cores)))
         except EcaHubError:
             raise
         except ArithmeticError as error:
@@ -204,7 +202,7 @@ class _RunningPackage:
         _logger.info("%s runs in float32 as it was loaded, while it is optimized", self._loaded.info.model_id)
         self._is_optimizing = True
         try:
-            optimized = await _in_daemon_thread(lambda: self._optimized(optimize))
+            optimized = await run_in_daemon_thread(lambda: self._optimized(optimize))
         except Exception:
             _logger.exception("optimizing %s failed; it runs as it was loaded", self._loaded.info.model_id)
             optimized = replace(self._loaded, optimize=None)
@@ -294,18 +292,3 @@ def _batch_sizes(max_batch: int) -> list[int]:
     """Batch sizes to warm up, where each takes long: the powers of two and the largest."""
     sizes = {2**power for power in range(max_batch.bit_length())} | {max_batch}
     return sorted(size for size in sizes if size <= max_batch)
-
-
-async def _in_daemon_thread(work: Callable[[], Result]) -> Result:
-    """Run `work` in a daemon thread, so that a download that hangs cannot delay the end of the process."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        future.set_running_or_notify_cancel()
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="loader", daemon=True).start()
-    return await asyncio.wrap_future(future)

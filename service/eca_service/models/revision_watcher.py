@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from eca_hub import EcaHubError
 from eca_service.errors import Busy
+from eca_service.models.daemon_thread import run_in_daemon_thread
 from eca_service.models.registry import ModelEntry, Registry
 from eca_service.models.source import ModelSource
 
@@ -19,6 +20,7 @@ FindCommit = Callable[[ModelSource], Awaitable[str]]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TRANSIENT_ERRORS = {"offline", "hub_error", "access_denied", "not_ready"}
 _HUB_TIMEOUT_S = 10.0
+_MAX_POLL_S = 30.0
 
 _logger = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ async def find_commit_on_hub(source: ModelSource) -> str:
     """Ask the hub which commit a branch or tag names.
 
     Raises:
+        TimeoutError: the hub does not respond.
         Exception: anything that the hub's client raises.
     """
 
@@ -36,7 +39,9 @@ async def find_commit_on_hub(source: ModelSource) -> str:
         info = HfApi().model_info(source.id_or_folder, revision=source.revision or "main", timeout=_HUB_TIMEOUT_S)
         return str(info.sha)
 
-    return await asyncio.to_thread(ask)
+    # The timeout of the hub's client is for each of its reads, and it retries.
+    async with asyncio.timeout(_MAX_POLL_S):
+        return await run_in_daemon_thread(ask)
 
 
 class RevisionWatcher:
@@ -68,7 +73,7 @@ class RevisionWatcher:
                 try:
                     await self._follow(entry)
                 except Exception as error:
-                    _logger.warning("%s stays at its revision: %s", entry.model_id, error)
+                    _logger.warning("%s stays at its revision: %s", entry.model_id, error or type(error).__name__)
 
     async def _follow(self, entry: ModelEntry) -> None:
         commit = await self._find_commit(entry.source)

@@ -108,6 +108,18 @@ def test_every_copy_of_a_body_counts() -> None:
     run(scene())
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-length": "3"}])
+def test_a_body_that_the_memory_limit_never_admits_is_too_large_and_not_worth_a_retry(headers: dict[str, str]) -> None:
+    async def scene() -> None:
+        bodies = reader(max_total_bytes=5)
+        with pytest.raises(BodyTooLarge):
+            async with bodies.read(headers, client(b"abc"), max_bytes=4, num_copies=2):
+                pass
+        assert bodies.total_bytes == 0
+
+    run(scene())
+
+
 def test_a_large_content_length_alone_reserves_no_memory() -> None:
     async def scene() -> None:
         bodies = reader(max_total_bytes=5)

@@ -1,9 +1,12 @@
 """Host names, web pages of other origins, and a path prefix of a reverse proxy."""
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+from httpx2 import Response
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
@@ -14,7 +17,7 @@ from tests.service.app_fixtures import app_with, refusal
 ORIGIN = {"origin": "https://shop.example"}
 
 
-def status_for(host: str, **settings: Any) -> int:
+def status_for(host: str, /, **settings: Any) -> int:
     with TestClient(app_with("acme/digits", **settings), raise_server_exceptions=False) as client:
         return client.post("/v1/classify", content=b"7", headers={"host": host}).status_code
 
@@ -104,6 +107,12 @@ def test_names_can_be_listed() -> None:
         assert status_for(host, allowed_hosts=listed) == status
 
 
+@pytest.mark.parametrize("settings", [{"allowed_hosts": "fd00::1"}, {"allowed_hosts": "", "host": "fd00::1"}])
+def test_an_ipv6_address_may_be_given_without_the_brackets_of_a_host_header(settings: dict[str, Any]) -> None:
+    assert status_for("[fd00::1]:8000", **settings) == 200
+    assert status_for("[fd00::2]:8000", **settings) == 400
+
+
 def test_by_default_no_page_of_another_origin_can_read_a_response() -> None:
     with TestClient(app_with("acme/digits"), raise_server_exceptions=False) as client:
         preflight = client.options("/v1/classify", headers=ORIGIN | {"access-control-request-method": "POST"})
@@ -130,6 +139,61 @@ def test_a_page_of_a_listed_origin_can() -> None:
             assert response.headers["access-control-allow-origin"] == "https://shop.example"
         other = client.post("/v1/classify", content=b"7", headers=key | {"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_such_a_page_can_read_every_error() -> None:
+    app = app_with("acme/digits", cors_origins="https://shop.example")
+    with TestClient(app, raise_server_exceptions=False) as client:
+        state = app.state.service
+        errors = [
+            refused(client, 400, "bad_host", headers={"host": "evil.example"}),
+            refused(client, 431, "head_too_large", headers={"x-long": "x" * 20_000}),
+        ]
+        admission = state.registry.find(None).batcher._admission
+        admission.num_items = admission.max_items
+        errors.append(refused(client, 429, "overloaded"))
+        admission.num_items = 0
+        state.registry.find = None
+        errors.append(refused(client, 500, "internal"))
+    assert {response.headers.get("access-control-allow-origin") for response in errors} == {"https://shop.example"}
+
+
+def refused(client: TestClient, status: int, code: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    response = client.post("/v1/classify", content=b"7", headers={**ORIGIN, **headers})
+    refusal(response, status, code)
+    return response
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"origin": "https://evil.example"},
+        {"access-control-request-method": "PUT"},
+        {"access-control-request-headers": "x-other"},
+    ],
+)
+def test_a_refused_preflight_is_an_error_in_the_one_shape(changes: dict[str, str]) -> None:
+    with TestClient(app_with("acme/digits", cors_origins="https://shop.example")) as client:
+        headers = {**ORIGIN, "access-control-request-method": "POST", **changes}
+        response = client.options("/v1/classify", headers=headers)
+    refusal(response, 422, "invalid_request")
+    assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/static/app.js"])
+@pytest.mark.parametrize("value", ["bytes=0-3", "bytes=999999999-", "nonsense", "bytes=0-1,3-4"])
+def test_files_of_the_page_are_sent_whole_whatever_range_is_requested(path: str, value: str) -> None:
+    with TestClient(app_with("acme/digits")) as client:
+        response = client.get(path, headers={"range": value})
+        assert (response.status_code, response.content) == (200, client.get(path).content)
+
+
+@pytest.mark.parametrize("route", ["classify", "explain", "embed", "detect"])
+def test_a_parameter_that_is_given_twice_is_refused(route: str) -> None:
+    with TestClient(app_with("acme/digits")) as client:
+        for query in ("model=acme/digits&model=acme/other", "model=acme/digits&model=acme/digits", "a&a"):
+            error = refusal(client.post(f"/v1/{route}?{query}", content=b"7"), 422, "invalid_request")
+            assert error["message"] == "The query has a parameter twice."
 
 
 @pytest.mark.parametrize(

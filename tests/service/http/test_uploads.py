@@ -80,6 +80,12 @@ def test_file_names_do_not_matter(name: str) -> None:
     assert parse_images(body, FORM, LIMITS) == [b"x"]
 
 
+def test_a_file_name_need_not_be_utf_8() -> None:
+    latin = part(b"x", 'form-data; name="file"; filename="k\u00e4se.png"').replace("\u00e4".encode(), b"\xe4")
+    assert b"k\xe4se" in latin
+    assert parse_images(latin + b"--xyz--", FORM, LIMITS) == [b"x"]
+
+
 def test_too_many_files_are_refused_whole() -> None:
     assert len(parse_images(form(*[b"x"] * 3), FORM, LIMITS)) == 3
     for surplus in (1, 2, 2000):

@@ -95,6 +95,27 @@ async def test_an_item_whose_client_has_disconnected_never_reaches_the_runner() 
 
 
 @with_fake_clock
+async def test_items_of_a_batch_that_runs_are_in_flight_until_it_ends_though_their_clients_have_disconnected() -> None:
+    runner = GatedRunner()
+    async with batching(runner) as batcher:
+        batcher._admission.record(1, 1e6)
+        requests = [asyncio.create_task(send(batcher, item)) for item in range(6)]
+        await settle()
+        waits_s = [batcher.expected_wait_s]
+        num_running = len(runner.batches[0])
+        for request in requests:
+            request.cancel()
+        await settle()
+        assert (batcher.num_items, batcher.queue_depth) == (num_running, 0)
+        waits_s.append(batcher.expected_wait_s)
+        assert waits_s[0] > waits_s[1] > 0
+        runner.gate.set()
+        await settle()
+        assert (batcher.num_items, batcher.expected_wait_s) == (0, 0)
+        assert batcher.num_cancelled == 6 - num_running
+
+
+@with_fake_clock
 async def test_of_a_batch_that_raises_only_the_faulty_item_fails() -> None:
     runner = GatedRunner(poison=frozenset({2}))
     async with batching(runner) as batcher:
@@ -212,8 +233,8 @@ def test_every_request_gets_exactly_one_reply(
             tasks.append(task)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(outcome, (str, asyncio.CancelledError)) for outcome in outcomes)
-        assert batcher.num_items == 0
         await batcher.close()
+        assert batcher.num_items == 0
 
     run(scene())
     ran = [item for batch in batches for item in batch]

@@ -49,6 +49,8 @@ def test_a_late_result_is_an_error_and_its_reservation_is_released() -> None:
         with pytest.raises(DeadlineExceeded, match="2000 ms"):
             await model.run(Classification(), [b"1"])
         assert asyncio.get_running_loop().time() == pytest.approx(2.0)
+        runner.gate.set()
+        await settle()
         assert model.batcher.num_items == 0
         with pytest.raises(DeadlineExceeded):
             await model.run(Classification(), [b"2"])
@@ -62,11 +64,14 @@ def test_a_late_result_is_an_error_and_its_reservation_is_released() -> None:
 
 def test_a_client_that_disconnects_releases_all_reservations() -> None:
     async def scene() -> None:
-        model = fake_model(GatedRunner())
+        runner = GatedRunner()
+        model = fake_model(runner)
         request = asyncio.create_task(model.run(Classification(), [b"1", b"2", b"3"]))
         await settle()
         assert model.batcher.num_items == 3
         request.cancel()
+        await settle()
+        runner.gate.set()
         await settle()
         assert model.batcher.num_items == 0
 

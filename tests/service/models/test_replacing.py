@@ -1,17 +1,19 @@
 """Loading, replacing and unloading models while requests run: with gates in place of weights."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from eca_hub.errors import ChecksumMismatch, HubUnavailable
 from eca_service.errors import Busy, InsufficientMemory, ModelNotLoaded, NotReady
+from eca_service.http.server import DAEMON_THREADS
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
 from eca_service.inference.types import ImageResult
 from eca_service.models.registry import Registry
-from eca_service.models.revision_watcher import RevisionWatcher, follows_a_branch
+from eca_service.models.revision_watcher import RevisionWatcher, find_commit_on_hub, follows_a_branch
 from eca_service.models.source import ModelSource
 from tests.service.fakes import GatedRunner, fake_model, run, settle
 
@@ -264,3 +266,30 @@ def test_folders_and_commits_are_not_followed() -> None:
     assert follows_a_branch(ModelSource("acme/a", "v1"))
     assert not follows_a_branch(ModelSource("acme/a", A))
     assert not follows_a_branch(ModelSource("/models/acme/a"))
+
+
+def test_a_poll_of_a_hub_that_hangs_ends_in_time_and_does_not_delay_the_end_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = threading.Event()
+    threads: list[threading.Thread] = []
+
+    class HangingApi:
+        def model_info(self, *args: object, **options: object) -> None:
+            threads.append(threading.current_thread())
+            gate.wait()
+
+    monkeypatch.setattr("huggingface_hub.HfApi", HangingApi)
+
+    async def scene() -> None:
+        with pytest.raises(TimeoutError):
+            await find_commit_on_hub(ModelSource("acme/a"))
+        assert asyncio.get_running_loop().time() <= 60
+
+    run(scene())
+    [thread] = threads
+    assert thread.is_alive(), "the loop has ended without it"
+    assert thread.daemon
+    assert thread.name in DAEMON_THREADS
+    gate.set()
+    thread.join()
