@@ -25,6 +25,12 @@ from eca_hub.models.weight_init import on_meta_device
 
 Shapes = Mapping[str, Size]
 
+_SAME_TENSORS: Mapping[str, tuple[str, ...]] = {
+    "resnet18": ("resnetblur18",),
+    "resnet50": ("resnetaa50", "resnetblur50"),
+}
+"""Backbone to those of timm that have the same names and shapes, and other outputs."""
+
 
 @dataclass(frozen=True)
 class DetectedModel:
@@ -81,6 +87,12 @@ def detect_architecture(weights: dict[str, Tensor], architecture: str | None = N
         weights = {name: _as_linear(name, tensor) for name, tensor in weights.items()}
     config = ModelConfig(backbone, attention, attention_args)
     return DetectedModel(config, weights, _num_classes(weights, skeleton.head))
+
+
+def same_tensors(config: ModelConfig) -> list[str]:
+    """Return the names of other networks whose tensors have the same names and shapes."""
+    prefix = "" if config.attention == "none" else f"{config.attention}_"
+    return [f"{prefix}{name}" for name in _SAME_TENSORS.get(config.architecture, ())]
 
 
 def _rename_attention(name: str) -> str:

@@ -4,6 +4,7 @@ Nothing is written unless every tensor fits. `export` converts the other way.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from torch import nn
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card.facts import CardFacts
-from eca_hub.hub.convert.architecture import detect_architecture
-from eca_hub.hub.convert.checkpoint_reader import read_weights
+from eca_hub.hub.convert.architecture import detect_architecture, same_tensors
+from eca_hub.hub.convert.checkpoint_reader import read_checkpoint
 from eca_hub.hub.convert.mmdetection import backbone_of, is_mmdetection, translate_heads
 from eca_hub.hub.package import (
     CONFIG_FILE,
-    PICKLE_SUFFIXES,
+    WEIGHTS_FILE,
     check_new_folder,
+    command_for,
     config_from_json,
+    is_own_config,
     is_package_config,
     new_folder,
 )
@@ -32,6 +35,8 @@ from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import ImageConfig, ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
 from eca_hub.models.detectors import build_detector
+
+_log = logging.getLogger(__name__)
 
 
 def convert_checkpoint(
@@ -45,7 +50,9 @@ def convert_checkpoint(
     """Build a network of this library from a checkpoint of ECANet, torchvision or timm, with the same outputs.
 
     Depth, attention method and kernel sizes are detected from the tensors; or the network, labels and preprocessing are
-    read from the config.json that timm writes beside pytorch_model.bin.
+    read from the config.json that timm writes beside its weights. What the file leaves open is logged as a warning:
+    which of several sets of weights was read, which other networks have the same tensors, and a config.json that was
+    not used.
 
     Args:
         file: What torch.save wrote (`.pth.tar`, `.pth`, `.pt`), or a `.safetensors` file.
@@ -61,20 +68,24 @@ def convert_checkpoint(
         The network in evaluation mode, and its configuration.
 
     Raises:
-        InvalidConfig: no such file, not a checkpoint, a folder that is not empty, too few or too many labels, or
-            preprocessing that cannot work.
+        InvalidConfig: no such file, not a checkpoint, the weights of a package, a folder that is not empty, too few or
+            too many labels, or preprocessing that cannot work.
         UnknownName: an unknown architecture.
         CheckpointMismatch: the weights do not fit; names the first that do not.
     """
     if folder is not None:
         check_new_folder(folder)
-    weights = read_weights(file)
+    checkpoint = read_checkpoint(file)
+    weights = checkpoint.weights
     if is_mmdetection(weights):
         raise CheckpointMismatch(
             f"{file} holds a detector of mmdetection, not a classifier.",
             hint="Convert it with eca_hub.convert_detector, or eca-hub convert.",
         )
-    known = _config_beside(Path(file)) if architecture is None else None
+    known = _config_beside(Path(file), is_used=architecture is None)
+    if checkpoint.note:
+        _log.warning("%s", checkpoint.note)
+    source = f", which the {CONFIG_FILE} beside it names" if known else ""
     if known is None:
         found = detect_architecture(weights, architecture)
         known = dataclasses.replace(
@@ -83,15 +94,24 @@ def convert_checkpoint(
             image=_image_config(found.config.architecture, architecture),
         )
         weights = found.weights
+        others = same_tensors(found.config)
+        if architecture is None and others:
+            _log.warning(
+                "%s was taken for %s. Tensors of the same names and shapes, and other outputs: %s. "
+                "--architecture NAME decides.",
+                file,
+                _name(found.config),
+                ", ".join(others),
+            )
     config = dataclasses.replace(
         known,
         labels=_labels(labels, known.num_classes) if labels is not None else known.labels,
         image=image if isinstance(image, ImageConfig) else _replace_fields(known.image, image or {}),
     )
     resolved = resolve_config(config)
-    name = resolved.architecture if resolved.attention == "none" else f"{resolved.attention}_{resolved.architecture}"
+    name = _name(resolved)
     model = build_and_load(
-        lambda: build_model(resolved), weights, sentence=f"The weights in {file} do not fit {name}"
+        lambda: build_model(resolved), weights, sentence=f"The weights in {file} do not fit {name}{source}"
     ).eval()
     model.config = resolved  # type: ignore[assignment]
     if folder is not None:
@@ -121,11 +141,14 @@ def convert_detector(
     """
     if folder is not None:
         check_new_folder(folder)
-    weights = read_weights(file)
+    checkpoint = read_checkpoint(file)
+    weights = checkpoint.weights
     if not is_mmdetection(weights):
         raise CheckpointMismatch(
             f"{file} holds no detector of mmdetection.", hint="Classifiers: eca_hub.convert_checkpoint."
         )
+    if checkpoint.note:
+        _log.warning("%s", checkpoint.note)
     detector, num_classes, heads = translate_heads(weights, str(file))
     body = detect_architecture(backbone_of(weights))
     if labels is not None and len(labels) != num_classes:
@@ -150,15 +173,35 @@ def convert_detector(
     return model, resolved
 
 
-def _config_beside(file: Path) -> ModelConfig | None:
-    """Return the configuration in the config.json that timm writes beside pytorch_model.bin, if there is one.
+def _config_beside(file: Path, *, is_used: bool) -> ModelConfig | None:
+    """Return the configuration in the config.json that timm writes beside its weights, if there is one.
 
     Other programs write a config.json too, which says nothing about the file.
+
+    Raises:
+        InvalidConfig: the file is the weights of a package, or config.json cannot be read.
     """
     path = file.with_name(CONFIG_FILE)
-    if file.suffix not in PICKLE_SUFFIXES or not path.is_file() or not is_package_config(text := path.read_bytes()):
+    try:
+        text = path.read_bytes() if path.is_file() else None
+    except OSError as error:
+        raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None
+    if text is None:
         return None
+    if not is_used or not is_package_config(text):
+        reason = "it is neither eca-hub's nor timm's" if is_used else "the architecture is given"
+        _log.warning("%s is not used: %s.", path, reason)
+        return None
+    if file.name == WEIGHTS_FILE and is_own_config(text):
+        raise InvalidConfig(
+            f"{file} is part of the package {file.parent}, which needs no conversion.",
+            hint=f"Use it: eca-hub {command_for(text)} image.jpg --model {file.parent}",
+        )
     return config_from_json(text, origin=str(file.parent), default_labels_for=default_labels)
+
+
+def _name(config: ModelConfig) -> str:
+    return config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
 
 
 def _labels(given: Sequence[str], num_classes: int) -> tuple[str, ...]:

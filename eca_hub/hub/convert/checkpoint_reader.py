@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,31 @@ from torch import Tensor
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "state_dict_ema", "model", "net")
-"""Keys under which training scripts store the weights beside epoch and optimizer; the first one present is used."""
+_EMA_KEYS = ("state_dict_ema", "model_ema")
+_STATE_DICT_KEYS = (*_EMA_KEYS, "state_dict", "model_state_dict", "model", "net")
+"""Keys under which training scripts store the weights beside epoch and optimizer; the first one present is used: the
+moving average of the weights before the weights themselves, as timm does."""
 
 _KEY_PREFIXES = ("module.", "_orig_mod.", "model.")
 """Prefixes that DataParallel, torch.compile and Lightning add to every name."""
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint, and how they were found."""
+
+    weights: dict[str, Tensor]
+    """On the CPU, named as in the bare network."""
+    note: str
+    """Which of several sets of weights was read; empty if the file holds one."""
+
+
 def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint; see `read_checkpoint`."""
+    return read_checkpoint(file).weights
+
+
+def read_checkpoint(file: str | Path) -> Checkpoint:
     """Read the tensors of a checkpoint on the CPU, named as in the bare network.
 
     Args:
@@ -43,7 +61,15 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     except OSError as error:
         raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None
-    return _strip_prefixes(_select_state_dict(content, path))
+    return Checkpoint(_strip_prefixes(_select_state_dict(content, path)), _note(content, path))
+
+
+def _note(content: Any, path: Path) -> str:
+    present = [key for key in _STATE_DICT_KEYS if isinstance(content.get(key), Mapping)]
+    if len(present) < 2:
+        return ""
+    kind = "the moving average of the weights" if present[0] in _EMA_KEYS else "the first of these"
+    return f"{path} holds {' and '.join(present)}: {present[0]} was read, {kind}."
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -111,7 +137,8 @@ def _is_plain(value: object) -> bool:
 
 
 def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove prefixes that every name has."""
+    """Remove prefixes that every name has, and the counter that torch's AveragedModel adds."""
+    weights = {name: tensor for name, tensor in weights.items() if name != "n_averaged"}
     for prefix in _KEY_PREFIXES * 2:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}

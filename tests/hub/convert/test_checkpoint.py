@@ -14,8 +14,10 @@ from torch import nn
 from eca_hub import ImageConfig, create_model, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.hub.convert import architecture
 from eca_hub.hub.convert.checkpoint import convert_checkpoint
 from eca_hub.hub.pretrained import imagenet_labels
+from eca_hub.models.weight_init import on_meta_device
 from tests.hub import ecanet
 from tests.hub.conftest import Save
 
@@ -168,20 +170,72 @@ def test_preprocessing_is_the_authors_except_for_given_fields(save: Save, tmp_pa
     "text", [b'{"architectures": ["ViTForImageClassification"], "model_type": "vit"}', b"[]", b"\xff\xfe", b"[" * 99999]
 )
 def test_a_config_of_another_program_beside_the_file_is_ignored(
-    text: bytes, eca_resnet18: nn.Module, tmp_path: Path
+    text: bytes, eca_resnet18: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.save(eca_resnet18.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_bytes(text)
     _, config = convert_checkpoint(tmp_path / "pytorch_model.bin")
     assert (config.architecture, config.attention) == ("resnet18", "eca")
+    assert f"{tmp_path / 'config.json'} is not used: it is neither eca-hub's nor timm's." in caplog.messages
 
 
 def test_a_config_of_timm_beside_the_file_is_used(eca_resnet18: nn.Module, tmp_path: Path) -> None:
     document = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {}}
     torch.save(eca_resnet18.state_dict(), tmp_path / "pytorch_model.bin")
+    safetensors.torch.save_file(eca_resnet18.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(document))
-    with pytest.raises(CheckpointMismatch, match="do not fit resnet18"):
-        convert_checkpoint(tmp_path / "pytorch_model.bin")
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        with pytest.raises(CheckpointMismatch, match=r"do not fit resnet18, which the config\.json beside it names"):
+            convert_checkpoint(tmp_path / name)
+
+
+def test_networks_with_the_same_tensors_are_told_apart_by_config_or_option(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = timm.create_model("resnetblur18", num_classes=4)
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    assert convert_checkpoint(path)[1].architecture == "resnet18"
+    [message] = caplog.messages
+    assert message.startswith(f"{path} was taken for resnet18. Tensors of the same names and shapes")
+    assert message.endswith(": resnetblur18. --architecture NAME decides.")
+    caplog.clear()
+    labels = ["a", "b", "c", "d"]
+    image = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.5}
+    document = {"architecture": "resnetblur18", "num_classes": 4, "label_names": labels, "pretrained_cfg": image}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    converted, config = convert_checkpoint(path)
+    assert (config.architecture, config.labels, config.image.crop) == ("resnetblur18", tuple(labels), 0.5)
+    assert difference(model, converted) <= 1e-6
+    assert caplog.messages == []
+    assert convert_checkpoint(path, architecture="resnetblur18")[1].labels == tuple("0123")
+    assert caplog.messages == [f"{tmp_path / 'config.json'} is not used: the architecture is given."]
+
+
+@pytest.mark.parametrize(("name", "others"), architecture._SAME_TENSORS.items())
+def test_networks_that_are_named_as_equal_have_the_same_tensors(name: str, others: tuple[str, ...]) -> None:
+    with on_meta_device():
+        shapes = [
+            {key: tensor.shape for key, tensor in timm.create_model(each).state_dict().items()}
+            for each in (name, *others)
+        ]
+    assert all(each == shapes[0] for each in shapes)
+
+
+def test_the_weights_of_a_package_are_not_converted(tiny_package: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"is part of the package .*, which needs no conversion"):
+        convert_checkpoint(tiny_package / "model.safetensors")
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
+def test_the_moving_average_is_read_before_the_weights_themselves(
+    key: str, eca_resnet18: nn.Module, save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    average = {f"module.{name}": tensor for name, tensor in eca_resnet18.state_dict().items()}
+    raw = {name: torch.zeros_like(tensor) for name, tensor in eca_resnet18.state_dict().items()}
+    model, _ = convert_checkpoint(save({"state_dict": raw, key: {**average, "n_averaged": torch.tensor(7)}}))
+    assert difference(eca_resnet18, model) <= 1e-6
+    assert f"holds {key} and state_dict: {key} was read" in caplog.text
 
 
 def test_a_home_directory_is_expanded_in_every_path(

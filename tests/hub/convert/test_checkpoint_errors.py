@@ -97,7 +97,7 @@ def change(weights: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Te
         ({"bn1__weight": None, "fc__bias": None}, "2 missing (bn1.weight, fc.bias)"),
         ({"extra": torch.zeros(1)}, "1 unexpected (extra)"),
         ({"bn1__bias": torch.zeros(7)}, "bn1.bias is (7,) in the file, (64,) in the network"),
-        ({"bn1__bias": torch.full((64,), torch.nan)}, "1 with NaN or infinity (bn1.bias)"),
+        ({"bn1__bias": torch.full((64,), torch.nan)}, "1 with NaN or infinity in float32 (bn1.bias)"),
         ({"layer1__0__eca__conv__weight": torch.zeros(1, 1, 9)}, "The kernels of stage 1 have sizes 9 and 3"),
         ({"layer1__0__eca__conv__weight": None}, "1 missing (layer1.0.se.conv.weight)"),
         ({"layer1__0__eca__mlp__weight": torch.zeros(2)}, "The attention in layer1.0.se cannot be converted"),
