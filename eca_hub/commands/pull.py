@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage("--to is empty.", hint="Give a new folder, or leave it out.")
 
     from eca_hub.hub.client import parse_model_id
-    from eca_hub.hub.package import CONFIG_FILE, command_for
+    from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, command_for
     from eca_hub.hub.pull import is_local, pull, pull_to
     from eca_hub.paths import expand_home
 
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"model_id": model_id, "revision": commit, "folder": args.to}))
         return 0
     print(f"{model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
+    if args.to and not Path(args.to, CARD_FILE).is_file():
+        print(f"It has no {CARD_FILE}: neither the hub nor the cache had one.")
     model = args.to or (model_id if is_local(model_id) else f"{model_id}@{commit}")
     print(f"Try: eca-hub {command_for(config_bytes)} image.png --model {model}")
     return 0

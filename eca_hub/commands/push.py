@@ -35,16 +35,18 @@ def main(argv: list[str]) -> int:
     folder = _folder(args.folder, args.release)
 
     from eca_hub.hub.package import CONFIG_FILE, command_for, find_package
+    from eca_hub.hub.pretrained import check_package
     from eca_hub.hub.push import push_folder
-    from eca_hub.hub.push_files import plan_push
+    from eca_hub.hub.push_files import check_names, plan_push
 
+    check_names(args.model_id, args.branch, args.tag)
+    check_package(folder)
     if args.dry_run or not args.json:
         plan = plan_push(folder, args.model_id, branch=args.branch, tag=args.tag, license=args.license)
         if not args.json:
             for each in plan:
-                print(
-                    f"  {each.name:<18} {_size(each.num_bytes):>10}  {'' if each.is_changed else 'unchanged'}".rstrip()
-                )
+                state = "deleted" if each.is_deleted else "" if each.is_changed else "unchanged"
+                print(f"  {each.name:<18} {_size(each.num_bytes):>10}  {state}".rstrip())
         if args.dry_run:
             document = {"model_id": args.model_id, "branch": args.branch, "files": [asdict(each) for each in plan]}
             print(json.dumps(document) if args.json else f"Nothing was sent to {args.model_id} (dry run).")

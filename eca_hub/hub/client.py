@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 from huggingface_hub import constants
@@ -77,7 +77,8 @@ def _parse_page(address: str) -> tuple[str, str | None]:
     if owner in ("datasets", "spaces"):
         raise InvalidConfig(f"{address!r} is the address of one of the hub's {owner}, not of a model.")
     is_revision = len(rest) > 2 and rest[0] in ("tree", "blob", "resolve", "commit")
-    return f"{owner}/{name}", rest[1] if is_revision else None
+    # The slash of a branch such as feature/x is %2F there.
+    return f"{owner}/{name}", unquote(rest[1]) if is_revision else None
 
 
 def check_model_id(model_id: str) -> None:
@@ -107,6 +108,8 @@ def check_revision(revision: str) -> None:
     Raises:
         InvalidConfig: it cannot.
     """
+    if not isinstance(revision, str):
+        raise InvalidConfig(f"revision is {revision!r}; it must be a string.", hint="Give a branch, a tag or a commit.")
     if not re.fullmatch(r"[A-Za-z0-9][\w./-]{0,255}", revision, re.ASCII) or ".." in revision or "//" in revision:
         raise InvalidConfig(f"{revision!r} cannot be a revision.", hint="Give a branch, a tag or a commit.")
 
@@ -142,16 +145,21 @@ def is_on_this_machine(endpoint: str) -> bool:
 
 
 @contextmanager
-def hub_errors(model_id: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(model_id: str, revision: str | None = None, *, is_push: bool = False) -> Iterator[None]:
     """Translate the client's exceptions inside the block into our error classes.
 
     The client does not validate responses: a malformed one makes it raise ValueError, KeyError and the like. Only calls
     of the client belong inside the block.
+
+    Args:
+        model_id: Hub `owner/name`.
+        revision: Branch, tag or commit; the main branch when none is given.
+        is_push: Whether the calls publish, which the client's cache has no part in.
     """
     try:
         yield
     except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, *_MALFORMED_RESPONSE_ERRORS) as error:
-        raise _translate(error, model_id, revision or "main") from None
+        raise _translate(error, model_id, revision or "main", is_push=is_push) from None
     except ImportError as error:
         if "socksio" not in str(error):
             raise
@@ -164,7 +172,7 @@ def hub_errors(model_id: str, revision: str | None = None) -> Iterator[None]:
 _MALFORMED_RESPONSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
-def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubError:
+def _translate(error: BaseException, model_id: str, revision: str, *, is_push: bool) -> EcaHubError:
     match error:
         case GatedRepoError():
             return AccessDenied(
@@ -180,11 +188,11 @@ def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubErro
             return RevisionNotFound(f"{model_id} has no branch, tag or commit {revision!r}.")
         case LocalEntryNotFoundError() | ValueError() | RuntimeError() if error.__cause__ is not None:
             # The client found nothing in its cache either; the cause of this error is the reason.
-            return _translate(error.__cause__, model_id, revision)
+            return _translate(error.__cause__, model_id, revision, is_push=is_push)
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | IncompleteSnapshotError() | httpx2.TransportError():
+            without = "" if is_push else f", and the cache does not hold {model_id} at {revision}"
             return HubUnavailable(
-                f"The hub does not respond, and the cache does not hold {model_id} at {revision}: "
-                f"{_first_line(error).rstrip('.')}.",
+                f"The hub does not respond{without}: {_first_line(error).rstrip('.')}.",
                 hint="HF_ENDPOINT names the hub, HF_HUB_OFFLINE=1 forbids requests to it.",
             )
         case EntryNotFoundError():
@@ -198,6 +206,8 @@ def _translate(error: BaseException, model_id: str, revision: str) -> EcaHubErro
             return InvalidConfig(_first_line(error))
         case HfHubHTTPError():
             return _refusal(error, model_id)
+        case OSError() if error.errno is not None and is_push:
+            return HubError(f"{error.filename or 'A file'} cannot be used: {error.strerror}.")
         case OSError() if error.errno is not None:
             return HubError(
                 f"{error.filename or 'The cache'} cannot be used: {error.strerror}.",

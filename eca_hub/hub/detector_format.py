@@ -4,11 +4,10 @@ The content of config.json is untrusted, so every value is checked.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from eca_hub.models.config import MAX_CLASSES
+from eca_hub.models.config import MAX_CLASSES, float_tuple, is_finite_number
 from eca_hub.models.detector_config import DetectorConfig
 
 DETECTION_TASK = "object-detection"
@@ -53,11 +52,11 @@ def detector_from_dict(document: Mapping[str, Any]) -> DetectorConfig:
 
 def _checked(name: str, value: Any) -> Any:
     if name in _TUPLES:
-        if not isinstance(value, list) or len(value) > 16 or not all(_is_number(each) for each in value):
-            raise TypeError(f"{name} is not a list of numbers.")
-        return tuple(map(float, value))
+        if isinstance(value, list) and len(value) > 16:
+            raise ValueError(f"{name} has {len(value)} numbers; at most 16 are allowed.")
+        return float_tuple(name, value)
     if name in ("min_score", "nms_iou"):
-        if not _is_number(value):
+        if not is_finite_number(value):
             raise TypeError(f"{name} is not a number.")
         return float(value)
     if name in ("min_side_px", "max_side_px", "max_detections"):
@@ -75,7 +74,3 @@ def _checked(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise TypeError(f"{name} is not a string.")
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

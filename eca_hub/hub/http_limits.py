@@ -16,7 +16,7 @@ import httpx2
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
-from eca_hub.errors import HubError, HubUnavailable
+from eca_hub.errors import HubError, HubUnavailable, InvalidConfig
 from eca_hub.hub.client import is_commit
 from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH
@@ -154,7 +154,12 @@ def limit_requests(
         max_bytes: Longest response.
         is_push: Whether the client uploads outside its session between the requests.
         reader: Notified of the bytes of bodies as they arrive.
+
+    Raises:
+        InvalidConfig: the endpoint is no string.
     """
+    if not isinstance(endpoint, str | None):
+        raise InvalidConfig(f"endpoint is {endpoint!r}; it must be the address of a hub.")
     _install_hooks()
     before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push, reader))
     try:

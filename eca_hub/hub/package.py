@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -38,6 +37,7 @@ from eca_hub.models.config import (
     ModelConfig,
     Stem,
     current_stem,
+    float_tuple,
 )
 from eca_hub.models.detector_config import DetectorConfig
 from eca_hub.paths import expand_home
@@ -50,8 +50,8 @@ FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 """What every package is written, pushed and pulled as."""
 
 PICTURES = ("curves.png", "confusion.png", "precision_recall.png")
-"""Plots of a run that its card shows. A package has those of its run, and they are pushed and pulled with it; nothing
-else of a folder is."""
+"""Plots of a run that its card may show; those that it shows are pushed and pulled with it, nothing else of a folder
+is."""
 
 FORMAT = 1
 """Version of config.json that this code writes. Older ones keep loading."""
@@ -77,6 +77,11 @@ class Package:
     """40 hexadecimal digits: the commit, or for a folder the hash of its files."""
     config_bytes: bytes
     weights_bytes: bytes | memoryview
+
+
+def pictures_in(card: bytes) -> list[str]:
+    """Return the plots that a card shows."""
+    return [name for name in PICTURES if f"]({name})".encode() in card]
 
 
 def folder_named(name: str | Path) -> Path:
@@ -105,12 +110,37 @@ def find_package(folder: str | Path) -> Path:
         InvalidPackage: config.json or the weights are missing in both; names what is missing.
     """
     given = folder_named(folder)
-    if not given.is_dir() and (release := release_folder(str(folder))) is not None:
-        return release
-    if not given.is_dir():
+    if not is_folder(given):
+        if (release := release_folder(str(folder))) is not None:
+            return release
         raise InvalidPackage(
             f"{given} is not a folder.", hint="Give a run folder, a package folder, or OWNER/NAME of a hub model."
         )
+    try:
+        return _find_in(given)
+    except OSError as error:
+        raise _unreadable(given, error) from None
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether this is a folder; a name that no folder can have is none.
+
+    Raises:
+        InvalidPackage: a folder above it may not be searched.
+    """
+    try:
+        return path.is_dir()
+    except PermissionError as error:
+        raise _unreadable(path, error) from None
+    except (OSError, ValueError):
+        return False
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidPackage:
+    return InvalidPackage(f"{path} cannot be read: {error.strerror or error}.")
+
+
+def _find_in(given: Path) -> Path:
     for candidate in (given, given / "model"):
         if (candidate / CONFIG_FILE).is_file():
             if not (candidate / WEIGHTS_FILE).is_file():
@@ -125,12 +155,12 @@ def find_package(folder: str | Path) -> Path:
 
 def _check_readable(folder: Path) -> None:
     """Refuse files that cannot be opened, and what git leaves in place of weights where git-lfs is not installed."""
-    for path in (folder / name for name in FILES if (folder / name).is_file()):
+    for path in (folder / name for name in (*FILES, *PICTURES) if (folder / name).is_file()):
         try:
             with path.open("rb") as file:
                 start = file.read(len(_LFS_POINTER))
         except OSError as error:
-            raise InvalidPackage(f"{path} cannot be read: {error.strerror or error}.") from None
+            raise _unreadable(path, error) from None
         if start == _LFS_POINTER:
             raise InvalidPackage(
                 f"{path} is a Git LFS pointer, not the file itself.",
@@ -177,15 +207,19 @@ def check_new_folder(folder: str | Path) -> Path:
     """Check that a folder is absent or empty, before any work is done for it.
 
     Raises:
-        InvalidConfig: it is a file or not empty.
+        InvalidConfig: it is a file, not empty, or the current folder.
     """
     path = Path(folder)
     try:
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        is_current = is_new and path.exists() and path.samefile(Path.cwd())
     except OSError as error:
         raise _not_writable(path, error) from None
     if not is_new:
         raise InvalidConfig(f"{path} exists and is not empty.", hint="Give a new folder.")
+    if is_current:
+        # The complete folder replaces an empty one, and a shell would stay in the folder that was replaced.
+        raise InvalidConfig(f"{path} is the current folder, which cannot be replaced.", hint="Give a new folder.")
     return path
 
 
@@ -264,7 +298,7 @@ def config_from_json(text: bytes, *, origin: str, default_labels_for: LabelNamin
             config = _config_from_dict(document)
         else:
             config = config_from_timm_dict(document, default_labels_for)
-        _check_values(config)
+        check_label_text(config.labels)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, InvalidConfig) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} cannot be used: {what[:_MAX_REASON_CHARS]}") from None
@@ -307,6 +341,14 @@ def is_package_config(text: bytes) -> bool:
     """Return whether a config.json is eca-hub's or timm's, not that of another program."""
     with contextlib.suppress(ValueError, RecursionError):
         return _is_ours_or_timms(json.loads(text))
+    return False
+
+
+def is_own_config(text: bytes) -> bool:
+    """Return whether a config.json was written by eca-hub, in its own format or in timm's."""
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(text)
+        return isinstance(document, dict) and (document.get("library_name") == LIBRARY_NAME or ECA_HUB_KEY in document)
     return False
 
 
@@ -364,38 +406,39 @@ def _config_from_dict(document: Mapping[str, Any]) -> ModelConfig:
         raise TypeError("label_names is not a list of strings.")
     if not 1 <= len(labels) <= MAX_CLASSES or document["num_classes"] != len(labels):
         raise ValueError(f"num_classes is {document['num_classes']!r} and there are {len(labels)} label_names.")
-    image = dict(document["image"])
-    _expect_one_of("interpolation", image["interpolation"], get_args(Interpolation))
-    _expect_one_of("crop_mode", image["crop_mode"], get_args(CropMode))
     stem = current_stem(document["stem"])
     _expect_one_of("stem", stem, get_args(Stem))
-    for name in ("mean", "std"):
-        image[name] = tuple(float(number) for number in image[name])
     for name in ("architecture", "attention"):
         if not isinstance(document[name], str):
             raise TypeError(f"{name} is not a string.")
+    if not isinstance(document["attention_args"], dict):
+        raise TypeError("attention_args is not an object.")
     return ModelConfig(
         architecture=document["architecture"],
         attention=document["attention"],
-        attention_args=dict(document["attention_args"]),
+        attention_args=document["attention_args"],
         labels=tuple(labels),
-        image=ImageConfig(**image),
+        image=_image_from_dict(document["image"]),
         stem=stem,
         problem_type=problem_type_in(document),
     )
 
 
+def _image_from_dict(value: Any) -> ImageConfig:
+    if not isinstance(value, dict):
+        raise TypeError("image is not an object.")
+    known = [field.name for field in dataclasses.fields(ImageConfig)]
+    unknown = sorted(value.keys() - set(known))
+    if unknown:
+        raise ValueError(f"image has the key {unknown[0][:60]!r}; its keys are {', '.join(known)}.")
+    _expect_one_of("interpolation", value["interpolation"], get_args(Interpolation))
+    _expect_one_of("crop_mode", value["crop_mode"], get_args(CropMode))
+    return ImageConfig(**{**value, **{name: float_tuple(name, value[name]) for name in ("mean", "std")}})
+
+
 def _expect_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
-
-
-def _check_values(config: ModelConfig) -> None:
-    """Check what the dataclasses do not: numbers are finite, and labels cannot control a terminal or a page."""
-    for name, numbers in (("mean", config.image.mean), ("std", config.image.std)):
-        if not all(math.isfinite(number) for number in numbers):
-            raise ValueError(f"{name} is {list(numbers)}; it must be finite.")
-    check_label_text(config.labels)
 
 
 def check_label_text(labels: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from eca_hub.atomic import write_atomic
-from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.errors import CheckpointMismatch, InvalidConfig, InvalidPackage
 from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
 from eca_hub.hub.card.facts import CardFacts
@@ -34,6 +34,8 @@ from eca_hub.hub.package import (
     config_from_json,
     config_to_dict,
     detector_config_from_json,
+    find_package,
+    is_detector,
     is_timm_compatible,
     make_package_folder,
     new_folder,
@@ -43,7 +45,7 @@ from eca_hub.hub.pull import pull
 from eca_hub.hub.push import PushResult, push_folder
 from eca_hub.hub.stock_timm import default_cfg_of, remove_padding, to_stock_timm
 from eca_hub.hub.timm_format import config_to_timm_dict, index_labels
-from eca_hub.hub.weights import Shapes, build_and_load, check_finite, read_tensors
+from eca_hub.hub.weights import Shapes, build_and_load, check_finite, check_fit, read_layout, read_tensors
 from eca_hub.models.build import build_model, count_parameters, resolve_config
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
@@ -155,6 +157,7 @@ def push_to_hub(
 
     Raises:
         InvalidPackage: the folder holds no complete package.
+        UnknownName, CheckpointMismatch: as for `check_package`.
         InvalidConfig: as for `save_pretrained`, or a name is malformed.
         AccessDenied: the token is absent or may not write there.
         PushConflict: another commit was published in between, or the tag is taken; nothing was changed.
@@ -163,6 +166,7 @@ def push_to_hub(
     if isinstance(model, str | Path):
         if labels is not None or config is not None or facts is not None:
             raise InvalidConfig("A folder has its own labels and card; labels, config and facts are for a network.")
+        check_package(model)
         return push_folder(model, model_id, **options)
     with tempfile.TemporaryDirectory(prefix="eca_hub_push_") as folder:
         save_pretrained(model, folder, labels=labels, config=config, facts=facts)
@@ -200,6 +204,35 @@ def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
     model = build_and_load(lambda: build_model(resolved), weights_for, sentence=sentence)
     model.config = config  # type: ignore[assignment]
     return model.eval(), config
+
+
+def check_package(folder: str | Path) -> None:
+    """Check that a package can be loaded, by its config.json and the header of its weights; no number is read.
+
+    Args:
+        folder: A package folder, a run folder with one in `model/`, or a release.
+
+    Raises:
+        InvalidPackage: it is no complete package, or its config.json cannot be used.
+        UnknownName: config.json names an architecture or attention that does not exist.
+        CheckpointMismatch: the weights do not fit the network that config.json describes.
+    """
+    path = find_package(folder)
+    config_bytes = (path / CONFIG_FILE).read_bytes()
+    try:
+        layout: Mapping[str, Tensor] = read_layout(path / WEIGHTS_FILE)
+    except ValueError as error:
+        raise InvalidPackage(f"{path / WEIGHTS_FILE} cannot be read: {error}.") from None
+    with on_meta_device():
+        if is_detector(config_bytes):
+            expected = build_detector(detector_config_from_json(config_bytes, origin=str(path))).state_dict()
+        else:
+            config = config_from_json(config_bytes, origin=str(path), default_labels_for=default_labels)
+            expected = build_model(resolve_config(config)).state_dict()
+            if config.attention != "none" and is_timm_compatible(config_bytes):
+                # Padded for stock timm: only the numbers show whether the padding can be cut.
+                expected, layout = ({k: v for k, v in each.items() if ".se." not in k} for each in (expected, layout))
+    check_fit(expected, layout, sentence=f"The weights of {path} do not fit its {CONFIG_FILE}")
 
 
 def save_detector(

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 
+from eca_hub.atomic import make_folder, write_atomic
 from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidConfig, InvalidPackage
 from eca_hub.hub.client import check_model_id, hub_errors, is_commit, parse_model_id
 from eca_hub.hub.download_reader import DownloadReader
@@ -31,7 +33,9 @@ from eca_hub.hub.package import (
     check_new_folder,
     find_package,
     folder_named,
+    is_folder,
     new_folder,
+    pictures_in,
     read_folder,
 )
 from eca_hub.releases import release_folder
@@ -109,17 +113,15 @@ def is_local(id_or_folder: str | Path) -> bool:
     """Return whether a package is read from this disk, not from a hub: a folder, or a release of this library.
 
     Raises:
-        InvalidPackage: it is a file.
+        InvalidPackage: it is a file, or a folder above it may not be searched.
     """
     path = folder_named(id_or_folder)
-    try:
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError):
-        # The name is too long for a path, or has a NUL, so there is no such folder.
-        return isinstance(id_or_folder, Path)
-    if is_file:
-        raise InvalidPackage(f"{path} is a file; a package is a folder.", hint=f"Give its folder: {path.parent}")
-    return isinstance(id_or_folder, Path) or is_folder or release_folder(id_or_folder) is not None
+    if is_folder(path):
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            raise InvalidPackage(f"{path} is a file; a package is a folder.", hint=f"Give its folder: {path.parent}")
+    return isinstance(id_or_folder, Path) or release_folder(id_or_folder) is not None
 
 
 def pull_to(
@@ -158,14 +160,24 @@ def pull_to(
     with new_folder(folder) as draft:
         (draft / CONFIG_FILE).write_bytes(config_bytes)
         (draft / WEIGHTS_FILE).write_bytes(_read_checked(download, WEIGHTS_FILE, commit))
-        # The hub has no card for some repositories that timm wrote.
-        with contextlib.suppress(InvalidPackage):
-            card = bytes(_read_checked(download, CARD_FILE, commit))
-            (draft / CARD_FILE).write_bytes(card)
-            for name in PICTURES:
-                if f"]({name})".encode() in card:
-                    (draft / name).write_bytes(_read_checked(download, name, commit))
+        card = _read_optional(download, CARD_FILE, commit)
+        plots = {name: _read_optional(download, name, commit) for name in pictures_in(card)}
+        for name, content in {CARD_FILE: card, **plots}.items():
+            if content:
+                (draft / name).write_bytes(content)
     return commit
+
+
+def _read_optional(download: Download, name: str, commit: str) -> bytes:
+    """Read the card or a plot; empty if there is none.
+
+    The hub has none for some repositories that timm wrote, and the cache none if it holds only what loading needs and
+    the hub does not respond.
+    """
+    try:
+        return bytes(_read_checked(download, name, commit))
+    except (InvalidPackage, HubUnavailable):
+        return b""
 
 
 def _downloader(model_id: str, revision: str | None, endpoint: str | None, token: str | None) -> Download:
@@ -190,12 +202,35 @@ def _downloader(model_id: str, revision: str | None, endpoint: str | None, token
                 raise HubError(f"The hub returned commit {commit[:40]!r} of {model_id} for {at!r}.")
             if path.is_symlink():
                 return CachedFile(path, announced=path.resolve().name)
-            # Without symbolic links the cache does not keep the hash, so request it from the hub.
-            [entry] = HfApi(endpoint=endpoint, token=token).get_paths_info(model_id, [name], revision=commit)
-            assert isinstance(entry, RepoFile)
-            return CachedFile(path, announced=entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            # Without symbolic links the client's cache does not keep the hash.
+            return CachedFile(
+                path, announced=_recorded(blobs.parent / "hashes" / commit / name, lambda: ask(name, commit))
+            )
+
+    def ask(name: str, commit: str) -> str:
+        [entry] = HfApi(endpoint=endpoint, token=token).get_paths_info(model_id, [name], revision=commit)
+        assert isinstance(entry, RepoFile)
+        return entry.lfs.sha256 if entry.lfs else entry.blob_id
 
     return download
+
+
+def _recorded(record: Path, ask: Callable[[], str]) -> str:
+    """Return the hash in a file of the cache, where it is known offline too; the first time, ask the hub for it."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if HASH.fullmatch(announced := record.read_text()):
+            return announced
+    try:
+        announced = ask()
+    except (OfflineModeIsEnabled, httpx2.TransportError):
+        raise HubUnavailable(
+            f"The hub does not respond, and the cache, which has no symbolic links, has no hash of {record.name}.",
+            hint="Pull the model once with this version of eca-hub while the hub responds.",
+        ) from None
+    with contextlib.suppress(OSError):
+        make_folder(record.parent)
+        write_atomic(record, announced.encode())
+    return announced
 
 
 def _retry_connection(download: Callable[[], str]) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token, logging
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token, logging
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from eca_hub.errors import AccessDenied, HubError, InvalidConfig, PushConflict
@@ -25,6 +25,7 @@ from eca_hub.hub.push_files import PushFiles, check_names, remote_hashes
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)
 
 RefKind = Literal["branch", "tag"]
+CommitOperation = CommitOperationAdd | CommitOperationDelete
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ def push_folder(
 ) -> PushResult:
     """Publish a package in one commit; when the hub already has the same bytes, do nothing.
 
-    Only the files of the package and the plots of its card are sent, whatever else is in the folder. On the hub the
-    card's usage section names the model, and a package without a card gets one; the folder itself stays as it is.
-    Repeating a push after a crash or a lost response ends in exactly one commit.
+    Only the files of the package and the plots that its card shows are sent, whatever else is in the folder; other
+    plots of an earlier push are deleted on the hub. On the hub the card's usage section names the model, and a package
+    without a card gets one; the folder itself stays as it is. Repeating a push after a crash or a lost response ends in
+    exactly one commit.
 
     Args:
         folder: A package folder, or a run folder with one in `model/`.
@@ -83,7 +85,9 @@ def push_folder(
     check_names(model_id, branch, tag)
     source = PushFiles(folder, model_id, license)
     api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(model_id, branch), limit_requests(endpoint, is_push=True):
+    with hub_errors(model_id, branch, is_push=True), limit_requests(endpoint, is_push=True):
+        # Before a repository or a branch is made for it.
+        _validate_card(api, source.read_small_files()[CARD_FILE])
         _ensure_repository(api, model_id, private)
         tagged = _tagged_commit(api, model_id, tag)
         if tagged is not None:
@@ -117,7 +121,7 @@ def check_push_access(model_id: str, *, endpoint: str | None = None, token: str 
             f"There is no token to publish {model_id} with.", hint="Set HF_TOKEN, or run `hf auth login`."
         )
     api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(model_id), limit_requests(endpoint):
+    with hub_errors(model_id, is_push=True), limit_requests(endpoint):
         user = api.whoami()
         role = user.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
@@ -242,7 +246,7 @@ def _commit(
 def _create_commit(
     api: HfApi,
     source: PushFiles,
-    operations: list[CommitOperationAdd],
+    operations: list[CommitOperation],
     model_id: str,
     branch: str,
     parent: str,
@@ -273,7 +277,7 @@ def _create_commit(
 
 def _stage(
     api: HfApi, source: PushFiles, weights: BufferedReader, model_id: str, branch: str, parent: str
-) -> list[CommitOperationAdd]:
+) -> list[CommitOperation]:
     """Upload what the hub does not have, from one state of the folder; nothing is visible before the commit.
 
     Small files are kept in memory. Weights are read while they are sent, so that a gigabyte is never in memory, and
@@ -283,9 +287,8 @@ def _stage(
     remote = remote_hashes(api, model_id, parent)
     small = source.read_small_files()
     changed = source.changed_files(remote)
-    if CARD_FILE in changed:
-        _validate_card(api, small[CARD_FILE])
-    operations = [CommitOperationAdd(name, content) for name, content in small.items() if name in changed]
+    operations: list[CommitOperation] = [CommitOperationDelete(name) for name in source.stale_plots(remote)]
+    operations += [CommitOperationAdd(name, content) for name, content in small.items() if name in changed]
     if WEIGHTS_FILE in changed:
         operations.append(_upload(api, weights, model_id, branch))
     if source.signatures() != before:
@@ -316,7 +319,7 @@ def _upload(api: HfApi, weights: BufferedReader, model_id: str, branch: str) -> 
 
 
 def _validate_card(api: HfApi, card: bytes) -> None:
-    """Let the hub check the card's metadata before weights are uploaded; the commit would be refused afterwards."""
+    """Let the hub check the card's metadata before anything is made or sent; the commit would be refused afterwards."""
     key = get_token() if api.token in (None, True) else api.token
     response = get_session().post(
         f"{api.endpoint}/api/validate-yaml",

@@ -29,6 +29,7 @@ from eca_hub.hub.package import (
     detector_config_from_json,
     find_package,
     is_detector,
+    pictures_in,
 )
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
@@ -36,12 +37,14 @@ from eca_hub.models.detector_config import DetectorConfig
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file that a push would send."""
+    """One file that a push would send, or delete on the hub."""
 
     name: str
     num_bytes: int
     is_changed: bool
     """Whether the hub has other bytes, or no such file."""
+    is_deleted: bool = False
+    """Whether it is a plot on the hub that the package does not have."""
 
 
 def plan_push(
@@ -73,7 +76,7 @@ def plan_push(
     check_names(model_id, branch, tag)
     source = PushFiles(folder, model_id, license)
     api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(model_id, branch), limit_requests(endpoint):
+    with hub_errors(model_id, branch, is_push=True), limit_requests(endpoint):
         try:
             remote = remote_hashes(api, model_id, branch)
         except (RepositoryNotFoundError, RevisionNotFoundError):
@@ -81,7 +84,8 @@ def plan_push(
     changed = source.changed_files(remote)
     sizes = {name: len(content) for name, content in source.read_small_files().items()}
     sizes[WEIGHTS_FILE] = source.weights_path.stat().st_size
-    return [PlannedFile(name, sizes[name], is_changed=name in changed) for name in (*FILES, *PICTURES) if name in sizes]
+    sent = [PlannedFile(name, sizes[name], is_changed=name in changed) for name in (*FILES, *PICTURES) if name in sizes]
+    return sent + [PlannedFile(name, 0, is_changed=True, is_deleted=True) for name in source.stale_plots(remote)]
 
 
 def check_names(model_id: str, branch: str, tag: str | None = None) -> None:
@@ -131,7 +135,7 @@ class PushFiles:
         read_metadata(self.read_small_files()[CARD_FILE])
 
     def read_small_files(self) -> dict[str, bytes]:
-        """Return config.json, the card, whose usage section names the model, and its pictures."""
+        """Return config.json, the card, whose usage section names the model, and the plots that it shows."""
         config_bytes, card_path = (self.path / CONFIG_FILE).read_bytes(), self.path / CARD_FILE
         if card_path.is_file():
             card = card_path.read_bytes()
@@ -144,7 +148,8 @@ class PushFiles:
             card = self._render_card(is_timm=b'"pretrained_cfg"' in config_bytes).encode()
         if self._license_id is not None:
             card = set_license(card, self._license_id)
-        pictures = {name: (self.path / name).read_bytes() for name in PICTURES if (self.path / name).is_file()}
+        shown = [name for name in pictures_in(card) if (self.path / name).is_file()]
+        pictures = {name: (self.path / name).read_bytes() for name in shown}
         return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **pictures}
 
     def _render_card(self, *, is_timm: bool) -> str:
@@ -153,8 +158,9 @@ class PushFiles:
         return render_card(self._config, None, CardFacts(), is_timm=is_timm)
 
     def changed_files(self, remote: dict[str, str]) -> set[str]:
-        """Return the names of files of which the hub has other bytes, or none."""
-        changed = {
+        """Return the names of files of which the hub has other bytes, none, or too many."""
+        changed = set(self.stale_plots(remote))
+        changed |= {
             name
             for name, content in self.read_small_files().items()
             if hash_like_hub(content, remote.get(name, "")) != remote.get(name)
@@ -162,6 +168,11 @@ class PushFiles:
         if not file_has_hash(self.weights_path, remote.get(WEIGHTS_FILE, "")):
             changed.add(WEIGHTS_FILE)
         return changed
+
+    def stale_plots(self, remote: dict[str, str]) -> list[str]:
+        """Return the plots on the hub that the package does not have."""
+        small = self.read_small_files()
+        return [name for name in PICTURES if name in remote and name not in small]
 
     def signatures(self) -> list[tuple[int, int, int]]:
         """Return numbers that differ after a write to a file."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig
+from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, float_tuple, is_finite_number
 
 ECA_HUB_KEY = "eca_hub"
 """Key of the values that timm does not have."""
@@ -163,21 +163,25 @@ def image_config_from_timm(pretrained_cfg: Mapping[str, Any]) -> ImageConfig:
         TypeError, ValueError, InvalidConfig: a value has the wrong type or cannot be used.
     """
     given = {**_DEFAULT_CFG, **{name: value for name, value in pretrained_cfg.items() if value is not None}}
-    channels, height_px, width_px = given["input_size"]
+    input_size = given["input_size"]
+    if not isinstance(input_size, list | tuple) or len(input_size) != 3:
+        raise TypeError("input_size is not a list of channels, height and width.")
+    channels, height_px, width_px = input_size
     if channels not in (1, 3):
         raise ValueError(f"the network takes images of {channels!r} channels; eca-hub supports 3 (RGB) and 1 (gray).")
     for name, allowed in (("interpolation", get_args(Interpolation)), ("crop_mode", get_args(CropMode))):
         if given[name] not in allowed:
             raise ValueError(f"{name} is {given[name]!r}; eca-hub supports {', '.join(allowed)}.")
-    mean, std = (tuple(float(number) for number in given[name]) for name in ("mean", "std"))
+    if not is_finite_number(given["crop_pct"]):
+        raise TypeError(f"crop_pct is {str(given['crop_pct'])[:20]!r}; it must be a finite number.")
     return ImageConfig(
         height_px=height_px,
         width_px=width_px,
         crop=float(given["crop_pct"]),
         crop_mode=given["crop_mode"],
         interpolation=given["interpolation"],
-        mean=mean,
-        std=std,
+        mean=float_tuple("mean", given["mean"]),
+        std=float_tuple("std", given["std"]),
         in_chans=channels,
     )
 

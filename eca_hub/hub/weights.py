@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ WeightsFor = Callable[[Shapes], Mapping[str, Tensor]]
 
 _NUM_NAMED = 5
 _MAX_COMPUTED_BYTES = 2**30
-_NUMPY_DTYPES = (torch.float64, torch.float32, torch.float16)
+_NUMPY_DTYPES = (torch.float32, torch.float16)
 
 MAX_HEADER_BYTES = 16 << 20
 _MAX_DIMS = 64
@@ -62,11 +63,22 @@ def read_tensors(content: bytes | memoryview) -> dict[str, Tensor]:
     """
     header, start = _read_header(content)
     memory = memoryview(bytearray(content)) if memoryview(content).readonly else memoryview(content)
-    spans = {name: _Span(name, entry) for name, entry in header.items() if name != "__metadata__"}
-    ends = sorted((span.first, span.last) for span in spans.values())
-    if any(after[0] != before[1] for before, after in pairwise([(0, 0), *ends, (len(memory) - start, 0)])):
-        raise ValueError("its tensors do not fill the data without gaps and overlaps")
+    spans = _spans_in(header, len(memory) - start)
     return {name: span.tensor(memory, start) for name, span in spans.items()}
+
+
+def read_layout(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file without their numbers, on the meta device; only the header is read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as for `read_tensors`.
+    """
+    with path.open("rb") as file:
+        length = file.read(8)
+        content = length + file.read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES + 1))
+    header, start = _read_header(content)
+    return {name: span.without_numbers() for name, span in _spans_in(header, path.stat().st_size - start).items()}
 
 
 def build_and_load(
@@ -93,7 +105,7 @@ def build_and_load(
     expected = model.state_dict()
     if callable(weights):
         weights = weights({name: tensor.shape for name, tensor in expected.items()})
-    _check_fit(expected, weights, sentence)
+    check_fit(expected, weights, sentence=sentence)
     check_finite(weights, sentence=sentence)
     others = _tensors_outside_state_dict(model)
     if others:
@@ -110,14 +122,22 @@ def build_and_load(
 
 
 def check_finite(weights: Mapping[str, Tensor], *, sentence: str) -> None:
-    """Refuse NaN and infinity.
+    """Refuse NaN and infinity, and float64 that becomes infinite in float32.
 
     Raises:
         CheckpointMismatch: a number is NaN or infinite; names the tensors.
     """
     broken = [name for name, tensor in weights.items() if not _is_finite(tensor)]
     if broken:
-        raise CheckpointMismatch(f"{sentence}: {_count_and_name('with NaN or infinity', broken, str)[0]}.")
+        raise CheckpointMismatch(f"{sentence}: {_count_and_name('with NaN or infinity in float32', broken, str)[0]}.")
+
+
+def _spans_in(header: Mapping[str, Any], num_bytes: int) -> "dict[str, _Span]":
+    spans = {name: _Span(name, entry) for name, entry in header.items() if name != "__metadata__"}
+    ends = sorted((span.first, span.last) for span in spans.values())
+    if any(after[0] != before[1] for before, after in pairwise([(0, 0), *ends, (num_bytes, 0)])):
+        raise ValueError("its tensors do not fill the data without gaps and overlaps")
+    return spans
 
 
 def _read_header(content: bytes | memoryview) -> tuple[dict[str, Any], int]:
@@ -165,6 +185,10 @@ class _Span:
         ):
             raise ValueError(f"{name[:100]!r} has a shape that does not fit its {self.last - self.first} bytes")
 
+    def without_numbers(self) -> Tensor:
+        """Return a tensor of this shape and dtype on the meta device."""
+        return torch.empty(self._shape, dtype=self._dtype, device="meta")
+
     def tensor(self, memory: memoryview, start: int) -> Tensor:
         """Return the tensor: a view if its bytes are aligned, else a copy."""
         if self.first == self.last:
@@ -193,7 +217,12 @@ def _tensors_outside_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], sentence: str) -> None:
+def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, sentence: str) -> None:
+    """Compare names, shapes and kinds of numbers of weights with those of a network.
+
+    Raises:
+        CheckpointMismatch: they differ; names the tensors.
+    """
     other_shapes = [name for name in weights if name in expected and weights[name].shape != expected[name].shape]
 
     def shapes(name: str) -> str:

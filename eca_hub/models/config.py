@@ -61,7 +61,7 @@ class ImageConfig:
             if not _is_whole(value) and not (name == "bit_depth" and value is None):
                 raise InvalidConfig(f"{name} is {value!r}; it must be a whole number.")
         for name, numbers in (("crop", (self.crop,)), ("mean", self.mean), ("std", self.std)):
-            if not all(map(_is_finite, numbers)):
+            if not all(map(is_finite_number, numbers)):
                 raise InvalidConfig(f"{name} is {getattr(self, name)!r}; only finite numbers are allowed.")
         if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):
             raise InvalidConfig(f"The input is {self.height_px} x {self.width_px} px; each side must be 1 to 4096.")
@@ -153,8 +153,26 @@ def check_labels(labels: Iterable[object]) -> None:
         )
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite_number(value: object) -> bool:
+    """Return whether a value is a number, not a bool, and finite as a float."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number beyond the range of floats.
+        return False
+
+
+def float_tuple(name: str, value: object) -> tuple[float, ...]:
+    """Return a list of numbers from a JSON file as floats.
+
+    Raises:
+        InvalidConfig: it is none, or one of them is not finite.
+    """
+    if not isinstance(value, list | tuple) or not all(map(is_finite_number, value)):
+        raise InvalidConfig(f"{name} is not a list of finite numbers.")
+    return tuple(map(float, value))
 
 
 def _is_whole(value: object) -> bool:

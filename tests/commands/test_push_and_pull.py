@@ -122,6 +122,44 @@ def test_an_empty_folder_name_is_not_taken_for_none(capsys: pytest.CaptureFixtur
     assert "--to is empty. Give a new folder" in capsys.readouterr().err
 
 
+def test_the_current_folder_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target in (".", str(tmp_path)):
+        assert main(["pull", "eca_resnet20.cifar10", "--to", target]) == 2
+        assert f"{target} is the current folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_no_folder_can_have_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["push", "x" * 300, "acme/x"], ["card", "x" * 300]):
+        assert main(command) == 2
+        assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_copy_without_a_card_says_so(
+    hub: Hub, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["push", str(tiny_package), "acme/offline"]) == 0
+    assert main(["pull", "acme/offline"]) == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    capsys.readouterr()
+    assert main(["pull", "acme/offline", "--to", str(tmp_path / "copy")]) == 0
+    assert "It has no README.md: neither the hub nor the cache had one." in capsys.readouterr().out
+
+
+def test_a_push_of_a_package_that_cannot_be_loaded_sends_nothing(
+    hub: Hub, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_package, tmp_path / "package")
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**document, "architecture": "resnet2000"}))
+    assert main(["push", str(folder), "acme/broken"]) == 2
+    assert "resnet2000" in capsys.readouterr().err
+    assert main(["pull", "acme/broken"]) == 2
+
+
 def test_a_card_without_metadata_is_shown_as_one(
     tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,11 @@
 """Names of models as people type them, and errors of the client as ours."""
 
+import httpx2
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from eca_hub.errors import HubError, InvalidConfig
+from eca_hub.errors import HubError, HubUnavailable, InvalidConfig
 from eca_hub.hub.client import hub_errors, is_on_this_machine, parse_model_id
 
 COMMIT = "c" * 40
@@ -22,6 +23,7 @@ COMMIT = "c" * 40
         ("https://hf.co/acme/x?library=timm#use", ("acme/x", None)),
         ("https://huggingface.co/acme/x/tree/v1", ("acme/x", "v1")),
         (f"https://huggingface.co/acme/x/blob/{COMMIT}/README.md", ("acme/x", COMMIT)),
+        ("https://huggingface.co/acme/x/tree/feature%2Fx", ("acme/x", "feature/x")),
     ],
 )
 def test_every_spelling_of_a_model_is_understood(name: str, expected: tuple[str, str | None]) -> None:
@@ -42,6 +44,7 @@ def test_an_address_belongs_to_the_hub_that_is_used(monkeypatch: pytest.MonkeyPa
         ("https://example.org/acme/x", "is not an address of the hub"),
         ("acme/x@", "cannot be a revision"),
         ("acme/x@../main", "cannot be a revision"),
+        ("https://huggingface.co/acme/x/tree/..%2Fmain", "cannot be a revision"),
         ("nosuch", "neither a folder nor OWNER/NAME"),
     ],
 )
@@ -54,6 +57,20 @@ def test_two_revisions_are_refused_if_they_differ() -> None:
     assert parse_model_id("acme/x@v1", "v1") == ("acme/x", "v1")
     with pytest.raises(InvalidConfig, match="names revision 'v1', but 'v2' is given too"):
         parse_model_id("acme/x@v1", "v2")
+
+
+@pytest.mark.parametrize("revision", [5, b"main"])
+def test_a_revision_of_another_type_is_named(revision: object) -> None:
+    with pytest.raises(InvalidConfig, match=f"revision is {revision!r}; it must be a string"):
+        parse_model_id("acme/x", revision)  # type: ignore[arg-type]
+
+
+def test_a_hub_that_does_not_respond_to_a_push_is_not_looked_for_in_the_cache() -> None:
+    with pytest.raises(HubUnavailable, match="the cache does not hold acme/x at main: refused"), hub_errors("acme/x"):
+        raise httpx2.ConnectError("refused")
+    with pytest.raises(HubUnavailable) as error, hub_errors("acme/x", is_push=True):
+        raise httpx2.ConnectError("refused")
+    assert error.value.message == "The hub does not respond: refused."
 
 
 def test_a_socks_proxy_without_its_package_names_what_to_install() -> None:

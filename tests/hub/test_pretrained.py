@@ -164,6 +164,9 @@ def test_a_git_lfs_pointer_in_place_of_weights_is_named(package: Path) -> None:
         read_folder(package)
 
 
+IMAGE = {"crop": 1.0, "crop_mode": "center", "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -178,6 +181,12 @@ def test_a_git_lfs_pointer_in_place_of_weights_is_named(package: Path) -> None:
         ({"architecture": "../resnet50"}, "architecture is '../resnet50'"),
         ({"stem": "huge"}, "stem is 'huge'; it must be one of default, small"),
         ({"image": {"height_px": 224}}, "lacks 'interpolation'"),
+        ({"image": [224]}, "image is not an object"),
+        ({"image": {**IMAGE, "size_px": 5}}, "image has the key 'size_px'; its keys are height_px, width_px"),
+        ({"image": {**IMAGE, "mean": "123"}}, "mean is not a list of finite numbers"),
+        ({"image": {**IMAGE, "std": [10**400, 1, 1]}}, "std is not a list of finite numbers"),
+        ({"image": {**IMAGE, "crop": 10**400}}, "only finite numbers are allowed"),
+        ({"attention_args": [1]}, "attention_args is not an object"),
     ],
 )
 def test_a_config_with_false_values_is_refused(package: Path, changes: dict[str, Any], message: str) -> None:
@@ -219,7 +228,7 @@ def test_weights_that_do_not_fit_are_named(package: Path) -> None:
 
 def test_weights_with_a_nan_are_refused(package: Path) -> None:
     edit_weights(package, lambda weights: weights["fc.weight"].fill_(torch.nan))
-    with pytest.raises(CheckpointMismatch, match=r"1 with NaN or infinity \(fc\.weight\)"):
+    with pytest.raises(CheckpointMismatch, match=r"1 with NaN or infinity in float32 \(fc\.weight\)"):
         load_pretrained(package)
 
 

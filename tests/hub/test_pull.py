@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from eca_hub.errors import (
     RevisionNotFound,
 )
 from eca_hub.hub.card.edit import set_model_id
-from eca_hub.hub.package import FILES
-from eca_hub.hub.pull import check_cache, pull, pull_to
-from eca_hub.hub.push import PushResult
+from eca_hub.hub.package import FILES, find_package
+from eca_hub.hub.pull import check_cache, is_local, pull, pull_to
+from eca_hub.hub.push import PushResult, push_folder
 from tests.localhub.hub_process import Hub
 
 
@@ -120,6 +121,53 @@ def test_a_folder_gets_a_complete_package_or_nothing(
     assert {path.name: path.read_bytes() for path in target.iterdir()} == published_bytes
     with pytest.raises(InvalidConfig, match="not empty"):
         pull_to(model_id, target, endpoint=hub.url)
+
+
+def test_a_copy_without_the_hub_has_what_the_cache_has(
+    hub: Hub, push: Callable[..., PushResult], model_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = push()
+    pull(model_id, endpoint=hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pull_to(model_id, tmp_path / "copy", endpoint=hub.url) == published.revision
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_cache_without_symbolic_links_works_without_the_hub(
+    hub: Hub, push: Callable[..., PushResult], model_id: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    published = push()
+    pull(model_id, endpoint=hub.url)
+    assert not any(path.is_symlink() for path in cache.rglob("*"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pull(model_id, endpoint=hub.url).revision == published.revision
+    [weights] = cache.rglob("snapshots/*/model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    with pytest.raises(ChecksumMismatch, match="damaged in the cache"):
+        pull(model_id, endpoint=hub.url)
+    weights.write_bytes(content)
+    [record] = cache.rglob("hashes/*/model.safetensors")
+    record.unlink()
+    with pytest.raises(HubUnavailable, match=r"has no symbolic links, has no hash of model\.safetensors"):
+        pull(model_id, endpoint=hub.url)
+
+
+def test_an_endpoint_of_another_type_is_named(package: Path) -> None:
+    for call in (pull, partial(push_folder, package)):
+        with pytest.raises(InvalidConfig, match="endpoint is 5; it must be the address of a hub"):
+            call("acme/x", endpoint=5)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_may_not_be_searched_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    for call in (is_local, find_package):
+        with pytest.raises(InvalidPackage, match="secret/model cannot be read: Permission denied"):
+            call("secret/model")
 
 
 def test_the_verify_command_names_and_removes_what_is_damaged(

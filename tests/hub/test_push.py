@@ -1,11 +1,15 @@
 """Publishing through the unmodified client to a real local hub, a process of its own: one commit, or nothing."""
 
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -13,18 +17,22 @@ from huggingface_hub.errors import HfHubHTTPError
 import eca_hub
 from eca_hub.errors import (
     AccessDenied,
+    CheckpointMismatch,
     EcaHubError,
+    HubUnavailable,
     InvalidConfig,
     InvalidPackage,
     PushConflict,
     RepoNotFound,
+    UnknownName,
 )
 from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import FILES
-from eca_hub.hub.pretrained import read_package
+from eca_hub.hub.pretrained import check_package, read_package
 from eca_hub.hub.pull import pull, pull_to
 from eca_hub.hub.push import PushResult, push_folder
 from eca_hub.hub.push_files import plan_push
+from eca_hub.releases import list_releases
 from tests.conftest import make_image
 from tests.localhub.hub_process import Hub
 
@@ -92,6 +100,25 @@ def test_the_plots_that_the_card_shows_travel_with_it(
     assert (tmp_path / "copy/curves.png").read_bytes() == (package / "curves.png").read_bytes()
     (package / "curves.png").write_bytes(make_image(20, 20))
     assert push().is_new
+
+
+def test_plots_that_the_card_no_longer_shows_are_deleted_in_the_same_commit(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
+) -> None:
+    card = (package / "README.md").read_bytes()
+    for name in ("curves.png", "confusion.png"):
+        (package / name).write_bytes(make_image())
+    change_card(package, "\n![Loss by epoch](curves.png)\n")
+    push()
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    assert not api.file_exists(model_id, "confusion.png"), "the card does not show it"
+    (package / "README.md").write_bytes(card)
+    plan = {each.name: each.is_deleted for each in plan_push(package, model_id, endpoint=hub.url, token=hub.token)}
+    assert plan == {**dict.fromkeys(FILES, False), "curves.png": True}
+    last = push()
+    assert not api.file_exists(model_id, "curves.png")
+    assert len(commits(hub, model_id)) == 3
+    assert push() == replace(last, is_new=False)
 
 
 # Linux takes both addresses for this machine; only the first one says so.
@@ -293,8 +320,8 @@ def test_a_card_that_the_hub_cannot_read_is_refused_before_anything_is_sent(
         pull(model_id, endpoint=hub.url)
 
 
-def test_metadata_that_the_hub_refuses_stops_the_push_before_weights_are_uploaded(
-    push: Callable[..., PushResult], monkeypatch: pytest.MonkeyPatch
+def test_metadata_that_the_hub_refuses_stops_the_push_before_anything_is_made(
+    hub: Hub, push: Callable[..., PushResult], model_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refusal:
         status_code = 400
@@ -307,9 +334,10 @@ def test_metadata_that_the_hub_refuses_stops_the_push_before_weights_are_uploade
             return Refusal()
 
     monkeypatch.setattr("eca_hub.hub.push.get_session", Session)
-    monkeypatch.setattr(HfApi, "preupload_lfs_files", lambda *_, **__: pytest.fail("weights were uploaded"))
     with pytest.raises(InvalidConfig, match=r'refuses the metadata .* "license" must be one of'):
-        push()
+        push(branch="new")
+    monkeypatch.undo()
+    assert not HfApi(endpoint=hub.url, token=hub.token).repo_exists(model_id)
 
 
 def test_a_repository_with_the_other_visibility_is_refused_before_anything_is_sent(
@@ -433,6 +461,35 @@ def test_a_package_that_cannot_be_loaded_is_not_published(
         push()
     with pytest.raises(RepoNotFound):
         pull(model_id, endpoint=hub.url, token=hub.token)
+
+
+def test_a_package_of_an_unknown_method_or_of_other_tensors_is_not_published(package: Path) -> None:
+    push = partial(eca_hub.push_to_hub, package, "acme/model", endpoint="http://127.0.0.1:9")
+    with pytest.raises(HubUnavailable):
+        push()
+    weights = safetensors.torch.load_file(package / "model.safetensors")
+    weights["fc.bias"] = weights["fc.bias"].long()
+    safetensors.torch.save_file(weights, package / "model.safetensors")
+    with pytest.raises(CheckpointMismatch, match=r"1 of another kind of number \(fc\.bias is torch\.int64"):
+        push()
+    document = json.loads((package / "config.json").read_text())
+    (package / "config.json").write_text(
+        json.dumps(
+            {**document, "attention": "nosuch", "eca_hub": {"attention": "nosuch", "attention_args": {}, "format": 1}}
+        )
+    )
+    with pytest.raises(UnknownName, match="There is no attention 'nosuch'"):
+        push()
+
+
+def test_a_detector_and_a_package_padded_for_timm_pass_the_check_before_a_push(
+    detector_package: Path, tmp_path: Path
+) -> None:
+    check_package(detector_package)
+    for name in list_releases():
+        check_package(name)
+    model = eca_hub.create_model("eca_resnet18", num_classes=2)
+    check_package(eca_hub.save_pretrained(model, tmp_path / "padded", labels=["cat", "dog"]))
 
 
 @pytest.mark.parametrize("name", ["nosuch", "../x", "a/b/c", "a/..", "/etc/passwd", "a b/c", "a/b\0", "é/x", ""])

@@ -1,6 +1,7 @@
 """Tensors as views of a file's bytes: what the library reads, and nothing that it would not read the same way."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from eca_hub.hub.weights import read_tensors
+from eca_hub.errors import CheckpointMismatch
+from eca_hub.hub.weights import build_and_load, read_layout, read_tensors
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -137,3 +139,25 @@ def test_a_changed_byte_is_refused_or_read_as_the_library_reads_it(at: int, byte
     except ValueError:
         return
     assert same(ours, safetensors.torch.load(changed))
+
+
+def test_finite_numbers_beyond_float32_are_refused_and_not_loaded_as_infinity() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    weights = {"weight": torch.tensor([[1e300]], dtype=torch.float64)}
+    with pytest.raises(CheckpointMismatch, match=r"1 with NaN or infinity in float32 \(weight\)"):
+        build_and_load(lambda: layer, weights, sentence="The weights do not fit")
+    weights["weight"].fill_(1e30)
+    loaded = build_and_load(lambda: layer, weights, sentence="The weights do not fit").state_dict()
+    assert loaded["weight"].item() == pytest.approx(1e30)
+
+
+def test_the_layout_of_a_file_is_read_from_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(example(), path)
+    layout = read_layout(path)
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in layout.items()} == {
+        name: (tensor.dtype, tensor.shape) for name, tensor in example().items()
+    }
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="do not fill the data"):
+        read_layout(path)

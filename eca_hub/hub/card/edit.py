@@ -10,7 +10,7 @@ import yaml
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.card.classifier_card import usage_section
 from eca_hub.hub.card.detector_card import detector_usage_section
-from eca_hub.hub.card.sections import MODEL_ID_PLACEHOLDER, NO_LICENSE, escape
+from eca_hub.hub.card.sections import MODEL_ID_PLACEHOLDER, NO_LICENSE, license_sentence
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
@@ -40,7 +40,7 @@ def set_model_id(card: bytes, model_id: str) -> bytes:
 
 
 def set_license(card: bytes, license_id: str) -> bytes:
-    """Put a license into the metadata of a card, and into the sentence that says that none was given.
+    """Put a license into the metadata of a card, and into the sentence about the license that eca-hub wrote.
 
     Args:
         card: README.md of the package.
@@ -68,7 +68,8 @@ def set_license(card: bytes, license_id: str) -> bytes:
                 "The metadata of the model card README.md is written in a way in which its license cannot be changed.",
                 hint=f"Write license: {license_id} on a line of its own between the --- lines.",
             )
-    text = text.replace(NO_LICENSE, f"Of the weights: {escape(license_id)}.")
+    for sentence in (NO_LICENSE, license_sentence(str(metadata.get("license")))):
+        text = text.replace(sentence, license_sentence(license_id))
     return text.encode()
 
 

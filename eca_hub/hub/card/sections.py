@@ -81,7 +81,12 @@ def escape(text: str) -> str:
 
 def license_section(facts: CardFacts) -> str:
     """Return the section about the license of the weights."""
-    return f"## License\n\n{f'Of the weights: {escape(facts.license)}.' if facts.license else NO_LICENSE}"
+    return f"## License\n\n{license_sentence(facts.license) if facts.license else NO_LICENSE}"
+
+
+def license_sentence(license_id: str) -> str:
+    """Return the sentence that names the license of the weights."""
+    return f"Of the weights: {escape(license_id)}."
 
 
 def results_section(facts: CardFacts) -> str:
