@@ -173,7 +173,9 @@ class Settings(BaseModel):
     max_image_mib: float = _option("limits", 10.0, "Size of one image, encoded.", 0.001, 1024, rare=False)
     max_image_mpx: float = _option("limits", 50.0, "Width times height of one image, in megapixels.", 0.001, 178)
     max_request_images: int = _option("limits", 32, "Images in one request.", 1, 10_000)
-    max_request_mib: float = _option("limits", 32.0, "Size of one request's body.", 0.001, 4096)
+    max_request_mib: float = _option(
+        "limits", 32.0, "Size of one request's body; max_bodies_mib must be four times as much.", 0.001, 4096
+    )
     max_bodies_mib: float = _option(
         "limits", 256.0, "Memory for the bodies of all requests; beyond it they get 429.", 0.001, 1_000_000
     )

@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
@@ -15,6 +16,7 @@ _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_NO_RANGES = {"accept-ranges": "none"}
 
 
 class _WholeFile(FileResponse):
@@ -30,6 +32,11 @@ class _WholeFiles(StaticFiles):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(_without_range(scope), receive, send)
 
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers.update(_NO_RANGES)
+        return response
+
 
 def _without_range(scope: Scope) -> Scope:
     return {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
@@ -44,4 +51,5 @@ static_files = _WholeFiles(directory=_WEB)
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """Return the page."""
-    return _WholeFile(_WEB / "index.html", headers={"content-security-policy": _CONTENT_SECURITY_POLICY})
+    headers = {"content-security-policy": _CONTENT_SECURITY_POLICY, **_NO_RANGES}
+    return _WholeFile(_WEB / "index.html", headers=headers)

@@ -73,7 +73,7 @@ class RevisionWatcher:
                 try:
                     await self._follow(entry)
                 except Exception as error:
-                    _logger.warning("%s stays at its revision: %s", entry.model_id, error or type(error).__name__)
+                    _logger.warning("%s stays at its revision: %s", entry.model_id, str(error) or type(error).__name__)
 
     async def _follow(self, entry: ModelEntry) -> None:
         commit = await self._find_commit(entry.source)

@@ -186,6 +186,7 @@ def test_files_of_the_page_are_sent_whole_whatever_range_is_requested(path: str,
     with TestClient(app_with("acme/digits")) as client:
         response = client.get(path, headers={"range": value})
         assert (response.status_code, response.content) == (200, client.get(path).content)
+        assert response.headers["accept-ranges"] == "none"
 
 
 @pytest.mark.parametrize("route", ["classify", "explain", "embed", "detect"])
