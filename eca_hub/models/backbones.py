@@ -82,22 +82,40 @@ def _build_resnet(
         model.conv1 = nn.Conv2d(options.get("in_chans", 3), width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
-        for stage in model.feature_info.info if features_only else model.feature_info:  # type: ignore[union-attr]
+        for stage in _stage_infos(model):
             stage["reduction"] = max(1, stage["reduction"] // 4)
     if insertion:
-        insert_attention(residual_blocks(model), insertion)
+        insert_into_resnet(model, insertion)
     return model
 
 
+def insert_into_resnet(model: nn.Module, insertion: Insertion) -> None:
+    """Insert attention into a timm ResNet; its `feature_info` then has the strides of the new network."""
+    blocks = residual_blocks(model)
+    removed_stride = insert_attention(blocks, insertion)
+    _stage_infos(model)[-1]["reduction"] //= removed_stride
+
+
+def _stage_infos(model: nn.Module) -> list[dict[str, Any]]:
+    """Return what timm states of the maps of a network, one dictionary a map, the last stage last."""
+    infos: Any = model.feature_info
+    return infos if isinstance(infos, list) else infos.info  # type: ignore[no-any-return]
+
+
 def _resnet(
-    name: str, depths: tuple[int, ...], *, expansion: int = 4, released_kernel_sizes: tuple[int, ...] = ()
+    name: str,
+    depths: tuple[int, ...],
+    *,
+    expansion: int = 4,
+    released_kernel_sizes: tuple[int, ...] = (),
+    has_groups: bool = False,
 ) -> Backbone:
     return Backbone(
         partial(_build_resnet, name),
         widths=tuple(planes * expansion for planes in (64, 128, 256, 512)),
         depths=depths,
         strides=(4, 8, 16, 32),
-        insertion_points=(InsideBlock, AfterBlock, ReplaceConv),
+        insertion_points=(InsideBlock, AfterBlock) if has_groups else (InsideBlock, AfterBlock, ReplaceConv),
         released_kernel_sizes=released_kernel_sizes,
     )
 
@@ -185,7 +203,7 @@ BACKBONES: Mapping[str, Backbone] = {
     "resnet101": _resnet("resnet101", (3, 4, 23, 3), released_kernel_sizes=(3, 3, 5, 7)),
     "resnet152": _resnet("resnet152", (3, 8, 36, 3), released_kernel_sizes=(3, 3, 5, 7)),
     "resnet200": _resnet("resnet200", (3, 24, 36, 3)),
-    "resnext101_32x4d": _resnet("resnext101_32x4d", (3, 4, 23, 3)),
+    "resnext101_32x4d": _resnet("resnext101_32x4d", (3, 4, 23, 3), has_groups=True),
     "mobilenet_v2": Backbone(
         _build_mobilenet,
         widths=(16, 24, 32, 64, 96, 160, 320),
@@ -198,11 +216,14 @@ BACKBONES: Mapping[str, Backbone] = {
     ),
     "resnet20": _cifar_resnet(3),
     "resnet32": _cifar_resnet(5),
+    "resnet44": _cifar_resnet(7),
     "resnet56": _cifar_resnet(9),
+    "resnet110": _cifar_resnet(18),
     "densenet161": Backbone(partial(_build_without_attention, "densenet161")),
     "densenet264": Backbone(
         partial(_build_without_attention, "densenet121", growth_rate=32, block_config=(6, 12, 64, 48))
     ),
     "inception_v3": Backbone(partial(_build_without_attention, "inception_v3")),
 }
-"""Name to backbone. 20, 32 and 56 are the CIFAR networks, the others ImageNet ones; the last three support none."""
+"""Name to backbone. 20, 32, 44, 56 and 110 are the CIFAR networks, the others ImageNet ones; the last three support
+none."""

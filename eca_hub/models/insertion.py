@@ -8,15 +8,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from timm.layers import BlurPool2d
 from torch import nn
 
 from eca_hub.attention.insertion import AfterBlock, InsertionPoint, InsideBlock, ReplaceConv
+from eca_hub.errors import InvalidConfig
 from eca_hub.models.eca_blocks import use_eca_block
 
 MISSING_POINT = {
     InsideBlock: "no slot inside its blocks",
     AfterBlock: "no slot after its blocks",
-    ReplaceConv: "no 3x3 convolution that can be replaced",
+    ReplaceConv: "no 3x3 convolution without groups that can be replaced",
 }
 """Kind of insertion point to the words for a backbone that lacks it, in error messages."""
 
@@ -43,13 +45,28 @@ class Block:
     number: int
     body: nn.Module
 
-    def remove_stride(self) -> None:
-        """Set every stride of the block to 1."""
-        for module in self.body.modules():
-            if isinstance(module, nn.Conv2d):
-                module.stride = (1, 1)
-            elif isinstance(module, nn.AvgPool2d):
-                module.kernel_size = module.stride = 1
+    def remove_stride(self) -> int:
+        """Set every stride of the block to 1, and return what it was."""
+        removed = 1
+        for parent in list(self.body.modules()):
+            for name, module in parent.named_children():
+                stride = _stride_of(module)
+                if stride == 1:
+                    continue
+                if isinstance(module, nn.Conv2d):
+                    module.stride = (1, 1)
+                elif isinstance(module, nn.AvgPool2d | BlurPool2d):
+                    # timm's blocks without stride have no pooling here.
+                    setattr(parent, name, nn.Identity())
+                else:
+                    raise InvalidConfig(f"The stride of {type(module).__name__} cannot be removed from this network.")
+                removed = max(removed, stride)
+        return removed
+
+
+def _stride_of(module: nn.Module) -> int:
+    stride = getattr(module, "stride", 1)
+    return max(stride) if isinstance(stride, list | tuple) else int(stride)
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,19 @@ class ResNetBlock(Block):
         slot = f"act{self.num_convs}"
         setattr(self.body, slot, nn.Sequential(OrderedDict(act=self.body.get_submodule(slot), attention=attention)))
 
+    @property
+    def has_plain_conv(self) -> bool:
+        """Whether `conv2` is a 3x3 convolution that its channels and its stride describe."""
+        conv = getattr(self.body, "conv2", None)
+        return (
+            isinstance(conv, nn.Conv2d)
+            and (conv.kernel_size, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+            and (conv.groups, conv.bias) == (1, None)
+        )
+
     def replace_conv(self, make: Callable[..., nn.Module]) -> None:
         """Put a module of the same channels and stride in place of the 3x3 convolution."""
+        assert self.has_plain_conv
         conv = self.body.conv2
         assert isinstance(conv, nn.Conv2d)
         self.body.conv2 = make(self.stage, conv.out_channels, in_channels=conv.in_channels, stride=conv.stride[0])
@@ -101,8 +129,14 @@ class InvertedBlock(Block):
         convolutions.append(attention)
 
 
-def mark_inserted(attention: nn.Module) -> nn.Module:
-    """Mark a module as attention, so that `explain_image` finds those of any class."""
+def mark_inserted(attention: object) -> nn.Module:
+    """Mark a module as attention, so that `explain_image` finds those of any class.
+
+    Raises:
+        InvalidConfig: it is no module.
+    """
+    if not isinstance(attention, nn.Module):
+        raise InvalidConfig(f"The attention returned {attention!r}; it must return a torch.nn.Module.")
     attention.is_inserted_attention = True  # type: ignore[assignment]
     return attention
 
@@ -112,8 +146,12 @@ def is_inserted(module: nn.Module) -> bool:
     return bool(getattr(module, "is_inserted_attention", False))
 
 
-def insert_attention(blocks: Sequence[ResNetBlock] | Sequence[InvertedBlock], insertion: Insertion) -> None:
-    """Insert attention into the blocks of a network, given in their order."""
+def insert_attention(blocks: Sequence[ResNetBlock] | Sequence[InvertedBlock], insertion: Insertion) -> int:
+    """Insert attention into the blocks of a network, given in their order.
+
+    Returns:
+        The stride that the last stage has lost; 1 if it keeps its own.
+    """
     point, make = insertion.point, insertion.make
     depth_of = {block.stage: block.number for block in blocks}
     for block in blocks:
@@ -128,4 +166,5 @@ def insert_attention(blocks: Sequence[ResNetBlock] | Sequence[InvertedBlock], in
             elif f"{block.stage}.{block.number}" in insertion.after:
                 block.insert_after(make(block.stage, block.channels))
     if isinstance(point, InsideBlock) and point.keeps_last_size:
-        next(block for block in blocks if block.stage == max(depth_of)).remove_stride()
+        return next(block for block in blocks if block.stage == max(depth_of)).remove_stride()
+    return 1

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from eca_hub.attention.insertion import AfterBlock, InsideBlock, ReplaceConv
 from eca_hub.errors import InvalidConfig
-from eca_hub.models.backbones import Backbone, residual_blocks
+from eca_hub.models.backbones import Backbone, insert_into_resnet, residual_blocks
 from eca_hub.models.config import Stem
-from eca_hub.models.insertion import Insertion, ResNetBlock, insert_attention
+from eca_hub.models.insertion import Insertion, ResNetBlock
 from eca_hub.models.weight_init import on_meta_device
 
 Factory = Callable[..., nn.Module]
@@ -74,7 +74,7 @@ def find_timm_backbone(name: str) -> Backbone | None:
 
 def _resnet_like(name: str, blocks: list[ResNetBlock]) -> Backbone:
     stages = sorted({block.stage for block in blocks})
-    has_conv = all(isinstance(getattr(block.body, "conv2", None), nn.Conv2d) for block in blocks)
+    has_conv = all(block.has_plain_conv for block in blocks)
     has_act = all(hasattr(block.body, f"act{block.num_convs}") for block in blocks)
     return Backbone(
         partial(_build_resnet_like, name),
@@ -90,7 +90,7 @@ def _build_resnet_like(
 ) -> nn.Module:
     model = _create(name, num_classes, stem, features_only, **options)
     if insertion:
-        insert_attention(residual_blocks(model), insertion)
+        insert_into_resnet(model, insertion)
     return model
 
 

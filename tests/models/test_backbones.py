@@ -1,8 +1,10 @@
 """The exact parameters of every network of the paper's tables, and where attention is inserted in each."""
 
+import contextlib
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models import resnet
 from torch import Tensor, nn
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from eca_hub.attention import ATTENTIONS
 from eca_hub.attention.eca import ECA
 from eca_hub.attention.insertion import AfterBlock
+from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import BACKBONES, residual_blocks
-from eca_hub.models.build import count_parameters, create_model
+from eca_hub.models.build import count_parameters, create_model, list_models
 from eca_hub.models.insertion import ResNetBlock
 
 PARAMETERS = {
@@ -144,6 +147,56 @@ def test_second_order_pooling_keeps_the_last_map_at_the_size_of_the_third() -> N
     assert [tuple(y_NCHW.shape[2:]) for y_NCHW in model(torch.zeros(1, 3, 64, 64))] == [
         (32, 32), (16, 16), (8, 8), (4, 4), (4, 4),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "resnet20", "mobilenet_v2", "resnext50_32x4d", "resnetblur18", "nf_resnet26"]
+)
+@pytest.mark.parametrize(
+    "attentions",
+    [("none", "eca", "gsop", "aa"), pytest.param(tuple(ATTENTIONS), marks=pytest.mark.slow)],
+    ids=["usual", "every"],
+)
+def test_the_stated_strides_are_those_of_the_maps(backbone: str, attentions: tuple[str, ...]) -> None:
+    checked = []
+    with torch.device("meta"):
+        for attention in attentions:
+            # A backbone does not support every method.
+            with contextlib.suppress(InvalidConfig):
+                model = create_model(backbone, attention=attention, features_only=True).eval()
+                maps: list[Tensor] = model(torch.empty(1, 3, 128, 128))
+                strides = [128 // y_NCHW.shape[2] for y_NCHW in maps]
+                assert model.feature_info.reduction() == strides, attention  # type: ignore[union-attr, operator]
+                checked.append(attention)
+    assert "eca" in checked
+    assert ("gsop" in checked) == (backbone != "nf_resnet26")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_resnet_of_timm_loses_the_stride_of_its_last_stage_to_second_order_pooling() -> None:
+    with torch.device("meta"):
+        # Deep ones differ from shallow ones in depth only.
+        for name in [each for each in timm.list_models(module="resnet") if "50" in each or "26" in each]:
+            model = create_model(name, attention="gsop", num_reduced=8, features_only=True).eval()
+            sizes = [y_NCHW.shape[2] for y_NCHW in model(torch.empty(1, 3, 128, 128))]
+            assert sizes[-2] == sizes[-1], name
+            assert model.feature_info.reduction()[-1] == 128 // sizes[-1], name  # type: ignore[union-attr, operator]
+
+
+def test_a_convolution_with_groups_is_not_replaced() -> None:
+    assert "aa_resnet101" in list_models("aa_*")
+    assert "aa_resnext101_32x4d" not in list_models("aa_*")
+    for name in ("resnext101_32x4d", "resnext50_32x4d"):
+        with pytest.raises(InvalidConfig, match=f"'aa' cannot be inserted into {name}, which has no 3x3 conv.* groups"):
+            create_model(name, attention="aa")
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_the_networks_for_small_images_have_as_many_layers_as_their_name_says(depth: int) -> None:
+    with torch.device("meta"):
+        blocks = residual_blocks(create_model(f"resnet{depth}"))
+    assert 2 * len(blocks) + 2 == depth
 
 
 @pytest.mark.parametrize(
