@@ -7,13 +7,14 @@ from typing import TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from eca_hub.checks import check_count, is_number
 from eca_hub.errors import InvalidConfig, NonFiniteScores
 from eca_hub.hub.package import Package
 from eca_hub.hub.pretrained import read_package
 from eca_hub.images.decode import ImageSource
 from eca_hub.images.transform import EvalTransform
 from eca_hub.models.config import Activation, ModelConfig
-from eca_hub.predictor import Predictor, check_count, is_number
+from eca_hub.predictor import Predictor
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eca_hub.checks import check_count, is_number
 from eca_hub.classifier import Classifier, non_finite_scores
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.package import Package, is_detector
@@ -28,7 +29,7 @@ from eca_hub.models.detectors import (
     is_class_weight,
     prediction_heads,
 )
-from eca_hub.predictor import Predictor, check_count, check_device, is_number
+from eca_hub.predictor import Predictor, check_device
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 

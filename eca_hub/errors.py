@@ -64,7 +64,7 @@ class UnknownName(EcaHubError):
     def among(cls, kind: str, name: str, known: Iterable[str], *, listing: str) -> "UnknownName":
         """Build the message: no `kind` `name`, did you mean ..., all names: `listing`."""
         spelled = {each.casefold(): each for each in known}
-        close = [spelled[match] for match in difflib.get_close_matches(name.casefold(), spelled, n=3, cutoff=0.6)]
+        close = [spelled[match] for match in difflib.get_close_matches(str(name).casefold(), spelled, n=3, cutoff=0.6)]
         suggestion = f"Did you mean {' or '.join(repr(match) for match in close)}? " if close else ""
         return cls(f"There is no {kind} {name!r}.", hint=f"{suggestion}All names: {listing}")
 

@@ -1,6 +1,5 @@
 """Load the network of a package onto a device: the base of `Classifier` and `Detector`."""
 
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,21 +65,6 @@ class Predictor:
     def read_package(package: Package) -> tuple[nn.Module, Any]:
         """Make the network of a package, and its configuration."""
         raise NotImplementedError
-
-
-def check_count(name: str, value: object) -> None:
-    """Check an option of `predict` that is a number of things.
-
-    Raises:
-        InvalidConfig: it is not a whole number from 1 on.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise InvalidConfig(f"{name} is {value!r}; it must be a whole number, 1 or more.")
-
-
-def is_number(value: object) -> bool:
-    """Return whether an option of `predict` is a real number, of Python or of numpy."""
-    return isinstance(value, Real)
 
 
 def check_device(name: str | torch.device) -> torch.device:

@@ -2,7 +2,8 @@
 
 An attention is any callable `channels -> nn.Module` whose module keeps the shape (N, C, H, W), so
 `create_model("resnet50", attention=MyAttention)` works without an entry here; a name is needed only to publish. A
-method that is not inserted into every block declares where with a class attribute `insertion_point`.
+method that is not inserted into every block declares where with a class attribute `insertion_point`, and one that does
+not multiply its input declares `is_gate = False`, so that `explain_image` reports no gates of it.
 """
 
 from collections.abc import Callable

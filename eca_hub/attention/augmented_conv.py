@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eca_hub.attention.insertion import ReplaceConv
+from eca_hub.checks import MAX_OPTION, check_count
 from eca_hub.errors import InvalidConfig
 
 
@@ -35,19 +36,18 @@ class AugmentedConv(nn.Module):
             the last.
 
     Raises:
-        InvalidConfig: the value channels would take all channels.
+        InvalidConfig: an option is below 1 or too large, or the value channels would take all channels.
     """
 
     insertion_point: ClassVar[ReplaceConv] = ReplaceConv(first_stage=2)
+    is_gate: ClassVar[bool] = False
 
     def __init__(
         self, channels: int, in_channels: int | None = None, stride: int = 1, num_heads: int = 8, map_size_px: int = 14
     ) -> None:
         super().__init__()
-        if num_heads < 1 or map_size_px < 1 or stride < 1:
-            raise InvalidConfig(
-                f"num_heads is {num_heads}, map_size_px {map_size_px}, stride {stride}; each must be 1 or more."
-            )
+        for name, value in (("num_heads", num_heads), ("map_size_px", map_size_px), ("stride", stride)):
+            check_count(name, value, most=MAX_OPTION)
         self.num_heads = num_heads
         self.key_channels = num_heads * max(20, round(0.2 * channels / num_heads))
         self.value_channels = num_heads * max(1, round(0.1 * channels / num_heads))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eca_hub.attention.gate import rescale
 from eca_hub.attention.se import reduced
-from eca_hub.errors import InvalidConfig
+from eca_hub.checks import check_kernel_size
 
 
 class CBAM(nn.Module):
@@ -37,8 +37,7 @@ class CBAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, bias: bool = False, kernel_size: int = 7) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise InvalidConfig(f"kernel_size is {kernel_size}; a kernel with a center needs an odd size.")
+        check_kernel_size("kernel_size", kernel_size)
         hidden = reduced(channels, reduction)
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.act = nn.ReLU()

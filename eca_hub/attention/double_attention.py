@@ -33,6 +33,7 @@ class DoubleAttention(nn.Module):
     """
 
     insertion_point: ClassVar[AfterBlock] = AfterBlock({2: 2, 3: 3})
+    is_gate: ClassVar[bool] = False
 
     def __init__(self, channels: int, reduction: int = 2) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from eca_hub.attention.cpu_kernel import dispatch
 from eca_hub.attention.gate import average, rescale
+from eca_hub.checks import MAX_OPTION, check_choice, check_kernel_size, is_number, is_whole
 from eca_hub.errors import InvalidConfig
 
 Mapping = Literal["exponential", "linear"]
@@ -34,23 +35,25 @@ def kernel_size_for(channels: int, gamma: float = 2.0, b: float = 1.0, mapping: 
         mapping: `exponential` is the paper's choice: channels grow as a power of two of the kernel.
 
     Raises:
-        InvalidConfig: channels is below 1, gamma not above 0, b not finite, or the mapping unknown.
+        InvalidConfig: channels is below 1, gamma not above 0, b not finite, the mapping unknown, or the kernel too
+            large.
     """
-    if channels < 1 or not 0 < gamma < math.inf or not math.isfinite(b):
+    if not (is_whole(channels) and all(map(is_number, (channels, gamma, b))) and channels >= 1 and gamma > 0):
         raise InvalidConfig(
-            f"channels is {channels}, gamma {gamma} and b {b}; channels must be 1 or more, gamma above 0, b a number."
+            f"channels is {channels!r}, gamma {gamma!r} and b {b!r}; channels must be a whole number, 1 or more, gamma "
+            "a number above 0, b a number."
         )
-    if mapping not in ("exponential", "linear"):
-        raise InvalidConfig(f"mapping is {mapping!r}; it must be exponential or linear.")
+    check_choice("mapping", mapping, Mapping)
     # math.log2, not math.log(C, 2): the latter is one ulp off at some powers of two, and int() would cut it down.
-    size = int(abs(((math.log2(channels) if mapping == "exponential" else channels) + b) / gamma))
+    exact = abs(((math.log2(channels) if mapping == "exponential" else channels) + b) / gamma)
+    if exact >= MAX_OPTION:
+        raise InvalidConfig(
+            f"gamma {gamma} and b {b} give {channels} channels a kernel of {exact:.0f}; at most {MAX_OPTION - 1} is "
+            "allowed.",
+            hint="Give a larger gamma.",
+        )
+    size = int(exact)
     return size if size % 2 else size + 1
-
-
-def _check_kernel_size(size: int) -> int:
-    if size < 1 or size % 2 == 0:
-        raise InvalidConfig(f"kernel_size is {size}; a kernel with a center needs an odd size: 1, 3, 5, 7, ...")
-    return size
 
 
 class ECA(nn.Module):
@@ -70,12 +73,13 @@ class ECA(nn.Module):
             published weights need the sizes in their config.json, which differ from that rule.
 
     Raises:
-        InvalidConfig: kernel_size is even or below 1.
+        InvalidConfig: kernel_size is even, below 1 or too large.
     """
 
     def __init__(self, channels: int, kernel_size: int | None = None) -> None:
         super().__init__()
-        size = _check_kernel_size(kernel_size_for(channels) if kernel_size is None else kernel_size)
+        size = kernel_size_for(channels) if kernel_size is None else kernel_size
+        check_kernel_size("kernel_size", size)
         self.conv = nn.Conv1d(1, 1, size, padding=(size - 1) // 2, bias=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -101,12 +105,13 @@ class ECANS(nn.Module):
         kernel_size: k, odd.
 
     Raises:
-        InvalidConfig: kernel_size is even or below 1.
+        InvalidConfig: kernel_size is even, below 1 or too large.
     """
 
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
         super().__init__()
-        self.padding = (_check_kernel_size(kernel_size) - 1) // 2
+        check_kernel_size("kernel_size", kernel_size)
+        self.padding = (kernel_size - 1) // 2
         self.kernel_size = kernel_size
         self.conv = nn.Conv1d(channels, channels, kernel_size, groups=channels, bias=False)
 

@@ -32,6 +32,7 @@ class GlobalContext(nn.Module):
     """
 
     insertion_point: ClassVar[InsideBlock] = InsideBlock(first_stage=2)
+    is_gate: ClassVar[bool] = False
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()

@@ -33,6 +33,7 @@ class NonLocal(nn.Module):
     """
 
     insertion_point: ClassVar[AfterBlock] = AfterBlock({3: 1}, last=-2)
+    is_gate: ClassVar[bool] = False
 
     def __init__(self, channels: int, reduction: int = 2, scaled: bool = False) -> None:
         super().__init__()

@@ -11,13 +11,14 @@ reduction.
 from torch import Tensor, nn
 
 from eca_hub.attention.gate import average, rescale
+from eca_hub.checks import is_whole
 from eca_hub.errors import InvalidConfig
 
 
 def reduced(channels: int, reduction: int, min_hidden: int = 1) -> int:
     """Return the width of a bottleneck; refuse a reduction that leaves no channel."""
-    if reduction < 1 or channels < reduction:
-        raise InvalidConfig(f"reduction is {reduction}; of {channels} channels it must leave 1 or more.")
+    if not is_whole(reduction) or not 1 <= reduction <= channels:
+        raise InvalidConfig(f"reduction is {reduction!r}; of {channels} channels it must leave 1 or more.")
     return max(channels // reduction, min_hidden)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eca_hub.attention.gate import rescale
 from eca_hub.attention.insertion import InsideBlock
-from eca_hub.errors import InvalidConfig
+from eca_hub.checks import MAX_OPTION, check_count
 
 
 class SecondOrder(nn.Module):
@@ -31,15 +31,15 @@ class SecondOrder(nn.Module):
         stride: Step of the reducing convolution over the map; a network takes 2 in its first stage, to save work.
 
     Raises:
-        InvalidConfig: num_reduced or stride is below 1.
+        InvalidConfig: num_reduced or stride is below 1 or too large.
     """
 
     insertion_point: ClassVar[InsideBlock] = InsideBlock(only_last_block=True, keeps_last_size=True)
 
     def __init__(self, channels: int, num_reduced: int = 128, stride: int = 1) -> None:
         super().__init__()
-        if num_reduced < 1 or stride < 1:
-            raise InvalidConfig(f"num_reduced is {num_reduced} and stride {stride}; both must be 1 or more.")
+        for name, value in (("num_reduced", num_reduced), ("stride", stride)):
+            check_count(name, value, most=MAX_OPTION)
         self.act = nn.ReLU()
         self.reduce = nn.Conv2d(channels, num_reduced, 1, stride=stride)
         self.norm = nn.BatchNorm2d(num_reduced)

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from eca_hub.models.config import MAX_CLASSES, float_tuple, is_finite_number
+from eca_hub.checks import is_number
+from eca_hub.models.config import MAX_CLASSES, float_tuple
 from eca_hub.models.detector_config import DetectorConfig
 
 DETECTION_TASK = "object-detection"
@@ -56,7 +57,7 @@ def _checked(name: str, value: Any) -> Any:
             raise ValueError(f"{name} has {len(value)} numbers; at most 16 are allowed.")
         return float_tuple(name, value)
     if name in ("min_score", "nms_iou"):
-        if not is_finite_number(value):
+        if not is_number(value):
             raise TypeError(f"{name} is not a number.")
         return float(value)
     if name in ("min_side_px", "max_side_px", "max_detections"):

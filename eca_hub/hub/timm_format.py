@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, float_tuple, is_finite_number
+from eca_hub.checks import is_number
+from eca_hub.models.config import CropMode, ImageConfig, Interpolation, ModelConfig, float_tuple
 
 ECA_HUB_KEY = "eca_hub"
 """Key of the values that timm does not have."""
@@ -172,7 +173,7 @@ def image_config_from_timm(pretrained_cfg: Mapping[str, Any]) -> ImageConfig:
     for name, allowed in (("interpolation", get_args(Interpolation)), ("crop_mode", get_args(CropMode))):
         if given[name] not in allowed:
             raise ValueError(f"{name} is {given[name]!r}; eca-hub supports {', '.join(allowed)}.")
-    if not is_finite_number(given["crop_pct"]):
+    if not is_number(given["crop_pct"]):
         raise TypeError(f"crop_pct is {str(given['crop_pct'])[:20]!r}; it must be a finite number.")
     return ImageConfig(
         height_px=height_px,

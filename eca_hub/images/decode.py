@@ -18,6 +18,7 @@ from eca_hub.images.color import ColorMode, SampleFormat, flatten
 from eca_hub.images.containers import FORMATS, read_orientation, sniff_format, strip_metadata
 from eca_hub.images.limits import WEBP_WEIGHT, ImageLimits, check_num_bytes, check_scans, check_size, cost_per_pixel
 from eca_hub.images.png_samples import read_sample_format
+from eca_hub.models.config import check_bit_depth
 
 __all__ = [
     "FORMATS",
@@ -89,7 +90,9 @@ def decode_image(
         NotAnImage: not an image in one of `FORMATS`, or a damaged one.
         TooLarge: more bytes than allowed.
         TooManyPixels: more pixels, a longer side or more scans than allowed.
+        InvalidConfig: bit_depth is no whole number from 1 to 16.
     """
+    check_bit_depth(bit_depth)
     return decode_reduced(data, limits=limits, bit_depth=bit_depth, upright=upright).image
 
 

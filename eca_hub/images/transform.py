@@ -31,7 +31,9 @@ class EvalTransform:
 
     Resize so that the crop takes its share of the shorter side, crop the center, scale to 0..1, subtract the mean,
     divide by the standard deviation. The pixels are those of torchvision's Resize and CenterCrop, to the bit; with
-    crop_mode border those of timm's ResizeKeepRatio and CenterCropOrPad.
+    crop_mode border those of timm's ResizeKeepRatio and CenterCropOrPad. Long images, which would be resized to more
+    than 16 times the pixels of the crop, are the exception: only their crop is resized. Pillow then rounds its corners
+    to float32 and may swap its two passes, so a pixel may differ by 1, and in noise by up to 32, of 255.
 
     Args:
         config: Size, crop, interpolation, channels, bit depth, mean and standard deviation.

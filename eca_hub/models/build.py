@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from eca_hub.attention import ATTENTIONS
+from eca_hub.checks import check_choice, check_count
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.models.backbones import BACKBONES, Backbone
-from eca_hub.models.config import MAX_CLASSES, ModelConfig, Stem
+from eca_hub.models.config import MAX_CLASSES, ModelConfig, Stem, current_stem
 from eca_hub.models.insertion import Insertion, mark_inserted
 from eca_hub.models.options import (
     can_insert,
@@ -53,11 +54,12 @@ def create_model(
         InvalidConfig: an option cannot work, or the backbone does not support the method.
     """
     backbone_name, named_attention = split_name(architecture)
-    if not 1 <= num_classes <= MAX_CLASSES:
-        raise InvalidConfig(f"num_classes is {num_classes}; a classifier needs 1 to {MAX_CLASSES}.")
+    check_count("num_classes", num_classes, most=MAX_CLASSES)
     if attention is None or isinstance(attention, str):
         config = ModelConfig(backbone_name, choose_attention(architecture, attention), attention_args, stem=stem)
         return build_model(config, num_classes=num_classes, features_only=features_only)
+    if not callable(attention):
+        raise InvalidConfig(f"attention is {attention!r}; it must be a name, or a callable channels -> Module.")
     if named_attention != "none":
         raise InvalidConfig(
             f"architecture {architecture!r} names attention {named_attention!r}, but another attention is given."
@@ -66,6 +68,8 @@ def create_model(
         raise InvalidConfig(
             f"A callable attention takes no options here; given: {', '.join(attention_args)}. Use functools.partial."
         )
+    stem = current_stem(stem)
+    check_choice("stem", stem, Stem)
     backbone = _backbone(backbone_name)
     check_can_insert(getattr(attention, "__name__", "callable"), attention, backbone_name, backbone, can_insert)
     insertion = _insertion(lambda stage, channels, **shape: attention(channels, **shape), attention, backbone, {})
@@ -163,6 +167,8 @@ def resolve_config(config: ModelConfig) -> ModelConfig:
 
 def split_name(architecture: str) -> tuple[str, str]:
     """Split `eca_resnet50` into backbone and attention; the attention of a bare backbone is `none`."""
+    if not isinstance(architecture, str):
+        raise InvalidConfig(f"architecture is {architecture!r}; it must be a name, such as 'resnet50'.")
     if architecture in BACKBONES:
         return architecture, "none"
     splits = [
@@ -205,7 +211,12 @@ def list_models(pattern: str = "*", *, with_timm: bool = False) -> list[str]:
         pattern: Shell-style, such as `eca*` or `*resnet18`.
         with_timm: Also list timm's networks of families that take attention. They are not built for the list, so
             `create_model` may still refuse one that has no slot for attention.
+
+    Raises:
+        InvalidConfig: the pattern is no string.
     """
+    if not isinstance(pattern, str):
+        raise InvalidConfig(f"pattern is {pattern!r}; it must be a string, such as 'eca*'.")
     pairs = [(f"{attention}_{name}", attention, name) for attention in ATTENTIONS for name in BACKBONES]
     names = [
         *fnmatch.filter(BACKBONES, pattern),

@@ -37,9 +37,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eca_hub.checks import check_count
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, count_parameters
-from eca_hub.models.config import ModelConfig
+from eca_hub.models.config import ImageConfig, ModelConfig
+from eca_hub.models.detector_config import DetectorConfig
 from eca_hub.models.weight_init import on_meta_device
 
 _ATEN = torch.ops.aten
@@ -128,26 +130,31 @@ def count_complexity(
 
     Args:
         model: A network, which is not changed, or a configuration; without labels it gets 1000 classes.
-        height_px: Height of the image; default: that of the configuration, or 224.
+        height_px: Height of the image; default: that of the configuration, also of the network's `config`, or 224.
         width_px: Width of the image, likewise.
 
     Raises:
-        InvalidConfig: the network cannot take an image of this size.
+        InvalidConfig: the network cannot take an image of this size, or is neither a classifier nor a configuration.
     """
+    config = model if isinstance(model, ModelConfig) else getattr(model, "config", None)
+    if not isinstance(model, nn.Module | ModelConfig) or isinstance(config, DetectorConfig):
+        what = config.name if isinstance(config, DetectorConfig) else repr(model)
+        raise InvalidConfig(
+            f"The complexity of {what} cannot be counted.",
+            hint="Give a classifier's network, or ModelConfig('resnet50').",
+        )
+    image = config.image if isinstance(config, ModelConfig) else ImageConfig()
+    height = image.height_px if height_px is None else height_px
+    width = image.width_px if width_px is None else width_px
+    for name, side_px in (("height_px", height), ("width_px", width)):
+        check_count(name, side_px, most=MAX_SIDE_PX)
     if isinstance(model, ModelConfig):
-        default_height, default_width = model.image.height_px, model.image.width_px
         with on_meta_device():
             meta_model = build_model(model, num_classes=model.num_classes or 1000)
-        in_chans = model.image.in_chans
     else:
-        default_height = default_width = 224
-        meta_model, in_chans = _without_memory(model), 3
+        meta_model = _without_memory(model)
     meta_model.eval()
-    height = default_height if height_px is None else height_px
-    width = default_width if width_px is None else width_px
-    if not (1 <= height <= MAX_SIDE_PX and 1 <= width <= MAX_SIDE_PX):
-        raise InvalidConfig(f"The image is {height} x {width} px; each side must be 1 to {MAX_SIDE_PX}.")
-    multiply_adds, tally = run_counted(meta_model, height, width, in_chans)
+    multiply_adds, tally = run_counted(meta_model, height, width, image.in_chans)
     return Complexity(
         num_parameters=count_parameters(meta_model),
         multiply_adds=multiply_adds,

@@ -3,15 +3,14 @@
 `ModelConfig` is the Python argument, the YAML node and the content of a package's config.json. Imports no torch.
 """
 
-import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from eca_hub.checks import check_choice, is_number, is_whole
 from eca_hub.errors import InvalidConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -24,7 +23,11 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 Activation = Literal["softmax", "sigmoid", "none"]
 """How logits become scores."""
 
+_MIN_CROP = 0.01
 _MIN_BORDER_CROP = 0.25
+_MAX_MEAN = 1000.0
+_MIN_STD, _MAX_STD = 1e-6, 1000.0
+"""Within these, normalized pixels are finite in float32."""
 
 MAX_CLASSES = 100_000
 """Most classes of a network, and so labels of a package."""
@@ -57,16 +60,17 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         for name in ("height_px", "width_px", "in_chans", "bit_depth"):
-            value = getattr(self, name)
-            if not _is_whole(value) and not (name == "bit_depth" and value is None):
-                raise InvalidConfig(f"{name} is {value!r}; it must be a whole number.")
-        for name, numbers in (("crop", (self.crop,)), ("mean", self.mean), ("std", self.std)):
-            if not all(map(is_finite_number, numbers)):
-                raise InvalidConfig(f"{name} is {getattr(self, name)!r}; only finite numbers are allowed.")
+            set_whole(self, name, may_be_none=name == "bit_depth")
+        check_choice("crop_mode", self.crop_mode, CropMode)
+        check_choice("interpolation", self.interpolation, Interpolation)
+        if not is_number(self.crop):
+            raise InvalidConfig(f"crop is {self.crop!r}; it must be a number.")
+        for name in ("mean", "std"):
+            set_numbers(self, name)
         if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):
             raise InvalidConfig(f"The input is {self.height_px} x {self.width_px} px; each side must be 1 to 4096.")
-        if not 0.0 < self.crop <= 1.0:
-            raise InvalidConfig(f"crop is {self.crop}; it must be above 0 and at most 1.")
+        if not _MIN_CROP <= self.crop <= 1.0:
+            raise InvalidConfig(f"crop is {self.crop}; it must be {_MIN_CROP} to 1.")
         if self.crop_mode == "border" and self.crop < _MIN_BORDER_CROP:
             raise InvalidConfig(f"crop is {self.crop}; with crop_mode border it must be {_MIN_BORDER_CROP} or more.")
         if self.in_chans not in (1, 3):
@@ -74,14 +78,11 @@ class ImageConfig:
         if self.in_chans == 1:
             # The defaults are those of RGB.
             for name in ("mean", "std"):
-                numbers = tuple(getattr(self, name))
+                numbers = getattr(self, name)
                 if len(numbers) == 3:
                     object.__setattr__(self, name, (round(sum(numbers) / 3, 3),))
-        if {len(self.mean), len(self.std)} != {self.in_chans} or min(self.std) <= 0:
-            needed = "one number" if self.in_chans == 1 else "three numbers"
-            raise InvalidConfig(f"mean is {self.mean} and std {self.std}; each needs {needed}, std above 0.")
-        if self.bit_depth is not None and not 1 <= self.bit_depth <= 16:
-            raise InvalidConfig(f"bit_depth is {self.bit_depth}; it must be 1 to 16.")
+        check_normalization(self.mean, self.std, self.in_chans)
+        check_bit_depth(self.bit_depth)
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stem", current_stem(self.stem))
-        if self.problem_type not in get_args(ProblemType):
-            raise InvalidConfig(
-                f"problem_type is {self.problem_type!r}; it must be one of {', '.join(get_args(ProblemType))}."
-            )
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.]{0,95}", self.architecture):
+        check_choice("stem", self.stem, Stem)
+        check_choice("problem_type", self.problem_type, ProblemType)
+        check_attention(self.attention, self.attention_args)
+        if not isinstance(self.architecture, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.]{0,95}", self.architecture):
             raise InvalidConfig(
                 f"architecture is {self.architecture!r}; a name has lower case letters, digits, '_' and '.'."
             )
@@ -141,6 +141,8 @@ def check_labels(labels: Iterable[object]) -> None:
     Raises:
         InvalidConfig: names those that are not.
     """
+    if not isinstance(labels, list | tuple):
+        raise InvalidConfig(f"labels is {labels!r}; give a list of names.")
     names = []
     for index, label in enumerate(labels):
         if not isinstance(label, str):
@@ -153,30 +155,79 @@ def check_labels(labels: Iterable[object]) -> None:
         )
 
 
-def is_finite_number(value: object) -> bool:
-    """Return whether a value is a number, not a bool, and finite as a float."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        # A whole number beyond the range of floats.
-        return False
-
-
 def float_tuple(name: str, value: object) -> tuple[float, ...]:
     """Return a list of numbers from a JSON file as floats.
 
     Raises:
         InvalidConfig: it is none, or one of them is not finite.
     """
-    if not isinstance(value, list | tuple) or not all(map(is_finite_number, value)):
+    if not isinstance(value, list | tuple) or not all(map(is_number, value)):
         raise InvalidConfig(f"{name} is not a list of finite numbers.")
     return tuple(map(float, value))
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def check_attention(attention: object, attention_args: object) -> None:
+    """Check that the attention is a name and that its options have names.
+
+    Raises:
+        InvalidConfig: says what is given instead.
+    """
+    if not isinstance(attention, str):
+        raise InvalidConfig(f"attention is {attention!r}; it must be a name, such as 'eca'.")
+    if not isinstance(attention_args, Mapping):
+        raise InvalidConfig(f"attention_args is {attention_args!r}; it must have a value for each name of an option.")
+
+
+def check_normalization(mean: tuple[float, ...], std: tuple[float, ...], num_channels: int) -> None:
+    """Check mean and standard deviation of the channels.
+
+    Raises:
+        InvalidConfig: there are not as many as channels, or normalized pixels would not be finite.
+    """
+    has_all = {len(mean), len(std)} == {num_channels}
+    if not has_all or max(map(abs, mean)) > _MAX_MEAN or min(std) < _MIN_STD or max(std) > _MAX_STD:
+        needed = "one number" if num_channels == 1 else "three numbers"
+        raise InvalidConfig(
+            f"mean is {mean} and std {std}; each needs {needed}, mean within {_MAX_MEAN:g} of 0 and std from "
+            f"{_MIN_STD} to {_MAX_STD:g}."
+        )
+
+
+def check_bit_depth(bit_depth: int | None) -> None:
+    """Check the number of bits of 16-bit images.
+
+    Raises:
+        InvalidConfig: it is not 1 to 16.
+    """
+    if bit_depth is not None and not (is_whole(bit_depth) and 1 <= bit_depth <= 16):
+        raise InvalidConfig(f"bit_depth is {bit_depth!r}; it must be a whole number, 1 to 16.")
+
+
+def set_whole(config: object, name: str, *, may_be_none: bool = False) -> None:
+    """Check that a field of a frozen dataclass is a whole number, and make it an int, which JSON can store.
+
+    Raises:
+        InvalidConfig: it is another value.
+    """
+    value = getattr(config, name)
+    if value is None and may_be_none:
+        return
+    if not is_whole(value):
+        raise InvalidConfig(f"{name} is {value!r}; it must be a whole number.")
+    object.__setattr__(config, name, int(value))
+
+
+def set_numbers(config: object, name: str) -> None:
+    """Check that a field of a frozen dataclass is a sequence of finite numbers, and make it a tuple of float.
+
+    Raises:
+        InvalidConfig: it is another value.
+    """
+    value = getattr(config, name)
+    numbers = tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(map(is_number, numbers)):
+        raise InvalidConfig(f"{name} is {value!r}; only finite numbers are allowed.")
+    object.__setattr__(config, name, tuple(map(float, numbers)))
 
 
 def current_stem(stem: Any) -> Any:

@@ -1,19 +1,31 @@
 """What a detector is: the dataclass that Python, YAML and a package's config.json share. Imports no torch."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from eca_hub.checks import check_count, is_number
 from eca_hub.errors import InvalidConfig, UnknownName
-from eca_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, check_labels
+from eca_hub.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_attention,
+    check_bit_depth,
+    check_labels,
+    check_normalization,
+    set_numbers,
+    set_whole,
+)
 
 DetectorName = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
 HeadNorm = Literal["none", "group"]
 
 DETECTORS: tuple[DetectorName, ...] = get_args(DetectorName)
 MAX_SIDE_PX = 4096
+_MAX_DETECTIONS = 10_000
 _NUM_LEVELS = 5
+_MIN_ANCHOR_PX, _MAX_ANCHOR_PX = 1.0, 16_384.0
+_MIN_RATIO, _MAX_RATIO = 0.01, 100.0
 
 
 @dataclass(frozen=True)
@@ -56,32 +68,39 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         if self.detector not in DETECTORS:
             raise UnknownName.among("detector", self.detector, DETECTORS, listing=", ".join(DETECTORS))
+        check_attention(self.attention, self.attention_args)
+        for name in ("min_side_px", "max_side_px", "bit_depth"):
+            set_whole(self, name, may_be_none=name == "bit_depth")
+        for name in ("anchor_sizes_px", "anchor_ratios", "mean", "std"):
+            set_numbers(self, name)
         if not 32 <= self.min_side_px <= self.max_side_px <= MAX_SIDE_PX:
             raise InvalidConfig(
                 f"min_side_px is {self.min_side_px} and max_side_px {self.max_side_px}; they must be 32 to "
                 f"{MAX_SIDE_PX}, the first not above the second."
             )
-        if len(self.anchor_sizes_px) != _NUM_LEVELS or not _all_positive(self.anchor_sizes_px):
+        sizes, ratios = self.anchor_sizes_px, self.anchor_ratios
+        if len(sizes) != _NUM_LEVELS or not all(_MIN_ANCHOR_PX <= size <= _MAX_ANCHOR_PX for size in sizes):
             raise InvalidConfig(
-                f"anchor_sizes_px is {list(self.anchor_sizes_px)}; give {_NUM_LEVELS} sizes above 0, one a level."
+                f"anchor_sizes_px is {list(sizes)}; give {_NUM_LEVELS} sizes from {_MIN_ANCHOR_PX:g} to "
+                f"{_MAX_ANCHOR_PX:g} px, one a level."
             )
-        if not 1 <= len(self.anchor_ratios) <= 16 or not _all_positive(self.anchor_ratios):
-            raise InvalidConfig(f"anchor_ratios is {list(self.anchor_ratios)}; give 1 to 16 numbers above 0.")
+        if not 1 <= len(ratios) <= 16 or not all(_MIN_RATIO <= ratio <= _MAX_RATIO for ratio in ratios):
+            raise InvalidConfig(
+                f"anchor_ratios is {list(ratios)}; give 1 to 16 numbers from {_MIN_RATIO} to {_MAX_RATIO:g}."
+            )
         if self.head_norm not in get_args(HeadNorm) or (self.head_norm != "none" and self.detector != "retinanet"):
             raise InvalidConfig(
                 f"head_norm is {self.head_norm!r} for {self.detector}; it must be none, or group for retinanet."
             )
-        if not 0 <= self.min_score < 1 or not 0 < self.nms_iou <= 1 or self.max_detections < 1:
+        are_numbers = is_number(self.min_score) and is_number(self.nms_iou)
+        if not are_numbers or not 0 <= self.min_score < 1 or not 0 < self.nms_iou <= 1:
             raise InvalidConfig(
-                f"min_score is {self.min_score}, nms_iou {self.nms_iou} and max_detections {self.max_detections}; they "
-                "must be 0 to below 1, above 0 to 1, and at least 1."
+                f"min_score is {self.min_score!r} and nms_iou {self.nms_iou!r}; they must be 0 to below 1, and above 0 "
+                "to 1."
             )
-        if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
-            raise InvalidConfig(f"mean is {self.mean}; it needs three numbers.")
-        if len(self.std) != 3 or not _all_positive(self.std):
-            raise InvalidConfig(f"std is {self.std}; it needs three numbers above 0.")
-        if self.bit_depth is not None and not 1 <= self.bit_depth <= 16:
-            raise InvalidConfig(f"bit_depth is {self.bit_depth}; it must be 1 to 16.")
+        check_count("max_detections", self.max_detections, most=_MAX_DETECTIONS)
+        check_normalization(self.mean, self.std, 3)
+        check_bit_depth(self.bit_depth)
         check_labels(self.labels)
 
     @property
@@ -97,9 +116,9 @@ class DetectorConfig:
     @property
     def name(self) -> str:
         """Such as `faster_rcnn_eca_resnet50`."""
-        attention = "" if self.attention == "none" else f"{self.attention}_"
-        return f"{self.detector}_{attention}{self.backbone}"
+        return f"{self.detector}_{self.body_name}"
 
-
-def _all_positive(numbers: tuple[float, ...]) -> bool:
-    return all(math.isfinite(number) and number > 0 for number in numbers)
+    @property
+    def body_name(self) -> str:
+        """Such as `eca_resnet50`."""
+        return self.backbone if self.attention == "none" else f"{self.attention}_{self.backbone}"

@@ -31,6 +31,7 @@ from torchvision.models.detection.transform import (
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import MultiScaleRoIAlign, initLevelMapper
 
+from eca_hub.checks import check_count
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, resolve_config
 from eca_hub.models.config import MAX_CLASSES, ModelConfig
@@ -188,10 +189,8 @@ def build_detector(config: DetectorConfig, *, num_classes: int | None = None, ro
     """Make the detector that a configuration describes, with as many classes as it has labels."""
     resolved = resolve_detector_config(config)
     num_classes = resolved.num_classes if num_classes is None else num_classes
-    if not 1 <= num_classes <= MAX_CLASSES:
-        raise InvalidConfig(f"num_classes is {num_classes}; it must be 1 to {MAX_CLASSES}.")
-    if rois_per_image < 1:
-        raise InvalidConfig(f"rois_per_image is {rois_per_image}; it must be 1 or more.")
+    check_count("num_classes", num_classes, most=MAX_CLASSES)
+    check_count("rois_per_image", rois_per_image)
     body = build_model(backbone_config(resolved), num_classes=1, features_only=True)
     first = _FIRST_STRIDE_PX[resolved.detector]
     strides_px = [stride for stride in (4, 8, 16, LAST_STRIDE_PX) if stride >= first]
@@ -202,7 +201,7 @@ def build_detector(config: DetectorConfig, *, num_classes: int | None = None, ro
         "image_std": list(resolved.std),
     }
     if resolved.detector == "retinanet":
-        pyramid = PyramidBackbone(body, strides_px, p6_and_p7, resolved.backbone)
+        pyramid = PyramidBackbone(body, strides_px, p6_and_p7, resolved.body_name)
         anchors = _anchors(resolved)
         model: nn.Module = RetinaNet(
             pyramid,
@@ -222,7 +221,7 @@ def build_detector(config: DetectorConfig, *, num_classes: int | None = None, ro
     else:
         made = ZeroBasedMaskRCNN if resolved.has_masks else ZeroBasedFasterRCNN
         model = made(
-            PyramidBackbone(body, strides_px, lambda channels: LastLevelMaxPool(), resolved.backbone),
+            PyramidBackbone(body, strides_px, lambda channels: LastLevelMaxPool(), resolved.body_name),
             num_classes + 1,
             rpn_anchor_generator=_anchors(resolved),
             box_score_thresh=resolved.min_score,

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
+from eca_hub.checks import is_whole
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 
 PYRAMID_CHANNELS = 256
@@ -36,7 +37,8 @@ class PyramidBackbone(nn.Module):
             raise InvalidConfig(
                 f"{title} has maps of stride {', '.join(map(str, reductions))} px; a detector needs "
                 f"{', '.join(map(str, strides_px))}.",
-                hint="Take a backbone for large images, such as resnet50 or mobilenet_v2.",
+                hint="Take a backbone for large images, such as resnet50 or mobilenet_v2, and attention that keeps its "
+                "strides, such as eca.",
             )
         self._taken = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides_px]
         channels = [info.channels()[index] for index in self._taken]
@@ -63,8 +65,8 @@ class PyramidBackbone(nn.Module):
         Raises:
             InvalidConfig: the backbone has not so many stages.
         """
-        if not 0 <= num_stages <= 4:
-            raise InvalidConfig(f"frozen_stages is {num_stages}; it must be 0 to 4.")
+        if not is_whole(num_stages) or not 0 <= num_stages <= 4:
+            raise InvalidConfig(f"frozen_stages is {num_stages!r}; it must be 0 to 4.")
         self._has_frozen_norms = norms
         self._frozen = []
         if num_stages:

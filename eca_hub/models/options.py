@@ -6,7 +6,6 @@ anything is built.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 
 from eca_hub.attention.eca import kernel_size_for
 from eca_hub.attention.insertion import AfterBlock, InsertionPoint, InsideBlock, ReplaceConv
+from eca_hub.checks import MAX_OPTION, check_kernel_size, is_number
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import ModelConfig
@@ -40,7 +40,7 @@ def insertion_point_of(method: Callable[..., nn.Module]) -> InsertionPoint:
 def can_insert(method: Callable[..., nn.Module], backbone: Backbone) -> bool:
     """Whether a backbone supports the insertion point of a method."""
     point = insertion_point_of(method)
-    chooses_blocks = isinstance(point, InsideBlock) and point.only_last_block
+    chooses_blocks = isinstance(point, InsideBlock) and (point.only_last_block or point.keeps_last_size)
     return type(point) in backbone.insertion_points and (backbone.can_select_blocks or not chooses_blocks)
 
 
@@ -157,11 +157,11 @@ def _own_options(attention: str, method: Callable[..., nn.Module]) -> dict[str, 
 
 def _checked(option: str, value: Any, default: Any) -> Any:
     kind = type(default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind and not (kind is float and type(value) is int):
         raise InvalidConfig(f"{option} is {value!r}; it must be {_WORD_FOR[kind]}, such as {default!r}.")
-    return value
+    if kind in (int, float) and (not is_number(value) or abs(value) > MAX_OPTION):
+        raise InvalidConfig(f"{option} is {value!r}; it must be {_WORD_FOR[kind]} up to {MAX_OPTION}.")
+    return kind(value)
 
 
 _WORD_FOR = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
@@ -198,6 +198,8 @@ def _one_a_stage(option: str, value: Any, backbone: Backbone, also: str = "") ->
     sizes = [value] * num_stages if type(value) is int else value
     if not isinstance(sizes, list | tuple) or len(sizes) != num_stages or any(type(size) is not int for size in sizes):
         raise InvalidConfig(f"{option} is {value!r}; give {also}one number, or {num_stages} of them, one a stage.")
+    if not all(1 <= size <= MAX_OPTION for size in sizes):
+        raise InvalidConfig(f"{option} is {value!r}; each number must be 1 to {MAX_OPTION}.")
     return list(sizes)
 
 
@@ -223,9 +225,8 @@ def _kernel_sizes(given: dict[str, Any], name: str, backbone: Backbone, config: 
             )
         return list(backbone.released_kernel_sizes)
     sizes = _one_a_stage("kernel_sizes", sizes, backbone, also="'rule', 'linear', 'released', ")
-    even = [size for size in sizes if size < 1 or size % 2 == 0]
-    if even:
-        raise InvalidConfig(f"kernel_sizes has {even[0]}; a kernel with a center needs an odd size: 1, 3, 5, 7, ...")
+    for size in sizes:
+        check_kernel_size("kernel_sizes", size)
     return sizes
 
 

@@ -1,6 +1,7 @@
 """ECA against the paper's equations, and the rule for the kernel."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -126,10 +127,31 @@ def test_a_channel_reaches_only_its_neighbors() -> None:
 
 
 @pytest.mark.parametrize("layer", [ECA, ECANS])
-@pytest.mark.parametrize("size", [0, 2, -1, -3])
-def test_an_even_or_negative_kernel_is_refused(layer: type[ECA] | type[ECANS], size: int) -> None:
-    with pytest.raises(InvalidConfig, match=f"kernel_size is {size}; .* odd size"):
+@pytest.mark.parametrize("size", [0, 2, -1, -3, 4097, 10**13 + 1, 10**20 + 1, 3.0, "3", True])
+def test_a_kernel_without_a_center_or_beyond_all_maps_is_refused(layer: type[ECA] | type[ECANS], size: Any) -> None:
+    with pytest.raises(InvalidConfig, match=f"kernel_size is {size!r}; .* odd size"):
         layer(64, kernel_size=size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": "64"}, "channels is '64'"),
+        ({"channels": 64.0}, "channels is 64.0"),
+        ({"channels": 0}, "channels is 0"),
+        ({"gamma": "2"}, "gamma '2'"),
+        ({"gamma": -1.0}, "gamma -1.0"),
+        ({"b": float("inf")}, "b inf"),
+        ({"b": 10**400}, "b 1000"),
+        ({"mapping": "log"}, "mapping is 'log'; it must be one of exponential, linear"),
+        ({"gamma": 1e-12}, "a kernel of 7000000000000; at most 4095 is allowed"),
+        ({"gamma": 1e-320}, "a kernel of inf; at most 4095 is allowed"),
+        ({"b": 1e300}, "at most 4095 is allowed"),
+    ],
+)
+def test_a_rule_that_gives_no_kernel_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        kernel_size_for(**{"channels": 64, **options})
 
 
 def test_the_input_is_not_changed() -> None:

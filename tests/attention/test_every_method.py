@@ -1,15 +1,17 @@
 """Properties of every method: shape, dtype, memory format, gradients, and equivariances."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from eca_hub.attention import ATTENTIONS
+from eca_hub.errors import InvalidConfig
 
 NAMES = list(ATTENTIONS)
-GATES = [name for name in ATTENTIONS if name not in ("aa", "a2", "gc", "nl")]
+GATES = [name for name, method in ATTENTIONS.items() if getattr(method, "is_gate", True)]
 POSITION_EQUIVARIANT = [name for name in NAMES if name not in ("cbam", "aa", "coord", "ela", "strip")]
 C = 32
 
@@ -126,6 +128,29 @@ def test_methods_without_parameters_are_equivariant_to_channel_order(name: str) 
     torch.manual_seed(1)
     layer, x_NCHW, order = make(name), torch.randn(2, C, 4, 3), torch.randperm(C)
     torch.testing.assert_close(layer(x_NCHW[:, order]), layer(x_NCHW)[:, order])
+
+
+def test_a_method_that_is_no_gate_says_so() -> None:
+    assert set(NAMES) - set(GATES) == {"aa", "a2", "gc", "nl"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cbam", {"kernel_size": "7"}),
+        ("cbam", {"kernel_size": 10**10 + 1}),
+        ("gsop", {"num_reduced": 10**10}),
+        ("gsop", {"stride": 1.5}),
+        ("aa", {"num_heads": "8"}),
+        ("aa", {"map_size_px": 10**15}),
+        ("se", {"reduction": "4"}),
+        ("nl", {"reduction": 2.0}),
+    ],
+)
+def test_an_option_of_another_type_or_without_bounds_is_refused(name: str, options: dict[str, Any]) -> None:
+    [(option, value)] = options.items()
+    with pytest.raises(InvalidConfig, match=f"{option} is {value!r}; "):
+        ATTENTIONS[name](C, **options)
 
 
 @pytest.mark.parametrize("name", GATES)

@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eca_hub.errors import BadImage, NotAnImage, TooLarge, TooManyPixels
+from eca_hub.errors import BadImage, InvalidConfig, NotAnImage, TooLarge, TooManyPixels
 from eca_hub.images.color import ColorMode
 from eca_hub.images.decode import decode_image, load_image
 from eca_hub.images.limits import ImageLimits
@@ -31,6 +32,12 @@ def difference(left: Image.Image, right: Image.Image) -> float:
 def test_every_allowed_format_decodes_to_the_same_image(file_format: str) -> None:
     expected = decode_image(make_image())
     assert difference(decode_image(make_image(file_format=file_format)), expected) < 6
+
+
+@pytest.mark.parametrize("bit_depth", ["12", 12.0, 0, 17])
+def test_a_bit_depth_that_no_sample_has_is_refused(bit_depth: Any) -> None:
+    with pytest.raises(InvalidConfig, match=f"bit_depth is {bit_depth!r}; it must be a whole number, 1 to 16"):
+        decode_image(make_image(), bit_depth=bit_depth)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,7 +1,7 @@
 """The evaluation transform: the pixels of torchvision, at any size and from any file."""
 
 import io
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.images.decode import decode_image
 from eca_hub.images.limits import ImageLimits
 from eca_hub.images.transform import EvalTransform
-from eca_hub.models.config import ImageConfig
+from eca_hub.models.config import ImageConfig, Interpolation
 from tests.images.image_files import chunk, encode, exif_of
 
 LARGE_PNGS = [("RGB", 1), ("RGB", 3), ("RGB", 8), ("RGBA", 1)]
@@ -40,6 +40,28 @@ def test_a_strip_costs_no_more_than_its_crop(size: tuple[int, int]) -> None:
     pixels = EvalTransform(ImageConfig()).resize_and_crop(strip)
     assert pixels.shape == (3, 224, 224)
     assert pixels[:, 100, 100].tolist() == [0, 128, 128]
+
+
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+@pytest.mark.parametrize("size", [(2400, 60), (60, 2400)])
+def test_the_crop_of_a_long_photo_is_nearly_that_of_torchvision(size: tuple[int, int], interpolation: Any) -> None:
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize(size, Image.Resampling.BILINEAR)
+    config = ImageConfig(32, 32, interpolation=interpolation)
+    ours = EvalTransform(config).resize_and_crop(photo)
+    resize = v2.Resize(36, InterpolationMode(interpolation))
+    theirs = v2.functional.pil_to_tensor(v2.CenterCrop(32)(resize(photo)))
+    assert (ours.int() - theirs.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("numbers", [(-1000.0, 1e-6), (1000.0, 1e-6), (1000.0, 1000.0)])
+def test_pixels_are_finite_at_the_bounds_of_mean_and_deviation(numbers: tuple[float, float]) -> None:
+    transform = EvalTransform(ImageConfig(8, 8, mean=(numbers[0],) * 3, std=(numbers[1],) * 3))
+    assert bool(transform(Image.new("RGB", (8, 8), "white")).isfinite().all())
+
+
+def test_numbers_of_numpy_become_those_of_python() -> None:
+    image = ImageConfig(np.int64(32), 32, mean=np.array([0.5, 0.5, 0.5], np.float32))  # type: ignore[arg-type]
+    assert (type(image.height_px), image.mean) == (int, (0.5, 0.5, 0.5))
 
 
 def test_normalizing_a_batch_equals_normalizing_each_image() -> None:
@@ -147,7 +169,21 @@ def test_the_defaults_for_color_are_averaged_for_a_gray_network() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"in_chans": 4}, "in_chans is 4"), ({"bit_depth": 17}, "bit_depth is 17"), ({"mean": (0.5,)}, "three numbers")],
+    [
+        ({"in_chans": 4}, "in_chans is 4"),
+        ({"bit_depth": 17}, "bit_depth is 17"),
+        ({"mean": (0.5,)}, "three numbers"),
+        ({"mean": None}, "mean is None; only finite numbers"),
+        ({"mean": (1e300,) * 3}, "mean within 1000 of 0"),
+        ({"std": (1e-300,) * 3}, "std from 1e-06 to 1000"),
+        ({"std": (1e-40,) * 3}, "std from 1e-06 to 1000"),
+        ({"std": (1e300,) * 3}, "std from 1e-06 to 1000"),
+        ({"crop": 1e-308}, "crop is 1e-308; it must be 0.01 to 1"),
+        ({"crop": "0.9"}, "crop is '0.9'; it must be a number"),
+        ({"height_px": 224.5}, "height_px is 224.5; it must be a whole number"),
+        ({"crop_mode": "centre"}, "crop_mode is 'centre'; it must be one of center, squash, border"),
+        ({"interpolation": "area"}, "interpolation is 'area'; it must be one of nearest, "),
+    ],
 )
 def test_an_impossible_configuration_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):

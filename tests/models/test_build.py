@@ -133,8 +133,8 @@ def test_any_callable_is_an_attention(attention: Any) -> None:
         ({"architecture": "eca_densenet161"}, ["'eca' cannot be inserted into densenet161", "mobilenet_v2"]),
         ({"architecture": "densenet161", "attention": Halve}, ["'Halve' cannot be inserted into densenet161"]),
         ({"architecture": "densenet161", "stem": "small"}, ["densenet161 has no small stem"]),
-        ({"architecture": "eca_resnet20", "kernel_sizes": 4}, ["kernel_sizes has 4", "odd"]),
-        ({"architecture": "eca_resnet20", "kernel_sizes": -3}, ["kernel_sizes has -3", "odd"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": 4}, ["kernel_sizes is 4", "odd"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": -3}, ["kernel_sizes is -3", "1 to 4096"]),
         ({"architecture": "eca_resnet20", "kernel_sizes": [3, 3]}, ["kernel_sizes is [3, 3]", "3 of them"]),
         ({"architecture": "eca_resnet20", "kernel_sizes": True}, ["kernel_sizes is True"]),
         ({"architecture": "eca_resnet20", "kernel_sizes": "released"}, ["No ECA weights", "resnet50"]),
@@ -153,6 +153,25 @@ def test_any_callable_is_an_attention(attention: Any) -> None:
         ({"architecture": "eca_resnet20", "attention": "se"}, ["'eca_resnet20' names attention 'eca'"]),
         ({"architecture": "eca_resnet20", "attention": Halve}, ["'eca_resnet20' names attention 'eca'"]),
         ({"architecture": "resnet20", "num_classes": 0}, ["num_classes is 0"]),
+        ({"architecture": "resnet20", "num_classes": "10"}, ["num_classes is '10'", "whole number, 1 to 100000"]),
+        ({"architecture": "resnet20", "num_classes": 10.0}, ["num_classes is 10.0"]),
+        ({"architecture": "resnet20", "num_classes": True}, ["num_classes is True"]),
+        ({"architecture": None}, ["architecture is None", "'resnet50'"]),
+        ({"architecture": ["resnet20"]}, ["architecture is ['resnet20']"]),
+        ({"architecture": "resnet20", "attention": 3}, ["attention is 3", "callable"]),
+        ({"architecture": "resnet20", "attention": lambda channels: None}, ["returned None", "torch.nn.Module"]),
+        ({"architecture": "nf_resnet26", "attention": lambda channels: None}, ["returned None", "torch.nn.Module"]),
+        ({"architecture": "resnet20", "stem": "tiny"}, ["stem is 'tiny'", "default, small"]),
+        ({"architecture": "resnet18", "attention": Halve, "stem": "tiny"}, ["stem is 'tiny'"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": 10**13 + 1}, ["kernel_sizes is 10000000000001", "1 to 4096"]),
+        ({"architecture": "eca_resnet20", "kernel_sizes": [3, 3, 10**20 + 1]}, ["kernel_sizes is [3, 3, 1000"]),
+        ({"architecture": "eca_resnet20", "gamma": 1e-320}, ["gamma 1e-320", "at most 4095"]),
+        ({"architecture": "eca_resnet20", "b": 10**400}, ["b is 1000", "up to 4096"]),
+        ({"architecture": "gsop_resnet20", "num_reduced": 10**10}, ["num_reduced is 10000000000", "up to 4096"]),
+        ({"architecture": "gsop_resnet20", "strides": 0}, ["strides is 0", "1 to 4096"]),
+        ({"architecture": "cbam_resnet20", "kernel_size": 10**10 + 1}, ["kernel_size is 10000000001", "up to 4096"]),
+        ({"architecture": "aa_resnet20", "map_sizes_px": 10**15}, ["map_sizes_px is 1000000000000000", "1 to 4096"]),
+        ({"architecture": "simam_resnet20", "strength": 1e308}, ["strength is 1e+308", "up to 4096"]),
     ],
 )
 def test_a_wrong_argument_gets_one_clear_sentence(arguments: dict[str, Any], words: list[str]) -> None:
@@ -170,6 +189,29 @@ def test_a_configuration_with_two_attentions_is_refused(attention: str) -> None:
         resolve_config(ModelConfig("eca_resnet20", attention))
     # ModelConfig's own default is as good as none.
     assert resolve_config(ModelConfig("se_resnet20")).attention == "se"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stem": "tiny"}, "stem is 'tiny'; it must be one of default, small"),
+        ({"problem_type": "labels"}, "problem_type is 'labels'"),
+        ({"labels": "cat"}, "labels is 'cat'; give a list of names"),
+        ({"labels": None}, "labels is None"),
+        ({"labels": ["cat", 3]}, "Label 1 is 3"),
+        ({"architecture": 5}, "architecture is 5"),
+        ({"attention": 5}, "attention is 5"),
+        ({"attention_args": ["kernel_sizes"]}, r"attention_args is \['kernel_sizes'\]"),
+    ],
+)
+def test_a_configuration_with_a_value_of_another_kind_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        ModelConfig(**fields)
+
+
+def test_a_pattern_that_is_no_string_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="pattern is 5"):
+        list_models(5)  # type: ignore[arg-type]
 
 
 def test_every_listed_name_is_a_network_and_can_be_made() -> None:

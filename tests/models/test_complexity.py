@@ -1,6 +1,8 @@
 """What networks cost: the closed form by hand, the counts that were derived from the paper, and its printed tables."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eca_hub.commands.complexity import main
 from eca_hub.errors import InvalidConfig, InvalidUsage, UnknownName
-from eca_hub.models.build import create_model
+from eca_hub.models.build import build_model, create_model
 from eca_hub.models.complexity import count_complexity
-from eca_hub.models.config import ModelConfig
+from eca_hub.models.config import ImageConfig, ModelConfig
+from eca_hub.models.detectors import create_detector
 from eca_hub.models.paper import compare, prints_as, published_rows, sources, tables
 
 RELEASED = {"kernel_sizes": "released"}
@@ -283,16 +286,31 @@ def test_an_option_of_one_network_is_refused_beside_a_table(argv: list[str]) -> 
         main([*argv, "--table", "2"])
 
 
-@pytest.mark.parametrize("side_px", [0, 10**11])
-def test_a_size_that_no_image_can_have_is_refused(side_px: int) -> None:
-    with pytest.raises(InvalidConfig, match="each side must be 1 to 16384"):
+@pytest.mark.parametrize("side_px", [0, 10**11, "32", 32.5])
+def test_a_size_that_no_image_can_have_is_refused(side_px: Any) -> None:
+    with pytest.raises(InvalidConfig, match=f"height_px is {side_px!r}; it must be a whole number, 1 to 16384"):
         count_complexity(create_model("resnet20"), height_px=side_px, width_px=32)
 
 
 @pytest.mark.parametrize("num_classes", [0, 10**17])
 def test_a_number_of_classes_that_no_network_can_have_is_refused(num_classes: int) -> None:
-    with pytest.raises(InvalidConfig, match="a classifier needs 1 to 100000"):
+    with pytest.raises(InvalidConfig, match=f"num_classes is {num_classes}; it must be a whole number, 1 to 100000"):
         create_model("resnet20", num_classes=num_classes)
+
+
+def test_a_network_is_counted_for_the_images_of_its_configuration() -> None:
+    config = ModelConfig("resnet20", "eca", image=ImageConfig(24, 32, in_chans=1), labels=("a", "b"))
+    complexity = count_complexity(build_model(config))
+    assert (complexity.height_px, complexity.width_px) == (24, 32)
+    assert complexity == count_complexity(config)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: "resnet18", lambda: None, lambda: create_detector(backbone="resnet18", num_classes=2)]
+)
+def test_what_is_no_classifier_is_not_counted(make: Callable[[], Any]) -> None:
+    with pytest.raises(InvalidConfig, match=r"cannot be counted\. Give a classifier's network"):
+        count_complexity(make())
 
 
 def test_activations_are_those_of_timms_tables() -> None:
