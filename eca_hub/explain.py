@@ -1,7 +1,8 @@
 """Explain a prediction: the gates of the attention modules, and a Grad-CAM heatmap.
 
 Gates are measured for every module that rescales channels: those of this library, of timm, and any callable that was
-given to `create_model` as attention. The heatmap needs a network with a map before its pooling, in NCHW or NHWC.
+given to `create_model` as attention, unless its class says `is_gate = False`. The heatmap needs a network with a map
+before its pooling, in NCHW or NHWC.
 
 Source of the heatmap: Selvaraju et al., Grad-CAM, ICCV 2017, https://arxiv.org/abs/1610.02391, eq. 1 and 2.
 
@@ -18,6 +19,7 @@ from timm.layers import CecaModule, EcaModule, EffectiveSEModule, GatherExcite, 
 from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import Tensor, nn
 
+from eca_hub.checks import is_whole
 from eca_hub.classifier import Classifier, Prediction, check_finite_scores
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.decode import ImageSource
@@ -59,7 +61,7 @@ class Explanation:
     prediction: Prediction
     """The class that is explained."""
     gates: tuple[Gates, ...]
-    """The attention modules in the order of the forward pass; empty for a network without."""
+    """The attention modules that rescale channels, in the order of the forward pass; empty for a network without."""
     heatmap: tuple[tuple[float, ...], ...]
     """Evidence for the class at each position of the network's last map, 0 to 1, row by row. The map covers the
     network's input: the image after resize and crop."""
@@ -77,14 +79,22 @@ def explain_image(
 
     Raises:
         BadImage: the image is broken, too large, or not an image.
-        InvalidConfig: there is no class of that index, or the network has no map before its pooling.
+        InvalidConfig: there is no class of that index, the pixels have another shape or dtype than the network's input,
+            or the network has no map before its pooling.
         NonFiniteScores: an output of the network is not finite.
     """
     num_classes = len(classifier.config.labels)
-    if class_index is not None and not 0 <= class_index < num_classes:
-        raise InvalidConfig(f"class_index is {class_index}; it must be 0 to {num_classes - 1}.")
+    if class_index is not None and not (is_whole(class_index) and 0 <= class_index < num_classes):
+        raise InvalidConfig(f"class_index is {class_index!r}; it must be 0 to {num_classes - 1}.")
     if not isinstance(image, Tensor):
         image = classifier.transform.resize_and_crop(classifier.transform.decode(image))
+    needed = classifier.config.image
+    shape_CHW = (needed.in_chans, needed.height_px, needed.width_px)
+    if image.dtype != torch.uint8 or image.shape != shape_CHW:
+        raise InvalidConfig(
+            f"The pixels are {image.dtype} of shape {tuple(image.shape)}; the network needs torch.uint8, {shape_CHW}.",
+            hint="EvalTransform.resize_and_crop makes them.",
+        )
     first = next(classifier.model.parameters())
     x_1CHW = classifier.transform.normalize(image[None].to(first.device)).to(first.dtype)
     recorder = _ActivationRecorder()
@@ -94,7 +104,7 @@ def explain_image(
         if map_ is None or not map_.requires_grad:
             raise InvalidConfig("This network has no map before its pooling, so there is no heatmap.")
         check_finite_scores(logits_1K, classifier.model_id)
-        index = int(logits_1K.argmax()) if class_index is None else class_index
+        index = int(logits_1K.argmax() if class_index is None else class_index)
         [gradient] = torch.autograd.grad(logits_1K[0, index], map_)
     scores_1K = classifier.to_scores(logits_1K.detach().float(), classifier.config.activation)
     score = scores_1K[0, index].item()
@@ -177,13 +187,19 @@ def _keep_copy(inputs: list[Tensor]) -> Callable[[nn.Module, Any], None]:
 
 
 def _attentions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Find the attention modules of a network, without their submodules."""
+    """Find the attention modules of a network that rescale channels, without their submodules."""
     parent = ""
     for name, module in model.named_modules():
         is_ours = is_inserted(module) or type(module).__module__.startswith("eca_hub.attention")
         if (is_ours or isinstance(module, _TIMM_ATTENTIONS)) and not (parent and name.startswith(parent)):
             parent = f"{name}."
-            yield name, module
+            if _is_gate(module):
+                yield name, module
+
+
+def _is_gate(module: nn.Module) -> bool:
+    """Whether a module multiplies its input; timm's GlobalContext can be built to add to it."""
+    return getattr(module, "is_gate", True) and getattr(module, "mlp_add", None) is None
 
 
 def _gain(x_CHW: Tensor, y_CHW: Tensor) -> Tensor:

@@ -58,6 +58,13 @@ def test_every_attention_that_rescales_channels_has_gates(attention: str) -> Non
     assert all(math.isfinite(value) for gates in explained.gates for value in gates.values)
 
 
+@pytest.mark.parametrize("attention", ["aa", "nl", "a2", "gc"])
+def test_a_method_that_does_not_rescale_has_no_gates(attention: str) -> None:
+    explained = explain_image(classifier_of(network(attention)), make_image())
+    assert explained.gates == ()
+    assert explained.heatmap
+
+
 def test_attention_of_timm_has_gates_and_a_network_without_has_none() -> None:
     timms = eca_hub.create_model("ecaresnet26t", num_classes=2)
     explained = explain_image(classifier_of(timms, side_px=64), make_image())
@@ -112,9 +119,19 @@ def test_a_network_without_a_map_and_an_unknown_class_are_refused() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     with pytest.raises(InvalidConfig, match="no map"):
         explain_image(classifier_of(flat, 4), pixels)
-    for index in (-1, 2):
-        with pytest.raises(InvalidConfig, match="0 to 1"):
-            explain_image(classifier_of(network("eca")), pixels, class_index=index)
+    for index in (-1, 2, 1.5, "1", True):
+        with pytest.raises(InvalidConfig, match=f"class_index is {index!r}; it must be 0 to 1"):
+            explain_image(classifier_of(network("eca")), pixels, class_index=index)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [torch.zeros(32, 32, dtype=torch.uint8), torch.rand(3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.uint8)],
+    ids=["two axes", "float", "gray"],
+)
+def test_pixels_that_are_no_input_of_the_network_are_refused(pixels: Tensor) -> None:
+    with pytest.raises(InvalidConfig, match=r"The pixels are .*; the network needs torch\.uint8, \(3, 32, 32\)"):
+        explain_image(classifier_of(network("eca")), pixels)
 
 
 class Halve(nn.Module):
