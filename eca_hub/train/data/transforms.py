@@ -7,7 +7,7 @@ batch.
 Shapes: N images, H height, W width, C channels: 3 (RGB) or 1.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
+from eca_hub.checks import check_choice, is_number, is_whole
 from eca_hub.errors import InvalidConfig
-from eca_hub.models.config import ImageConfig
+from eca_hub.models.config import ImageConfig, Interpolation
 from eca_hub.train.data.rng import derive_seed, seed_rng, uniforms
 
 # Horizontal flip, vertical flip, shift down, shift right.
 _NUM_DRAWS = 4
 
+CropName = Literal["random_resized_crop", "padded", "affine", "none"]
 AutoAugmentName = Literal["none", "imagenet", "cifar10", "svhn", "trivial_augment", "augmix"]
 
 
@@ -31,7 +33,7 @@ AutoAugmentName = Literal["none", "imagenet", "cifar10", "svhn", "trivial_augmen
 class AugmentConfig:
     """Random augmentation of training images."""
 
-    crop: Literal["random_resized_crop", "padded", "affine", "none"] = "random_resized_crop"
+    crop: CropName = "random_resized_crop"
     """`random_resized_crop` resizes a random part, as on ImageNet; `padded` shifts by up to an eighth, as on CIFAR;
     `affine` rotates, shifts and scales a little; `none` preprocesses as in validation."""
     scale_min: float = 0.08
@@ -52,16 +54,31 @@ class AugmentConfig:
     """Probability that a random rectangle is blanked."""
 
     def __post_init__(self) -> None:
+        check_choice("augment.crop", self.crop, CropName)
+        check_choice("augment.auto_augment", self.auto_augment, AutoAugmentName)
         for name in ("hflip", "vflip", "random_erasing", "color_jitter"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidConfig(f"augment.{name} is {getattr(self, name)}; it must be 0 to 1.")
-        if not 0 < self.scale_min <= 1:
-            raise InvalidConfig(f"augment.scale_min is {self.scale_min}; it must be above 0 and at most 1.")
-        if self.randaugment_num_ops < 0 or not 0 <= self.randaugment_magnitude <= 30:
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= 1:
+                raise InvalidConfig(f"augment.{name} is {value!r}; it must be 0 to 1.")
+        if not is_number(self.scale_min) or not 0 < self.scale_min <= 1:
+            raise InvalidConfig(f"augment.scale_min is {self.scale_min!r}; it must be above 0 and at most 1.")
+        are_whole = is_whole(self.randaugment_num_ops) and is_whole(self.randaugment_magnitude)
+        if not are_whole or self.randaugment_num_ops < 0 or not 0 <= self.randaugment_magnitude <= 30:
             raise InvalidConfig(
-                f"augment has randaugment_num_ops {self.randaugment_num_ops} and randaugment_magnitude "
-                f"{self.randaugment_magnitude}; they must be 0 or more and 0 to 30."
+                f"augment has randaugment_num_ops {self.randaugment_num_ops!r} and randaugment_magnitude "
+                f"{self.randaugment_magnitude!r}; they must be whole numbers, 0 or more and 0 to 30."
             )
+
+
+_RESIZE_MODES: Mapping[Interpolation, str] = {
+    # What validation calls nearest; torch's `nearest` takes the position at the corner of each pixel.
+    "nearest": "nearest-exact",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+    # torch 2.10, the oldest version that this package supports, has no lanczos resize.
+    "lanczos": "bicubic",
+}
+"""Interpolation of the configuration to torch's mode of the resize."""
 
 
 class RandomAugmentation:
@@ -80,8 +97,7 @@ class RandomAugmentation:
         self._size = (image.height_px, image.width_px)
         self._seed = seed
         self._max_shift_px = max(image.height_px // 8, 1)
-        # torch has no lanczos resize.
-        self._interpolation = "bicubic" if image.interpolation == "lanczos" else image.interpolation
+        self._resize_mode = _RESIZE_MODES[image.interpolation]
         self._crop = v2.RandomResizedCrop(self._size, scale=(config.scale_min, 1.0))
         self._per_image = _per_image_transforms(config)
 
@@ -135,7 +151,8 @@ class RandomAugmentation:
             box_CHW = torch.from_numpy(pixels_HWC[rows, columns].copy()).permute(2, 0, 1)
             # The call that v2.functional.resize ends in, to the same bits: the way there takes 0.05 ms, as much as all
             # the rest of a crop to 32 px. To 224 px a crop takes 0.4 ms, and v2.RandomResizedCrop as a whole 0.6 ms.
-            [resized_CHW] = interpolate(box_CHW[None], self._size, mode=self._interpolation, antialias=True)
+            has_filter = self._resize_mode != "nearest-exact"
+            [resized_CHW] = interpolate(box_CHW[None], self._size, mode=self._resize_mode, antialias=has_filter)
             yield row, resized_CHW.permute(1, 2, 0).numpy()
 
     def _shifted(self, pixels_NHWC: np.ndarray, draws_N2: np.ndarray) -> np.ndarray:

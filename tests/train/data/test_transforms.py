@@ -1,7 +1,7 @@
 """Augmentation is a function of seed, epoch and index, and equals torchvision's."""
 
 import io
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.models.config import ImageConfig
+from eca_hub.models.config import ImageConfig, Interpolation
 from eca_hub.train.data import AugmentConfig, SyntheticData
 from eca_hub.train.data.rng import derive_seed, seed_rng
 from eca_hub.train.data.sampler import BatchIndex
@@ -88,7 +88,19 @@ def test_every_augmentation_changes_pixels_and_repeats_for_the_same_epoch(option
     assert torch.equal(augmented(index).pixels, augmented(index).pixels)
 
 
-@pytest.mark.parametrize("option", [{"hflip": 1.5}, {"scale_min": 0}, {"randaugment_magnitude": 31}, {"vflip": -1}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"hflip": 1.5},
+        {"scale_min": 0},
+        {"scale_min": "0.5"},
+        {"randaugment_magnitude": 31},
+        {"randaugment_num_ops": 1.5},
+        {"vflip": -1},
+        {"crop": "center"},
+        {"auto_augment": "cifar"},
+    ],
+)
 def test_values_out_of_range_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfig, match=next(iter(option))):
         AugmentConfig(**option)
@@ -105,10 +117,12 @@ def test_a_flipped_image_is_the_plain_one_reversed() -> None:
     assert np.array_equal(plain[0].permute(1, 2, 0), pixels_HW3)
 
 
-def test_a_random_crop_is_that_of_torchvision_to_the_bit() -> None:
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_a_random_crop_is_that_of_torchvision_to_the_bit(interpolation: Any) -> None:
     pixels_HWC = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
-    augment = RandomAugmentation(AugmentConfig(hflip=0), ImageConfig(height_px=16, width_px=16), seed=3)
-    _, cropped_1CHW = augment.batch([(0, pixels_HWC)], 2, [7])
+    image = ImageConfig(height_px=16, width_px=16, interpolation=interpolation)
+    _, cropped_1CHW = RandomAugmentation(AugmentConfig(hflip=0), image, seed=3).batch([(0, pixels_HWC)], 2, [7])
     seed_rng(derive_seed("crop", 3, 2, 7))
-    crop = v2.RandomResizedCrop((16, 16), interpolation=v2.InterpolationMode.BICUBIC)
+    theirs = {"nearest": "nearest-exact", "lanczos": "bicubic"}.get(interpolation, interpolation)
+    crop = v2.RandomResizedCrop((16, 16), interpolation=v2.InterpolationMode(theirs))
     assert torch.equal(cropped_1CHW[0], crop(torch.from_numpy(pixels_HWC).permute(2, 0, 1)))
