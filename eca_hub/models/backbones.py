@@ -99,7 +99,7 @@ def insert_into_resnet(model: nn.Module, insertion: Insertion) -> None:
 def _stage_infos(model: nn.Module) -> list[dict[str, Any]]:
     """Return what timm states of the maps of a network, one dictionary a map, the last stage last."""
     infos: Any = model.feature_info
-    return infos if isinstance(infos, list) else infos.info  # type: ignore[no-any-return]
+    return infos if isinstance(infos, list) else infos.info
 
 
 def _resnet(
