@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         return 0
     print(f"{model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
     if args.to and not Path(args.to, CARD_FILE).is_file():
-        print(f"It has no {CARD_FILE}: neither the hub nor the cache had one.")
+        print(f"It has no {CARD_FILE}: the repository has none, or the cache has none and the hub does not respond.")
     model = args.to or (model_id if is_local(model_id) else f"{model_id}@{commit}")
     print(f"Try: eca-hub {command_for(config_bytes)} image.png --model {model}")
     return 0

@@ -146,7 +146,7 @@ def test_a_copy_without_a_card_says_so(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     capsys.readouterr()
     assert main(["pull", "acme/offline", "--to", str(tmp_path / "copy")]) == 0
-    assert "It has no README.md: neither the hub nor the cache had one." in capsys.readouterr().out
+    assert "It has no README.md: the repository has none, or the cache has none" in capsys.readouterr().out
 
 
 def test_a_push_of_a_package_that_cannot_be_loaded_sends_nothing(
