@@ -64,7 +64,7 @@ class ImageConfig:
         check_choice("crop_mode", self.crop_mode, CropMode)
         check_choice("interpolation", self.interpolation, Interpolation)
         if not is_number(self.crop):
-            raise InvalidConfig(f"crop is {self.crop!r}; it must be a number.")
+            raise InvalidConfig(f"crop is {self.crop!r}; only finite numbers are allowed.")
         for name in ("mean", "std"):
             set_numbers(self, name)
         if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):

@@ -179,7 +179,7 @@ def test_the_defaults_for_color_are_averaged_for_a_gray_network() -> None:
         ({"std": (1e-40,) * 3}, "std from 1e-06 to 1000"),
         ({"std": (1e300,) * 3}, "std from 1e-06 to 1000"),
         ({"crop": 1e-308}, "crop is 1e-308; it must be 0.01 to 1"),
-        ({"crop": "0.9"}, "crop is '0.9'; it must be a number"),
+        ({"crop": "0.9"}, "crop is '0.9'; only finite numbers"),
         ({"height_px": 224.5}, "height_px is 224.5; it must be a whole number"),
         ({"crop_mode": "centre"}, "crop_mode is 'centre'; it must be one of center, squash, border"),
         ({"interpolation": "area"}, "interpolation is 'area'; it must be one of nearest, "),
