@@ -46,12 +46,12 @@ def main(argv: list[str]) -> int:
     if not args.to:
         raise InvalidUsage("--to is empty.", hint="Give a new folder.")
 
-    from eca_hub.hub.package import check_new_folder
+    from eca_hub.hub.package import check_new_folder, is_file
     from eca_hub.paths import expand_home
 
     args.to = str(expand_home(args.to))
     labels = None if args.labels is None else _read_labels(expand_home(args.labels))
-    is_checkpoint = expand_home(args.source).is_file()
+    is_checkpoint = is_file(expand_home(args.source))
     if is_checkpoint:
         args.source = str(expand_home(args.source))
     if not is_checkpoint and args.format == "eca-hub":
@@ -134,7 +134,9 @@ def _print_report(
 
 
 def _read_labels(path: Path) -> list[str]:
-    if not path.is_file():
+    from eca_hub.hub.package import is_file
+
+    if not is_file(path):
         raise InvalidConfig(
             f"There is no label file {str(path)!r}.", hint="One class name on each line, or a JSON list."
         )

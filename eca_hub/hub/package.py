@@ -11,7 +11,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -128,11 +128,25 @@ def is_folder(path: Path) -> bool:
     Raises:
         InvalidPackage: a folder above it may not be searched.
     """
+    return _is(Path.is_dir, path)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether this is a file; a name that no file can have is none.
+
+    Raises:
+        InvalidPackage: a folder above it may not be searched.
+    """
+    return _is(Path.is_file, path)
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
     try:
-        return path.is_dir()
+        return kind(path)
     except PermissionError as error:
         raise _unreadable(path, error) from None
     except (OSError, ValueError):
+        # The name is too long, for example.
         return False
 
 

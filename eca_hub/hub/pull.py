@@ -27,12 +27,12 @@ from eca_hub.hub.package import (
     CONFIG_FILE,
     FILES,
     PICKLE_SUFFIXES,
-    PICTURES,
     WEIGHTS_FILE,
     Package,
     check_new_folder,
     find_package,
     folder_named,
+    is_file,
     is_folder,
     new_folder,
     pictures_in,
@@ -118,9 +118,8 @@ def is_local(id_or_folder: str | Path) -> bool:
     path = folder_named(id_or_folder)
     if is_folder(path):
         return True
-    with contextlib.suppress(OSError, ValueError):
-        if path.is_file():
-            raise InvalidPackage(f"{path} is a file; a package is a folder.", hint=f"Give its folder: {path.parent}")
+    if is_file(path):
+        raise InvalidPackage(f"{path} is a file; a package is a folder.", hint=f"Give its folder: {path.parent}")
     return isinstance(id_or_folder, Path) or release_folder(id_or_folder) is not None
 
 
@@ -150,7 +149,11 @@ def pull_to(
         package = pull(model_id, revision)
         source = find_package(model_id)
         with new_folder(folder) as draft:
-            for name in (*FILES, *PICTURES):
+            for name in FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, draft / name)
+            card = (draft / CARD_FILE).read_bytes() if (draft / CARD_FILE).is_file() else b""
+            for name in pictures_in(card):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, draft / name)
         return package.revision

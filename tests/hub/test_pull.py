@@ -17,6 +17,7 @@ from eca_hub.errors import (
     RevisionNotFound,
 )
 from eca_hub.hub.card.edit import set_model_id
+from eca_hub.hub.convert.checkpoint_reader import read_weights
 from eca_hub.hub.package import FILES, find_package
 from eca_hub.hub.pull import check_cache, is_local, pull, pull_to
 from eca_hub.hub.push import PushResult, push_folder
@@ -165,7 +166,8 @@ def test_a_folder_that_may_not_be_searched_is_named(monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "is_dir", refuse)
-    for call in (is_local, find_package):
+    monkeypatch.setattr(Path, "is_file", refuse)
+    for call in (is_local, find_package, read_weights):
         with pytest.raises(InvalidPackage, match="secret/model cannot be read: Permission denied"):
             call("secret/model")
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.hub.package import is_file
 
 _EMA_KEYS = ("state_dict_ema", "model_ema")
 _STATE_DICT_KEYS = (*_EMA_KEYS, "state_dict", "model_state_dict", "model", "net")
@@ -55,7 +56,7 @@ def read_checkpoint(file: str | Path) -> Checkpoint:
         CheckpointMismatch: it holds no weights, or reading it would run code.
     """
     path = Path(file)
-    if not path.is_file():
+    if not is_file(path):
         raise InvalidConfig(f"There is no file {str(path)!r}.", hint="Give the checkpoint itself, not a folder.")
     try:
         content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)

@@ -198,6 +198,10 @@ def test_errors_of_the_file_system_are_reported(eca_resnet18: nn.Module, save: S
         ([__file__, "--to", "x", "--labels", "nowhere.txt"], InvalidConfig),
         ([__file__, "--to", "x"], InvalidConfig),
         ([__file__, "--to", ""], InvalidUsage),
+        (["x" * 300, "--to", "x"], InvalidUsage),
+        ([__file__, "--to", "x", "--labels", "x" * 300], InvalidConfig),
+        ([__file__, "--to", "x" * 300], InvalidConfig),
+        ([__file__, "--to", "."], InvalidConfig),
         (["~no_such_user/model", "--to", "x", "--format", "timm"], InvalidConfig),
     ],
 )
