@@ -163,8 +163,8 @@ class DetectionModule(TrainingModule):
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Map uint8 images (3, H, W) to the boxes, labels, scores and masks of each, in pixels of that image."""
-        found: list[dict[str, Tensor]] = self.model(self._to_float(images))
-        return found
+        detections: list[dict[str, Tensor]] = self.model(self._to_float(images))
+        return detections
 
     def training_step(self, batch: DetectionBatch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
@@ -262,14 +262,14 @@ class DetectionModule(TrainingModule):
         if not batch.images:
             return {}
         split = self._split(name)
-        found = self(batch.images)
+        outputs = self(batch.images)
         predictions = {}
-        for index, image, each in zip(batch.indices.tolist(), batch.images, found, strict=True):
+        for index, image, output in zip(batch.indices.tolist(), batch.images, outputs, strict=True):
             image_id = split.images[index].image_id
             height, width = image.shape[1:]
             predictions[image_id] = [
                 {"image_id": image_id, "category_id": split.category_ids[label], **prediction}
-                for label, prediction in encode_prediction(each, height, width)
+                for label, prediction in encode_prediction(output, height, width)
             ]
         return predictions
 
