@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
         if ids is not None:
             results += [ids.result(path, each) for each in found]
         if path in drawings:
-            _draw(path, found, drawings[path])
+            _draw(path, found, drawings[path], detector.config.bit_depth)
         if args.json:
             document = {"image": path, "model": detector.model_id, "revision": detector.revision}
             print(json.dumps({**document, "detections": [_as_json(each) for each in found]}))
@@ -107,13 +108,14 @@ class _Ids:
         if annotations is not None:
             listed, self._category_ids = _read_annotations(annotations)
             for path in images:
-                ids = listed.get(Path(path).name, [])
-                if len(ids) != 1:
-                    times = "no image" if not ids else f"{len(ids)} images"
+                entries = listed.get(Path(path).name, [])
+                if len(entries) != 1:
+                    times = "no image" if not entries else f"{len(entries)} images"
                     raise InvalidConfig(
                         f"{annotations} lists {times} {Path(path).name}; --to needs the id of each image."
                     )
-                self._image_ids[path] = ids[0]
+                _check_size(path, entries[0], annotations)
+                self._image_ids[path] = entries[0]["id"]
         path_of: dict[int | str, str] = {}
         for path, image_id in self._image_ids.items():
             if path_of.setdefault(image_id, path) != path:
@@ -127,6 +129,11 @@ class _Ids:
         """
         if self._annotations is None:
             self._category_ids = {label: index for index, label in enumerate(labels, start=1)}
+            print(
+                f"--to: category ids are 1 to {len(labels)}, in the order of the labels; --annotations takes those of "
+                "a COCO file.",
+                file=sys.stderr,
+            )
         for label in labels:
             if label not in self._category_ids:
                 raise InvalidConfig(f"{self._annotations} has no category {label!r}, which the detector has.")
@@ -143,20 +150,39 @@ def _number_or_name(path: Path) -> int | str:
     return int(path.stem) if is_number else path.name
 
 
-def _read_annotations(path: str) -> tuple[dict[str, list[int | str]], dict[str, Any]]:
-    """Read the ids of the images of each name, and of each category, from a COCO file.
+def _check_size(path: str, entry: Mapping[str, Any], annotations: str) -> None:
+    """Refuse an image whose annotations are in other coordinates than its detections would be.
+
+    Raises:
+        InvalidConfig: the annotation file has another size of it.
+    """
+    from eca_hub.images.sizes import read_sizes
+
+    sizes = read_sizes(path)
+    annotated = (entry.get("width"), entry.get("height"))
+    if sizes is not None and None not in annotated and annotated != sizes[1]:
+        width, height = sizes[1]
+        raise InvalidConfig(
+            f"{annotations} has {annotated[0]} x {annotated[1]} px for {Path(path).name}, which is displayed with "
+            f"{width} x {height}: its boxes would be in other coordinates.",
+            hint="Save the image without an EXIF orientation, or give the annotations of this size.",
+        )
+
+
+def _read_annotations(path: str) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Read the images of each name, and the id of each category, from a COCO file.
 
     Raises:
         InvalidConfig: it cannot be read, or is no such file.
     """
-    image_ids: dict[str, list[int | str]] = {}
+    images: dict[str, list[dict[str, Any]]] = {}
     try:
         document = json.loads(Path(path).read_bytes())
         for image in document["images"]:
             if not isinstance(image["id"], int | str):
                 raise TypeError("an id is neither a number nor text")
-            image_ids.setdefault(Path(image["file_name"]).name, []).append(image["id"])
-        return image_ids, {category["name"]: category["id"] for category in document["categories"]}
+            images.setdefault(Path(image["file_name"]).name, []).append(image)
+        return images, {category["name"]: category["id"] for category in document["categories"]}
     except OSError as error:
         raise InvalidConfig(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -208,13 +234,13 @@ def _make_folder(folder: str) -> None:
         raise InvalidConfig(f"The folder {folder} cannot be made: {error.strerror}.") from None
 
 
-def _draw(path: str, detections: list["Detection"], target: Path) -> None:
+def _draw(path: str, detections: list["Detection"], target: Path, bit_depth: int | None) -> None:
     from eca_hub.images.decode import load_image
     from eca_hub.images.draw import Shape, draw_shapes
 
     shapes = [Shape(f"{each.label} {each.score:.2f}", each.index, each.box, each.mask) for each in detections]
     content = io.BytesIO()
-    draw_shapes(load_image(path).image, shapes).save(content, "PNG")
+    draw_shapes(load_image(path, bit_depth=bit_depth).image, shapes).save(content, "PNG")
     _write(target, content.getvalue())
 
 

@@ -8,6 +8,7 @@ Shapes: K classes, R recalls, T IoU thresholds.
 
 import contextlib
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,8 @@ IouType = Literal["bbox", "segm"]
 
 FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
 """COCO's twelve figures in its order: precision and recall, S, M and L for small, medium and large objects."""
+_AREAS_PX2 = {"S": (0.0, 32.0**2), "M": (32.0**2, 96.0**2), "L": (96.0**2, math.inf)}
+"""Least and largest area of an object of these sizes."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,13 @@ def evaluate_detections(
         num_classes = len(category_ids)
         present = {each["category_id"] for each in ground_truth["annotations"] if not each.get("iscrowd")}
         none = tuple(0.0 if each in present else -1.0 for each in category_ids)
-        return Evaluation(dict.fromkeys(FIGURES, 0.0), none, none[:num_classes], (0.0,) * 101)
+        areas = [each["area"] for each in ground_truth["annotations"] if not each.get("iscrowd")]
+        figures = {
+            name: 0.0 if any(low <= area <= high for area in areas) else -1.0
+            for name in FIGURES
+            for low, high in [_AREAS_PX2.get(name[2:], (0.0, math.inf))]
+        }
+        return Evaluation(figures, none, none[:num_classes], (0.0,) * 101)
     evaluation = COCOeval_faster(truth, truth.loadRes(results), iou_type, print_function=lambda *_: None)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()

@@ -86,7 +86,8 @@ def draw_contact_sheet(
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    num_rows = -(-len(samples) // _NUM_COLUMNS)
+    # With no sample, one empty row.
+    num_rows = max(-(-len(samples) // _NUM_COLUMNS), 1)
     figure = Figure(figsize=(4 * _NUM_COLUMNS, 3.2 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, _NUM_COLUMNS, squeeze=False)
     for axes in grid.flat:

@@ -44,7 +44,9 @@ def test_detections_are_printed_drawn_and_written(
         (folder / file.name).write_bytes(file.read_bytes())
     files = [folder / file.name for file in files]
     assert detect(package, folder, "--save_image", drawn, "--to", results) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr()
+    assert "--to: category ids are 1 to 2, in the order of the labels" in shown.err
+    first, second = shown.out.splitlines()
     assert first.startswith(f"{files[0]}  ")
     assert " at (" in first
     assert second.startswith(f"{files[1]}  ")
@@ -119,6 +121,8 @@ def workspace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for file, names in (("lists_a", ["a.png"]), ("lists_none", []), ("lists_twice", ["x/a.png", "y/a.png"])):
         listed = [{"file_name": name, "id": index} for index, name in enumerate(names)]
         (tmp_path / f"{file}.json").write_text(json.dumps({"images": listed, "categories": categories}))
+    turned = {"images": [{"file_name": "a.png", "id": 1, "width": 48, "height": 64}], "categories": categories}
+    (tmp_path / "sizes.json").write_text(json.dumps(turned))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -140,6 +144,10 @@ def workspace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("photos/a.png --to r.json --annotations deep.json", "deep.json is not a COCO annotation file."),
         ("photos/a.png --to r.json --annotations lists_none.json", "lists_none.json lists no image a.png"),
         ("photos/a.png --to r.json --annotations lists_twice.json", "lists_twice.json lists 2 images a.png"),
+        (
+            "photos/a.png --to r.json --annotations sizes.json",
+            "has 48 x 64 px for a.png, which is displayed with 64 x 48",
+        ),
         ("photos/a.png more/a.png --to r.json --annotations lists_a.json", "and more/a.png have the same id 0 in --to"),
         ("photos/1.png more/001.png --to r.json", "photos/1.png and more/001.png have the same id 1 in --to."),
     ],

@@ -113,6 +113,17 @@ def test_perfect_predictions_give_1_and_none_give_0() -> None:
     assert nothing.class_ap == (0, 0, 0, -1)
 
 
+def test_without_predictions_a_size_that_no_object_has_is_marked_as_with_wrong_ones() -> None:
+    truth = {
+        "images": [{"id": 1, "width": 99, "height": 99}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    wrong = [{"image_id": 1, "category_id": 1, "bbox": [50, 50, 9, 9], "score": 0.5}]
+    assert evaluate_detections(truth, []).figures == evaluate_detections(truth, wrong).figures
+    assert evaluate_detections(truth, []).figures["APM"] == -1
+
+
 def test_evaluation_changes_nothing_of_what_it_is_given() -> None:
     truth, predictions = random_case(4, with_masks=True, scores="tied")
     before = copy.deepcopy((truth, predictions))

@@ -6,6 +6,7 @@ Shapes: N objects of an image.
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -174,7 +175,9 @@ def _check_images(
 def _is_listed(path: Path, files: dict[Path, set[str]]) -> bool:
     """Whether there is a file, by one listing a folder: asking for each of 118,000 takes minutes on a network disk."""
     if path.parent not in files:
-        files[path.parent] = {each.name for each in path.parent.iterdir()} if path.parent.is_dir() else set()
+        # Path.is_dir raises for a name that is too long.
+        is_folder = os.path.isdir(path.parent)  # noqa: PTH112
+        files[path.parent] = {each.name for each in path.parent.iterdir()} if is_folder else set()
     return path.name in files[path.parent]
 
 
@@ -283,7 +286,11 @@ class _Evidence:
             is_of_corners = math.isclose(area, (width - x) * (height - y), rel_tol=0.01, abs_tol=1)
         elif not (isinstance(outline, list) and outline):
             return
-        if isinstance(outline, list) and self.num_outlines < _NUM_OUTLINES and not find_mask_fault(outline, 0, 0):
+        if (
+            isinstance(outline, list)
+            and self.num_outlines < _NUM_OUTLINES
+            and not find_mask_fault(outline, *image_size[::-1])
+        ):
             self.num_outlines += 1
             xs, ys = [each for ring in outline for each in ring[::2]], [each for ring in outline for each in ring[1::2]]
             left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
@@ -323,7 +330,14 @@ def find_mask_fault(mask: Any, height: int, width: int) -> str:
             isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(_is_number(each) for each in ring)
             for ring in mask
         ):
-            return ""
+            # Drawing takes memory by the length of the outline.
+            is_near = all(
+                -side <= each <= 2 * side
+                for ring in mask
+                for start, side in ((0, width), (1, height))
+                for each in ring[start::2]
+            )
+            return "" if is_near else "reach far outside their image"
         return "are no polygons of three points or more"
     if not isinstance(mask, dict):
         return "are neither polygons nor run-length code"

@@ -9,7 +9,7 @@ from eca_hub.train.data.coco import read_coco
 from eca_hub.train.data.detection import DetectionDataModule
 from eca_hub.train.data.objects import Split
 from eca_hub.train.data.source import Split as SplitName
-from eca_hub.train.data.yolo import find_images_dir, read_class_names, read_yolo
+from eca_hub.train.data.yolo import count_keypoint_numbers, find_images_dir, read_class_names, read_yolo
 
 
 class CocoData(DetectionDataModule):
@@ -72,6 +72,7 @@ class YoloData(DetectionDataModule):
         self.root = _check_root(root, "data.yaml")
         self.title = self.root.resolve().name
         self._class_names = read_class_names(self.root)
+        self._num_keypoint_numbers = count_keypoint_numbers(self.root)
         self._folders = {name: find_images_dir(self.root, name) for name in ("train", "val", "test")}
         missing = [name for name in ("train", "val") if self._folders[name] is None]
         if missing:
@@ -87,7 +88,9 @@ class YoloData(DetectionDataModule):
             return self.split("val")
         folder = self._folders[name]
         assert folder is not None
-        return read_yolo(folder, self._class_names, with_masks=self.with_masks)
+        return read_yolo(
+            folder, self._class_names, with_masks=self.with_masks, num_keypoint_numbers=self._num_keypoint_numbers
+        )
 
 
 def _check_root(root: str, content: str) -> Path:

@@ -120,26 +120,34 @@ class DetectionDataset(Dataset[DetectionBatch]):
             return self._load(index)
         rng = np.random.default_rng(derive_seed("augment objects", self._seed, epoch, index))
         flips, combines = rng.random() < self._augment.flip_prob, rng.random() < self._augment.mosaic_prob
-        if combines:
+        # An image of one row or column cannot be divided.
+        if combines and min(self.images[index].width, self.images[index].height) > 1:
             others = rng.integers(len(self.images), size=_NUM_IN_MOSAIC - 1).tolist()
-            image, target = mosaic([self._load(each) for each in (index, *others)], *rng.uniform(0.3, 0.7, size=2))
-        else:
-            image, target = self._load(index)
-        num_objects = len(target["boxes"])
-        if self._max_objects is not None and num_objects > self._max_objects:
-            drawn = torch.from_numpy(np.sort(rng.choice(num_objects, self._max_objects, replace=False)))
+            samples = [self._load(each, rng) for each in (index, *others)]
+            image, target = mosaic(samples, *rng.uniform(0.3, 0.7, size=2))
+            drawn = self._draw_objects(len(target["boxes"]), rng)
             target = {name: tensor[drawn] for name, tensor in target.items()}
+        else:
+            image, target = self._load(index, rng)
         return flip(image, target) if flips else (image, target)
 
-    def _load(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _draw_objects(self, num_objects: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Draw the indices of at most `max_objects` objects; all where nothing is random."""
+        if rng is None or self._max_objects is None or num_objects <= self._max_objects:
+            return np.arange(num_objects)
+        return np.sort(rng.choice(num_objects, self._max_objects, replace=False))
+
+    def _load(self, index: int, rng: np.random.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         each = self.images[index]
         try:
             image = load_pixels(each, self._bit_depth)
         except (BadImage, OSError) as error:
             raise _BrokenFile(index, str(error)) from None
-        target = {"boxes": torch.from_numpy(each.boxes.copy()), "labels": torch.from_numpy(each.labels.copy())}
+        # Drawn before the masks are, which take a byte a pixel each.
+        drawn = self._draw_objects(len(each.boxes), rng)
+        target = {"boxes": torch.from_numpy(each.boxes[drawn]), "labels": torch.from_numpy(each.labels[drawn])}
         if self._with_masks:
-            masks = [rasterize(mask, each.height, each.width) for mask in each.masks or ()]
+            masks = [rasterize(each.masks[row], each.height, each.width) for row in drawn] if each.masks else []
             empty = np.zeros((0, each.height, each.width), np.uint8)
             target["masks"] = torch.from_numpy(np.stack(masks) if masks else empty)
         return image, target
@@ -191,12 +199,15 @@ def mosaic(
     """Put four images into the quarters of one that has the size of the first; each is resized to fit its quarter.
 
     Args:
-        samples: Images and targets, top left first, then top right, bottom left, bottom right.
+        samples: Images and targets, top left first, then top right, bottom left, bottom right. The first is at least
+            2 px wide and high.
         center_x: Where the quarters meet, as a share of the width.
         center_y: And of the height.
     """
     _, height, width = samples[0][0].shape
-    middle_x, middle_y = round(center_x * width), round(center_y * height)
+    middle_x, middle_y = (
+        min(max(round(share * side), 1), side - 1) for share, side in ((center_x, width), (center_y, height))
+    )
     canvas = torch.full((3, height, width), _MOSAIC_GRAY, dtype=torch.uint8)
     parts: list[dict[str, Tensor]] = []
     quarters = [(0, 0, middle_x, middle_y), (middle_x, 0, width, middle_y)]

@@ -7,8 +7,6 @@ Shapes: N objects of an image.
 """
 
 import dataclasses
-import struct
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.images.sizes import read_sizes
 
 MIN_SIDE_PX = 0.1
 """A box with a smaller side has no area: rounding while images are resized could make it empty."""
@@ -89,11 +88,11 @@ class Report:
 
     def leave_out(self, kind: str, name: object) -> None:
         """Count a fault that training can do without."""
-        self.left_out.setdefault(kind, []).append(str(name)[:_MAX_NAME_CHARS])
+        self.left_out.setdefault(kind, []).append(_printable(name))
 
     def refuse(self, kind: str, name: object) -> None:
         """Count a fault that must be corrected."""
-        self.refused.setdefault(kind, []).append(str(name)[:_MAX_NAME_CHARS])
+        self.refused.setdefault(kind, []).append(_printable(name))
 
     def raise_if_refused(self) -> None:
         """End with one sentence that names each kind of fault, how often it was found and where first.
@@ -187,24 +186,9 @@ def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObj
     return checked
 
 
-def read_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Read width and height of an image file, as stored and as displayed, from its header; None if it has none."""
-    from PIL import Image
-
-    try:
-        # Pillow warns of large images, and refuses larger ones; decoding has a limit of its own.
-        with (
-            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(path) as file,
-        ):
-            stored, orientation = file.size, file.getexif().get(_EXIF_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, OverflowError, struct.error, Image.DecompressionBombError):
-        return None
-    return stored, stored[::-1] if orientation in _TURNED else stored
-
-
-_EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
+def _printable(name: object) -> str:
+    # JSON may hold half of a character, which no output can encode.
+    return str(name)[:_MAX_NAME_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
 def _list_kinds(found: Mapping[str, list[str]]) -> str:

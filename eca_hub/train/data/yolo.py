@@ -2,6 +2,7 @@
 
     class center_x center_y width height          a box
     class x1 y1 x2 y2 x3 y3 ...                   a polygon, whose box is the one around it
+    class center_x center_y width height points   a box and keypoints, where data.yaml has kpt_shape
 
 Shapes: N objects of an image.
 """
@@ -16,7 +17,9 @@ import yaml
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.folders import walk_files
-from eca_hub.train.data.objects import MIN_SIDE_PX, ImageObjects, Report, Split, count_objects, read_sizes
+from eca_hub.images.sizes import read_sizes
+from eca_hub.train.data.objects import MIN_SIDE_PX, ImageObjects, Report, Split, count_objects
+from eca_hub.train.data.source import pointer_in
 
 _SPLIT_NAMES = {"train": ("train", "train2017"), "val": ("val", "valid", "validation", "val2017"), "test": ("test",)}
 _SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif"])
@@ -78,13 +81,32 @@ def find_images_dir(root: Path, split: str) -> Path | None:
     raise InvalidConfig(f"{path} gives {given[:80]!r} for {split}, and there is no such folder.")
 
 
-def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool) -> Split:
+def count_keypoint_numbers(root: Path) -> int:
+    """Return how many numbers of keypoints follow each box: the product of `kpt_shape` in data.yaml, or 0.
+
+    Raises:
+        InvalidConfig: `kpt_shape` is not two whole numbers.
+    """
+    path, document = _dataset_yaml(root)
+    shape = document.get("kpt_shape")
+    if shape is None:
+        return 0
+    is_shape = isinstance(shape, list) and len(shape) == 2 and all(type(each) is int and each > 0 for each in shape)
+    if not is_shape:
+        raise InvalidConfig(
+            f"kpt_shape in {path} is {str(shape)[:40]}; it must be the number of keypoints and 2 or 3 numbers of each."
+        )
+    return int(math.prod(shape))
+
+
+def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool, num_keypoint_numbers: int = 0) -> Split:
     """Read and check the images and text files of a split.
 
     Args:
         images_dir: Folder with the images; the text files are in the folder named `labels` where it has `images`.
         labels: Class names.
         with_masks: Whether each object must be a polygon.
+        num_keypoint_numbers: Numbers of keypoints after each box, which are left out.
 
     Raises:
         InvalidConfig: a line cannot be trained on; every kind of fault is counted and the first few are named.
@@ -109,11 +131,15 @@ def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool) -> S
             report.leave_out("images that cannot be read", path.name)
             continue
         key = path.relative_to(images_dir).with_suffix("")
-        lines = texts[key].read_text(encoding="utf-8-sig", errors="replace").splitlines() if key in texts else []
-        images.append(_read_objects(number, path, sizes[1], lines, len(labels), report, with_masks))
+        lines = _read_lines(texts[key], report) if key in texts else []
+        images.append(
+            _read_objects(number, path, sizes[1], lines, len(labels), report, with_masks, num_keypoint_numbers)
+        )
     for key in sorted(texts.keys() - {path.relative_to(images_dir).with_suffix("") for path in paths}):
         report.leave_out("text files without an image", f"{key}.txt")
     report.raise_if_refused()
+    if num_keypoint_numbers:
+        report.remarks.append("keypoints are left out, boxes are learned")
     if not any(len(image.boxes) for image in images):
         report.refuse("images, none of them with a box", len(images))
         report.raise_if_refused()
@@ -130,6 +156,7 @@ def _read_objects(
     num_classes: int,
     report: Report,
     with_masks: bool,
+    num_keypoint_numbers: int,
 ) -> ImageObjects:
     width, height = size
     boxes: list[list[float]] = []
@@ -141,7 +168,7 @@ def _read_objects(
         if not words:
             continue
         name = f"{path.stem}.txt line {line_number}"
-        fault, label, numbers = _read_line(words, num_classes)
+        fault, label, numbers = _read_line(words, num_classes, num_keypoint_numbers)
         if fault:
             report.refuse(fault, f"{name}: {line.strip()[:40]}")
             continue
@@ -178,7 +205,7 @@ def _read_objects(
     )
 
 
-def _read_line(words: Sequence[str], num_classes: int) -> tuple[str, int, list[float]]:
+def _read_line(words: Sequence[str], num_classes: int, num_keypoint_numbers: int) -> tuple[str, int, list[float]]:
     """Return what is wrong with a line, or an empty string, its class, and its numbers after the class."""
     try:
         number_of_class, *numbers = [float(word) for word in words]
@@ -188,6 +215,10 @@ def _read_line(words: Sequence[str], num_classes: int) -> tuple[str, int, list[f
     if not number_of_class.is_integer() or not 0 <= number_of_class < num_classes:
         return f"lines with a class that is not 0 to {num_classes - 1}", 0, []
     fault = ""
+    if num_keypoint_numbers:
+        if len(numbers) != 4 + num_keypoint_numbers:
+            return f"lines without the 4 numbers of a box and {num_keypoint_numbers} of kpt_shape", 0, []
+        numbers = numbers[:4]
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         fault = "lines that have neither four numbers nor the points of a polygon"
     elif not all(map(math.isfinite, numbers)):
@@ -269,6 +300,19 @@ def _read_text(path: Path) -> str:
         raise InvalidConfig(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise InvalidConfig(f"{path} is not UTF-8 text.", hint="Save it as UTF-8.") from None
+
+
+def _read_lines(path: Path, report: Report) -> list[str]:
+    """Read the lines of a text file with boxes; what is none is refused."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        report.refuse("text files that cannot be read", f"{path.name}: {error.strerror}")
+        return []
+    if pointer := pointer_in(content):
+        report.refuse(f"text files that are pointers of {pointer.tool}; `{pointer.command}` fetches them", path.name)
+        return []
+    return content.decode("utf-8-sig", "replace").splitlines()
 
 
 def _checked_names(names: Any, num_classes: Any, path: Path) -> list[str]:

@@ -122,6 +122,8 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda d: first(d).update(segmentation={"size": [48, 64], "counts": ["3072"]}), "masks that do not decode"),
     (lambda d: d["images"][0].update(file_name=""), "1 images without id and file_name"),
     (lambda d: d["images"][0].update(file_name="x" * 5000), "1 images missing in"),
+    (lambda d: d["images"][0].update(file_name="x" * 5000 + "/y.png"), "1 images missing in"),
+    (lambda d: first(d).update(segmentation=[[0, 0, 1e8, 0, 1e8, 1e8]]), "masks that reach far outside their image"),
     (
         lambda d: d["images"][0].update(file_name="train2017/0.png"),
         r"1 images missing in .*/train2017, though .* has them \(train2017/0.png\)",
@@ -318,3 +320,11 @@ def test_a_category_that_no_package_could_name_is_refused_before_training(name: 
     document["categories"][0]["name"] = name
     with pytest.raises(InvalidConfig, match="Label"):
         CocoData(str(write_coco(tmp_path, document))).check()
+
+
+def test_half_of_a_character_in_an_id_is_printed_escaped(tmp_path: Path) -> None:
+    document = coco_document()
+    for each in document["annotations"][:2]:
+        each["id"] = "\ud800"
+    summary = read(write_coco(tmp_path, document)).report.summary()
+    assert "repeated annotation ids, numbered anew (\\ud800)" in summary.encode().decode()

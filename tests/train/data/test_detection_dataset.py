@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.train.data import detection_dataset
 from eca_hub.train.data.coco_data import CocoData
 from eca_hub.train.data.detection_dataset import (
     AspectRatioBatchSampler,
@@ -19,7 +20,7 @@ from eca_hub.train.data.detection_dataset import (
     rasterize,
 )
 from eca_hub.train.data.sampler import BatchIndex, RankShard
-from tests.train.data.detection_files import SIZES, write_coco
+from tests.train.data.detection_files import SIZES, coco_document, write_coco
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,36 @@ def test_more_objects_than_allowed_are_drawn_at_random(root: Path) -> None:
     drawn = [dataset[BatchIndex(epoch, [0])].targets[0]["labels"].tolist() for epoch in range(12)]
     assert {tuple(labels) for labels in drawn} == {(0,), (1,)}
     assert len(plain(root, max_objects=1).dataset("val")[BatchIndex(0, [0])].targets[0]["labels"]) == 2
+
+
+def test_only_the_masks_of_drawn_objects_are_rasterized(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def draw(mask: Any, height: int, width: int) -> np.ndarray:
+        drawn.append(mask)
+        return np.ones((height, width), np.uint8)
+
+    monkeypatch.setattr(detection_dataset, "rasterize", draw)
+    dataset = plain(root, max_objects=1, with_masks=True).dataset("train")
+    target = dataset[BatchIndex(0, [0])].targets[0]
+    assert len(drawn) == len(target["masks"]) == 1
+
+
+def test_an_image_of_one_column_is_in_no_mosaic_of_its_own(tmp_path: Path) -> None:
+    document = coco_document()
+    document["images"][0].update(width=1)
+    document["annotations"] = [each for each in document["annotations"] if each["image_id"] != 1000]
+    root = write_coco(tmp_path, document)
+    dataset = CocoData(str(root), augment=DetectionAugmentConfig(mosaic_prob=1.0)).dataset("train")
+    assert dataset[BatchIndex(0, [0])].images[0].shape == (3, 48, 1)
+    assert dataset[BatchIndex(0, [1])].images[0].shape == (3, 64, 48)
+
+
+@pytest.mark.parametrize("center", [(0.01, 0.01), (0.99, 0.99)])
+def test_every_quarter_of_a_mosaic_has_pixels(center: tuple[float, float]) -> None:
+    sample = (torch.zeros(3, 2, 2, dtype=torch.uint8), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)})
+    image, _ = mosaic([sample] * 4, *center)
+    assert image.tolist() == torch.zeros(3, 2, 2, dtype=torch.uint8).tolist()
 
 
 def test_a_broken_image_is_named_and_left_out(root: Path, tmp_path: Path) -> None:

@@ -39,6 +39,41 @@ def test_other_layouts_are_found(layout: str, tmp_path: Path) -> None:
     assert YoloData(str(root)).split("test").report.num_objects == 3
 
 
+def test_keypoints_after_a_box_are_left_out_and_not_taken_for_a_polygon(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.25 0.5 0.1 0.1 0.9 0.1 0.9 0.9"]})
+    with (root / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [3, 2]\n")
+    split = YoloData(str(root)).split("train")
+    [with_box] = [image for image in split.images if len(image.boxes)]
+    assert with_box.boxes.tolist() == [pytest.approx([30, 10, 50, 30])]
+    assert "keypoints are left out, boxes are learned" in split.report.summary()
+
+
+@pytest.mark.parametrize(
+    ("shape", "line", "sentence"),
+    [
+        ("[17, 3]", "0 0.5 0.5 0.25 0.5 0.1 0.1", "lines without the 4 numbers of a box and 51 of kpt_shape"),
+        ("17", "0 0.5 0.5 0.25 0.5", "kpt_shape in .* is 17; it must be the number of keypoints"),
+    ],
+)
+def test_keypoints_of_another_number_are_refused(shape: str, line: str, sentence: str, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, {"a": [line]})
+    with (root / "data.yaml").open("a") as file:
+        file.write(f"kpt_shape: {shape}\n")
+    with pytest.raises(InvalidConfig, match=sentence):
+        YoloData(str(root)).check()
+
+
+def test_a_text_file_that_is_a_pointer_or_a_dangling_link_is_refused(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    first, second, *_ = sorted((root / "labels" / "train").iterdir())
+    first.unlink()
+    first.symlink_to(tmp_path / "absent")
+    second.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    with pytest.raises(InvalidConfig, match=r"text files that cannot be read .*No such file.* pointers of Git LFS"):
+        YoloData(str(root)).check()
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

@@ -1,0 +1,38 @@
+"""Sizes from headers, as stored and as displayed."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from eca_hub.images.decode import decode_image
+from eca_hub.images.sizes import read_sizes
+
+_XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WebP"])
+@pytest.mark.parametrize("metadata", ["none", "exif", "xmp"])
+def test_the_displayed_size_is_that_of_the_decoded_image(format_name: str, metadata: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options: dict[str, dict[str, Any]] = {"none": {}, "exif": {"exif": exif}, "xmp": {"xmp": _XMP}}
+    content = io.BytesIO()
+    Image.new("RGB", (100, 60)).save(content, format_name, **options[metadata])
+    path = tmp_path / "image"
+    path.write_bytes(content.getvalue())
+    sizes = read_sizes(path)
+    assert sizes is not None
+    assert sizes == ((100, 60), (60, 100) if metadata == "exif" else (100, 60))
+    assert decode_image(content.getvalue()).size == sizes[1]
+
+
+def test_a_file_without_a_header_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(b"text")
+    assert read_sizes(tmp_path / "image.jpg") is None
+    assert read_sizes(tmp_path / "absent.jpg") is None
