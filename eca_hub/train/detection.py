@@ -142,6 +142,8 @@ class DetectionModule(TrainingModule):
         self.config = dataclasses.replace(made, bit_depth=bit_depth)
         if start:
             _check_agrees(self.config, start, backbone, attention, attention_args)
+        if from_pretrained:
+            _check_own(self.config, config, from_pretrained)
         transform = self.model.get_submodule("transform")
         # In evaluation mode the last one counts.
         transform.min_size = (*train_min_sides_px, self.config.min_side_px)  # type: ignore[assignment]
@@ -299,6 +301,17 @@ def _check_agrees(
             raise InvalidConfig(
                 f"{start} has {name} {own}, and model.{name} is {other}.",
                 hint=f"Leave model.{name} out, or start from another package.",
+            )
+
+
+def _check_own(own: DetectorConfig, given: DetectorConfig, start: str) -> None:
+    """Refuse what is given and differs from the package to start from; a default may not have been given at all."""
+    for name in ("detector", "min_side_px", "max_side_px", "anchor_sizes_px", "anchor_ratios", "head_norm"):
+        value, default = getattr(given, name), getattr(DetectorConfig, name)
+        if value not in (default, getattr(own, name)):
+            raise InvalidConfig(
+                f"{start} has {name} {getattr(own, name)}, and model.{name} is {value}.",
+                hint=f"Leave model.{name} out: the weights are for that of the package.",
             )
 
 

@@ -281,6 +281,9 @@ def test_a_detector_package_is_trained_on_with_new_classes(tmp_path: Path) -> No
     torch.manual_seed(2)
     source = create_detector("faster_rcnn", backbone="resnet18", num_classes=3, min_side_px=32, max_side_px=64)
     save_detector(source, tmp_path, labels=("a", "b", "c"))
+    for name, value in (("detector", "retinanet"), ("min_side_px", 480), ("anchor_ratios", [1.0])):
+        with pytest.raises(InvalidConfig, match=f"and model.{name} is "):
+            DetectionModule(from_pretrained=str(tmp_path), labels=("d", "e"), **{name: value})  # type: ignore[arg-type]
     made = DetectionModule(from_pretrained=str(tmp_path), labels=("d", "e"))
     assert made.config.labels == ("d", "e")
     assert made.has_new_head
