@@ -37,9 +37,8 @@ OPTIONS = (
     Option(
         "data",
         "",
-        "ImageFolderData, ParquetData, CsvData, WebDatasetData, WebDatasetStreamData, SyntheticData or DigitsData",
+        "ImageFolderData, ParquetData, CsvData, WebDatasetData, DigitsData, ...; CocoData or YoloData for a detector",
     ),
-    Option("data", "", "CocoData or YoloData, to train a detector"),
     Option("data.root", "", "Folder of the data, or OWNER/NAME of a data set on the Hub for ParquetData"),
     Option("data.batch_size", "64", "Images in a batch of one process"),
     Option("data.num_workers", "0", "Processes that prepare batches"),
