@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from eca_hub import quickstart
 from eca_hub.__main__ import COMMANDS
 from tests.hub import ecanet
 
@@ -53,6 +54,18 @@ def test_the_first_screen_of_the_readme_is_a_sentence_and_the_two_commands() -> 
     first_screen = "\n".join(README.read_text().splitlines()[:20])
     assert "pip install -e '.[train,serve]' && eca-hub quickstart" in first_screen
     assert "pip install -e '.[dev]' && pytest" in first_screen
+
+
+def test_the_output_of_the_quickstart_has_the_rows_that_it_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [block] = re.findall(r"^```text\n(  test accuracy.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "0.png").touch()
+    quickstart._print_table(quickstart.Report(str(tmp_path)), tmp_path, {}, [])
+    printed = re.findall(r"^  (\w+(?: \w+)*)  ", capsys.readouterr().out.split("Next:")[0], flags=re.MULTILINE)
+    shown = re.findall(r"^  (\w+(?: \w+)*)  ", block, flags=re.MULTILINE)
+    assert shown == [name for name in printed if name != "files"]
 
 
 @pytest.mark.slow
