@@ -193,9 +193,9 @@ def _study() -> list[str]:
     """The blocks of the plan, each with the command that runs or continues it and the state of its results."""
     lines = [
         "`results/plan.yaml` was committed before any comparison was computed: the blocks, the number of seeds,",
-        "four comparisons and their tests. Blocks F and V, for processors without bf16, have plans of their own:",
-        "`results/plan_f.yaml` and `plan_v.yaml`. `data/cifar10` and `data/photos` are folders with parquet files, or",
-        "links to them. The command of a block also continues it: finished runs are never repeated.",
+        "four comparisons and their tests. Blocks F, V and J, for processors without bf16, have plans of their own:",
+        "`results/plan_f.yaml`, `plan_v.yaml` and `plan_j.yaml`. `data/cifar10` and `data/photos` are folders with",
+        "parquet files, or links to them. The command of a block also continues it: finished runs are never repeated.",
         "",
         "| block | runs | finished | command |",
         "| --- | --- | --- | --- |",
