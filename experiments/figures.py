@@ -7,6 +7,7 @@
   `python -m experiments.bench.service --results` writes: parts with rows of `server`, `precision`, `clients`, `per_s`,
   `p50_ms` and `p99_ms`.
 - `accuracy_BLOCK.png`: each seed of a block of the study, and the means, from `results/BLOCK.csv`.
+- `kernel_size_j.png`: accuracy against the kernel size of ECA, from `results/j.csv` and `results/v.csv`.
 
 A figure without its data is left out, with a line that names the file.
 """
@@ -22,8 +23,8 @@ from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.paper import published_rows
 from eca_hub.report.page import png
-from eca_hub.report.plots import accuracy, gates
-from eca_hub.report.study import Plan, group
+from eca_hub.report.plots import accuracy, gates, kernel_sizes
+from eca_hub.report.study import Plan, read_study
 from eca_hub.sweep.results import read_table
 
 if TYPE_CHECKING:
@@ -99,17 +100,24 @@ def latency(file: Path) -> "Figure":
 
 def block_accuracy(file: Path) -> "Figure":
     """Accuracy of each seed and the mean of each method, with its confidence interval."""
-    [block] = group(read_table(file), Plan("test_top1", ()))
+    [block] = read_study([file], Plan("test_top1", ())).blocks
     return accuracy(block, "test_top1")
 
 
-FROM_FILES: dict[str, tuple[Path, Callable[[Path], "Figure"]]] = {
-    "gates": (RESULTS / "photos34_gates.csv", learned_gates),
-    "latency": (RESULTS / "service.json", latency),
-    "accuracy_f": (RESULTS / "f.csv", block_accuracy),
-    "accuracy_v": (RESULTS / "v.csv", block_accuracy),
+def block_kernel_sizes(*files: Path) -> "Figure":
+    """Accuracy against the kernel size, with the other methods of the blocks as lines (the paper's figure 4)."""
+    [block] = read_study(files, Plan("test_top1", ())).blocks
+    return kernel_sizes(block, "test_top1")
+
+
+FROM_FILES: dict[str, tuple[Callable[..., "Figure"], tuple[Path, ...]]] = {
+    "gates": (learned_gates, (RESULTS / "photos34_gates.csv",)),
+    "latency": (latency, (RESULTS / "service.json",)),
+    "accuracy_f": (block_accuracy, (RESULTS / "f.csv",)),
+    "accuracy_v": (block_accuracy, (RESULTS / "v.csv",)),
+    "kernel_size_j": (block_kernel_sizes, (RESULTS / "v.csv", RESULTS / "j.csv")),
 }
-"""Name of a figure to its data and the function that draws them."""
+"""Name of a figure to the function that draws it and its data."""
 
 
 def _axes(x: str, y: str) -> tuple["Figure", "Axes"]:
@@ -129,11 +137,11 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "bubbles.png", png(bubbles()))
-    for name, (file, draw) in FROM_FILES.items():
-        if file.is_file():
-            write_atomic(out / f"{name}.png", png(draw(file)))
+    for name, (draw, files) in FROM_FILES.items():
+        if missing := [file for file in files if not file.is_file()]:
+            print(f"{name}.png is left out: there is no {missing[0]}.")
         else:
-            print(f"{name}.png is left out: there is no {file}.")
+            write_atomic(out / f"{name}.png", png(draw(*files)))
 
 
 if __name__ == "__main__":

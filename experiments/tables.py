@@ -23,8 +23,8 @@ from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, config_from_json
 from eca_hub.models.paper import PublishedRow, published_rows
 from eca_hub.releases import list_releases, release_folder
-from eca_hub.report.page import comparisons_table, markdown_table, methods_table, notes_on
-from eca_hub.report.study import read_plan, read_study
+from eca_hub.report.page import CAPTIONS, comparisons_table, markdown_table, methods_table, notes_on
+from eca_hub.report.study import Study, read_plan, read_study
 
 ROOT = Path(__file__).parent
 ROWS = ROOT / "configs" / "imagenet" / "rows"
@@ -37,6 +37,8 @@ _FIGURE_4 = (("3", 77.43), ("5", None), ("7", None), ("9", None), ("adaptive", 7
 """Kernel size, and the top-1 that the text of the paper states; the other points are drawn and not printed."""
 _DESCRIPTIVE = ("k", "m", "p")
 """Blocks of which plan.yaml plans no comparison."""
+_COMPARED_WITH = {"j": "v", "k": "w"}
+"""Blocks of one method in variants, and the block whose methods they are reported with."""
 _BENCHES = ("attention", "detection", "hub", "overload", "ray", "runtimes", "service", "soak", "training")
 
 
@@ -209,12 +211,16 @@ def _study() -> list[str]:
         num_runs = math.prod(len(values) for values in document["grid"].values())
         num_finished = len(_read_csv(results / f"{path.stem}.csv"))
         if num_finished:
+            names = [f"{stem}.csv" for stem in (_COMPARED_WITH.get(path.stem), path.stem)]
+            names = [name for name in names if (results / name).is_file()]
             plans = [f"plan_{path.stem}.yaml", "plan.yaml"] if path.stem not in _DESCRIPTIVE else []
             plan = next((results / each for each in plans if (results / each).exists()), None)
             option = f" --plan experiments/results/{plan.name}" if plan else ""
-            reports.append(f"eca-hub report experiments/results/{path.stem}.csv{option} --out runs/report_{path.stem}")
+            named = " ".join(f"experiments/results/{name}" for name in names)
+            reports.append(f"eca-hub report {named}{option} --out runs/report_{path.stem}")
             if num_finished == num_runs:
-                tables += ["", f"### Block {path.stem.upper()}", "", *_block(results / f"{path.stem}.csv", plan)]
+                study = read_study([results / name for name in names], read_plan(plan))
+                tables += ["", f"### Block {path.stem.upper()}", "", *_block(study, path.stem)]
         lines.append(f"| `sweeps/{path.name}` | {num_runs} | {num_finished} | `{command.removeprefix('# ')}` |")
     return [
         *lines,
@@ -229,11 +235,10 @@ def _study() -> list[str]:
     ]
 
 
-def _block(results_file: Path, plan: Path | None) -> list[str]:
-    """The tables of the report of a finished block."""
-    study = read_study(results_file, read_plan(plan))
+def _block(study: Study, name: str) -> list[str]:
+    """The tables of the report of a finished block, and its figure."""
     [block] = study.blocks
-    figure = f"results/figures/accuracy_{results_file.stem}.png"
+    kind = "kernel_size" if name in _COMPARED_WITH else "accuracy"
     return [
         *notes_on(study),
         "",
@@ -241,7 +246,7 @@ def _block(results_file: Path, plan: Path | None) -> list[str]:
         "",
         *(markdown_table(comparisons_table(block)) if block.comparisons else []),
         "",
-        f"![Each seed, and the mean with its 95 % confidence interval]({figure})",
+        f"![{CAPTIONS[kind]}](results/figures/{kind}_{name}.png)",
     ]
 
 

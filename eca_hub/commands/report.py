@@ -1,4 +1,4 @@
-"""`eca-hub report`: the results of a sweep as a page with tables, plots and statistics."""
+"""`eca-hub report`: the results of sweeps as a page with tables, plots and statistics."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Write the report of a table of results."""
-    parser = CommandParser("report", "Write the results of a sweep as one HTML page and as Markdown, with statistics.")
-    parser.add_argument("results", help="The table that eca-hub sweep wrote: results.csv or results.parquet.")
+    """Write the report of one or more tables of results."""
+    parser = CommandParser("report", "Write the results of sweeps as one HTML page and as Markdown, with statistics.")
+    parser.add_argument(
+        "results",
+        nargs="+",
+        help="The table that eca-hub sweep wrote: results.csv or results.parquet; several are read as one study.",
+    )
     parser.add_argument("--out", required=True, help="Folder for report.html, report.md and figures/.")
     parser.add_argument("--plan", help="YAML file with the comparisons that were fixed before; all with none and se.")
     parser.add_argument(
@@ -27,7 +31,9 @@ def main(argv: list[str]) -> int:
     from eca_hub.report.plots import draw_all
     from eca_hub.report.study import read_plan, read_study
 
-    study = read_study(Path(args.results), read_plan(Path(args.plan) if args.plan else None, args.metric))
+    study = read_study(
+        [Path(each) for each in args.results], read_plan(Path(args.plan) if args.plan else None, args.metric)
+    )
     try:
         page = write_report(Path(args.out), study, draw_all(study), title=args.title)
     except OSError as error:

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Head and rows."""
 
-_CAPTIONS = {
+CAPTIONS = {
     "accuracy": "Each seed, and the mean with its 95 % confidence interval.",
     "bubbles": "Result against parameters; the area of a bubble is its multiply-adds (figure 1 of the paper).",
-    "kernel_size": "Result against the kernel size (compare figure 4 of the paper).",
+    "kernel_size": "Result against the kernel size; dashed: methods without one (compare figure 4 of the paper).",
     "curves": "Training and validation: mean and range over the seeds.",
     "classes": "Change of each class.",
     "gates": "Learned gates of each channel, averaged over the images of a class; the last block of each stage.",
 }
+"""What each figure shows."""
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -60,7 +61,7 @@ def write_report(out_dir: Path, study: Study, figures: Mapping[str, "Figure"], *
                 page += [f"<h3>{heading}</h3>", _html_table(table)]
                 text += [f"### {heading}", "", *markdown_table(table), ""]
         suffix = f"_{number}" if len(study.blocks) > 1 else ""
-        for kind, caption in _CAPTIONS.items():
+        for kind, caption in CAPTIONS.items():
             name = f"{kind}{suffix}"
             if name in images:
                 source = base64.b64encode(images[name]).decode()

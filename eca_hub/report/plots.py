@@ -82,14 +82,18 @@ def kernel_sizes(block: Block, metric: str) -> "Figure":
     for method in block.methods:
         if method.kernel_size is not None:
             sized.setdefault(method.name.partition(" ")[0], []).append((method.kernel_size, method.summary))
+    by_default = {method.name for method in block.methods if method.kernel_size is None}
     for position, (name, points) in enumerate(sized.items()):
         points.sort(key=lambda point: point[0])
         ks, means = [k for k, _ in points], [each.mean for _, each in points]
         halves = [each.high - each.mean if each.num_seeds > 1 else 0.0 for _, each in points]
-        axes.errorbar(ks, means, yerr=halves, fmt="o-", capsize=4, color=_color(name, position), label=plain(name))
+        label = f"{plain(name)}, one k for all blocks" if name in by_default else plain(name)
+        axes.errorbar(ks, means, yerr=halves, fmt="o-", capsize=4, color=_color(name, position), label=label)
     for position, method in enumerate(method for method in block.methods if method.kernel_size is None):
-        color = _color(method.name, position)
-        axes.axhline(method.summary.mean, ls="--", lw=1.2, color=color, label=plain(method.name))
+        color, summary = _color(method.name, position), method.summary
+        axes.axhline(summary.mean, ls="--", lw=1.2, color=color, label=plain(method.name))
+        if method.name in sized and summary.num_seeds > 1:
+            axes.axhspan(summary.low, summary.high, color=color, alpha=0.1, lw=0)
     axes.set_xticks(sorted({k for points in sized.values() for k, _ in points}))
     axes.legend(frameon=False)
     return figure

@@ -100,16 +100,49 @@ class Study:
     """A row a stage, class and channel."""
 
 
-def read_study(results_file: Path, plan: Plan) -> Study:
-    """Read a table of results and those beside it, and compare what the plan says.
+def read_study(results_files: Sequence[Path], plan: Plan) -> Study:
+    """Read tables of results and those beside them, and compare what the plan says.
+
+    Args:
+        results_files: One table or more; the runs of all are one study. Speeds and gates are those of the first table
+            that has them, because networks that were timed at different times are not compared.
+        plan: What is compared.
 
     Raises:
-        InvalidConfig: a table cannot be read, or its results cannot be compared.
+        InvalidConfig: a table cannot be read, or the results cannot be compared.
     """
-    results = read_table(results_file)
-    tables = {name: _read_beside(results_file, name) for name in _COLUMNS}
-    speeds = tables.pop("speeds")
-    return Study(plan, tuple(group(results, plan, speeds)), results, **tables)
+    results = _read_together(results_files)
+    tables = {name: [_read_beside(file, name) for file in results_files] for name in _COLUMNS}
+    first = {name: next(filter(None, tables.pop(name)), []) for name in ("speeds", "gates")}
+    rows = {name: [row for table in each for row in table] for name, each in tables.items()}
+    return Study(plan, tuple(group(results, plan, first["speeds"])), results, gates=first["gates"], **rows)
+
+
+def _read_together(results_files: Sequence[Path]) -> list[Row]:
+    """Read the rows of all tables, with the same columns in each: a method's column that a table lacks is empty."""
+    tables = [read_table(file) for file in results_files]
+    for file, table in zip(results_files, tables, strict=True):
+        if not table:
+            raise InvalidConfig(f"The results {file} have no rows.")
+    grids = [_grid_columns(table[0]) for table in tables]
+    together = list(dict.fromkeys(column for grid in grids for column in grid))
+    for file, grid, table in zip(results_files, grids, tables, strict=True):
+        if missing := [column for column in together if column not in grid and not _is_method(column)]:
+            raise InvalidConfig(
+                f"The results {file} lack the column {missing[0]}, which others of the tables have.",
+                hint="Only tables that differ in nothing but the method can be reported together.",
+            )
+        if table[0].get("num_test_images") != tables[0][0].get("num_test_images"):
+            raise InvalidConfig(
+                f"{file} has {table[0].get('num_test_images')} test images a run and {results_files[0]} "
+                f"{tables[0][0].get('num_test_images')}.",
+                hint="Report them one by one.",
+            )
+    return [
+        {"run": row["run"], **{column: row.get(column, "") for column in together}, **row}
+        for table in tables
+        for row in table
+    ]
 
 
 def _read_beside(results_file: Path, name: str) -> list[Row]:
@@ -253,7 +286,28 @@ def _is_method(column: str) -> bool:
 
 
 def _method_name(row: Mapping[str, Any], grid: Sequence[str]) -> str:
-    return " ".join(str(row[key]) for key in grid if _is_method(key) and not _is_empty(row[key]))
+    return " ".join(_in_words(row[key]) for key in grid if _is_method(key) and not _is_empty(row[key]))
+
+
+def _in_words(value: Any) -> str:
+    """Return a value of the grid as a part of a name: options as key=value."""
+    options = _options(value)
+    return str(value) if options is None else " ".join(f"{key}={_as_cell(each)}" for key, each in options.items())
+
+
+def _as_cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _options(cell: Any) -> dict[str, Any] | None:
+    """Read a cell with options, such as {"kernel_sizes": 3}; None for other cells."""
+    if not isinstance(cell, str) or not cell.startswith("{"):
+        return None
+    try:
+        options = json.loads(cell)
+    except ValueError:
+        return None
+    return options if isinstance(options, dict) else None
 
 
 def _is_empty(value: Any) -> bool:
@@ -269,11 +323,7 @@ def _kernel_size(row: Mapping[str, Any]) -> int | None:
     for key, value in row.items():
         if key.startswith("kernel_size") and isinstance(value, int):
             return value
-        if key == "attention_args" and isinstance(value, str) and value.startswith("{"):
-            try:
-                args = json.loads(value)
-            except ValueError:
-                return None
+        if key == "attention_args" and (args := _options(value)) is not None:
             sizes = args.get("kernel_size", args.get("kernel_sizes"))
             if isinstance(sizes, int):
                 return sizes

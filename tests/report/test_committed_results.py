@@ -1,4 +1,4 @@
-"""A committed table of made-up results: its report is rebuilt, and its p-values by a count of all splits."""
+"""The committed results of the study: their reports are rebuilt, and their p-values by a count of all splits."""
 
 import csv
 import itertools
@@ -7,10 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eca_hub.__main__ import main
 
-TABLE = Path(__file__).parent / "example.csv"
+RESULTS = Path("experiments/results")
 
 
 def mean(values: list[float]) -> float:
@@ -29,27 +30,37 @@ def counted_p(a: list[float], b: list[float], *, margin: float | None = None) ->
     return sum(extreme) / len(extreme)
 
 
-def test_the_p_values_of_the_report_are_those_of_a_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = "experiments/results/plan.yaml"
-    assert main(["report", str(TABLE), "--plan", plan, "--out", str(tmp_path), "--json"]) == 0
+@pytest.mark.parametrize("block", ["f", "v"])
+def test_the_p_values_of_a_report_are_those_of_a_count(
+    block: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, plan = RESULTS / f"{block}.csv", RESULTS / f"plan_{block}.yaml"
+    assert main(["report", str(table), "--plan", str(plan), "--out", str(tmp_path), "--json"]) == 0
     comparisons = json.loads(capsys.readouterr().out)["comparisons"]
     values: dict[str, list[float]] = defaultdict(list)
-    with TABLE.open(newline="") as file:
+    with table.open(newline="") as file:
         for row in csv.DictReader(file):
             values[row["attention"]].append(100 * float(row["test_top1"]))
+    planned = yaml.safe_load(plan.read_text())["comparisons"]
     assert [(each["a"], each["b"], each["kind"]) for each in comparisons] == [
-        ("eca", "none", "difference"),
-        ("eca", "se", "non_inferiority"),
+        (each["a"], each["b"], each["kind"]) for each in planned
     ]
-    counted = [counted_p(values["eca"], values["none"]), counted_p(values["eca"], values["se"], margin=0.5)]
+    counted = [counted_p(values[each["a"]], values[each["b"]], margin=each.get("margin")) for each in planned]
     assert [each["p"] for each in comparisons] == pytest.approx(counted)
-    low, high = sorted(counted)
-    assert sorted(each["p_holm"] for each in comparisons) == pytest.approx([2 * low, max(2 * low, high)])
+    # Holm: the smallest of n times n, the next times n - 1, and none below the one before.
+    order = sorted(range(len(counted)), key=counted.__getitem__)
+    highest = 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, counted[i] * (len(counted) - rank)))
+        assert comparisons[i]["p_holm"] == pytest.approx(highest)
 
 
 def test_tables_and_figures_are_rebuilt_and_say_that_seeds_are_missing(tmp_path: Path) -> None:
-    assert main(["report", str(TABLE), "--plan", "experiments/results/plan.yaml", "--out", str(tmp_path)]) == 0
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"accuracy", "bubbles"}
+    plan = RESULTS / "plan.yaml"
+    assert main(["report", str(RESULTS / "f.csv"), "--plan", str(plan), "--out", str(tmp_path)]) == 0
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {
+        *("accuracy", "bubbles", "curves", "classes", "gates")
+    }
     text = (tmp_path / "report.md").read_text()
-    assert "| eca | 4 | 90.50" in text
-    assert "Incomplete: 12 runs of the compared methods are missing from the 8 seeds of the plan." in text
+    assert "| eca | 6 | 70.30" in text
+    assert "Incomplete: 6 runs of the compared methods are missing from the 8 seeds of the plan." in text

@@ -199,6 +199,93 @@ def test_planned_comparisons_of_methods_without_runs_are_named(results: Path, tm
     assert words in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_options_of_a_method_are_a_part_of_its_name() -> None:
+    options = ['{"kernel_sizes": 3}', '{"reduction": 8, "gate": "tanh"}', "{not json"]
+    rows = [
+        {"run": str(n), "attention": "eca", "attention_args": each, "config_hash": str(n), "test_top1": 0.5}
+        for n, each in enumerate(options)
+    ]
+    [block] = group(rows, PLAIN)
+    assert [(method.name, method.kernel_size) for method in block.methods] == [
+        ("eca kernel_sizes=3", 3),
+        ("eca reduction=8 gate=tanh", None),
+        ("eca {not json", None),
+    ]
+
+
+def rows_with_kernel_size(k: int, **more: Any) -> list[Row]:
+    return [
+        {
+            "run": f"k{k}-{seed}",
+            "architecture": "resnet18",
+            "attention": "eca",
+            "attention_args": json.dumps({"kernel_sizes": k}),
+            "seed_everything": seed,
+            "config_hash": f"k{k}-{seed}",
+            "test_top1": 0.91,
+            **more,
+        }
+        for seed in range(5)
+    ]
+
+
+def test_tables_of_several_sweeps_are_one_study(results: Path, tmp_path: Path) -> None:
+    sized = tmp_path / "sized.csv"
+    write_table(rows_with_kernel_size(7) + rows_with_kernel_size(3), sized)
+    study = read_study([results, sized], PLAIN)
+    [block] = study.blocks
+    assert [method.name for method in block.methods] == [
+        "none",
+        "se",
+        "eca",
+        "eca kernel_sizes=7",
+        "eca kernel_sizes=3",
+    ]
+    assert len(study.results) == 25
+    [axes] = draw_all(study)["kernel_size"].axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["none", "se", "eca", "eca, one k for all blocks"]
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("comparisons: [{a: eca, b: eca kernel_sizes=7}]")
+    assert main(["report", str(results), str(sized), "--plan", str(plan), "--out", str(tmp_path / "out")]) == 0
+    assert "| eca - eca kernel_sizes=7 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_speeds_of_two_sweeps_are_not_compared(results: Path, tmp_path: Path) -> None:
+    sized = tmp_path / "sized.csv"
+    write_table(rows_with_kernel_size(7), sized)
+    speeds = {f"{mode}_{kind}": 1.0 for mode in ("training", "inference") for kind in ("images_per_s", "time_ratio")}
+    machine = {"batch_size": 32, "threads": 2, "device": "cpu"}
+    write_table([{"run": "resnet18-eca-0", **speeds, **machine}], table_beside(results, "speeds"))
+    write_table([{"run": "k7-0", **speeds, **machine}], table_beside(sized, "speeds"))
+    [block] = read_study([results, sized], PLAIN).blocks
+    assert {method.name: method.speed is not None for method in block.methods} == {
+        "none": False,
+        "se": False,
+        "eca": True,
+        "eca kernel_sizes=7": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"drop": "architecture"}, "lack the column architecture, which others of the tables have"),
+        ({"num_test_images": 500}, "has 500 test images a run and"),
+        ({"drop": "attention_args"}, "two runs of eca with the same seed"),
+    ],
+)
+def test_tables_that_are_not_alike_are_refused(
+    results: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    dropped = change.pop("drop", None)
+    rows = [{key: each for key, each in row.items() if key != dropped} for row in rows_with_kernel_size(3, **change)]
+    write_table(rows, tmp_path / "sized.csv")
+    with pytest.raises(InvalidConfig, match=words):
+        read_study([results, tmp_path / "sized.csv"], PLAIN)
+
+
 def test_two_methods_with_the_same_kernel_sizes_are_two_lines() -> None:
     rows = [
         {"run": f"{method}{k}", "attention": method, "kernel_size": k, "config_hash": f"{method}{k}", "test_top1": 0.5}
@@ -276,7 +363,7 @@ def test_methods_are_the_same_from_csv_and_parquet(tmp_path: Path) -> None:
     ]
     for name in ("results.csv", "results.parquet"):
         write_table(rows, tmp_path / name)
-        [block] = read_study(tmp_path / name, PLAIN).blocks
+        [block] = read_study([tmp_path / name], PLAIN).blocks
         assert [method.kernel_size for method in block.methods] == [3, None]
         assert block.methods[1].name == "eca"
 
@@ -292,7 +379,7 @@ def test_another_metric_names_the_axes_and_the_classes(tmp_path: Path) -> None:
     write_table(rows, path)
     write_table([{"run": row["run"], "epoch": 0, "val_AP": 0.3} for row in rows], table_beside(path, "curves"))
     write_table([{"run": row["run"], "label": "cat", "AP": 0.5} for row in rows], table_beside(path, "classes"))
-    figures = draw_all(read_study(path, Plan("test_AP", ())))
+    figures = draw_all(read_study([path], Plan("test_AP", ())))
     curves, classes = figures["curves"], figures["classes"]
     assert curves.axes[0].get_ylabel() == "val_AP (%)"
     assert points_of(curves) == [([1], [30.0])] * 3
