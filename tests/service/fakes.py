@@ -21,18 +21,24 @@ from eca_service.inference.types import ModelInfo, ParityReport, RawPixels
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 REVISION = "3f9c1d2" + "0" * 33
+_MAX_TURNS = 10_000
+"""Turns of the event loop at one moment of the fake clock, beyond which its tasks only wake each other."""
 
 
 class _FakeClockSelector(selectors.DefaultSelector):
     def __init__(self, loop: "FakeClockLoop") -> None:
         super().__init__()
         self._loop = loop
+        self._num_turns, self._at_s = 0, -1.0
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0)
         if not ready:
             assert timeout is not None, "every task waits for something that does not happen"
             self._loop.now_s += timeout
+        self._num_turns = self._num_turns + 1 if self._loop.now_s == self._at_s else 0
+        self._at_s = self._loop.now_s
+        assert self._num_turns <= _MAX_TURNS, "the tasks wake each other, and no time passes"
         return ready
 
 

@@ -27,6 +27,10 @@ Runner = Callable[[list[Item]], Awaitable[Sequence[Output]]]
 
 _logger = logging.getLogger(__name__)
 
+_TIMER_RESOLUTION_S = 1e-6
+"""A shorter wait is none: asyncio's timers may fire a nanosecond early, and runners that each wait for the rest of it
+would wake each other again and again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ItemResult(Generic[Output]):
@@ -228,6 +232,7 @@ class Batcher(Generic[Item, Output]):
             if queued.is_running:
                 # The runner works on it until its batch ends, whether or not its client is still there.
                 return
+            queued.future.cancel()
         self._end_items(1)
 
     def _end_items(self, num_items: int) -> None:
@@ -281,7 +286,8 @@ class Batcher(Generic[Item, Output]):
         """How much longer to wait for a fuller batch."""
         if not self._num_pending or len(self._waiting) >= self._admission.max_batch * self._num_idle:
             return 0.0
-        return self._waiting[0].queued_at_s + self._max_wait_s - asyncio.get_running_loop().time()
+        remaining_s = self._waiting[0].queued_at_s + self._max_wait_s - asyncio.get_running_loop().time()
+        return remaining_s if remaining_s > _TIMER_RESOLUTION_S else 0.0
 
     async def _next_change(self, timeout_s: float | None = None) -> None:
         self._changed.clear()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eca_service.errors import EngineFailed, NotReady, Overloaded, WorkerLost
@@ -174,6 +174,27 @@ async def test_closing_finishes_the_items_in_flight_and_refuses_new_ones() -> No
     assert not batcher.is_alive
 
 
+@with_fake_clock
+async def test_items_of_a_request_that_was_given_up_are_not_run_and_are_counted_once() -> None:
+    runner = GatedRunner()
+    async with batching(runner, max_batch=1) as batcher:
+        with batcher.reserve(2) as (first, second):
+            runs = [asyncio.create_task(each.run(item)) for each, item in ((first, 1), (second, 2))]
+            await settle()
+        assert batcher.num_items == 1
+        runner.gate.set()
+        await settle()
+        assert [each.cancelled() for each in runs] == [False, True]
+        assert (runner.batches, batcher.num_items) == ([[1]], 0)
+
+
+# The three runners waited for the same moment, and the clock stood a rounding error before it.
+@example(
+    requests=[(15, 1, 8, None), (13, 1, 4, None), (20, 1, 0, None), (12, 1, 9, None), (20, 1, 4, None)],
+    num_runners=3,
+    max_batch=3,
+    max_wait_ms=1,
+)
 @given(
     requests=st.lists(
         st.tuples(
