@@ -6,7 +6,7 @@
 - `latency.png`: latency against load, from `results/service.json`, which is what
   `python -m experiments.bench.service --results` writes: parts with rows of `server`, `precision`, `clients`, `per_s`,
   `p50_ms` and `p99_ms`.
-- `accuracy_BLOCK.png`: each seed of a block of the study, and the means, from `results/BLOCK.csv`.
+- `accuracy_BLOCK.png`: each seed of a block of the study, and the means, from `results/BLOCK.csv`; block R with V.
 - `kernel_size_j.png`: accuracy against the kernel size of ECA, from `results/j.csv` and `results/v.csv`.
 
 A figure without its data is left out, with a line that names the file.
@@ -98,9 +98,9 @@ def latency(file: Path) -> "Figure":
     return figure
 
 
-def block_accuracy(file: Path) -> "Figure":
+def block_accuracy(*files: Path) -> "Figure":
     """Accuracy of each seed and the mean of each method, with its confidence interval."""
-    [block] = read_study([file], Plan("test_top1", ())).blocks
+    [block] = read_study(files, Plan("test_top1", ())).blocks
     return accuracy(block, "test_top1")
 
 
@@ -115,6 +115,8 @@ FROM_FILES: dict[str, tuple[Callable[..., "Figure"], tuple[Path, ...]]] = {
     "latency": (latency, (RESULTS / "service.json",)),
     "accuracy_f": (block_accuracy, (RESULTS / "f.csv",)),
     "accuracy_v": (block_accuracy, (RESULTS / "v.csv",)),
+    "accuracy_q": (block_accuracy, (RESULTS / "q.csv",)),
+    "accuracy_r": (block_accuracy, (RESULTS / "v.csv", RESULTS / "r.csv")),
     "kernel_size_j": (block_kernel_sizes, (RESULTS / "v.csv", RESULTS / "j.csv")),
 }
 """Name of a figure to the function that draws it and its data."""

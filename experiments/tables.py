@@ -35,10 +35,10 @@ RESULTS = ROOT / "results" / "measured.csv"
 
 _FIGURE_4 = (("3", 77.43), ("5", None), ("7", None), ("9", None), ("adaptive", 77.48))
 """Kernel size, and the top-1 that the text of the paper states; the other points are drawn and not printed."""
-_DESCRIPTIVE = ("k", "m", "p")
+_DESCRIPTIVE = ("k", "m", "p", "q", "r")
 """Blocks of which plan.yaml plans no comparison."""
-_COMPARED_WITH = {"j": "v", "k": "w"}
-"""Blocks of one method in variants, and the block whose methods they are reported with."""
+_COMPARED_WITH = {"j": "v", "k": "w", "m": "w", "r": "v"}
+"""Blocks of further methods, and the block of the same training that they are reported with."""
 _BENCHES = ("attention", "detection", "hub", "overload", "ray", "runtimes", "service", "soak", "training")
 
 
@@ -238,7 +238,7 @@ def _study() -> list[str]:
 def _block(study: Study, name: str) -> list[str]:
     """The tables of the report of a finished block, and its figure."""
     [block] = study.blocks
-    kind = "kernel_size" if name in _COMPARED_WITH else "accuracy"
+    kind = "kernel_size" if any(method.kernel_size is not None for method in block.methods) else "accuracy"
     return [
         *notes_on(study),
         "",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _COLORS = {"none": "#8c8c8c", "se": "#3b6fb6", "eca": "#d1495b"}
 _MORE_COLORS = ("#2a9d8f", "#e9a23b", "#7b5ea7", "#4f772d", "#a44a3f", "#1b7f9e", "#b0578d", "#6c757d")
 _MAX_CLASSES = 40
+_MAX_WIDE = 10
+"""Methods that are drawn far enough apart for their names to be nearly level."""
 _MAX_TITLE_CHARS = 90
 
 
@@ -43,7 +45,9 @@ def draw_all(study: Study) -> dict[str, "Figure"]:
 
 def accuracy(block: Block, metric: str) -> "Figure":
     """Each seed as a point, the mean with its 95 % interval as a bar."""
-    figure, axes = _axes(block.name, "", _percent(metric), width=max(4.5, 0.9 * len(block.methods) + 1.5))
+    num_methods = len(block.methods)
+    inches, degrees = (0.9, 20) if num_methods <= _MAX_WIDE else (0.5, 50)
+    figure, axes = _axes(block.name, "", _percent(metric), width=max(4.5, inches * num_methods + 1.5))
     for position, method in enumerate(block.methods):
         color = _color(method.name, position)
         spread = np.linspace(-0.12, 0.12, len(method.values)) if len(method.values) > 1 else [0.0]
@@ -51,9 +55,8 @@ def accuracy(block: Block, metric: str) -> "Figure":
         summary = method.summary
         half = summary.high - summary.mean if summary.num_seeds > 1 else 0.0
         axes.errorbar(position + 0.28, summary.mean, yerr=half, fmt="s", ms=6, capsize=4, color=color)
-    axes.set_xticks(
-        range(len(block.methods)), [plain(method.name) for method in block.methods], rotation=20, ha="right"
-    )
+    names = [plain(method.name) for method in block.methods]
+    axes.set_xticks(range(num_methods), names, rotation=degrees, ha="right", rotation_mode="anchor")
     return figure
 
 
