@@ -49,7 +49,7 @@ CARD_FILE = "README.md"
 FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 """What every package is written, pushed and pulled as."""
 
-PICTURES = ("curves.png", "confusion.png", "precision_recall.png")
+PLOTS = ("curves.png", "confusion.png", "precision_recall.png")
 """Plots of a run that its card may show; those that it shows are pushed and pulled with it, nothing else of a folder
 is."""
 
@@ -79,9 +79,9 @@ class Package:
     weights_bytes: bytes | memoryview
 
 
-def pictures_in(card: bytes) -> list[str]:
+def plots_in(card: bytes) -> list[str]:
     """Return the plots that a card shows."""
-    return [name for name in PICTURES if f"]({name})".encode() in card]
+    return [name for name in PLOTS if f"]({name})".encode() in card]
 
 
 def folder_named(name: str | Path) -> Path:
@@ -169,7 +169,7 @@ def _find_in(given: Path) -> Path:
 
 def _check_readable(folder: Path) -> None:
     """Refuse files that cannot be opened, and what git leaves in place of weights where git-lfs is not installed."""
-    for path in (folder / name for name in (*FILES, *PICTURES) if (folder / name).is_file()):
+    for path in (folder / name for name in (*FILES, *PLOTS) if (folder / name).is_file()):
         try:
             with path.open("rb") as file:
                 start = file.read(len(_LFS_POINTER))

@@ -35,7 +35,7 @@ from eca_hub.hub.package import (
     is_file,
     is_folder,
     new_folder,
-    pictures_in,
+    plots_in,
     read_folder,
 )
 from eca_hub.releases import release_folder
@@ -153,7 +153,7 @@ def pull_to(
                 if (source / name).is_file():
                     shutil.copyfile(source / name, draft / name)
             card = (draft / CARD_FILE).read_bytes() if (draft / CARD_FILE).is_file() else b""
-            for name in pictures_in(card):
+            for name in plots_in(card):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, draft / name)
         return package.revision
@@ -164,7 +164,7 @@ def pull_to(
         (draft / CONFIG_FILE).write_bytes(config_bytes)
         (draft / WEIGHTS_FILE).write_bytes(_read_checked(download, WEIGHTS_FILE, commit))
         card = _read_optional(download, CARD_FILE, commit)
-        plots = {name: _read_optional(download, name, commit) for name in pictures_in(card)}
+        plots = {name: _read_optional(download, name, commit) for name in plots_in(card)}
         for name, content in {CARD_FILE: card, **plots}.items():
             if content:
                 (draft / name).write_bytes(content)

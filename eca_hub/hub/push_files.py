@@ -23,13 +23,13 @@ from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
     FILES,
-    PICTURES,
+    PLOTS,
     WEIGHTS_FILE,
     config_from_json,
     detector_config_from_json,
     find_package,
     is_detector,
-    pictures_in,
+    plots_in,
 )
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
@@ -84,7 +84,7 @@ def plan_push(
     changed = source.changed_files(remote)
     sizes = {name: len(content) for name, content in source.read_small_files().items()}
     sizes[WEIGHTS_FILE] = source.weights_path.stat().st_size
-    sent = [PlannedFile(name, sizes[name], is_changed=name in changed) for name in (*FILES, *PICTURES) if name in sizes]
+    sent = [PlannedFile(name, sizes[name], is_changed=name in changed) for name in (*FILES, *PLOTS) if name in sizes]
     return sent + [PlannedFile(name, 0, is_changed=True, is_deleted=True) for name in source.stale_plots(remote)]
 
 
@@ -148,9 +148,9 @@ class PushFiles:
             card = self._render_card(is_timm=b'"pretrained_cfg"' in config_bytes).encode()
         if self._license_id is not None:
             card = set_license(card, self._license_id)
-        shown = [name for name in pictures_in(card) if (self.path / name).is_file()]
-        pictures = {name: (self.path / name).read_bytes() for name in shown}
-        return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **pictures}
+        shown = [name for name in plots_in(card) if (self.path / name).is_file()]
+        plots = {name: (self.path / name).read_bytes() for name in shown}
+        return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **plots}
 
     def _render_card(self, *, is_timm: bool) -> str:
         if isinstance(self._config, DetectorConfig):
@@ -172,11 +172,11 @@ class PushFiles:
     def stale_plots(self, remote: dict[str, str]) -> list[str]:
         """Return the plots on the hub that the package does not have."""
         small = self.read_small_files()
-        return [name for name in PICTURES if name in remote and name not in small]
+        return [name for name in PLOTS if name in remote and name not in small]
 
     def signatures(self) -> list[tuple[int, int, int]]:
         """Return numbers that differ after a write to a file."""
-        states = [(self.path / name).stat() for name in (*FILES, *PICTURES) if (self.path / name).is_file()]
+        states = [(self.path / name).stat() for name in (*FILES, *PLOTS) if (self.path / name).is_file()]
         return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
@@ -195,6 +195,6 @@ def _check_utf8(config_bytes: bytes, path: Path) -> None:
 
 def remote_hashes(api: HfApi, model_id: str, revision: str) -> dict[str, str]:
     """Return the hash that the hub announces for each file of a package that it has."""
-    entries = api.get_paths_info(model_id, [*FILES, *PICTURES], revision=revision)
+    entries = api.get_paths_info(model_id, [*FILES, *PLOTS], revision=revision)
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
     return {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in files}

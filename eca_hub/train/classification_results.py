@@ -78,7 +78,7 @@ class _ClassifierResults(RunResults):
 class ClassificationResults(_ClassifierResults):
     """Results of a classifier that gives each image one class."""
 
-    pictures: ClassVar[Mapping[str, str]] = {
+    plots: ClassVar[Mapping[str, str]] = {
         "curves.png": "Loss and accuracy by epoch",
         "confusion.png": "Confusion matrix of the test split",
     }
@@ -178,7 +178,7 @@ class ClassificationResults(_ClassifierResults):
 class MultiLabelResults(_ClassifierResults):
     """Results of a classifier that gives an image any number of classes."""
 
-    pictures: ClassVar[Mapping[str, str]] = {"curves.png": "Loss and mean average precision by epoch"}
+    plots: ClassVar[Mapping[str, str]] = {"curves.png": "Loss and mean average precision by epoch"}
     score_title = "mAP"
 
     def test_figures(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class DetectionResults(RunResults):
     """Results of a detector."""
 
     # detections.png shows images of the data, which may not be published.
-    pictures: ClassVar[Mapping[str, str]] = {
+    plots: ClassVar[Mapping[str, str]] = {
         "curves.png": "Loss and average precision by epoch",
         "precision_recall.png": "Precision over recall at IoU 0.5",
     }

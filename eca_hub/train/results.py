@@ -42,7 +42,7 @@ class RunResults(ABC):
     """The metrics of the kept validation that result.json has; None for all of them."""
     score_title: str
     """Name of the metric that chooses the best epoch, in a sentence."""
-    pictures: ClassVar[Mapping[str, str]]
+    plots: ClassVar[Mapping[str, str]]
     """File name of a plot that the package gets for its card, to what it shows."""
 
     def __init__(self, trainer: Trainer, module: Any, data: Any) -> None:
@@ -158,11 +158,11 @@ class RunResults(ABC):
         }
         result |= self.write_files(run_dir)
         write_atomic(run_dir / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-        pictures = {name: shows for name, shows in self.pictures.items() if (run_dir / name).is_file()}
+        plots = {name: shows for name, shows in self.plots.items() if (run_dir / name).is_file()}
         (run_dir / "model").mkdir(exist_ok=True)
-        for name in pictures:
+        for name in plots:
             write_atomic(run_dir / "model" / name, (run_dir / name).read_bytes())
-        self.save(weights, run_dir / "model", self._card_facts(result, pictures, command))
+        self.save(weights, run_dir / "model", self._card_facts(result, plots, command))
         remark = _SAME_SPLIT if self.data.has_single_eval_split else ""
         validation_line = self.validation_line(result)
         print(
@@ -184,7 +184,7 @@ class RunResults(ABC):
         torch.distributed.all_gather_object(shares, share)
         return [each for one in shares for each in one]
 
-    def _card_facts(self, result: Mapping[str, Any], pictures: Mapping[str, str], command: Sequence[str]) -> CardFacts:
+    def _card_facts(self, result: Mapping[str, Any], plots: Mapping[str, str], command: Sequence[str]) -> CardFacts:
         optim, data = self.module.optim_config, self.data
         summary, limits = self.card_texts()
         kept = (
@@ -202,7 +202,7 @@ class RunResults(ABC):
                 "kept",
                 "time": f"{result['fit_s']:.0f} s",
             },
-            pictures=pictures,
+            plots=plots,
             datasets=(data.hub_id,) if data.hub_id else (),
             base_model=self.module.base_model,
             command=shlex.join(command),

@@ -202,7 +202,7 @@ FACTS = CardFacts(
         Result("Oxford pets, 37 kinds", "test", "macro F1", 0.9012345678, 3669),
     ),
     recipe={"data": "Oxford pets, 3680 training images", "time": "12 s"},
-    pictures={"curves.png": "Loss and accuracy by epoch", "confusion.png": "Confusion matrix of the test split"},
+    plots={"curves.png": "Loss and accuracy by epoch", "confusion.png": "Confusion matrix of the test split"},
     datasets=("acme/pets",),
     base_model="acme/eca_resnet50",
     measured_on="2026-11-28 on 1 x NVIDIA H200, eca-hub 0.1.0",

@@ -36,8 +36,8 @@ class CardFacts:
     """Training settings: name to value."""
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Name of a number that was measured every epoch, such as `val_top1`, to its values."""
-    pictures: Mapping[str, str] = field(default_factory=dict)
-    """File name of a plot in the package, one of `PICTURES`, to what it shows."""
+    plots: Mapping[str, str] = field(default_factory=dict)
+    """File name of a plot in the package, one of `PLOTS`, to what it shows."""
     datasets: tuple[str, ...] = ()
     """Ids of the Hub's data sets that it was trained on."""
     base_model: str = ""

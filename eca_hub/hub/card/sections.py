@@ -99,8 +99,8 @@ def results_section(facts: CardFacts) -> str:
     ]
     table = "\n".join(["| data set | split | images | metric | value |", "| --- | --- | --- | --- | --- |", *rows])
     measured = f"\n\nMeasured {escape(facts.measured_on)}." if facts.measured_on else ""
-    pictures = "".join(f"\n\n![{escape(shows)}]({name})" for name, shows in facts.pictures.items())
-    return f"## Results\n\n{table}{measured}{pictures}"
+    plots = "".join(f"\n\n![{escape(shows)}]({name})" for name, shows in facts.plots.items())
+    return f"## Results\n\n{table}{measured}{plots}"
 
 
 def training_section(facts: CardFacts) -> str:
