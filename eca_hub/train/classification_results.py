@@ -240,8 +240,10 @@ class MultiLabelResults(_ClassifierResults):
         rows = []
         for index, scores in predictions:
             true = [label for label, applies in zip(labels, source.targets[index], strict=True) if applies == 1]
-            found = [label for label, score in zip(labels, scores, strict=True) if score > 0.5]
-            rows.append([source.name(index), "|".join(true), "|".join(found), *(f"{score:.6f}" for score in scores)])
+            predicted = [label for label, score in zip(labels, scores, strict=True) if score > 0.5]
+            rows.append(
+                [source.name(index), "|".join(true), "|".join(predicted), *(f"{score:.6f}" for score in scores)]
+            )
         _write_table(table, ["file", "labels", "predicted", *labels], rows)
         skipped = len(source.targets) - len(predictions)
         left_out = f"{skipped} images were not classified; " if skipped else ""

@@ -197,7 +197,7 @@ class AveragePrecision:
             return self._predictions
         shares: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(shares, self._predictions)
-        return {image_id: found for share in shares for image_id, found in share.items()}
+        return {image_id: predictions for share in shares for image_id, predictions in share.items()}
 
     def compute(self) -> dict[str, Tensor]:
         """Return AP, AP50, AP75, APS, APM and APL of boxes, and of masks with `mask_` before; each process calls it."""
@@ -209,8 +209,8 @@ class AveragePrecision:
             for iou_type in self.iou_types:
                 self.evaluations[iou_type] = evaluate_detections(truth, predictions, iou_type)
         return {
-            ("mask_" if iou_type == "segm" else "") + name: torch.tensor(found.figures[name])
-            for iou_type, found in self.evaluations.items()
+            ("mask_" if iou_type == "segm" else "") + name: torch.tensor(evaluation.figures[name])
+            for iou_type, evaluation in self.evaluations.items()
             for name in FIGURES[:6]
         }
 

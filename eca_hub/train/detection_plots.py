@@ -56,10 +56,10 @@ def draw_precision_recall(evaluations: Mapping[IouType, Evaluation], image: Path
 
     figure = Figure(figsize=(5, 4.2), layout="constrained")
     axes = figure.subplots()
-    for iou_type, found in evaluations.items():
-        recall = np.linspace(0, 1, len(found.precision))
-        label = f"{_NAMES[iou_type]}, AP50 {found.figures['AP50']:.3f}"
-        axes.plot(recall, found.precision, color=_COLORS[iou_type], lw=1.8, label=label)
+    for iou_type, evaluation in evaluations.items():
+        recall = np.linspace(0, 1, len(evaluation.precision))
+        label = f"{_NAMES[iou_type]}, AP50 {evaluation.figures['AP50']:.3f}"
+        axes.plot(recall, evaluation.precision, color=_COLORS[iou_type], lw=1.8, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title("at IoU 0.5, mean of the classes", loc="left")
     axes.grid(alpha=0.25)

@@ -36,12 +36,12 @@ class DetectionResults(RunResults):
     def collect(self, measured: Mapping[str, float]) -> None:
         """Gather the predictions of all processes."""
         self._precision = self.module.metrics_for("test")
-        self._found = self._precision.compute()
+        self._test_metrics = self._precision.compute()
         self._predictions: dict[Any, list[dict[str, Any]]] = self._precision.gather()
 
     def test_figures(self) -> dict[str, Any]:
         """Return the average precision of boxes and masks."""
-        figures = {f"test_{name}": round(float(value), 6) for name, value in self._found.items()}
+        figures = {f"test_{name}": round(float(value), 6) for name, value in self._test_metrics.items()}
         return {**figures, "num_test_images": len(self._predictions)}
 
     def write_files(self, run_dir: Path) -> dict[str, Any]:
@@ -94,20 +94,20 @@ class DetectionResults(RunResults):
     def metrics_line(self, split: str) -> str:
         """Return the average precision of a split."""
         metrics = self.module.metrics_for(split)
-        found = {f"{split}_{name}": float(value) for name, value in metrics.compute().items()}
-        return f"{_figures(found, f'{split}_')}  on {len(metrics.gather())} images"
+        values = {f"{split}_{name}": float(value) for name, value in metrics.compute().items()}
+        return f"{_figures(values, f'{split}_')}  on {len(metrics.gather())} images"
 
     def write_predictions(self, table: Path) -> None:
         """Write the detections of the test split as a COCO results file."""
         batches: Any = self.trainer.predict(self.module, datamodule=self.data) or []
-        found = self.gather([each for batch in batches for each in batch.items()])
+        predictions_by_image = self.gather([each for batch in batches for each in batch.items()])
         if not self.trainer.is_global_zero:
             return
-        results = [each for _, predictions in found for each in predictions]
+        results = [each for _, predictions in predictions_by_image for each in predictions]
         path = table.with_suffix(".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(results).encode())
-        print(f"{len(results)} detections in {len(found)} images: {path}", flush=True)
+        print(f"{len(results)} detections in {len(predictions_by_image)} images: {path}", flush=True)
 
 
 def _figures(values: Mapping[str, Any], prefix: str) -> str:
@@ -122,7 +122,7 @@ def _write_classes(module: DetectionModule, data: DetectionDataModule, table: Pa
     split = data.split("test")
     evaluations = module.metrics_for("test").evaluations
     # Evaluations have the classes in the order of their category ids.
-    place_of = {category_id: place for place, category_id in enumerate(sorted(split.category_ids))}
+    index_of = {category_id: index for index, category_id in enumerate(sorted(split.category_ids))}
     counts: dict[int, int] = dict.fromkeys(split.category_ids, 0)
     for each in split.ground_truth["annotations"]:
         counts[each["category_id"]] += not each.get("iscrowd")
@@ -132,8 +132,10 @@ def _write_classes(module: DetectionModule, data: DetectionDataModule, table: Pa
     names = [f"{prefix}{name}" for prefix in prefixes for name in ("AP", "AP50")]
     writer.writerow(["label", "num_objects", *names])
     for label, category_id in zip(split.labels, split.category_ids, strict=True):
-        place = place_of[category_id]
-        values = [each[place] for found in evaluations.values() for each in (found.class_ap, found.class_ap50)]
+        index = index_of[category_id]
+        values = [
+            each[index] for evaluation in evaluations.values() for each in (evaluation.class_ap, evaluation.class_ap50)
+        ]
         # COCO's -1 stands for a class without an object.
         writer.writerow([label, counts[category_id], *(f"{value:.4f}" if value >= 0 else "" for value in values)])
     write_atomic(table, text.getvalue().encode())

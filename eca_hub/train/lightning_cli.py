@@ -66,7 +66,7 @@ _IMPORTABLE = (
 )
 _FROM_PACKAGE = ("architecture", "attention", "stem")
 _OF_ONE_CALL = {"resume": False, "overwrite": False, "allow_changes": False, "push_to": None}
-_PLACE_OPTIONS = ("--run_dir", *(f"--{name}" for name in _OF_ONE_CALL))
+_LOCATION_OPTIONS = ("--run_dir", *(f"--{name}" for name in _OF_ONE_CALL))
 _OUTSIDE = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"} | {
     "ckpt_path",
     "weights_only",
@@ -80,8 +80,8 @@ class RunArgumentParser(SuggestionMixin, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise InvalidUsage, with a hint of its own for the mistakes that users of other tools make."""
-        if found := explain_usage(" ".join(message.split()), data_modules.__all__):
-            raise InvalidUsage(found[0], hint=found[1]) from None
+        if explanation := explain_usage(" ".join(message.split()), data_modules.__all__):
+            raise InvalidUsage(explanation[0], hint=explanation[1]) from None
         super().error(message, ex)
 
 
@@ -162,7 +162,7 @@ class RunCLI(LightningCLI):
         package = pull(model["from_pretrained"], model["revision"])
         given: Any = {} if self.uses_config_of_run else self._given().get("data.init_args") or {}
         on_command_line = {
-            found[1] for word in self.argv if (found := re.match(r"--data\.(?:init_args\.)?([\w.]+)", word))
+            match[1] for word in self.argv if (match := re.match(r"--data\.(?:init_args\.)?([\w.]+)", word))
         }
         for option, value in self.task.preprocessing(package.config_bytes, package.model_id).items():
             if not isinstance(value, dict):
@@ -277,7 +277,7 @@ class RunCLI(LightningCLI):
         """Test the best weights, write them as a package, and publish it with --push_to."""
         assert self.folder is not None
         assert self.checkpoint is not None
-        command = ["eca-hub", "fit", *_without_place(self.argv)]
+        command = ["eca-hub", "fit", *_without_locations(self.argv)]
         self._results().finalize(self.run_dir, self.folder.checkpoints, self.checkpoint, command)
         if (model_id := self.config["fit"]["push_to"]) and self.trainer.is_global_zero:
             published = push_folder(self.run_dir, model_id)
@@ -390,13 +390,13 @@ def _with_config_of_run(command: str, argv: list[str]) -> list[str]:
     return ["--config", str(config), *argv]
 
 
-def _without_place(argv: Sequence[str]) -> list[str]:
+def _without_locations(argv: Sequence[str]) -> list[str]:
     """Leave out the options, with their values, that say where a run is and not how it trains."""
     kept: list[str] = []
     is_value = False
     for word in argv:
         name, equals, _ = word.partition("=")
-        if name in _PLACE_OPTIONS:
+        if name in _LOCATION_OPTIONS:
             is_value = not equals
         elif not is_value or word.startswith("-"):
             kept.append(word)

@@ -258,16 +258,16 @@ def _class_of(path: str, base: type) -> type:
         InvalidConfig: the path may not be imported, or is no subclass of `base`.
     """
     module, _, name = path.rpartition(".")
-    found = None
+    imported = None
     if any(f"{module}.".startswith(f"{root}.") for root in (*IMPORTABLE, *imports_of_the_user())):
         try:
-            found = getattr(importlib.import_module(module), name, None)
+            imported = getattr(importlib.import_module(module), name, None)
         except ImportError:
-            found = None
-    if not (inspect.isclass(found) and issubclass(found, base)):
+            imported = None
+    if not (inspect.isclass(imported) and issubclass(imported, base)):
         where = "torch.optim or timm.optim" if base is Optimizer else "torch.optim.lr_scheduler"
         raise InvalidConfig(f"{path} is no class of {where}.")
-    return found
+    return imported
 
 
 def _is_plateau(schedule: str) -> bool:

@@ -110,5 +110,5 @@ def _data_in_yaml(path_or_text: str) -> str:
         # The parser reports what is wrong with it.
         return ""
     data = config.get("data") if isinstance(config, dict) else None
-    found = data.get("class_path") if isinstance(data, dict) else data
-    return found if isinstance(found, str) else ""
+    class_path = data.get("class_path") if isinstance(data, dict) else data
+    return class_path if isinstance(class_path, str) else ""

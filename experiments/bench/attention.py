@@ -244,7 +244,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 def print_shapes(rows: list[Row]) -> None:
     """Print one line a map: the times of timm's layer and of ours, by the floor."""
-    found = {(row["layer"], row["mode"], _shape_of(row)): row for row in rows}
+    row_of = {(row["layer"], row["mode"], _shape_of(row)): row for row in rows}
     print(f"{'':<30} {'inference':>31}   {'training':>31}")
     heads = f"{'EcaModule':>10}{'ours':>8}{'EcaModule':>13}\n"
     units = f"{'/ floor':>10}{'/ floor':>8}{'/ ours':>13}"
@@ -252,7 +252,7 @@ def print_shapes(rows: list[Row]) -> None:
     for shape in dict.fromkeys(_shape_of(row) for row in rows):
         line = f"{shape.memory_format[:10]:<10} {shape.batch:>2} x {shape.channels:<5} {shape.mib:>8.1f}"
         for mode in ("inference", "training"):
-            ours, timms = found[OURS, mode, shape], found[TIMM, mode, shape]
+            ours, timms = row_of[OURS, mode, shape], row_of[TIMM, mode, shape]
             line += f" {timms['floors']:>10.2f}{ours['floors']:>8.2f}{ours['timm_eca_times']:>13.2f}  "
             if ours["roofline_us"]:
                 line += f" ours {ours['time_us']:.0f} us, roofline {ours['roofline_us']:.0f} us  "

@@ -57,9 +57,9 @@ class Connection:
         reader, writer = self._streams
         writer.write(request)
         headers = (await reader.readuntil(b"\r\n\r\n")).lower()
-        place = headers.find(b"content-length:")
-        if place >= 0:
-            await reader.readexactly(int(headers[place + 15 :].split(b"\r\n", 1)[0]))
+        position = headers.find(b"content-length:")
+        if position >= 0:
+            await reader.readexactly(int(headers[position + 15 :].split(b"\r\n", 1)[0]))
         if b"connection: close" in headers:
             self.close()
         return int(headers[9:12])
@@ -199,11 +199,11 @@ class ClientPool:
     async def slow_clients(self, number: int, request: bytes) -> AsyncIterator[None]:
         """Hold connections that send a byte a second of a request; one that the server closes is opened again."""
 
-        async def trickle(place: int) -> None:
+        async def trickle(index: int) -> None:
             while True:
                 _, writer = await asyncio.open_connection(*self.address)
                 try:
-                    for byte in request[: 20 if place % 2 else 200] * 100:
+                    for byte in request[: 20 if index % 2 else 200] * 100:
                         writer.write(bytes([byte]))
                         await writer.drain()
                         await asyncio.sleep(1)
@@ -212,7 +212,7 @@ class ClientPool:
                 finally:
                     writer.close()
 
-        tasks = [asyncio.create_task(trickle(place)) for place in range(number)]
+        tasks = [asyncio.create_task(trickle(index)) for index in range(number)]
         await asyncio.sleep(1)
         try:
             yield
@@ -299,8 +299,8 @@ def main(argv: list[str]) -> int:
     kind, url, file, amount, seconds = argv
     pool = ClientPool(url)
     request = pool.request(Path(file).read_bytes())
-    found = asyncio.run(_measure(kind, pool, request, float(amount), float(seconds)))
-    print(json.dumps(found | {"cpu_s": time.process_time()}))
+    figures = asyncio.run(_measure(kind, pool, request, float(amount), float(seconds)))
+    print(json.dumps(figures | {"cpu_s": time.process_time()}))
     return 0
 
 

@@ -60,12 +60,12 @@ def main(argv: list[str]) -> int:
     training, inference = measure(networks, args.detector, args.side_px, args.batch_size, args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         pipeline = measure_fit(Path(folder), args.detector, args.side_px, args.batch_size, args.rounds)
-    found = {"training": training, "inference": inference, "pipeline": pipeline, "batch_size": args.batch_size}
+    results = {"training": training, "inference": inference, "pipeline": pipeline, "batch_size": args.batch_size}
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
     else:
         print(f"{args.detector}, ResNet-50 with a pyramid, {args.side_px} px, {torch.get_num_threads()} threads")
-        print_report(found)
+        print_report(results)
     return 0
 
 
@@ -203,12 +203,12 @@ def write_coco(root: Path, num_images: int) -> None:
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
 
 
-def print_report(found: Mapping[str, Any]) -> None:
+def print_report(results: Mapping[str, Any]) -> None:
     """Print images a second, and each ratio of seconds beside its aim."""
-    training, inference, pipeline = found["training"], found["inference"], found["pipeline"]
+    training, inference, pipeline = results["training"], results["inference"], results["pipeline"]
     print(f"{'images/s':<16}{'training step':>14}{'inference':>12}")
     for name in training:
-        print(f"{name:<16}{found['batch_size'] / training[name]:>14.2f}{1 / inference[name]:>12.2f}")
+        print(f"{name:<16}{results['batch_size'] / training[name]:>14.2f}{1 / inference[name]:>12.2f}")
 
     def ratios(name: str, other: str, what: str, aim: str) -> None:
         step, image = training[name] / training[other], inference[name] / inference[other]

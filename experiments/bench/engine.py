@@ -100,12 +100,12 @@ def rate_of(work: Callable[[], int], num_threads: int, seconds: float) -> float:
     work()
     started_s = time.perf_counter()
 
-    def run(place: int) -> None:
+    def run(index: int) -> None:
         while time.perf_counter() < started_s + seconds:
-            counts[place] += work()
-        ended_s[place] = time.perf_counter()
+            counts[index] += work()
+        ended_s[index] = time.perf_counter()
 
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(num_threads)]
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(num_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:

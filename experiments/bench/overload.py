@@ -237,10 +237,10 @@ async def _time_of_wrong_keys(pool: ClientPool) -> Guarantee:
     took_s: list[list[float]] = [[], []]
     for turn in range(_NUM_TRIES):
         # Each goes first in every other turn, as going first may be slower.
-        for place in (turn % 2, 1 - turn % 2):
-            response = await connections[place].send_timed(requests[place])
+        for index in (turn % 2, 1 - turn % 2):
+            response = await connections[index].send_timed(requests[index])
             assert response.status == 401
-            took_s[place].append(response.took_s)
+            took_s[index].append(response.took_s)
     for connection in connections:
         connection.close()
     # The error of a median, where the spread is that of the middle half: a few tries are interrupted.
@@ -277,7 +277,7 @@ def most_overtaken(responses: Sequence[Response]) -> int:
     """The largest number of later requests that ended before an earlier one."""
     ordered = sorted(responses, key=lambda response: response.sent_at_s)
     ends_s = [response.ended_at_s for response in ordered]
-    return max(sum(later < own for later in ends_s[place + 1 :]) for place, own in enumerate(ends_s))
+    return max(sum(later < own for later in ends_s[index + 1 :]) for index, own in enumerate(ends_s))
 
 
 def print_rows(rows: Sequence[Guarantee]) -> None:

@@ -91,10 +91,10 @@ def main(argv: list[str]) -> int:
     folder, seconds = argv[0], float(argv[1])
     keep_freed_memory()
     torch.set_num_threads(1)
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     cores = len(os.sched_getaffinity(0))
     for name, run in forms(folder):
-        found[name] = {}
+        results[name] = {}
         for size in _SIZES:
             x_N3HW = torch.rand(size, 3, 224, 224)
 
@@ -102,8 +102,8 @@ def main(argv: list[str]) -> int:
                 run(x_N3HW)
                 return len(x_N3HW)
 
-            found[name][f"batch_{size}"] = rate_of(once, cores, min(seconds, 2.0))
-    print(json.dumps(found))
+            results[name][f"batch_{size}"] = rate_of(once, cores, min(seconds, 2.0))
+    print(json.dumps(results))
     return 0
 
 

@@ -118,9 +118,9 @@ class Server:
         done = subprocess.run([sys.executable, "-m", *words], capture_output=True, check=False)
         if done.returncode:
             raise ServerEnded(f"{self._served.name} under load: {done.stderr.decode()[-500:]}")
-        found = json.loads(done.stdout)
+        figures = json.loads(done.stdout)
         after = _busy_s(self.pid)
-        server_s, load_s, num_responses = after[1] - before[1], found.pop("cpu_s"), found.pop("num_responses")
+        server_s, load_s, num_responses = after[1] - before[1], figures.pop("cpu_s"), figures.pop("num_responses")
         foreign = max(0.0, (after[0] - before[0] - server_s - load_s) / ((after[2] - before[2]) or 1))
         return Row(
             server=self._served.name,
@@ -131,7 +131,7 @@ class Server:
             start_s=self.start_s,
             server_cpu_ms=1000 * server_s / max(num_responses, 1),
             foreign=foreign,
-            **found,
+            **figures,
         )
 
 
@@ -168,8 +168,8 @@ def started(served: Served) -> Iterator[Server]:
 def _announced_url(process: "subprocess.Popen[bytes]") -> str | None:
     assert process.stdout is not None
     for line in process.stdout:
-        if found := re.match(rb"serving on (\S+)", line):
-            return found[1].decode()
+        if match := re.match(rb"serving on (\S+)", line):
+            return match[1].decode()
     return None
 
 
@@ -224,7 +224,7 @@ def _busy_s(pid: int) -> tuple[float, float, float]:
 def _memory_mib(pid: int) -> float:
     """Proportional share of memory of a process and its children."""
     texts = [Path(f"/proc/{each}/smaps_rollup").read_text() for each in _family(pid)]
-    return sum(int(found[1]) for text in texts if (found := re.search(r"Pss:\s+(\d+)", text))) / 1024
+    return sum(int(match[1]) for text in texts if (match := re.search(r"Pss:\s+(\d+)", text))) / 1024
 
 
 def _family(pid: int) -> list[int]:
@@ -254,4 +254,4 @@ def figures_of(*words: str, body: bytes = b"") -> dict[str, Any]:
         own_s += after[1] - before[1]
         foreign = max(0.0, (after[0] - before[0] - own_s) / ((after[2] - before[2]) or 1))
         tries.append(json.loads(done.stdout) | {"foreign": foreign})
-    return min(tries, key=lambda found: found["foreign"])
+    return min(tries, key=lambda figures: figures["foreign"])

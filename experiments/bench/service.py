@@ -111,21 +111,21 @@ class Bench:
     def measure(self, part: str) -> dict[str, Any]:
         """Measure one part: its rows, and the limit at the time."""
         log(f"{part}: the limit ...")
-        found: dict[str, Any] = {"when": time.strftime("%Y-%m-%d %H:%M"), "cores": len(os.sched_getaffinity(0))}
-        found["limit"] = {precision: self._plain(precision) for precision in self._precisions}
-        self._leave_out_emulated(found["limit"])
+        results: dict[str, Any] = {"when": time.strftime("%Y-%m-%d %H:%M"), "cores": len(os.sched_getaffinity(0))}
+        results["limit"] = {precision: self._plain(precision) for precision in self._precisions}
+        self._leave_out_emulated(results["limit"])
         if part == "engine":
-            found["ours"] = {precision: self._ours(precision) for precision in ("fp32", "auto")}
+            results["ours"] = {precision: self._ours(precision) for precision in ("fp32", "auto")}
         elif part == "start":
-            found["start"] = self._start()
+            results["start"] = self._start()
         elif part == "runtimes":
-            found["runtimes"] = figures_of("experiments.bench.runtimes", self._folder, str(self._args.seconds))
-            found["foreign"] = found["runtimes"].pop("foreign")
+            results["runtimes"] = figures_of("experiments.bench.runtimes", self._folder, str(self._args.seconds))
+            results["foreign"] = results["runtimes"].pop("foreign")
         else:
-            found["rows"] = [
-                asdict(row) for served in self._servers(part) for row in self._rows(served, found["limit"])
+            results["rows"] = [
+                asdict(row) for served in self._servers(part) for row in self._rows(served, results["limit"])
             ]
-        return found
+        return results
 
     def _leave_out_emulated(self, limit: dict[str, dict[str, Any]]) -> None:
         """Skip bf16 from here on if the processor emulates it, which takes many times as long."""

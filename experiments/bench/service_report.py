@@ -12,28 +12,28 @@ _HEAD = (
 def print_report(kept: dict[str, Any]) -> None:
     """Print every part that was measured."""
     http_ms = http_ms_of(kept)
-    for part, found in kept.items():
-        print(f"\n{part}, {found['when']}, {found['cores']} cores")
-        engines = [("plain engine", each) for each in found["limit"].items()]
-        engines += [("our engine", each) for each in found.get("ours", {}).items()]
+    for part, results in kept.items():
+        print(f"\n{part}, {results['when']}, {results['cores']} cores")
+        engines = [("plain engine", each) for each in results["limit"].items()]
+        engines += [("our engine", each) for each in results.get("ours", {}).items()]
         for name, (precision, figures) in engines:
             text = "  ".join(f"{key} {value:.1f}" for key, value in figures.items() if isinstance(value, float))
-            limit = pipeline_limit(figures, http_ms, found["cores"])
+            limit = pipeline_limit(figures, http_ms, results["cores"])
             print(f"  {name} in {precision} ({figures['format']}), images/s: {text}  pipeline {limit:.1f}")
-        if "rows" in found:
+        if "rows" in results:
             print(_HEAD)
-        for row, share in rows_with_share(found, http_ms):
+        for row, share in rows_with_share(results, http_ms):
             print(f"{row['server']:<24}{row['precision']:>7}{row['clients'] or 'open':>8}{row['per_s']:>9.1f}", end="")
             print(f"{'' if share is None else f'{share:.2f}':>9}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}", end="")
             print(f"{row['num_refused']:>8}{row['num_without_response']:>6}{row['memory_mib']:>7.0f}", end="")
             print(f"{row['start_s']:>8.1f}{row['server_cpu_ms']:>7.2f}{row['foreign']:>8.0%}")
-        if "start" in found:
-            start = found["start"]
+        if "start" in results:
+            start = results["start"]
             print(f"  first response after {start['ours_s']:.2f} s; importing torch and timm and loading the weights:")
             for name, library in (("plain_s", "with stock timm"), ("floor_s", "with eca_hub")):
                 if name in start:
                     print(f"    {library:<26} {start[name]:.2f} s, ratio {start['ours_s'] / start[name]:.2f}")
-        for name, figures in found.get("runtimes", {}).items():
+        for name, figures in results.get("runtimes", {}).items():
             print(f"  {name:<24}" + "  ".join(f"{size} {value:.1f}" for size, value in figures.items()))
 
 
@@ -58,11 +58,11 @@ def limit_of(precision: str, limit: dict[str, dict[str, Any]]) -> dict[str, Any]
     return fastest_of(limit) if precision == "auto" else limit.get(precision)
 
 
-def rows_with_share(found: dict[str, Any], http_ms: float) -> Iterator[tuple[dict[str, Any], float | None]]:
+def rows_with_share(results: dict[str, Any], http_ms: float) -> Iterator[tuple[dict[str, Any], float | None]]:
     """Each row with its share of the limit of the pipeline in its number format, where it has one."""
-    for row in found.get("rows", []):
-        figures = limit_of(row["precision"], found["limit"])
-        share = row["per_s"] / pipeline_limit(figures, http_ms, found["cores"]) if figures else None
+    for row in results.get("rows", []):
+        figures = limit_of(row["precision"], results["limit"])
+        share = row["per_s"] / pipeline_limit(figures, http_ms, results["cores"]) if figures else None
         yield row, share
 
 
@@ -79,8 +79,8 @@ def draw(kept: dict[str, Any], file: str) -> None:
     figure, axes = plt.subplots(figsize=(8, 5))
     lines: dict[str, list[tuple[int, float]]] = {}
     http_ms = http_ms_of(kept)
-    for found in kept.values():
-        for row, share in rows_with_share(found, http_ms):
+    for results in kept.values():
+        for row, share in rows_with_share(results, http_ms):
             if share is not None and row["clients"]:
                 lines.setdefault(f"{row['server']}, {row['precision']}", []).append((row["clients"], share))
     for name, points in lines.items():

@@ -70,8 +70,8 @@ class StepTimer(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        found = {"first_batch_s": self._first_batch_s, "epochs": self._epochs, "phases": self._phases}
-        self._file.write_text(json.dumps(found))
+        timings = {"first_batch_s": self._first_batch_s, "epochs": self._epochs, "phases": self._phases}
+        self._file.write_text(json.dumps(timings))
 
     def _end(self, phase: str) -> None:
         now_s = time.monotonic()

@@ -226,8 +226,8 @@ def timed_fit(work: Path, options: dict[str, Any]) -> dict[str, Any]:
         ],
         ECA_TRAIN_IMPORTS="experiments.bench.step_timer",
     )
-    found: dict[str, Any] = json.loads(seconds.read_text())
-    return found
+    timings: dict[str, Any] = json.loads(seconds.read_text())
+    return timings
 
 
 def measure_start(work: Path, rounds: int) -> dict[str, float]:

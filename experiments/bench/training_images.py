@@ -23,8 +23,8 @@ def write_images(root: Path, kind: str, num_images: int, num_val: int, data: str
     """
     images = read_parquet(Path(data), num_images) if data else synthetic(kind, num_images)
     for number, (content, label) in enumerate(images):
-        places = ["train", *(["val"] if number < num_val else [])]
-        for split in places:
+        splits = ["train", *(["val"] if number < num_val else [])]
+        for split in splits:
             (root / split / label).mkdir(parents=True, exist_ok=True)
             (root / split / label / f"{number:06}.jpg").write_bytes(content)
 

@@ -17,7 +17,7 @@ def test_only_images_that_were_served_in_time_count() -> None:
 
 
 def test_a_request_is_overtaken_by_later_requests_that_end_sooner() -> None:
-    in_order = [Response(200, place, 5.0) for place in range(6)]
+    in_order = [Response(200, index, 5.0) for index in range(6)]
     assert most_overtaken(in_order) == 0
     assert most_overtaken([Response(200, -1.0, 9.5), *in_order]) == 4
 

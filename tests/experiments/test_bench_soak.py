@@ -8,7 +8,7 @@ from experiments.bench.soak import Sample, growth_of, main, slope_of
 
 
 def samples(*memory_mib: float) -> list[Sample]:
-    return [Sample(1000 * place, memory, 20, 10) for place, memory in enumerate(memory_mib)]
+    return [Sample(1000 * index, memory, 20, 10) for index, memory in enumerate(memory_mib)]
 
 
 def test_memory_that_rises_once_and_stays_does_not_grow() -> None:

@@ -113,7 +113,7 @@ def test_samples_are_found_whatever_their_labels() -> None:
 
 def test_a_summary_counts_refused_and_lost_requests_separately() -> None:
     responses = [Response(200, 0, 0.1), Response(200, 0, 0.3), Response(429, 0, 0.01), Response(0, 0, 9)]
-    found = summarize(responses, 2.0)
-    assert found["per_s"] == 1.0
-    assert found["p99_ms"] == pytest.approx(300)
-    assert (found["num_refused"], found["num_without_response"]) == (1, 1)
+    summary = summarize(responses, 2.0)
+    assert summary["per_s"] == 1.0
+    assert summary["p99_ms"] == pytest.approx(300)
+    assert (summary["num_refused"], summary["num_without_response"]) == (1, 1)

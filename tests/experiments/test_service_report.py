@@ -39,15 +39,15 @@ def test_the_limit_of_the_pipeline_adds_up_the_cost_of_each_image_on_one_core() 
 
 
 def test_only_a_server_with_a_network_has_a_share_of_the_limit() -> None:
-    found = kept()
-    assert [share for _, share in rows_with_share(found["ours"], 0.0)] == [0.5]
-    assert [share for _, share in rows_with_share(found["noop"], 0.0)] == [None]
+    parts = kept()
+    assert [share for _, share in rows_with_share(parts["ours"], 0.0)] == [0.5]
+    assert [share for _, share in rows_with_share(parts["noop"], 0.0)] == [None]
 
 
 def test_the_limit_of_auto_is_the_faster_number_format_of_this_processor() -> None:
     limit = {"fp32": LIMIT, "bf16": LIMIT | {"with_decoding": 9.0, "format": "bfloat16"}}
-    found = kept()["ours"] | {"rows": [ROW | {"precision": "auto"}], "limit": limit}
-    assert [share for _, share in rows_with_share(found, 0.0)] == [0.5]
+    results = kept()["ours"] | {"rows": [ROW | {"precision": "auto"}], "limit": limit}
+    assert [share for _, share in rows_with_share(results, 0.0)] == [0.5]
 
 
 def test_the_report_names_every_server_with_its_share_and_draws_a_plot(

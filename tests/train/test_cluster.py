@@ -31,8 +31,8 @@ def words_of(name: str, folder: Path) -> list[str]:
 
 
 def job() -> dict[str, Any]:
-    [found] = [each for each in manifests() if each["kind"] == "Job"]
-    return found
+    [manifest] = [each for each in manifests() if each["kind"] == "Job"]
+    return manifest
 
 
 def manifests() -> list[dict[str, Any]]:
@@ -86,9 +86,9 @@ def test_the_options_of_torchrun_are_valid(tmp_path: Path) -> None:
 
 
 def test_the_pods_of_the_job_find_each_other_and_get_their_gpus() -> None:
-    service, found = manifests()
-    pod = found["spec"]["template"]["spec"]
-    name = found["metadata"]["name"]
+    service, manifest = manifests()
+    pod = manifest["spec"]["template"]["spec"]
+    name = manifest["metadata"]["name"]
     assert service["spec"]["clusterIP"] == "None"
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"job-name": name}

@@ -248,10 +248,10 @@ def test_two_processes_train_to_the_weights_of_one(classifier: Path, tmp_path: P
         words = [sys.executable, "-m", "eca_hub", "fit", "--config", str(config), "--run_dir", str(run_dir), *options]
         done = subprocess.run(words, capture_output=True, text=True, timeout=250, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    found, expected = rows_of(two), rows_of(one)
-    assert [row["step"] for row in found] == ["3"]
+    rows, expected = rows_of(two), rows_of(one)
+    assert [row["step"] for row in rows] == ["3"]
     for name in ("train_loss", "train_classification", "val_AP", "val_AP50"):
-        assert [float(row[name]) for row in found] == pytest.approx([float(row[name]) for row in expected], abs=1e-5)
+        assert [float(row[name]) for row in rows] == pytest.approx([float(row[name]) for row in expected], abs=1e-5)
     weights = [safetensors.torch.load((run_dir / "model/model.safetensors").read_bytes()) for run_dir in (two, one)]
     torch.testing.assert_close(*weights, atol=1e-5, rtol=0)
     results = [json.loads((run_dir / "result.json").read_text()) for run_dir in (two, one)]

@@ -58,8 +58,8 @@ def prediction(
     rng: np.random.Generator, image_id: int, category_id: int, box: list[float], scores: str, with_masks: bool
 ) -> dict[str, Any]:
     score = float(rng.choice([0.25, 0.5, 0.75])) if scores == "tied" else float(rng.random())
-    found = {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
-    return {**found, "segmentation": encode_mask(mask_of(box))} if with_masks else found
+    detection = {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+    return {**detection, "segmentation": encode_mask(mask_of(box))} if with_masks else detection
 
 
 def mask_of(box: list[float]) -> np.ndarray:
@@ -90,13 +90,13 @@ def reference(truth: dict[str, Any], predictions: list[dict[str, Any]], iou_type
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_all_figures_equal_those_of_pycocotools(iou_type: Any, scores: str, seed: int) -> None:
     truth, predictions = random_case(seed, with_masks=iou_type == "segm", scores=scores)
-    found = evaluate_detections(truth, predictions, iou_type)
+    evaluation = evaluate_detections(truth, predictions, iou_type)
     expected = reference(truth, predictions, iou_type)
-    assert list(found.figures.values()) == pytest.approx(expected.stats.tolist(), abs=1e-6)
-    assert 0.05 < found.figures["AP50"] < 0.95
+    assert list(evaluation.figures.values()) == pytest.approx(expected.stats.tolist(), abs=1e-6)
+    assert 0.05 < evaluation.figures["AP50"] < 0.95
     precision_TRK = expected.eval["precision"][:, :, :, 0, -1]
-    assert found.class_ap == pytest.approx(precision_TRK.mean((0, 1)).tolist(), abs=1e-6)
-    assert found.class_ap[-1] == -1
+    assert evaluation.class_ap == pytest.approx(precision_TRK.mean((0, 1)).tolist(), abs=1e-6)
+    assert evaluation.class_ap[-1] == -1
 
 
 def test_perfect_predictions_give_1_and_none_give_0() -> None:
@@ -155,17 +155,17 @@ def test_an_image_that_two_processes_saw_counts_once_and_one_that_none_saw_not_a
         "categories": truth["categories"],
     }
     expected = evaluate_detections(part, [each for each in predictions if each["image_id"] in seen])
-    found = metric.compute()
-    assert set(found) == set(FIGURES[:6])
-    assert float(found["AP"]) == pytest.approx(expected.figures["AP"])
+    figures = metric.compute()
+    assert set(figures) == set(FIGURES[:6])
+    assert float(figures["AP"]) == pytest.approx(expected.figures["AP"])
 
 
 def test_losses_are_means_over_images() -> None:
     metric = DetectionLosses(["box", "mask"])
     metric.update({"box": torch.tensor(1.0), "mask": torch.tensor(3.0)}, 2)
     metric.update({"box": torch.tensor(4.0), "mask": torch.tensor(0.0)}, 1)
-    found = {name: float(value) for name, value in metric.compute().items()}
-    assert found == {"loss": 4.0, "box": 2.0, "mask": 2.0}
+    losses = {name: float(value) for name, value in metric.compute().items()}
+    assert losses == {"loss": 4.0, "box": 2.0, "mask": 2.0}
     assert metric.state_dict()["sums"].tolist() == [6, 6, 3]
 
 

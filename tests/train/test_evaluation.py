@@ -27,11 +27,11 @@ def images(tmp_path: Path) -> Path:
 
 def preprocessing(monkeypatch: pytest.MonkeyPatch, *words: str) -> ImageConfig:
     """Return the preprocessing with which a command evaluates; nothing is run."""
-    found: list[ImageConfig] = []
-    monkeypatch.setattr(RunCLI, "_run_subcommand", lambda self, command: found.append(self.datamodule.image))
+    configs: list[ImageConfig] = []
+    monkeypatch.setattr(RunCLI, "_run_subcommand", lambda self, command: configs.append(self.datamodule.image))
     monkeypatch.setattr(RunCLI, "after_test", lambda self: None)
     assert main(["test", *words]) == 0
-    [image] = found
+    [image] = configs
     return image
 
 

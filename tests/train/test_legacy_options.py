@@ -15,10 +15,10 @@ SAVED = sorted(FIXTURES.glob("config_*.yaml"))
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        flattened |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flattened
 
 
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
@@ -29,13 +29,13 @@ def test_a_saved_config_of_an_earlier_version_is_parsed_with_every_value(
         main(["fit", "--config", str(path), "--print_config"])
     assert exit_.value.code in (0, None)
     assert len(warned) == 1
-    found, before = flat(yaml.safe_load(capsys.readouterr().out)), yaml.safe_load(path.read_text())
+    parsed, before = flat(yaml.safe_load(capsys.readouterr().out)), yaml.safe_load(path.read_text())
     expected = flat(upgrade_config(before))
     of_the_package = {"model.architecture", "model.attention", "model.attention_args", "model.stem"}
     dropped = of_the_package if before["model"]["from_pretrained"] else set()
     assert len(expected) >= len(flat(before).keys() - dropped)
     for option in expected.keys() - {"run_dir"}:
-        assert found[option] == expected[option], option
+        assert parsed[option] == expected[option], option
 
 
 def test_every_old_option_takes_its_value_along() -> None:
@@ -58,8 +58,8 @@ def test_the_momentum_of_earlier_versions_is_sgd_without_nesterov() -> None:
 def test_old_options_on_the_command_line_become_new_ones() -> None:
     words = ["--model.average_decay", "0.9", "--model.train=head", "--data.augment.crop", "resized", "--run_dir", "all"]
     with pytest.warns(FutureWarning, match="model.average_decay is now model.ema_decay"):
-        found = upgrade_argv(words)
-    assert found == [
+        upgraded = upgrade_argv(words)
+    assert upgraded == [
         "--model.ema_decay", "0.9", "--model.freeze=backbone", "--data.augment.crop", "random_resized_crop",
         "--run_dir", "all",
     ]  # fmt: skip

@@ -43,19 +43,19 @@ def test_metrics_do_not_depend_on_the_batches(logits: Tensor, targets: Tensor) -
         "macro_f1": MulticlassF1Score(7, average="macro"),
         "calibration_error": MulticlassCalibrationError(7),
     }
-    found = metrics.compute()
-    torch.testing.assert_close(found.pop("loss"), nn.functional.cross_entropy(logits, targets))
-    torch.testing.assert_close(found, {name: metric(logits, targets) for name, metric in expected.items()})
+    values = metrics.compute()
+    torch.testing.assert_close(values.pop("loss"), nn.functional.cross_entropy(logits, targets))
+    torch.testing.assert_close(values, {name: metric(logits, targets) for name, metric in expected.items()})
     assert torch.equal(metrics.compute_confusion(), MulticlassConfusionMatrix(7)(logits, targets))
     assert metrics.num_images() == 101
 
 
 def test_each_class_has_its_precision_recall_and_f1(logits: Tensor, targets: Tensor) -> None:
-    found = count(ClassificationMetrics(7), logits, targets).compute_per_class()
+    values = count(ClassificationMetrics(7), logits, targets).compute_per_class()
     expected = {"precision": MulticlassPrecision, "recall": MulticlassRecall, "f1": MulticlassF1Score}
-    assert torch.equal(found.pop("num_images"), targets.bincount(minlength=7))
+    assert torch.equal(values.pop("num_images"), targets.bincount(minlength=7))
     torch.testing.assert_close(
-        found, {name: metric(7, average="none")(logits, targets) for name, metric in expected.items()}
+        values, {name: metric(7, average="none")(logits, targets) for name, metric in expected.items()}
     )
 
 
@@ -63,9 +63,9 @@ def test_a_class_without_images_does_not_count_in_the_mean_of_the_classes() -> N
     metrics = ClassificationMetrics(3, is_detailed=True)
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
     metrics.update(logits, torch.tensor([0, 1]), torch.tensor(1.0))
-    found = metrics.compute()
-    assert float(found["macro"]) == 0.5
-    assert float(found["macro_f1"]) == 0.5
+    values = metrics.compute()
+    assert float(values["macro"]) == 0.5
+    assert float(values["macro_f1"]) == 0.5
 
 
 def test_counts_of_an_epoch_are_resumed_without_a_warning(logits: Tensor, targets: Tensor) -> None:

@@ -23,22 +23,22 @@ def count(metrics: MultiLabelMetrics, logits: Tensor, targets: Tensor) -> MultiL
 
 
 def test_metrics_do_not_depend_on_the_batches() -> None:
-    found = count(MultiLabelMetrics(5), LOGITS, TARGETS).compute()
+    values = count(MultiLabelMetrics(5), LOGITS, TARGETS).compute()
     expected = {
         "mAP": MultilabelAveragePrecision(5, average="macro"),
         "macro_f1": MultilabelF1Score(5, average="macro"),
         "micro_f1": MultilabelF1Score(5, average="micro"),
     }
     loss = nn.functional.binary_cross_entropy_with_logits(LOGITS, TARGETS.float())
-    torch.testing.assert_close(found.pop("loss"), loss)
+    torch.testing.assert_close(values.pop("loss"), loss)
     scores = LOGITS.sigmoid()
-    torch.testing.assert_close(found, {name: metric(scores, TARGETS.long()) for name, metric in expected.items()})
+    torch.testing.assert_close(values, {name: metric(scores, TARGETS.long()) for name, metric in expected.items()})
 
 
 def test_each_class_has_its_metrics() -> None:
     metrics = count(MultiLabelMetrics(5), LOGITS, TARGETS)
-    found = metrics.compute_per_class()
-    assert torch.equal(found.pop("num_images"), TARGETS.long().sum(0))
+    values = metrics.compute_per_class()
+    assert torch.equal(values.pop("num_images"), TARGETS.long().sum(0))
     expected = {
         "precision": MultilabelPrecision,
         "recall": MultilabelRecall,
@@ -47,7 +47,7 @@ def test_each_class_has_its_metrics() -> None:
     }
     scores = LOGITS.sigmoid()
     torch.testing.assert_close(
-        found, {name: metric(5, average="none")(scores, TARGETS.long()) for name, metric in expected.items()}
+        values, {name: metric(5, average="none")(scores, TARGETS.long()) for name, metric in expected.items()}
     )
     assert metrics.num_images() == 101
 

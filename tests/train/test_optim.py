@@ -50,10 +50,10 @@ def test_the_recipe_of_the_papers_mobilenet_multiplies_the_rate_by_098_every_epo
 
 def test_the_modern_recipe_warms_up_and_follows_half_a_cosine() -> None:
     config, num_epochs = recipe("modern.yaml")
-    found = rates(config, num_epochs, 4)
-    assert found[:20] == pytest.approx([5e-3 * (step + 1) / 20 for step in range(20)])
+    lrs = rates(config, num_epochs, 4)
+    assert lrs[:20] == pytest.approx([5e-3 * (step + 1) / 20 for step in range(20)])
     rest = num_epochs * 4 - 20
-    assert found[20:] == pytest.approx([5e-3 * (1 + math.cos(math.pi * step / rest)) / 2 for step in range(rest)])
+    assert lrs[20:] == pytest.approx([5e-3 * (1 + math.cos(math.pi * step / rest)) / 2 for step in range(rest)])
 
 
 @pytest.mark.parametrize("name", ["eca_resnet20", "eca_mobilenet_v2"])
@@ -71,11 +71,11 @@ def test_exactly_norms_biases_and_eca_kernels_do_not_decay(name: str) -> None:
         for has in (True, False)
     )
     spared: set[str] = set()
-    for place, module in model.named_modules():
+    for module_name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d | eca_hub.ECA):
-            spared |= {f"{place}.{inner}" for inner, _ in module.named_parameters()}
+            spared |= {f"{module_name}.{inner}" for inner, _ in module.named_parameters()}
         elif isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-            spared.add(f"{place}.bias")
+            spared.add(f"{module_name}.bias")
     assert kept == spared
     assert decayed == set(name_of.values()) - spared
 

@@ -76,15 +76,15 @@ def test_a_stopped_run_resumes_with_the_state_of_both(moment: str, whole_run: Pa
 
 
 @pytest.mark.parametrize(
-    "place", [("on_train_epoch_end", 1), pytest.param(("on_validation_batch_end", 5), marks=pytest.mark.slow)]
+    "hook", [("on_train_epoch_end", 1), pytest.param(("on_validation_batch_end", 5), marks=pytest.mark.slow)]
 )
 @pytest.mark.slow
-def test_a_plateau_lowers_the_rate_by_a_metric_and_resumes(place: tuple[str, int], tmp_path: Path) -> None:
+def test_a_plateau_lowers_the_rate_by_a_metric_and_resumes(hook: tuple[str, int], tmp_path: Path) -> None:
     # No loss is better by 1, so that the rate falls after every validation but the first.
     assert fit(tmp_path / "whole", config=PLAIN + ADAMW + PLATEAU) == 0
     assert rates(tmp_path / "whole") == pytest.approx([0.004, 0.004, 0.0004])
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, *place)
+        stop_at(patch, *hook)
         assert fit(tmp_path / "run", config=PLAIN + ADAMW + PLATEAU) == 143
     assert fit(tmp_path / "run", "--resume", config=PLAIN + ADAMW + PLATEAU) == 0
     assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")

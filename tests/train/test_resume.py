@@ -134,9 +134,9 @@ def test_leftovers_of_a_crash_are_never_used_and_are_removed(stopped_run: Path) 
     part.write_bytes(newest.read_bytes())
     lonely = newest.with_name("step-000000099-epoch-00009-batch-0000001.ckpt.sha256.json")
     lonely.write_text("{}")
-    found = folder.latest_valid()
-    assert found is not None
-    assert found.path == newest
+    latest = folder.latest_valid()
+    assert latest is not None
+    assert latest.path == newest
     folder.prune(None)
     assert not part.exists()
     assert not lonely.exists()
@@ -146,9 +146,9 @@ def test_the_order_is_by_step_and_not_by_time(stopped_run: Path) -> None:
     older, newest = checkpoints(stopped_run)
     os.utime(newest, (0, 0))
     os.utime(older, (4e9, 4e9))
-    found = CheckpointStore(stopped_run / "checkpoints").latest_valid()
-    assert found is not None
-    assert found.path == newest
+    latest = CheckpointStore(stopped_run / "checkpoints").latest_valid()
+    assert latest is not None
+    assert latest.path == newest
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path: Path) -> None:
 
 def test_the_best_weights_are_those_of_the_best_epoch(whole_run: Path) -> None:
     result = json.loads((whole_run / "result.json").read_text())
-    found = [float(row["val_top1"]) for row in numbers_of(whole_run / "metrics.csv")]
-    assert result["val_top1"] == pytest.approx(max(found), abs=1e-6)
-    assert result["best_epoch"] == max(range(3), key=lambda epoch: (found[epoch], epoch)) + 1
+    top1 = [float(row["val_top1"]) for row in numbers_of(whole_run / "metrics.csv")]
+    assert result["val_top1"] == pytest.approx(max(top1), abs=1e-6)
+    assert result["best_epoch"] == max(range(3), key=lambda epoch: (top1[epoch], epoch)) + 1
 
 
 @SOAK
@@ -253,8 +253,8 @@ SO_MANY_STEPS = ("--trainer.max_steps", str(NUM_BATCHES + 2))
     [
         ("on_train_batch_end", NUM_BATCHES + 2),
         *(
-            pytest.param(*place, marks=SOAK)
-            for place in (
+            pytest.param(*hook, marks=SOAK)
+            for hook in (
                 ("on_train_batch_end", NUM_BATCHES + 1),
                 ("on_validation_batch_end", 4),
                 ("on_validation_batch_end", 6),

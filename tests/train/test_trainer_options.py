@@ -238,9 +238,9 @@ def test_a_warm_up_that_is_longer_than_the_run_is_remarked_on(
     options: dict[str, Any], warmup_epochs: float, remark: str
 ) -> None:
     trainer = Trainer(**QUIET, **options)
-    found = warmup_remark(trainer, 4, warmup_epochs)
-    assert found.startswith(remark)
-    assert bool(found) == bool(remark)
+    text = warmup_remark(trainer, 4, warmup_epochs)
+    assert text.startswith(remark)
+    assert bool(text) == bool(remark)
 
 
 def printed_before_training(

@@ -89,12 +89,12 @@ class BadSampleLog(Callback):
 
     def _exchange(self, trainer: Trainer) -> None:
         """Merge the findings of all processes, and print and write the new ones."""
-        found = self._new
+        samples = self._new
         if trainer.world_size > 1:
             gathered: list[list[BadSample]] = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(gathered, self._new)
-            found = [sample for each in gathered for sample in each]
-        new = {sample.name: sample.reason for sample in found if sample.name not in self._known}
+            samples = [sample for each in gathered for sample in each]
+        new = {sample.name: sample.reason for sample in samples if sample.name not in self._known}
         self._known |= new.keys()
         self._new = []
         if new and trainer.is_global_zero:

@@ -182,12 +182,12 @@ class ResumableCheckpoint(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         assert isinstance(pl_module, TrainingModule)
-        found = pl_module.metrics_for("val").compute()
-        score = found[pl_module.score_name]
-        self.last_metrics = {name: float(each) for name, each in found.items()}
+        metrics = pl_module.metrics_for("val").compute()
+        score = metrics[pl_module.score_name]
+        self.last_metrics = {name: float(each) for name, each in metrics.items()}
         if self.keep == "last":
             return
-        if found.get("loss", score).isfinite() and float(score) >= self.best_score:
+        if metrics.get("loss", score).isfinite() and float(score) >= self.best_score:
             weights = pl_module.best_weights()
             if trainer.is_global_zero:
                 self.best = self._store.save_best(weights, trainer.global_step)

@@ -63,10 +63,10 @@ def read_coco(
     images = _check_images(document["images"], images_dir, report)
     objects, maskless = _check_annotations(document["annotations"], images, index_of, report, with_masks=with_masks)
     report.raise_if_refused()
-    found = [_image_objects(images[image_id], objects[image_id], images_dir, with_masks) for image_id in images]
-    found = check_files(found, report)
+    image_objects = [_image_objects(images[image_id], objects[image_id], images_dir, with_masks) for image_id in images]
+    image_objects = check_files(image_objects, report)
     report.raise_if_refused()
-    count_objects(report, found, len(categories))
+    count_objects(report, image_objects, len(categories))
     truth = {
         "images": [{"id": each["id"], "width": each["width"], "height": each["height"]} for each in images.values()],
         # Numbered again: files that were filtered or merged repeat ids, and evaluation would drop the repeated.
@@ -85,7 +85,7 @@ def read_coco(
     }
     return Split(
         report.title,
-        found,
+        image_objects,
         [name for _, name in categories],
         [category_id for category_id, _ in categories],
         truth,
@@ -161,11 +161,11 @@ def _check_images(
         else:
             # Tools on Windows write `folder\\name`; a name may also have a backslash in it.
             spellings = dict.fromkeys((name, name.replace("\\", "/")))
-            found = next((each for each in spellings if _is_listed(images_dir / each, files)), None)
-            images[image_id] = {**entry, "file_name": found or name}
-            if found is None and any(_is_listed(images_dir.parent / each, files) for each in spellings):
+            listed = next((each for each in spellings if _is_listed(images_dir / each, files)), None)
+            images[image_id] = {**entry, "file_name": listed or name}
+            if listed is None and any(_is_listed(images_dir.parent / each, files) for each in spellings):
                 report.refuse(f"images missing in {images_dir}, though {images_dir.parent} has them", name)
-            elif found is None:
+            elif listed is None:
                 report.refuse(f"images missing in {images_dir}", name)
     if not entries:
         report.refuse("images, where one is the least", "none")
@@ -198,8 +198,8 @@ def _check_annotations(
     evidence = _Evidence()
     seen: set[str] = set()
     maskless: set[int] = set()
-    for place, entry in enumerate(entries, start=1):
-        annotation_id = entry.get("id", f"number {place}")
+    for number, entry in enumerate(entries, start=1):
+        annotation_id = entry.get("id", f"number {number}")
         name = f"annotation {annotation_id}"
         # As text: an id may be of any type, and is only counted.
         if str(annotation_id) in seen:
@@ -215,7 +215,7 @@ def _check_annotations(
             report.refuse("annotations of unknown categories", f"{name}: category {category_id!r}")
             continue
         box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(number) for number in box):
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(each) for each in box):
             report.refuse("boxes that are not four finite numbers", f"{name}: {box}")
             continue
         is_crowd = entry.get("iscrowd")
@@ -238,14 +238,14 @@ def _check_annotations(
             where = "without an area" if min(width, height) < MIN_SIDE_PX else "outside their image"
             report.leave_out(f"boxes {where}", f"{name}: {box}")
             if fault:
-                maskless.add(place)
+                maskless.add(number)
             continue
         if fault:
             report.refuse(f"masks that {fault}", name)
             continue
         objects[image["id"]].append((corners, index_of[category_id], mask if with_masks else None))
-    if found := evidence.fault():
-        report.refuse(*found)
+    if format_fault := evidence.fault():
+        report.refuse(*format_fault)
     elif num_boxes and not objects and not report.refused:
         report.refuse("boxes, none of them with an area inside its image", f"{num_boxes} of {num_boxes}")
     elif evidence.is_suspicious():
@@ -304,11 +304,11 @@ class _Evidence:
         """Return the kind of fault and how often it was found, if there is no doubt."""
         kind = ", where COCO has x, y, width, height"
         if self.num_of_corners > _MANY_CORNERS * self.num_comparable:
-            found = f"{self.num_of_corners} of {self.num_comparable}"
-            return f"mistake of format: boxes with the area or outline of x1, y1, x2, y2{kind}", found
+            frequency = f"{self.num_of_corners} of {self.num_comparable}"
+            return f"mistake of format: boxes with the area or outline of x1, y1, x2, y2{kind}", frequency
         if self.num_far_outside > (_SOME_OUTSIDE if self.is_suspicious() else _MANY_OUTSIDE) * self.num_boxes:
-            found = f"{self.num_far_outside} of {self.num_boxes}"
-            return f"mistake of format: boxes reaching far outside their image, as x1, y1, x2, y2 do{kind}", found
+            frequency = f"{self.num_far_outside} of {self.num_boxes}"
+            return f"mistake of format: boxes reaching far outside their image, as x1, y1, x2, y2 do{kind}", frequency
         return None
 
     def is_suspicious(self) -> bool:

@@ -97,8 +97,8 @@ class CsvData(FileDataModule):
         for split, table in tables.items():
             header, lines = read_table(table, encoding, self.remarks)
             triples = _read_rows(table, header, lines, split, path_column, split_column, find_labels, self.remarks)
-            for found, path, label in triples:
-                by_split.setdefault(found, []).append((path, label))
+            for row_split, path, label in triples:
+                by_split.setdefault(row_split, []).append((path, label))
         if "train" not in by_split:
             raise InvalidConfig(f"{file} has no row of the train split.")
         values: dict[Split, list[Any]] = {split: [label for _, label in rows] for split, rows in by_split.items()}
@@ -160,8 +160,8 @@ class CsvData(FileDataModule):
             self.remarks.append(
                 f"Files listed more than once: {len(repeated)}. The first: {readable_name(repeated[0])}."
             )
-        for found, what in ((labels, "with different labels"), (splits, "in more than one split")):
-            if repeated := [path for path, values in found.items() if len(values) > 1]:
+        for values_by_path, what in ((labels, "with different labels"), (splits, "in more than one split")):
+            if repeated := [path for path, values in values_by_path.items() if len(values) > 1]:
                 self.remarks.append(f"Files listed {what}: {len(repeated)}. The first: {readable_name(repeated[0])}.")
 
     def _remark_on_missing_words(self, labels: list[str | None]) -> None:
@@ -229,7 +229,7 @@ def _find_tables(root: Path) -> dict[Split | None, Path]:
 _ReadLabel = Callable[[list[str]], Any]
 """From a row to its class or to the list of its classes; a cell that names several is returned as it is."""
 _FindLabels = Callable[[list[str], list[list[str]], set[int], Path, bool], _ReadLabel]
-"""From header, rows, the places of other columns, the file, and whether labels may be missing."""
+"""From header, rows, the positions of other columns, the file, and whether labels may be missing."""
 
 
 def _read_rows(
@@ -261,8 +261,8 @@ def _read_rows(
     # A test split may have no labels, as in a competition.
     read_label = find_labels(header, rows, others, file, split == "test")
     for number, row in enumerate(rows, 2):
-        found = split or ("train" if split_index is None else _split_of(row[split_index], number, file))
-        yield found, _local_path(row[path_index], number, file), read_label(row)
+        row_split = split or ("train" if split_index is None else _split_of(row[split_index], number, file))
+        yield row_split, _local_path(row[path_index], number, file), read_label(row)
 
 
 def _local_path(cell: str, number: int, file: Path) -> str:
@@ -304,29 +304,29 @@ def _several_columns(
         column = _find(header, label_column, _LABEL_COLUMNS, "label", file)
         return lambda row: row[column]
     if label_columns:
-        places = {readable_name(name): _find(header, name, (), "label", file) for name in label_columns}
+        column_of = {readable_name(name): _find(header, name, (), "label", file) for name in label_columns}
     else:
-        found = [
-            (readable_name(name), place)
-            for place, name in enumerate(header)
-            if place not in others and {row[place].strip().casefold() for row in rows} <= _BITS.keys() | {""}
+        columns = [
+            (readable_name(name), index)
+            for index, name in enumerate(header)
+            if index not in others and {row[index].strip().casefold() for row in rows} <= _BITS.keys() | {""}
         ]
-        places = dict(found)
-        if len(places) < len(found):
-            twice = next(name for name, number in Counter(name for name, _ in found).items() if number > 1)
+        column_of = dict(columns)
+        if len(column_of) < len(columns):
+            twice = next(name for name, number in Counter(name for name, _ in columns).items() if number > 1)
             raise InvalidConfig(f"{file} has two columns {twice!r}.", hint="Rename one of them.")
-    if len(places) < 2:
+    if len(column_of) < 2:
         if may_lack:
             return lambda row: None
         raise InvalidConfig(
             f"{file} has neither a column 'label' nor columns of 0 and 1; it has {', '.join(header)}.",
             hint="Give --data.label_column or --data.label_columns.",
         )
-    return partial(_read_bits, places, file)
+    return partial(_read_bits, column_of, file)
 
 
-def _read_bits(places: dict[str, int], file: Path, row: list[str]) -> list[str] | None:
-    cells = {label: row[place].strip().casefold() for label, place in places.items()}
+def _read_bits(column_of: dict[str, int], file: Path, row: list[str]) -> list[str] | None:
+    cells = {label: row[index].strip().casefold() for label, index in column_of.items()}
     if not any(cells.values()):
         return None
     for label, cell in cells.items():
@@ -360,11 +360,11 @@ def _split_cells(labels: list[Any], separator: str) -> list[list[str] | None]:
 
 def _check_classes(labels: Sequence[str | None], file: Path) -> None:
     """Refuse labels that are measurements, such as 0.37, and not classes."""
-    found = [label for label in labels if label is not None]
-    is_number = all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label, re.IGNORECASE) for label in found)
-    if is_number and len(set(found)) > len(found) / 2 and any("." in label for label in found):
+    given = [label for label in labels if label is not None]
+    is_number = all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label, re.IGNORECASE) for label in given)
+    if is_number and len(set(given)) > len(given) / 2 and any("." in label for label in given):
         raise InvalidConfig(
-            f"The labels of {file} are numbers such as {found[0]}, {len(set(found))} different ones in {len(found)} "
+            f"The labels of {file} are numbers such as {given[0]}, {len(set(given))} different ones in {len(given)} "
             "rows; a classifier learns classes.",
             hint="Give another --data.label_column, or write the name of a range in their place.",
         )

@@ -256,18 +256,18 @@ class FileDataModule(ImageDataModule):
         self.remarks += files.remarks
         super().check()
 
-    def use_splits(self, found: Mapping[Split, Source], place: str) -> None:
-        """Take the splits that were found: leave out images without a label, hold out a validation split.
+    def use_splits(self, sources: Mapping[Split, Source], location: str) -> None:
+        """Take the splits: leave out images without a label, hold out a validation split.
 
         Args:
-            found: Sources by split; their targets index `labels`, say which apply, or are `UNLABELED`.
-            place: Where they were found, for messages.
+            sources: Sources by split; their targets index `labels`, say which apply, or are `UNLABELED`.
+            location: Where they come from, for messages.
 
         Raises:
             InvalidConfig: there is no split to train on or none to validate on.
         """
-        splits = dict(found)
-        for split, source in found.items():
+        splits = dict(sources)
+        for split, source in sources.items():
             if not len(source.targets):
                 raise InvalidConfig(f"The {split} split of {self.title} has no images.")
         if "test" in splits and is_unlabeled(splits["test"].targets).all():
@@ -277,7 +277,9 @@ class FileDataModule(ImageDataModule):
             splits[split] = self._labeled(split, splits[split])
         if self.val_fraction:
             if "val" in splits:
-                raise InvalidConfig(f"{place} has a validation split already.", hint="Leave out --data.val_fraction.")
+                raise InvalidConfig(
+                    f"{location} has a validation split already.", hint="Leave out --data.val_fraction."
+                )
             train = splits["train"]
             kept, held_out = stratified_split(train.targets, self.val_fraction)
             if not len(held_out):
@@ -288,7 +290,7 @@ class FileDataModule(ImageDataModule):
             splits["train"], splits["val"] = SubsetSource(train, kept), SubsetSource(train, held_out)
         if "val" not in splits and "test" not in splits:
             raise InvalidConfig(
-                f"{place} has no validation or test split to measure on.",
+                f"{location} has no validation or test split to measure on.",
                 hint="Give --data.val_fraction 0.2 to hold out a fifth of the train split.",
             )
         self.has_single_eval_split = len(splits) < 3

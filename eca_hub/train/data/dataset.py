@@ -106,27 +106,27 @@ class ImageDataset(Dataset[Batch]):
 
     def _decode_batch(self, indices: list[int], bad: list[BadSample]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield position and pixels of each image as soon as it is decoded; append to `bad` those that cannot be."""
-        found = [self._cache.get(index) for index in indices]
-        missing = [index for index, pixels_HWC in zip(indices, found, strict=True) if pixels_HWC is None]
+        cached = [self._cache.get(index) for index in indices]
+        missing = [index for index, pixels_HWC in zip(indices, cached, strict=True) if pixels_HWC is None]
         num_cores = torch.get_num_threads()
         if min(num_cores, len(missing)) < 2 or self._last_num_bytes < _MIN_BYTES_FOR_THREADS:
-            yield from self._merged(indices, found, map(self._decode, missing), bad)
+            yield from self._merged(indices, cached, map(self._decode, missing), bad)
             return
         crops_meanwhile = self._augment is not None and self._augment.needs_full_images
         is_small = self._last_num_bytes < _MIN_BYTES_FOR_ALL_CORES
         num_threads = num_cores - 1 if crops_meanwhile and is_small else num_cores
         # A pool per batch is cheap, and leaves no threads behind when the process ends or forks.
         with ThreadPoolExecutor(min(num_threads, len(missing))) as pool:
-            yield from self._merged(indices, found, pool.map(self._decode, missing), bad)
+            yield from self._merged(indices, cached, pool.map(self._decode, missing), bad)
 
     def _merged(
         self,
         indices: list[int],
-        found: list[np.ndarray | None],
+        cached: list[np.ndarray | None],
         decoded: Iterator[np.ndarray | BadSample],
         bad: list[BadSample],
     ) -> Iterator[tuple[int, np.ndarray]]:
-        for row, cached_HWC in enumerate(found):
+        for row, cached_HWC in enumerate(cached):
             pixels_HWC = next(decoded) if cached_HWC is None else cached_HWC
             if isinstance(pixels_HWC, BadSample):
                 bad.append(pixels_HWC)

@@ -41,10 +41,10 @@ def _snapshot(name: str, revision: str | None, subset: str | None) -> Path:
 
     wanted = f"{subset}/**" if subset else "**"
     with hub_errors(name, revision):
-        found = snapshot_download(
+        folder = snapshot_download(
             name,
             repo_type="dataset",
             revision=revision,
             allow_patterns=[f"{wanted}.parquet", f"{wanted}/*.parquet"],
         )
-    return Path(found)
+    return Path(folder)

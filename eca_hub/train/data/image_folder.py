@@ -52,10 +52,10 @@ class ImageFolderData(FileDataModule):
         if not self._root.is_dir():
             raise _no_folder(root)
         self.title = readable_name(self._root.resolve().name) or "images"
-        found = {split: _ClassFolders(folder) for split, folder in self._find_splits().items()}
-        self.labels = self._labels(found["train"], "train")
+        folders_by_split = {split: _ClassFolders(folder) for split, folder in self._find_splits().items()}
+        self.labels = self._labels(folders_by_split["train"], "train")
         sources: dict[Split, ImageFolderSource] = {}
-        for split, folders in found.items():
+        for split, folders in folders_by_split.items():
             if split == "test" and not folders.classes and folders.loose:
                 sources[split] = ImageFolderSource.of_unlabeled(folders)
                 continue
@@ -111,7 +111,7 @@ class ImageFolderData(FileDataModule):
 
     def _find_splits(self) -> dict[Split, Path]:
         folders = _subfolders(self._root)
-        found: dict[Split, Path] = {}
+        split_dirs: dict[Split, Path] = {}
         for split in _SPLIT_NAMES:
             matching = [folder for folder in folders if _is_split(folder, split)]
             if len(matching) > 1:
@@ -119,13 +119,13 @@ class ImageFolderData(FileDataModule):
                     f"{self._root} has {' and '.join(folder.name for folder in matching)}; which is the {split} split?",
                     hint="Keep one of them there.",
                 )
-            found |= dict.fromkeys([split], matching[0]) if matching else {}
-        if "train" in found:
-            if others := [readable_name(folder.name) for folder in folders if folder not in found.values()]:
+            split_dirs |= dict.fromkeys([split], matching[0]) if matching else {}
+        if "train" in split_dirs:
+            if others := [readable_name(folder.name) for folder in folders if folder not in split_dirs.values()]:
                 self.remarks.append(
                     f"{self._root}: folders that are no split (train, val or test) are left out: {_names(others)}."
                 )
-            return found
+            return split_dirs
         inner = [folder for folder in _folders_below(folders) if _has_train(folder)]
         if len(inner) > 1 and len(inner) == len(folders):
             raise InvalidConfig(
@@ -138,7 +138,7 @@ class ImageFolderData(FileDataModule):
                 f"{self._root} has no folder train, but {inner[0]} has.", hint=f"Give --data.root {inner[0]}."
             )
         looks_split = [folder for folder in folders if _split_in(folder.name)]
-        if not found and len(folders) > 1 and self.val_fraction and len(looks_split) < len(folders):
+        if not split_dirs and len(folders) > 1 and self.val_fraction and len(looks_split) < len(folders):
             return {"train": self._root}
         raise self._no_train(folders, looks_split)
 
@@ -316,11 +316,11 @@ def _split_in(name: str) -> Split | None:
 
 def _folders_below(folders: list[Path]) -> list[Path]:
     """Return some folders and those below, level by level, a few levels down: data sets come in folders of folders."""
-    found, level = list(folders), folders
+    all_folders, level = list(folders), folders
     for _ in range(_SEARCHED_LEVELS):
         level = [inner for folder in level[:_SEARCHED_FOLDERS] for inner in _subfolders(folder)[:_SEARCHED_FOLDERS]]
-        found += level
-    return found
+        all_folders += level
+    return all_folders
 
 
 def _has_train(folder: Path) -> bool:

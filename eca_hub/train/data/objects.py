@@ -191,8 +191,8 @@ def _printable(name: object) -> str:
     return str(name)[:_MAX_NAME_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
-def _list_kinds(found: Mapping[str, list[str]]) -> str:
+def _list_kinds(names_by_kind: Mapping[str, list[str]]) -> str:
     return "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:_NUM_NAMED])}{', ...' if len(names) > _NUM_NAMED else ''})"
-        for kind, names in found.items()
+        for kind, names in names_by_kind.items()
     )

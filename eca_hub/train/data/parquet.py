@@ -227,7 +227,7 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
     inside = folder / subset if subset else folder
     files = sorted(walk_files(inside))
     paths = [path for path in files if path.suffix.lower() in (".parquet", ".pq")]
-    found: dict[Split, list[Path]] = {}
+    splits: dict[Split, list[Path]] = {}
     for split, names in _SPLIT_NAMES.items():
         by_name = {name: [path for path in paths if _is_of_split(path, name)] for name in names}
         used = [name for name, files in by_name.items() if files]
@@ -237,8 +237,8 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
                 hint="Keep one of them there.",
             )
         if used:
-            found[split] = by_name[used[0]]
-    if "train" not in found:
+            splits[split] = by_name[used[0]]
+    if "train" not in splits:
         hint = ""
         if any(path.suffix == ".tar" for path in files):
             hint = f"Give --data WebDatasetData --data.root {folder}."
@@ -247,12 +247,12 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
         elif len(paths) == 1:
             hint = f"If it is to be trained on: mv {paths[0]} {paths[0].with_name('train.parquet')}"
         raise InvalidConfig(f"{folder} has no train*.parquet; it holds {_listing(paths)}.", hint=hint)
-    folders = {path.relative_to(folder).parts[0] for path in found["train"] if path.parent != folder}
+    folders = {path.relative_to(folder).parts[0] for path in splits["train"] if path.parent != folder}
     if len(subsets := sorted(folders - set(_SPLIT_NAMES["train"]))) > 1 and not subset:
         raise InvalidConfig(
             f"{folder} has the subsets {', '.join(subsets[:5])}.", hint=f"Give one, such as --data.subset {subsets[0]}."
         )
-    return found
+    return splits
 
 
 def _is_of_split(path: Path, name: str) -> bool:
@@ -331,8 +331,8 @@ def _column(
         of_kind = [name for name, feature in features.items() if feature.get("_type") == kind and name in names]
         if len(of_kind) == 1:
             return of_kind[0]
-        if not of_kind and (found := next((by_folded[name] for name in usual if name in by_folded), None)):
-            return found
+        if not of_kind and (column := next((by_folded[name] for name in usual if name in by_folded), None)):
+            return column
     raise InvalidConfig(
         f"{path} has no column {given or usual[0]!r}; it has {', '.join(names)}.",
         hint="Give --data.image_column and --data.label_column.",

@@ -115,8 +115,8 @@ def labels_of(sample: Sample) -> list[str] | None:
     Raises:
         OSError: several files could say so.
     """
-    found = (labels_in(sample[ending], ending) for ending in label_endings(sample))
-    return next((labels for labels in found if labels is not None), None)
+    candidates = (labels_in(sample[ending], ending) for ending in label_endings(sample))
+    return next((labels for labels in candidates if labels is not None), None)
 
 
 def ending_among(endings: Iterable[str], allowed: Sequence[str]) -> str | None:
@@ -127,14 +127,14 @@ def ending_among(endings: Iterable[str], allowed: Sequence[str]) -> str | None:
     Raises:
         OSError: there are several to choose from.
     """
-    found = [ending for ending in endings if ending.rsplit(".", 1)[-1] in allowed]
-    plain = [ending for ending in found if ending in allowed]
-    if len(found) > 1 and not plain:
+    candidates = [ending for ending in endings if ending.rsplit(".", 1)[-1] in allowed]
+    plain = [ending for ending in candidates if ending in allowed]
+    if len(candidates) > 1 and not plain:
         raise OSError(
-            f"it has {' and '.join(f'.{ending}' for ending in found[:2])}, one of which is meant; a key ends at the "
-            "first dot of a file's name"
+            f"it has {' and '.join(f'.{ending}' for ending in candidates[:2])}, one of which is meant; a key ends at "
+            "the first dot of a file's name"
         )
-    return next(iter(plain or found), None)
+    return next(iter(plain or candidates), None)
 
 
 def label_endings(endings: Iterable[str]) -> list[str]:

@@ -60,8 +60,8 @@ class WebDatasetData(FileDataModule):
         self.title = readable_name(folder.resolve().name) or "images"
         shards = _find_shards(folder, has_val_fraction=bool(self.val_fraction))
         samples = {split: list(_samples(paths, self.remarks)) for split, paths in shards.items()}
-        for split, found in samples.items():
-            if not found:
+        for split, split_samples in samples.items():
+            if not split_samples:
                 raise InvalidConfig(f"The {split} split of {self.title} has no images.")
         if all(sample.label is None for sample in samples["train"]):
             raise InvalidConfig(
@@ -70,10 +70,10 @@ class WebDatasetData(FileDataModule):
             )
         self.labels = class_names(sample.label for sample in samples["train"])
         sources: dict[Split, Source] = {}
-        for split, found in samples.items():
-            values = [sample.label for sample in found]
+        for split, split_samples in samples.items():
+            values = [sample.label for sample in split_samples]
             check_labels(self.labels, class_names(values), split, self.title)
-            sources[split] = TarSource(found, to_targets(values, self.labels))
+            sources[split] = TarSource(split_samples, to_targets(values, self.labels))
         self.use_splits(sources, str(folder))
 
 
@@ -100,13 +100,13 @@ class TarSource:
         self._shards = list(dict.fromkeys(sample.shard for sample in samples))
         number_of = {shard: number for number, shard in enumerate(self._shards)}
         rows = [(number_of[sample.shard], sample.start, sample.size) for sample in samples]
-        self._places_N3 = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        self._positions_N3 = np.array(rows, dtype=np.int64).reshape(-1, 3)
         self._names = [sample.name for sample in samples]
         self.targets = targets
 
     def read(self, index: int) -> bytes:
         """Return one encoded image."""
-        number, start, size = self._places_N3[index].tolist()
+        number, start, size = self._positions_N3[index].tolist()
         with self._shards[number].open("rb", buffering=0) as file:
             content = os.pread(file.fileno(), size, start)
         if len(content) < size:
@@ -115,31 +115,31 @@ class TarSource:
 
     def name(self, index: int) -> str:
         """Return shard and name."""
-        return f"{readable_name(self._shards[self._places_N3[index, 0]].name)}/{self._names[index]}"
+        return f"{readable_name(self._shards[self._positions_N3[index, 0]].name)}/{self._names[index]}"
 
     def fingerprint(self) -> str:
         """Hash names, positions and labels."""
         shards = [f"{shard.name} {shard.stat().st_size}" for shard in self._shards]
-        return fingerprint_of([*shards, *self._names, self._places_N3.tobytes().hex(), self.targets.tobytes().hex()])
+        return fingerprint_of([*shards, *self._names, self._positions_N3.tobytes().hex(), self.targets.tobytes().hex()])
 
 
 def _find_shards(folder: Path, *, has_val_fraction: bool) -> dict[Split, list[Path]]:
     files = list(walk_files(folder))
     paths = sorted(path for path in files if path.suffix.lower() == ".tar")
-    found: dict[Split, list[Path]] = {}
+    shards: dict[Split, list[Path]] = {}
     for split, pattern in _SPLIT_NAMES.items():
         mark = re.compile(rf"(?<![a-z]){pattern}(?![a-z])", re.IGNORECASE)
         if of_split := [path for path in paths if mark.search(path.name) or mark.fullmatch(path.parent.name)]:
-            found[split] = of_split
-    if not found and paths and has_val_fraction:
+            shards[split] = of_split
+    if not shards and paths and has_val_fraction:
         return {"train": paths}
-    if "train" not in found:
+    if "train" not in shards:
         names = ", ".join(path.name for path in sorted(files)[:5]) or "nothing"
-        hint = "Name the shards train-0000.tar, or give --data.val_fraction 0.2." if paths and not found else ""
+        hint = "Name the shards train-0000.tar, or give --data.val_fraction 0.2." if paths and not shards else ""
         if any(path.name.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")) for path in files):
             hint = "Compressed shards (.tar.gz) must be unpacked to .tar."
         raise InvalidConfig(f"{folder} has no train*.tar; it holds {names}.", hint=hint)
-    return found
+    return shards
 
 
 def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
@@ -177,10 +177,10 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
         if num_repeated:
             remarks.append(f"{shard.name}: images with the name of an earlier one are left out: {num_repeated}.")
         if missing := [key for key in contents if key not in images]:
-            found = sorted({f".{other_endings[key]}" for key in missing if key in other_endings})
+            endings = sorted({f".{other_endings[key]}" for key in missing if key in other_endings})
             remarks.append(
                 f"{shard.name}: samples without an image that is decoded are left out: {len(missing)}"
-                + (f" ({', '.join(found[:5])})." if found else ".")
+                + (f" ({', '.join(endings[:5])})." if endings else ".")
             )
         _check_end(shard, end, remarks)
         labels = {key: _label_of(files, f"{key} of {shard}") for key, files in contents.items()}

@@ -170,7 +170,7 @@ def expand(pattern: str) -> list[str]:
         urls: list[str] = list(expand_urls(pattern))
     except (ValueError, AssertionError) as error:
         raise InvalidConfig(f"{pattern} is no pattern: {error}.") from None
-    urls = [found for url in urls for found in _files_of(url)]
+    urls = [shard for url in urls for shard in _files_of(url)]
     if len(set(urls)) < len(urls):
         raise InvalidConfig(f"{pattern} names a shard twice.")
     return urls
@@ -181,8 +181,8 @@ def _files_of(url: str) -> list[str]:
     if "://" in url:
         return [url]
     path = expand_home(url)
-    found = sorted(map(str, path.parent.glob(path.name))) if "*" in path.name else []
-    return found or [str(path)]
+    paths = sorted(map(str, path.parent.glob(path.name))) if "*" in path.name else []
+    return paths or [str(path)]
 
 
 def _read_labels(path: str) -> list[str]:
@@ -205,8 +205,8 @@ def _read_index(path: str) -> dict[str, int]:
     try:
         check_url(path)
         with open_shard(path) as file:
-            found = json.load(file)
-        return _counts_in(found)
+            index = json.load(file)
+        return _counts_in(index)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InvalidConfig(
             f"--data.index {path} cannot be read: {error!r}.",
@@ -214,14 +214,14 @@ def _read_index(path: str) -> dict[str, int]:
         ) from None
 
 
-def _counts_in(found: Mapping[str, Any]) -> dict[str, int]:
+def _counts_in(index: Mapping[str, Any]) -> dict[str, int]:
     """Read the three forms of an index: name to number, timm's _info.json, and webdataset's index."""
-    pairs: list[tuple[str, Any]] = list(found.items())
-    if isinstance(splits := found.get("splits"), Mapping):
+    pairs: list[tuple[str, Any]] = list(index.items())
+    if isinstance(splits := index.get("splits"), Mapping):
         pairs = [
             pair for split in splits.values() for pair in zip(split["filenames"], split["shard_lengths"], strict=True)
         ]
-    elif isinstance(shards := found.get("shardlist"), Sequence):
+    elif isinstance(shards := index.get("shardlist"), Sequence):
         pairs = [(shard["url"], shard["nsamples"]) for shard in shards]
     # By its name alone as well, where that is the name of one shard only.
     names = [str(name).rsplit("/", 1)[-1] for name, _ in pairs]

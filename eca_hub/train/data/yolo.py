@@ -235,7 +235,7 @@ def _read_line(words: Sequence[str], num_classes: int, num_keypoint_numbers: int
 def _ground_truth(images: Sequence[ImageObjects], labels: Sequence[str]) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for image in images:
-        for place, (box, label) in enumerate(zip(image.boxes.tolist(), image.labels.tolist(), strict=True)):
+        for index, (box, label) in enumerate(zip(image.boxes.tolist(), image.labels.tolist(), strict=True)):
             x1, y1, x2, y2 = box
             annotation: dict[str, Any] = {
                 "id": len(annotations) + 1,
@@ -246,7 +246,7 @@ def _ground_truth(images: Sequence[ImageObjects], labels: Sequence[str]) -> dict
                 "iscrowd": 0,
             }
             if image.masks is not None:
-                annotation["segmentation"] = image.masks[place]
+                annotation["segmentation"] = image.masks[index]
             annotations.append(annotation)
     return {
         "images": [{"id": each.image_id, "width": each.width, "height": each.height} for each in images],

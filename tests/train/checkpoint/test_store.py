@@ -65,9 +65,9 @@ def test_a_crash_while_writing_leaves_the_checkpoint_before_or_the_complete_new_
         write_with_checksum(newer, b"newer content", {"step": 2})
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    found = store.latest_valid()
-    assert found is not None
-    assert found.path == (newer if moment == "after" else older)
+    latest = store.latest_valid()
+    assert latest is not None
+    assert latest.path == (newer if moment == "after" else older)
     store.prune(None)
     names = {path.name.removesuffix(CHECKSUM_SUFFIX) for path in tmp_path.iterdir()}
     assert names == ({older.name, newer.name} if moment == "after" else {older.name})

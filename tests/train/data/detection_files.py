@@ -22,8 +22,8 @@ def coco_document(num_images: int = 6) -> dict[str, Any]:
         images.append({"id": image_id, "file_name": f"{number}.png", "width": width, "height": height})
         if number == num_images - 1:
             continue
-        for place, category_id in enumerate((7, 3)):
-            x, y, w, h = 4 + 10 * place, 5 + 3 * place, 16 + number, 12 + place
+        for index, category_id in enumerate((7, 3)):
+            x, y, w, h = 4 + 10 * index, 5 + 3 * index, 16 + number, 12 + index
             annotations.append(
                 {
                     "id": len(annotations) + 1,

@@ -22,9 +22,9 @@ def image_of(shade: int) -> np.ndarray:
 def test_a_stored_image_is_returned_unchanged_and_an_unknown_one_is_not() -> None:
     cache = DecodedImageCache(3, 1000)
     cache.put(1, image_of(7))
-    found = cache.get(1)
-    assert found is not None
-    assert np.array_equal(found, image_of(7))
+    pixels_HWC = cache.get(1)
+    assert pixels_HWC is not None
+    assert np.array_equal(pixels_HWC, image_of(7))
     assert cache.get(0) is None
 
 
@@ -47,9 +47,9 @@ def test_another_process_finds_what_the_first_put_in_later() -> None:
         pytest.skip("this system has no files in memory")
     copy = pickle.loads(pickle.dumps(cache))
     cache.put(0, image_of(5))
-    found = copy.get(0)
-    assert found is not None
-    assert np.array_equal(found, image_of(5))
+    pixels_HWC = copy.get(0)
+    assert pixels_HWC is not None
+    assert np.array_equal(pixels_HWC, image_of(5))
 
 
 def test_each_worker_has_a_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,15 +55,15 @@ def test_several_threads_make_the_batches_that_one_makes(monkeypatch: pytest.Mon
     files = [noise(seed) for seed in range(12)]
     files[5] = files[7] = b"no image"
     expected, one = load(files, 1, monkeypatch)
-    found, many = load(files, 3, monkeypatch)
+    batches, many = load(files, 3, monkeypatch)
     assert one == {threading.get_ident()}
     assert len(many) > 1
-    for batch, same in zip(found, expected, strict=True):
+    for batch, same in zip(batches, expected, strict=True):
         assert torch.equal(batch.pixels, same.pixels)
         assert torch.equal(batch.indices, same.indices)
         assert batch.bad_samples == same.bad_samples
-    assert [sample.index_in_split for sample in found[1].bad_samples] == [5, 7]
-    assert found[1].indices.tolist() == [4, 6]
+    assert [sample.index_in_split for sample in batches[1].bad_samples] == [5, 7]
+    assert batches[1].indices.tolist() == [4, 6]
 
 
 def test_small_files_are_left_to_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

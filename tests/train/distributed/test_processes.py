@@ -134,8 +134,8 @@ def test_two_processes_train_to_the_weights_of_one_in_float64(tmp_path: Path) ->
 
 def test_two_processes_evaluate_every_image_once(two: Path, one: Path) -> None:
     for name in ("val_top1", "val_loss", "val_macro", "train_loss", "train_top1"):
-        found, expected = ([float(row[name]) for row in rows_of(run)] for run in (two, one))
-        assert found == pytest.approx(expected, abs=1e-4)
+        values, expected = ([float(row[name]) for row in rows_of(run)] for run in (two, one))
+        assert values == pytest.approx(expected, abs=1e-4)
     results = [json.loads((run / "result.json").read_text()) for run in (two, one)]
     assert [result["num_test_images"] for result in results] == [101, 101]
     assert results[0]["test_top1"] == results[1]["test_top1"]

@@ -15,10 +15,10 @@ from eca_hub.train.distributed.signals import Stopped, StopRequest
 def request_() -> Iterator[StopRequest]:
     """A request whose handlers are installed and deferred."""
     before = signal.getsignal(signal.SIGCHLD)
-    found = StopRequest()
-    with found.installed():
-        found.defer()
-        yield found
+    request = StopRequest()
+    with request.installed():
+        request.defer()
+        yield request
     signal.signal(signal.SIGCHLD, before)
 
 
