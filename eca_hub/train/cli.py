@@ -105,9 +105,9 @@ def short_help(command: str) -> str:
 
 
 def _run(command: str, argv: list[str]) -> None:
-    if any(word in ("-h", "--help") for word in argv):
+    if any(argument in ("-h", "--help") for argument in argv):
         print(short_help(command))
         return
     from eca_hub.train.lightning_cli import run
 
-    run(command, ["--help" if word in ("--help_all", "--help-all") else word for word in argv])
+    run(command, ["--help" if argument in ("--help_all", "--help-all") else argument for argument in argv])

@@ -74,9 +74,9 @@ def peak_memory_mib(device: torch.device) -> float | None:
 
 def _git(folder: Path, *args: str) -> str | None:
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.rstrip() if done.returncode == 0 else None
+    return completed.stdout.rstrip() if completed.returncode == 0 else None

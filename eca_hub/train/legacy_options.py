@@ -60,7 +60,7 @@ def upgrade_argv(argv: Sequence[str]) -> list[str]:
         argv: The arguments after the command.
     """
     renamed: dict[str, str] = {}
-    upgraded = list(_upgraded_words([_class_option(word) for word in argv], renamed))
+    upgraded = list(_upgraded_arguments([_class_option(argument) for argument in argv], renamed))
     if renamed:
         pairs = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
         warnings.warn(f"Old spellings of options: {pairs}.", FutureWarning, stacklevel=2)
@@ -93,30 +93,30 @@ def upgrade_config(config: Mapping[str, Any], renamed: dict[str, str] | None = N
     return upgraded
 
 
-def _upgraded_words(argv: Sequence[str], renamed: dict[str, str]) -> Iterator[str]:
-    before = ""
-    for word in argv:
-        option, equals, value = word.removeprefix("--").partition("=")
-        if before in _CONFIG_OPTIONS:
-            yield _upgraded_file(word, renamed)
-        elif word.startswith("--config="):
+def _upgraded_arguments(argv: Sequence[str], renamed: dict[str, str]) -> Iterator[str]:
+    previous = ""
+    for argument in argv:
+        option, equals, value = argument.removeprefix("--").partition("=")
+        if previous in _CONFIG_OPTIONS:
+            yield _upgraded_file(argument, renamed)
+        elif argument.startswith("--config="):
             yield f"--config={_upgraded_file(value, renamed)}"
-        elif word.startswith("--") and _plain(option) in RENAMED:
+        elif argument.startswith("--") and _plain(option) in RENAMED:
             new = RENAMED[_plain(option)]
             renamed[option] = new
-            before = f"--{new}"
-            yield f"--{new}{equals}{_upgraded_word(new, value, renamed)}"
+            previous = f"--{new}"
+            yield f"--{new}{equals}{_upgraded_value(new, value, renamed)}"
             continue
-        elif word.startswith("--") and equals:
-            yield f"--{option}={_upgraded_word(_plain(option), value, renamed)}"
-        elif before.startswith("--") and "=" not in before:
-            yield _upgraded_word(_plain(before.removeprefix("--")), word, renamed)
+        elif argument.startswith("--") and equals:
+            yield f"--{option}={_upgraded_value(_plain(option), value, renamed)}"
+        elif previous.startswith("--") and "=" not in previous:
+            yield _upgraded_value(_plain(previous.removeprefix("--")), argument, renamed)
         else:
-            yield word
-        before = word
+            yield argument
+        previous = argument
 
 
-def _upgraded_word(option: str, value: str, renamed: dict[str, str]) -> str:
+def _upgraded_value(option: str, value: str, renamed: dict[str, str]) -> str:
     new = RENAMED_VALUES.get(option, {}).get(value)
     if new is None:
         return value
@@ -137,12 +137,12 @@ def _upgraded_file(path: str, renamed: dict[str, str]) -> str:
     return yaml.safe_dump(upgraded, sort_keys=False) if upgraded != config else path
 
 
-def _class_option(word: str) -> str:
+def _class_option(argument: str) -> str:
     for given, option in _CLASS_OPTIONS.items():
-        if re.match(rf"{re.escape(given)}(?=$|[=.])", word):
-            return option + word.removeprefix(given)
-    option, equals, value = word.rpartition("=")
-    return f"{option}{equals}{_PLATEAU}" if value in _OTHER_PLATEAUS else word
+        if re.match(rf"{re.escape(given)}(?=$|[=.])", argument):
+            return option + argument.removeprefix(given)
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{_PLATEAU}" if value in _OTHER_PLATEAUS else argument
 
 
 def _plain(option: str) -> str:
@@ -152,11 +152,11 @@ def _plain(option: str) -> str:
 def _options(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the path of every value and the option that it is."""
     for name, value in config.items():
-        here = (*path, str(name))
+        option_path = (*path, str(name))
         if isinstance(value, Mapping):
-            yield from _options(value, here)
+            yield from _options(value, option_path)
         else:
-            yield here, _plain(".".join(here))
+            yield option_path, _plain(".".join(option_path))
 
 
 def _copy(value: Any) -> Any:

@@ -162,7 +162,7 @@ class RunCLI(LightningCLI):
         package = pull(model["from_pretrained"], model["revision"])
         given: Any = {} if self.uses_config_of_run else self._given().get("data.init_args") or {}
         on_command_line = {
-            match[1] for word in self.argv if (match := re.match(r"--data\.(?:init_args\.)?([\w.]+)", word))
+            match[1] for argument in self.argv if (match := re.match(r"--data\.(?:init_args\.)?([\w.]+)", argument))
         }
         for option, value in self.task.preprocessing(package.config_bytes, package.model_id).items():
             if not isinstance(value, dict):
@@ -372,7 +372,7 @@ def _with_config_of_run(command: str, argv: list[str]) -> list[str]:
     Raises:
         InvalidUsage: no run is given either, or it has no config.yaml.
     """
-    options = {name: value for name, _, value in (word.partition("=") for word in argv) if name.startswith("-")}
+    options = {name: value for name, _, value in (argument.partition("=") for argument in argv) if name.startswith("-")}
     if command == "fit" or options.keys() & {"-c", "--config", "--data", "--data.class_path", "-h", "--help"}:
         return argv
     data = "--data ImageFolderData --data.root FOLDER"
@@ -392,18 +392,18 @@ def _with_config_of_run(command: str, argv: list[str]) -> list[str]:
 
 def _without_locations(argv: Sequence[str]) -> list[str]:
     """Leave out the options, with their values, that say where a run is and not how it trains."""
-    kept: list[str] = []
+    remaining: list[str] = []
     is_value = False
-    for word in argv:
-        name, equals, _ = word.partition("=")
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
         if name in _LOCATION_OPTIONS:
             is_value = not equals
-        elif not is_value or word.startswith("-"):
-            kept.append(word)
+        elif not is_value or argument.startswith("-"):
+            remaining.append(argument)
             is_value = False
         else:
             is_value = False
-    return kept
+    return remaining
 
 
 _KNOWN_WARNINGS = (

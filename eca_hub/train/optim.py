@@ -185,8 +185,8 @@ def lr_factor(config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> C
         if step < num_warmup:
             return (step + 1) / num_warmup
         if config.schedule == "cosine":
-            done = (step - num_warmup) / max(num_steps - num_warmup, 1)
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            progress = (step - num_warmup) / max(num_steps - num_warmup, 1)
+            return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         if config.schedule == "step":
             return 0.1 ** (step // (config.step_size_epochs * steps_per_epoch))
         if config.schedule == "exponential":
@@ -265,8 +265,8 @@ def _class_of(path: str, base: type) -> type:
         except ImportError:
             imported = None
     if not (inspect.isclass(imported) and issubclass(imported, base)):
-        where = "torch.optim or timm.optim" if base is Optimizer else "torch.optim.lr_scheduler"
-        raise InvalidConfig(f"{path} is no class of {where}.")
+        modules = "torch.optim or timm.optim" if base is Optimizer else "torch.optim.lr_scheduler"
+        raise InvalidConfig(f"{path} is no class of {modules}.")
     return imported
 
 

@@ -182,7 +182,7 @@ class RunResults(ABC):
             return share
         shares: list[list[Any]] = [[] for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather_object(shares, share)
-        return [each for one in shares for each in one]
+        return [each for share in shares for each in share]
 
     def _card_facts(self, result: Mapping[str, Any], plots: Mapping[str, str], command: Sequence[str]) -> CardFacts:
         optim, data = self.module.optim_config, self.data

@@ -92,13 +92,13 @@ def task_for(argv: Sequence[str]) -> Task:
         argv: The arguments after the command.
     """
     data = ""
-    for before, word in zip(["", *argv], argv, strict=False):
-        if before in ("-c", "--config") or word.startswith("--config="):
-            data = _data_in_yaml(word.removeprefix("--config=")) or data
-        elif before in ("--data", "--data.class_path"):
-            data = word
-        elif word.startswith(("--data=", "--data.class_path=")):
-            data = word.partition("=")[2]
+    for previous, argument in zip(["", *argv], argv, strict=False):
+        if previous in ("-c", "--config") or argument.startswith("--config="):
+            data = _data_in_yaml(argument.removeprefix("--config=")) or data
+        elif previous in ("--data", "--data.class_path"):
+            data = argument
+        elif argument.startswith(("--data=", "--data.class_path=")):
+            data = argument.partition("=")[2]
     return TASKS[_TASK_OF_DATA.get(data.rpartition(".")[2], "image-classification")]()
 
 

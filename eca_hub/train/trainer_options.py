@@ -115,10 +115,11 @@ def check_options(options: Mapping[str, Any], schedule: str) -> None:
 
 def _check_ranges(options: Mapping[str, Any]) -> None:
     """Check the ranges of numbers, and that there are batches to train and to test on."""
-    for split, what in (("train", "train on"), ("test", "measure the result on")):
+    for split, purpose in (("train", "train on"), ("test", "measure the result on")):
         if options.get(f"limit_{split}_batches") == 0 and not options.get("fast_dev_run"):
             raise InvalidConfig(
-                f"--trainer.limit_{split}_batches 0 leaves nothing to {what}.", hint="Give 1 or more, or leave it out."
+                f"--trainer.limit_{split}_batches 0 leaves nothing to {purpose}.",
+                hint="Give 1 or more, or leave it out.",
             )
     for name in ("max_steps", "max_epochs"):
         if options.get(name) == 0:

@@ -97,11 +97,11 @@ def _explain_part(option: str, message: str) -> tuple[str, str] | None:
 
 def _explain_value(option: str, value: str, message: str) -> tuple[str, str] | None:
     """Say which values an option takes, if it takes numbers or words."""
-    if words := re.findall(r"'([\w-]+)'", " ".join(re.findall(r"Literal\[(.*?)\]", message))):
-        return f"--{option} cannot be {value!r}.", f"Give one of {', '.join(dict.fromkeys(words))}."
+    if choices := re.findall(r"'([\w-]+)'", " ".join(re.findall(r"Literal\[(.*?)\]", message))):
+        return f"--{option} cannot be {value!r}.", f"Give one of {', '.join(dict.fromkeys(choices))}."
     if number := re.search(r"Subtypes: \[<class '(int|float)'>", message):
-        what = "a whole number" if number[1] == "int" else "a number"
-        return f"--{option} must be {what}, not {value!r}.", ""
+        expected = "a whole number" if number[1] == "int" else "a number"
+        return f"--{option} must be {expected}, not {value!r}.", ""
     return None
 
 

@@ -267,10 +267,10 @@ def print_layers(rows: list[Row]) -> None:
     """Print one line a layer and mode, over all shapes."""
     print(f"\n{'layer':<18} {'mode':<10} {'EcaModule / it':>14} {'floors':>7} {'floors, maps above 1 MiB':>25}")
     for name, mode in dict.fromkeys((row["layer"], row["mode"]) for row in rows):
-        mine = _of(rows, name, mode)
-        large = [row["floors"] for row in mine if row["map_mib"] > 1]
+        layer_rows = _of(rows, name, mode)
+        large = [row["floors"] for row in layer_rows if row["map_mib"] > 1]
         above = f"{geometric_mean(large):>25.2f}" if large else f"{'-':>25}"
-        times, floors = (geometric_mean(row[key] for row in mine) for key in ("timm_eca_times", "floors"))
+        times, floors = (geometric_mean(row[key] for row in layer_rows) for key in ("timm_eca_times", "floors"))
         print(f"{name:<18} {mode:<10} {times:>14.2f} {floors:>7.2f} {above}")
 
 
@@ -292,9 +292,9 @@ def aims(gates: list[Row], networks: list[Row]) -> list[Row]:
     """Compare the measured figures with the aims."""
     reached: list[Row] = []
 
-    def note(what: str, measured: float, least: float | None = None, most: float | None = None) -> None:
+    def note(aim: str, measured: float, least: float | None = None, most: float | None = None) -> None:
         is_met = measured >= least if least is not None else measured <= (most or 0)
-        reached.append({"aim": what, "measured": measured, "least": least, "most": most, "met": is_met})
+        reached.append({"aim": aim, "measured": measured, "least": least, "most": most, "met": is_met})
 
     if gates:
         for mode, least in (("inference", 1.8), ("training", 1.1)):

@@ -285,12 +285,12 @@ async def _measure(kind: str, pool: ClientPool, request: bytes, amount: float, s
     if kind == "closed":
         responses = await pool.closed(int(amount), request, _WARM_UP_S + seconds)
         begin_s = began_s + _WARM_UP_S
-        window = [one for one in responses if begin_s < one.ended_at_s < begin_s + seconds]
+        window = [response for response in responses if begin_s < response.ended_at_s < begin_s + seconds]
         return summarize(window, seconds) | {"num_responses": len(responses)}
     responses = [response for _, response in await pool.open(amount, lambda: request, seconds)]
     # Responses that come after the last request count, and so does the time until then.
     return summarize(responses, time.perf_counter() - began_s) | {
-        "num_responses": sum(one.status > 0 for one in responses)
+        "num_responses": sum(response.status > 0 for response in responses)
     }
 
 

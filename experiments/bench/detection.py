@@ -102,12 +102,12 @@ def measure(
     targets = [objects(side_px, with_masks=detector == "mask_rcnn") for _ in images]
     # torchvision counts the background among the classes of two of its models.
     first = 0 if detector == "retinanet" else 1
-    theirs = [{**target, "labels": target["labels"] + first} for target in targets]
+    torchvision_targets = [{**target, "labels": target["labels"] + first} for target in targets]
     training: dict[str, Callable[[], object]] = {}
     inference: dict[str, Callable[[], object]] = {}
     for name, network in networks.items():
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-9, momentum=0.9, weight_decay=1e-4)
-        given = theirs if name == "torchvision" else targets
+        given = torchvision_targets if name == "torchvision" else targets
         training[name] = lambda network=network, optimizer=optimizer, given=given: train_step(  # type: ignore[misc]
             network.train(), optimizer, list(images), given
         )
@@ -165,12 +165,12 @@ def measure_fit(work: Path, detector: str, side_px: int, batch_size: int, rounds
         "trainer.callbacks": "experiments.bench.bare_steps.BareSteps",
         "trainer.callbacks.init_args.file": work / "seconds.json",
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "eca_hub", "fit", *words, "--run_dir", str(work / "run")]
+    options_argv = [argument for name, value in options.items() for argument in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "eca_hub", "fit", *options_argv, "--run_dir", str(work / "run")]
     environment = os.environ | {"ECA_TRAIN_IMPORTS": "experiments.bench.bare_steps"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise InvalidConfig(f"eca-hub fit ended with {done.returncode}: {done.stderr[-1500:]}")
+    completed = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if completed.returncode:
+        raise InvalidConfig(f"eca-hub fit ended with {completed.returncode}: {completed.stderr[-1500:]}")
     seconds: dict[str, list[float]] = json.loads((work / "seconds.json").read_text())
     return {name: statistics.median(each) for name, each in seconds.items()}
 
@@ -210,9 +210,9 @@ def print_report(results: Mapping[str, Any]) -> None:
     for name in training:
         print(f"{name:<16}{results['batch_size'] / training[name]:>14.2f}{1 / inference[name]:>12.2f}")
 
-    def ratios(name: str, other: str, what: str, aim: str) -> None:
+    def ratios(name: str, other: str, title: str, aim: str) -> None:
         step, image = training[name] / training[other], inference[name] / inference[other]
-        print(f"{what:<40}{step:.3f} training, {image:.3f} inference{aim}")
+        print(f"{title:<40}{step:.3f} training, {image:.3f} inference{aim}")
 
     ratios("ours", "torchvision", "time of ours, of torchvision's", "")
     ratios("ours, ECA", "ours", "time with ECA, of without", f"   (aim at most {_ECA_AIM:g})")

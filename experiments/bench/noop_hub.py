@@ -28,11 +28,11 @@ def running(source: Path) -> Iterator[str]:
     Args:
         source: The file that every download gets.
     """
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(source, theirs), daemon=True)
+    parent_end, child_end = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(source, child_end), daemon=True)
     process.start()
     try:
-        yield f"http://127.0.0.1:{ours.recv()}"
+        yield f"http://127.0.0.1:{parent_end.recv()}"
     finally:
         process.terminate()
         process.join()
@@ -132,9 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(pieces)
 
     def _discard_body(self) -> None:
-        left, piece = int(self.headers["Content-Length"]), memoryview(bytearray(_PIECE_BYTES))
-        while left:
-            left -= self.rfile.readinto(piece[: min(left, _PIECE_BYTES)])
+        num_left, piece = int(self.headers["Content-Length"]), memoryview(bytearray(_PIECE_BYTES))
+        while num_left:
+            num_left -= self.rfile.readinto(piece[: min(num_left, _PIECE_BYTES)])
 
     def _respond(self, value: object, status: int = 200) -> None:
         content = json.dumps(value).encode()

@@ -151,11 +151,11 @@ async def _overloaded(load: Load, alone_s: float, full_per_s: float) -> list[Gua
         log(f"open loop at {factor} times the capacity ...")
         async with ExternalMonitor(load.pool) as monitor:
             responses = await load.open(factor * full_per_s)
-        good, lost = goodput(responses, load.seconds), sum(one.status not in (200, 429) for one in responses)
+        good, lost = goodput(responses, load.seconds), sum(response.status not in (200, 429) for response in responses)
         rows.append(Guarantee("G1", f"served at {factor} C, of C", good / full_per_s, share, at_least=True))
         rows.append(Guarantee("G1", f"neither served nor refused at {factor} C", lost, 0))
-    refused_s = [one.took_s for one in responses if one.status == 429]
-    served_s = [one.took_s for one in responses if one.status == 200]
+    refused_s = [response.took_s for response in responses if response.status == 429]
+    served_s = [response.took_s for response in responses if response.status == 200]
     bound_s = 1.5 * max(monitor.num_images) / full_per_s + 2 * _MAX_BATCH / full_per_s
     return [
         *rows,
@@ -199,18 +199,20 @@ async def _with_costly_images(load: Load) -> list[Guarantee]:
     costly = asyncio.gather(*(load.pool.once(request) for _ in range(_NUM_COSTLY)))
     light = await load.closed(1)
     responses = await costly
-    late = sum(one.status not in (200, 429) for one in responses)
+    late = sum(response.status not in (200, 429) for response in responses)
     return [
         Guarantee("G16", f"of {_NUM_COSTLY} PNGs of 16 megapixels: neither served nor refused", late, 0),
-        Guarantee("G16", "p99 of an ordinary image beside them", quantile([one.took_s for one in light]), 1.0, "s"),
+        Guarantee(
+            "G16", "p99 of an ordinary image beside them", quantile([response.took_s for response in light]), 1.0, "s"
+        ),
         Guarantee("G16", "ordinary images beside them that were not served", sum(r.status != 200 for r in light), 0),
     ]
 
 
 async def _in_order(load: Load, full_per_s: float) -> list[Guarantee]:
     log("open loop at 0.95 of the capacity ...")
-    responses = [one for one in await load.open(0.95 * full_per_s) if one.status == 200]
-    slowest_s = max(one.took_s for one in responses)
+    responses = [response for response in await load.open(0.95 * full_per_s) if response.status == 200]
+    slowest_s = max(response.took_s for response in responses)
     return [
         Guarantee("G12", "slowest of the median at 0.95 C", slowest_s / median_s(responses), 5.0),
         Guarantee("G12", "most that overtook one request", most_overtaken(responses), _MAX_BATCH),
@@ -284,8 +286,8 @@ def print_rows(rows: Sequence[Guarantee]) -> None:
     """Print a table."""
     for row in rows:
         sign = ">=" if row.at_least else "<="
-        kept = "" if row.is_met else "  NOT MET"
-        print(f"{row.id:<4} {row.what:<66} {row.figure:>8.3f} {sign} {row.bound:.3g} {row.unit}{kept}")
+        verdict = "" if row.is_met else "  NOT MET"
+        print(f"{row.id:<4} {row.what:<66} {row.figure:>8.3f} {sign} {row.bound:.3g} {row.unit}{verdict}")
 
 
 if __name__ == "__main__":

@@ -114,11 +114,11 @@ class Server:
     def _try(self, clients: int, per_s: float, seconds: float) -> Row:
         kind = "closed" if clients else "open"
         before = _busy_s(self.pid)
-        words = ["experiments.bench.clients", kind, self.url, str(self._body), str(clients or per_s), str(seconds)]
-        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, check=False)
-        if done.returncode:
-            raise ServerEnded(f"{self._served.name} under load: {done.stderr.decode()[-500:]}")
-        figures = json.loads(done.stdout)
+        arguments = ["experiments.bench.clients", kind, self.url, str(self._body), str(clients or per_s), str(seconds)]
+        completed = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, check=False)
+        if completed.returncode:
+            raise ServerEnded(f"{self._served.name} under load: {completed.stderr.decode()[-500:]}")
+        figures = json.loads(completed.stdout)
         after = _busy_s(self.pid)
         server_s, load_s, num_responses = after[1] - before[1], figures.pop("cpu_s"), figures.pop("num_responses")
         foreign = max(0.0, (after[0] - before[0] - server_s - load_s) / ((after[2] - before[2]) or 1))
@@ -174,8 +174,8 @@ def _announced_url(process: "subprocess.Popen[bytes]") -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ECA_")}
-    return kept | {"HF_HUB_OFFLINE": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ECA_")}
+    return environment | {"HF_HUB_OFFLINE": "1"}
 
 
 def _wait_for_response(process: "subprocess.Popen[bytes]", url: str, body: bytes) -> float | None:
@@ -237,7 +237,7 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def figures_of(*words: str, body: bytes = b"") -> dict[str, Any]:
+def figures_of(*arguments: str, body: bytes = b"") -> dict[str, Any]:
     """Run a Python module that prints one JSON object; return it with the share of the processors that others took.
 
     Raises:
@@ -246,12 +246,12 @@ def figures_of(*words: str, body: bytes = b"") -> dict[str, Any]:
     tries: list[dict[str, Any]] = []
     while not tries or (tries[-1]["foreign"] > MAX_FOREIGN and len(tries) < _NUM_TRIES):
         before, children_before = _busy_s(os.getpid()), resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-m", *words], input=body, capture_output=True, check=False)
-        if done.returncode:
-            raise ServerEnded(f"python -m {words[0]}: {done.stderr.decode(errors='replace')[-800:]}")
+        completed = subprocess.run([sys.executable, "-m", *arguments], input=body, capture_output=True, check=False)
+        if completed.returncode:
+            raise ServerEnded(f"python -m {arguments[0]}: {completed.stderr.decode(errors='replace')[-800:]}")
         after, children = _busy_s(os.getpid()), resource.getrusage(resource.RUSAGE_CHILDREN)
         own_s = children.ru_utime + children.ru_stime - children_before.ru_utime - children_before.ru_stime
         own_s += after[1] - before[1]
         foreign = max(0.0, (after[0] - before[0] - own_s) / ((after[2] - before[2]) or 1))
-        tries.append(json.loads(done.stdout) | {"foreign": foreign})
+        tries.append(json.loads(completed.stdout) | {"foreign": foreign})
     return min(tries, key=lambda figures: figures["foreign"])

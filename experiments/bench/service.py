@@ -76,19 +76,19 @@ def main(argv: list[str]) -> int:
     if args.quick:
         args.seconds, args.clients = 1.0, [1, 32]
     results = Path(args.results)
-    kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    saved_results: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     if not args.report:
         results.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(Path(folder), args)
             for part in parts:
-                kept[part] = bench.measure(part)
-                results.write_text(json.dumps(kept, indent=1))
+                saved_results[part] = bench.measure(part)
+                results.write_text(json.dumps(saved_results, indent=1))
     if args.json:
-        print(json.dumps(kept))
+        print(json.dumps(saved_results))
     else:
-        print_report(kept)
-    draw(kept, args.plot)
+        print_report(saved_results)
+    draw(saved_results, args.plot)
     return 0
 
 
@@ -140,8 +140,8 @@ class Bench:
 
     def _ours(self, precision: str) -> dict[str, Any]:
         seconds = str(min(self._args.seconds, 2.0))
-        words = ("experiments.bench.engine", self._folder, precision, self._args.device, seconds)
-        return figures_of(*words, body=self._image)
+        arguments = ("experiments.bench.engine", self._folder, precision, self._args.device, seconds)
+        return figures_of(*arguments, body=self._image)
 
     def _servers(self, part: str) -> Iterator[Served]:
         """The servers of a part, each in all its forms."""
@@ -194,7 +194,7 @@ class Bench:
         for _ in range(3):
             plain.append(figures_of("experiments.bench.import_baseline", "timm", self._folder)["start_s"])
             floors.append(figures_of("experiments.bench.import_baseline", "eca_hub", self._folder)["start_s"])
-            served = next(one for one in self._servers("ours") if one.precision == "auto")
+            served = next(server for server in self._servers("ours") if server.precision == "auto")
             with started(served) as server:
                 ours.append(server.start_s)
         return {"plain_s": min(plain), "floor_s": min(floors), "ours_s": min(ours)}

@@ -9,10 +9,10 @@ _HEAD = (
 )
 
 
-def print_report(kept: dict[str, Any]) -> None:
+def print_report(saved_results: dict[str, Any]) -> None:
     """Print every part that was measured."""
-    http_ms = http_ms_of(kept)
-    for part, results in kept.items():
+    http_ms = http_ms_of(saved_results)
+    for part, results in saved_results.items():
         print(f"\n{part}, {results['when']}, {results['cores']} cores")
         engines = [("plain engine", each) for each in results["limit"].items()]
         engines += [("our engine", each) for each in results.get("ours", {}).items()]
@@ -37,9 +37,9 @@ def print_report(kept: dict[str, Any]) -> None:
             print(f"  {name:<24}" + "  ".join(f"{size} {value:.1f}" for size, value in figures.items()))
 
 
-def http_ms_of(kept: dict[str, Any]) -> float:
+def http_ms_of(saved_results: dict[str, Any]) -> float:
     """Processor time of one request around no network; 0 where that part was not measured."""
-    rows = kept.get("noop", {}).get("rows", [])
+    rows = saved_results.get("noop", {}).get("rows", [])
     return float(rows[0]["server_cpu_ms"]) if rows else 0.0
 
 
@@ -66,7 +66,7 @@ def rows_with_share(results: dict[str, Any], http_ms: float) -> Iterator[tuple[d
         yield row, share
 
 
-def draw(kept: dict[str, Any], file: str) -> None:
+def draw(saved_results: dict[str, Any], file: str) -> None:
     """Plot the share of the pipeline's limit over the number of clients, one line for each server."""
     try:
         import matplotlib as mpl
@@ -78,8 +78,8 @@ def draw(kept: dict[str, Any], file: str) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 5))
     lines: dict[str, list[tuple[int, float]]] = {}
-    http_ms = http_ms_of(kept)
-    for results in kept.values():
+    http_ms = http_ms_of(saved_results)
+    for results in saved_results.values():
         for row, share in rows_with_share(results, http_ms):
             if share is not None and row["clients"]:
                 lines.setdefault(f"{row['server']}, {row['precision']}", []).append((row["clients"], share))

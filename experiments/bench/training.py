@@ -104,17 +104,17 @@ def main(argv: list[str]) -> int:
     if unknown := set(wanted) - set(names):
         raise InvalidUsage(f"There is no row {sorted(unknown)[0]!r}.", hint=f"Rows: {', '.join(names)}.")
     results = Path(args.results)
-    kept: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    saved_results: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     if not args.report:
         results.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             for name in wanted:
-                kept[name] = measure_row(name, Path(folder), args)
-                results.write_text(json.dumps(kept, indent=1))
+                saved_results[name] = measure_row(name, Path(folder), args)
+                results.write_text(json.dumps(saved_results, indent=1))
     if args.json:
-        print(json.dumps(kept))
+        print(json.dumps(saved_results))
     else:
-        print_report(kept)
+        print_report(saved_results)
     return 0
 
 
@@ -216,10 +216,10 @@ def run_fit(images: Path, task: dict[str, Any]) -> dict[str, Any]:
 def timed_fit(work: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Run `eca-hub fit` with options; return what the step timer wrote."""
     seconds = work / "seconds.json"
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    options_argv = [argument for name, value in options.items() for argument in (f"--{name}", str(value))]
     run(
         [
-            *(sys.executable, "-m", "eca_hub", "fit", *words),
+            *(sys.executable, "-m", "eca_hub", "fit", *options_argv),
             *("--run_dir", str(work / "run"), "--overwrite", "--trainer.accelerator", "cpu"),
             *("--trainer.callbacks", "experiments.bench.step_timer.StepTimer"),
             *("--trainer.callbacks.init_args.file", str(seconds)),
@@ -261,15 +261,15 @@ def measure_start(work: Path, rounds: int) -> dict[str, float]:
 
 def run(command: list[str], **environment: str) -> str:
     """Run a command to its end and return what it printed."""
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
-    if done.returncode:
-        raise InvalidConfig(f"{' '.join(command[1:4])} ended with {done.returncode}: {done.stderr[-1500:]}")
-    return done.stdout
+    completed = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    if completed.returncode:
+        raise InvalidConfig(f"{' '.join(command[1:4])} ended with {completed.returncode}: {completed.stderr[-1500:]}")
+    return completed.stdout
 
 
-def print_report(kept: dict[str, Any]) -> None:
+def print_report(saved_results: dict[str, Any]) -> None:
     """Print images a second, and each ratio beside its aim."""
-    rows = [Row(**kept[case.name]) for case in CASES if case.name in kept]
+    rows = [Row(**saved_results[case.name]) for case in CASES if case.name in saved_results]
     if rows:
         print(f"{'images/s':<12}{'first':>9}{'later':>9}{'limit':>9}{'timm':>9}{'torchvision':>13}   ratios")
     for row in rows:
@@ -277,13 +277,13 @@ def print_report(kept: dict[str, Any]) -> None:
         peers = f"{row.peers['timm']:>9.1f}{row.peers['torchvision']:>13.1f}"
         ratios = "  ".join(row.aims())
         print(f"{row.case:<12}{row.ours_first:>9.1f}{row.ours_later:>9.1f}{limit:>9}{peers}   {ratios}")
-    if start := kept.get("start"):
+    if start := saved_results.get("start"):
         ratio = start["first_step_s"] / start["floor_s"]
         print(
             f"start: first step after {start['first_step_s']:.2f} s, imports and network {start['floor_s']:.2f} s   "
             f"{ratio:.2f} x (aim at most {_START_AIM})"
         )
-    if profile := kept.get("profile"):
+    if profile := saved_results.get("profile"):
         total_ms = sum(profile.values())
         parts = "  ".join(f"{name} {ms:.1f} ms ({ms / total_ms:.1%})" for name, ms in profile.items())
         print(f"profile, a step of the first epoch: {parts}")

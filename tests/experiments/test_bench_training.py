@@ -57,7 +57,7 @@ def test_a_row_is_measured_and_added_to_those_before(tmp_path: Path, capsys: pyt
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"loader": vars(DECODING)}))
     assert main(["--only", "cifar10", "--quick", "--results", str(results)]) == 0
-    kept = json.loads(results.read_text())
-    assert set(kept) == {"loader", "cifar10"}
-    assert min(kept["cifar10"]["ours_later"], kept["cifar10"]["limit"], *kept["cifar10"]["peers"].values()) > 0
+    rows = json.loads(results.read_text())
+    assert set(rows) == {"loader", "cifar10"}
+    assert min(rows["cifar10"]["ours_later"], rows["cifar10"]["limit"], *rows["cifar10"]["peers"].values()) > 0
     assert "of the limit (aim 0.95)" in capsys.readouterr().out

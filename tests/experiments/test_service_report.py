@@ -26,7 +26,7 @@ ROW = {
 }
 
 
-def kept() -> dict[str, Any]:
+def saved_results() -> dict[str, Any]:
     head = {"when": "now", "cores": 2, "limit": {"fp32": LIMIT}}
     around_nothing = ROW | {"server": "ours, no network", "precision": "none", "server_cpu_ms": 0.5}
     return {"ours": head | {"rows": [ROW]}, "noop": head | {"rows": [around_nothing]}}
@@ -39,25 +39,25 @@ def test_the_limit_of_the_pipeline_adds_up_the_cost_of_each_image_on_one_core() 
 
 
 def test_only_a_server_with_a_network_has_a_share_of_the_limit() -> None:
-    parts = kept()
+    parts = saved_results()
     assert [share for _, share in rows_with_share(parts["ours"], 0.0)] == [0.5]
     assert [share for _, share in rows_with_share(parts["noop"], 0.0)] == [None]
 
 
 def test_the_limit_of_auto_is_the_faster_number_format_of_this_processor() -> None:
     limit = {"fp32": LIMIT, "bf16": LIMIT | {"with_decoding": 9.0, "format": "bfloat16"}}
-    results = kept()["ours"] | {"rows": [ROW | {"precision": "auto"}], "limit": limit}
+    results = saved_results()["ours"] | {"rows": [ROW | {"precision": "auto"}], "limit": limit}
     assert [share for _, share in rows_with_share(results, 0.0)] == [0.5]
 
 
 def test_the_report_names_every_server_with_its_share_and_draws_a_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_report(kept())
+    print_report(saved_results())
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("ours ") and " 0.51 " in line for line in lines)
     assert any(line.startswith("ours, no network") for line in lines)
-    draw(kept(), str(tmp_path / "plot.png"))
+    draw(saved_results(), str(tmp_path / "plot.png"))
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

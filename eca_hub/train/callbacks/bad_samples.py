@@ -115,8 +115,8 @@ class BadSampleLog(Callback):
         self._written |= reason_of.keys()
 
     def _too_many(self, unwritten: list[str]) -> TrainingStopped:
-        num_bad, where = len(self._known | set(unwritten)), ", ".join(unwritten[:5]) or f"listed in {self._path}"
+        num_bad, listing = len(self._known | set(unwritten)), ", ".join(unwritten[:5]) or f"listed in {self._path}"
         return TrainingStopped(
             f"Broken images: {num_bad}, and --data.max_bad_samples allows {self._limit}.",
-            hint=f"They are {where}. Repair or remove them, or allow more.",
+            hint=f"They are {listing}. Repair or remove them, or allow more.",
         )

@@ -58,8 +58,8 @@ class DecodedImageCache:
     def __getstate__(self) -> dict[str, Any]:
         """Return the path of the memory for another process."""
         own = {"_bytes", "_entries_N3", "_file", "_next_byte"}
-        kept = {name: value for name, value in vars(self).items() if name not in own}
-        return kept | {"path": f"/proc/{os.getpid()}/fd/{self._file}"}
+        state = {name: value for name, value in vars(self).items() if name not in own}
+        return state | {"path": f"/proc/{os.getpid()}/fd/{self._file}"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the same memory, or new memory where that is impossible."""

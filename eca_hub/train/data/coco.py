@@ -235,8 +235,8 @@ def _check_annotations(
         evidence.add((x, y, width, height), (image_width, image_height), entry.get("area"), entry.get("segmentation"))
         corners = [max(x, 0.0), max(y, 0.0), min(x + width, image_width), min(y + height, image_height)]
         if min(corners[2] - corners[0], corners[3] - corners[1]) < MIN_SIDE_PX:
-            where = "without an area" if min(width, height) < MIN_SIDE_PX else "outside their image"
-            report.leave_out(f"boxes {where}", f"{name}: {box}")
+            defect = "without an area" if min(width, height) < MIN_SIDE_PX else "outside their image"
+            report.leave_out(f"boxes {defect}", f"{name}: {box}")
             if fault:
                 maskless.add(number)
             continue
@@ -318,7 +318,7 @@ class _Evidence:
 
 
 def _are_close(box: Sequence[float], other: Sequence[float]) -> bool:
-    return all(abs(one - two) <= 1 for one, two in zip(box, other, strict=True))
+    return all(abs(a - b) <= 1 for a, b in zip(box, other, strict=True))
 
 
 def find_mask_fault(mask: Any, height: int, width: int) -> str:

@@ -160,9 +160,11 @@ class CsvData(FileDataModule):
             self.remarks.append(
                 f"Files listed more than once: {len(repeated)}. The first: {readable_name(repeated[0])}."
             )
-        for values_by_path, what in ((labels, "with different labels"), (splits, "in more than one split")):
+        for values_by_path, problem in ((labels, "with different labels"), (splits, "in more than one split")):
             if repeated := [path for path, values in values_by_path.items() if len(values) > 1]:
-                self.remarks.append(f"Files listed {what}: {len(repeated)}. The first: {readable_name(repeated[0])}.")
+                self.remarks.append(
+                    f"Files listed {problem}: {len(repeated)}. The first: {readable_name(repeated[0])}."
+                )
 
     def _remark_on_missing_words(self, labels: list[str | None]) -> None:
         for label, times in Counter(label for label in labels if label is not None).items():
@@ -370,9 +372,9 @@ def _check_classes(labels: Sequence[str | None], file: Path) -> None:
         )
 
 
-def _find(header: list[str], given: str | None, usual: Sequence[str], what: str, file: Path) -> int:
-    hint = f"Give --data.{what}_column."
-    if what == "label" and not given:
+def _find(header: list[str], given: str | None, usual: Sequence[str], role: str, file: Path) -> int:
+    hint = f"Give --data.{role}_column."
+    if role == "label" and not given:
         hint += " If each class has a column of 0 and 1: --data.multi_label true."
     names = [name.casefold() for name in header]
     for name in [given] if given else usual:

@@ -294,8 +294,8 @@ class FileDataModule(ImageDataModule):
                 hint="Give --data.val_fraction 0.2 to hold out a fifth of the train split.",
             )
         self.has_single_eval_split = len(splits) < 3
-        one = splits["val"] if "val" in splits else splits["test"]
-        eval_splits: dict[Split, Source] = {"val": one, "test": one}
+        eval_source = splits["val"] if "val" in splits else splits["test"]
+        eval_splits: dict[Split, Source] = {"val": eval_source, "test": eval_source}
         self._splits = eval_splits | splits
 
     def _labeled(self, split: Split, source: Source) -> Source:

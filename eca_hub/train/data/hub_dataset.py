@@ -31,8 +31,8 @@ def fetch_parquet(name: str, revision: str | None, subset: str | None) -> Path:
         try:
             folder = _snapshot(name, _CONVERTED, subset)
         except RevisionNotFound:
-            where = f"{name}/{subset}" if subset else name
-            raise InvalidConfig(f"The data set {where} on the hub has no parquet files.") from None
+            title = f"{name}/{subset}" if subset else name
+            raise InvalidConfig(f"The data set {title} on the hub has no parquet files.") from None
     return folder
 
 

@@ -160,10 +160,10 @@ class ImageFolderData(FileDataModule):
         names = sorted(entry.name for entry in os.scandir(self._root) if not is_ignored(entry.name))
         for ending, kind in _OTHER_DATA:
             if files := [name for name in names if name.lower().endswith(ending)]:
-                where = self._root if kind in ("ParquetData", "WebDatasetData") else self._root / files[0]
+                root = self._root if kind in ("ParquetData", "WebDatasetData") else self._root / files[0]
                 return InvalidConfig(
                     f"{self._root} has no folder train; it holds {files[0]}.",
-                    hint=f"Give --data {kind} --data.root {where}.",
+                    hint=f"Give --data {kind} --data.root {root}.",
                 )
         if archive := next((name for name in names if name.lower().endswith(_ARCHIVE_ENDINGS)), None):
             return InvalidConfig(
@@ -266,8 +266,8 @@ class ImageFolderSource:
 
     def find_copy(self, other: "ImageFolderSource") -> str | None:
         """Return the path of an image that another split has in the same place, if its content is the same."""
-        theirs = set(other._names)
-        for name in [name for name in self._names if name in theirs][:_NUM_COMPARED]:
+        other_names = set(other._names)
+        for name in [name for name in self._names if name in other_names][:_NUM_COMPARED]:
             if _is_equal(self._folder / name, other._folder / name):
                 return self.name(self._names.index(name))
         return None

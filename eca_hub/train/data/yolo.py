@@ -164,18 +164,18 @@ def _read_objects(
     masks: list[Any] = []
     seen: set[str] = set()
     for line_number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
+        fields = line.split()
+        if not fields:
             continue
         name = f"{path.stem}.txt line {line_number}"
-        fault, label, numbers = _read_line(words, num_classes, num_keypoint_numbers)
+        fault, label, numbers = _read_line(fields, num_classes, num_keypoint_numbers)
         if fault:
             report.refuse(fault, f"{name}: {line.strip()[:40]}")
             continue
-        if " ".join(words) in seen:
+        if " ".join(fields) in seen:
             report.leave_out("repeated lines", name)
             continue
-        seen.add(" ".join(words))
+        seen.add(" ".join(fields))
         is_polygon = len(numbers) > 4
         if with_masks and not is_polygon:
             report.refuse("boxes without the polygon that a mask needs", name)
@@ -205,10 +205,10 @@ def _read_objects(
     )
 
 
-def _read_line(words: Sequence[str], num_classes: int, num_keypoint_numbers: int) -> tuple[str, int, list[float]]:
+def _read_line(fields: Sequence[str], num_classes: int, num_keypoint_numbers: int) -> tuple[str, int, list[float]]:
     """Return what is wrong with a line, or an empty string, its class, and its numbers after the class."""
     try:
-        number_of_class, *numbers = [float(word) for word in words]
+        number_of_class, *numbers = [float(field) for field in fields]
     except ValueError:
         return "lines that are not numbers", 0, []
     # numpy.savetxt writes the class like the other numbers: 1.000000e+00.

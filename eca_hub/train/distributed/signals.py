@@ -146,8 +146,8 @@ def _requeue() -> None:
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        failure = done.stderr.strip() if done.returncode else ""
+        completed = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        failure = completed.stderr.strip() if completed.returncode else ""
     except OSError as error:
         failure = str(error)
     print(f"SLURM does not requeue job {job}: {failure}" if failure else f"SLURM requeues job {job}.", flush=True)
