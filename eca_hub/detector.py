@@ -156,14 +156,14 @@ class Detector(Predictor):
             return self.predict([images], min_score=min_score, max_detections=max_detections, on_progress=on_progress)[
                 0
             ]
-        found: list[list[Detection]] = []
+        detections: list[list[Detection]] = []
         for image in images:
             prepared = self.prepare(self.decode(image))
             [output] = self.detect([prepared])
-            found.append(prepared.to_detections(output, self.config.labels, min_score, max_detections))
+            detections.append(prepared.to_detections(output, self.config.labels, min_score, max_detections))
             if on_progress is not None:
-                on_progress(len(found), len(images))
-        return found
+                on_progress(len(detections), len(images))
+        return detections
 
     def check_options(self, min_score: float, max_detections: int) -> None:
         """Refuse options of `predict` that are out of range.

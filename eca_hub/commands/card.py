@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
     card = path.read_bytes()
     metadata = read_metadata(card)
     print(card.decode("utf-8-sig"))
-    found = (
+    status = (
         f"is readable: {', '.join(map(str, metadata))}" if metadata else "is empty: nothing stands between --- lines"
     )
-    print(f"The metadata {found}. Next: eca-hub push {args.folder} OWNER/NAME")
+    print(f"The metadata {status}. Next: eca-hub push {args.folder} OWNER/NAME")
     return 0

@@ -165,13 +165,13 @@ def _read_done(path: Path, header: list[str], revision: str, top_k: int, min_sco
         text = complete.decode("utf-8-sig")
         if path.suffix == ".csv":
             columns, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [header]
-            found = [
+            results = [
                 (row[0], row[-1], row[-2] != "", [float(each) for each in row[2:-2:2] if each])
                 for row in (rows if columns == header else [])
             ]
         else:
             columns = header
-            found = [
+            results = [
                 (
                     each["image"],
                     each["revision"],
@@ -180,9 +180,9 @@ def _read_done(path: Path, header: list[str], revision: str, top_k: int, min_sco
                 )
                 for each in map(json.loads, text.splitlines())
             ]
-        has_these_options = all(is_bad or _fits(scores, top_k, min_score) for _, _, is_bad, scores in found)
+        has_these_options = all(is_bad or _fits(scores, top_k, min_score) for _, _, is_bad, scores in results)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, csv.Error):
-        columns, found, has_these_options = [], [], True
+        columns, results, has_these_options = [], [], True
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and columns[0].split(separator) == header:
             raise InvalidUsage(
@@ -194,14 +194,14 @@ def _read_done(path: Path, header: list[str], revision: str, top_k: int, min_sco
             f"{path} exists and has results of another --top_k or --min_score than {top_k} and {min_score:g}.",
             hint="Give a new file as --output.",
         )
-    if columns != header or any(each != revision for _, each, _, _ in found):
+    if columns != header or any(each != revision for _, each, _, _ in results):
         raise InvalidUsage(
             f"{path} exists and has other columns, or results of another revision than {revision[:12]}.",
             hint="Give a new file as --output.",
         )
     if len(complete) < len(content):
         os.truncate(path, len(complete))
-    return {_to_utf8(image): is_bad for image, _, is_bad, _ in found}
+    return {_to_utf8(image): is_bad for image, _, is_bad, _ in results}
 
 
 def _fits(scores: list[float], top_k: int, min_score: float) -> bool:

@@ -73,21 +73,21 @@ def main(argv: list[str]) -> int:
     num_bad = 0
     for path in images:
         try:
-            found = detector.predict(path, min_score=args.min_score, max_detections=args.max_detections)
+            detections = detector.predict(path, min_score=args.min_score, max_detections=args.max_detections)
         except BadImage as error:
             num_bad += 1
             document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
             print(json.dumps(document) if args.json else escape(str(error)))
             continue
         if ids is not None:
-            results += [ids.result(path, each) for each in found]
+            results += [ids.result(path, each) for each in detections]
         if path in drawings:
-            _draw(path, found, drawings[path], detector.config.bit_depth)
+            _draw(path, detections, drawings[path], detector.config.bit_depth)
         if args.json:
             document = {"image": path, "model": detector.model_id, "revision": detector.revision}
-            print(json.dumps({**document, "detections": [_as_json(each) for each in found]}))
+            print(json.dumps({**document, "detections": [_as_json(each) for each in detections]}))
         else:
-            objects = ", ".join(f"{each.label} {each.score:.2f} at {_format_box(each)}" for each in found)
+            objects = ", ".join(f"{each.label} {each.score:.2f} at {_format_box(each)}" for each in detections)
             print(escape(f"{path}  {objects or 'nothing found'}"))
     if args.to:
         _write(Path(args.to), (json.dumps(results) + "\n").encode())

@@ -138,8 +138,8 @@ def _export_detector(detector: "Detector", path: Path, file_format: "Format") ->
         x_N3HW = torch.randn(num_images, 3, rows * STRIDE_PX, columns * STRIDE_PX)
         with torch.no_grad():
             expected = levels(x_N3HW)
-        for right_NCHW, found_NCHW in zip(expected, run(x_N3HW), strict=True):
-            differences.append((right_NCHW - found_NCHW).abs().max() / right_NCHW.abs().max().clamp_min(1e-12))
+        for expected_NCHW, actual_NCHW in zip(expected, run(x_N3HW), strict=True):
+            differences.append((expected_NCHW - actual_NCHW).abs().max() / expected_NCHW.abs().max().clamp_min(1e-12))
     difference = float(torch.stack(differences).max())
     return difference, [
         f"backbone and pyramid, values within {difference:.1e} of Detector's",

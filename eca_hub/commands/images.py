@@ -38,8 +38,8 @@ def find_images(given: str) -> list[str]:
         if path.is_dir():
             return _images_in(path)
         if "*" in path.name and not path.exists():
-            found = (each for each in path.parent.glob(path.name) if not is_ignored(each.name) and each.is_file())
-            return sorted(map(str, found)) or [given]
+            paths = (child for child in path.parent.glob(path.name) if not is_ignored(child.name) and child.is_file())
+            return sorted(map(str, paths)) or [given]
     except (OSError, ValueError):
         # The name is too long or has a NUL: the reason is reported when the image is read.
         return [given]
@@ -60,10 +60,10 @@ def _path_of(url: str) -> str:
 
 
 def _images_in(folder: Path) -> list[str]:
-    found = [
+    images = [
         str(path) for path in walk_files(folder) if path.suffix.lower() in _REFUSED_ENDINGS or kind_of(path) == "image"
     ]
-    if not found:
+    if not images:
         endings = ", ".join(sorted(IMAGE_ENDINGS))
         raise InvalidUsage(f"{folder} has no images: no file ends in {endings} or begins as such an image does.")
-    return found
+    return images

@@ -50,22 +50,22 @@ def main(argv: list[str]) -> int:
 
     from eca_hub.models.catalog import networks, timm_networks
 
-    found = networks(args.pattern)
+    matches = networks(args.pattern)
     if args.timm:
-        found = chain(found, timm_networks(args.pattern))
+        matches = chain(matches, timm_networks(args.pattern))
     if args.json:
-        print(json.dumps([*releases, *(asdict(network) for network in _with_progress(found))]))
+        print(json.dumps([*releases, *(asdict(network) for network in _with_progress(matches))]))
         return 0
     if releases:
         print("Trained, and part of eca-hub; --model NAME loads them without a hub:")
         print("\n".join(map(_release_line, releases)))
         print("\nNetworks that can be built and trained:")
-    num_found = 0
-    for network in found:
-        num_found += 1
+    num_networks = 0
+    for network in matches:
+        num_networks += 1
         added = f"   {network.attention_parameters:+,} for attention" if network.attention != "none" else ""
         print(f"{network.name:<28} {network.parameters:>12,}{added}")
-    if not num_found and not releases:
+    if not num_networks and not releases:
         print(f"No network matches {args.pattern!r}. All names: eca-hub models; timm's as well: eca-hub models --timm")
     elif args.timm:
         print("Each of timm's names can be prefixed with an attention: eca_seresnext50_32x4d, for example.")
@@ -107,9 +107,9 @@ def _release_line(row: dict[str, Any]) -> str:
     )
 
 
-def _with_progress(found: "Iterator[Network]") -> "Iterator[Network]":
+def _with_progress(networks: "Iterator[Network]") -> "Iterator[Network]":
     """Show on a terminal which network is being counted."""
-    for network in found:
+    for network in networks:
         show_progress(network.name)
         yield network
     show_progress("")
@@ -121,15 +121,15 @@ def _print_pretrained(pattern: str, *, as_json: bool) -> int:
 
     from eca_hub.models.catalog import published_weights
 
-    found = published_weights(pattern)
+    published = published_weights(pattern)
     if as_json:
-        print(json.dumps([asdict(weights) for weights in found]))
+        print(json.dumps([asdict(weights) for weights in published]))
         return 0
-    if not found:
+    if not published:
         print(f"No weights match {pattern!r}. All of them: eca-hub models --pretrained")
         return 0
     print(f"{'model':<37} {'params':>8}  {'px':>4} {'top-1':>6} {'top-5':>6}   license")
-    for weights in found:
+    for weights in published:
         name, millions = weights.model, weights.parameters_millions
         size = "" if millions is None else f"{millions:.2f} M"
         for row in weights.accuracies or (None,):
@@ -137,7 +137,7 @@ def _print_pretrained(pattern: str, *, as_json: bool) -> int:
             print(f"{name:<37} {size:>8}  {figures:<18}   {weights.license}")
             name = size = ""
     print(f"Weights of timm {timm.__version__}; top-1 and top-5 in percent on ImageNet's validation set, as published.")
-    print(f"Try: eca-hub classify image.jpg --model {found[0].model}")
+    print(f"Try: eca-hub classify image.jpg --model {published[0].model}")
     return 0
 
 

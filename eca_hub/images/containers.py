@@ -196,11 +196,11 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield marker, begin and end of each segment up to the header of the first scan."""
     position = 2
     for _ in range(_MAX_PARTS):
-        found = _MARKER.search(data, position)
-        if found is None:
+        match = _MARKER.search(data, position)
+        if match is None:
             return
-        code, begin = found[1][0], found.end() - 2
-        position = found.end()
+        code, begin = match[1][0], match.end() - 2
+        position = match.end()
         if code not in _JPEG_ALONE:
             position += struct.unpack_from(">H", data, position)[0]
         elif code == _JPEG_END:
@@ -216,12 +216,12 @@ def _count_scans(data: bytes, begin: int) -> int:
     # Data after the image, such as the video of a phone's motion photo, may contain these two bytes by chance.
     num_scans, position = 0, begin
     for _ in range(_MAX_PARTS):
-        found = _MARKER_AFTER_SCAN.search(data, position)
-        if found is None or found[1][0] == _JPEG_END or found.end() + 2 > len(data):
+        match = _MARKER_AFTER_SCAN.search(data, position)
+        if match is None or match[1][0] == _JPEG_END or match.end() + 2 > len(data):
             return num_scans
-        num_scans += found[1][0] == _JPEG_START_OF_SCAN
-        position = found.end()
-        if found[1][0] not in _JPEG_ALONE:
+        num_scans += match[1][0] == _JPEG_START_OF_SCAN
+        position = match.end()
+        if match[1][0] not in _JPEG_ALONE:
             position += struct.unpack_from(">H", data, position)[0]
     raise _too_many_parts("JPEG")
 

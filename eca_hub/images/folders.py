@@ -49,10 +49,12 @@ def walk_files(folder: Path) -> Iterator[Path]:
     entered = {folder.resolve()}
     pending = [folder]
     while pending:
-        where = pending.pop()
+        current = pending.pop()
         try:
-            with os.scandir(where) as found:
-                entries = sorted((each for each in found if not is_ignored(each.name)), key=lambda each: each.name)
+            with os.scandir(current) as children:
+                entries = sorted(
+                    (child for child in children if not is_ignored(child.name)), key=lambda child: child.name
+                )
         except OSError as error:
             raise InvalidConfig(
                 f"The folder {error.filename} cannot be read: {error.strerror or error}.",

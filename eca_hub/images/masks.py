@@ -40,14 +40,14 @@ class InstanceMask:
         The map is resized to the box bilinearly, as torchvision does it; pixels whose probability is 0.5 up to rounding
         may differ.
         """
-        grid_GG, (left, top, width, height) = self._placed()
+        grid_GG, (left, top, width, height) = self._padded_map_and_box()
         first, end = max(left, 0), min(left + width, self.width)
         size = len(grid_GG)
         source_S = ((np.arange(first, end) - left + 0.5) * size / width - 0.5).clip(0, size - 1)
         index_S = source_S.astype(np.int64)
         share_S = source_S - index_S
         columns_GS = grid_GG[:, index_S] * (1 - share_S) + grid_GG[:, np.minimum(index_S + 1, size - 1)] * share_S
-        # Down a column the probability is linear between two cells, and the border is outside: the places where it
+        # Down a column the probability is linear between two cells, and the border is outside: the points where it
         # crosses the level begin and end runs in turn.
         values_SG = columns_GS.T
         is_inside_SG = values_SG > _LEVEL
@@ -66,7 +66,7 @@ class InstanceMask:
 
         They follow the map and not its pixels: at an edge both differ by up to a pixel, in large boxes by more.
         """
-        grid_GG, (left, top, width, height) = self._placed()
+        grid_GG, (left, top, width, height) = self._padded_map_and_box()
         size = len(grid_GG)
         polygons = []
         for outline_P2 in _outlines(grid_GG):
@@ -78,7 +78,7 @@ class InstanceMask:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.to_array().astype(bool if dtype is None else dtype, copy=False)
 
-    def _placed(self) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    def _padded_map_and_box(self) -> tuple[np.ndarray, tuple[int, int, int, int]]:
         """Return the map with a border of zeros, and left, top, width and height of its pixels, as torchvision does."""
         side = len(self.probabilities)
         x1, y1, x2, y2 = np.asarray(self.box, np.float32)

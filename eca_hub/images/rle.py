@@ -28,8 +28,8 @@ def encode_runs(starts: np.ndarray, ends: np.ndarray, height: int, width: int) -
     """Encode a mask whose runs of 1 are known.
 
     Args:
-        starts: First place of each run, in order, where places are counted down the columns.
-        ends: The place behind each run. Empty runs are left out, and runs that touch become one.
+        starts: Index of the first pixel of each run, in order; pixels are counted down the columns.
+        ends: Index of the pixel behind each run. Empty runs are left out, and runs that touch become one.
         height: Of the mask.
         width: Of the mask.
     """

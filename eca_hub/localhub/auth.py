@@ -65,13 +65,13 @@ class Users:
 
     def find(self, token: bytes) -> User | None:
         """Return the user of a token, or None."""
-        wanted = _digest(token)
-        found = None
+        token_digest = _digest(token)
+        user = None
         # Every digest is compared, in constant time, so that timing reveals nothing about tokens.
-        for digest, user in self._by_digest.items():
-            if hmac.compare_digest(digest, wanted):
-                found = user
-        return found
+        for digest, candidate in self._by_digest.items():
+            if hmac.compare_digest(digest, token_digest):
+                user = candidate
+        return user
 
     @classmethod
     def single(cls, token: str) -> "Users":

@@ -42,12 +42,12 @@ def read_metadata(card: str) -> dict[str, Any]:
     Raises:
         InvalidCard: the metadata cannot be read.
     """
-    found = _METADATA.match(card[: MAX_METADATA_CHARS + 100])
-    if not found:
+    match = _METADATA.match(card[: MAX_METADATA_CHARS + 100])
+    if not match:
         return {}
     try:
         # Derived from SafeLoader: no Python objects.
-        value = _plain(yaml.load(found[1], _Loader))  # noqa: S506
+        value = _plain(yaml.load(match[1], _Loader))  # noqa: S506
     except InvalidCard:
         raise
     # yaml raises exceptions of many types where a value does not fit an explicit tag, such as !!int "".

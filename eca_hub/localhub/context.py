@@ -140,10 +140,10 @@ class RequestContext:
 
     def check_readable(self, repo_id: RepoId) -> tuple[RepoId, Repo]:
         """Return a repository that the user may see."""
-        found = self.store.find_repo(repo_id)
-        if found is None or not self.can_read(*found):
+        named_repo = self.store.find_repo(repo_id)
+        if named_repo is None or not self.can_read(*named_repo):
             raise repo_not_found(self.user is not None)
-        return found
+        return named_repo
 
     def can_read(self, repo_id: RepoId, repo: Repo) -> bool:
         """Whether the user may see this repository."""
@@ -286,5 +286,5 @@ def error_response(error: HubHTTPError) -> Response:
     return json_response({"error": error.message}, error.status, headers)
 
 
-def _header_character(found: re.Match[str]) -> str:
-    return "?" if found[0].isprintable() else " "
+def _header_character(match: re.Match[str]) -> str:
+    return "?" if match[0].isprintable() else " "

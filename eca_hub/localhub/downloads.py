@@ -76,13 +76,13 @@ def _parse_range(context: RequestContext, file: StoredFile, etag: str) -> tuple[
     text = context.request.headers.get("range", "")
     if not text.startswith("bytes=") or context.request.headers.get("if-range", etag) != etag:
         return 0, size_bytes, 200
-    found = _RANGE.fullmatch(text)
-    first, last = found.groups() if found else ("", "")
+    match = _RANGE.fullmatch(text)
+    first, last = match.groups() if match else ("", "")
     if first:
         start, end = int(first), min(int(last) + 1 if last else size_bytes, size_bytes)
     else:
         start, end = max(0, size_bytes - int(last or 0)), size_bytes
-    if not found or start >= end:
+    if not match or start >= end:
         raise HubHTTPError(
             416,
             "bad_range",

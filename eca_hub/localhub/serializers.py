@@ -85,7 +85,7 @@ def serialize_entries(commit: Commit, paths: Iterable[str]) -> Iterator[dict[str
 
 def last_commits(repo: Repo, commit_id: str, paths: list[str]) -> dict[str, dict[str, str]]:
     """For each path, the commit that last changed it."""
-    found: dict[str, dict[str, str]] = {}
+    commits: dict[str, dict[str, str]] = {}
     open_paths = set(paths)
     for this_id, commit in repo.history(commit_id):
         if not open_paths:
@@ -93,9 +93,9 @@ def last_commits(repo: Repo, commit_id: str, paths: list[str]) -> dict[str, dict
         before = repo.commit(commit.parent) if commit.parent else None
         for path in list(open_paths):
             if before is None or before.oid_of(path) != commit.oid_of(path):
-                found[path] = {"id": this_id, "title": commit.title, "date": commit.date}
+                commits[path] = {"id": this_id, "title": commit.title, "date": commit.date}
                 open_paths.discard(path)
-    return found
+    return commits
 
 
 def serialize_commit(commit_id: str, commit: Commit, is_formatted: bool) -> dict[str, Any]:

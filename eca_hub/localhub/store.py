@@ -122,11 +122,11 @@ class Store:
             ]
         for entry in entries:
             try:
-                found = self.find_repo(_named(repo_type, entry["name"]))
-                if found:
-                    _, repo = found
+                named_repo = self.find_repo(_named(repo_type, entry["name"]))
+                if named_repo:
+                    _, repo = named_repo
                     repo.commit(repo.resolve("main"))
-                    yield found
+                    yield named_repo
             except HubHTTPError:
                 continue
 

@@ -121,11 +121,11 @@ def check_materialized(model: nn.Module) -> None:
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:
     """Parameters, buffers and plain tensor attributes of one module, those inside lists and dicts included."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def collect(value: Any) -> None:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, dict):
             for item in value.values():
                 collect(item)
@@ -136,7 +136,7 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
     for name, value in vars(module).items():
         if name != "_modules":
             collect(value)
-    return found
+    return tensors
 
 
 def resolve_config(config: ModelConfig) -> ModelConfig:

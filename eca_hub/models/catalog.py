@@ -80,13 +80,13 @@ def published_weights(pattern: str = "*") -> list[PublishedWeights]:
         pattern: Shell-style, such as `ecaresnet*`.
     """
     results = published_results()
-    found = []
+    published = []
     for name in fnmatch.filter(timm.list_pretrained(["eca_*", "ecaresnet*"]), pattern):
         cfg = timm.get_pretrained_cfg(name)
         if cfg is None or not cfg.hf_hub_id:
             continue
         rows = results.get(name, [])
-        found.append(
+        published.append(
             PublishedWeights(
                 model=f"{cfg.hf_hub_id}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id,
                 image_size_px=cfg.input_size[-1],
@@ -96,7 +96,7 @@ def published_weights(pattern: str = "*") -> list[PublishedWeights]:
                 accuracies=tuple(Accuracy(*row[1:]) for row in rows),
             )
         )
-    return sorted(found, key=lambda each: max((row.top1 for row in each.accuracies), default=0.0), reverse=True)
+    return sorted(published, key=lambda each: max((row.top1 for row in each.accuracies), default=0.0), reverse=True)
 
 
 @cache

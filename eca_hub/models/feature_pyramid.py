@@ -110,7 +110,7 @@ def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], *, origin: st
         CheckpointMismatch: the classifier has another architecture or other attention; nothing was loaded.
     """
     body = pyramid_of(model).body
-    found: dict[str, Tensor] = {}
+    matched: dict[str, Tensor] = {}
     problems: list[str] = []
     for name, tensor in body.state_dict().items():
         # torchvision's MobileNetV2 keeps its blocks in `features`, which are the body here.
@@ -120,8 +120,8 @@ def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], *, origin: st
         elif given.shape != tensor.shape:
             problems.append(f"{name} is {tuple(given.shape)} there, {tuple(tensor.shape)} in the detector")
         else:
-            found[name] = given
-    known = {*found, *(f"features.{name}" for name in found)}
+            matched[name] = given
+    known = {*matched, *(f"features.{name}" for name in matched)}
     # Layers after the last map: the head. Anything inside a stage that the body lacks is another architecture.
     stages = {name.partition(".")[0] for name, _ in body.named_parameters()}
     problems += [
@@ -134,7 +134,7 @@ def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], *, origin: st
             f"The classifier {origin} does not fit the backbone, {len(problems)} tensors: {'; '.join(problems[:5])}.",
             hint="Backbone, attention and kernel sizes must be the classifier's.",
         )
-    body.load_state_dict(found)
+    body.load_state_dict(matched)
 
 
 def p6_and_p7(channels: int) -> LastLevelP6P7:

@@ -48,8 +48,8 @@ def timm_names_with_attention() -> tuple[str, ...]:
         ]
         if any(_takes_attention(cls) for cls in own_classes):
             members = sorted(timm.list_models(module=family), key=len)
-            found = [find_timm_backbone(member) for member in members[:2]]
-            names += members if any(backbone and backbone.insertion_points for backbone in found) else []
+            backbones = [find_timm_backbone(member) for member in members[:2]]
+            names += members if any(backbone and backbone.insertion_points for backbone in backbones) else []
     return tuple(sorted(names))
 
 

@@ -144,9 +144,9 @@ def _count_subsets(values: FloatArray, size: int, least_sum: float) -> int:
     (sums_a, sizes_a), (sums_b, sizes_b) = (_subset_sums(half) for half in np.array_split(values, 2))
     count = 0
     for size_a in range(size + 1):
-        found_b = np.sort(sums_b[sizes_b == size - size_a])
-        first = np.searchsorted(found_b, least_sum - sums_a[sizes_a == size_a], side="left")
-        count += int((len(found_b) - first).sum())
+        sorted_b = np.sort(sums_b[sizes_b == size - size_a])
+        first = np.searchsorted(sorted_b, least_sum - sums_a[sizes_a == size_a], side="left")
+        count += int((len(sorted_b) - first).sum())
     return count
 
 

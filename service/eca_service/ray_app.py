@@ -2,7 +2,7 @@
 
     serve run service/deploy/ray/eca-hub.yaml
 
-One deployment, because an ingress that sends decoded images to engine replicas would move 150 kB a picture between
+One deployment, because an ingress that sends decoded images to engine replicas would move 150 kB an image between
 processes and split the batches. Ray's proxy listens and chooses the replica; a replica admits, batches and refuses as
 `eca-hub serve` does. What differs: Ray's proxy parses HTTP, so that the limits on headers and slow clients are its own;
 `/metrics` shows one replica, whichever the proxy chooses; what was in a replica when its node died is sent to another

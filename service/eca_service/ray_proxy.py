@@ -69,14 +69,14 @@ class _Body:
     is_disconnected: bool = False
     can_be_repeated: bool = True
     _kept: list[Message] = field(default_factory=list)
-    _place: int = 0
+    _next_index: int = 0
     _num_bytes: int = 0
 
     async def receive(self) -> Message:
         """Return the next message, a kept one first."""
-        if self._place < len(self._kept):
-            self._place += 1
-            return self._kept[self._place - 1]
+        if self._next_index < len(self._kept):
+            self._next_index += 1
+            return self._kept[self._next_index - 1]
         message = await self.next_message()
         self.is_disconnected = message["type"] == "http.disconnect"
         self._num_bytes += len(message.get("body", b""))
@@ -84,18 +84,18 @@ class _Body:
             self.forget()
         if self.can_be_repeated and not self.is_disconnected:
             self._kept.append(message)
-            self._place += 1
+            self._next_index += 1
         return message
 
     def rewind(self) -> None:
         """Begin with the first message again."""
-        self._place = 0
+        self._next_index = 0
 
     def forget(self) -> None:
         """Free the memory; the request cannot be repeated any more."""
         self.can_be_repeated = False
         self._kept.clear()
-        self._place = 0
+        self._next_index = 0
 
 
 @dataclass

@@ -42,9 +42,9 @@ def norm_tensors(norm: nn.Module, x_NCHW: Tensor) -> NormTensors | None:
     if dtype != torch.float32 and torch.is_autocast_enabled(device.type):
         dtype = torch.float32
     parameters, buffers = norm._parameters, norm._buffers
-    found = (parameters.get("weight"), parameters.get("bias"), buffers.get("running_mean"), buffers.get("running_var"))
+    state = (parameters.get("weight"), parameters.get("bias"), buffers.get("running_mean"), buffers.get("running_var"))
     tensors: list[Tensor] = []
-    for tensor in found:
+    for tensor in state:
         if type(tensor) not in _TENSORS or tensor is None or tensor.numel() != num_channels:
             return None
         if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():

@@ -96,12 +96,12 @@ async def detect(request: Request, state: StateDep, query: Annotated[DetectQuery
     return await respond(request, state, query.model, task, _detections)
 
 
-def _detections(found: list[DetectedObject]) -> dict[str, Any]:
-    return {"detections": [_object(each) for each in found]}
+def _detections(objects: list[DetectedObject]) -> dict[str, Any]:
+    return {"detections": [_object(each) for each in objects]}
 
 
-def _object(found: DetectedObject) -> dict[str, Any]:
-    detection = found.detection
+def _object(detected: DetectedObject) -> dict[str, Any]:
+    detection = detected.detection
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), detection.box, strict=True))
     fields = {"label": detection.label, "index": detection.index, "score": detection.score, "box": box}
-    return fields if found.mask is None else {**fields, "mask": found.mask}
+    return fields if detected.mask is None else {**fields, "mask": detected.mask}

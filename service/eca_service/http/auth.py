@@ -104,10 +104,10 @@ class KeyFile:
     def _stat(self) -> _Stamp | None:
         """Return what changes with the file, or None where there is no file."""
         try:
-            found = self._path.stat()
+            stat = self._path.stat()
         except OSError:
             return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
+        return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 class ApiKeys:

@@ -101,11 +101,11 @@ def _invalid_parameters(error: RequestValidationError) -> InvalidRequest:
     """Name the parameter and what is wrong; an unknown parameter is not named, as its name is the client's text."""
     sentences = []
     for problem in error.errors()[:3]:
-        place = " ".join(str(step) for step in problem["loc"][:2])
+        location = " ".join(str(step) for step in problem["loc"][:2])
         if problem["type"] == "extra_forbidden":
             sentences.append(f"The {problem['loc'][0]} has an unknown parameter.")
         else:
-            sentences.append(f"{place}: {problem['msg']}.")
+            sentences.append(f"{location}: {problem['msg']}.")
     return InvalidRequest(" ".join(sentences), hint="See /docs.")
 
 

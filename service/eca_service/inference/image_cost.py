@@ -64,10 +64,10 @@ def _jpeg(data: bytes) -> tuple[int, int, float]:
     """Read the last frame before the first scan, which is the one that decoders use."""
     position, frame = 2, (0, 0, 0.0)
     for _ in range(_MAX_JPEG_SEGMENTS):
-        found = _JPEG_SEGMENT.search(data, position)
-        if found is None or found[1][0] == _JPEG_START_OF_SCAN:
+        match = _JPEG_SEGMENT.search(data, position)
+        if match is None or match[1][0] == _JPEG_START_OF_SCAN:
             break
-        code, position = found[1][0], found.end()
+        code, position = match[1][0], match.end()
         if code in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, position + 3)
             frame = (width, height, _PROGRESSIVE_JPEG if code == _JPEG_PROGRESSIVE else _BASELINE_JPEG)

@@ -75,13 +75,13 @@ def observe_convolutions(model: nn.Module, x_N3HW: Tensor) -> ConvFlow:
     made_by = {(id(y_NCHW), version): module for module, y_NCHW, version in outputs}
 
     def pairs(first: type[nn.Module], second: type[Follower]) -> dict[Any, Follower]:
-        found = {}
+        followers = {}
         for follower, y_NCHW, version in inputs:
             maker = made_by.get((id(y_NCHW), version))
             is_alone = num_calls[id(maker)] == num_calls[id(follower)] == reads.num_of[id(y_NCHW), version] == 1
             if type(maker) is first and type(follower) is second and is_alone:
-                found[maker] = follower
-        return found
+                followers[maker] = follower
+        return followers
 
     norms, behind_norms = pairs(nn.Conv2d, nn.BatchNorm2d), pairs(nn.BatchNorm2d, nn.ReLU)
     relus = pairs(nn.Conv2d, nn.ReLU) | {

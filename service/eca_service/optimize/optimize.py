@@ -97,9 +97,9 @@ def optimize_model(
             module = apply_layout(classifier, dtype, pixels_N3HW[:1].to(device), compiled=compiled)
             new_forwards = _forwards_for(module, classifier.transform, device, dtype)
             first = new_forwards()[CLASSIFIER_TASKS[0].name]
-            found_NK = _probabilities(first, pixels_N3HW, classifier.config.activation)
+            actual_NK = _probabilities(first, pixels_N3HW, classifier.config.activation)
             expected_NK = expecting.result()
-            report = replace(compare(expected_NK, found_NK, dtype), rejected=tuple(rejected))
+            report = replace(compare(expected_NK, actual_NK, dtype), rejected=tuple(rejected))
             if is_passed(report):
                 _logger.info("%s runs in %s: %s", classifier.model_id, report.precision, describe(report))
                 is_fixed = compiled or loaded.has_fixed_sizes

@@ -25,12 +25,12 @@ def parity_images(transform: EvalTransform) -> Tensor:
     return torch.stack([transform.resize_and_crop(transform.decode(image.read_bytes())) for image in images])
 
 
-def compare(expected_NK: Tensor, found_NK: Tensor, dtype: torch.dtype) -> ParityReport:
+def compare(expected_NK: Tensor, actual_NK: Tensor, dtype: torch.dtype) -> ParityReport:
     """Compare probabilities with those of the network as it was loaded."""
     return ParityReport(
         precision=str(dtype).removeprefix("torch."),
-        same_top1=float((expected_NK.argmax(1) == found_NK.argmax(1)).float().mean()),
-        max_difference=float((expected_NK - found_NK).abs().nan_to_num(1.0).max()),
+        same_top1=float((expected_NK.argmax(1) == actual_NK.argmax(1)).float().mean()),
+        max_difference=float((expected_NK - actual_NK).abs().nan_to_num(1.0).max()),
         num_images=len(expected_NK),
         allowed_difference=MAX_DIFFERENCE[dtype],
     )

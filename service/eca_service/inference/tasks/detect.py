@@ -71,20 +71,22 @@ class ObjectDetection(Task[list[DetectedObject]]):
         import torch
 
         outputs = []
-        for answer in network.detect(batch):
-            columns = [answer["boxes"], answer["scores"][:, None], answer["labels"][:, None]]
-            outputs.append(torch.cat([*columns, *([answer["masks"].flatten(1)] if "masks" in answer else [])], dim=1))
+        for prediction in network.detect(batch):
+            columns = [prediction["boxes"], prediction["scores"][:, None], prediction["labels"][:, None]]
+            if "masks" in prediction:
+                columns.append(prediction["masks"].flatten(1))
+            outputs.append(torch.cat(columns, dim=1))
         return outputs
 
     def postprocess(self, output: "Tensor", item: "PreparedImage", info: ModelInfo) -> list[DetectedObject]:
         """Bring boxes to pixels of the image and write the masks."""
         boxes_N4, scores_N, labels_N, masks_NM = output[:, :4], output[:, 4], output[:, 5], output[:, 6:]
-        answer = {"boxes": boxes_N4, "scores": scores_N, "labels": labels_N}
+        prediction = {"boxes": boxes_N4, "scores": scores_N, "labels": labels_N}
         if masks_NM.shape[1]:
             side = round(masks_NM.shape[1] ** 0.5)
-            answer["masks"] = masks_NM.reshape(-1, 1, side, side)
-        found = item.to_detections(answer, info.labels, self.min_score, self.max_detections)
-        return [DetectedObject(each, self._written(each)) for each in found]
+            prediction["masks"] = masks_NM.reshape(-1, 1, side, side)
+        detections = item.to_detections(prediction, info.labels, self.min_score, self.max_detections)
+        return [DetectedObject(each, self._written(each)) for each in detections]
 
     def _written(self, detection: "Detection") -> Any:
         if detection.mask is None or self.masks == "none":

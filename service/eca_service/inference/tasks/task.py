@@ -83,9 +83,9 @@ def run_batch(
     """
     outputs: dict[int, Any] = {}
     groups: dict[tuple[type[Task[Any]], Hashable], list[int]] = {}
-    for place, item in enumerate(items):
-        groups.setdefault((item.task, item.task.bucket(item.value)), []).append(place)
-    for (task, _), places in groups.items():
-        rows = forwards[task.name](task.collate([items[place].value for place in places]))
-        outputs.update(zip(places, rows, strict=True))
-    return [outputs[place] for place in range(len(items))]
+    for index, item in enumerate(items):
+        groups.setdefault((item.task, item.task.bucket(item.value)), []).append(index)
+    for (task, _), indices in groups.items():
+        rows = forwards[task.name](task.collate([items[index].value for index in indices]))
+        outputs.update(zip(indices, rows, strict=True))
+    return [outputs[index] for index in range(len(items))]
