@@ -212,7 +212,7 @@ def _check_outputs(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
     Raises:
         InvalidUsage: an output is one of these.
     """
-    read = {os.path.realpath(path) for path in inputs if "\0" not in path}
+    input_paths = {os.path.realpath(path) for path in inputs if "\0" not in path}
     for output in outputs:
         try:
             is_folder, target = output.is_dir(), os.path.realpath(output)
@@ -221,7 +221,7 @@ def _check_outputs(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
             raise InvalidUsage(f"{str(output)[:_MAX_SHOWN_CHARS]} cannot be written: {reason}.") from None
         if is_folder:
             raise InvalidUsage(f"{output} cannot be written: it is a folder.")
-        if target in read:
+        if target in input_paths:
             raise InvalidUsage(
                 f"{output} would be written over one of the inputs.", hint="Give another folder or file."
             )

@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
         parser.add_argument("--public", action="store_true", help="Listen on all addresses: --host 0.0.0.0.")
     if action is gc:
         parser.add_argument("--dry_run", action="store_true", help="Only report what would be removed.")
-    given = parser.read(argv[1:] if name else argv).as_dict()
-    options = {name: expand_home(value) if isinstance(value, Path) else value for name, value in given.items()}
+    args = parser.read(argv[1:] if name else argv).as_dict()
+    options = {name: expand_home(value) if isinstance(value, Path) else value for name, value in args.items()}
     with _translate_errors():
         return action(**options)
 
@@ -77,18 +77,18 @@ def serve(
             f"{host} is open to other machines, and the hub has no token of yours.",
             hint="Give --token_file FILE or --users FILE, or set ECA_HUB_TOKEN, or --host 127.0.0.1.",
         )
-    known = _read_users(token, token_file, users)
+    accounts = _read_users(token, token_file, users)
     try:
         server_socket = listen(host, port)
     except PortTaken as error:
         raise InvalidUsage(f"{error}.", hint="Give another --port, or 0 for a free one.") from None
     with server_socket, contextlib.closing(Store(root)) as store:
-        if known is None:
-            known = Users.single(read_or_create_token(root))
-            where = root / "token"
-            print(f"the token is in {where}; use it as: HF_TOKEN=$(cat {where})", file=sys.stderr)
+        if accounts is None:
+            accounts = Users.single(read_or_create_token(root))
+            token_path = root / "token"
+            print(f"the token is in {token_path}; use it as: HF_TOKEN=$(cat {token_path})", file=sys.stderr)
         ready = f"local hub ready: {url_of(server_socket)} (root {root})"
-        serve(create_app(store, known), server_socket, lambda: print(ready, flush=True))
+        serve(create_app(store, accounts), server_socket, lambda: print(ready, flush=True))
     return 0
 
 

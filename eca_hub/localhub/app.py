@@ -108,9 +108,9 @@ def open_app(root: Path, users: Path | None = None) -> Iterator[ASGIApp]:
         root: Folder of the hub; created if it is missing.
         users: JSON file with users and their tokens; without it the one token is that of ROOT/token.
     """
-    known = Users.from_file(users) if users else None
+    accounts = Users.from_file(users) if users else None
     with contextlib.closing(Store(root)) as store:
-        yield BodyTimeoutMiddleware(create_app(store, known or Users.single(read_or_create_token(root))))
+        yield BodyTimeoutMiddleware(create_app(store, accounts or Users.single(read_or_create_token(root))))
 
 
 class _RequestMiddleware:

@@ -77,9 +77,9 @@ class BlobWriter:
             num_bytes = sum(len(piece) for piece in pieces)
             self.size_bytes += num_bytes
             for piece in pieces:
-                left = memoryview(piece)
-                while left:
-                    left = left[os.write(self._descriptor, left) :]
+                remaining = memoryview(piece)
+                while remaining:
+                    remaining = remaining[os.write(self._descriptor, remaining) :]
             self._start_writeback(num_bytes)
         finally:
             hashing.result()

@@ -289,10 +289,10 @@ def _matches_gated(context: RequestContext, repo: Repo) -> bool:
 def _list_item(context: RequestContext, info: dict[str, Any]) -> dict[str, Any]:
     if context.request.query_params.getlist("expand"):
         return _expand(context, info)
-    kept = {"cardData"} if context.flag("cardData") or context.flag("full") else set()
-    kept |= {"config"} if context.flag("config") else set()
-    kept |= {"sha", "lastModified", "siblings"} if context.flag("full") else set()
-    return {name: value for name, value in info.items() if name not in _DETAILS or name in kept}
+    fields = {"cardData"} if context.flag("cardData") or context.flag("full") else set()
+    fields |= {"config"} if context.flag("config") else set()
+    fields |= {"sha", "lastModified", "siblings"} if context.flag("full") else set()
+    return {name: value for name, value in info.items() if name not in _DETAILS or name in fields}
 
 
 def _expand(context: RequestContext, info: dict[str, Any]) -> dict[str, Any]:

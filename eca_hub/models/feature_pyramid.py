@@ -114,13 +114,13 @@ def load_backbone(model: nn.Module, weights: Mapping[str, Tensor], *, origin: st
     problems: list[str] = []
     for name, tensor in body.state_dict().items():
         # torchvision's MobileNetV2 keeps its blocks in `features`, which are the body here.
-        given = weights.get(name, weights.get(f"features.{name}"))
-        if given is None:
+        weight = weights.get(name, weights.get(f"features.{name}"))
+        if weight is None:
             problems.append(f"{name} is missing")
-        elif given.shape != tensor.shape:
-            problems.append(f"{name} is {tuple(given.shape)} there, {tuple(tensor.shape)} in the detector")
+        elif weight.shape != tensor.shape:
+            problems.append(f"{name} is {tuple(weight.shape)} there, {tuple(tensor.shape)} in the detector")
         else:
-            matched[name] = given
+            matched[name] = weight
     known = {*matched, *(f"features.{name}" for name in matched)}
     # Layers after the last map: the head. Anything inside a stage that the body lacks is another architecture.
     stages = {name.partition(".")[0] for name, _ in body.named_parameters()}

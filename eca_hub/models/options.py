@@ -114,20 +114,20 @@ def resolve_options(
         InvalidConfig: the backbone does not support the method, an option is unknown, or a value cannot work.
     """
     check_can_insert(attention, method, name, backbone)
-    given = dict(config.attention_args)
+    options = dict(config.attention_args)
     resolved: dict[str, Any] = {}
     if attention in _STAGE_OPTION_OF:
         option = _STAGE_OPTION_OF[attention]
-        resolved[option] = _STAGE_RULES[option](given, name, backbone, config)
-    resolved |= _resolve_insertion_point(insertion_point_of(method), given, backbone)
+        resolved[option] = _STAGE_RULES[option](options, name, backbone, config)
+    resolved |= _resolve_insertion_point(insertion_point_of(method), options, backbone)
     for option, default in _own_options(attention, method).items():
         if option == "reduction" and default == DEFAULT_REDUCTION:
             default = backbone.reduction
-        resolved[option] = _checked(option, given.pop(option, default), default)
-    if given:
+        resolved[option] = _checked(option, options.pop(option, default), default)
+    if options:
         allowed = [*resolved, *(_RULE_OPTIONS if attention == "eca" else ())]
         raise InvalidConfig(
-            f"Attention {attention!r} does not take {', '.join(map(repr, given))}; its options are "
+            f"Attention {attention!r} does not take {', '.join(map(repr, options))}; its options are "
             f"{', '.join(allowed) or 'none'}."
         )
     return resolved

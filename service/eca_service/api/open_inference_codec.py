@@ -105,8 +105,8 @@ def parse_infer_request(
         InvalidRequest: JSON of another shape, tensors that contradict it, or too many images.
     """
     num_json = _length(header_length, len(body))
-    read = parse_json(body[:num_json], InferRequestBody, max_marks=_MAX_NUMBERS)
-    tensor, wanted = read.inputs[0], next(iter(read.outputs), None)
+    request = parse_json(body[:num_json], InferRequestBody, max_marks=_MAX_NUMBERS)
+    tensor, output = request.inputs[0], next(iter(request.outputs), None)
     num_images = tensor.shape[0]
     if num_images > max_images:
         raise InvalidRequest(f"The request has more than {max_images} images.", hint="Send several requests.")
@@ -125,9 +125,9 @@ def parse_infer_request(
         if len(pixels) != num_images * size:
             raise InvalidRequest("The number of pixels is not what the input's shape says.")
         images = [RawPixels(pixels[start : start + size]) for start in range(0, len(pixels), size)]
-    asked = wanted.parameters.binary_data if wanted else None
-    wants_binary = read.parameters.binary_data_output if asked is None else asked
-    return InferRequest(images, read.id, wants_binary, wanted.parameters.classification if wanted else 0)
+    binary_data = output.parameters.binary_data if output else None
+    wants_binary = request.parameters.binary_data_output if binary_data is None else binary_data
+    return InferRequest(images, request.id, wants_binary, output.parameters.classification if output else 0)
 
 
 def scores_output(rows: Sequence[Sequence[float]], *, binary: bool) -> tuple[dict[str, Any], bytes]:

@@ -124,16 +124,16 @@ async def explain(request: Request, state: StateDep, query: Annotated[ExplainQue
 def _explanation(model: ServedModel[Any, Any], explanation: Any, *, with_values: bool) -> dict[str, Any]:
     gates = [
         {
-            "name": one.name,
-            "stage": one.stage,
-            "num_channels": len(one.values),
-            "mean": one.mean,
-            "std": one.std,
-            "min": min(one.values),
-            "max": max(one.values),
+            "name": gate.name,
+            "stage": gate.stage,
+            "num_channels": len(gate.values),
+            "mean": gate.mean,
+            "std": gate.std,
+            "min": min(gate.values),
+            "max": max(gate.values),
         }
-        | ({"values": [round(value, 5) for value in one.values]} if with_values else {})
-        for one in explanation.gates
+        | ({"values": [round(value, 5) for value in gate.values]} if with_values else {})
+        for gate in explanation.gates
     ]
     prediction = explanation.prediction
     return {

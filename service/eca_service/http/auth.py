@@ -145,9 +145,9 @@ class ApiKeys:
         sent = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
         now_s, digest = self._clock(), _digest(key)
-        known = [*self._keys, *self._file.keys()] if self._file else self._keys
+        keys = [*self._keys, *self._file.keys()] if self._file else self._keys
         # Every digest is compared, so that the response time does not depend on which key is close.
-        matches = [hmac.compare_digest(digest, one.digest) and now_s < one.expires_at_s for one in known]
+        matches = [hmac.compare_digest(digest, each.digest) and now_s < each.expires_at_s for each in keys]
         return scheme.lower() == b"bearer" and any(matches)
 
     def check(self, headers: Headers) -> None:

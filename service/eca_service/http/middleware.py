@@ -96,8 +96,8 @@ class RequestMiddleware:
                 status = message["status"]
                 closing = _CLOSE_HEADERS if self._registry.is_draining or not self._keeps_alive else []
                 # A response may have a stricter policy of its own; two would both apply.
-                given = {name for name, _ in message["headers"]}
-                security = [header for header in _SECURITY_HEADERS if header[0] not in given]
+                header_names = {name for name, _ in message["headers"]}
+                security = [header for header in _SECURITY_HEADERS if header[0] not in header_names]
                 own = [(b"x-request-id", request_id.encode()), *security, *closing]
                 message["headers"] = [*message["headers"], *own]
             elif is_head and message["type"] == "http.response.body":

@@ -112,12 +112,12 @@ def _invalid_parameters(error: RequestValidationError) -> InvalidRequest:
 async def _handle_router(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        ours = _RouterError("not_found", "There is no such route.", "All routes: /docs")
+        router_error = _RouterError("not_found", "There is no such route.", "All routes: /docs")
     elif error.status_code == 405:
-        ours = _RouterError("method_not_allowed", "This route does not support this method.", "See /docs.")
+        router_error = _RouterError("method_not_allowed", "This route does not support this method.", "See /docs.")
     else:
-        ours = _RouterError("invalid_request", "The request cannot be read.", "See /docs.")
-    response = error_response(ours, request.scope)
+        router_error = _RouterError("invalid_request", "The request cannot be read.", "See /docs.")
+    response = error_response(router_error, request.scope)
     response.status_code = error.status_code
     response.headers.update(error.headers or {})
     return response

@@ -160,7 +160,7 @@ def _reject_constant(name: str) -> NoReturn:
 
 
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    json_object = dict(pairs)
+    if len(json_object) < len(pairs):
         raise ValueError("duplicate key")
-    return made
+    return json_object

@@ -175,8 +175,8 @@ class _CountReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._kept: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        read = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        self.num_of.update((id(each), each._version) for each in read)
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        self.num_of.update((id(each), each._version) for each in tensors)
         # An id identifies a tensor only while the tensor lives.
-        self._kept += read
+        self._kept += tensors
         return func(*args, **(kwargs or {}))
