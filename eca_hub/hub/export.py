@@ -123,8 +123,8 @@ def load_exported_levels(
         network = torch.export.load(io.BytesIO(path.read_bytes())).module()
 
     def run(x_NCHW: Tensor) -> tuple[Tensor, ...]:
-        found = network(x_NCHW)
-        return found if isinstance(found, tuple) else (found,)
+        outputs = network(x_NCHW)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
     return torch.no_grad()(run)
 

@@ -211,8 +211,8 @@ def _too_slow() -> HubUnavailable:
 def _requested_wait_s(response: httpx2.Response) -> int:
     """Return the wait that the hub asks for by Retry-After or RateLimit, the two headers that the client follows."""
     waits = [response.headers.get("retry-after", "").strip()]
-    if found := _RESET.search(response.headers.get("ratelimit", "")):
-        waits.append(found[1])
+    if match := _RESET.search(response.headers.get("ratelimit", "")):
+        waits.append(match[1])
     is_refusal = response.status_code == 408 or response.status_code == 429 or response.status_code >= 500
     return max((int(wait[:18]) for wait in waits if wait.isdigit()), default=0) if is_refusal else 0
 

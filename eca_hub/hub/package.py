@@ -109,17 +109,17 @@ def find_package(folder: str | Path) -> Path:
     Raises:
         InvalidPackage: config.json or the weights are missing in both; names what is missing.
     """
-    given = folder_named(folder)
-    if not is_folder(given):
+    path = folder_named(folder)
+    if not is_folder(path):
         if (release := release_folder(str(folder))) is not None:
             return release
         raise InvalidPackage(
-            f"{given} is not a folder.", hint="Give a run folder, a package folder, or OWNER/NAME of a hub model."
+            f"{path} is not a folder.", hint="Give a run folder, a package folder, or OWNER/NAME of a hub model."
         )
     try:
-        return _find_in(given)
+        return _find_in(path)
     except OSError as error:
-        raise _unreadable(given, error) from None
+        raise _unreadable(path, error) from None
 
 
 def is_folder(path: Path) -> bool:

@@ -79,22 +79,22 @@ def config_from_timm_dict(document: Mapping[str, Any], default_labels_for: Label
     """
     document = _with_pretrained_cfg(document)
     pretrained_cfg = document["pretrained_cfg"]
-    ours = document.get(ECA_HUB_KEY, {"format": 1, "attention": "none", "attention_args": {}})
-    if not isinstance(pretrained_cfg, dict) or not isinstance(ours, dict) or ours["format"] != 1:
+    section = document.get(ECA_HUB_KEY, {"format": 1, "attention": "none", "attention_args": {}})
+    if not isinstance(pretrained_cfg, dict) or not isinstance(section, dict) or section["format"] != 1:
         raise ValueError("pretrained_cfg or eca_hub is not what this eca-hub reads.")
     num_classes = _first(document.get("num_classes"), pretrained_cfg.get("num_classes"))
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 1 <= num_classes <= 100_000:
         raise ValueError(f"num_classes is {num_classes!r}.")
     names = _first(document.get("label_names"), pretrained_cfg.get("label_names"))
     labels = _read_labels(names, num_classes) or default_labels_for(num_classes)
-    attention = _text(ours["attention"], "attention")
+    attention = _text(section["attention"], "attention")
     return ModelConfig(
         architecture=_text(document["architecture"], "architecture"),
         attention=attention,
-        attention_args=dict(ours["attention_args"]),
+        attention_args=dict(section["attention_args"]),
         # Labels that eca-hub wrote differ from each other; timm's may repeat, as ImageNet's two cranes do.
         labels=labels if ECA_HUB_KEY in document else unique_labels(labels),
-        image=dataclasses.replace(image_config_from_timm(pretrained_cfg), bit_depth=ours.get("bit_depth")),
+        image=dataclasses.replace(image_config_from_timm(pretrained_cfg), bit_depth=section.get("bit_depth")),
         # Where the attention is ours, model_args only serve timm, which builds the same network from them.
         timm_args=_check_model_args(document.get("model_args") or {}) if attention == "none" else {},
         problem_type=problem_type_in(document),

@@ -207,14 +207,14 @@ def _are_sizes(value: object) -> bool:
 def _tensors_outside_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return non-persistent buffers, and tensors that are plain attributes of a module."""
     saved = model.state_dict().keys()
-    found = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
-    for place, module in model.named_modules():
+    tensors = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+    for module_name, module in model.named_modules():
         for name, value in vars(module).items():
             values = value if isinstance(value, list | tuple) else [value]
-            found.update(
-                (f"{place}.{name}.{index}", each) for index, each in enumerate(values) if isinstance(each, Tensor)
+            tensors.update(
+                (f"{module_name}.{name}.{index}", each) for index, each in enumerate(values) if isinstance(each, Tensor)
             )
-    return found
+    return tensors
 
 
 def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, sentence: str) -> None:

@@ -55,14 +55,14 @@ def set_license(card: bytes, license_id: str) -> bytes:
     metadata, text = read_metadata(card), card.decode("utf-8-sig")
     if metadata.get("license") != license_id:
         line = f"license: {license_id}\n"
-        found = _FRONT_MATTER.match(text)
-        if found is None:
+        match = _FRONT_MATTER.match(text)
+        if match is None:
             text = f"---\n{line}---\n\n{text}"
-        elif re.search(r"^license:.*$", found[1], re.MULTILINE):
-            head = re.sub(r"^license:.*\r?\n?(?:[ \t]*- .*\r?\n?|[ \t]+.*\r?\n?)*", line, found[1], flags=re.MULTILINE)
-            text = text[: found.start(1)] + head + text[found.end(1) :]
+        elif re.search(r"^license:.*$", match[1], re.MULTILINE):
+            head = re.sub(r"^license:.*\r?\n?(?:[ \t]*- .*\r?\n?|[ \t]+.*\r?\n?)*", line, match[1], flags=re.MULTILINE)
+            text = text[: match.start(1)] + head + text[match.end(1) :]
         else:
-            text = text[: found.start(1)] + line + text[found.start(1) :]
+            text = text[: match.start(1)] + line + text[match.start(1) :]
         if not _has_license(text.encode(), license_id):
             raise InvalidConfig(
                 "The metadata of the model card README.md is written in a way in which its license cannot be changed.",
@@ -86,8 +86,8 @@ def read_metadata(card: bytes) -> dict[str, Any]:
         InvalidConfig: the card is not UTF-8, or its metadata cannot be read.
     """
     try:
-        found = _FRONT_MATTER.match(card.decode("utf-8-sig"))
-        value = yaml.safe_load(found[1]) if found else None
+        match = _FRONT_MATTER.match(card.decode("utf-8-sig"))
+        value = yaml.safe_load(match[1]) if match else None
     except UnicodeDecodeError as error:
         raise InvalidConfig(
             f"The model card README.md is not UTF-8: byte {error.start} is {card[error.start]:#04x}.",

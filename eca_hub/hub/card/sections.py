@@ -75,7 +75,7 @@ def escape(text: str) -> str:
     """Escape the characters of a name from data that mean something in Markdown, HTML or on the Hub's pages."""
     single_line = html.escape(" ".join(text.split()), quote=False)
     escaped = re.sub(r"([\\`*\[\]|$])", r"\\\1", single_line)
-    escaped = re.sub(r"(?<![^\W_])_|_(?![^\W_])|~(?=~)", lambda found: f"\\{found[0]}", escaped)
+    escaped = re.sub(r"(?<![^\W_])_|_(?![^\W_])|~(?=~)", lambda match: f"\\{match[0]}", escaped)
     return escaped.replace("://", r":\//").replace("www.", r"www\.")
 
 

@@ -51,10 +51,10 @@ class _Skeleton:
     shapes: Shapes
     head: frozenset[str]
     """Names whose shape depends on the number of classes."""
-    places: Mapping[str, int]
-    """Where attention can be inside blocks: name of the module to the stage, counted from 1."""
-    channels: Mapping[str, int]
-    """Name of the module to the channels of the map."""
+    stage_of: Mapping[str, int]
+    """Module name to stage, counted from 1, of each module where attention can be inside a block."""
+    channels_of: Mapping[str, int]
+    """Module name to the channels of its map."""
 
 
 def detect_architecture(weights: dict[str, Tensor], architecture: str | None = None) -> DetectedModel:
@@ -81,8 +81,8 @@ def detect_architecture(weights: dict[str, Tensor], architecture: str | None = N
     weights = _with_counters(weights, skeleton.shapes)
     attention, attention_args = _read_attention(weights, skeleton)
     if requested not in (None, "none", attention):
-        found = "no attention" if attention == "none" else f"attention {attention!r}"
-        raise CheckpointMismatch(f"The file holds {backbone} with {found}, not {architecture}.")
+        detected = "no attention" if attention == "none" else f"attention {attention!r}"
+        raise CheckpointMismatch(f"The file holds {backbone} with {detected}, not {architecture}.")
     if attention == "se":
         weights = {name: _as_linear(name, tensor) for name, tensor in weights.items()}
     config = ModelConfig(backbone, attention, attention_args)
@@ -151,12 +151,12 @@ def _skeleton(name: str) -> _Skeleton:
         model = backbone.build(insertion, num_classes=2, stem=ModelConfig.stem, features_only=False)
         other = backbone.build(None, num_classes=3, stem=ModelConfig.stem, features_only=False)
     shapes, other_shapes = _shapes_of(model), _shapes_of(other)
-    markers = {place: module for place, module in model.named_modules() if isinstance(module, _Marker)}
+    markers = {module_name: module for module_name, module in model.named_modules() if isinstance(module, _Marker)}
     return _Skeleton(
         shapes=shapes,
         head=frozenset(key for key, shape in shapes.items() if other_shapes[key] != shape),
-        places={place: marker.stage for place, marker in markers.items()},
-        channels={place: marker.channels for place, marker in markers.items()},
+        stage_of={module_name: marker.stage for module_name, marker in markers.items()},
+        channels_of={module_name: marker.channels for module_name, marker in markers.items()},
     )
 
 
@@ -194,9 +194,9 @@ def _read_attention(weights: Mapping[str, Tensor], skeleton: _Skeleton) -> tuple
     """Detect the attention method and its options from the tensors beyond the backbone."""
     inside: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
-        place = next((prefix for prefix in _parents(name) if prefix in skeleton.places), None)
-        if place is not None and name not in skeleton.shapes:
-            inside.setdefault(place, {})[name.removeprefix(f"{place}.")] = tensor
+        module_name = next((prefix for prefix in _parents(name) if prefix in skeleton.stage_of), None)
+        if module_name is not None and name not in skeleton.shapes:
+            inside.setdefault(module_name, {})[name.removeprefix(f"{module_name}.")] = tensor
     if not inside:
         return "none", {}
     kinds = {frozenset(tensors) for tensors in inside.values()}
@@ -220,14 +220,14 @@ def _parents(name: str) -> list[str]:
 def _kernel_sizes(inside: Mapping[str, Mapping[str, Tensor]], skeleton: _Skeleton) -> list[int]:
     """Return the kernel size of each stage, from the shapes."""
     size_of: dict[int, int] = {}
-    for place, tensors in inside.items():
-        stage, size = skeleton.places[place], int(tensors["conv.weight"].shape[2])
+    for module_name, tensors in inside.items():
+        stage, size = skeleton.stage_of[module_name], int(tensors["conv.weight"].shape[2])
         if size_of.setdefault(stage, size) != size:
             raise CheckpointMismatch(
                 f"The kernels of stage {stage} have sizes {size_of[stage]} and {size}; a stage has one size."
             )
     fallback = next(iter(size_of.values()))
-    return [size_of.get(stage, fallback) for stage in sorted(set(skeleton.places.values()))]
+    return [size_of.get(stage, fallback) for stage in sorted(set(skeleton.stage_of.values()))]
 
 
 _SE_NAMES = (
@@ -238,7 +238,10 @@ _SE_NAMES = (
 
 def _se_options(inside: Mapping[str, Mapping[str, Tensor]], skeleton: _Skeleton) -> dict[str, Any]:
     """Return the reduction, from the widest stage, and the minimum width of a bottleneck, from the narrowest."""
-    hidden = {skeleton.channels[place]: int(tensors["fc1.weight"].shape[0]) for place, tensors in inside.items()}
+    hidden = {
+        skeleton.channels_of[module_name]: int(tensors["fc1.weight"].shape[0])
+        for module_name, tensors in inside.items()
+    }
     widest, narrowest = max(hidden), min(hidden)
     reduction = max(1, widest // max(1, hidden[widest]))
     least = hidden[narrowest] if hidden[narrowest] > narrowest // reduction else 1

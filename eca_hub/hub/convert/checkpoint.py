@@ -87,20 +87,20 @@ def convert_checkpoint(
         _log.warning("%s", checkpoint.note)
     source = f", which the {CONFIG_FILE} beside it names" if known else ""
     if known is None:
-        found = detect_architecture(weights, architecture)
+        detected = detect_architecture(weights, architecture)
         known = dataclasses.replace(
-            found.config,
-            labels=default_labels(found.num_classes),
-            image=_image_config(found.config.architecture, architecture),
+            detected.config,
+            labels=default_labels(detected.num_classes),
+            image=_image_config(detected.config.architecture, architecture),
         )
-        weights = found.weights
-        others = same_tensors(found.config)
+        weights = detected.weights
+        others = same_tensors(detected.config)
         if architecture is None and others:
             _log.warning(
                 "%s was taken for %s. Tensors of the same names and shapes, and other outputs: %s. "
                 "--architecture NAME decides.",
                 file,
-                _name(found.config),
+                _name(detected.config),
                 ", ".join(others),
             )
     config = dataclasses.replace(

@@ -75,14 +75,14 @@ def translate_heads(weights: Mapping[str, Tensor], file: str) -> tuple[DetectorN
     for name, tensor in weights.items():
         if name.startswith(_BACKBONE):
             continue
-        place, _, kind = name.rpartition(".")
-        found = next((re.sub(old, new, place) for old, new in _NAMES if re.fullmatch(old, place)), None)
-        if found is None or kind not in ("weight", "bias"):
+        module_name, _, kind = name.rpartition(".")
+        renamed = next((re.sub(old, new, module_name) for old, new in _NAMES if re.fullmatch(old, module_name)), None)
+        if renamed is None or kind not in ("weight", "bias"):
             unknown.append(name)
             continue
         if not tensor.ndim:
             raise CheckpointMismatch(f"{file} has one number as {name}, which is a list of numbers or a matrix.")
-        named[f"{_RETINANET_NAMES.get(found, found) if is_retinanet else found}.{kind}"] = tensor
+        named[f"{_RETINANET_NAMES.get(renamed, renamed) if is_retinanet else renamed}.{kind}"] = tensor
     if unknown:
         raise CheckpointMismatch(
             f"{file} has {len(unknown)} tensors that are in no Faster R-CNN, Mask R-CNN or RetinaNet of mmdetection: "
