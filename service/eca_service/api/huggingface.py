@@ -15,7 +15,7 @@ from eca_service.http.body import cancel_on_disconnect
 from eca_service.http.dependencies import StateDep, require_api_key
 from eca_service.http.responses import json_response
 from eca_service.http.strict_json import HFParameters
-from eca_service.http.uploads import parse_hf_request
+from eca_service.http.uploads import num_json_bytes, parse_hf_request
 from eca_service.inference.tasks import Classification, ObjectDetection, Task
 from eca_service.inference.types import ModelInfo
 
@@ -80,7 +80,8 @@ async def infer_hf(request: Request, state: StateDep, model_id: str) -> Response
     received_at_s = time.perf_counter()
     content_type = request.headers.get("content-type", "")
     async with state.read_body(request, model_id, content_type) as body:
-        hf_request = await parse_body(parse_hf_request, body, content_type, state.limits)
+        num_json = num_json_bytes(body, content_type)
+        hf_request = await parse_body(state, num_json, parse_hf_request, body, content_type, state.limits)
         with state.registry.acquire(model_id) as model:
             shape = _SHAPES[model.info.tasks[0]]
             _check_parameters(hf_request.parameters, shape, model.info)

@@ -13,7 +13,13 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from eca_hub import EcaHubError, __version__
 from eca_service.api.images import parse_body
-from eca_service.api.open_inference_codec import InferRequest, classes_output, parse_infer_request, scores_output
+from eca_service.api.open_inference_codec import (
+    InferRequest,
+    classes_output,
+    json_length,
+    parse_infer_request,
+    scores_output,
+)
 from eca_service.api.schemas import (
     INFER_BODY,
     InferResponse,
@@ -124,7 +130,8 @@ async def infer(request: Request, state: StateDep, model_id: str, version: str |
     async with state.read_body(request, model_id, "application/json", commit=version) as body:
         with state.registry.acquire(model_id, version) as model:
             model.check_supports(Classification)
-            infer_request = await parse_body(_parse, body, header_length, model, state)
+            num_json = json_length(header_length, len(body))
+            infer_request = await parse_body(state, num_json, _parse, body, header_length, model, state)
             task = Classification(len(model.info.labels))
             work = model.run(task, infer_request.images, received_at_s=received_at_s)
             results = await cancel_on_disconnect(request.receive, work)

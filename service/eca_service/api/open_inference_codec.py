@@ -21,6 +21,8 @@ from eca_service.http.strict_json import Buffer, decode_base64, parse_json
 from eca_service.inference.types import RawPixels
 
 _MAX_NUMBERS = 1_000_000
+_MAX_OTHER_LISTS = 20_000
+"""Lists that are no rows."""
 
 
 class _Part(BaseModel):
@@ -104,8 +106,10 @@ def parse_infer_request(
         BadJson: the JSON part is not JSON.
         InvalidRequest: JSON of another shape, tensors that contradict it, or too many images.
     """
-    num_json = _length(header_length, len(body))
-    request = parse_json(body[:num_json], InferRequestBody, max_marks=_MAX_NUMBERS)
+    num_json = json_length(header_length, len(body))
+    # Pixels may be nested, down to a list for each row.
+    max_lists = _MAX_OTHER_LISTS + _MAX_NUMBERS // image_shape[2]
+    request = parse_json(body[:num_json], InferRequestBody, max_commas=_MAX_NUMBERS, max_lists=max_lists)
     tensor, output = request.inputs[0], next(iter(request.outputs), None)
     num_images = tensor.shape[0]
     if num_images > max_images:
@@ -155,7 +159,16 @@ def _with_size(head: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes]
     return head | {"parameters": {"binary_data_size": len(raw)}}, raw
 
 
-def _length(header_length: str | None, num_bytes: int) -> int:
+def json_length(header_length: str | None, num_bytes: int) -> int:
+    """Return how many bytes at the front of a body are JSON.
+
+    Args:
+        header_length: The header Inference-Header-Content-Length, if any.
+        num_bytes: Size of the body.
+
+    Raises:
+        InvalidRequest: the header is no number, or larger than the body.
+    """
     if header_length is None:
         return num_bytes
     if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 20):

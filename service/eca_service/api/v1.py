@@ -23,7 +23,7 @@ from eca_service.errors import InvalidRequest, Overloaded
 from eca_service.http.body import cancel_on_disconnect
 from eca_service.http.dependencies import AppState, StateDep, get_state, reject_repeated_parameters, require_api_key
 from eca_service.http.responses import json_response, route_path
-from eca_service.http.uploads import parse_images
+from eca_service.http.uploads import num_json_bytes, parse_images
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
 
@@ -111,7 +111,8 @@ async def explain(request: Request, state: StateDep, query: Annotated[ExplainQue
     """
     content_type = request.headers.get("content-type", "")
     async with state.read_body(request, query.model, content_type) as body:
-        images = await parse_body(parse_images, body, content_type, state.limits)
+        num_json = num_json_bytes(body, content_type)
+        images = await parse_body(state, num_json, parse_images, body, content_type, state.limits)
         if len(images) != 1:
             raise InvalidRequest("Only one image can be explained at a time.")
         if isinstance(images[0], EcaHubError):

@@ -15,6 +15,8 @@ Result = TypeVar("Result")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _LAST_BODY_S = 2.0
+_BYTES_PER_ELEMENT = 64
+"""Memory of one number of a JSON body: the number, and its place in three lists."""
 
 
 class ClientDisconnected(Exception):
@@ -33,6 +35,7 @@ class BodyReader:
         self.total_bytes = 0
         self.max_total_bytes = max_total_bytes
         self._timeout_s = timeout_s
+        self._one_at_a_time = asyncio.Lock()
         self._timeouts: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
@@ -75,6 +78,33 @@ class BodyReader:
             yield received
         finally:
             self.total_bytes -= num_counted
+
+    @asynccontextmanager
+    async def parse_elements(self, body_bytes: int, num_elements: int) -> AsyncIterator[None]:
+        """Admit the parsing of JSON with many elements, one body at a time; their memory counts until the block ends.
+
+        Args:
+            body_bytes: What is counted for the body already.
+            num_elements: How many elements it has.
+
+        Raises:
+            BodyTooLarge: its elements take more than the memory limit admits of one body alone.
+            Overloaded: the bodies of all requests fill their memory.
+        """
+        num_bytes = num_elements * _BYTES_PER_ELEMENT
+        if body_bytes + num_bytes > self.max_total_bytes:
+            raise BodyTooLarge(
+                f"The JSON has {num_elements} elements, which take too much memory.",
+                hint="Send fewer pixels, or bytes.",
+            )
+        async with self._one_at_a_time:
+            if self.total_bytes + num_bytes > self.max_total_bytes:
+                raise Overloaded("The bodies of other requests fill their memory.")
+            self.total_bytes += num_bytes
+            try:
+                yield
+            finally:
+                self.total_bytes -= num_bytes
 
     def shorten_deadlines(self) -> None:
         """Give the bodies that are still arriving two more seconds, because the process is about to exit."""

@@ -16,6 +16,8 @@ from eca_service.errors import BadJson, InvalidRequest
 from eca_service.inference.types import Activation
 
 _MAX_MARKS = 20_000
+_MAX_QUOTES = 50_000
+"""Two for each of the most images that a request may have, and those of keys."""
 
 
 class _Body(BaseModel):
@@ -116,20 +118,31 @@ def parse_load_request(body: Buffer) -> LoadModelRequest:
     return parse_json(body, LoadModelRequest)
 
 
-def parse_json(body: Buffer, shape: type[Shape], *, max_marks: int = _MAX_MARKS) -> Shape:
+def count_marks(body: Buffer, end: int) -> int:
+    """Return how many commas and brackets the first `end` bytes have: JSON has no more values than that, but for one.
+
+    Images in base64 have none, so that only a body of many small values has many.
+    """
+    return sum(body.count(mark, 0, end) for mark in (b",", b"[", b"{"))
+
+
+def parse_json(body: Buffer, shape: type[Shape], *, max_commas: int = _MAX_MARKS, max_lists: int = _MAX_MARKS) -> Shape:
     """Parse a body of one shape.
 
     Args:
         body: All of it.
         shape: Its class.
-        max_marks: How many commas and brackets of a kind it may have.
+        max_commas: How many commas it may have. Where these are many, almost all separate numbers, because the objects,
+            keys and strings have limits of their own: an object takes ten times the memory of a number.
+        max_lists: How many lists it may have.
 
     Raises:
         BadJson: the body is not JSON.
         InvalidRequest: JSON of another shape.
     """
-    # None of these bytes occurs in base64, so images need few of them. Parsing millions would block the event loop.
-    if any(body.count(mark) > max_marks for mark in (b",", b"[", b"{")):
+    # None of these bytes occurs in base64, so images need few of them.
+    max_counts = {b",": max_commas, b"[": max_lists, b"{": _MAX_MARKS, b":": _MAX_MARKS, b'"': _MAX_QUOTES}
+    if any(body.count(mark) > max_count for mark, max_count in max_counts.items()):
         raise InvalidRequest("The JSON has far more elements than images need.", hint="See /docs.")
     try:
         value = json.loads(body.decode(), parse_constant=_reject_constant, object_pairs_hook=_unique_object)

@@ -50,6 +50,11 @@ def num_copies_of(content_type: str) -> int:
     return JSON_COPIES if media_type_of(content_type) == _JSON_TYPE else 2
 
 
+def num_json_bytes(body: Buffer, content_type: str) -> int:
+    """Return how many bytes of a body of this type are JSON: all or none."""
+    return len(body) if media_type_of(content_type) == _JSON_TYPE else 0
+
+
 def parse_images(body: Buffer, content_type: str, limits: UploadLimits) -> list[bytes | EcaHubError]:
     """Find the images in a body; a bad one comes back as its error and does not affect the others.
 

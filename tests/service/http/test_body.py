@@ -217,3 +217,36 @@ def test_work_that_ends_first_returns_its_result_or_raises_its_error() -> None:
             await cancel_on_disconnect(client(then_hangs=True), work(-1))
 
     run(scene())
+
+
+def test_json_with_many_elements_is_parsed_one_body_at_a_time_and_its_elements_count() -> None:
+    async def scene() -> None:
+        bodies = reader(max_total_bytes=1000)
+        held: list[int] = []
+
+        async def parse() -> None:
+            async with bodies.parse_elements(40, 10):
+                held.append(bodies.total_bytes)
+                await asyncio.sleep(1)
+
+        await asyncio.gather(parse(), parse())
+        assert held == [640, 640]
+        assert asyncio.get_running_loop().time() == 2
+        assert bodies.total_bytes == 0
+
+    run(scene())
+
+
+def test_json_whose_elements_do_not_fit_is_refused() -> None:
+    async def scene() -> None:
+        bodies = reader(max_total_bytes=1000)
+        with pytest.raises(BodyTooLarge):
+            async with bodies.parse_elements(400, 10):
+                pass
+        async with bodies.read({}, client(bytes(400)), max_bytes=400):
+            with pytest.raises(Overloaded):
+                async with bodies.parse_elements(40, 10):
+                    pass
+        assert bodies.total_bytes == 0
+
+    run(scene())
