@@ -61,6 +61,17 @@ class PerClassCounts(Metric):
         }
 
 
+class CalibrationError(MulticlassCalibrationError):
+    """Expected calibration error of logits.
+
+    torchmetrics takes a batch of numbers from 0 to 1 for probabilities, even where they are logits.
+    """
+
+    def update(self, logits_NK: Tensor, target_N: Tensor) -> None:
+        """Count one batch."""
+        super().update(logits_NK.float().softmax(1), target_N)
+
+
 class SplitMetrics(nn.Module):
     """Base of the metrics of a split: the loss, and what is summed over the processes.
 
@@ -189,7 +200,7 @@ class ClassificationMetrics(SplitMetrics):
             "per_class": PerClassCounts(num_classes, **LOCAL),
         }
         if is_detailed:
-            metrics["calibration_error"] = MulticlassCalibrationError(num_classes, validate_args=False, **LOCAL)
+            metrics["calibration_error"] = CalibrationError(num_classes, validate_args=False, **LOCAL)
             metrics["confusion"] = MulticlassConfusionMatrix(num_classes, validate_args=False, **LOCAL)
         super().__init__(metrics, is_persistent=is_persistent)
         self.top1: MulticlassAccuracy

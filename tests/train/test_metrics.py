@@ -50,6 +50,16 @@ def test_metrics_do_not_depend_on_the_batches(logits: Tensor, targets: Tensor) -
     assert metrics.num_images() == 101
 
 
+def test_the_calibration_error_of_logits_from_0_to_1_is_that_of_their_softmax() -> None:
+    logits, targets = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    errors = []
+    for shifted in (logits, logits - 10):
+        metrics = ClassificationMetrics(3, is_detailed=True)
+        metrics.update(shifted, targets, torch.tensor(1.0))
+        errors.append(metrics.compute()["calibration_error"])
+    torch.testing.assert_close(errors[0], errors[1])
+
+
 def test_each_class_has_its_precision_recall_and_f1(logits: Tensor, targets: Tensor) -> None:
     values = count(ClassificationMetrics(7), logits, targets).compute_per_class()
     expected = {"precision": MulticlassPrecision, "recall": MulticlassRecall, "f1": MulticlassF1Score}
