@@ -142,8 +142,6 @@ class RunResults(ABC):
         self.collect(measured)
         if not self.trainer.is_global_zero:
             return
-        num_batches = int(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready)
-        batch_size = min(self.data.batch_size * self.trainer.world_size, self.data.num_images("train"))
         val_names = val_metrics if self.val_metrics is None else self.val_metrics
         result: dict[str, Any] = {
             **self.test_figures(),
@@ -153,7 +151,7 @@ class RunResults(ABC):
             "epochs": epochs,
             "steps": int(self.trainer.global_step),
             "fit_s": round(fit_s, 3),
-            "images_per_s": round(num_batches * batch_size / fit_s, 1),
+            "images_per_s": round(checkpoint.num_images / fit_s, 1),
             "peak_memory_mib": memory_mib and round(memory_mib, 1),
         }
         result |= self.write_files(run_dir)

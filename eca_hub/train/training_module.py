@@ -43,6 +43,10 @@ class TrainingModule(LightningModule):
     """Id of the hub's model from which training starts; empty for a folder or random weights."""
     has_new_head: bool = False
     """Whether the last layer has random weights, because the package to start from has other classes."""
+    schedule_offset: int = 0
+    """Added to `global_step` by the schedule, because the run was resumed with another number of steps in an epoch."""
+    _saved_steps_per_epoch: int | None = None
+    """Of the checkpoint from which the run is resumed."""
     _head: frozenset[str] | set[str] = frozenset()
     _num_missing_forwards: int = 0
     _schedule: Callable[[int], float] = staticmethod(lambda step: 1.0)
@@ -79,10 +83,20 @@ class TrainingModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Set the schedule of the learning rate, which needs the number of steps, and the metrics of this process."""
-        num_steps = self.trainer.estimated_stepping_batches
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        steps_per_epoch = self.steps_per_epoch()
+        if self._saved_steps_per_epoch not in (None, steps_per_epoch):
+            self.schedule_offset = self.trainer.current_epoch * steps_per_epoch - self.global_step
+            if self.trainer.is_global_zero:
+                print(
+                    f"Steps per epoch were {self._saved_steps_per_epoch} and are {steps_per_epoch}: the schedule of "
+                    f"the learning rate continues at the start of epoch {self.trainer.current_epoch + 1}.",
+                    flush=True,
+                )
+        self._saved_steps_per_epoch = None
+        num_steps = self.num_schedule_steps()
         # Without a limit a cosine is refused, and the other schedules do not need the number.
-        self._schedule = self.make_schedule(0 if math.isinf(num_steps) else int(num_steps), steps_per_epoch)
+        schedule = self.make_schedule(0 if math.isinf(num_steps) else int(num_steps), steps_per_epoch)
+        self._schedule = lambda step: schedule(step + self.schedule_offset)
         if self.optim_config.agc:
             self._head = self.head_weights()
         if not self.optim_config.has_scheduler_class:
@@ -92,6 +106,19 @@ class TrainingModule(LightningModule):
         if not self.trainer.is_global_zero:
             # The metrics of an epoch that is resumed are those of all processes, so rank 0 keeps them.
             self.metrics_for("fit").clear()
+
+    def steps_per_epoch(self) -> int:
+        """Return the number of optimizer steps in an epoch."""
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    def num_schedule_steps(self) -> float:
+        """Return the number of steps in the schedule, infinity without a limit."""
+        num_steps = self.trainer.estimated_stepping_batches
+        if not self.schedule_offset or self.trainer.max_steps == -1:
+            return num_steps
+        max_epochs = self.trainer.max_epochs
+        of_epochs = math.inf if max_epochs is None or max_epochs < 0 else max_epochs * self.steps_per_epoch()
+        return min(of_epochs, self.trainer.max_steps + self.schedule_offset)
 
     def on_train_epoch_start(self) -> None:
         """Reset the metrics; an epoch without a validation has none of it."""
@@ -191,6 +218,8 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the average beside the weights, the metrics of all processes, and what `carry_over` compares."""
         checkpoint["last_lr"] = self.last_lr
+        checkpoint["steps_per_epoch"] = self.steps_per_epoch()
+        checkpoint["schedule_offset"] = self.schedule_offset
         checkpoint["labels"] = list(self.config.labels)
         checkpoint["optimizer_name"] = optimizer_name(self.trainer.optimizers[0])
         checkpoint["scheduler_name"] = type(self.trainer.lr_scheduler_configs[0].scheduler).__name__
@@ -201,6 +230,8 @@ class TrainingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the saved average; what does not fit a changed configuration is left out and printed."""
         self.last_lr = checkpoint["last_lr"]
+        self._saved_steps_per_epoch = checkpoint.get("steps_per_epoch")
+        self.schedule_offset = checkpoint.get("schedule_offset", 0)
         optimizer, labels = make_optimizer(self.optim_config, self.model), list(self.config.labels)
         scheduler = make_scheduler(self.optim_config, optimizer, self._schedule)
         for note in carry_over(checkpoint, self.state_dict(), self.head_weights(), scheduler, labels):

@@ -14,6 +14,7 @@ import pytest
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.store import CheckpointStore, VerifiedCheckpointIO
+from eca_hub.train.optim import OptimConfig, lr_factor
 from eca_hub.train.run_folder import open_run_folder
 from tests.train.datasets import write_folder
 from tests.train.runs import CONFIG, NUM_BATCHES, checkpoints, fit, stop_at, weights_hash
@@ -178,6 +179,25 @@ def test_allowed_changes_resume_from_the_start_of_the_epoch(stopped_run: Path) -
     assert fit(stopped_run, *options) == 0
     # Seven steps of the first run, and one epoch of nine batches.
     assert [int(row["step"]) for row in numbers_of(stopped_run / "metrics.csv")] == [4, 16]
+
+
+@pytest.mark.slow
+def test_with_another_batch_size_the_schedule_continues_at_the_same_epoch(
+    stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_batch_end", 3)
+        assert fit(stopped_run, "--resume", "--allow_changes", "--data.batch_size", "18") == 143
+    assert (
+        "Steps per epoch were 4 and are 2: the schedule of the learning rate continues at the start of epoch 2.\n"
+    ) in capsys.readouterr().out
+    assert fit(stopped_run, "--resume", "--data.batch_size", "18") == 0
+    assert "epoch 3/3" in capsys.readouterr().out
+    schedule = lr_factor(OptimConfig(lr=0.05, warmup_epochs=1), num_steps=6, steps_per_epoch=2)
+    rates = [float(row["lr"]) for row in numbers_of(stopped_run / "metrics.csv")]
+    assert rates[1:] == pytest.approx([0.05 * schedule(step) for step in (3, 5)])
+    result = json.loads((stopped_run / "result.json").read_text())
+    assert result["images_per_s"] * result["fit_s"] == pytest.approx(7 * 8 + 4 * 18, rel=0.05)
 
 
 def test_an_unfinished_run_is_not_replaced_by_mistake(stopped_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

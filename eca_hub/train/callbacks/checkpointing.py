@@ -99,6 +99,8 @@ class ResumableCheckpoint(Callback):
         """The epoch that ended with them, from 1."""
         self.last_metrics: dict[str, float] = dict(metadata.get("last_metrics", {}))
         """All metrics of the last validation."""
+        self.num_images = int(metadata.get("num_images", 0))
+        """Images of all training batches, including those before the run was resumed."""
         self._earlier_s = float(metadata.get("fit_s", 0.0))
         self._started_s = self._saved_s = time.monotonic()
         self._consensus = StopConsensus(world_size=1)
@@ -151,6 +153,7 @@ class ResumableCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is due or if the run is asked to stop."""
+        self.num_images += len(batch.targets) * trainer.world_size
         if is_accumulating(trainer):
             return
         if 0 < trainer.max_steps <= trainer.global_step:
@@ -229,6 +232,7 @@ class ResumableCheckpoint(Callback):
             "best_metrics": self.best_metrics,
             "best_epoch": self.best_epoch,
             "last_metrics": self.last_metrics,
+            "num_images": self.num_images,
             "fit_s": round(self.fit_s, 3),
             "fingerprint": self._fingerprint,
         }

@@ -114,7 +114,9 @@ class TimeEstimate:
 
     def remaining_s(self, trainer: Trainer) -> float | None:
         """Return the remaining seconds; None where they are unknown or none."""
-        num_done, num_left = trainer.global_step - self._first_step, _num_steps(trainer) - trainer.global_step
+        module = _module(trainer)
+        num_done = trainer.global_step - self._first_step
+        num_left = module.num_schedule_steps() - module.schedule_offset - trainer.global_step
         if trainer.should_stop or num_done < 1 or not 0 < num_left < math.inf:
             return None
         return (time.monotonic() - self._started_s) / num_done * num_left
@@ -127,13 +129,13 @@ class TimeEstimate:
 
 def format_epoch(trainer: Trainer) -> str:
     """Return the number of the epoch, from 1, and the number of epochs if it is known."""
-    steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    num_epochs = _num_steps(trainer) / steps_per_epoch
+    num_epochs = _module(trainer).num_schedule_steps() / _module(trainer).steps_per_epoch()
     return f"epoch {trainer.current_epoch + 1}" + (f"/{math.ceil(num_epochs)}" if num_epochs < math.inf else "")
 
 
-def _num_steps(trainer: Trainer) -> float:
-    return trainer.estimated_stepping_batches
+def _module(trainer: Trainer) -> TrainingModule:
+    assert isinstance(trainer.lightning_module, TrainingModule)
+    return trainer.lightning_module
 
 
 def read_rows(metrics_csv: Path) -> list[dict[str, str]]:
