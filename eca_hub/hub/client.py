@@ -139,6 +139,11 @@ def is_commit(revision: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
+def clean_token(token: str | None) -> str | None:
+    """Remove white space around a token, as the client does for HF_TOKEN; nothing else is no token."""
+    return (token.strip() or None) if isinstance(token, str) else token
+
+
 def is_on_this_machine(endpoint: str) -> bool:
     """Return whether the host in the URL of a hub is this machine."""
     return is_loopback(urlsplit(endpoint).hostname or "")
@@ -189,6 +194,9 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
         case LocalEntryNotFoundError() | ValueError() | RuntimeError() if error.__cause__ is not None:
             # The client found nothing in its cache either; the cause of this error is the reason.
             return _translate(error.__cause__, model_id, revision, is_push=is_push)
+        case httpx2.LocalProtocolError() if "Bearer" in str(error):
+            # It shows the whole header.
+            return _not_a_token()
         case LocalEntryNotFoundError() | OfflineModeIsEnabled() | IncompleteSnapshotError() | httpx2.TransportError():
             without = "" if is_push else f", and the cache does not hold {model_id} at {revision}"
             return HubUnavailable(
@@ -199,9 +207,7 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
             return InvalidPackage(f"{model_id} is not a package: {_first_line(error)}")
         case UnicodeEncodeError():
             # Names of repositories and revisions are ASCII by our own check, so it is the token.
-            return AccessDenied(
-                "The token has a character that no token has.", hint="Set HF_TOKEN to a key as the hub shows it."
-            )
+            return _not_a_token()
         case HFValidationError():
             return InvalidConfig(_first_line(error))
         case HfHubHTTPError():
@@ -216,6 +222,12 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
     return HubError(
         f"The response for {model_id} is not one of a hub: {_first_line(error)}",
         hint="HF_ENDPOINT names the hub; a proxy or a login page may have responded instead.",
+    )
+
+
+def _not_a_token() -> AccessDenied:
+    return AccessDenied(
+        "The token has a character that no token has.", hint="Set HF_TOKEN to a key as the hub shows it."
     )
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.atomic import make_folder, write_atomic
 from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidConfig, InvalidPackage
-from eca_hub.hub.client import check_model_id, hub_errors, is_commit, parse_model_id
+from eca_hub.hub.client import check_model_id, clean_token, hub_errors, is_commit, parse_model_id
 from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH, file_has_hash, hash_like_hub, new_hasher, read_and_hash
 from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
@@ -86,6 +86,7 @@ def pull(
             )
         return read_folder(id_or_folder)
     model_id, revision = parse_model_id(str(id_or_folder), revision)
+    token = clean_token(token)
     download = _downloader(model_id, revision, endpoint, token)
     commit, config_bytes = _resolve(download, revision or "main")
     try:
@@ -158,7 +159,7 @@ def pull_to(
                     shutil.copyfile(source / name, draft / name)
         return package.revision
     model_id, revision = parse_model_id(model_id, revision)
-    download = _downloader(model_id, revision, endpoint, token)
+    download = _downloader(model_id, revision, endpoint, clean_token(token))
     commit, config_bytes = _resolve(download, revision or "main")
     with new_folder(folder) as draft:
         (draft / CONFIG_FILE).write_bytes(config_bytes)

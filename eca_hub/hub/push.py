@@ -17,12 +17,17 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from eca_hub.errors import AccessDenied, HubError, InvalidConfig, PushConflict
-from eca_hub.hub.client import check_model_id, hub_errors, is_on_this_machine, status_of
+from eca_hub.hub.client import check_model_id, clean_token, hub_errors, is_on_this_machine, status_of
+from eca_hub.hub.hashes import hash_like_hub
 from eca_hub.hub.http_limits import limit_requests
 from eca_hub.hub.package import CARD_FILE, WEIGHTS_FILE
 from eca_hub.hub.push_files import PushFiles, check_names, remote_hashes
 
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)
+
+# In place of the repository's .gitignore, by which the client would leave files out of the commit without a word. A
+# comment, as a hub may take an empty one for none.
+_IGNORE_NOTHING = "# Every file of a package is published.\n"
 
 RefKind = Literal["branch", "tag"]
 CommitOperation = CommitOperationAdd | CommitOperationDelete
@@ -84,7 +89,7 @@ def push_folder(
     """
     check_names(model_id, branch, tag)
     source = PushFiles(folder, model_id, license)
-    api = HfApi(endpoint=endpoint, token=token)
+    api = HfApi(endpoint=endpoint, token=clean_token(token))
     with hub_errors(model_id, branch, is_push=True), limit_requests(endpoint, is_push=True):
         # Before a repository or a branch is made for it.
         _validate_card(api, source.read_small_files()[CARD_FILE])
@@ -116,11 +121,11 @@ def check_push_access(model_id: str, *, endpoint: str | None = None, token: str 
         HubUnavailable: the hub does not respond.
     """
     check_model_id(model_id)
-    if not (token or get_token()):
+    if not (clean_token(token) or get_token()):
         raise AccessDenied(
             f"There is no token to publish {model_id} with.", hint="Set HF_TOKEN, or run `hf auth login`."
         )
-    api = HfApi(endpoint=endpoint, token=token)
+    api = HfApi(endpoint=endpoint, token=clean_token(token))
     with hub_errors(model_id, is_push=True), limit_requests(endpoint):
         user = api.whoami()
         role = user.get("auth", {}).get("accessToken", {}).get("role")
@@ -240,7 +245,29 @@ def _commit(
         operations = _stage(api, source, weights, model_id, branch, parent)
         if not operations:
             return parent
-        return _create_commit(api, source, operations, model_id, branch, parent, message, wait)
+        commit = _create_commit(api, source, operations, model_id, branch, parent, message, wait)
+        _check_complete(api, operations, model_id, commit)
+    return commit
+
+
+def _check_complete(api: HfApi, operations: list[CommitOperation], model_id: str, commit: str) -> None:
+    """Check that the hub has every file that was sent: it tells the client which ones to leave out."""
+    remote = remote_hashes(api, model_id, commit)
+    additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+    missing = [each.path_in_repo for each in additions if not _has_hash(each, remote.get(each.path_in_repo, ""))]
+    if missing:
+        raise HubError(
+            f"{model_id} was published as {commit} without {', '.join(missing)}: the hub left them out.",
+            hint="Do not use this commit. Look for a .gitignore in the repository, and push again.",
+        )
+
+
+def _has_hash(addition: CommitOperationAdd, announced: str) -> bool:
+    """Return whether a file that was sent has the hash that the hub announces for it."""
+    if len(announced) == 64:
+        return addition.upload_info.sha256.hex() == announced
+    with addition.as_file() as file:
+        return hash_like_hub(file.read(), announced) == announced
 
 
 def _create_commit(
@@ -287,35 +314,37 @@ def _stage(
     remote = remote_hashes(api, model_id, parent)
     small = source.read_small_files()
     changed = source.changed_files(remote)
-    operations: list[CommitOperation] = [CommitOperationDelete(name) for name in source.stale_plots(remote)]
-    operations += [CommitOperationAdd(name, content) for name, content in small.items() if name in changed]
+    additions = [CommitOperationAdd(name, content) for name, content in small.items() if name in changed]
     if WEIGHTS_FILE in changed:
-        operations.append(_upload(api, weights, model_id, branch))
+        additions.append(CommitOperationAdd(WEIGHTS_FILE, weights if _is_sent_by_lfs(api) else weights.name))
+    _upload(api, additions, model_id, branch)
     if source.signatures() != before:
         raise HubError(
             f"{source.path} changed while it was read; nothing was published.", hint="Push again when it is complete."
         )
-    return operations
+    return [*(CommitOperationDelete(name) for name in source.stale_plots(remote)), *additions]
 
 
-def _upload(api: HfApi, weights: BufferedReader, model_id: str, branch: str) -> CommitOperationAdd:
-    """Upload the weights, which no reader sees before the commit.
+def _is_sent_by_lfs(api: HfApi) -> bool:
+    """Return whether the weights are sent as an open file, by LFS, and not as a path, by Xet.
 
     The client sends a path by Xet, in chunks of which a hub may have some already, and an open file by LFS, as it is.
     To a hub on this machine there is no network to spare, and making and joining chunks takes longer than the whole
     transfer by LFS: `experiments/bench/hub.py` measures both.
     """
-    is_local = is_on_this_machine(api.endpoint)
-    operation = CommitOperationAdd(WEIGHTS_FILE, weights if is_local else weights.name)
+    return is_on_this_machine(api.endpoint)
+
+
+def _upload(api: HfApi, additions: list[CommitOperationAdd], model_id: str, branch: str) -> None:
+    """Upload the large files, which no reader sees before the commit, and mark how the client commits each file."""
     verbosity = logging.get_verbosity()
-    if is_local:
+    if _is_sent_by_lfs(api):
         # The client warns that it does not send an open file by Xet.
         logging.set_verbosity(ERROR)
     try:
-        api.preupload_lfs_files(model_id, additions=[operation], revision=branch)
+        api.preupload_lfs_files(model_id, additions=additions, revision=branch, gitignore_content=_IGNORE_NOTHING)
     finally:
         logging.set_verbosity(verbosity)
-    return operation
 
 
 def _validate_card(api: HfApi, card: bytes) -> None:

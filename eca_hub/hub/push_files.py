@@ -16,7 +16,7 @@ from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
 from eca_hub.hub.card.edit import read_metadata, set_license, set_model_id
 from eca_hub.hub.card.facts import CardFacts
-from eca_hub.hub.client import check_model_id, check_new_ref, hub_errors
+from eca_hub.hub.client import check_model_id, check_new_ref, clean_token, hub_errors
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub
 from eca_hub.hub.http_limits import limit_requests
 from eca_hub.hub.package import (
@@ -75,7 +75,7 @@ def plan_push(
     """
     check_names(model_id, branch, tag)
     source = PushFiles(folder, model_id, license)
-    api = HfApi(endpoint=endpoint, token=token)
+    api = HfApi(endpoint=endpoint, token=clean_token(token))
     with hub_errors(model_id, branch, is_push=True), limit_requests(endpoint):
         try:
             remote = remote_hashes(api, model_id, branch)

@@ -19,6 +19,7 @@ from eca_hub.errors import (
     AccessDenied,
     CheckpointMismatch,
     EcaHubError,
+    HubError,
     HubUnavailable,
     InvalidConfig,
     InvalidPackage,
@@ -40,6 +41,14 @@ from tests.localhub.hub_process import Hub
 def change_card(package: Path, text: str = "\nAnother line.\n") -> None:
     with (package / "README.md").open("a") as file:
         file.write(text)
+
+
+def change_labels_and_weights(package: Path) -> None:
+    document = json.loads((package / "config.json").read_text())
+    document["label_names"] = document["label_names"][::-1]
+    (package / "config.json").write_text(json.dumps(document))
+    weights = safetensors.torch.load_file(package / "model.safetensors")
+    safetensors.torch.save_file({**weights, "fc.bias": weights["fc.bias"] + 1}, package / "model.safetensors")
 
 
 def commits(hub: Hub, model_id: str, branch: str = "main") -> list[str]:
@@ -236,11 +245,42 @@ def test_a_tag_or_branch_that_collides_with_another_name_is_refused_before_anyth
     assert [each.name for each in HfApi(hub.url).list_repo_refs(model_id).branches] == ["main", "next"]
 
 
-@pytest.mark.parametrize("token", ["hf_ä", "hf_\u201cquoted\u201d"])
+@pytest.mark.parametrize("token", ["hf_ä", "hf_\u201cquoted\u201d", "hf_two\nlines"])
 def test_a_token_that_no_header_can_hold_is_named_and_not_shown(token: str, hub: Hub, package: Path) -> None:
-    with pytest.raises(AccessDenied, match="The token has a character that no token has") as caught:
-        push_folder(package, "acme/model", endpoint=hub.url, token=token)
-    assert token not in str(caught.value)
+    for call in (partial(push_folder, package), pull):
+        with pytest.raises(AccessDenied, match="The token has a character that no token has") as caught:
+            call("acme/model", endpoint=hub.url, token=token)
+        assert "hf_" not in str(caught.value)
+
+
+def test_white_space_around_a_token_is_removed(hub: Hub, push: Callable[..., PushResult], model_id: str) -> None:
+    revision = push(private=True, token=f" {hub.token}\n").revision
+    assert pull(model_id, endpoint=hub.url, token=f"{hub.token}\r\n").revision == revision
+
+
+@pytest.mark.parametrize("pattern", ["*.safetensors", "*.json", "*"])
+def test_a_gitignore_in_the_repository_keeps_no_file_of_a_package_out(
+    pattern: str, hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
+) -> None:
+    push()
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.upload_file(repo_id=model_id, path_or_fileobj=f"{pattern}\n".encode(), path_in_repo=".gitignore")
+    change_labels_and_weights(package)
+    push()
+    pulled = pull(model_id, endpoint=hub.url)
+    assert pulled.config_bytes == (package / "config.json").read_bytes()
+    assert pulled.weights_bytes == (package / "model.safetensors").read_bytes()
+
+
+def test_a_hub_that_leaves_a_file_out_of_the_commit_is_not_taken_for_success(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eca_hub.hub.push._IGNORE_NOTHING", "*.safetensors")
+    with pytest.raises(HubError, match=r"without model\.safetensors: the hub left them out"):
+        push()
+    monkeypatch.undo()
+    assert push(token=hub.token).is_new
+    assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["v1.lock", "a/.b", "v1.", "refs/tags/v1", "c0ffee" + "0" * 34, "v 1", "../v1", ""])
