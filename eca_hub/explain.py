@@ -47,7 +47,7 @@ class Gates:
     stage: int
     """Stage of the module, from 1: consecutive attention modules with the same number of channels."""
     values: tuple[float, ...]
-    """Factor of each channel; the average over the positions if the module gates positions as well."""
+    """Factor of each channel; the least squares fit of one factor if the module gates positions as well."""
     mean: float
     """Mean of the values."""
     std: float

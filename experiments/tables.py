@@ -23,7 +23,7 @@ from eca_hub.hub.card.edit import read_metadata
 from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, config_from_json
 from eca_hub.models.paper import PublishedRow, published_rows
 from eca_hub.releases import list_releases, release_folder
-from eca_hub.report.page import CAPTIONS, comparisons_table, markdown_table, methods_table, notes_on
+from eca_hub.report.page import CAPTIONS, comparisons_table, markdown_table, methods_table, notes_on, warnings_on
 from eca_hub.report.study import Study, read_plan, read_study
 
 ROOT = Path(__file__).parent
@@ -158,7 +158,9 @@ def index(all_rows: Sequence[ConfigRow], coco: Sequence[Path], measured: Sequenc
         "",
         "`python -m experiments.bench.NAME` with "
         + ", ".join(f"`{name}`" for name in _BENCHES if (ROOT / "bench" / f"{name}.py").is_file())
-        + ". Each prints ratios to a limit and to its peers, measured in the same run.",
+        + ". Most print ratios to a limit and to peers that were measured in the same run; `overload` compares",
+        "with the bounds of the promises and with the capacity that it has just measured, `soak` counts what was lost",
+        "and what memory grew, and `ray` and `runtimes` print images/s beside each other.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -202,26 +204,20 @@ def _study() -> list[str]:
         "| block | runs | finished | command |",
         "| --- | --- | --- | --- |",
     ]
-    results = RESULTS.parent
     reports: list[str] = []
     tables: list[str] = []
-    for path in sorted(SWEEPS.glob("*.yaml")):
-        command = next(line for line in path.read_text().splitlines() if line.startswith("# eca-hub sweep"))
-        document = yaml.safe_load(path.read_text())
-        num_runs = math.prod(len(values) for values in document["grid"].values())
-        num_finished = len(_read_csv(results / f"{path.stem}.csv"))
-        if num_finished:
-            names = [f"{stem}.csv" for stem in (_COMPARED_WITH.get(path.stem), path.stem)]
-            names = [name for name in names if (results / name).is_file()]
-            plans = [f"plan_{path.stem}.yaml", "plan.yaml"] if path.stem not in _DESCRIPTIVE else []
-            plan = next((results / each for each in plans if (results / each).exists()), None)
-            option = f" --plan experiments/results/{plan.name}" if plan else ""
-            named = " ".join(f"experiments/results/{name}" for name in names)
-            reports.append(f"eca-hub report {named}{option} --out runs/report_{path.stem}")
-            if num_finished == num_runs:
-                study = read_study([results / name for name in names], read_plan(plan))
-                tables += ["", f"### Block {path.stem.upper()}", "", *_block(study, path.stem)]
-        lines.append(f"| `sweeps/{path.name}` | {num_runs} | {num_finished} | `{command.removeprefix('# ')}` |")
+    blocks = {path.stem: _read_block(path) for path in sorted(SWEEPS.glob("*.yaml"))}
+    for name, block in blocks.items():
+        lines.append(f"| `sweeps/{name}.yaml` | {block.num_runs} | {block.num_finished} | `{block.command}` |")
+        if not block.num_finished:
+            continue
+        together = [each for each in (blocks.get(_COMPARED_WITH.get(name, "")), block) if each and each.num_finished]
+        option = f" --plan experiments/results/{block.plan.name}" if block.plan else ""
+        named = " ".join(f"experiments/results/{each.results_file.name}" for each in together)
+        reports.append(f"eca-hub report {named}{option} --out runs/report_{name}")
+        if all(each.num_finished == each.num_runs for each in together):
+            study = read_study([each.results_file for each in together], read_plan(block.plan))
+            tables += ["", f"### Block {name.upper()}", "", *_tables_of(study, block)]
     return [
         *lines,
         "",
@@ -235,18 +231,47 @@ def _study() -> list[str]:
     ]
 
 
-def _block(study: Study, name: str) -> list[str]:
-    """The tables of the report of a finished block, and its figure."""
-    [block] = study.blocks
-    kind = "kernel_size" if any(method.kernel_size is not None for method in block.methods) else "accuracy"
+@dataclass(frozen=True)
+class StudyBlock:
+    """A block of the study: one sweep."""
+
+    name: str
+    command: str
+    num_runs: int
+    num_finished: int
+    results_file: Path
+    plan: Path | None
+    """The comparisons that were planned; None for a block that is only described."""
+
+
+def _read_block(sweep: Path) -> StudyBlock:
+    text, results = sweep.read_text(), RESULTS.parent
+    file = results / f"{sweep.stem}.csv"
+    plans = [results / f"plan_{sweep.stem}.yaml", results / "plan.yaml"] if sweep.stem not in _DESCRIPTIVE else []
+    return StudyBlock(
+        sweep.stem,
+        next(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# eca-hub sweep")),
+        math.prod(len(values) for values in yaml.safe_load(text)["grid"].values()),
+        len(_read_csv(file)),
+        file,
+        next((plan for plan in plans if plan.exists()), None),
+    )
+
+
+def _tables_of(study: Study, block: StudyBlock) -> list[str]:
+    """The tables of the report of a finished block, and its figure; without a plan there are no comparisons."""
+    [compared] = study.blocks
+    kind = "kernel_size" if any(method.kernel_size is not None for method in compared.methods) else "accuracy"
+    comparisons = markdown_table(comparisons_table(compared)) if block.plan else []
     return [
         *notes_on(study),
         "",
-        *markdown_table(methods_table(study, block)),
+        *markdown_table(methods_table(study, compared)),
         "",
-        *(markdown_table(comparisons_table(block)) if block.comparisons else []),
+        *(line for warning in warnings_on(compared, study.plan) for line in (f"**{warning}**", "")),
+        *comparisons,
         "",
-        f"![{CAPTIONS[kind]}](results/figures/{kind}_{name}.png)",
+        f"![{CAPTIONS[kind]}](results/figures/{kind}_{block.name}.png)",
     ]
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from eca_hub.attention.gate import rescale
+from eca_hub.checks import is_number
+from eca_hub.errors import InvalidConfig
 
 
 def make_effective_se(channels: int) -> nn.Module:
@@ -88,11 +90,16 @@ class SimAM(nn.Module):
 
     Args:
         channels: C. Unused; every method is called with it.
-        strength: lambda; larger values make the gate flatter.
+        strength: lambda, above 0; larger values make the gate flatter.
+
+    Raises:
+        InvalidConfig: `strength` is no number above 0.
     """
 
     def __init__(self, channels: int, strength: float = 1e-4) -> None:
         super().__init__()
+        if not is_number(strength) or strength <= 0:
+            raise InvalidConfig(f"strength is {strength!r}; it must be a number above 0.")
         self.strength = strength
 
     def forward(self, x_NCHW: Tensor) -> Tensor:

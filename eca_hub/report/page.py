@@ -92,7 +92,7 @@ def notes_on(study: Study) -> list[str]:
         "Intervals: 95 %, Student's t over the seeds. p: exact permutation tests of independent groups, two-sided for "
         f"differences and one-sided for non-inferiority, corrected by Holm for the number of "
         f"{'planned ' if plan.comparisons else ''}comparisons of a block. Smallest detectable: the true difference "
-        "that the test of the row finds with a power of 0.8 at a level of 0.05, before the correction.",
+        "that a t test of as many seeds finds with a power of 0.8 at a level of 0.05, before the correction.",
     ]
     if _is_top1(plan):
         notes.append(
@@ -116,13 +116,13 @@ def warnings_on(block: Block, plan: Plan) -> list[str]:
     warnings = []
     if block.num_missing_runs:
         warnings.append(
-            f"Incomplete: {block.num_missing_runs} runs of the compared methods are missing from the "
-            f"{plan.num_seeds} seeds of the plan. The comparisons below are not its result."
+            f"Incomplete: {block.num_missing_runs} runs of the plan are missing. "
+            "The comparisons below are not its result."
         )
     if block.methods_without_runs:
         warnings.append(
             f"Left out: the comparisons that the plan makes with {', '.join(block.methods_without_runs)}, of which "
-            "there are no runs."
+            "there are no runs; the correction counts them."
         )
     return warnings
 

@@ -57,8 +57,8 @@ class Comparison:
     p_holm: float
     """The same, corrected for all comparisons of the family."""
     smallest_difference: float
-    """The true difference that this test would have found with a power of 0.8 at a level of 0.05, uncorrected; NaN for
-    a single seed."""
+    """The true difference that a t test of as many seeds finds with a power of 0.8 at a level of 0.05, uncorrected; NaN
+    where the exact test cannot reach that level."""
     can_be_shown: bool = True
     """Whether groups that do not overlap would have a corrected p-value of at most 0.05."""
 
@@ -158,12 +158,19 @@ def _subset_sums(values: FloatArray) -> tuple[FloatArray, IntArray]:
     return sums, sizes
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number: the k-th smallest of m times m - k + 1, made monotone, at most 1."""
+def holm(p_values: Sequence[float], family_size: int | None = None) -> list[float]:
+    """Correct p-values for their number: the k-th smallest of m times m - k + 1, made monotone, at most 1.
+
+    Args:
+        p_values: The values.
+        family_size: m, where some comparisons of the family could not be computed; their number by default. Those count
+            as larger than all others.
+    """
+    family_size = len(p_values) if family_size is None else family_size
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        highest = max(highest, min(1.0, p_values[index] * (family_size - rank)))
         corrected[index] = highest
     return corrected
 
@@ -205,8 +212,8 @@ def smallest_detectable_difference(
 
 
 def _least_p(n: int, m: int, kind: Kind) -> float:
-    """The p-value of groups of n and m that do not overlap."""
-    # In groups of equal size the most extreme split has a mirror image that is as extreme.
+    """The smallest p-value that groups of n and m can have."""
+    # In groups of equal size the most extreme split always has a mirror image that is as extreme.
     num_extreme = 2 if kind == "difference" and n == m else 1
     return num_extreme / math.comb(n + m, n)
 
@@ -216,7 +223,8 @@ def compare(groups: dict[str, list[float]], planned: Sequence[tuple[str, str, Ki
 
     Args:
         groups: Results by method.
-        planned: Method a, method b, kind, margin. Comparisons of methods without results are left out.
+        planned: Method a, method b, kind, margin. Comparisons of methods without results are left out, and count in the
+            correction.
     """
     possible = [each for each in planned if groups.get(each[0]) and groups.get(each[1])]
     p_values = []
@@ -236,10 +244,10 @@ def compare(groups: dict[str, list[float]], planned: Sequence[tuple[str, str, Ki
             float(np.mean(groups[a]) - np.mean(groups[b])),
             p,
             p_holm,
-            smallest_detectable_difference(groups[a], groups[b], kind, margin),
-            least <= ALPHA,
+            smallest_detectable_difference(groups[a], groups[b], kind, margin) if least <= ALPHA else math.nan,
+            least_holm <= ALPHA,
         )
-        for (a, b, kind, margin), p, p_holm, least in zip(
-            possible, p_values, holm(p_values), holm(least_p), strict=True
+        for (a, b, kind, margin), p, p_holm, least, least_holm in zip(
+            possible, p_values, holm(p_values, len(planned)), least_p, holm(least_p, len(planned)), strict=True
         )
     ]

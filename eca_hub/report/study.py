@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import yaml
 
+from eca_hub.checks import is_whole
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.report.statistics import Comparison, Kind, Summary, compare, summarize
 from eca_hub.sweep.grid import SEEDS
@@ -36,6 +37,13 @@ _COLUMNS = {
 }
 """Tables beside the results, and the columns that each must have."""
 
+_SHARED_COLUMNS = {
+    "training_hash": "the configuration files or options of their sweeps",
+    "num_test_images": "the number of test images",
+    "steps": "the number of training steps",
+}
+"""Columns in which tables that are reported together must agree, in words. Tables of older versions lack the first."""
+
 Planned = tuple[str, str, Kind, float]
 
 
@@ -47,8 +55,15 @@ class Plan:
     """Column of the results, a share between 0 and 1; reported in percentage points."""
     comparisons: tuple[Planned, ...]
     """Method a, method b, kind and margin in points; empty compares each method with none and with se."""
-    num_seeds: int = 0
-    """Seeds of each method when the study is complete; 0 if the plan states none."""
+    num_seeds: int | Mapping[str, int] = 0
+    """Seeds of each compared method when the study is complete, or of each method by its name; 0 if the plan states
+    none."""
+
+    def seeds_of(self, method: str, *, is_compared: bool) -> int:
+        """Return how many seeds of a method the plan has."""
+        if isinstance(self.num_seeds, int):
+            return self.num_seeds if is_compared else 0
+        return self.num_seeds.get(method, 0)
 
 
 @dataclass(frozen=True)
@@ -132,12 +147,13 @@ def _read_together(results_files: Sequence[Path]) -> list[Row]:
                 f"The results {file} lack the column {missing[0]}, which others of the tables have.",
                 hint="Only tables that differ in nothing but the method can be reported together.",
             )
-        if table[0].get("num_test_images") != tables[0][0].get("num_test_images"):
-            raise InvalidConfig(
-                f"{file} has {table[0].get('num_test_images')} test images a run and {results_files[0]} "
-                f"{tables[0][0].get('num_test_images')}.",
-                hint="Report them one by one.",
-            )
+        for column, words in _SHARED_COLUMNS.items():
+            values = {str(each[0].get(column, "")) for each in (tables[0], table)} - {""}
+            if len(values) > 1:
+                raise InvalidConfig(
+                    f"{file} and {results_files[0]} differ in {words}, and not only in the method.",
+                    hint="Report them one by one.",
+                )
     return [
         {"run": row["run"], **{column: row.get(column, "") for column in together}, **row}
         for table in tables
@@ -154,7 +170,9 @@ def _read_beside(results_file: Path, name: str) -> list[Row]:
 
 
 def read_plan(path: Path | None, metric: str | None = None) -> Plan:
-    """Read a plan file: `metric`, `num_seeds`, and `comparisons`, a list of {a, b, kind, margin}.
+    """Read a plan file: `metric`, `num_seeds` and `comparisons`, a list of {a, b, kind, margin}.
+
+    `num_seeds` is a number for all methods that are compared, or a mapping from methods to numbers.
 
     Args:
         path: The file; None for no plan.
@@ -170,15 +188,14 @@ def read_plan(path: Path | None, metric: str | None = None) -> Plan:
         document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         _check_keys(document, _PLAN_KEYS)
         planned = [_comparison(each, path) for each in document["comparisons"]]
-        num_seeds = int(document.get("num_seeds", 0))
+        num_seeds = _num_seeds(document.get("num_seeds", 0), path)
     except OSError as error:
         raise InvalidConfig(f"The plan {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InvalidConfig(
             f"{path} is not a plan.", hint="It needs comparisons: [{a: eca, b: none, kind: difference}, ...]."
         ) from None
-    if num_seeds < 0:
-        raise InvalidConfig(f"{path}: num_seeds is {num_seeds}; it must be 0 or more.")
+    _check_no_repetition(planned, path)
     planned_metric = str(document.get("metric", metric or DEFAULT_METRIC))
     if metric and metric != planned_metric:
         raise InvalidConfig(f"{path} compares {planned_metric}; --metric names {metric}.", hint="Leave out --metric.")
@@ -190,14 +207,38 @@ def read_plan(path: Path | None, metric: str | None = None) -> Plan:
     return Plan(planned_metric, tuple(planned), num_seeds)
 
 
+def _num_seeds(value: Any, path: Path) -> int | dict[str, int]:
+    counts = {str(method): each for method, each in value.items()} if isinstance(value, dict) else {"": value}
+    for method, each in counts.items():
+        if not is_whole(each) or each < 0:
+            where = f" of {method}" if method else ""
+            raise InvalidConfig(f"{path}: num_seeds{where} is {each!r}; it must be a whole number, 0 or more.")
+    return counts if isinstance(value, dict) else counts[""]
+
+
 def _comparison(each: Mapping[str, Any], path: Path) -> Planned:
     _check_keys(each, _COMPARISON_KEYS)
-    kind, margin = each.get("kind", "difference"), float(each.get("margin", 0.0))
+    a, b, kind, margin = str(each["a"]), str(each["b"]), each.get("kind", "difference"), float(each.get("margin", 0.0))
     if kind not in get_args(Kind):
         raise InvalidConfig(f"{path}: kind {kind!r} is none of {', '.join(get_args(Kind))}.")
     if kind == "non_inferiority" and not 0 < margin < math.inf:
         raise InvalidConfig(f"{path}: a comparison of kind non_inferiority needs a margin above 0 points.")
-    return str(each["a"]), str(each["b"]), kind, margin
+    if kind == "difference" and margin:
+        raise InvalidConfig(
+            f"{path}: the difference of {a} and {b} has a margin; only kind non_inferiority takes one.",
+            hint="Leave out margin, or write kind: non_inferiority.",
+        )
+    if a == b:
+        raise InvalidConfig(f"{path} compares {a} with itself.")
+    return a, b, kind, margin
+
+
+def _check_no_repetition(planned: Sequence[Planned], path: Path) -> None:
+    """Refuse a comparison that is there twice, because each enters the correction; a difference has no direction."""
+    pairs = [(kind, *(sorted((a, b)) if kind == "difference" else (a, b))) for a, b, kind, _ in planned]
+    for kind, a, b in pairs:
+        if pairs.count((kind, a, b)) > 1:
+            raise InvalidConfig(f"{path} has the {kind} of {a} and {b} more than once.", hint="Keep one of them.")
 
 
 def _check_keys(mapping: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -245,9 +286,14 @@ def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, spee
     planned = plan.comparisons or _default_comparisons(list(groups))
     comparisons = tuple(compare(groups, planned))
     compared = {method for each in comparisons for method in (each.a, each.b)}
-    num_missing = sum(max(plan.num_seeds - len(groups[method]), 0) for method in compared)
     wanted = dict.fromkeys(method for a, b, *_ in planned for method in (a, b))
-    return Block(name, methods, comparisons, num_missing, tuple(method for method in wanted if method not in groups))
+    without_runs = tuple(method for method in wanted if method not in groups)
+    counted = dict.fromkeys(groups) if isinstance(plan.num_seeds, int) else plan.num_seeds
+    num_missing = sum(
+        max(plan.seeds_of(method, is_compared=method in compared) - len(groups.get(method, ())), 0)
+        for method in counted
+    )
+    return Block(name, methods, comparisons, num_missing, without_runs)
 
 
 def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str], speed_of: Mapping[str, Row]) -> Method:
@@ -261,8 +307,8 @@ def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str], sp
         values,
         summarize(values),
         tuple(str(row["run"]) for row in rows),
-        _whole(first.get("parameters")),
-        _whole(first.get("multiply_adds")),
+        _as_int(first.get("parameters")),
+        _as_int(first.get("multiply_adds")),
         _kernel_size(first),
         next((speed_of[row["run"]] for row in rows if row["run"] in speed_of), None),
     )
@@ -311,7 +357,7 @@ def _options(cell: Any) -> dict[str, Any] | None:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a cell says nothing; in a Parquet file it may be None or NaN."""
+    """Whether a cell is empty; in a Parquet file it may be None or NaN."""
     return value in (None, "", "{}") or value != value
 
 
@@ -332,5 +378,5 @@ def _kernel_size(row: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _whole(value: Any) -> int | None:
+def _as_int(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -41,6 +41,8 @@ class SweepRun:
     """Its folder: the values of the grid, and the start of its hash."""
     config_hash: str
     """SHA-256 over its options and configuration files, in hexadecimal digits."""
+    training_hash: str
+    """The same without its values of the grid: equal for all runs of the sweep, and of others that train alike."""
     point: Mapping[str, Any]
     """Its values of the grid, by option."""
     arguments: tuple[str, ...]
@@ -89,15 +91,19 @@ def column_names(keys: Sequence[str]) -> dict[str, str]:
 
 def _run(point: Mapping[str, Any], configs: list[Path], hashes: list[str], options: Mapping[str, Any]) -> SweepRun:
     merged = {**options, **point}
-    canonical = json.dumps({"configs": hashes, "options": merged}, sort_keys=True, ensure_ascii=False)
-    config_hash = hashlib.sha256(canonical.encode()).hexdigest()
+    config_hash, training_hash = _hash_of_options(hashes, merged), _hash_of_options(hashes, options)
     columns = column_names(list(point))
     words = "_".join(f"{columns[key]}={_as_text(value)}" for key, value in point.items())
     name = re.sub(r"[^\w.=,+-]+", "-", words)[:_MAX_NAME_CHARS]
     arguments = [word for config in configs for word in ("--config", str(config))]
     for key, value in merged.items():
         arguments += [f"--{key}", _as_text(value)]
-    return SweepRun(f"{name}_{config_hash[:8]}".lstrip("_"), config_hash, point, tuple(arguments))
+    return SweepRun(f"{name}_{config_hash[:8]}".lstrip("_"), config_hash, training_hash, point, tuple(arguments))
+
+
+def _hash_of_options(hashes: Sequence[str], options: Mapping[str, Any]) -> str:
+    canonical = json.dumps({"configs": hashes, "options": options}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _as_text(value: Any) -> str:

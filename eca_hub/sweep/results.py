@@ -24,7 +24,7 @@ COST_COLUMNS = ("fit_s", "images_per_s", "peak_memory_mib")
 """Columns of result.json that depend on the machine's load."""
 
 
-_TEXT_COLUMNS = ("run", "label", "config_hash", "commit", "hardware", "attention", "architecture")
+_TEXT_COLUMNS = ("run", "label", "config_hash", "training_hash", "commit", "hardware", "attention", "architecture")
 """Columns that stay text: a label of 007 is no number, nor is a hash that happens to consist of digits."""
 
 _CURVE_COLUMNS = (
@@ -96,7 +96,8 @@ def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables
         run_dir = out_dir / run.name
         if not is_finished(run_dir):
             for name, rows in vars(tables).items():
-                rows += [row for row in getattr(recorded, name) if row["run"] == run.name]
+                of_run = [row for row in getattr(recorded, name) if row["run"] == run.name]
+                rows += [_with_training_hash(row, run) for row in of_run] if name == "results" else of_run
             continue
         result = _read_json(run_dir / "result.json")
         environment = _read_json(run_dir / "environment.json") if (run_dir / "environment.json").is_file() else {}
@@ -105,6 +106,7 @@ def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables
             "run": run.name,
             **{columns[key]: plain(value) for key, value in run.point.items()},
             "config_hash": run.config_hash,
+            "training_hash": run.training_hash,
         }
         measured = {
             key: plain(value)
@@ -123,6 +125,12 @@ def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables
         classes = read_table(run_dir / "classes.csv") if (run_dir / "classes.csv").is_file() else []
         tables.classes += [{"run": run.name, **_selected(row, _CLASS_COLUMNS)} for row in classes]
     return tables
+
+
+def _with_training_hash(row: Row, run: SweepRun) -> Row:
+    """Add the column behind config_hash, because tables of older versions lack it."""
+    columns = dict.fromkeys(key for column in row for key in (column, *(["training_hash"] * (column == "config_hash"))))
+    return {key: run.training_hash if key == "training_hash" else row[key] for key in columns}
 
 
 def _selected(row: Row, columns: Sequence[str]) -> Row:

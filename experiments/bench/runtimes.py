@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import json
 import os
-import sys
 import tempfile
 import threading
 import warnings
@@ -21,7 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from eca_hub.commandline import CommandParser
 from experiments.bench.engine import rate_of
+from experiments.program import run_program
 
 _SIZES = (1, 4, 8)
 _Run = Callable[[Any], Any]
@@ -84,11 +85,15 @@ def _openvino(file: str, precision: str) -> _Run:
 
 def main(argv: list[str]) -> int:
     """Measure and print."""
+    parser = CommandParser("bench runtimes", "Measure our network beside ONNX Runtime and OpenVINO.")
+    parser.add_argument("folder", help="Package of a classifier for images of 224 px.")
+    parser.add_argument("seconds", type=float, help="Seconds of each measurement, 2 at most.")
+    args = parser.read(argv)
     import torch
 
     from eca_hub.allocator import keep_freed_memory
 
-    folder, seconds = argv[0], float(argv[1])
+    folder, seconds = args.folder, args.seconds
     keep_freed_memory()
     torch.set_num_threads(1)
     results: dict[str, dict[str, float]] = {}
@@ -109,4 +114,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

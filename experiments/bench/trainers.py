@@ -54,7 +54,8 @@ class Task:
 
 
 def limit(task: Task) -> list[list[float]]:
-    """Tensors in memory, in the layout that eca-hub trains in."""
+    """Tensors in memory, in the layout and with the allocator settings that eca-hub trains with."""
+    keep_freed_memory()
     batches = [
         (pixels.contiguous(memory_format=torch.channels_last), target) for pixels, target in _batches_of_ours(task)()
     ]

@@ -147,6 +147,7 @@ def test_any_callable_is_an_attention(attention: Any) -> None:
         ({"architecture": "se_resnet20", "reduction": "4"}, ["reduction is '4'", "whole number"]),
         ({"architecture": "se_resnet20", "bias": 1}, ["bias is 1", "true or false"]),
         ({"architecture": "simam_resnet20", "strength": float("nan")}, ["strength is nan"]),
+        ({"architecture": "simam_resnet20", "strength": 0}, ["strength is 0", "above 0"]),
         ({"architecture": "se_gc2_mobilenet_v2"}, ["mobilenet_v2 at 24 channels", "groups of 16"]),
         ({"architecture": "resnet20", "attention": "none", "k": 3}, ["none, which takes no options", "k"]),
         ({"architecture": "resnet20", "attention": Halve, "k": 3}, ["takes no options here", "k"]),

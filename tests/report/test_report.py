@@ -14,7 +14,7 @@ from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.report.page import png
 from eca_hub.report.plots import draw_all
-from eca_hub.report.study import Plan, Study, group, read_plan, read_study
+from eca_hub.report.study import Plan, Planned, Study, group, read_plan, read_study
 from eca_hub.sweep.results import Row, table_beside, write_table
 
 PLAIN = Plan("test_top1", ())
@@ -32,6 +32,9 @@ def rows_of(means: dict[str, float], *, architecture: str = "resnet18", num_seed
             "test_top1": mean + dice.uniform(-0.002, 0.002),
             "parameters": 11_000_000 + 1000 * position,
             "multiply_adds": 1_800_000_000,
+            "training_hash": "one",
+            "num_test_images": 1000,
+            "steps": 942,
             "hardware": "CPU",
             "commit": "0123456789abcdef",
         }
@@ -92,8 +95,13 @@ def test_results_that_cannot_be_compared_are_refused(rows: list[Row], words: str
         ("comparisons: [{a: eca, b: se, kind: better}]", "kind 'better' is none of difference, non_inferiority"),
         ("comparisons: [{a: eca, b: se, kind: non_inferiority}]", "needs a margin above 0"),
         ("comparisons: [{a: eca, b: se, kind: non_inferiority, margin: .nan}]", "needs a margin above 0"),
-        ("comparisons: [{a: eca, b: se}]\nnum_seeds: .inf", "is not a plan"),
+        ("comparisons: [{a: eca, b: se}]\nnum_seeds: .inf", "num_seeds is inf; it must be a whole number"),
         ("comparisons: [{a: eca, b: se}]\nnum_seeds: -1", "num_seeds is -1"),
+        ("comparisons: [{a: eca, b: se}]\nnum_seeds: true", "num_seeds is True; it must be a whole number"),
+        ("comparisons: [{a: eca, b: se}]\nnum_seeds: {eca: 2.5}", "num_seeds of eca is 2.5"),
+        ("comparisons: [{a: eca, b: eca}]", "compares eca with itself"),
+        ("comparisons: [{a: eca, b: se}, {a: se, b: eca}]", "has the difference of eca and se more than once"),
+        ("comparisons: [{a: eca, b: se, margin: 3}]", "has a margin; only kind non_inferiority takes one"),
         ("comparisons: [{a: eca, b: se}]\nmetric: test_top5", "compares test_top5; --metric names test_top1"),
         (
             "comparisons: [{a: eca, b: se, kind: non_inferiority, margin: 1}]\nmetric: test_calibration_error",
@@ -186,7 +194,7 @@ def test_a_missing_table_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
 def test_results_with_fewer_seeds_than_planned_are_labeled_as_incomplete(results: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text("num_seeds: 8\ncomparisons: [{a: eca, b: none}]")
     assert report(results, tmp_path / "out", "--plan", str(tmp_path / "plan.yaml")) == 0
-    words = "Incomplete: 6 runs of the compared methods are missing from the 8 seeds of the plan."
+    words = "Incomplete: 6 runs of the plan are missing."
     assert words in (tmp_path / "out" / "report.html").read_text()
     assert words in (tmp_path / "out" / "report.md").read_text()
 
@@ -194,7 +202,7 @@ def test_results_with_fewer_seeds_than_planned_are_labeled_as_incomplete(results
 def test_planned_comparisons_of_methods_without_runs_are_named(results: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text("comparisons: [{a: eca, b: none}, {a: cbam, b: se}, {a: eca, b: cbam}]")
     assert report(results, tmp_path / "out", "--plan", str(tmp_path / "plan.yaml")) == 0
-    words = "Left out: the comparisons that the plan makes with cbam, of which there are no runs."
+    words = "Left out: the comparisons that the plan makes with cbam, of which there are no runs;"
     assert words in (tmp_path / "out" / "report.html").read_text()
     assert words in (tmp_path / "out" / "report.md").read_text()
 
@@ -252,6 +260,24 @@ def test_tables_of_several_sweeps_are_one_study(results: Path, tmp_path: Path) -
     assert "| eca - eca kernel_sizes=7 |" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_plan_with_seeds_of_each_method_is_incomplete_without_those_that_it_does_not_compare() -> None:
+    plan = Plan("test_top1", (("eca", "none", "difference", 0.0),), {"eca": 5, "none": 7, "cbam": 4})
+    [block] = group(rows_of(MEANS), plan)
+    assert block.num_missing_runs == 2 + 4
+
+
+def test_a_comparison_without_runs_still_counts_in_the_correction() -> None:
+    planned: list[Planned] = [("eca", other, "difference", 0.0) for other in ("none", "se", "cbam")]
+    [block] = group(rows_of(MEANS), Plan("test_top1", tuple(planned)))
+    assert [each.b for each in block.comparisons] == ["none", "se"]
+    assert block.comparisons[0].p_holm == pytest.approx(3 * block.comparisons[0].p)
+
+
+def test_where_the_exact_test_can_show_nothing_no_smallest_difference_is_stated() -> None:
+    [block] = group(rows_of(MEANS, num_seeds=3), PLAIN)
+    assert all(math.isnan(each.smallest_difference) for each in block.comparisons)
+
+
 def test_speeds_of_two_sweeps_are_not_compared(results: Path, tmp_path: Path) -> None:
     sized = tmp_path / "sized.csv"
     write_table(rows_with_kernel_size(7), sized)
@@ -272,7 +298,9 @@ def test_speeds_of_two_sweeps_are_not_compared(results: Path, tmp_path: Path) ->
     ("change", "words"),
     [
         ({"drop": "architecture"}, "lack the column architecture, which others of the tables have"),
-        ({"num_test_images": 500}, "has 500 test images a run and"),
+        ({"num_test_images": 500}, "differ in the number of test images"),
+        ({"steps": 1884}, "differ in the number of training steps"),
+        ({"training_hash": "other"}, "differ in the configuration files or options"),
         ({"drop": "attention_args"}, "two runs of eca with the same seed"),
     ],
 )

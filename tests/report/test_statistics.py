@@ -80,7 +80,6 @@ def test_comparisons_are_corrected_as_one_family_and_state_a_conclusion() -> Non
         ("eca", "none", "difference", 0.0),
         ("eca", "se", "difference", 0.0),
         ("eca", "se", "non_inferiority", 0.5),
-        ("eca", "cbam", "difference", 0.0),
     ]
     against_none, against_se, not_inferior = compare(groups, planned)  # type: ignore[arg-type]
     assert against_none.p == pytest.approx(2 / math.comb(8, 4))

@@ -48,7 +48,7 @@ def finish(run_dir: Path, top1: float) -> None:
 
 
 def runs_of(num: int) -> list[SweepRun]:
-    return [SweepRun(f"run{i}", f"hash{i}", {"model.attention": f"a{i}"}, ()) for i in range(num)]
+    return [SweepRun(f"run{i}", f"hash{i}", "shared", {"model.attention": f"a{i}"}, ()) for i in range(num)]
 
 
 class FakeJob:
@@ -108,7 +108,14 @@ def test_all_runs_finish_and_are_in_the_results_in_the_order_of_the_grid(tmp_pat
     rows = read_table(tmp_path / "results.csv")
     assert [row["run"] for row in rows] == ["run0", "run1", "run2", "run3"]
     measured = {"test_top1": 0.5, "parameters": rows[0]["parameters"], "multiply_adds": rows[0]["multiply_adds"]}
-    expected = {"attention": "a0", "config_hash": "hash0", **measured, "hardware": "CPU", "commit": "abc"}
+    expected = {
+        "attention": "a0",
+        "config_hash": "hash0",
+        "training_hash": "shared",
+        **measured,
+        "hardware": "CPU",
+        "commit": "abc",
+    }
     assert rows[0] == {"run": "run0", **expected}
     assert rows[0]["parameters"] > 270_000
     curves = read_table(table_beside(tmp_path / "results.csv", "curves"))
@@ -228,10 +235,11 @@ def test_tables_of_an_earlier_sweep_do_not_stay_beside_the_results(tmp_path: Pat
 
 def test_what_another_machine_has_recorded_is_written_again_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
-    text = "run,label,config_hash,note,test_top1\nrun0,a0,hash0,1_0,0.50\n"
-    path.write_text(text)
-    sweep(FakeLauncher(), tmp_path, num_runs=1)
-    assert path.read_text() == text
+    text = "run,label,config_hash,training_hash,note,test_top1\nrun0,a0,hash0,shared,1_0,0.50\n"
+    for recorded in (text, text.replace(",training_hash", "").replace(",shared", "")):  # older tables lack the column
+        path.write_text(recorded)
+        sweep(FakeLauncher(), tmp_path, num_runs=1)
+        assert path.read_text() == text
 
 
 def test_the_time_left_is_the_mean_duration_of_what_is_left(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ OPTIONS = "model: {channels_last: true}\ntrainer: {precision: 32-true}\n"
 
 
 def run_of(attention: str, seed: int) -> SweepRun:
-    return SweepRun(f"{attention}{seed}", f"{attention}{seed}", {"model.attention": attention, "seed": seed}, ())
+    return SweepRun(
+        f"{attention}{seed}", f"{attention}{seed}", "shared", {"model.attention": attention, "seed": seed}, ()
+    )
 
 
 RUNS = [run_of(attention, seed) for seed in (0, 1) for attention in ("none", "eca")]
