@@ -135,7 +135,8 @@ def _cifar_resnet(blocks_per_stage: int) -> Backbone:
             "resnet18", insertion, num_classes=num_classes, stem="small", features_only=features_only, **options
         )
         if not features_only:
-            model.layer4 = nn.Identity()
+            # Empty, but with blocks to iterate over, as checkpointing of gradients does.
+            model.layer4 = nn.Sequential()
         return model
 
     return Backbone(build, widths, depths, strides=(1, 2, 4), insertion_points=(InsideBlock, AfterBlock, ReplaceConv))

@@ -47,6 +47,20 @@ def test_dropout_changes_the_outputs_of_training_and_not_those_of_inference(name
         assert not torch.equal(model(x_N3HW), model(x_N3HW))
 
 
+def test_checkpointing_of_gradients_does_not_change_those_of_a_network_with_three_stages() -> None:
+    config = config_of("eca_resnet20")
+    torch.manual_seed(0)
+    model, x_N3HW = build_model(config).train(), torch.randn(2, 3, 16, 16)
+    gradients = []
+    for is_checkpointing in (False, True):
+        if is_checkpointing:
+            use_grad_checkpointing(model, config)
+        model.zero_grad()
+        model(x_N3HW).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_mobilenet_drops_nothing_unless_asked() -> None:
     config = config_of("mobilenet_v2")
     model = build_model(config)
