@@ -45,6 +45,7 @@ from eca_hub.train.transfer import (
     freeze_parameters,
     head_names,
     load_pretrained_backbone,
+    train_head_only,
 )
 
 
@@ -251,13 +252,13 @@ class ImageClassifier(TrainingModule):
                 self.ema.reset(self.model)
 
     def train(self, mode: bool = True) -> "ImageClassifier":
-        """Switch between training and evaluation mode; frozen norms stay in evaluation mode."""
+        """Switch between training and evaluation mode; what is frozen stays in evaluation mode."""
         super().train(mode)
         if mode and self._freeze == "norms":
             for norm in batch_norms(self.model):
                 norm.eval()
         if mode and self._freeze == "backbone":
-            self.model.eval()
+            train_head_only(self.model)
         return self
 
     def check_batch(self, num_images: int) -> None:

@@ -88,6 +88,19 @@ def freeze_parameters(model: nn.Module, config: ModelConfig, freeze: Freeze) -> 
             norm.requires_grad_(False)
 
 
+def train_head_only(model: nn.Module) -> None:
+    """Set a network with a frozen backbone to training mode: the head and its dropout, but nothing else.
+
+    timm drops features before the head in a function that follows the mode of the whole network.
+    """
+    model.eval().training = True
+    of_head = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, child in model.named_children():
+        child.train(name in of_head or isinstance(child, nn.Dropout))
+    for norm in batch_norms(model):
+        norm.eval()
+
+
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """Return the layers that keep running statistics."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

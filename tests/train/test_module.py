@@ -11,10 +11,13 @@ from torch import nn
 
 import eca_hub
 from eca_hub.errors import InvalidConfig, NonFiniteScores
+from eca_hub.models.build import build_model
+from eca_hub.models.config import ModelConfig
+from eca_hub.models.regularization import set_drop_rates
 from eca_hub.train.data.dataset import Batch
 from eca_hub.train.module import ImageClassifier
 from eca_hub.train.optim import OptimConfig, make_optimizer
-from eca_hub.train.transfer import batch_norms, head_names
+from eca_hub.train.transfer import batch_norms, freeze_parameters, head_names, train_head_only
 from tests.conftest import LABELS, TINY
 
 
@@ -67,6 +70,31 @@ def test_a_linear_probe_changes_the_head_alone(tiny_package: Path) -> None:
     optimizer.step()
     changed = {name for name, tensor in module.model.state_dict().items() if not tensor.equal(before[name])}
     assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_a_linear_probe_drops_features_before_the_head_and_keeps_the_statistics_of_the_norms(
+    tiny_package: Path,
+) -> None:
+    module = ImageClassifier(
+        from_pretrained=str(tiny_package), labels=LABELS, image=TINY.image, freeze="backbone", drop_rate=0.5
+    ).train()
+    before = {name: buffer.clone() for name, buffer in module.model.named_buffers()}
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    assert not torch.equal(module(pixels), module(pixels))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.model.named_buffers())
+    module.eval()
+    assert torch.equal(module(pixels), module(pixels))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "convnext_atto"])
+def test_dropout_that_is_a_layer_beside_the_head_works_in_a_linear_probe(name: str) -> None:
+    config = ModelConfig(name, "none", labels=LABELS)
+    model = build_model(config)
+    set_drop_rates(model, config, drop_rate=0.5)
+    freeze_parameters(model, config, "backbone")
+    train_head_only(model)
+    assert [each.training for each in model.modules() if isinstance(each, nn.Dropout) and each.p == 0.5] == [True]
+    assert not any(norm.training for norm in batch_norms(model))
 
 
 def test_frozen_norms_keep_weights_and_statistics() -> None:
