@@ -18,6 +18,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
 from eca_hub.train.distributed.fsdp import broadcast_buffers, full_tensor
 from eca_hub.train.ema import EMA
+from eca_hub.train.errors import TrainingStopped
 from eca_hub.train.metrics import without_warning
 from eca_hub.train.optim import OptimConfig, clip_adaptively, lr_factor, make_optimizer, make_scheduler
 
@@ -140,6 +141,7 @@ class TrainingModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, and give the network its own weights back."""
         self.make_missing_forwards()
+        self._check_measured("val")
         self.log_metrics("val", "val")
         self.restore_weights()
 
@@ -151,6 +153,7 @@ class TrainingModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
         self.make_missing_forwards()
+        self._check_measured("test")
         self.log_metrics("test", "test")
 
     def on_predict_epoch_start(self) -> None:
@@ -279,6 +282,18 @@ class TrainingModule(LightningModule):
         """Give the network its own weights back, if a validation with the average was interrupted."""
         if self.ema is not None:
             self.ema.swap_out(self.model)
+
+    def _check_measured(self, split: str) -> None:
+        """Check that some process has measured an image of `val` or `test`; all processes must call it.
+
+        Raises:
+            TrainingStopped: every image is broken.
+        """
+        if not self.trainer.strategy.reduce_boolean_decision(self.metrics_for(split).update_called, all=False):
+            raise TrainingStopped(
+                f"No image of the {split} split could be decoded, so nothing was measured on it.",
+                hint="Repair the images, which bad_samples.csv lists.",
+            )
 
     def log_metrics(self, split: str, name: str) -> None:
         """Log the metrics of a split; `compute` has gathered those of all processes already."""

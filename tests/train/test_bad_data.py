@@ -103,6 +103,17 @@ def test_data_that_cannot_be_trained_on_are_one_sentence(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_of_which_no_image_can_be_decoded_is_one_sentence_that_names_it(
+    split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_for(tmp_path / "set", lambda root: _cut_every_file(root / split))
+    assert main([*words, "--data.max_bad_samples", "8", "--trainer.max_epochs", "1"]) == 2
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert f"No image of the {split} split could be decoded, so nothing was measured on it." in sentence
+
+
+@pytest.mark.slow
 def test_when_the_data_are_repaired_the_same_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*words_for(tmp_path / "set", _break_every_file), "--trainer.max_epochs", "1"]
     assert main(words) == 2

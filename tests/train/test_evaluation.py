@@ -56,6 +56,17 @@ def test_a_package_is_evaluated_with_its_own_preprocessing_and_with_what_is_give
     assert other == TINY.image
 
 
+def test_a_test_split_of_which_no_image_can_be_decoded_is_not_measured(
+    tiny_package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (images / "test").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:30])
+    data = ["--data", "ImageFolderData", "--data.root", str(images), "--data.max_bad_samples", "9"]
+    words = ["--model.from_pretrained", str(tiny_package), "--run_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
+    assert main(["test", *data, *words]) == 2
+    assert "No image of the test split could be decoded" in capsys.readouterr().err
+
+
 def test_predictions_of_a_package_are_those_of_the_classifier(tiny_package: Path, images: Path, tmp_path: Path) -> None:
     words = ["--data", "ImageFolderData", "--data.root", str(images), "--model.from_pretrained", str(tiny_package)]
     assert main(["predict", *words, "--run_dir", str(tmp_path), "--trainer.accelerator", "cpu"]) == 0

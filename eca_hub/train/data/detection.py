@@ -135,6 +135,12 @@ class DetectionDataModule(BatchDataModule):
             reports.append(split.report.summary())
         broken = dict.fromkeys(name for split in SPLITS for name in self.split(split).report.broken)
         check_number(list(broken), self.max_bad_samples)
+        for name in SPLITS:
+            split = self.split(name)
+            if len(split.report.broken) == len(split.images):
+                raise InvalidConfig(
+                    f"Every image of the {name} split, {split.title}, is broken.", hint="Repair the images."
+                )
         if self.trainer is None or self.trainer.is_global_zero:
             print("\n".join(dict.fromkeys(reports)), flush=True)
 

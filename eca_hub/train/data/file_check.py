@@ -50,7 +50,7 @@ class FormatCheck:
     splits: list[Split] = dataclasses.field(default_factory=list)
     """Those of bad files."""
     lost: str = ""
-    """A sentence about classes to be learned all of whose files are broken."""
+    """What is left without an image: a split, or classes to be learned; and a broken file of it."""
     remarks: list[str] = dataclasses.field(default_factory=list)
 
     def look_at(self, source: Source, split: Split, title: str, labels: Sequence[str] = ()) -> None:
@@ -67,11 +67,14 @@ class FormatCheck:
         self.num_checked += num_checked
         if bad_indices:
             self.splits.append(split)
-        if split == "train" and bad_indices:
+        if len(bad_indices) == num_images:
+            self.lost = f"Every image of the {split} split of {title} is broken; the first: {self.bad[-num_images]}"
+        elif split == "train" and bad_indices:
             counts_K = count_classes(source.targets, len(labels))
             is_lost_K = (counts_K > 0) & (counts_K == count_classes(source.targets[bad_indices], len(labels)))
             if lost := [label for label, is_lost in zip(labels, is_lost_K, strict=True) if is_lost]:
-                self.lost = f"Every image of {', '.join(lost[:5])} in the train split of {title} is broken"
+                names = ", ".join(lost[:5])
+                self.lost = f"Every image of {names} in the train split of {title} is broken; the first: {self.bad[0]}"
         if num_checked < num_images:
             self.remarks.append(
                 f"{num_checked} of the {num_images} images of the {split} split were looked at in {_CHECK_S:g} s; the "
@@ -82,14 +85,12 @@ class FormatCheck:
         """Compare with the number that is allowed in all splits together, as in the run.
 
         Raises:
-            InvalidConfig: more files are broken, or all of a class that is to be learned.
+            InvalidConfig: more files are broken, or all of a split or of a class that is to be learned.
         """
         among = f". They are among {self.num_checked} files of {title}, in the splits {', '.join(self.splits)}"
         check_number(self.bad, max_bad_samples, among)
         if self.lost:
-            raise InvalidConfig(
-                f"{self.lost}; the first: {self.bad[0]}", hint="Repair the images, or remove the class."
-            )
+            raise InvalidConfig(f"{self.lost.rstrip('.')}.", hint="Repair the images, or remove the class or split.")
 
 
 def check_number(bad: Sequence[str], max_bad_samples: int, among: str = "") -> None:

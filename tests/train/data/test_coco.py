@@ -328,3 +328,11 @@ def test_half_of_a_character_in_an_id_is_printed_escaped(tmp_path: Path) -> None
         each["id"] = "\ud800"
     summary = read(write_coco(tmp_path, document)).report.summary()
     assert "repeated annotation ids, numbered anew (\\ud800)" in summary.encode().decode()
+
+
+def test_a_split_without_an_image_that_is_whole_is_refused_before_training(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    for path in (root / "val2017").iterdir():
+        path.write_bytes(b"no image at all")
+    with pytest.raises(InvalidConfig, match=r"Every image of the val split, .*, is broken\. Repair the images"):
+        CocoData(str(root), max_bad_samples=99).check()

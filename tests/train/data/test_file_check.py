@@ -32,6 +32,15 @@ def test_broken_files_of_all_splits_count_together_as_in_the_run(tmp_path: Path)
         ImageFolderData(str(root), image=SMALL, max_bad_samples=2).check()
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_an_image_that_is_whole_is_refused_before_training(split: str, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    for path in (root / split).rglob("*.png"):
+        path.write_bytes(b"no image at all")
+    with pytest.raises(InvalidConfig, match=rf"Every image of the {split} split of set is broken; the first: .*\.png"):
+        ImageFolderData(str(root), image=SMALL, max_bad_samples=8).check()
+
+
 def test_when_the_time_is_over_training_starts_and_the_number_of_files_is_stated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
