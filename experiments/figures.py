@@ -2,7 +2,8 @@
 
 - `bubbles.png`: accuracy against parameters, the area of a bubble its multiply-adds, for ResNets on ImageNet. The
   accuracies are the published ones of table 3; parameters and multiply-adds are counted by this library.
-- `gates.png`: learned gates of the photos release, from `results/photos34_gates.csv` of `python -m experiments.gates`.
+- `gates.png`: learned gates of the photos release, from `results/photos34_gates.csv` of `python -m experiments.gates`;
+  `gates_v.png`: those of a run of block V, from `results/v_gates.csv`.
 - `latency.png`: latency against load, from `results/service.json`, which is what
   `python -m experiments.bench.service --results` writes: parts with rows of `server`, `precision`, `clients`, `per_s`,
   `p50_ms` and `p99_ms`.
@@ -64,7 +65,7 @@ def bubbles() -> "Figure":
 
 
 def learned_gates(file: Path) -> "Figure":
-    """Gates of each channel of the photos release, a line a class."""
+    """Gates of each channel, a line a class."""
     return gates(read_table(file))
 
 
@@ -112,6 +113,7 @@ def block_kernel_sizes(*files: Path) -> "Figure":
 
 FROM_FILES: dict[str, tuple[Callable[..., "Figure"], tuple[Path, ...]]] = {
     "gates": (learned_gates, (RESULTS / "photos34_gates.csv",)),
+    "gates_v": (learned_gates, (RESULTS / "v_gates.csv",)),
     "latency": (latency, (RESULTS / "service.json",)),
     "accuracy_f": (block_accuracy, (RESULTS / "f.csv",)),
     "accuracy_v": (block_accuracy, (RESULTS / "v.csv",)),
