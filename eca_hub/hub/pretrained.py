@@ -17,7 +17,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from eca_hub.atomic import write_atomic
-from eca_hub.errors import CheckpointMismatch, InvalidConfig, InvalidPackage
+from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
 from eca_hub.hub.card.facts import CardFacts
@@ -34,18 +34,18 @@ from eca_hub.hub.package import (
     config_from_json,
     config_to_dict,
     detector_config_from_json,
-    find_package,
     is_detector,
     is_timm_compatible,
     make_package_folder,
     new_folder,
+    read_folder,
     to_json_text,
 )
 from eca_hub.hub.pull import pull
 from eca_hub.hub.push import PushResult, push_folder
 from eca_hub.hub.stock_timm import default_cfg_of, remove_padding, to_stock_timm
 from eca_hub.hub.timm_format import config_to_timm_dict, index_labels
-from eca_hub.hub.weights import Shapes, build_and_load, check_finite, check_fit, read_layout, read_tensors
+from eca_hub.hub.weights import Shapes, build_and_load, check_finite, read_tensors
 from eca_hub.models.build import build_model, count_parameters, resolve_config
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
@@ -67,7 +67,8 @@ def save_pretrained(
 
     Where stock timm can build the network, the package is in timm's format as well: `timm.create_model("hf-hub:...")`
     and transformers load it without eca-hub, with the same outputs. Each file is written atomically, and config.json,
-    which makes the folder a package, last.
+    which makes the folder a package, last; that of an earlier package in the folder is removed first, so that a folder
+    that is half written is never taken for a package.
 
     Args:
         model: The network.
@@ -100,12 +101,8 @@ def save_pretrained(
     except InvalidConfig:
         if for_timm:
             raise
-    path = make_package_folder(folder)
     card = render_card(resolved, count_complexity(resolved), facts or CardFacts(), is_timm=network is not model)
-    write_atomic(path / CARD_FILE, card.encode())
-    write_atomic(path / WEIGHTS_FILE, safetensors.torch.save(_weights_of(network), metadata={"format": "pt"}))
-    write_atomic(path / CONFIG_FILE, to_json_text(document).encode())
-    return path
+    return _write_package(folder, document, _weights_of(network), card)
 
 
 def export_to_timm(
@@ -207,7 +204,7 @@ def read_package(package: Package) -> tuple[nn.Module, ModelConfig]:
 
 
 def check_package(folder: str | Path) -> None:
-    """Check that a package can be loaded, by its config.json and the header of its weights; no number is read.
+    """Check that a package can be loaded, by loading it.
 
     Args:
         folder: A package folder, a run folder with one in `model/`, or a release.
@@ -215,24 +212,14 @@ def check_package(folder: str | Path) -> None:
     Raises:
         InvalidPackage: it is no complete package, or its config.json cannot be used.
         UnknownName: config.json names an architecture or attention that does not exist.
-        CheckpointMismatch: the weights do not fit the network that config.json describes.
+        CheckpointMismatch: the weights are broken, do not fit the network that config.json describes, or hold NaN or
+            infinity.
     """
-    path = find_package(folder)
-    config_bytes = (path / CONFIG_FILE).read_bytes()
-    try:
-        layout: Mapping[str, Tensor] = read_layout(path / WEIGHTS_FILE)
-    except ValueError as error:
-        raise InvalidPackage(f"{path / WEIGHTS_FILE} cannot be read: {error}.") from None
-    with on_meta_device():
-        if is_detector(config_bytes):
-            expected = build_detector(detector_config_from_json(config_bytes, origin=str(path))).state_dict()
-        else:
-            config = config_from_json(config_bytes, origin=str(path), default_labels_for=default_labels)
-            expected = build_model(resolve_config(config)).state_dict()
-            if config.attention != "none" and is_timm_compatible(config_bytes):
-                # Padded for stock timm: only the numbers show whether the padding can be cut.
-                expected, layout = ({k: v for k, v in each.items() if ".se." not in k} for each in (expected, layout))
-    check_fit(expected, layout, sentence=f"The weights of {path} do not fit its {CONFIG_FILE}")
+    package = read_folder(folder)
+    if is_detector(package.config_bytes):
+        read_detector(package)
+    else:
+        read_package(package)
 
 
 def save_detector(
@@ -266,11 +253,18 @@ def save_detector(
         raise InvalidConfig(f"There are {config.num_classes} labels, and the network has {num_classes} classes.")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     check_finite(weights, sentence="The network cannot be saved")
-    path = make_package_folder(folder)
     card = render_detector_card(config, count_parameters(model), facts or CardFacts())
     document = {"format": FORMAT, "library_name": LIBRARY_NAME, **detector_to_dict(config)}
+    return _write_package(folder, document, weights, card)
+
+
+def _write_package(folder: str | Path, document: Mapping[str, Any], weights: dict[str, Tensor], card: str) -> Path:
+    """Write the files of a package: an old config.json is removed first, as it does not describe the new weights."""
+    path = make_package_folder(folder)
+    content = safetensors.torch.save(weights, metadata={"format": "pt"})
+    (path / CONFIG_FILE).unlink(missing_ok=True)
     write_atomic(path / CARD_FILE, card.encode())
-    write_atomic(path / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
+    write_atomic(path / WEIGHTS_FILE, content)
     write_atomic(path / CONFIG_FILE, to_json_text(document).encode())
     return path
 

@@ -68,7 +68,7 @@ def remove_padding(weights: Weights, shapes: Shapes) -> Weights:
     """
     cut = {}
     for name, tensor in weights.items():
-        if ".se." not in name:
+        if ".se." not in name or tensor.ndim < len(shapes.get(name, ())):
             cut[name] = tensor
         elif name in shapes:
             cut[name] = (

@@ -16,7 +16,6 @@ import json
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,8 @@ WeightsFor = Callable[[Shapes], Mapping[str, Tensor]]
 
 _NUM_NAMED = 5
 _MAX_COMPUTED_BYTES = 2**30
+_MAX_WHOLE = 2**53
+"""Above it float64 does not hold every integer."""
 _NUMPY_DTYPES = (torch.float32, torch.float16)
 
 MAX_HEADER_BYTES = 16 << 20
@@ -67,20 +68,6 @@ def read_tensors(content: bytes | memoryview) -> dict[str, Tensor]:
     return {name: span.tensor(memory, start) for name, span in spans.items()}
 
 
-def read_layout(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file without their numbers, on the meta device; only the header is read.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: as for `read_tensors`.
-    """
-    with path.open("rb") as file:
-        length = file.read(8)
-        content = length + file.read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES + 1))
-    header, start = _read_header(content)
-    return {name: span.without_numbers() for name, span in _spans_in(header, path.stat().st_size - start).items()}
-
-
 def build_and_load(
     build: Callable[[], nn.Module], weights: Mapping[str, Tensor] | WeightsFor, *, sentence: str
 ) -> nn.Module:
@@ -93,7 +80,7 @@ def build_and_load(
     Args:
         build: Makes the network; called once or twice.
         weights: Name to tensor, on the CPU, or a function that returns them for the names and shapes of the network.
-            Half precision is converted to float32, which loses nothing.
+            Half precision is converted to float32, which loses nothing, and batch counters of batch norm to integers.
         sentence: What does not fit what, without a full stop: the start of the message.
 
     Raises:
@@ -105,6 +92,7 @@ def build_and_load(
     expected = model.state_dict()
     if callable(weights):
         weights = weights({name: tensor.shape for name, tensor in expected.items()})
+    weights = _with_integer_counters(weights)
     check_fit(expected, weights, sentence=sentence)
     check_finite(weights, sentence=sentence)
     others = _tensors_outside_state_dict(model)
@@ -119,6 +107,18 @@ def build_and_load(
     model.load_state_dict(_with_own_memory(weights), strict=True, assign=True)
     check_materialized(model)
     return model
+
+
+def _with_integer_counters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert batch counters that are whole floats, as after `.half()` of each tensor of a state dict, to integers."""
+    return {
+        name: tensor.long() if name.endswith("num_batches_tracked") and _is_whole(tensor) else tensor
+        for name, tensor in weights.items()
+    }
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return bool(((tensor == tensor.round()) & (tensor.double().abs() < _MAX_WHOLE)).all())
 
 
 def check_finite(weights: Mapping[str, Tensor], *, sentence: str) -> None:
@@ -184,10 +184,6 @@ class _Span:
             or self.last - self.first != prod(self._shape) * self._dtype.itemsize
         ):
             raise ValueError(f"{name[:100]!r} has a shape that does not fit its {self.last - self.first} bytes")
-
-    def without_numbers(self) -> Tensor:
-        """Return a tensor of this shape and dtype on the meta device."""
-        return torch.empty(self._shape, dtype=self._dtype, device="meta")
 
     def tensor(self, memory: memoryview, start: int) -> Tensor:
         """Return the tensor: a view if its bytes are aligned, else a copy."""

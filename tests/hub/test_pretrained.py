@@ -46,6 +46,30 @@ def test_a_saved_network_is_loaded_unchanged(tmp_path: Path) -> None:
     assert config.attention_args == {"kernel_sizes": [3, 3, 3]}
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_save_over_a_package_that_is_cut_short_leaves_no_package_of_old_and_new_files(
+    file: str, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Like a signal: no `except Exception` catches it."""
+
+    def write_until_killed(path: Path, content: bytes) -> None:
+        if path.name == file:
+            raise Killed
+        path.write_bytes(content)
+
+    folder = shutil.copytree(tiny_package, tmp_path / "package")
+    network = create_model("eca_resnet20", num_classes=3)
+    detector = create_detector("retinanet", backbone="resnet18", num_classes=3)
+    monkeypatch.setattr("eca_hub.hub.pretrained.write_atomic", write_until_killed)
+    for model in (network, detector):
+        with pytest.raises(Killed):
+            save_pretrained(model, folder, labels=list(LABELS))
+        with pytest.raises(InvalidPackage, match=r"has no config\.json"):
+            find_package(folder)
+        shutil.copyfile(tiny_package / "config.json", folder / "config.json")
+
+
 def test_a_network_that_create_model_built_is_saved_with_its_labels(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = create_model("eca_resnet20", num_classes=3).eval()

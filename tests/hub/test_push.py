@@ -522,6 +522,32 @@ def test_a_package_of_an_unknown_method_or_of_other_tensors_is_not_published(pac
         push()
 
 
+def change_weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    changed = {name: new for name, tensor in weights.items() if (new := change(name, tensor)) is not None}
+    safetensors.torch.save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("attention", "change", "message"),
+    [
+        ("eca", lambda name, tensor: None if ".se." in name else tensor, r"8 missing \(layer1\.0\.se\.conv\.weight"),
+        ("eca", lambda name, tensor: tensor[:, :, 1:] if ".se." in name else tensor, "not zero in the part"),
+        ("se", lambda name, tensor: tensor[:1].flatten() if ".se." in name else tensor, "16 of another shape"),
+        ("se", lambda name, tensor: tensor + 1 if ".se." in name else tensor, "not zero in the part"),
+        ("se", lambda name, tensor: tensor / 0 if name == "fc.bias" else tensor, r"1 with NaN or infinity .*fc\.bias"),
+    ],
+)
+def test_a_package_for_timm_that_cannot_be_loaded_is_not_published(
+    attention: str, change: Callable[[str, torch.Tensor], torch.Tensor | None], message: str, tmp_path: Path
+) -> None:
+    model = eca_hub.create_model("resnet18", attention=attention, num_classes=2)
+    folder = eca_hub.save_pretrained(model, tmp_path / "padded", labels=["cat", "dog"])
+    change_weights(folder, change)
+    with pytest.raises(CheckpointMismatch, match=message):
+        eca_hub.push_to_hub(folder, "acme/model", endpoint="http://127.0.0.1:9")
+
+
 def test_a_detector_and_a_package_padded_for_timm_pass_the_check_before_a_push(
     detector_package: Path, tmp_path: Path
 ) -> None:

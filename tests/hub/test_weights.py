@@ -1,7 +1,6 @@
 """Tensors as views of a file's bytes: what the library reads, and nothing that it would not read the same way."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from eca_hub.errors import CheckpointMismatch
-from eca_hub.hub.weights import build_and_load, read_layout, read_tensors
+from eca_hub.hub.weights import build_and_load, read_tensors
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -151,13 +150,14 @@ def test_finite_numbers_beyond_float32_are_refused_and_not_loaded_as_infinity() 
     assert loaded["weight"].item() == pytest.approx(1e30)
 
 
-def test_the_layout_of_a_file_is_read_from_its_header(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(example(), path)
-    layout = read_layout(path)
-    assert {name: (tensor.dtype, tensor.shape) for name, tensor in layout.items()} == {
-        name: (tensor.dtype, tensor.shape) for name, tensor in example().items()
-    }
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="do not fill the data"):
-        read_layout(path)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_batch_counters_that_are_whole_floats_become_integers(dtype: torch.dtype) -> None:
+    weights = {name: tensor.to(dtype) for name, tensor in nn.BatchNorm2d(2).state_dict().items()}
+    weights["num_batches_tracked"].fill_(256)
+    loaded = build_and_load(lambda: nn.BatchNorm2d(2), weights, sentence="The weights do not fit").state_dict()
+    assert loaded["num_batches_tracked"].dtype == torch.int64
+    assert loaded["num_batches_tracked"].item() == 256
+    for number in (0.5, float("inf"), float("nan")):
+        weights["num_batches_tracked"].fill_(number)
+        with pytest.raises(CheckpointMismatch, match="num_batches_tracked is torch"):
+            build_and_load(lambda: nn.BatchNorm2d(2), weights, sentence="The weights do not fit")
