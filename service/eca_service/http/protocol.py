@@ -13,6 +13,7 @@ pins the versions, and tests/service/http/test_protocol.py names what is missing
 
 import asyncio
 import json
+import math
 import re
 import socket
 import struct
@@ -30,6 +31,8 @@ _LAST_HEADERS_S = 1.0
 
 _LINGER_S = 5.0
 _LINGER_BYTES = 64 * 2**20
+
+_HALF_CLOSE_S = 0.25
 
 _MAX_UNSENT_BYTES = 2**16
 
@@ -184,6 +187,9 @@ class TimeoutH11Protocol(H11Protocol):
     - When a response is sent before the body has been read (413, for instance), the rest of the body is discarded for a
       while, because closing at once would make the client lose the response.
     - A request that was sent before the response to the one before it begins when it is its turn.
+    - A client that closes its direction right after its requests, as `nc -N` does, gets their responses. One that
+      closes it later has given up, as clients do at their timeout, and its images are not run: both look the same on
+      the wire. A request that is incomplete gets no response.
     - Beyond `max_connections`, the idle connection whose time runs out first is closed for a new one; where none is
       idle, the new one gets 503 and is closed.
     """
@@ -204,6 +210,8 @@ class TimeoutH11Protocol(H11Protocol):
     _lingered_bytes = 0
     _is_over = False
     _is_last = False
+    _received_at_s = -math.inf
+    _has_ended = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -238,7 +246,23 @@ class TimeoutH11Protocol(H11Protocol):
         super().data_received(data)
         if self._is_last and self.cycle is not None:
             self.cycle.keep_alive = False
+        self._received_at_s = self.loop.time()
         self._await(self._missing())
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection open for the responses to what was received just now, if a request is complete."""
+        is_early = self.loop.time() - self._received_at_s <= _HALF_CLOSE_S
+        self._has_ended = is_early and not self._is_over and self._owes_response()
+        return self._has_ended
+
+    def _owes_response(self) -> bool:
+        """Whether the response to a complete request is not sent yet; one that waits for its turn may be complete."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        return self._awaits_turn or (is_answering and self.conn.their_state is not h11.SEND_BODY)
+
+    def _close_if_ended(self) -> None:
+        if self._has_ended and not self._owes_response():
+            self._close_at_once()
 
     def on_response_complete(self) -> None:
         """Determine what the client still has to send."""
@@ -246,6 +270,7 @@ class TimeoutH11Protocol(H11Protocol):
         super().on_response_complete()
         self._is_completing = False
         self._await(self._missing())
+        self._close_if_ended()
 
     def handle_events(self) -> None:
         """Handle what was received, but wait for a turn before a request that was sent too early."""
@@ -263,6 +288,7 @@ class TimeoutH11Protocol(H11Protocol):
             self.flow.resume_reading()
             super().handle_events()
             self._await(self._missing())
+            self._close_if_ended()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers."""

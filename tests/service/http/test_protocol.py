@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -63,12 +63,12 @@ class Client(asyncio.Transport):
 
 
 def connect(
-    client: Client | None = None, *, server: ServerState | None = None, **settings: Any
+    client: Client | None = None, *, server: ServerState | None = None, served: ASGIApp = app, **settings: Any
 ) -> tuple[TimeoutH11Protocol, Client]:
     values = Settings.model_validate({"model": ("acme/digits",), "header_timeout_s": 60} | settings)
     keep_alive_s: Any = values.keep_alive_s
     http = protocol_class(values)
-    config = Config(app, http=http, ws="none", lifespan="off", log_config=None, timeout_keep_alive=keep_alive_s)
+    config = Config(served, http=http, ws="none", lifespan="off", log_config=None, timeout_keep_alive=keep_alive_s)
     config.load()
     connection, client = http(config, server or ServerState(), app_state={}), client or Client()
     connection.connection_made(client)
@@ -219,6 +219,54 @@ def test_a_client_that_sends_requests_and_reads_no_response_is_disconnected() ->
                 connection.data_received(REQUEST)
                 await asyncio.sleep(1)
         assert client.is_aborted
+
+    run(scene())
+
+
+async def close_own_direction(connection: TimeoutH11Protocol, client: Client) -> None:
+    """What asyncio does when the client has closed its direction."""
+    if not connection.eof_received():
+        client.close()
+        connection.connection_lost(None)
+
+
+def test_a_client_that_closes_its_direction_after_its_requests_gets_their_responses() -> None:
+    async def scene(sent: bytes, num_responses: int) -> None:
+        connection, client = connect(keep_alive_s=3600)
+        connection.data_received(sent)
+        await close_own_direction(connection, client)
+        await client.is_closed.wait()
+        assert client.received.count(b"HTTP/1.1 200 ") == num_responses
+        assert now_s() == 0
+
+    body = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+    for sent, num_responses in (
+        (REQUEST, 1),
+        (REQUEST * 3, 3),
+        (body + b"1234", 1),
+        (REQUEST + REQUEST[:9], 1),
+        (body + b"12", 0),
+        (REQUEST[:9], 0),
+        (b"", 0),
+    ):
+        run(scene(sent, num_responses))
+
+
+def test_a_client_that_closes_its_direction_later_has_given_up() -> None:
+    async def scene() -> None:
+        has_left = asyncio.Event()
+
+        async def slow_app(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            assert (await receive())["type"] == "http.disconnect"
+            has_left.set()
+
+        connection, client = connect(served=slow_app)
+        connection.data_received(REQUEST)
+        await asyncio.sleep(1)
+        await close_own_direction(connection, client)
+        await has_left.wait()
+        assert not client.received
 
     run(scene())
 
