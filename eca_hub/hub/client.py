@@ -34,6 +34,9 @@ from eca_hub.errors import (
 from eca_hub.loopback import is_loopback
 from eca_hub.releases import list_releases
 
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+"""What timm writes before the id of a repository."""
+
 
 def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Parse the name of a model in any of its spellings to `owner/name` and a revision.
@@ -46,7 +49,7 @@ def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | N
         InvalidConfig: it is none of these, an address of another hub, or names two revisions.
     """
     model_id = name.strip()
-    for prefix in ("hf-hub:", "hf_hub:"):
+    for prefix in HUB_PREFIXES:
         model_id = model_id.removeprefix(prefix)
     in_name = None
     if "://" in model_id:

@@ -18,7 +18,14 @@ from huggingface_hub.hf_api import RepoFile
 
 from eca_hub.atomic import make_folder, write_atomic
 from eca_hub.errors import ChecksumMismatch, HubError, HubUnavailable, InvalidConfig, InvalidPackage
-from eca_hub.hub.client import check_model_id, clean_token, hub_errors, is_commit, parse_model_id
+from eca_hub.hub.client import (
+    HUB_PREFIXES,
+    check_model_id,
+    clean_token,
+    hub_errors,
+    is_commit,
+    parse_model_id,
+)
 from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH, file_has_hash, hash_like_hub, new_hasher, read_and_hash
 from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
@@ -69,7 +76,7 @@ def pull(
 
     Args:
         id_or_folder: A folder that exists, a name of `eca_hub.releases`, else `owner/name`, `owner/name@revision` or
-            the address of its page.
+            the address of its page; `hf-hub:owner/name` is that repository even where a folder has its name.
         revision: Branch, tag or commit of the hub repository; the main branch when none is given.
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         token: Key to private repositories; HF_TOKEN or the client's login when none is given.
@@ -116,6 +123,8 @@ def is_local(id_or_folder: str | Path) -> bool:
     Raises:
         InvalidPackage: it is a file, or a folder above it may not be searched.
     """
+    if isinstance(id_or_folder, str) and id_or_folder.startswith(HUB_PREFIXES):
+        return False
     path = folder_named(id_or_folder)
     if is_folder(path):
         return True

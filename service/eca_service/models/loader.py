@@ -262,7 +262,7 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPac
             raise BadSetting(f"There is no {device} on this machine.", hint="Set --device to one that is.") from None
     # This thread's work is done before the engines start, each of which has one core.
     torch.set_num_threads(1)
-    predictor = load_predictor(source.id_or_folder, source.revision, device=devices[0])
+    predictor = load_predictor(source.location, source.revision, device=devices[0])
     predictor.model_id = source.public_id
     loaded = prepare[type(predictor)](predictor, settings, devices, _image_limits(settings), num_cores)
     if loaded.optimize is None:

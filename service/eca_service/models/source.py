@@ -56,6 +56,12 @@ class ModelSource:
         return cls(name, revision or None)
 
     @property
+    def location(self) -> str:
+        """What the library loads: a repository stays one when the working directory has a folder of its name."""
+        is_repository = not self.folder_id and _ID.fullmatch(self.id_or_folder)
+        return f"hf-hub:{self.id_or_folder}" if is_repository else self.id_or_folder
+
+    @property
     def public_id(self) -> str:
         """The id that clients use where one revision of it is served."""
         return self.folder_id or self.id_or_folder

@@ -1,12 +1,18 @@
 """What a value of `--model` means."""
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from eca_hub.errors import HubError
 from eca_service.errors import BadSetting
+from eca_service.models.loader import ModelLoader
 from eca_service.models.source import ModelSource, check_ids
+from eca_service.settings import Settings
+from tests.service.server_process import save_tiny_package
 
 
 def test_a_source_is_a_name_a_name_with_a_revision_or_a_folder(tmp_path: Path) -> None:
@@ -72,3 +78,23 @@ def test_an_id_that_metrics_and_urls_cannot_carry_is_refused_and_the_folder_can_
 def test_an_empty_id_is_refused(text: str) -> None:
     with pytest.raises(BadSetting, match="gives no valid id"):
         ModelSource.parse(text)
+
+
+def test_a_repository_is_not_taken_for_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_package(tmp_path / "acme" / "digits")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    async def load(source: ModelSource) -> str:
+        loader = ModelLoader(Settings(model=("acme/digits",)))
+        try:
+            model = await loader.open(source)
+            await model.close()
+        finally:
+            loader.close()
+        return model.model_id
+
+    # What /v1/models makes of its body, and what --model makes of its value.
+    with pytest.raises(HubError):
+        asyncio.run(load(ModelSource("acme/digits")))
+    assert asyncio.run(load(ModelSource.parse("acme/digits"))) == "acme/digits"
