@@ -61,6 +61,10 @@ class Explainer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._explain, self._classifier, pixels, class_index)
 
-    def close(self) -> None:
-        """Let the thread end after the explanation that it works on."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def close(self, release: Callable[[], None]) -> None:
+        """Let the thread call `release` and end, after the explanation that it works on.
+
+        It may still work on one whose client has disconnected.
+        """
+        self._thread.submit(release)
+        self._thread.shutdown(wait=False)

@@ -220,12 +220,13 @@ class _RunningPackage:
 
         for engine in self.engines:
             engine.close()
-        if self.explainer is not None:
-            self.explainer.close()
+        explained = self._loaded.explained
+        if self.explainer is not None and explained is not None:
+            self.explainer.close(lambda: release_memory(explained.model))
         # A thread that optimizes a network still reads it. Its memory is freed with that thread.
         if not self._is_optimizing:
-            for module in self._loaded.modules:
-                release_memory(module)
+            for network in self._loaded.networks:
+                release_memory(network.module)
         _trim_heap_later()
 
     def _optimized(self, optimize: "Callable[[], LoadedPackage]") -> "LoadedPackage":

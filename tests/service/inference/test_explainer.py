@@ -21,6 +21,7 @@ from eca_service.inference.explainer import Explainer
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
+from eca_service.optimize.optimize import release_memory
 from eca_service.settings import Settings
 from tests.service.app_fixtures import app_with, refusal, wait_until_ready
 from tests.service.fakes import png
@@ -109,6 +110,39 @@ def test_few_may_be_in_flight() -> None:
             await send()
         gate.set()
         assert len(await asyncio.gather(*requests)) == 4
-        explainer.close()
+        explainer.close(lambda: None)
 
     asyncio.run(scene())
+
+
+def test_a_network_is_freed_after_the_explanation_that_reads_it(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_begun, gate, has_ended = threading.Event(), threading.Event(), threading.Event()
+    sizes: list[int] = []
+
+    def slow(classifier: eca_hub.Classifier, pixels: Tensor, *, class_index: int | None) -> None:
+        has_begun.set()
+        assert gate.wait(60)
+        sizes.extend(parameter.numel() for parameter in classifier.model.parameters())
+
+    def release(module: torch.nn.Module) -> None:
+        release_memory(module)
+        if threading.current_thread().name.startswith("explainer"):
+            has_ended.set()
+
+    monkeypatch.setattr("eca_service.inference.explainer.explain_image", slow)
+    monkeypatch.setattr("eca_service.optimize.optimize.release_memory", release)
+
+    async def scene() -> None:
+        loader = ModelLoader(Settings(model=(str(package),), explain=True, num_engines=1, precision="fp32"))
+        model = await loader.open(ModelSource(str(package)))
+        explaining = asyncio.create_task(model.explain(IMAGE, None))
+        assert await asyncio.to_thread(has_begun.wait, 60)
+        explaining.cancel()
+        await model.close()
+        gate.set()
+        assert await asyncio.to_thread(has_ended.wait, 60)
+        loader.close()
+
+    asyncio.run(scene())
+    assert sizes
+    assert all(sizes)
