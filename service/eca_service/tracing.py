@@ -98,10 +98,18 @@ def open_tracing(endpoint: str) -> Tracing:
         endpoint: Its address, such as http://collector:4318.
     """
     # Closed with the app: at the exit of the interpreter it would delay the end by a collector that does not respond.
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "eca-hub"}), shutdown_on_exit=False)
+    provider = TracerProvider(resource=service_resource(), shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return Tracing(provider)
+
+
+def service_resource() -> Resource:
+    """Return what the variables OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say; by default the name is eca-hub."""
+    named = Resource.create()
+    if str(named.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        return named.merge(Resource({SERVICE_NAME: "eca-hub"}))
+    return named
 
 
 def _ns(ms: float) -> int:

@@ -28,7 +28,7 @@ from eca_service.inference.types import ImageResult
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
 from eca_service.settings import Settings
-from eca_service.tracing import Tracing, open_tracing
+from eca_service.tracing import Tracing, open_tracing, service_resource
 from tests.service.app_fixtures import settings_with
 from tests.service.fakes import fake_model
 
@@ -228,3 +228,24 @@ def test_a_collector_receives_the_spans_of_a_request_as_protobuf() -> None:
 def test_an_endpoint_is_an_address(endpoint: str) -> None:
     with pytest.raises(EcaHubError, match="--otlp_endpoint must be an address such as http://collector:4318"):
         Settings(model=("acme/a",), otlp_endpoint=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "eca-hub"),
+        ({"OTEL_SERVICE_NAME": "vision"}, "vision"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=vision,deployment.environment=test"}, "vision"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test"}, "eca-hub"),
+    ],
+)
+def test_the_name_of_the_service_is_the_operators(
+    variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    attributes = service_resource().attributes
+    assert attributes["service.name"] == name
+    assert ("deployment.environment" in attributes) is ("OTEL_RESOURCE_ATTRIBUTES" in variables)
