@@ -33,6 +33,8 @@ from eca_hub.predictor import Predictor, check_device
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 
+_MIN_SCORE = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
@@ -116,7 +118,7 @@ class Detector(Predictor):
         self,
         images: ImageSource,
         *,
-        min_score: float = 0.5,
+        min_score: float | None = None,
         max_detections: int = 100,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> list[Detection]: ...
@@ -125,7 +127,7 @@ class Detector(Predictor):
         self,
         images: list[AnyImage],
         *,
-        min_score: float = 0.5,
+        min_score: float | None = None,
         max_detections: int = 100,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> list[list[Detection]]: ...
@@ -134,7 +136,7 @@ class Detector(Predictor):
         self,
         images: ImageSource | list[AnyImage],
         *,
-        min_score: float = 0.5,
+        min_score: float | None = None,
         max_detections: int = 100,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> list[Detection] | list[list[Detection]]:
@@ -143,6 +145,7 @@ class Detector(Predictor):
         Args:
             images: A path, the bytes of a file, a PIL image, or a list of these.
             min_score: Leave out what is less certain. The network itself leaves out scores below `config.min_score`.
+                None is 0.5, or `config.min_score` where that is more.
             max_detections: How many objects to return for an image at most.
             on_progress: Called after each image with the number of images done and of all images.
 
@@ -151,6 +154,8 @@ class Detector(Predictor):
             InvalidConfig: min_score or max_detections is out of range.
             NonFiniteScores: an output of the network is not finite.
         """
+        if min_score is None:
+            min_score = max(_MIN_SCORE, self.config.min_score)
         self.check_options(min_score, max_detections)
         if not isinstance(images, list | tuple):
             return self.predict([images], min_score=min_score, max_detections=max_detections, on_progress=on_progress)[

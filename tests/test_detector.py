@@ -1,5 +1,6 @@
 """Detections are in pixels of the image as it is displayed, whatever it is given as and however large it is."""
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,18 @@ def test_an_image_of_one_row_or_column_has_at_least_one_pixel_a_side(
     assert target["masks"].shape[1:] == resized.shape[1:]
 
 
-@pytest.mark.parametrize("options", [{"max_detections": "3"}, {"max_detections": 2.5}, {"min_score": None}])
+@pytest.mark.parametrize("options", [{"max_detections": "3"}, {"max_detections": 2.5}, {"min_score": "0.5"}])
 def test_an_option_of_another_type_is_refused(options: dict[str, Any], detector: Detector) -> None:
     with pytest.raises(InvalidConfig, match=f"{next(iter(options))} is "):
         detector.predict(make_image(), **options)
+
+
+def test_by_default_a_detector_that_returns_only_certain_objects_returns_all_of_them(detector: Detector) -> None:
+    config = dataclasses.replace(detector.config, min_score=0.6)
+    certain = Detector(detector.model, config, model_id="acme/certain", revision="0" * 40)
+    assert certain.predict(make_image()) == detector.predict(make_image())
+    with pytest.raises(InvalidConfig, match=r"min_score is 0\.5"):
+        certain.predict(make_image(), min_score=0.5)
 
 
 def test_a_prediction_is_encoded_as_a_coco_result() -> None:

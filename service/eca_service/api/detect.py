@@ -27,7 +27,14 @@ router = APIRouter(
 class DetectQuery(ModelQuery):
     """Options of a detection."""
 
-    min_score: Annotated[float, Field(ge=0, le=1, description="Leave out objects that are less certain.")] = 0.5
+    min_score: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Leave out objects that are less certain; by default than 0.5, or than the model's min_score.",
+        ),
+    ] = None
     max_detections: Annotated[int, Field(ge=1, le=10_000, description="Objects of an image at most.")] = 100
     masks: Annotated[
         MaskFormat | None,

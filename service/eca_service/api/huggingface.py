@@ -41,9 +41,9 @@ def _classification(parameters: HFParameters, info: ModelInfo) -> Classification
 
 
 def _detection(parameters: HFParameters, info: ModelInfo) -> ObjectDetection:
-    threshold = ObjectDetection.min_score if parameters.threshold is None else parameters.threshold
     # A threshold below what the network answers means all that it answers.
-    return ObjectDetection(max(threshold, info.min_score), masks="none")
+    threshold = None if parameters.threshold is None else max(parameters.threshold, info.min_score)
+    return ObjectDetection(threshold, masks="none")
 
 
 def _box(detection: Any) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import eca_hub
-from eca_service.api.detect import DetectBatchResponse, DetectResponse
+from eca_service.api.detect import DetectBatchResponse, DetectQuery, DetectResponse
 from eca_service.api.schemas import HFObject, ModelsResponse
 from eca_service.app import create_app
+from eca_service.errors import InvalidRequest
 from eca_service.http.auth import ApiKeys
+from eca_service.inference.tasks import ObjectDetection
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import Registry
 from eca_service.models.source import ModelSource
 from tests.conftest import make_image, save_tiny_detector
 from tests.service.app_fixtures import app_with, refusal, settings_with, wait_until_ready
+from tests.service.fakes import model_info
 from tests.service.server_process import save_tiny_package
 
 EVERYTHING = "min_score=0.05"
@@ -65,6 +69,14 @@ def client(packages: dict[str, Path]) -> Iterator[TestClient]:
         wait_until_ready(client, registry)
         yield client
     loader.close()
+
+
+def test_by_default_a_detector_that_answers_only_certain_objects_is_asked_for_all_of_them() -> None:
+    info = replace(model_info(), min_score=0.6)
+    query = DetectQuery()
+    ObjectDetection(query.min_score, query.max_detections, query.masks).check(info)
+    with pytest.raises(InvalidRequest, match=r"min_score must be 0\.6 to 1"):
+        ObjectDetection(0.5).check(info)
 
 
 def detect(client: TestClient, content: bytes, query: str = EVERYTHING, model: str = "acme/masks") -> Any:

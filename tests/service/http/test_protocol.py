@@ -247,7 +247,6 @@ def test_a_client_that_closes_its_direction_after_its_requests_gets_their_respon
         (REQUEST + REQUEST[:9], 1),
         (body + b"12", 0),
         (REQUEST[:9], 0),
-        (b"", 0),
     ):
         run(scene(sent, num_responses))
 

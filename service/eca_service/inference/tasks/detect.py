@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MaskFormat = Literal["rle", "polygon", "none"]
 """How masks are written: COCO's run-length code, outlines, or not at all."""
 
+_MIN_SCORE = 0.5
 _STRIDE_PX = 32
 """Detectors pad the images of a batch to a multiple of this."""
 
@@ -40,8 +41,8 @@ class ObjectDetection(Task[list[DetectedObject]]):
     name: ClassVar[str] = "detect"
     is_slow_to_postprocess: ClassVar[bool] = True
 
-    min_score: float = 0.5
-    """Leave out what is less certain."""
+    min_score: float | None = None
+    """Leave out what is less certain; None is 0.5, or the least that the network answers where that is more."""
     max_detections: int = 100
     """Objects to return at most."""
     masks: MaskFormat | None = None
@@ -49,7 +50,7 @@ class ObjectDetection(Task[list[DetectedObject]]):
 
     def check(self, info: ModelInfo) -> None:
         """Raise InvalidRequest for a score that the network does not answer, or masks that it does not find."""
-        if not info.min_score <= self.min_score <= 1:
+        if self.min_score is not None and not info.min_score <= self.min_score <= 1:
             raise InvalidRequest(f"min_score must be {info.min_score:g} to 1: this model answers nothing lower.")
         if self.masks in ("rle", "polygon") and not info.has_masks:
             raise InvalidRequest("This model finds boxes without masks.", hint="Leave masks out, or send masks=none.")
@@ -85,7 +86,9 @@ class ObjectDetection(Task[list[DetectedObject]]):
         if masks_NM.shape[1]:
             side = round(masks_NM.shape[1] ** 0.5)
             prediction["masks"] = masks_NM.reshape(-1, 1, side, side)
-        detections = item.to_detections(prediction, info.labels, self.min_score, self.max_detections)
+        # The network leaves out what is below its own minimum.
+        min_score = _MIN_SCORE if self.min_score is None else self.min_score
+        detections = item.to_detections(prediction, info.labels, min_score, self.max_detections)
         return [DetectedObject(each, self._written(each)) for each in detections]
 
     def _written(self, detection: "Detection") -> Any:
