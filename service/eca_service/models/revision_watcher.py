@@ -1,12 +1,15 @@
 """Follow branches: when one moves, load its new commit beside the old one and swap.
 
-A commit that turns out to be bad is not tried again; one that could not be fetched is.
+A commit that could not be fetched is tried at each poll. One whose model does not fit or does not run is tried again
+after 1, 2, 4 and more polls, because each try loads it: it may have found no memory. Any other commit is bad for good.
 """
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from eca_hub import EcaHubError
 from eca_service.errors import Busy
@@ -19,10 +22,20 @@ FindCommit = Callable[[ModelSource], Awaitable[str]]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TRANSIENT_ERRORS = {"offline", "hub_error", "access_denied", "not_ready"}
+_MAX_TRIES = {"no_room": math.inf, "unfit_model": 4}
+"""Code of an error -> how often a commit that had it is tried."""
+_MAX_PAUSE_POLLS = 64
 _HUB_TIMEOUT_S = 10.0
 _MAX_POLL_S = 30.0
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _FailedCommit:
+    num_tries: int = 0
+    pause_polls: float = 0
+    """Polls until the next try."""
 
 
 async def find_commit_on_hub(source: ModelSource) -> str:
@@ -57,7 +70,7 @@ class RevisionWatcher:
         self._registry = registry
         self._find_commit = find_commit
         self._period_s = period_s
-        self._bad_commits: set[tuple[str, str]] = set()
+        self._failed_commits: dict[tuple[str, str], _FailedCommit] = {}
 
     async def watch(self) -> None:
         """Poll until cancelled."""
@@ -77,16 +90,23 @@ class RevisionWatcher:
 
     async def _follow(self, entry: ModelEntry) -> None:
         commit = await self._find_commit(entry.source)
-        key = (entry.model_id, commit)
-        if entry.model is None or commit == entry.model.info.revision or key in self._bad_commits:
+        if entry.model is None or commit == entry.model.info.revision:
+            return
+        failed = self._failed_commits.get((entry.model_id, commit), _FailedCommit())
+        failed.pause_polls -= 1
+        if failed.pause_polls > 0:
             return
         try:
             await self._registry.load(entry.source, revision=commit)
         except Busy:
             return
         except Exception as error:
-            if not isinstance(error, EcaHubError) or error.code not in _TRANSIENT_ERRORS:
-                self._bad_commits.add(key)
+            code = error.code if isinstance(error, EcaHubError) else ""
+            if code not in _TRANSIENT_ERRORS:
+                self._failed_commits[entry.model_id, commit] = failed
+                failed.num_tries += 1
+                is_bad = failed.num_tries >= _MAX_TRIES.get(code, 1)
+                failed.pause_polls = math.inf if is_bad else min(2 ** (failed.num_tries - 1), _MAX_PAUSE_POLLS)
             raise
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import ChecksumMismatch, HubUnavailable
-from eca_service.errors import Busy, InsufficientMemory, ModelNotLoaded, NotReady
+from eca_service.errors import Busy, InsufficientMemory, ModelNotLoaded, NotReady, UnfitModel
 from eca_service.http.server import DAEMON_THREADS
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
@@ -244,6 +244,32 @@ def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() ->
         del workshop.errors[C]
         await watcher.poll()
         assert revision_of(registry) == C
+        await registry.close()
+
+    run(scene())
+
+
+def test_a_commit_that_finds_no_memory_is_tried_again_ever_less_often_until_it_does() -> None:
+    async def scene() -> None:
+        workshop, branch = Workshop(), Branch()
+        registry = await started(workshop, "acme/a")
+        watcher = RevisionWatcher(registry, branch.find, period_s=30)
+        workshop.errors = {B: InsufficientMemory("too large"), C: UnfitModel("out of memory")}
+        polls_with_a_try = []
+        for commit in (B, C):
+            branch.commit = commit
+            for poll in range(100):
+                before = workshop.opened.count(commit)
+                await watcher.poll()
+                if workshop.opened.count(commit) > before:
+                    polls_with_a_try.append((commit, poll))
+        tried = {commit: [poll for each, poll in polls_with_a_try if each == commit] for commit in (B, C)}
+        assert tried == {B: [0, 1, 3, 7, 15, 31, 63], C: [0, 1, 3, 7]}
+        workshop.errors = {}
+        branch.commit = B
+        for _ in range(64):
+            await watcher.poll()
+        assert revision_of(registry) == B
         await registry.close()
 
     run(scene())
