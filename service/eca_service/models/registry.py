@@ -170,26 +170,54 @@ class Registry:
         return "being optimized" if entry.is_changing and not self.loaded.is_set() else None
 
     async def load_all(self) -> None:
-        """Load the models of the start one after the other; a failure is kept in its entry."""
-        until_s = asyncio.get_running_loop().time() + self._wait_s
-        for entry in list(self.entries):
-            async with self._one_at_a_time:
-                try:
-                    model = await self._open_with_retries(entry, until_s)
-                    if self._exceeds_limit(model, self.weights_bytes):
-                        # Weights of half the width may fit.
-                        await model.optimize()
-                    self._check_memory(model, self.weights_bytes)
-                    entry.model, entry.state = model, "updating"
-                    self._assign_ids()
-                    _logger.info("%s at %s is ready", entry.model_id, model.info.revision)
-                    await model.optimize()
-                    entry.state = "ready"
-                except Exception as error:
-                    entry.state, entry.error = "failed", error
-                    if not isinstance(error, EcaHubError):
-                        _logger.exception("loading %s failed", entry.source.id_or_folder)
+        """Load the models of the start one after the other; a failure is kept in its entry.
+
+        Those that the hub does not have yet are tried again, until the time is over or another model has failed for
+        good. Other models can be loaded between the tries.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._wait_s
+        entries, logged = list(self.entries), set[str]()
+        while True:
+            missing = [(entry, error) for entry in entries if (error := await self._load_of_start(entry)) is not None]
+            if self.failure is not None or loop.time() + _RETRY_S > until_s:
+                break
+            for entry, error in missing:
+                if (reason := f"{entry.source.id_or_folder} is not available yet: {error.message}") not in logged:
+                    logged.add(reason)
+                    _logger.info("%s", reason)
+            entries = [entry for entry, _ in missing]
+            if not entries:
+                break
+            await asyncio.sleep(_RETRY_S)
+        for entry, error in missing:
+            entry.state, entry.error = "failed", error
+        # The first one is `failure`.
+        for entry in [entry for entry in self.entries if entry.error][1:]:
+            _logger.error("%s did not load: %s", entry.model_id, entry.error)
         self.loaded.set()
+
+    async def _load_of_start(self, entry: ModelEntry) -> EcaHubError | None:
+        """Load one model; return the error that may pass, and keep any other in the entry."""
+        async with self._one_at_a_time:
+            try:
+                model = await self._open(entry, entry.source)
+                if self._exceeds_limit(model, self.weights_bytes):
+                    # Weights of half the width may fit.
+                    await model.optimize()
+                self._check_memory(model, self.weights_bytes)
+                entry.model, entry.state = model, "updating"
+                self._assign_ids()
+                _logger.info("%s at %s is ready", entry.model_id, model.info.revision)
+                await model.optimize()
+                entry.state = "ready"
+            except Exception as error:
+                if isinstance(error, EcaHubError) and error.code in _TRANSIENT_ERRORS:
+                    return error
+                entry.state, entry.error = "failed", error
+                if not isinstance(error, EcaHubError):
+                    _logger.exception("loading %s failed", entry.source.id_or_folder)
+        return None
 
     async def load(self, source: ModelSource, *, revision: str | None = None) -> ModelEntry:
         """Load a model, or another revision of one that is served, which serves until the new one is ready.
@@ -270,20 +298,6 @@ class Registry:
         model = await self._open_model(source)
         entry.load_s = asyncio.get_running_loop().time() - started_s
         return model
-
-    async def _open_with_retries(self, entry: ModelEntry, until_s: float) -> ServedModel[Any, Any]:
-        """Open a model; retry while the hub may become available or the model may be published."""
-        reason = ""
-        while True:
-            try:
-                return await self._open(entry, entry.source)
-            except EcaHubError as error:
-                if error.code not in _TRANSIENT_ERRORS or asyncio.get_running_loop().time() + _RETRY_S > until_s:
-                    raise
-                if error.message != reason:
-                    reason = error.message
-                    _logger.info("%s is not available yet: %s", entry.source.id_or_folder, reason)
-            await asyncio.sleep(_RETRY_S)
 
     def _evict_lru(self, entry: ModelEntry, new: ServedModel[Any, Any]) -> None:
         """Remove the models that were used least recently, until the new one fits."""

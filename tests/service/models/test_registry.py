@@ -182,6 +182,43 @@ def test_a_model_that_the_hub_does_not_have_yet_is_retried_for_the_given_time() 
     run(scene_of_giving_up())
 
 
+def test_while_a_model_of_the_start_is_waited_for_others_can_be_loaded() -> None:
+    async def scene() -> None:
+        registry = Registry([ModelSource("acme/absent"), ModelSource("acme/a")], open_fake, wait_s=3600)
+        loading = asyncio.create_task(registry.load_all())
+        await settle()
+        assert registry.pending() == ["acme/absent: loading"]
+        await registry.load(ModelSource("acme/b"))
+        assert asyncio.get_running_loop().time() == 0
+        loading.cancel()
+        await registry.close()
+
+    run(scene())
+
+
+def test_once_a_model_has_failed_for_good_no_other_is_waited_for_and_each_failure_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def open_each(source: ModelSource) -> ServedModel[Any, Any]:
+        if source.id_or_folder == "acme/broken":
+            raise CheckpointMismatch("other shapes")
+        return await open_fake(source)
+
+    async def scene() -> None:
+        sources = [ModelSource("acme/absent"), ModelSource("acme/broken"), ModelSource("acme/a")]
+        registry = Registry(sources, open_each, wait_s=3600)
+        await registry.load_all()
+        assert asyncio.get_running_loop().time() == 0
+        assert registry.loaded.is_set()
+        assert [entry.state for entry in registry.entries] == ["failed", "failed", "ready"]
+        # The command prints the first failure.
+        assert isinstance(registry.failure, RepoNotFound)
+        assert "acme/broken did not load: other shapes" in caplog.text
+        await registry.close()
+
+    run(scene())
+
+
 def test_errors_that_waiting_cannot_fix_are_not_retried() -> None:
     async def scene() -> None:
         async def open_broken(source: ModelSource) -> ServedModel[Any, Any]:
