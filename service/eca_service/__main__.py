@@ -14,6 +14,7 @@ from typing import Any
 from eca_hub import DEFAULT_RELEASE
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.localhub import open_hub
+from eca_service.errors import BadSetting
 from eca_service.http.auth import ApiKeys, check_bind_address, check_hub_bind_address
 from eca_service.logging import log_to_stderr
 from eca_service.settings import RENAMED, Settings, split
@@ -107,6 +108,8 @@ def read_settings(argv: list[str], environment: Mapping[str, str] = os.environ) 
 
 def _with_current_names(given: dict[str, Any]) -> dict[str, Any]:
     for old in given.keys() & RENAMED.keys():
+        if RENAMED[old] in given:
+            raise BadSetting(f"{old} and {RENAMED[old]} are given, which are one setting.", hint=f"Omit {old}.")
         print(f"eca-hub serve: {old} is now called {RENAMED[old]}.", file=sys.stderr)  # noqa: T201
     return {RENAMED.get(name, name): value for name, value in given.items()}
 

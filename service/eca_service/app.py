@@ -23,7 +23,7 @@ from eca_service.http.uploads import UploadLimits
 from eca_service.metrics import Metrics
 from eca_service.models.loader import ModelLoader
 from eca_service.models.registry import Registry
-from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, find_commit_on_hub
+from eca_service.models.revision_watcher import FindCommit, RevisionWatcher, find_commit_on_hub, follows_a_branch
 from eca_service.models.source import ModelSource
 from eca_service.settings import Settings, split
 
@@ -80,6 +80,7 @@ def create_app(
         (*_repos_of(registry), *settings.repos_to_allow),
         tracing,
     )
+    _warn_of_idle_settings(settings, registry, admin_keys)
     poll_s = settings.revision_poll_s
     app.state.watcher = RevisionWatcher(registry, find_commit, period_s=poll_s) if poll_s else None
     # First: FastAPI resolves dependencies and parameters anew for each request, which takes a third of the app's own
@@ -110,10 +111,16 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(
             CrossOriginMiddleware,
-            allow_origins=split(settings.cors_origins),
+            allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
-            expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "X-Request-Id",
+                "traceparent",
+                open_inference.LENGTH_HEADER,
+            ],
+            expose_headers=["X-Request-Id", "Server-Timing", "Retry-After", open_inference.LENGTH_HEADER],
         )
     app.add_middleware(
         RequestMiddleware, metrics=metrics, registry=registry, keeps_alive=settings.keep_alive_s > 0, tracing=tracing
@@ -190,6 +197,14 @@ def _repos_of(registry: Registry) -> Iterator[str]:
     for entry in registry.entries:
         if not entry.source.folder_id:
             yield entry.source.id_or_folder
+
+
+def _warn_of_idle_settings(settings: Settings, registry: Registry, admin_keys: ApiKeys) -> None:
+    if settings.allow_repos and not admin_keys:
+        _logger.warning("--allow_repos does nothing without admin keys: set ECA_ADMIN_KEYS")
+    follows_any = any(follows_a_branch(entry.source) for entry in registry.entries)
+    if settings.revision_poll_s and not (follows_any or admin_keys):
+        _logger.warning("--revision_poll_s does nothing: no model follows a branch of a repository")
 
 
 def _allowed_hosts(settings: Settings, keys: ApiKeys) -> tuple[str, ...]:

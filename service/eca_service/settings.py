@@ -25,6 +25,8 @@ JSON_COPIES = 4
 """How often the bytes of a JSON body are in memory at once while it is parsed: the body, its text, its strings, the
 images."""
 
+_REPO_PATTERN = re.compile(r"[\w.*?!\[\]-]+/[\w.*?!\[\]-]+|[\w.?!\[\]-]*\*[\w.*?!\[\]-]*", re.ASCII)
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
@@ -285,6 +287,12 @@ class Settings(BaseModel):
         """The patterns in `allow_repos`."""
         return split(self.allow_repos)
 
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The origins in `cors_origins` as browsers write them: in lower case and without the scheme's own port."""
+        origins = [origin.lower() for origin in split(self.cors_origins)]
+        return tuple(origin.removesuffix(_DEFAULT_PORTS.get(origin.partition(":")[0], "")) for origin in origins)
+
     @model_validator(mode="wrap")
     @classmethod
     def _translate_errors(cls, values: Any, validate: ValidatorFunctionWrapHandler) -> Self:
@@ -336,9 +344,15 @@ class Settings(BaseModel):
                 f"--otlp_endpoint must be an address such as http://collector:4318, not {self.otlp_endpoint!r}.",
                 hint="Write scheme, host and port.",
             )
-        for name in ("allowed_hosts", "cors_origins"):
+        for name in ("allowed_hosts", "cors_origins", "allow_repos"):
             if (text := getattr(self, name)) and not split(text):
                 raise BadSetting(f"--{name} has no name, only {text!r}.", hint=f"Add names to --{name}, or omit it.")
+        for pattern in self.repos_to_allow:
+            if not _REPO_PATTERN.fullmatch(pattern):
+                raise BadSetting(
+                    f"--allow_repos has {pattern!r}, which matches no repository.",
+                    hint="Write owner/name, or a pattern such as acme/*.",
+                )
         for host in split(self.allowed_hosts):
             if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:]+\]?", host):
                 raise BadSetting(

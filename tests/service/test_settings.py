@@ -11,6 +11,7 @@ from eca_hub.__main__ import main
 from eca_service.__main__ import read_settings
 from eca_service.errors import BadSetting
 from eca_service.settings import RENAMED, Settings
+from tests.service.app_fixtures import app_with
 
 
 def test_options_win_over_the_environment_and_that_over_the_defaults() -> None:
@@ -145,3 +146,49 @@ def test_mistakes_and_help_need_no_torch() -> None:
         "assert not {'torch', 'PIL', 'timm'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_old_and_the_new_name_of_a_setting_together_are_refused() -> None:
+    for argv, environment in (
+        (["--revision_poll_s", "10", "--watch", "5"], {}),
+        ([], {"ECA_WATCH": "5", "ECA_REVISION_POLL_S": "10"}),
+    ):
+        with pytest.raises(BadSetting, match="watch and revision_poll_s are given"):
+            read_settings(["--model", "a/b", *argv], environment)
+    assert read_settings(["--model", "a/b", "--revision_poll_s", "10"], {"ECA_WATCH": "5"}).revision_poll_s == 10
+
+
+@pytest.mark.parametrize("pattern", ["acme", "https://huggingface.co/acme/x", "acme/x/y", "acme/", "/x", "acme/x@v1"])
+def test_an_allowed_repository_that_cannot_be_is_refused(pattern: str) -> None:
+    with pytest.raises(BadSetting, match="matches no repository"):
+        Settings(allow_repos=f"acme/*, {pattern}")
+    assert Settings(allow_repos="*, acme/*, acme*, */eca_?, acme/x").repos_to_allow
+
+
+def test_an_origin_is_compared_as_browsers_write_it() -> None:
+    origins = (
+        "https://Shop.Example, https://b.example:443, http://c.example:80, http://d.example:443, https://[::1]:443,*"
+    )
+    assert Settings(cors_origins=origins).allowed_origins == (
+        "https://shop.example",
+        "https://b.example",
+        "http://c.example",
+        "http://d.example:443",
+        "https://[::1]",
+        "*",
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "admin_keys", "warned"),
+    [
+        ("acme/digits", (), ["--allow_repos"]),
+        (f"acme/digits@{'a' * 40}", (), ["--allow_repos", "--revision_poll_s"]),
+        (f"acme/digits@{'a' * 40}", ("secret",), []),
+    ],
+)
+def test_a_setting_that_does_nothing_here_is_named_in_the_log(
+    model: str, admin_keys: tuple[str, ...], warned: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    app_with(model, admin_keys=admin_keys, allow_repos="acme/*", revision_poll_s=60)
+    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == warned

@@ -39,7 +39,7 @@ from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
 from eca_service.inference.types import ImageResult
 
-_LENGTH_HEADER = "inference-header-content-length"
+LENGTH_HEADER = "inference-header-content-length"
 
 open_router = APIRouter(prefix="/v2")
 """Routes without a key."""
@@ -125,7 +125,7 @@ async def infer(request: Request, state: StateDep, model_id: str, version: str |
     partial responses.
     """
     received_at_s = time.perf_counter()
-    header_length = request.headers.get(_LENGTH_HEADER)
+    header_length = request.headers.get(LENGTH_HEADER)
     # Its bodies are as large as JSON may be, whatever their type says.
     async with state.read_body(request, model_id, "application/json", commit=version) as body:
         with state.registry.acquire(model_id, version) as model:
@@ -173,7 +173,7 @@ def _infer_response(
     if not asked.wants_binary:
         return json_response(document)
     head = json.dumps(document, separators=(",", ":")).encode()
-    return Response(head + raw, headers={_LENGTH_HEADER: str(len(head))}, media_type="application/octet-stream")
+    return Response(head + raw, headers={LENGTH_HEADER: str(len(head))}, media_type="application/octet-stream")
 
 
 # After the other routes below a model, because their paths are longer.

@@ -131,10 +131,14 @@ class ApiKeys:
         """Read the keys of an environment variable, separated by commas, and those of a file, one a line.
 
         Raises:
-            BadSetting: the file cannot be read, has no key, or has a malformed line.
+            BadSetting: the variable is not empty and has no key, or the file cannot be read, has no key, or has a
+                malformed line.
         """
-        keys = [key.strip() for key in environment.get(variable, "").split(",")]
-        return cls((key for key in keys if key), KeyFile(file) if file else None)
+        text = environment.get(variable, "")
+        keys = [key for word in text.split(",") if (key := word.strip())]
+        if text and not keys:
+            raise BadSetting(f"{variable} is set and holds no key.", hint="Set it to a key, or unset it.")
+        return cls(keys, KeyFile(file) if file else None)
 
     def __bool__(self) -> bool:
         """Whether a key is required. A key file requires one even when all of its keys are revoked or expired."""

@@ -76,7 +76,10 @@ def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
     keys = ApiKeys.from_env({"ECA_API_KEYS": "one, two,,"}, str(file))
     for key in ("one", "two", "three", "four"):
         keys.check(sent(f"Bearer {key}".encode()))
-    assert not ApiKeys.from_env({"ECA_API_KEYS": " , "}, "")
+    assert not ApiKeys.from_env({"ECA_API_KEYS": ""}, "")
+    for text in (" , ", ",", " "):
+        with pytest.raises(BadSetting, match="ECA_API_KEYS is set and holds no key"):
+            ApiKeys.from_env({"ECA_API_KEYS": text}, "")
 
 
 def test_a_file_without_keys_stops_the_startup(tmp_path: Path) -> None:

@@ -122,11 +122,11 @@ def test_by_default_no_page_of_another_origin_can_read_a_response() -> None:
 
 
 def test_a_page_of_a_listed_origin_can() -> None:
-    app = app_with("acme/digits", keys=["sesame"], cors_origins="https://shop.example, http://localhost:3000")
+    app = app_with("acme/digits", keys=["sesame"], cors_origins="https://Shop.example:443, http://localhost:3000")
     with TestClient(app, raise_server_exceptions=False) as client:
         asks_for_post = {
             "access-control-request-method": "POST",
-            "access-control-request-headers": "authorization,content-type",
+            "access-control-request-headers": "authorization,content-type,inference-header-content-length",
         }
         preflight = client.options("/v1/classify", headers=ORIGIN | asks_for_post)
         assert preflight.status_code == 200
@@ -137,6 +137,7 @@ def test_a_page_of_a_listed_origin_can() -> None:
             response = client.post("/v1/classify", content=b"7", headers=ORIGIN | headers)
             assert response.status_code == status
             assert response.headers["access-control-allow-origin"] == "https://shop.example"
+            assert "inference-header-content-length" in response.headers["access-control-expose-headers"].lower()
         other = client.post("/v1/classify", content=b"7", headers=key | {"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
 
