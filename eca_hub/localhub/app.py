@@ -28,8 +28,6 @@ from eca_hub.localhub.validation import REPO_TYPES, RepoType
 Handler = Callable[[RequestContext], Response] | Callable[[RequestContext], Awaitable[Response]]
 
 _REPO_PATHS = tuple(f"/api/{repo_type}s/" for repo_type in REPO_TYPES)
-# Routes of the Hub that this hub does not have, for a clear response to clients that call them.
-_UNSUPPORTED = re.compile(r"/api/(models|datasets|spaces)/[^/]+/[^/]+/(discussions|super-squash)\b")
 _log = logging.getLogger(__name__)
 
 _XET = "/-/xet/{store}/{writer}"
@@ -74,6 +72,10 @@ _PAGE_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/commit/{rev}", reads.show_repo),
     ("GET", "", reads.show_repo),
 )
+# Routes of the Hub that this hub does not have, such as /api/models/OWNER/NAME/likers. /api/models/NAME/tree/main is a
+# name without an owner.
+_OWN_PARTS = "|".join(sorted({path.split("/")[1] for _, path, _ in _API_ROUTES if path}))
+_UNSUPPORTED = re.compile(rf"/api/(?:{'|'.join(REPO_TYPES)})s/[^/]+/(?!(?:{_OWN_PARTS})/)[^/]+/([a-z-]+)(?:/|$)")
 
 
 def create_app(store: Store, users: Users) -> ASGIApp:
@@ -177,7 +179,7 @@ async def _on_no_route(request: Request, error: Exception) -> Response:
     if error.status_code == 404 and unsupported:
         return error_response(
             HubHTTPError(
-                501, "not_implemented", f"This hub has no {unsupported[2]}: it stores files, branches and tags."
+                501, "not_implemented", f"This hub has no {unsupported[1]}: it stores files, branches and tags."
             )
         )
     # A name without an owner matches no route; the client expects the response for a missing repository.

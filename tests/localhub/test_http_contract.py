@@ -277,6 +277,18 @@ def test_incomplete_headers_are_not_waited_for(hub: Hub, monkeypatch: pytest.Mon
     assert time.monotonic() - begin < 12
 
 
+def test_a_route_that_this_hub_does_not_have_is_not_taken_for_a_missing_repository(
+    http: httpx2.Client, repo_id: str
+) -> None:
+    for method, path in (("GET", "lfs-files"), ("POST", "duplicate"), ("GET", "likers"), ("GET", "scan/main")):
+        response = http.request(method, f"/api/models/{repo_id}/{path}")
+        assert (response.status_code, response.headers["x-error-code"]) == (501, "not_implemented")
+        assert f"This hub has no {path.partition('/')[0]}" in response.json()["error"]
+    for path in ("nobody", "nobody/nothing", "nobody/tree/main", "nobody/revision/main"):
+        response = http.get(f"/api/models/{path}")
+        assert (response.status_code, response.headers["x-error-code"]) == (404, "RepoNotFound")
+
+
 def test_pull_requests_discussions_and_squashing_are_refused_with_a_sentence(http: httpx2.Client, repo_id: str) -> None:
     lines = json.dumps({"key": "header", "value": {"summary": "one"}})
     response = http.post(f"/api/models/{repo_id}/commit/main?create_pr=1", content=lines)
