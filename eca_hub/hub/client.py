@@ -90,7 +90,7 @@ def check_model_id(model_id: str) -> None:
     Raises:
         InvalidConfig: it is not OWNER/NAME.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", model_id, re.ASCII):
+    if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", model_id, re.ASCII):
         if model_id in list_releases():
             raise InvalidConfig(
                 f"{model_id!r} is part of eca-hub and not OWNER/NAME of a model on a hub.",
@@ -113,7 +113,7 @@ def check_revision(revision: str) -> None:
     """
     if not isinstance(revision, str):
         raise InvalidConfig(f"revision is {revision!r}; it must be a string.", hint="Give a branch, a tag or a commit.")
-    if not re.fullmatch(r"[A-Za-z0-9][\w./-]{0,255}", revision, re.ASCII) or ".." in revision or "//" in revision:
+    if not re.fullmatch(r"\w[\w./+@#=-]{0,255}", revision, re.ASCII) or ".." in revision or "//" in revision:
         raise InvalidConfig(f"{revision!r} cannot be a revision.", hint="Give a branch, a tag or a commit.")
 
 

@@ -16,6 +16,9 @@ COMMIT = "c" * 40
     [
         ("acme/x", ("acme/x", None)),
         ("acme/x@v1", ("acme/x", "v1")),
+        ("acme/x@v1.0+cu118", ("acme/x", "v1.0+cu118")),
+        ("acme/x@a@b", ("acme/x", "a@b")),
+        ("_acme/_x@_y=z", ("_acme/_x", "_y=z")),
         ("hf-hub:acme/x", ("acme/x", None)),
         ("hf-hub:acme/x@main", ("acme/x", "main")),
         ("https://huggingface.co/acme/x", ("acme/x", None)),
@@ -44,6 +47,8 @@ def test_an_address_belongs_to_the_hub_that_is_used(monkeypatch: pytest.MonkeyPa
         ("https://example.org/acme/x", "is not an address of the hub"),
         ("acme/x@", "cannot be a revision"),
         ("acme/x@../main", "cannot be a revision"),
+        ("acme/x@v1?x", "cannot be a revision"),
+        ("acme/x@-v1", "cannot be a revision"),
         ("https://huggingface.co/acme/x/tree/..%2Fmain", "cannot be a revision"),
         ("nosuch", "neither a folder nor OWNER/NAME"),
     ],
