@@ -370,6 +370,14 @@ def _is_ours_or_timms(document: object) -> bool:
     return isinstance(document, dict) and (document.get("library_name") == LIBRARY_NAME or is_timm_document(document))
 
 
+def foreign_config(origin: str) -> InvalidPackage:
+    """Return the error for a config.json of another program."""
+    return InvalidPackage(
+        f"{CONFIG_FILE} of {origin} is neither eca-hub's, which says library_name {LIBRARY_NAME!r}, nor timm's, "
+        "which has a pretrained_cfg."
+    )
+
+
 def command_for(config_bytes: bytes) -> str:
     """Return the command that runs a package: `detect` for a detector, else `classify`."""
     return "detect" if is_detector(config_bytes) else "classify"
@@ -390,10 +398,7 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} is not JSON.") from None
     if not _is_ours_or_timms(document):
-        raise InvalidPackage(
-            f"{CONFIG_FILE} of {origin} is neither eca-hub's, which says library_name {LIBRARY_NAME!r}, nor timm's, "
-            "which has a pretrained_cfg."
-        )
+        raise foreign_config(origin)
     assert isinstance(document, dict)
     if document.get("library_name") == LIBRARY_NAME and document.get("format") != FORMAT:
         raise InvalidPackage(

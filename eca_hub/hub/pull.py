@@ -5,6 +5,7 @@ files while they are downloaded, and compared with the hash that the hub announc
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -39,8 +40,10 @@ from eca_hub.hub.package import (
     check_new_folder,
     find_package,
     folder_named,
+    foreign_config,
     is_file,
     is_folder,
+    is_package_config,
     new_folder,
     plots_in,
     read_folder,
@@ -95,7 +98,7 @@ def pull(
     model_id, revision = parse_model_id(str(id_or_folder), revision)
     token = clean_token(token)
     download = _downloader(model_id, revision, endpoint, token)
-    commit, config_bytes = _resolve(download, revision or "main")
+    commit, config_bytes = _resolve(download, model_id, revision or "main")
     try:
         weights_bytes = _read_checked(download, WEIGHTS_FILE, commit)
     except InvalidPackage:
@@ -169,7 +172,7 @@ def pull_to(
         return package.revision
     model_id, revision = parse_model_id(model_id, revision)
     download = _downloader(model_id, revision, endpoint, clean_token(token))
-    commit, config_bytes = _resolve(download, revision or "main")
+    commit, config_bytes = _resolve(download, model_id, revision or "main")
     with new_folder(folder) as draft:
         (draft / CONFIG_FILE).write_bytes(config_bytes)
         (draft / WEIGHTS_FILE).write_bytes(_read_checked(download, WEIGHTS_FILE, commit))
@@ -197,8 +200,17 @@ def _downloader(model_id: str, revision: str | None, endpoint: str | None, token
     blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_id, repo_type="model"), "blobs")
 
     def download(name: str, at: str, again: bool) -> CachedFile:
-        with DownloadReader(blobs) as reader:
-            cached = download_to_cache(name, at, again, reader)
+        try:
+            with DownloadReader(blobs) as reader:
+                cached = download_to_cache(name, at, again, reader)
+        except HubError as error:
+            ref = blobs.parent / "refs" / at
+            if type(error) in (HubError, HubUnavailable) and _is_damaged_ref(ref):
+                raise HubUnavailable(
+                    f"The cache is damaged: {ref} holds no commit, and the hub gave none.",
+                    hint="Pull again when the hub responds, which writes it anew.",
+                ) from None
+            raise
         content, digest = reader.result or (None, "")
         return replace(cached, content=content) if digest == cached.announced else cached
 
@@ -228,11 +240,26 @@ def _downloader(model_id: str, revision: str | None, endpoint: str | None, token
     return download
 
 
-def _recorded(record: Path, ask: Callable[[], str]) -> str:
-    """Return the hash in a file of the cache, where it is known offline too; the first time, ask the hub for it."""
+def _is_damaged_ref(ref: Path) -> bool:
+    """Return whether the client's record of the commit of a branch or tag exists and holds something else."""
+    try:
+        return not is_commit(ref.read_bytes().decode("latin-1"))
+    except OSError:
+        return False
+
+
+def _read_record(record: Path) -> str:
+    """Return the hash in a file of the cache; empty if there is none."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if HASH.fullmatch(announced := record.read_text()):
             return announced
+    return ""
+
+
+def _recorded(record: Path, ask: Callable[[], str]) -> str:
+    """Return the hash in a file of the cache, where it is known offline too; the first time, ask the hub for it."""
+    if announced := _read_record(record):
+        return announced
     try:
         announced = ask()
     except (OfflineModeIsEnabled, httpx2.TransportError):
@@ -254,14 +281,18 @@ def _retry_connection(download: Callable[[], str]) -> Path:
     return Path(download())
 
 
-def _resolve(download: Download, revision: str) -> tuple[str, bytes]:
-    """Download config.json by branch or tag, and return the commit that it came from.
+def _resolve(download: Download, model_id: str, revision: str) -> tuple[str, bytes]:
+    """Download config.json by branch or tag, check that it is a package's, and return the commit that it came from.
 
     Requesting a file instead of the commit saves one request, and makes the cache store which commit the branch or tag
     stood for, so that the same name works offline.
     """
     commit = download(CONFIG_FILE, revision, False).path.parent.name
-    return commit, bytes(_read_checked(download, CONFIG_FILE, commit))
+    config_bytes = bytes(_read_checked(download, CONFIG_FILE, commit))
+    # Before the weights, which may be large.
+    if not is_package_config(config_bytes):
+        raise foreign_config(model_id)
+    return commit, config_bytes
 
 
 def _read_checked(download: Download, name: str, commit: str) -> memoryview:
@@ -276,6 +307,10 @@ def _read_checked(download: Download, name: str, commit: str) -> memoryview:
         # In offline mode the client raises ValueError for a forced download.
         if constants.HF_HUB_OFFLINE:
             raise HubUnavailable("HF_HUB_OFFLINE forbids requests to the hub.")
+        if not cached.path.is_symlink():
+            # The client does not replace it: it writes, or links to the blob, only where there is no file.
+            with contextlib.suppress(OSError):
+                cached.path.unlink()
         cached = download(name, commit, True)
     except HubUnavailable:
         raise ChecksumMismatch(
@@ -303,14 +338,21 @@ def _read(cached: CachedFile) -> tuple[memoryview, str]:
         return memoryview(b""), hash_like_hub(b"", cached.announced)
 
 
+NO_HASH = "no hash is recorded"
+"""Reason of an entry that another program stored, in a cache without symbolic links or in place of one."""
+
+
 @dataclass(frozen=True)
 class CacheEntry:
-    """One stored file, and whether its bytes still have the hash that is its name."""
+    """One stored file, and whether its bytes still have the hash that the hub announced."""
 
     model_id: str
     path: Path
     num_bytes: int
-    is_intact: bool
+    is_intact: bool | None
+    """None if the file was not checked."""
+    reason: str = ""
+    """Why it was not."""
 
 
 def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
@@ -325,15 +367,45 @@ def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
     if model_id is not None:
         check_model_id(model_id)
     pattern = "models--*" if model_id is None else repo_folder_name(repo_id=model_id, repo_type="model")
-    folders = [each for each in Path(constants.HF_HUB_CACHE).glob(f"{pattern}/blobs") if each.is_dir()]
+    folders = [each for each in Path(constants.HF_HUB_CACHE).glob(pattern) if (each / "blobs").is_dir()]
     if model_id is not None and not folders:
         raise InvalidConfig(
             f"The cache has no files of {model_id}.",
             hint=f"HF_HOME names its folder; now it is {constants.HF_HUB_CACHE}.",
         )
-    for blobs in sorted(folders):
-        name = blobs.parent.name.removeprefix("models--").replace("--", "/", 1)
-        for blob in sorted(blobs.iterdir()):
+    for folder in sorted(folders):
+        name = folder.name.removeprefix("models--").replace("--", "/", 1)
+        unreadable: list[OSError] = []
+        for path in _files_below(folder / "blobs", unreadable):
             # Unfinished downloads end in .incomplete, and file managers leave files of their own.
-            if blob.is_file() and HASH.fullmatch(blob.name):
-                yield CacheEntry(name, blob, blob.stat().st_size, file_has_hash(blob, blob.name))
+            if path.is_file() and HASH.fullmatch(path.name):
+                yield _check_entry(name, path, path.name)
+        for path in _files_below(folder / "snapshots", unreadable):
+            # Links lead to the blobs.
+            if not path.is_symlink():
+                record = folder / "hashes" / path.relative_to(folder / "snapshots")
+                yield _check_entry(name, path, _read_record(record))
+        for error in unreadable:
+            yield CacheEntry(name, Path(error.filename), 0, None, error.strerror or str(error))
+
+
+def _files_below(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
+    """Yield the files below a folder in order; folders that exist and cannot be read are added to the list."""
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            unreadable.append(error)
+
+    for parent, folders, names in os.walk(folder, onerror=note):
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(names))
+
+
+def _check_entry(model_id: str, path: Path, announced: str) -> CacheEntry:
+    try:
+        num_bytes = path.stat().st_size
+        if not announced:
+            return CacheEntry(model_id, path, num_bytes, None, NO_HASH)
+        return CacheEntry(model_id, path, num_bytes, file_has_hash(path, announced))
+    except OSError as error:
+        return CacheEntry(model_id, path, 0, None, error.strerror or str(error))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -19,7 +20,7 @@ from eca_hub.errors import (
 from eca_hub.hub.card.edit import set_model_id
 from eca_hub.hub.convert.checkpoint_reader import read_weights
 from eca_hub.hub.package import FILES, find_package
-from eca_hub.hub.pull import check_cache, is_local, pull, pull_to
+from eca_hub.hub.pull import NO_HASH, check_cache, is_local, pull, pull_to
 from eca_hub.hub.push import PushResult, push_folder
 from tests.localhub.hub_process import Hub
 
@@ -111,6 +112,57 @@ def test_a_warm_cache_works_without_the_hub_by_branch_tag_and_commit(
         pull("acme/other", endpoint=hub.url)
 
 
+@pytest.mark.parametrize("ref", ["../../../x", "garbage", ""])
+def test_a_damaged_ref_in_the_cache_is_named_and_replaced_when_the_hub_responds(
+    ref: str,
+    hub: Hub,
+    push: Callable[..., PushResult],
+    model_id: str,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    published = push()
+    pull(model_id, endpoint=hub.url)
+    [path] = cache.rglob("refs/main")
+    path.write_text(ref)
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(HubUnavailable, match=r"The cache is damaged: .*refs/main holds no commit"):
+            pull(model_id, endpoint=hub.url)
+    assert pull(model_id, endpoint=hub.url).revision == published.revision
+    assert path.read_text() == published.revision
+
+
+@pytest.mark.parametrize("tag", ["v1.0+cu118", "_x", "a@b", "a=b"])
+def test_a_tag_of_every_name_that_the_hub_accepts_is_published_and_pulled(
+    tag: str, hub: Hub, push: Callable[..., PushResult], model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = push(tag=tag)
+    assert pull(f"{model_id}@{tag}", endpoint=hub.url).revision == published.revision
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pull(model_id, tag, endpoint=hub.url).revision == published.revision
+
+
+def test_a_repository_whose_owner_begins_with_an_underscore_is_published_and_pulled(hub: Hub, package: Path) -> None:
+    published = push_folder(package, "_acme/_model", endpoint=hub.url, token=hub.token)
+    assert pull("_acme/_model", endpoint=hub.url).revision == published.revision
+
+
+def test_a_repository_of_another_program_is_refused_before_its_weights_are_downloaded(
+    hub: Hub, model_id: str, cache: Path, tmp_path: Path
+) -> None:
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo(model_id)
+    for name, content in {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"weights"}.items():
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=model_id)
+    with pytest.raises(InvalidPackage, match=rf"config\.json of {model_id} is neither eca-hub's"):
+        pull(model_id, endpoint=hub.url)
+    with pytest.raises(InvalidPackage, match="is neither eca-hub's"):
+        pull_to(model_id, tmp_path / "copy", endpoint=hub.url)
+    assert not (tmp_path / "copy").exists()
+    assert not any(cache.rglob("model.safetensors"))
+
+
 def test_a_folder_gets_a_complete_package_or_nothing(
     hub: Hub, push: Callable[..., PushResult], model_id: str, package: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +205,42 @@ def test_a_cache_without_symbolic_links_works_without_the_hub(
     record.unlink()
     with pytest.raises(HubUnavailable, match=r"has no symbolic links, has no hash of model\.safetensors"):
         pull(model_id, endpoint=hub.url)
+
+
+def test_a_damaged_file_of_a_cache_without_symbolic_links_is_found_and_fetched_again(
+    hub: Hub,
+    push: Callable[..., PushResult],
+    package: Path,
+    model_id: str,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    push()
+    pull(model_id, endpoint=hub.url)
+    [weights] = cache.rglob("snapshots/*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert {each.path.name: each.is_intact for each in check_cache()} == {
+        "config.json": True,
+        "model.safetensors": False,
+    }
+    assert pull(model_id, endpoint=hub.url).weights_bytes == (package / "model.safetensors").read_bytes()
+    assert all(each.is_intact for each in check_cache())
+
+
+def test_a_regular_file_in_place_of_a_link_of_the_cache_is_found_and_replaced(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str, cache: Path
+) -> None:
+    push()
+    pull(model_id, endpoint=hub.url)
+    [link] = cache.rglob("snapshots/*/config.json")
+    # As an editor that writes a new file and renames it.
+    edited = link.with_name("new")
+    edited.write_bytes(link.read_bytes().replace(b"cat", b"dog"))
+    edited.rename(link)
+    assert {each.path: (each.is_intact, each.reason) for each in check_cache()}[link] == (None, NO_HASH)
+    assert pull(model_id, endpoint=hub.url).config_bytes == (package / "config.json").read_bytes()
+    assert link.is_symlink()
 
 
 def test_an_endpoint_of_another_type_is_named(package: Path) -> None:
@@ -213,3 +301,56 @@ def test_the_verify_command_says_that_a_model_is_not_in_the_cache(
 
     assert main(["verify", "acme/mistyped"]) == 2
     assert "The cache has no files of acme/mistyped" in capsys.readouterr().err
+
+
+def test_the_verify_command_counts_what_it_could_not_check(
+    hub: Hub, push: Callable[..., PushResult], model_id: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eca_hub.__main__ import main
+
+    push()
+    pull(model_id, endpoint=hub.url)
+    [link] = cache.rglob("snapshots/*/config.json")
+    link.with_name("notes.txt").write_text("mine")
+    assert main(["verify"]) == 0
+    output = capsys.readouterr().out
+    assert f"not checked: {model_id}  {link.with_name('notes.txt')}  (no hash is recorded)" in output
+    assert "3 files" in output
+    assert "0 damaged, 1 not checked" in output
+    assert main(["verify", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["checked"], len(document["not_checked"])) == (2, 1)
+
+
+def test_the_verify_command_names_files_that_it_may_not_read_or_remove(
+    hub: Hub,
+    push: Callable[..., PushResult],
+    model_id: str,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from eca_hub.__main__ import main
+
+    push()
+    pull(model_id, endpoint=hub.url)
+    secret, damaged = blob_of(cache, "config.json"), blob_of(cache, "model.safetensors")
+    damaged.write_bytes(b"")
+    open_file = Path.open
+
+    def refuse_to_open(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == secret:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_file(path, *args, **kwargs)
+
+    def refuse_to_remove(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse_to_open)
+    monkeypatch.setattr(Path, "unlink", refuse_to_remove)
+    assert main(["verify", "--repair"]) == 1
+    output = capsys.readouterr().out
+    assert f"not checked: {model_id}  {secret}  (Permission denied)" in output
+    assert f"damaged: {model_id}  {damaged}  (not removed: Permission denied)" in output
+    monkeypatch.undo()
+    assert damaged.exists()
