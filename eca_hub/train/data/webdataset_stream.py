@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import check_label_text
 from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.data.dataset import Batch
@@ -123,8 +124,9 @@ class WebDatasetStreamData(ImageDataModule):
         """Read the first image of each split, and print the remarks.
 
         Raises:
-            InvalidConfig: it cannot be read, or a class is not among the labels.
+            InvalidConfig: it cannot be read, a class is not among the labels, or a label has control characters.
         """
+        check_label_text(self.labels)
         if len(self.labels) < 2:
             raise InvalidConfig(f"{self.title} has {len(self.labels)} classes; a classifier needs two or more.")
         for split in SPLITS if getattr(rank_zero_only, "rank", 0) == 0 else ():

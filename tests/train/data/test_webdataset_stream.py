@@ -254,6 +254,13 @@ def test_an_index_with_an_impossible_number_is_refused(number: object, folder: P
         stream(folder, str(folder), index=str(path))
 
 
+def test_a_label_with_control_characters_is_refused_before_training(folder: Path) -> None:
+    data = stream(folder, str(folder))
+    data.labels[0] = "a\0b"
+    with pytest.raises(InvalidConfig, match=r"Label 0 is .*control characters are not allowed"):
+        data.check()
+
+
 def test_a_stream_without_samples_and_classes_in_json_are_refused(folder: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "empty.tar", {})
     with pytest.raises(InvalidConfig, match=r"The train split has no images: .*empty.tar"):
