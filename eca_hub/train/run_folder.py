@@ -15,7 +15,19 @@ from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
 
 _RUN_DIR_VARIABLE = "ECA_RUN_DIR"
 _EXTERNAL_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
-_FILES_OF_A_RUN = ("metrics.csv", "bad_samples.csv", "result.json")
+_FILES_OF_A_RUN = (
+    "bad_samples.csv",
+    "classes.csv",
+    "confusion.png",
+    "curves.png",
+    "detections.json",
+    "detections.png",
+    "metrics.csv",
+    "precision_recall.png",
+    "predictions.csv",
+    "predictions.json",
+    "result.json",
+)
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,14 @@ def test_an_unfinished_run_is_not_replaced_by_mistake(stopped_run: Path, capsys:
     assert checkpoints(stopped_run) == before
 
 
+def test_an_overwritten_run_leaves_no_result_of_the_old_one(tmp_path: Path) -> None:
+    results = ("classes.csv", "confusion.png", "curves.png", "predictions.csv", "detections.json", "result.json")
+    for name in (*results, "notes.txt"):
+        (tmp_path / name).write_text("old")
+    open_run_folder(tmp_path, resume=False, overwrite=True).begin()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["notes.txt"]
+
+
 @pytest.mark.slow
 def test_an_unfinished_run_is_replaced_on_request(stopped_run: Path) -> None:
     assert fit(stopped_run, "--overwrite", "--trainer.max_epochs", "1") == 0
