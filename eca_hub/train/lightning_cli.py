@@ -247,6 +247,7 @@ class RunCLI(LightningCLI):
             folder.checkpoints, save, self.request, fingerprint, folder.resumed, allow_changes=config["allow_changes"]
         )
         self.checkpoint.check_limits(trainer.max_epochs, trainer.max_steps)
+        self.model.check_data(self.datamodule)
         num_images, batch_size = self.datamodule.num_images("train"), self.datamodule.batch_size * trainer.world_size
         self.model.check_batch(min(self.datamodule.batch_size, num_images // trainer.world_size))
         num_batches = max(num_images // batch_size, 1)

@@ -261,6 +261,21 @@ class ImageClassifier(TrainingModule):
             train_head_only(self.model)
         return self
 
+    def check_data(self, data: Any) -> None:
+        """Check that classes can be weighed, and are not weighed twice.
+
+        Raises:
+            InvalidConfig: they cannot, or rare classes are drawn more often as well.
+        """
+        if self._class_weights != "balanced":
+            return
+        if data.balanced_sampling:
+            raise InvalidConfig(
+                "data.balanced_sampling and model.class_weights balanced each make up for rare classes, and together "
+                "do so twice; use one of both."
+            )
+        data.class_counts()
+
     def check_batch(self, num_images: int) -> None:
         """Check that the norms can be trained with a batch of so many images.
 

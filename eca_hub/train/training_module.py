@@ -78,6 +78,13 @@ class TrainingModule(LightningModule):
             InvalidConfig: it cannot.
         """
 
+    def check_data(self, data: Any) -> None:
+        """Check that the network can be trained on a data module as the options say.
+
+        Raises:
+            InvalidConfig: it cannot.
+        """
+
     def forward_blank(self) -> None:
         """Make one forward of a blank image and discard the result."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ RECIPE = CONFIG.replace("max_epochs: 3", "max_epochs: 1").replace(
 
 @pytest.mark.slow
 def test_a_modern_recipe_trains_and_the_result_has_metrics_of_each_class(tmp_path: Path) -> None:
-    assert fit(tmp_path / "run", "--data.balanced_sampling", "true", config=RECIPE) == 0
+    assert fit(tmp_path / "run", config=RECIPE) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {"test_macro_f1", "test_calibration_error"} <= result.keys()
     assert [set(row) for row in result["classes"]] == [{"label", "num_images", "precision", "recall", "f1"}] * 4
@@ -38,6 +38,13 @@ def test_an_optimizer_that_cannot_be_made_is_refused(
 ) -> None:
     assert fit(tmp_path / "run", option) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_rare_classes_are_not_made_up_for_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--data.balanced_sampling", "true", "--model.class_weights", "balanced")
+    assert fit(tmp_path / "run", *options) == 2
+    assert "make up for rare classes, and together do so twice; use one of both." in capsys.readouterr().err
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
 def test_batches_of_one_image_and_a_map_of_one_pixel_are_refused_before_training(
