@@ -3,9 +3,8 @@
 Shapes: K classes.
 """
 
-import csv
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from eca_hub.models.weight_init import SkipRandomInit
 from eca_hub.train.data.source import UNLABELED
 from eca_hub.train.plots import draw_confusion, draw_curves, write_classes
 from eca_hub.train.results import RunResults
+from eca_hub.train.tables import write_table
 
 _MAX_CLASSES_IN_RESULT = 100
 _TOP_K = 5
@@ -104,13 +104,13 @@ class ClassificationResults(_ClassifierResults):
             "num_test_images": num_test,
         }
 
-    def write_files(self, run_dir: Path) -> dict[str, Any]:
+    def write_files(self, run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
         """Draw curves and confusion matrix, write classes.csv; return the metrics of few classes."""
         labels, confusion_KK = self.data.labels, self._confusion_KK
         draw_confusion(confusion_KK, labels, run_dir / "confusion.png")
         write_classes(confusion_KK, labels, run_dir / "classes.csv")
         if (run_dir / "metrics.csv").is_file():
-            draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
+            draw_curves(run_dir / "metrics.csv", run_dir / "curves.png", result)
         classes = self.classes()
         return {**classes, "confusion": confusion_KK.tolist()} if classes else {}
 
@@ -168,7 +168,7 @@ class ClassificationResults(_ClassifierResults):
             num_correct += target == best
             label = "" if target == UNLABELED else labels[target]
             rows.append([source.name(index), label, labels[best], f"{score:.6f}"])
-        _write_table(table, ["file", "label", "predicted", "score"], rows)
+        write_table(table, ["file", "label", "predicted", "score"], rows)
         skipped = len(source.targets) - len(predictions)
         measured = f"{num_correct} of {num_labeled} correct; " if num_labeled else ""
         left_out = f"{skipped} images were not classified; " if skipped else ""
@@ -187,14 +187,14 @@ class MultiLabelResults(_ClassifierResults):
         figures = {f"test_{name}": round(float(self._measured[f"test_{name}"]), 6) for name in names}
         return {**figures, "num_test_images": self._num_images}
 
-    def write_files(self, run_dir: Path) -> dict[str, Any]:
+    def write_files(self, run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
         """Draw curves, write classes.csv; return the metrics of few classes."""
         columns = [
             ["" if math.isnan(each) else f"{each:.6g}" for each in values] for values in self._per_class.values()
         ]
-        _write_table(run_dir / "classes.csv", ["label", *self._per_class], zip(self.data.labels, *columns, strict=True))
+        write_table(run_dir / "classes.csv", ["label", *self._per_class], zip(self.data.labels, *columns, strict=True))
         if (run_dir / "metrics.csv").is_file():
-            draw_curves(run_dir / "metrics.csv", run_dir / "curves.png", "mAP", "mean average precision")
+            draw_curves(run_dir / "metrics.csv", run_dir / "curves.png", result, "mAP", "mean average precision")
         return self.classes()
 
     def headline(self, result: Mapping[str, Any]) -> str:
@@ -231,7 +231,8 @@ class MultiLabelResults(_ClassifierResults):
     def write_predictions(self, table: Path) -> None:
         """Write a row per image of the test split, in its order: file, true and predicted classes, all probabilities.
 
-        Predicted are the classes with a probability above 0.5; several are joined by `|`.
+        Predicted are the classes with a probability above 0.5; several are joined by `|`, which has a backslash before
+        it where it belongs to a name.
         """
         source, labels = self.data.predict_source(), self.data.labels
         predictions = self.predict(Tensor.tolist)
@@ -241,10 +242,8 @@ class MultiLabelResults(_ClassifierResults):
         for index, scores in predictions:
             true = [label for label, applies in zip(labels, source.targets[index], strict=True) if applies == 1]
             predicted = [label for label, score in zip(labels, scores, strict=True) if score > 0.5]
-            rows.append(
-                [source.name(index), "|".join(true), "|".join(predicted), *(f"{score:.6f}" for score in scores)]
-            )
-        _write_table(table, ["file", "labels", "predicted", *labels], rows)
+            rows.append([source.name(index), _joined(true), _joined(predicted), *(f"{score:.6f}" for score in scores)])
+        write_table(table, ["file", "labels", "predicted", *labels], rows)
         skipped = len(source.targets) - len(predictions)
         left_out = f"{skipped} images were not classified; " if skipped else ""
         print(f"{left_out}predictions: {table}", flush=True)
@@ -255,12 +254,8 @@ def results_of(trainer: Any, module: Any, data: Any) -> RunResults:
     return (MultiLabelResults if data.is_multi_label else ClassificationResults)(trainer, module, data)
 
 
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+def _joined(labels: list[str]) -> str:
+    return "|".join(label.replace("\\", r"\\").replace("|", r"\|") for label in labels)
 
 
 def _rounded(value: float) -> float | None:

@@ -1,7 +1,5 @@
 """Results of a run of a detector: average precision, plots, classes.csv and detections.json."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from eca_hub.train.detection import DetectionModule
 from eca_hub.train.detection_metrics import FIGURES
 from eca_hub.train.detection_plots import draw_contact_sheet, draw_curves, draw_precision_recall
 from eca_hub.train.results import RunResults
+from eca_hub.train.tables import write_table
 
 _NUM_SHOWN = 12
 
@@ -44,7 +43,7 @@ class DetectionResults(RunResults):
         figures = {f"test_{name}": round(float(value), 6) for name, value in self._test_metrics.items()}
         return {**figures, "num_test_images": len(self._predictions)}
 
-    def write_files(self, run_dir: Path) -> dict[str, Any]:
+    def write_files(self, run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write detections.json and classes.csv, and draw curves, precision over recall, and some images."""
         results = [each for per_image in self._predictions.values() for each in per_image]
         write_atomic(run_dir / "detections.json", json.dumps(results).encode())
@@ -126,19 +125,17 @@ def _write_classes(module: DetectionModule, data: DetectionDataModule, table: Pa
     counts: dict[int, int] = dict.fromkeys(split.category_ids, 0)
     for each in split.ground_truth["annotations"]:
         counts[each["category_id"]] += not each.get("iscrowd")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
     prefixes = ["mask_" if iou_type == "segm" else "" for iou_type in evaluations]
     names = [f"{prefix}{name}" for prefix in prefixes for name in ("AP", "AP50")]
-    writer.writerow(["label", "num_objects", *names])
+    rows = []
     for label, category_id in zip(split.labels, split.category_ids, strict=True):
         index = index_of[category_id]
         values = [
             each[index] for evaluation in evaluations.values() for each in (evaluation.class_ap, evaluation.class_ap50)
         ]
         # COCO's -1 stands for a class without an object.
-        writer.writerow([label, counts[category_id], *(f"{value:.4f}" if value >= 0 else "" for value in values)])
-    write_atomic(table, text.getvalue().encode())
+        rows.append([label, counts[category_id], *(f"{value:.4f}" if value >= 0 else "" for value in values)])
+    write_table(table, ["label", "num_objects", *names], rows)
 
 
 def _draw_detections(data: DetectionDataModule, predictions: dict[Any, list[dict[str, Any]]], image: Path) -> None:

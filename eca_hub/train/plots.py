@@ -3,13 +3,14 @@
 Shapes: K classes; confusion rows are true classes, columns are predicted ones.
 """
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from eca_hub.train.callbacks.epoch_log import read_rows
+from eca_hub.train.tables import write_table
 
 _MAX_NAMED = 40
 """The largest number of classes whose names fit beside the matrix."""
@@ -20,12 +21,15 @@ _COLORS = {"train": "#8fa3b8", "val": "#d1495b"}
 _NAMES = {"train": "training", "val": "validation"}
 
 
-def draw_curves(metrics_csv: Path, image: Path, score: str = "top1", title: str = "top-1") -> None:
-    """Draw the loss and the score of a metrics file, training beside validation, and mark the best epoch.
+def draw_curves(
+    metrics_csv: Path, image: Path, result: Mapping[str, Any], score: str = "top1", title: str = "top-1"
+) -> None:
+    """Draw the loss and the score of a metrics file, training beside validation, and mark the published weights.
 
     Args:
         metrics_csv: The metrics file.
         image: Where to.
+        result: What result.json has.
         score: Name of the metric by which the best epoch is chosen.
         title: Its name for people.
     """
@@ -41,10 +45,10 @@ def draw_curves(metrics_csv: Path, image: Path, score: str = "top1", title: str 
                 continue
             marker = "o" if len(points) < _MAX_NAMED else None
             axes.plot(*zip(*points, strict=True), label=_NAMES[split], color=color, lw=1.8, marker=marker, ms=3)
-            if metric == score and split == "val":
-                epoch, best = max(points, key=lambda point: (point[1], point[0]))
-                axes.plot(epoch, best, "o", ms=9, mfc="none", mec=color, mew=1.5)
-                axes.set_title(f"{title}, best {best:.1%} in epoch {epoch}", loc="left")
+            if metric == score and split == "val" and (value := result.get(f"val_{score}")) is not None:
+                epoch = result["best_epoch"]
+                axes.plot(epoch, value, "o", ms=9, mfc="none", mec=color, mew=1.5)
+                axes.set_title(f"{title}, {result['kept']} {value:.1%} in epoch {epoch}", loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", alpha=0.25)
@@ -92,25 +96,24 @@ def draw_confusion(confusion_KK: Tensor, labels: Sequence[str], image: Path) -> 
 
 def write_classes(confusion_KK: Tensor, labels: Sequence[str], table: Path) -> None:
     """Write a row per class: images, recall, precision, and the class it is most often mistaken for."""
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label", "num_images", "recall", "precision", "most_often_mistaken_for", "times"])
-        for index, label in enumerate(labels):
-            num_correct, num_seen = int(confusion_KK[index, index]), int(confusion_KK[index].sum())
-            num_predicted = int(confusion_KK[:, index].sum())
-            others_K = confusion_KK[index].clone()
-            others_K[index] = 0
-            times, likeliest = int(others_K.max()), int(others_K.argmax())
-            writer.writerow(
-                [
-                    label,
-                    num_seen,
-                    f"{num_correct / num_seen:.4f}" if num_seen else "",
-                    f"{num_correct / num_predicted:.4f}" if num_predicted else "",
-                    labels[likeliest] if times else "",
-                    times,
-                ]
-            )
+    rows = []
+    for index, label in enumerate(labels):
+        num_correct, num_seen = int(confusion_KK[index, index]), int(confusion_KK[index].sum())
+        num_predicted = int(confusion_KK[:, index].sum())
+        others_K = confusion_KK[index].clone()
+        others_K[index] = 0
+        times, likeliest = int(others_K.max()), int(others_K.argmax())
+        rows.append(
+            [
+                label,
+                num_seen,
+                f"{num_correct / num_seen:.4f}" if num_seen else "",
+                f"{num_correct / num_predicted:.4f}" if num_predicted else "",
+                labels[likeliest] if times else "",
+                times,
+            ]
+        )
+    write_table(table, ["label", "num_images", "recall", "precision", "most_often_mistaken_for", "times"], rows)
 
 
 def plain(text: str, max_chars: int = 24) -> str:

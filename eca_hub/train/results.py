@@ -5,6 +5,7 @@ What differs between tasks is in a subclass of `RunResults`.
 
 import datetime
 import json
+import math
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -63,8 +64,13 @@ class RunResults(ABC):
         """Return `test_...` and `num_test_images` of result.json."""
 
     @abstractmethod
-    def write_files(self, run_dir: Path) -> dict[str, Any]:
-        """Write plots and tables; return what comes at the end of result.json."""
+    def write_files(self, run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write plots and tables; return what comes at the end of result.json.
+
+        Args:
+            run_dir: The run folder.
+            result: What result.json has so far.
+        """
 
     @abstractmethod
     def save(self, weights: Mapping[str, Tensor], folder: Path, facts: CardFacts) -> None:
@@ -116,7 +122,7 @@ class RunResults(ABC):
             command: The words of the command line, for the card.
 
         Raises:
-            TrainingStopped: the best weights are to be kept, and no validation had a finite loss.
+            TrainingStopped: the best weights are to be kept, and there are none.
         """
         fit_s = checkpoint.fit_s
         memory_mib = peak_memory_mib(self.trainer.strategy.root_device)
@@ -132,9 +138,15 @@ class RunResults(ABC):
                 "The run ended before its first validation, so there are no best weights.",
                 hint="Train longer, or give --save.keep last.",
             )
-        else:
+        elif not math.isfinite(checkpoint.last_metrics.get("loss", 0.0)):
             raise TrainingStopped(
                 "No validation had a finite loss, so there are no best weights.", hint="Train longer."
+            )
+        else:
+            raise TrainingStopped(
+                "There are no best weights: the run was resumed with another network, other data or from a checkpoint "
+                "without them, and has not been validated since.",
+                hint="Train longer, or give --save.keep last.",
             )
         load_full_weights(self.module.model, weights)
         self.module.ema = None
@@ -154,7 +166,7 @@ class RunResults(ABC):
             "images_per_s": round(checkpoint.num_images / fit_s, 1),
             "peak_memory_mib": memory_mib and round(memory_mib, 1),
         }
-        result |= self.write_files(run_dir)
+        result |= self.write_files(run_dir, result)
         write_atomic(run_dir / "result.json", (json.dumps(result, indent=2) + "\n").encode())
         plots = {name: shows for name, shows in self.plots.items() if (run_dir / name).is_file()}
         (run_dir / "model").mkdir(exist_ok=True)

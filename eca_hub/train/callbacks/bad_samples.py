@@ -10,6 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from eca_hub.train.data.dataset import BadSample, Batch
 from eca_hub.train.errors import TrainingStopped
 
+_ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+"""File names need not be UTF-8: their bytes are written as they are."""
+
 
 class BadSampleLog(Callback):
     """Print every broken image once and write it to `bad_samples.csv`; stop when there are more than `limit`.
@@ -32,7 +35,7 @@ class BadSampleLog(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read what the run has found before it was resumed; an evaluation counts what it finds itself."""
         if trainer.is_global_zero and self._path.is_file():
-            with self._path.open(newline="") as file:
+            with self._path.open(newline="", **_ENCODING) as file:
                 self._written = {row["file"] for row in csv.DictReader(file)}
             self._known |= self._written if stage == "fit" else set()
         self._known = trainer.strategy.broadcast(self._known)
@@ -104,7 +107,7 @@ class BadSampleLog(Callback):
 
     def _write(self, reason_of: dict[str, str]) -> None:
         is_new = not self._path.exists()
-        with self._path.open("a", newline="") as file:
+        with self._path.open("a", newline="", **_ENCODING) as file:
             writer = csv.writer(file)
             if is_new:
                 writer.writerow(["file", "reason"])

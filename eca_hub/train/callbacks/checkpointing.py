@@ -188,8 +188,6 @@ class ResumableCheckpoint(Callback):
         metrics = pl_module.metrics_for("val").compute()
         score = metrics[pl_module.score_name]
         self.last_metrics = {name: float(each) for name, each in metrics.items()}
-        if self.keep == "last":
-            return
         if metrics.get("loss", score).isfinite() and float(score) >= self.best_score:
             weights = pl_module.best_weights()
             if trainer.is_global_zero:

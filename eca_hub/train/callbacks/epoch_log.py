@@ -1,7 +1,6 @@
 """Print a line and write a row of metrics.csv for every epoch."""
 
 import csv
-import io
 import math
 import time
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from eca_hub.atomic import write_atomic
 from eca_hub.train.data.dataset import Batch
+from eca_hub.train.tables import write_table
 from eca_hub.train.training_module import TrainingModule
 
 
@@ -48,6 +47,8 @@ class ThroughputMonitor(Callback):
 class EpochLog(Callback):
     """Write a row per epoch to `metrics.csv`, and print it as a line.
 
+    Of several validations in an epoch, the row has that with the best score; of equal ones the later.
+
     Args:
         run_dir: The run folder.
         throughput: Measures the speed.
@@ -57,10 +58,38 @@ class EpochLog(Callback):
         self._path = run_dir / "metrics.csv"
         self._throughput = throughput
         self._estimate = TimeEstimate()
+        self._validation: dict[str, float] = {}
+        """Metrics of the best validation of this epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs that is resumed inside an epoch."""
+        return {"validation": self._validation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue inside an epoch."""
+        self._validation = state_dict["validation"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the estimate of the remaining time."""
         self._estimate.start(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the validations of the epoch before."""
+        self._validation = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare a validation with those before it in the same epoch."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, TrainingModule)
+        metrics = {name: float(value) for name, value in pl_module.metrics_for("val").compute().items()}
+
+        def rank(validation: dict[str, float]) -> float:
+            score = validation[pl_module.score_name]
+            return score if math.isfinite(score + validation.get("loss", 0.0)) else -math.inf
+
+        if not self._validation or rank(metrics) >= rank(self._validation):
+            self._validation = metrics
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metrics of the epoch."""
@@ -71,21 +100,17 @@ class EpochLog(Callback):
             "step": trainer.global_step,
             "lr": f"{pl_module.last_lr:.8g}",
         }
-        for split, name in (("fit", "train"), ("val", "val")):
-            metrics = pl_module.metrics_for(split)
-            computed = metrics.compute() if metrics.update_called else {}
-            row |= {f"{name}_{metric}": f"{float(value):.6f}" for metric, value in computed.items()}
+        trained = pl_module.metrics_for("fit")
+        computed = trained.compute() if trained.update_called else {}
+        for name, metrics in (("train", computed), ("val", self._validation)):
+            row |= {f"{name}_{metric}": f"{float(value):.6f}" for metric, value in metrics.items()}
         row |= {"images_per_s": f"{self._throughput.images_per_s:.1f}", "epoch_s": f"{self._throughput.epoch_s:.2f}"}
         if not trainer.is_global_zero:
             return
         # A resumed run may complete an epoch a second time.
         rows = [each for each in read_rows(self._path) if int(each["epoch"]) < epoch]
         names = list(dict.fromkeys(name for each in [*rows, row] for name in each))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, names)
-        writer.writeheader()
-        writer.writerows([*rows, row])
-        write_atomic(self._path, text.getvalue().encode())
+        write_table(self._path, names, [[each.get(name, "") for name in names] for each in [*rows, row]])
         print(f"{format_epoch(trainer)}  {self._line(row)}{self._estimate.format(trainer)}", flush=True)
 
     def _line(self, row: dict[str, Any]) -> str:
@@ -142,7 +167,7 @@ def read_rows(metrics_csv: Path) -> list[dict[str, str]]:
     """Read the rows of a metrics file; an empty list if the file is missing."""
     if not metrics_csv.is_file():
         return []
-    with metrics_csv.open(newline="") as file:
+    with metrics_csv.open(encoding="utf-8", newline="") as file:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
