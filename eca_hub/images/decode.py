@@ -16,7 +16,15 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from eca_hub.errors import BadImage, NotAnImage, TooManyPixels
 from eca_hub.images.color import ColorMode, SampleFormat, flatten
 from eca_hub.images.containers import FORMATS, read_orientation, sniff_format, strip_metadata
-from eca_hub.images.limits import WEBP_WEIGHT, ImageLimits, check_num_bytes, check_scans, check_size, cost_per_pixel
+from eca_hub.images.limits import (
+    WEBP_WEIGHT,
+    ImageLimits,
+    check_limits,
+    check_num_bytes,
+    check_scans,
+    check_size,
+    cost_per_pixel,
+)
 from eca_hub.images.png_samples import read_sample_format
 from eca_hub.models.config import check_bit_depth
 
@@ -90,7 +98,7 @@ def decode_image(
         NotAnImage: not an image in one of `FORMATS`, or a damaged one.
         TooLarge: more bytes than allowed.
         TooManyPixels: more pixels, a longer side or more scans than allowed.
-        InvalidConfig: bit_depth is no whole number from 1 to 16.
+        InvalidConfig: bit_depth is no whole number from 1 to 16, or limits are no ImageLimits.
     """
     check_bit_depth(bit_depth)
     return decode_reduced(data, limits=limits, bit_depth=bit_depth, upright=upright).image
@@ -129,6 +137,7 @@ def decode_reduced(
             f"A value of type {type(data).__name__} is not the content of an image file.",
             hint="Give bytes, such as those of Path.read_bytes().",
         ) from None
+    check_limits(limits)
     data = bytes(data)
     check_num_bytes(len(data), limits)
     name = sniff_format(data)
@@ -194,6 +203,7 @@ def load_image(
 
     Raises:
         BadImage: the image is damaged, too large, or not an image; the message names the path.
+        InvalidConfig: limits are no ImageLimits.
     """
     if isinstance(source, Image.Image):
         return _convert_pil(source, min_side_px, bit_depth, mode)
@@ -206,6 +216,7 @@ def load_image(
             f"A value of type {type(source).__name__} is not an image.",
             hint="Give a path, the bytes of a file or a PIL image; PIL.Image.fromarray makes one of an array.",
         ) from None
+    check_limits(limits)
     try:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):

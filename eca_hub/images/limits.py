@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import ImageFile
 
-from eca_hub.errors import NotAnImage, TooLarge, TooManyPixels
+from eca_hub.errors import InvalidConfig, NotAnImage, TooLarge, TooManyPixels
 from eca_hub.images.containers import StrippedImage
 
 # A progressive JPEG takes one pass over all pixels for each scan: 50 megapixels may have 10, as encoders write them.
@@ -34,6 +34,19 @@ class ImageLimits:
     """Width or height."""
     max_scans: int = 100
     """Scans of a progressive JPEG: each is a pass over all pixels, and encoders write about ten."""
+
+
+def check_limits(limits: ImageLimits) -> None:
+    """Check the type of limits, such as None for no limits.
+
+    Raises:
+        InvalidConfig: they are no ImageLimits.
+    """
+    if not isinstance(limits, ImageLimits):
+        raise InvalidConfig(
+            f"limits is {repr(limits)[:60]}; it must be an ImageLimits.",
+            hint="Leave it out for the usual limits, or raise one: ImageLimits(max_mpx=200).",
+        )
 
 
 def check_num_bytes(num_bytes: int, limits: ImageLimits) -> None:

@@ -40,6 +40,16 @@ def test_a_bit_depth_that_no_sample_has_is_refused(bit_depth: Any) -> None:
         decode_image(make_image(), bit_depth=bit_depth)
 
 
+@pytest.mark.parametrize("limits", [None, 50])
+def test_limits_of_another_type_are_refused(limits: Any, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(make_image())
+    calls: list[tuple[Any, Any]] = [(decode_image, make_image()), (load_image, make_image()), (load_image, path)]
+    for decode, source in calls:
+        with pytest.raises(InvalidConfig, match=f"limits is {limits}; it must be an ImageLimits"):
+            decode(source, limits=limits)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_rotated_photo_is_turned_upright(orientation: int) -> None:
     upright = Image.open(io.BytesIO(make_image(64, 48)))
