@@ -71,7 +71,7 @@ class RequestParameters(_Part):
 class InferRequestBody(_Part):
     """The body of an inference request."""
 
-    id: Annotated[str, Field(pattern=r"^[0-9A-Za-z._\-]{0,64}$", description="Repeated in the response.")] = ""
+    id: Annotated[str, Field(max_length=256, description="Repeated in the response.")] = ""
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
     outputs: Annotated[list[OutputTensor], Field(max_length=1)] = []
     parameters: RequestParameters = RequestParameters()

@@ -76,6 +76,16 @@ def test_json_in_and_json_out(client: TestClient) -> None:
         assert output["data"] == pytest.approx([1 / (index + 1) for index in range(10)] * 2)
 
 
+@pytest.mark.parametrize("request_id", ["a b", "job:17/3", "Größe <1>\n", "x" * 256, ""])
+def test_the_id_of_a_request_is_any_text(client: TestClient, request_id: str) -> None:
+    for wants_bytes in (False, True):
+        parameters = {"binary_data_output": wants_bytes}
+        response = client.post(f"{URL}/infer", json={"id": request_id, "parameters": parameters} | image(b"7"))
+        assert response.status_code == 200, response.text
+        length = int(response.headers.get("inference-header-content-length", len(response.content)))
+        assert json.loads(response.content[:length]).get("id", "") == request_id
+
+
 def test_bytes_in_and_bytes_out(client: TestClient) -> None:
     document = {
         "inputs": [
@@ -142,7 +152,7 @@ def test_the_top_classes_can_be_requested_by_name(client: TestClient) -> None:
         (image(b"7", name="SENTINEL"), "invalid_request"),
         (image(b"7", parameters={"binary_data_size": 4}), "invalid_request"),
         (image(*[b"7"] * 7), "invalid_request"),
-        (image(b"7") | {"id": "SENTINEL <"}, "invalid_request"),
+        (image(b"7") | {"id": "SENTINEL" * 40}, "invalid_request"),
         (image(b"7") | {"outputs": [{"name": "SENTINEL"}]}, "invalid_request"),
         ({"inputs": []}, "invalid_request"),
         ({"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 9, 9], "data": []}]}, "invalid_request"),

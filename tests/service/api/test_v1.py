@@ -266,7 +266,6 @@ def test_odd_characters_in_any_field_are_refused_and_not_repeated(odd: str) -> N
         ("/v2/models/acme/digits/infer", {"inputs": [tensor | {"name": odd}]}),
         ("/v2/models/acme/digits/infer", {"inputs": [tensor | {"datatype": odd}]}),
         ("/v2/models/acme/digits/infer", {"inputs": [tensor | {"data": [odd]}]}),
-        ("/v2/models/acme/digits/infer", {"inputs": [tensor], "id": odd}),
         ("/v2/models/acme/digits/infer", {"inputs": [tensor], "outputs": [{"name": odd}]}),
     ]
     with TestClient(app_with("acme/digits", admin_keys=["admin"]), raise_server_exceptions=False) as client:
