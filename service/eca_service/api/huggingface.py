@@ -12,14 +12,14 @@ from eca_service.api.images import parse_body, server_timing
 from eca_service.api.schemas import HF_BODY, HFObject, HFOutput, error_responses, image_responses
 from eca_service.errors import InvalidRequest
 from eca_service.http.body import cancel_on_disconnect
-from eca_service.http.dependencies import StateDep, require_api_key
+from eca_service.http.dependencies import StateDep, reject_parameters, require_api_key
 from eca_service.http.responses import json_response
 from eca_service.http.strict_json import HFParameters
 from eca_service.http.uploads import num_json_bytes, parse_hf_request
 from eca_service.inference.tasks import Classification, ObjectDetection, Task
 from eca_service.inference.types import ModelInfo
 
-router = APIRouter(dependencies=[Depends(require_api_key)], responses=error_responses(401))
+router = APIRouter(dependencies=[Depends(require_api_key), Depends(reject_parameters)], responses=error_responses(401))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from eca_hub import EcaHubError
 from eca_service.api.schemas import LOAD_BODY, ModelResponse, ModelsResponse, describe_response, error_responses
 from eca_service.errors import ModelNotLoaded, RepoNotAllowed, UnfitModel
-from eca_service.http.dependencies import AppState, StateDep, require_admin_key, require_api_key
+from eca_service.http.dependencies import AppState, StateDep, reject_parameters, require_admin_key, require_api_key
 from eca_service.http.responses import json_response
 from eca_service.http.strict_json import LoadModelRequest, parse_load_request
 from eca_service.inference.types import ParityReport
@@ -27,8 +27,8 @@ router = APIRouter(responses=error_responses(401))
     "/v1/models",
     summary="List the models",
     response_model=None,
-    dependencies=[Depends(require_api_key)],
-    responses={200: describe_response(ModelsResponse)},
+    dependencies=[Depends(require_api_key), Depends(reject_parameters)],
+    responses={200: describe_response(ModelsResponse), **error_responses(422)},
 )
 async def list_models(state: StateDep) -> Response:
     """Each with its id, commit, labels, input size, number of parameters and state."""
@@ -39,7 +39,7 @@ async def list_models(state: StateDep) -> Response:
     "/v1/models",
     summary="Load a model, or another revision of a loaded one",
     response_model=None,
-    dependencies=[Depends(require_admin_key)],
+    dependencies=[Depends(require_admin_key), Depends(reject_parameters)],
     responses={
         200: describe_response(ModelResponse),
         **error_responses(400, 403, 404, 408, 409, 413, 415, 422, 429, 502, 503),
@@ -69,7 +69,7 @@ async def load_model(request: Request, state: StateDep) -> Response:
     "/v1/models/{model_id:path}",
     summary="Unload a model",
     response_model=None,
-    dependencies=[Depends(require_admin_key)],
+    dependencies=[Depends(require_admin_key), Depends(reject_parameters)],
     responses={200: describe_response(ModelsResponse), **error_responses(403, 404, 409, 422)},
 )
 async def unload_model(state: StateDep, model_id: str) -> Response:

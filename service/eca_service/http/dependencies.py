@@ -108,6 +108,12 @@ async def reject_repeated_parameters(request: Request) -> None:
         raise InvalidRequest("The query has a parameter twice.", hint="Give each parameter once.")
 
 
+async def reject_parameters(request: Request) -> None:
+    """Refuse a query: an option that is not known would be ignored."""
+    if request.query_params:
+        raise InvalidRequest("This route has no query parameters.", hint="Leave them out; see /docs.")
+
+
 async def require_admin_key(request: Request) -> None:
     """Refuse a request without an admin key before anything else of it is read."""
     state = await get_state(request)

@@ -63,6 +63,8 @@ def test_a_model_is_loaded_and_unloaded(client: TestClient) -> None:
     refusal(client.post("/v1/classify?model=acme/new", content=b"7", headers=USER), 404, "model_not_loaded")
     refusal(client.delete("/v1/models/acme/new", headers=ADMIN), 404, "model_not_loaded")
     refusal(client.delete("/v1/models/", headers=ADMIN), 404, "model_not_loaded")
+    assert client.delete("/v1/models/acme/digits", headers=ADMIN).json() == {"models": []}
+    assert refusal(client.get("/readyz"), 503, "not_ready")["message"] == "No model is loaded."
 
 
 def test_another_revision_replaces_the_loaded_one(client: TestClient) -> None:
@@ -122,6 +124,16 @@ def test_what_cannot_be_loaded_is_refused_and_changes_nothing(
     assert "SENTINEL" not in response.text
     assert [model["id"] for model in client.get("/v1/models", headers=USER).json()["models"]] == ["acme/digits"]
     assert client.get("/readyz").status_code == 200
+
+
+def test_a_query_is_refused_where_there_are_no_parameters(client: TestClient) -> None:
+    query = "?revision=v1"
+    refusal(client.get(f"/v1/models{query}", headers=USER), 422, "invalid_request")
+    refusal(client.post(f"/v1/models{query}", json={"model": "acme/new"}, headers=ADMIN), 422, "invalid_request")
+    refusal(client.delete(f"/v1/models/acme/digits{query}", headers=ADMIN), 422, "invalid_request")
+    refusal(client.post("/models/acme/digits?top_k=1", content=b"7", headers=USER), 422, "invalid_request")
+    refusal(client.post(f"/v1/models{query}", json={"model": "acme/new"}, headers=USER), 403, "forbidden")
+    assert [model["id"] for model in client.get("/v1/models", headers=USER).json()["models"]] == ["acme/digits"]
 
 
 @pytest.mark.parametrize("revision", ["", "..", "a..b/../c", "-x", "a b", "a\0", "x" * 300, 7])
