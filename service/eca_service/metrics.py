@@ -81,6 +81,11 @@ class Metrics:
         with self._in_flight.track_inprogress():
             yield ended
 
+    def add_bounded(self, name: str, about: str, value: Callable[[], float], limit: float) -> None:
+        """Add a gauge, whose value is read when /metrics is, and one for its limit."""
+        Gauge(name, about, registry=self._registry).set_function(value)
+        Gauge(f"{name}_limit", f"Limit of {name}.", registry=self._registry).set(limit)
+
     def render(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return prometheus_client.generate_latest(self._registry)

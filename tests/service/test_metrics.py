@@ -49,6 +49,8 @@ def test_every_request_is_counted_once_when_it_arrives_and_once_when_it_ends() -
     assert samples["eca_request_duration_seconds_count route=/v1/classify"] == 4
     assert samples["eca_images_in_flight model=acme/digits"] == 0
     assert samples["eca_images_in_flight_limit model=acme/digits"] == 8
+    assert samples["eca_explanations_in_flight model=acme/digits"] == 0
+    assert samples["eca_explanations_in_flight_limit model=acme/digits"] == 0
     assert samples["eca_wait_seconds model=acme/digits"] == 0
     assert samples["eca_wait_seconds_limit model=acme/digits"] == 60
     assert samples["eca_models_ready"] == 1

@@ -58,6 +58,8 @@ async def readyz(state: StateDep) -> Response:
     """Returns 200 when every model is loaded, optimized and warm and the process is not draining."""
     if state.registry.is_draining:
         raise NotReady("The service is shutting down.", retry_after_s=5)
+    if not state.registry.entries:
+        raise NotReady("No model is loaded.", retry_after_s=2)
     if not state.registry.is_ready:
         raise NotReady(f"Waiting for {', '.join(state.registry.pending()) or 'an engine'}.", retry_after_s=2)
     return json_response({"status": "ready"})
@@ -110,6 +112,12 @@ def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
     yield gauge("eca_images_in_flight_limit", "Limit of eca_images_in_flight.", lambda model: model.batcher.max_items)
     yield gauge("eca_wait_seconds", "Expected wait of a new image.", lambda model: model.batcher.expected_wait_s)
     yield gauge("eca_wait_seconds_limit", "Limit of eca_wait_seconds.", lambda model: model.batcher.max_queue_delay_s)
+    yield gauge("eca_explanations_in_flight", "Explanations in flight.", lambda model: model.num_explanations)
+    yield gauge(
+        "eca_explanations_in_flight_limit",
+        "Limit of eca_explanations_in_flight; 0 without --explain.",
+        lambda model: model.max_explanations,
+    )
     yield gauge("eca_queue_depth", "Decoded images that wait for an engine.", lambda model: model.batcher.queue_depth)
     yield gauge(
         "eca_last_batch_age_seconds", "Time since the last batch ended.", lambda model: model.batcher.last_batch_age_s

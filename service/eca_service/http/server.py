@@ -168,9 +168,10 @@ async def serve(app: "FastAPI", settings: Settings, listener: socket.socket) -> 
     Raises:
         Exception: why the model failed to load.
     """
+    http = protocol_class(settings)
     config = Config(
         app,
-        http=protocol_class(settings),
+        http=http,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -183,6 +184,10 @@ async def serve(app: "FastAPI", settings: Settings, listener: socket.socket) -> 
     )
     registry = app.state.service.registry
     server = GracefulServer(config, app.state.service, settings)
+    connections = server.server_state.connections
+    app.state.service.metrics.add_bounded(
+        "eca_connections", "Open connections.", lambda: len(connections), http.max_connections
+    )
 
     async def monitor_startup() -> None:
         with contextlib.suppress(TimeoutError):

@@ -34,7 +34,8 @@ class Explainer:
     ) -> None:
         self._classifier = classifier
         self._explain = explain
-        self._num_in_flight = 0
+        self.num_in_flight = 0
+        self.max_in_flight = _MAX_IN_FLIGHT
         self._thread = ThreadPoolExecutor(1, "explainer")
 
     @contextmanager
@@ -44,13 +45,13 @@ class Explainer:
         Raises:
             Overloaded: several are in flight already.
         """
-        if self._num_in_flight >= _MAX_IN_FLIGHT:
-            raise Overloaded(f"{self._num_in_flight} explanations are in flight; that is the limit.", retry_after_s=2)
-        self._num_in_flight += 1
+        if self.num_in_flight >= self.max_in_flight:
+            raise Overloaded(f"{self.num_in_flight} explanations are in flight; that is the limit.", retry_after_s=2)
+        self.num_in_flight += 1
         try:
             yield
         finally:
-            self._num_in_flight -= 1
+            self.num_in_flight -= 1
 
     async def explain(self, pixels: Tensor, class_index: int | None) -> Explanation:
         """Explain a class of an image, or the most likely one. Pixels are uint8 (C, H, W).

@@ -4,6 +4,7 @@ Imports no torch and no HTTP: tensors are passed on unread.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from eca_hub import EcaHubError
-from eca_service.errors import DeadlineExceeded, InvalidRequest, NotEnabled
+from eca_service.errors import DeadlineExceeded, InternalError, InvalidRequest, NotEnabled
 from eca_service.inference.batcher import Batcher, Reservation
 from eca_service.inference.tasks import Classification, Task, WorkItem
 from eca_service.inference.types import DecodedImage, ImageResult, ModelInfo, RawPixels
@@ -19,6 +20,8 @@ from eca_service.inference.types import DecodedImage, ImageResult, ModelInfo, Ra
 if TYPE_CHECKING:
     from eca_hub import Explanation
     from eca_service.inference.explainer import Explainer
+
+_logger = logging.getLogger(__name__)
 
 Pixels = TypeVar("Pixels")
 Output = TypeVar("Output")
@@ -74,6 +77,16 @@ class ServedModel(Generic[Pixels, Output]):
     def is_healthy(self) -> bool:
         """Whether every engine is healthy now."""
         return self.batcher.is_alive and self._engines_are_healthy()
+
+    @property
+    def num_explanations(self) -> int:
+        """Explanations in flight."""
+        return self._explainer.num_in_flight if self._explainer else 0
+
+    @property
+    def max_explanations(self) -> int:
+        """Limit of `num_explanations`; 0 where explaining is not switched on."""
+        return self._explainer.max_in_flight if self._explainer else 0
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -206,5 +219,8 @@ class ServedModel(Generic[Pixels, Output]):
             )
         except EcaHubError as error:
             return error
+        except Exception as error:
+            _logger.exception("an image failed")
+            return InternalError(f"The image could not be processed: {type(error).__name__}.", hint="See the log.")
         finally:
             reservation.release()

@@ -143,7 +143,7 @@ def test_header_lines_with_bare_lf_or_folding_are_refused(
     ("target", "status"),
     [
         (b"http://localhost/healthz", 200),
-        (b"HTTP://LOCALHOST:8000/v1/models?a=b", 200),
+        (b"HTTP://LOCALHOST:8000/healthz?a=b", 200),
         (b"http://localhost", 200),
         (b"http://localhost?a=b", 200),
         (b"http://localhost/nothing", 404),
@@ -359,3 +359,9 @@ def test_an_unread_half_line_does_not_change_the_exit_code(how: str, code: int) 
     process.stdout.close()
     process.communicate(b"\n")
     assert process.returncode == code
+
+
+def test_open_connections_and_their_limit_have_a_metric(service: Served) -> None:
+    text = service.client.get("/metrics", headers={"authorization": f"Bearer {KEY.decode()}"}).text
+    values = dict(line.split(" ") for line in text.splitlines() if line.startswith("eca_connections"))
+    assert 1 <= float(values["eca_connections"]) <= float(values["eca_connections_limit"])

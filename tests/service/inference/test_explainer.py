@@ -1,6 +1,7 @@
 """Explanations over HTTP: gates and Grad-CAM maps."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,12 @@ def test_one_valid_image_is_required(client: TestClient) -> None:
     assert client.post("/v1/explain", files=files).status_code == 200
     refusal(client.post("/v1/explain", files=files * 2), 422, "invalid_request")
     refusal(client.post("/v1/explain", json={"images": ["?"]}), 422, "invalid_request")
+
+
+def test_the_limit_of_explanations_has_a_metric(client: TestClient) -> None:
+    text = client.get("/metrics").text
+    for name, value in (("eca_explanations_in_flight", 0), ("eca_explanations_in_flight_limit", 4)):
+        assert re.search(rf"^{name}{{[^}}]*}} {value}\.0$", text, re.MULTILINE)
 
 
 def test_what_is_classified_is_the_same_before_and_after(client: TestClient) -> None:

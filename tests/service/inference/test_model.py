@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from eca_hub.errors import NotAnImage
-from eca_service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded
+from eca_service.errors import DeadlineExceeded, EngineFailed, InternalError, InvalidRequest, Overloaded
 from eca_service.inference.model import Decode, ServedModel
 from eca_service.inference.tasks import Classification, Embedding
 from eca_service.inference.types import ImageResult, RawPixels
-from tests.service.fakes import GatedRunner, decode_digits, fake_model, model_info, run, settle
+from tests.service.fakes import FakeDecoded, GatedRunner, decode_digits, fake_model, model_info, run, settle
 
 
 def test_a_bad_image_fails_alone() -> None:
@@ -24,6 +24,33 @@ def test_a_bad_image_fails_alone() -> None:
         assert isinstance(bad, NotAnImage)
         assert isinstance(last, ImageResult)
         assert [one.label for one in last.value] == ["class 0", "class 1"]
+        assert model.batcher.num_items == 0
+        await model.close()
+
+    run(scene())
+
+
+def test_an_image_whose_decoding_or_result_raises_anything_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def decode(data: bytes) -> FakeDecoded:
+        if data == b"2":
+            raise MemoryError("no memory")
+        return FakeDecoded(int(data))
+
+    @contextmanager
+    def reserve(images: Sequence[Any]) -> Iterator[list[Decode[int]]]:
+        yield [partial(decode, image) for image in images]
+
+    class FailsOnThree(Classification):
+        def postprocess(self, output: Any, item: Any, info: Any) -> Any:
+            if item == 3:
+                raise KeyError("no label")
+            return super().postprocess(output, item, info)
+
+    async def scene() -> None:
+        model = fake_model()
+        monkeypatch.setattr(model, "_reserve_decoding", reserve)
+        outcomes = await model.run(FailsOnThree(), [b"1", b"2", b"3", b"4"])
+        assert [type(outcome) for outcome in outcomes] == [ImageResult, InternalError, InternalError, ImageResult]
         assert model.batcher.num_items == 0
         await model.close()
 
