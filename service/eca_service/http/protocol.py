@@ -251,6 +251,8 @@ class TimeoutH11Protocol(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection open for the responses to what was received just now, if a request is complete."""
+        # A response that was written in this turn of the loop.
+        self._sending.flush()
         is_early = self.loop.time() - self._received_at_s <= _HALF_CLOSE_S
         self._has_ended = is_early and not self._is_over and self._owes_response()
         return self._has_ended

@@ -35,6 +35,8 @@ class Client(asyncio.Transport):
         self.is_aborted = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.is_closed.is_set():
+            return
         self.received += data
         self.num_writes += 1
         self.num_unsent += 0 if self.reads else len(data)
@@ -231,9 +233,17 @@ async def close_own_direction(connection: TimeoutH11Protocol, client: Client) ->
 
 
 def test_a_client_that_closes_its_direction_after_its_requests_gets_their_responses() -> None:
-    async def scene(sent: bytes, num_responses: int) -> None:
-        connection, client = connect(keep_alive_s=3600)
+    async def reading_app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (message := await receive()).get("more_body"):
+            pass
+        if message["type"] == "http.request":
+            await app(scope, receive, send)
+
+    async def scene(sent: bytes, num_responses: int, num_turns: int) -> None:
+        connection, client = connect(served=reading_app, keep_alive_s=3600)
         connection.data_received(sent)
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
         await close_own_direction(connection, client)
         await client.is_closed.wait()
         assert client.received.count(b"HTTP/1.1 200 ") == num_responses
@@ -245,10 +255,12 @@ def test_a_client_that_closes_its_direction_after_its_requests_gets_their_respon
         (REQUEST * 3, 3),
         (body + b"1234", 1),
         (REQUEST + REQUEST[:9], 1),
+        (REQUEST + body + b"12", 1),
         (body + b"12", 0),
         (REQUEST[:9], 0),
     ):
-        run(scene(sent, num_responses))
+        for num_turns in range(3):
+            run(scene(sent, num_responses, num_turns))
 
 
 def test_a_client_that_closes_its_direction_later_has_given_up() -> None:
