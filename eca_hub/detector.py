@@ -155,7 +155,7 @@ class Detector(Predictor):
             NonFiniteScores: an output of the network is not finite.
         """
         if min_score is None:
-            min_score = max(_MIN_SCORE, self.config.min_score)
+            min_score = self.default_min_score
         self.check_options(min_score, max_detections)
         if not isinstance(images, list | tuple):
             return self.predict([images], min_score=min_score, max_detections=max_detections, on_progress=on_progress)[
@@ -169,6 +169,11 @@ class Detector(Predictor):
             if on_progress is not None:
                 on_progress(len(detections), len(images))
         return detections
+
+    @property
+    def default_min_score(self) -> float:
+        """The score below which `predict` leaves out a detection by default."""
+        return max(_MIN_SCORE, self.config.min_score)
 
     def check_options(self, min_score: float, max_detections: int) -> None:
         """Refuse options of `predict` that are out of range.

@@ -26,7 +26,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image file, or folder of images.")
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub, or a folder with a detector package.")
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
-    parser.add_argument("--min_score", type=float, default=0.5, help="Leave out what is less certain.")
+    parser.add_argument(
+        "--min_score", type=float, help="Leave out what is less certain; 0.5, or more if the detector does."
+    )
     parser.add_argument("--max_detections", type=int, default=100, help="Objects of an image at most.")
     parser.add_argument("--save_image", metavar="DIR", help="Draw boxes, masks, labels and scores into copies in DIR.")
     parser.add_argument("--to", metavar="FILE", help="Write a COCO results file.")
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
             raise InvalidUsage(f"--{name} is empty; give a name, or leave the option out.")
     if args.max_detections < 1:
         raise InvalidUsage(f"--max_detections is {args.max_detections}; it must be 1 or more.")
-    if not 0 <= args.min_score <= 1:
+    if args.min_score is not None and not 0 <= args.min_score <= 1:
         raise InvalidUsage(f"--min_score is {args.min_score}; it must be 0 to 1.")
     images = list(dict.fromkeys(path for given in args.images for path in find_images(given)))
     names = [Path(path).stem for path in images]
@@ -64,7 +66,8 @@ def main(argv: list[str]) -> int:
     from eca_hub.detector import Detector
 
     detector = Detector.from_pretrained(args.model, args.revision, device=args.device)
-    detector.check_options(args.min_score, args.max_detections)
+    min_score = detector.default_min_score if args.min_score is None else args.min_score
+    detector.check_options(min_score, args.max_detections)
     if ids is not None:
         ids.check_labels(detector.config.labels)
     if args.save_image:
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> int:
     num_bad = 0
     for path in images:
         try:
-            detections = detector.predict(path, min_score=args.min_score, max_detections=args.max_detections)
+            detections = detector.predict(path, min_score=min_score, max_detections=args.max_detections)
         except BadImage as error:
             num_bad += 1
             document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def detect(package: Path, *words: object) -> int:
     return main(["detect", *map(str, words), "--model", str(package), "--min_score", "0.05"])
+
+
+def test_by_default_a_detector_that_returns_only_certain_objects_returns_all_of_them(
+    package: Path, images: Path, tmp_path: Path
+) -> None:
+    certain = shutil.copytree(package, tmp_path / "certain")
+    config = json.loads((certain / "config.json").read_text())
+    config["min_score"] = 0.6
+    (certain / "config.json").write_text(json.dumps(config))
+    assert main(["detect", str(images / "0.png"), "--model", str(certain)]) == 0
 
 
 def test_detections_are_printed_drawn_and_written(

@@ -22,7 +22,7 @@ Params = ParamSpec("Params")
 Result = TypeVar("Result")
 REVISION = "3f9c1d2" + "0" * 33
 _MAX_TURNS = 10_000
-"""Turns of the event loop at one moment of the fake clock, beyond which its tasks only wake each other."""
+"""Turns of the event loop without a change of the fake clock, after which its tasks loop."""
 
 
 class _FakeClockSelector(selectors.DefaultSelector):
@@ -38,7 +38,7 @@ class _FakeClockSelector(selectors.DefaultSelector):
             self._loop.now_s += timeout
         self._num_turns = self._num_turns + 1 if self._loop.now_s == self._at_s else 0
         self._at_s = self._loop.now_s
-        assert self._num_turns <= _MAX_TURNS, "the tasks wake each other, and no time passes"
+        assert self._num_turns <= _MAX_TURNS, "the tasks loop while the clock stands still"
         return ready
 
 

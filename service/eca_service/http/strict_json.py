@@ -38,7 +38,7 @@ class LoadModelRequest(_Body):
     model: Annotated[
         str,
         Field(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$",
+            pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}$",
             description="Hub id, owner/name.",
             examples=["acme/eca_resnet50"],
         ),
@@ -46,7 +46,7 @@ class LoadModelRequest(_Body):
     revision: Annotated[
         str | None,
         Field(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*(/[A-Za-z0-9][A-Za-z0-9_.\-]*)*$",
+            pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+@#=\-]*(/[A-Za-z0-9_][A-Za-z0-9_.+@#=\-]*)*$",
             max_length=200,
             description="Branch, tag or commit; the main branch by default.",
             examples=["v1"],

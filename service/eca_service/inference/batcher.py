@@ -28,8 +28,8 @@ Runner = Callable[[list[Item]], Awaitable[Sequence[Output]]]
 _logger = logging.getLogger(__name__)
 
 _TIMER_RESOLUTION_S = 1e-6
-"""A shorter wait is none: asyncio's timers may fire a nanosecond early, and runners that each wait for the rest of it
-would wake each other again and again."""
+"""A shorter wait counts as zero: a timer of asyncio may fire early by its resolution, and several runners whose timers
+did so would loop."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from eca_hub import list_releases
 from eca_service.errors import BadSetting
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
