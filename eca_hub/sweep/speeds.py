@@ -124,15 +124,14 @@ def network_folders(runs: Sequence[SweepRun], out_dir: Path, recorded: Collectio
         recorded: Names of runs that have no folder, because another machine has finished them.
 
     Returns:
-        Their folders; a network of which no run has one is left out.
+        Their folders, in the order in which the sweep has the networks; one of which no run has a folder is left out.
     """
-    folders: dict[str, Path] = {}
+    folders: dict[str, Path | None] = {}
     for run in runs:
         columns = column_names(list(run.point))
         name = json.dumps({columns[key]: plain(each) for key, each in run.point.items() if columns[key] not in SEEDS})
-        if run.name not in recorded:
-            folders.setdefault(name, out_dir / run.name)
-    return folders
+        folders[name] = folders.get(name) or (None if run.name in recorded else out_dir / run.name)
+    return {name: folder for name, folder in folders.items() if folder is not None}
 
 
 def _get(options: Any, *keys: str) -> Any:

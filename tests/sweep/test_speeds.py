@@ -36,6 +36,10 @@ def test_a_network_is_what_differs_in_more_than_the_seed(tmp_path: Path) -> None
     }
 
 
+def test_the_first_network_is_that_of_the_sweep_also_if_its_first_run_has_no_folder(tmp_path: Path) -> None:
+    assert list(network_folders(RUNS, tmp_path, ["none0"]).values()) == [tmp_path / "none1", tmp_path / "eca0"]
+
+
 def test_a_network_without_a_folder_is_left_out(tmp_path: Path) -> None:
     assert network_folders(RUNS, tmp_path, ["eca0", "eca1"]) == {'{"attention": "none"}': tmp_path / "none0"}
 
