@@ -25,7 +25,7 @@ from eca_hub.hub.push_files import PushFiles, check_names, remote_hashes
 
 _BUSY_RETRIES_S = (0.5, 1.0, 2.0, 4.0)
 
-# In place of the repository's .gitignore, by which the client would leave files out of the commit without a word. A
+# In place of the repository's .gitignore, by which the client would silently omit files from the commit. A
 # comment, as a hub may take an empty one for none.
 _IGNORE_NOTHING = "# Every file of a package is published.\n"
 
@@ -251,8 +251,12 @@ def _commit(
 
 
 def _check_complete(api: HfApi, operations: list[CommitOperation], model_id: str, commit: str) -> None:
-    """Check that the hub has every file that was sent: it tells the client which ones to leave out."""
-    remote = remote_hashes(api, model_id, commit)
+    """Check that the commit has every file that was sent: the hub's response marks files that the client omits."""
+    try:
+        remote = remote_hashes(api, model_id, commit)
+    except (HfHubHTTPError, httpx2.TransportError):
+        # The commit is made: that it cannot be read back now is no reason to report it as failed.
+        return
     additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
     missing = [each.path_in_repo for each in additions if not _has_hash(each, remote.get(each.path_in_repo, ""))]
     if missing:
@@ -307,7 +311,7 @@ def _stage(
 ) -> list[CommitOperation]:
     """Upload what the hub does not have, from one state of the folder; nothing is visible before the commit.
 
-    Small files are kept in memory. Weights are read while they are sent, so that a gigabyte is never in memory, and
+    Small files are kept in memory. Weights are read while they are sent, so that no second gigabyte is in memory, and
     afterwards the files must not have changed since the start.
     """
     before = source.signatures()

@@ -31,7 +31,7 @@ WeightsFor = Callable[[Shapes], Mapping[str, Tensor]]
 
 _NUM_NAMED = 5
 _MAX_COMPUTED_BYTES = 2**30
-_MAX_WHOLE = 2**53
+_MAX_EXACT_INTEGER = 2**53
 """Above it float64 does not hold every integer."""
 _NUMPY_DTYPES = (torch.float32, torch.float16)
 
@@ -112,13 +112,15 @@ def build_and_load(
 def _with_integer_counters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert batch counters that are whole floats, as after `.half()` of each tensor of a state dict, to integers."""
     return {
-        name: tensor.long() if name.endswith("num_batches_tracked") and _is_whole(tensor) else tensor
+        name: tensor.long() if name.endswith("num_batches_tracked") and _is_integral(tensor) else tensor
         for name, tensor in weights.items()
     }
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    return bool(((tensor == tensor.round()) & (tensor.double().abs() < _MAX_WHOLE)).all())
+def _is_integral(tensor: Tensor) -> bool:
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return False
+    return bool(((tensor == tensor.round()) & (tensor.double().abs() < _MAX_EXACT_INTEGER)).all())
 
 
 def check_finite(weights: Mapping[str, Tensor], *, sentence: str) -> None:

@@ -59,12 +59,6 @@ class Plan:
     """Seeds of each compared method when the study is complete, or of each method by its name; 0 if the plan states
     none."""
 
-    def seeds_of(self, method: str, *, is_compared: bool) -> int:
-        """Return how many seeds of a method the plan has."""
-        if isinstance(self.num_seeds, int):
-            return self.num_seeds if is_compared else 0
-        return self.num_seeds.get(method, 0)
-
 
 @dataclass(frozen=True)
 class Method:
@@ -92,7 +86,7 @@ class Block:
     methods: tuple[Method, ...]
     comparisons: tuple[Comparison, ...]
     num_missing_runs: int = 0
-    """Runs of its compared methods that the plan has and the results have not."""
+    """Runs that the plan has and the results have not."""
     methods_without_runs: tuple[str, ...] = ()
     """Methods of planned comparisons of which the block has no run, so that these comparisons are left out."""
 
@@ -141,19 +135,23 @@ def _read_together(results_files: Sequence[Path]) -> list[Row]:
             raise InvalidConfig(f"The results {file} have no rows.")
     grids = [_grid_columns(table[0]) for table in tables]
     together = list(dict.fromkeys(column for grid in grids for column in grid))
-    for file, grid, table in zip(results_files, grids, tables, strict=True):
+    for file, grid in zip(results_files, grids, strict=True):
         if missing := [column for column in together if column not in grid and not _is_method(column)]:
             raise InvalidConfig(
                 f"The results {file} lack the column {missing[0]}, which others of the tables have.",
                 hint="Only tables that differ in nothing but the method can be reported together.",
             )
-        for column, words in _SHARED_COLUMNS.items():
-            values = {str(each[0].get(column, "")) for each in (tables[0], table)} - {""}
-            if len(values) > 1:
-                raise InvalidConfig(
-                    f"{file} and {results_files[0]} differ in {words}, and not only in the method.",
-                    hint="Report them one by one.",
-                )
+    for column, words in _SHARED_COLUMNS.items():
+        files_by_value = {
+            value: file
+            for file, table in zip(results_files, tables, strict=True)
+            if (value := str(table[0].get(column, "")))
+        }
+        if len(files_by_value) > 1:
+            first, second, *_ = files_by_value.values()
+            raise InvalidConfig(
+                f"{first} and {second} differ in {words}, and not only in the method.", hint="Report them one by one."
+            )
     return [
         {"run": row["run"], **{column: row.get(column, "") for column in together}, **row}
         for table in tables
@@ -285,14 +283,10 @@ def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, spee
     groups = {method.name: list(method.values) for method in methods}
     planned = plan.comparisons or _default_comparisons(list(groups))
     comparisons = tuple(compare(groups, planned))
-    compared = {method for each in comparisons for method in (each.a, each.b)}
     wanted = dict.fromkeys(method for a, b, *_ in planned for method in (a, b))
     without_runs = tuple(method for method in wanted if method not in groups)
-    counted = dict.fromkeys(groups) if isinstance(plan.num_seeds, int) else plan.num_seeds
-    num_missing = sum(
-        max(plan.seeds_of(method, is_compared=method in compared) - len(groups.get(method, ())), 0)
-        for method in counted
-    )
+    seeds_of = dict.fromkeys(wanted, plan.num_seeds) if isinstance(plan.num_seeds, int) else plan.num_seeds
+    num_missing = sum(max(num_seeds - len(groups.get(method, ())), 0) for method, num_seeds in seeds_of.items())
     return Block(name, methods, comparisons, num_missing, without_runs)
 
 

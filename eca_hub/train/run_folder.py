@@ -15,19 +15,18 @@ from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
 
 _RUN_DIR_VARIABLE = "ECA_RUN_DIR"
 _EXTERNAL_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
-_FILES_OF_A_RUN = (
-    "bad_samples.csv",
+_FILES_OF_A_RUN = ("bad_samples.csv", "metrics.csv", "result.json")
+_OUTPUTS_OF_A_RUN = (
     "classes.csv",
     "confusion.png",
     "curves.png",
     "detections.json",
     "detections.png",
-    "metrics.csv",
     "precision_recall.png",
     "predictions.csv",
     "predictions.json",
-    "result.json",
 )
+"""Tables and plots of names that a user's own files may have: removed only where a run was."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ class RunFolder:
         if self.resumed is not None:
             return
         self.checkpoints.clear()
-        for name in _FILES_OF_A_RUN:
+        was_run = self.overwrites or any((self.path / name).exists() for name in ("metrics.csv", "result.json"))
+        for name in (*_FILES_OF_A_RUN, *(_OUTPUTS_OF_A_RUN if was_run else ())):
             (self.path / name).unlink(missing_ok=True)
         if self.overwrites:
             shutil.rmtree(self.path / "model", ignore_errors=True)

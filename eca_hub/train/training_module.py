@@ -148,7 +148,8 @@ class TrainingModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, and give the network its own weights back."""
         self.make_missing_forwards()
-        self._check_measured("val")
+        if not self.trainer.sanity_checking:
+            self._check_measured("val")
         self.log_metrics("val", "val")
         self.restore_weights()
 

@@ -63,4 +63,4 @@ def test_tables_and_figures_are_rebuilt_and_say_that_seeds_are_missing(tmp_path:
     }
     text = (tmp_path / "report.md").read_text()
     assert "| eca | 6 | 70.30" in text
-    assert "Incomplete: 6 runs of the plan are missing." in text
+    assert "Incomplete: 22 runs of the plan are missing." in text

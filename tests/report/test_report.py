@@ -266,6 +266,12 @@ def test_a_plan_with_seeds_of_each_method_is_incomplete_without_those_that_it_do
     assert block.num_missing_runs == 2 + 4
 
 
+def test_a_compared_method_without_runs_lacks_all_of_its_seeds() -> None:
+    plan = Plan("test_top1", (("eca", "none", "difference", 0.0), ("eca", "cbam", "difference", 0.0)), 8)
+    [block] = group(rows_of(MEANS), plan)
+    assert block.num_missing_runs == 3 + 3 + 8
+
+
 def test_a_comparison_without_runs_still_counts_in_the_correction() -> None:
     planned: list[Planned] = [("eca", other, "difference", 0.0) for other in ("none", "se", "cbam")]
     [block] = group(rows_of(MEANS), Plan("test_top1", tuple(planned)))
@@ -347,7 +353,7 @@ def test_what_is_planned_and_missing_is_also_said_on_the_command_line(
     plan = ["--plan", str(tmp_path / "plan.yaml")]
     assert report(results, tmp_path / "out", *plan) == 0
     printed = capsys.readouterr().out
-    assert "Incomplete: 6 runs" in printed
+    assert "Incomplete: 14 runs" in printed
     assert "Left out: the comparisons that the plan makes with cbam" in printed
     assert report(results, tmp_path / "out", *plan, "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == 2

@@ -207,6 +207,12 @@ def test_an_unfinished_run_is_not_replaced_by_mistake(stopped_run: Path, capsys:
     assert checkpoints(stopped_run) == before
 
 
+def test_a_folder_without_a_run_keeps_the_tables_that_a_user_has_in_it(tmp_path: Path) -> None:
+    (tmp_path / "classes.csv").write_text("mine")
+    open_run_folder(tmp_path, resume=False, overwrite=False).begin()
+    assert (tmp_path / "classes.csv").read_text() == "mine"
+
+
 def test_an_overwritten_run_leaves_no_result_of_the_old_one(tmp_path: Path) -> None:
     results = ("classes.csv", "confusion.png", "curves.png", "predictions.csv", "detections.json", "result.json")
     for name in (*results, "notes.txt"):

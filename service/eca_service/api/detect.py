@@ -32,7 +32,7 @@ class DetectQuery(ModelQuery):
         Field(
             ge=0,
             le=1,
-            description="Leave out objects that are less certain; by default than 0.5, or than the model's min_score.",
+            description="Leave out objects with a lower score; by default 0.5, or the model's min_score if higher.",
         ),
     ] = None
     max_detections: Annotated[int, Field(ge=1, le=10_000, description="Objects of an image at most.")] = 100

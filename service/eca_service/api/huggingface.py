@@ -41,7 +41,7 @@ def _classification(parameters: HFParameters, info: ModelInfo) -> Classification
 
 
 def _detection(parameters: HFParameters, info: ModelInfo) -> ObjectDetection:
-    # A threshold below what the network answers means all that it answers.
+    # A threshold below the model's own limit means all that it returns.
     threshold = None if parameters.threshold is None else max(parameters.threshold, info.min_score)
     return ObjectDetection(threshold, masks="none")
 

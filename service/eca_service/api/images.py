@@ -73,7 +73,12 @@ async def parse_body(
         body: All of it.
         args: What else the parser needs.
     """
-    num_elements = min(count_marks(body, num_json), _MAX_ELEMENTS) if num_json else 0
+    num_elements = 0
+    if num_json > _LARGE_BODY_BYTES:
+        num_elements = await asyncio.to_thread(count_marks, body, num_json)
+    elif num_json:
+        num_elements = count_marks(body, num_json)
+    num_elements = min(num_elements, _MAX_ELEMENTS)
     if num_elements > _MANY_ELEMENTS:
         async with state.bodies.parse_elements(JSON_COPIES * len(body), num_elements):
             return await asyncio.to_thread(parse, body, *args)

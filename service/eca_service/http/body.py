@@ -94,7 +94,7 @@ class BodyReader:
         num_bytes = num_elements * _BYTES_PER_ELEMENT
         if body_bytes + num_bytes > self.max_total_bytes:
             raise BodyTooLarge(
-                f"The JSON has {num_elements} elements, which take too much memory.",
+                "The JSON has so many elements that they take too much memory.",
                 hint="Send fewer pixels, or bytes.",
             )
         async with self._one_at_a_time:

@@ -33,6 +33,7 @@ _LINGER_S = 5.0
 _LINGER_BYTES = 64 * 2**20
 
 _HALF_CLOSE_S = 0.25
+"""From the last byte of a request to a half-close after which its response is still sent."""
 
 _MAX_UNSENT_BYTES = 2**16
 
@@ -187,9 +188,9 @@ class TimeoutH11Protocol(H11Protocol):
     - When a response is sent before the body has been read (413, for instance), the rest of the body is discarded for a
       while, because closing at once would make the client lose the response.
     - A request that was sent before the response to the one before it begins when it is its turn.
-    - A client that closes its direction right after its requests, as `nc -N` does, gets their responses. One that
-      closes it later has given up, as clients do at their timeout, and its images are not run: both look the same on
-      the wire. A request that is incomplete gets no response.
+    - A client that half-closes the connection right after its requests, as `nc -N` does, gets their responses. A later
+      half-close counts as a disconnect, as of clients at their timeout, and its images are not run: both look the same
+      on the wire. A request that is incomplete gets no response.
     - Beyond `max_connections`, the idle connection whose time runs out first is closed for a new one; where none is
       idle, the new one gets 503 and is closed.
     """
@@ -253,17 +254,18 @@ class TimeoutH11Protocol(H11Protocol):
         """Keep the connection open for the responses to what was received just now, if a request is complete."""
         # A response that was written in this turn of the loop.
         self._sending.flush()
-        is_early = self.loop.time() - self._received_at_s <= _HALF_CLOSE_S
-        self._has_ended = is_early and not self._is_over and self._owes_response()
+        # Reported again whenever reading is resumed.
+        is_early = self._has_ended or self.loop.time() - self._received_at_s <= _HALF_CLOSE_S
+        self._has_ended = is_early and not self._is_over and self._has_pending_response()
         return self._has_ended
 
-    def _owes_response(self) -> bool:
+    def _has_pending_response(self) -> bool:
         """Whether the response to a complete request is not sent yet; one that waits for its turn may be complete."""
         is_answering = self.cycle is not None and not self.cycle.response_complete
         return self._awaits_turn or (is_answering and self.conn.their_state is not h11.SEND_BODY)
 
     def _close_if_ended(self) -> None:
-        if self._has_ended and not self._owes_response():
+        if self._has_ended and not self._has_pending_response():
             self._close_at_once()
 
     def on_response_complete(self) -> None:

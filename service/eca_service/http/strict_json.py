@@ -17,7 +17,7 @@ from eca_service.inference.types import Activation
 
 _MAX_MARKS = 20_000
 _MAX_QUOTES = 50_000
-"""Two for each of the most images that a request may have, and those of keys."""
+"""Two for each of 10,000 images, the most that a request may have, and as many again for keys and labels."""
 
 
 class _Body(BaseModel):

@@ -263,6 +263,35 @@ def test_a_client_that_closes_its_direction_after_its_requests_gets_their_respon
             run(scene(sent, num_responses, num_turns))
 
 
+def test_responses_that_take_long_are_sent_after_a_half_close_too() -> None:
+    class HalfClosedClient(Client):
+        """asyncio reports the half-close again whenever reading is resumed."""
+
+        connection: TimeoutH11Protocol
+
+        def resume_reading(self) -> None:
+            asyncio.get_running_loop().call_soon(self.half_close)
+
+        def half_close(self) -> None:
+            if not self.is_closed.is_set() and not self.connection.eof_received():
+                self.close()
+                self.connection.connection_lost(None)
+
+    async def slow_app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(1)
+        await app(scope, receive, send)
+
+    async def scene() -> None:
+        client = HalfClosedClient()
+        client.connection, _ = connect(client, served=slow_app)
+        client.connection.data_received(REQUEST * 3)
+        client.half_close()
+        await client.is_closed.wait()
+        assert client.received.count(b"HTTP/1.1 200 ") == 3
+
+    run(scene())
+
+
 def test_a_client_that_closes_its_direction_later_has_given_up() -> None:
     async def scene() -> None:
         has_left = asyncio.Event()

@@ -42,7 +42,7 @@ class ObjectDetection(Task[list[DetectedObject]]):
     is_slow_to_postprocess: ClassVar[bool] = True
 
     min_score: float | None = None
-    """Leave out what is less certain; None is 0.5, or the least that the network answers where that is more."""
+    """Leave out objects with a lower score; None is 0.5, or the model's own limit if that is higher."""
     max_detections: int = 100
     """Objects to return at most."""
     masks: MaskFormat | None = None
@@ -51,7 +51,7 @@ class ObjectDetection(Task[list[DetectedObject]]):
     def check(self, info: ModelInfo) -> None:
         """Raise InvalidRequest for a score that the network does not answer, or masks that it does not find."""
         if self.min_score is not None and not info.min_score <= self.min_score <= 1:
-            raise InvalidRequest(f"min_score must be {info.min_score:g} to 1: this model answers nothing lower.")
+            raise InvalidRequest(f"min_score must be {info.min_score:g} to 1: this model returns nothing lower.")
         if self.masks in ("rle", "polygon") and not info.has_masks:
             raise InvalidRequest("This model finds boxes without masks.", hint="Leave masks out, or send masks=none.")
 
