@@ -16,7 +16,7 @@ import yaml
 from eca_hub.checks import is_whole
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.report.statistics import Comparison, Kind, Summary, compare, summarize
-from eca_hub.sweep.grid import SEEDS
+from eca_hub.sweep.grid import SEEDS, as_text
 from eca_hub.sweep.results import Row, read_table, table_beside
 
 PERCENT = 100.0
@@ -206,12 +206,15 @@ def read_plan(path: Path | None, metric: str | None = None) -> Plan:
 
 
 def _num_seeds(value: Any, path: Path) -> int | dict[str, int]:
-    counts = {str(method): each for method, each in value.items()} if isinstance(value, dict) else {"": value}
-    for method, each in counts.items():
-        if not is_whole(each) or each < 0:
-            where = f" of {method}" if method else ""
-            raise InvalidConfig(f"{path}: num_seeds{where} is {each!r}; it must be a whole number, 0 or more.")
-    return counts if isinstance(value, dict) else counts[""]
+    if isinstance(value, dict):
+        return {str(method): _seed_count(each, f"{path}: num_seeds of {method}") for method, each in value.items()}
+    return _seed_count(value, f"{path}: num_seeds")
+
+
+def _seed_count(value: Any, where: str) -> int:
+    if not is_whole(value) or value < 0:
+        raise InvalidConfig(f"{where} is {value!r}; it must be a whole number, 0 or more.")
+    return int(value)
 
 
 def _comparison(each: Mapping[str, Any], path: Path) -> Planned:
@@ -332,11 +335,7 @@ def _method_name(row: Mapping[str, Any], grid: Sequence[str]) -> str:
 def _in_words(value: Any) -> str:
     """Return a value of the grid as a part of a name: options as key=value."""
     options = _options(value)
-    return str(value) if options is None else " ".join(f"{key}={_as_cell(each)}" for key, each in options.items())
-
-
-def _as_cell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return str(value) if options is None else " ".join(f"{key}={as_text(each)}" for key, each in options.items())
 
 
 def _options(cell: Any) -> dict[str, Any] | None:

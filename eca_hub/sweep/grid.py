@@ -93,11 +93,11 @@ def _run(point: Mapping[str, Any], configs: list[Path], hashes: list[str], optio
     merged = {**options, **point}
     config_hash, training_hash = _hash_of_options(hashes, merged), _hash_of_options(hashes, options)
     columns = column_names(list(point))
-    words = "_".join(f"{columns[key]}={_as_text(value)}" for key, value in point.items())
+    words = "_".join(f"{columns[key]}={as_text(value)}" for key, value in point.items())
     name = re.sub(r"[^\w.=,+-]+", "-", words)[:_MAX_NAME_CHARS]
     arguments = [word for config in configs for word in ("--config", str(config))]
     for key, value in merged.items():
-        arguments += [f"--{key}", _as_text(value)]
+        arguments += [f"--{key}", as_text(value)]
     return SweepRun(f"{name}_{config_hash[:8]}".lstrip("_"), config_hash, training_hash, point, tuple(arguments))
 
 
@@ -106,7 +106,8 @@ def _hash_of_options(hashes: Sequence[str], options: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Write a value of an option as on the command line: text as it is, anything else as JSON."""
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -143,7 +144,7 @@ def _values(key: str, values: Any, path: Path) -> list[Any]:
         raise InvalidConfig(
             f"{path}: grid.{key} must be a list of values, not {values!r}.", hint=f"Write {key}: [{values}]."
         )
-    texts = [_as_text(value) for value in values]
+    texts = [as_text(value) for value in values]
     for text in texts:
         if texts.count(text) > 1:
             raise InvalidConfig(f"{path}: grid.{key} has {text!r} more than once.")

@@ -129,8 +129,12 @@ def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables
 
 def _with_training_hash(row: Row, run: SweepRun) -> Row:
     """Add the column behind config_hash, because tables of older versions lack it."""
-    columns = dict.fromkeys(key for column in row for key in (column, *(["training_hash"] * (column == "config_hash"))))
-    return {key: run.training_hash if key == "training_hash" else row[key] for key in columns}
+    completed: Row = {}
+    for column, value in row.items():
+        completed.setdefault(column, value)
+        if column == "config_hash":
+            completed["training_hash"] = run.training_hash
+    return completed
 
 
 def _selected(row: Row, columns: Sequence[str]) -> Row:
