@@ -61,7 +61,7 @@ class ImageClassifier(TrainingModule):
             head is new if the labels differ.
         revision: Branch, tag or commit of `from_pretrained`.
         freeze: `none`; `norms`, which keep their statistics as well; or `backbone`, so that only the head is trained
-            (a linear probe).
+            (a linear probe): the backbone computes as in evaluation, and only `drop_rate` drops anything.
         optim: Optimizer and learning rate.
         loss: `cross_entropy`; or `bce`, the binary cross entropy of each class against the others, which is the only
             one for several labels an image. None takes the usual one.
@@ -76,7 +76,8 @@ class ImageClassifier(TrainingModule):
         distill_alpha: Share of the loss that the teacher sets.
         distill_temperature: Temperature of the softmax of teacher and student.
         drop_rate: Share of the features before the head that are dropped.
-        drop_path_rate: Share of the residual branches that are dropped (stochastic depth), for networks that have it.
+        drop_path_rate: Share of the residual branches that are dropped (stochastic depth), for networks that have it
+            and whose backbone is trained.
         grad_checkpointing: Compute the activations of each block again in the backward pass instead of keeping them:
             less memory, more time; running statistics of norms are then updated twice a step.
         channels_last: Use the channels_last memory format. On a CPU a step of ResNet-18 at 128 px is then 1.1 times as
@@ -136,6 +137,12 @@ class ImageClassifier(TrainingModule):
             raise InvalidConfig(
                 "model.freeze is backbone, and the backbone has random weights, which would stay random.",
                 hint="Give --model.from_pretrained, or --model.freeze none.",
+            )
+        if freeze == "backbone" and drop_path_rate:
+            raise InvalidConfig(
+                f"model.drop_path_rate is {drop_path_rate}, and model.freeze is backbone: a frozen backbone computes "
+                "as in evaluation and drops no branches.",
+                hint="Leave out --model.drop_path_rate, or give --model.freeze norms or none.",
             )
         problem_type: ProblemType = "multi_label_classification" if multi_label else "single_label_classification"
         self.base_model = from_pretrained if from_pretrained and not is_local(from_pretrained) else ""

@@ -86,6 +86,16 @@ def test_a_linear_probe_drops_features_before_the_head_and_keeps_the_statistics_
     assert torch.equal(module(pixels), module(pixels))
 
 
+def test_a_linear_probe_with_stochastic_depth_is_refused_because_a_frozen_backbone_drops_nothing(
+    tiny_package: Path,
+) -> None:
+    with pytest.raises(InvalidConfig, match=r"drop_path_rate is 0.1, and model.freeze is backbone") as refused:
+        ImageClassifier(
+            from_pretrained=str(tiny_package), labels=LABELS, image=TINY.image, freeze="backbone", drop_path_rate=0.1
+        )
+    assert refused.value.hint == "Leave out --model.drop_path_rate, or give --model.freeze norms or none."
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v2", "convnext_atto"])
 def test_dropout_that_is_a_layer_beside_the_head_works_in_a_linear_probe(name: str) -> None:
     config = ModelConfig(name, "none", labels=LABELS)
