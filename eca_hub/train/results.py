@@ -128,7 +128,7 @@ class RunResults(ABC):
         memory_mib = peak_memory_mib(self.trainer.strategy.root_device)
         epochs = int(self.trainer.current_epoch)
         if checkpoint.keep == "last":
-            weights, best_epoch = self.module.best_weights(), epochs
+            weights, best_epoch = self.module.best_weights(), checkpoint.last_epoch or epochs
             val_metrics: Mapping[str, float] = checkpoint.last_metrics
         elif checkpoint.best is not None:
             weights, best_epoch = store.load_best(checkpoint.best), checkpoint.best_epoch
@@ -154,6 +154,7 @@ class RunResults(ABC):
         self.collect(measured)
         if not self.trainer.is_global_zero:
             return
+        images_per_s = checkpoint.num_images and checkpoint.num_images / fit_s
         val_names = val_metrics if self.val_metrics is None else self.val_metrics
         result: dict[str, Any] = {
             **self.test_figures(),
@@ -163,7 +164,7 @@ class RunResults(ABC):
             "epochs": epochs,
             "steps": int(self.trainer.global_step),
             "fit_s": round(fit_s, 3),
-            "images_per_s": round(checkpoint.num_images / fit_s, 1),
+            "images_per_s": images_per_s and round(images_per_s, 1),
             "peak_memory_mib": memory_mib and round(memory_mib, 1),
         }
         result |= self.write_files(run_dir, result)
@@ -178,7 +179,8 @@ class RunResults(ABC):
         print(
             f"{self.headline(result)}\n"
             + (f"{validation_line}\n" if validation_line else "")
-            + f"{result['steps']} steps in {format_s(fit_s)}, {result['images_per_s']:.0f} images/s"
+            + f"{result['steps']} steps in {format_s(fit_s)}"
+            + (f", {images_per_s:.0f} images/s" if images_per_s else "")
             + (f", peak memory {memory_mib:.0f} MiB\n" if memory_mib else "\n")
             + (f"{remark}\n" if remark else "")
             + f"run: {run_dir}   package: {run_dir / 'model'}\n"

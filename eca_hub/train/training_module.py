@@ -45,9 +45,7 @@ class TrainingModule(LightningModule):
     has_new_head: bool = False
     """Whether the last layer has random weights, because the package to start from has other classes."""
     schedule_offset: int = 0
-    """Added to `global_step` by the schedule, because the run was resumed with another number of steps in an epoch."""
-    _saved_steps_per_epoch: int | None = None
-    """Of the checkpoint from which the run is resumed."""
+    """Added to `global_step` by the schedule, because the run was resumed with changes."""
     _head: frozenset[str] | set[str] = frozenset()
     _num_missing_forwards: int = 0
     _schedule: Callable[[int], float] = staticmethod(lambda step: 1.0)
@@ -91,19 +89,9 @@ class TrainingModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Set the schedule of the learning rate, which needs the number of steps, and the metrics of this process."""
-        steps_per_epoch = self.steps_per_epoch()
-        if self._saved_steps_per_epoch not in (None, steps_per_epoch):
-            self.schedule_offset = self.trainer.current_epoch * steps_per_epoch - self.global_step
-            if self.trainer.is_global_zero:
-                print(
-                    f"Steps per epoch were {self._saved_steps_per_epoch} and are {steps_per_epoch}: the schedule of "
-                    f"the learning rate continues at the start of epoch {self.trainer.current_epoch + 1}.",
-                    flush=True,
-                )
-        self._saved_steps_per_epoch = None
         num_steps = self.num_schedule_steps()
         # Without a limit a cosine is refused, and the other schedules do not need the number.
-        schedule = self.make_schedule(0 if math.isinf(num_steps) else int(num_steps), steps_per_epoch)
+        schedule = self.make_schedule(0 if math.isinf(num_steps) else int(num_steps), self.steps_per_epoch())
         self._schedule = lambda step: schedule(step + self.schedule_offset)
         if self.optim_config.agc:
             self._head = self.head_weights()
@@ -114,6 +102,17 @@ class TrainingModule(LightningModule):
         if not self.trainer.is_global_zero:
             # The metrics of an epoch that is resumed are those of all processes, so rank 0 keeps them.
             self.metrics_for("fit").clear()
+
+    def restart_schedule(self) -> None:
+        """Let the schedule continue at the start of the epoch: its steps so far are repeated, or were another number.
+
+        A callback calls it before `on_train_start`.
+        """
+        offset = self.trainer.current_epoch * self.steps_per_epoch() - self.global_step
+        if offset != self.schedule_offset and self.trainer.is_global_zero:
+            epoch = self.trainer.current_epoch + 1
+            print(f"The schedule of the learning rate continues at the start of epoch {epoch}.", flush=True)
+        self.schedule_offset = offset
 
     def steps_per_epoch(self) -> int:
         """Return the number of optimizer steps in an epoch."""
@@ -229,7 +228,6 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the average beside the weights, the metrics of all processes, and what `carry_over` compares."""
         checkpoint["last_lr"] = self.last_lr
-        checkpoint["steps_per_epoch"] = self.steps_per_epoch()
         checkpoint["schedule_offset"] = self.schedule_offset
         checkpoint["labels"] = list(self.config.labels)
         checkpoint["optimizer_name"] = optimizer_name(self.trainer.optimizers[0])
@@ -241,7 +239,6 @@ class TrainingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue with the saved average; what does not fit a changed configuration is left out and printed."""
         self.last_lr = checkpoint["last_lr"]
-        self._saved_steps_per_epoch = checkpoint.get("steps_per_epoch")
         self.schedule_offset = checkpoint.get("schedule_offset", 0)
         optimizer, labels = make_optimizer(self.optim_config, self.model), list(self.config.labels)
         scheduler = make_scheduler(self.optim_config, optimizer, self._schedule)

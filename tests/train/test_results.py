@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,23 @@ def test_the_best_weights_are_known_when_a_resumed_run_asks_for_them_instead_of_
     assert fit(tmp_path / "run", *one_epoch, "--resume", "--save.keep", "best") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["kept"], result["best_epoch"]) == ("best", 1)
+
+
+@pytest.mark.slow
+def test_of_the_last_weights_the_circle_and_the_line_name_the_epoch_that_was_validated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    circles: list[Any] = []
+    plot = Axes.plot
+
+    def record_circles(self: Axes, *args: Any, **options: Any) -> Any:
+        circles.extend([args[0]] if options.get("mfc") == "none" else [])
+        return plot(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "plot", record_circles)
+    assert fit(tmp_path / "run", "--save.keep", "last", "--trainer.check_val_every_n_epoch", "2") == 0
+    assert circles == [2]
+    assert re.search(r"^last validation top-1 .* in epoch 2 of 3$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

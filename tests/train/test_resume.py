@@ -182,22 +182,49 @@ def test_allowed_changes_resume_from_the_start_of_the_epoch(stopped_run: Path) -
 
 
 @pytest.mark.slow
-def test_with_another_batch_size_the_schedule_continues_at_the_same_epoch(
-    stopped_run: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("change", "batch_size", "steps_per_epoch"),
+    [(("--data.batch_size", "18"), 18, 2), (("--model.label_smoothing", "0.2"), 8, 4)],
+    ids=["another batch size", "as many steps"],
+)
+def test_after_a_change_the_schedule_continues_at_the_start_of_the_epoch_that_is_repeated(
+    change: tuple[str, str],
+    batch_size: int,
+    steps_per_epoch: int,
+    stopped_run: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, "on_train_batch_end", 3)
-        assert fit(stopped_run, "--resume", "--allow_changes", "--data.batch_size", "18") == 143
-    assert (
-        "Steps per epoch were 4 and are 2: the schedule of the learning rate continues at the start of epoch 2.\n"
-    ) in capsys.readouterr().out
-    assert fit(stopped_run, "--resume", "--data.batch_size", "18") == 0
-    assert "epoch 3/3" in capsys.readouterr().out
-    schedule = lr_factor(OptimConfig(lr=0.05, warmup_epochs=1), num_steps=6, steps_per_epoch=2)
+        stop_at(patch, "on_train_batch_end", steps_per_epoch + 1)
+        assert fit(stopped_run, "--resume", "--allow_changes", *change) == 143
+    note = "The schedule of the learning rate continues at the start of epoch 2.\n"
+    assert note in capsys.readouterr().out
+    assert fit(stopped_run, "--resume", *change) == 0
+    output = capsys.readouterr().out
+    assert "epoch 3/3" in output
+    assert note not in output
+    schedule = lr_factor(
+        OptimConfig(lr=0.05, warmup_epochs=1), num_steps=3 * steps_per_epoch, steps_per_epoch=steps_per_epoch
+    )
     rates = [float(row["lr"]) for row in numbers_of(stopped_run / "metrics.csv")]
-    assert rates[1:] == pytest.approx([0.05 * schedule(step) for step in (3, 5)])
+    last_steps = (2 * steps_per_epoch - 1, 3 * steps_per_epoch - 1)
+    assert rates[1:] == pytest.approx([0.05 * schedule(step) for step in last_steps])
     result = json.loads((stopped_run / "result.json").read_text())
-    assert result["images_per_s"] * result["fit_s"] == pytest.approx(7 * 8 + 4 * 18, rel=0.05)
+    num_images = 7 * 8 + 2 * steps_per_epoch * batch_size
+    assert result["images_per_s"] * result["fit_s"] == pytest.approx(num_images, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_that_did_not_count_images_has_no_speed(
+    stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for checksum in (stopped_run / "checkpoints").glob("step-*.sha256.json"):
+        facts = json.loads(checksum.read_text())
+        del facts["num_images"]
+        checksum.write_text(json.dumps(facts))
+    assert fit(stopped_run, "--resume") == 0
+    assert "images/s, peak memory" not in capsys.readouterr().out
+    assert json.loads((stopped_run / "result.json").read_text())["images_per_s"] is None
 
 
 def test_an_unfinished_run_is_not_replaced_by_mistake(stopped_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,14 +99,19 @@ class ResumableCheckpoint(Callback):
         """The epoch that ended with them, from 1."""
         self.last_metrics: dict[str, float] = dict(metadata.get("last_metrics", {}))
         """All metrics of the last validation."""
-        self.num_images = int(metadata.get("num_images", 0))
-        """Images of all training batches, including those before the run was resumed."""
+        self.last_epoch = int(metadata.get("last_epoch", 0))
+        """The epoch that it was in, from 1; 0 if it is not known."""
+        self.num_images: int | None = metadata.get("num_images") if resumed else 0
+        """Images of all training batches, including those before the run was resumed; None if an older version, which
+        did not count them, has trained a part."""
         self._earlier_s = float(metadata.get("fit_s", 0.0))
         self._started_s = self._saved_s = time.monotonic()
         self._consensus = StopConsensus(world_size=1)
         self._pending_validation: PendingValidation | None = None
-        if resumed:
-            self._compare(metadata)
+        self._restarts_epoch = bool(resumed) and self._has_changed(metadata)
+        if self._restarts_epoch:
+            # Batch numbers of the epoch are not valid with another batch size or other data.
+            self._position = TrainingPosition(self._position.epoch, 0)
 
     @property
     def keep(self) -> Literal["best", "last"]:
@@ -146,6 +151,9 @@ class ResumableCheckpoint(Callback):
             self._save(trainer, self._position)
         else:
             restart_epoch(trainer, self._position)
+        if self._restarts_epoch:
+            assert isinstance(pl_module, TrainingModule)
+            pl_module.restart_schedule()
         if self._pending_validation is not None:
             self._pending_validation.on_train_start()
 
@@ -153,7 +161,8 @@ class ResumableCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is due or if the run is asked to stop."""
-        self.num_images += len(batch.targets) * trainer.world_size
+        if self.num_images is not None:
+            self.num_images += len(batch.targets) * trainer.world_size
         if is_accumulating(trainer):
             return
         if 0 < trainer.max_steps <= trainer.global_step:
@@ -188,13 +197,14 @@ class ResumableCheckpoint(Callback):
         metrics = pl_module.metrics_for("val").compute()
         score = metrics[pl_module.score_name]
         self.last_metrics = {name: float(each) for name, each in metrics.items()}
+        self.last_epoch = trainer.current_epoch + 1
         if metrics.get("loss", score).isfinite() and float(score) >= self.best_score:
             weights = pl_module.best_weights()
             if trainer.is_global_zero:
                 self.best = self._store.save_best(weights, trainer.global_step)
             self.best = trainer.strategy.broadcast(self.best)
             self.best_score, self.best_metrics = float(score), self.last_metrics
-            self.best_epoch = trainer.current_epoch + 1
+            self.best_epoch = self.last_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after every epoch."""
@@ -230,6 +240,7 @@ class ResumableCheckpoint(Callback):
             "best_metrics": self.best_metrics,
             "best_epoch": self.best_epoch,
             "last_metrics": self.last_metrics,
+            "last_epoch": self.last_epoch,
             "num_images": self.num_images,
             "fit_s": round(self.fit_s, 3),
             "fingerprint": self._fingerprint,
@@ -240,7 +251,12 @@ class ResumableCheckpoint(Callback):
         checkpoint["loops"] = loop_state_at(self._position, checkpoint["loops"])
         self._pending_validation = PendingValidation(trainer, self._position, checkpoint["global_step"])
 
-    def _compare(self, metadata: dict[str, Any]) -> None:
+    def _has_changed(self, metadata: dict[str, Any]) -> bool:
+        """Whether settings or data are not those of the checkpoint; best weights that are not comparable are forgotten.
+
+        Raises:
+            InvalidConfig: they have changed, and that is not allowed.
+        """
         earlier: dict[str, Any] | None = metadata.get("fingerprint")
         if earlier is None:
             raise InvalidConfig(
@@ -252,11 +268,9 @@ class ResumableCheckpoint(Callback):
             for name in sorted(earlier.keys() | self._fingerprint.keys())
             if earlier.get(name) != self._fingerprint.get(name)
         ]
-        if not names:
-            return
-        if set(names) <= _LENGTH and is_finished(metadata):
-            # The run has ended and is trained longer.
-            return
+        # A run that has ended may be trained longer.
+        if not names or (set(names) <= _LENGTH and is_finished(metadata)):
+            return False
         changed = [f"{name} was {earlier.get(name)!r} and is {self._fingerprint.get(name)!r}" for name in names]
         if not self._allow_changes:
             raise InvalidConfig(
@@ -266,8 +280,7 @@ class ResumableCheckpoint(Callback):
         if any(name.startswith(_INCOMPARABLE) for name in names):
             # The best weights so far are of another network, or were validated on other images.
             self.best, self.best_score, self.best_metrics, self.best_epoch = None, -1.0, {}, 0
-        # Batch numbers of the epoch are not valid with another batch size or other data.
-        self._position = TrainingPosition(self._position.epoch, 0)
+        return True
 
     def _flags(self) -> tuple[bool, bool]:
         """Whether this process is asked to stop, and whether a checkpoint is due."""
