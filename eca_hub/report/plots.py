@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLORS = {"none": "#8c8c8c", "se": "#3b6fb6", "eca": "#d1495b"}
-_MORE_COLORS = ("#2a9d8f", "#e9a23b", "#7b5ea7", "#4f772d", "#a44a3f", "#1b7f9e", "#b0578d", "#6c757d")
+_MORE_COLORS = ("#2a9d8f", "#e9a23b", "#7b5ea7", "#4f772d", "#222222", "#1b7f9e", "#b0578d", "#6c757d")
 _MAX_CLASSES = 40
 _MAX_WIDE = 10
 """Methods that are drawn far enough apart for their names to be nearly level."""
@@ -94,11 +94,13 @@ def kernel_sizes(block: Block, metric: str) -> "Figure":
         axes.errorbar(ks, means, yerr=halves, fmt="o-", capsize=4, color=_color(name, position), label=label)
     for position, method in enumerate(method for method in block.methods if method.kernel_size is None):
         color, summary = _color(method.name, position), method.summary
-        axes.axhline(summary.mean, ls="--", lw=1.2, color=color, label=plain(method.name))
+        label = f"{plain(method.name)}, default k" if method.name in sized else plain(method.name)
+        axes.axhline(summary.mean, ls="--", lw=1.2, color=color, label=label)
         if method.name in sized and summary.num_seeds > 1:
             axes.axhspan(summary.low, summary.high, color=color, alpha=0.1, lw=0)
     axes.set_xticks(sorted({k for points in sized.values() for k, _ in points}))
-    axes.legend(frameon=False)
+    # Beside the axes, because lines cross all of them.
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
