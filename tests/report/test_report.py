@@ -253,7 +253,8 @@ def test_tables_of_several_sweeps_are_one_study(results: Path, tmp_path: Path) -
     [axes] = draw_all(study)["kernel_size"].axes
     legend = axes.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["none", "se", "eca", "eca, one k for all blocks"]
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["none", "se", "eca, default k", "eca, one k for all blocks"]
     plan = tmp_path / "plan.yaml"
     plan.write_text("comparisons: [{a: eca, b: eca kernel_sizes=7}]")
     assert main(["report", str(results), str(sized), "--plan", str(plan), "--out", str(tmp_path / "out")]) == 0
