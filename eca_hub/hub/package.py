@@ -206,13 +206,20 @@ def _no_weights(folder: Path) -> InvalidPackage:
 
 
 def read_folder(folder: str | Path) -> Package:
-    """Read the package in a folder, or a release by its name; its revision is a hash of its files."""
+    """Read the package in a folder, or a release by its name; its revision is a hash of its files.
+
+    Raises:
+        InvalidPackage: there is none, or another one was saved there meanwhile.
+    """
     path = find_package(folder)
     digests = [hashlib.sha256() for _ in FILES]
     contents = [
         read_and_hash(path / name, digest) if (path / name).is_file() else memoryview(b"")
         for name, digest in zip(FILES, digests, strict=True)
     ]
+    # A save replaces config.json last, and removes the old one before it replaces the weights.
+    if not (path / CONFIG_FILE).is_file() or (path / CONFIG_FILE).read_bytes() != contents[0]:
+        raise InvalidPackage(f"{path} was replaced while it was read.", hint="Load it again.")
     revision = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:40]
     return Package(str(folder), revision, bytes(contents[0]), contents[1])
 

@@ -16,7 +16,7 @@ import safetensors.torch
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
-from eca_hub.atomic import write_atomic
+from eca_hub.atomic import fsync_folder, rename_synced, temporary_for, write_synced
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
@@ -66,9 +66,9 @@ def save_pretrained(
     """Write a network, classifier or detector, as a package: config.json, model.safetensors and a model card.
 
     Where stock timm can build the network, the package is in timm's format as well: `timm.create_model("hf-hub:...")`
-    and transformers load it without eca-hub, with the same outputs. Each file is written atomically, and config.json,
-    which makes the folder a package, last; that of an earlier package in the folder is removed first, so that a folder
-    that is half written is never taken for a package.
+    and transformers load it without eca-hub, with the same outputs. An earlier package in the folder is replaced after
+    every file of the new one is on the disk, and stays as it is if that fails. A crash between the renames leaves a
+    folder without config.json, which is no package.
 
     Args:
         model: The network.
@@ -225,7 +225,7 @@ def check_package(folder: str | Path) -> None:
 def save_detector(
     model: nn.Module, folder: str | Path, *, labels: Sequence[str] | None = None, facts: CardFacts | None = None
 ) -> Path:
-    """Write a detector as a package: config.json, model.safetensors and a model card; config.json last.
+    """Write a detector as a package: config.json, model.safetensors and a model card, as `save_pretrained` does.
 
     Args:
         model: The network, as `create_detector` makes it.
@@ -259,13 +259,28 @@ def save_detector(
 
 
 def _write_package(folder: str | Path, document: Mapping[str, Any], weights: dict[str, Tensor], card: str) -> Path:
-    """Write the files of a package: an old config.json is removed first, as it does not describe the new weights."""
+    """Write the files of a package beside those of an earlier one, then replace them.
+
+    Only writing needs room on the disk. The old config.json, which does not describe the new weights, is removed before
+    they are renamed, and the new one is renamed last.
+    """
     path = make_package_folder(folder)
-    content = safetensors.torch.save(weights, metadata={"format": "pt"})
-    (path / CONFIG_FILE).unlink(missing_ok=True)
-    write_atomic(path / CARD_FILE, card.encode())
-    write_atomic(path / WEIGHTS_FILE, content)
-    write_atomic(path / CONFIG_FILE, to_json_text(document).encode())
+    contents = {
+        WEIGHTS_FILE: safetensors.torch.save(weights, metadata={"format": "pt"}),
+        CARD_FILE: card.encode(),
+        CONFIG_FILE: to_json_text(document).encode(),
+    }
+    temporaries = {path / name: temporary_for(path / name) for name in contents}
+    try:
+        for temporary, content in zip(temporaries.values(), contents.values(), strict=True):
+            write_synced(temporary, content)
+        (path / CONFIG_FILE).unlink(missing_ok=True)
+        fsync_folder(path)
+        for target, temporary in temporaries.items():
+            rename_synced(temporary, target)
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
     return path
 
 

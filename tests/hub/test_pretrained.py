@@ -1,5 +1,6 @@
 """A package on disk: three files that describe the network completely, and hostile values are refused."""
 
+import errno
 import json
 import shutil
 import warnings
@@ -13,6 +14,7 @@ import torch
 
 from eca_hub import create_detector, create_model, load_pretrained, save_pretrained
 from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, InvalidPackage, UnknownName
+from eca_hub.hub.hashes import read_and_hash
 from eca_hub.hub.package import FILES, find_package, read_folder
 from eca_hub.models.config import ModelConfig
 from tests.conftest import LABELS, TINY
@@ -47,27 +49,59 @@ def test_a_saved_network_is_loaded_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_save_over_a_package_that_is_cut_short_leaves_no_package_of_old_and_new_files(
+def test_a_save_over_a_package_on_a_full_disk_leaves_the_package(
+    file: str, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_until_full(path: Path, content: bytes) -> None:
+        path.write_bytes(content[:10])
+        if file in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = shutil.copytree(tiny_package, tmp_path / "package")
+    network = create_model("eca_resnet20", num_classes=3)
+    detector = create_detector("retinanet", backbone="resnet18", num_classes=3)
+    monkeypatch.setattr("eca_hub.hub.pretrained.write_synced", write_until_full)
+    for model in (network, detector):
+        with pytest.raises(OSError, match="No space left"):
+            save_pretrained(model, folder, labels=list(LABELS))
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            path.name: path.read_bytes() for path in tiny_package.iterdir()
+        }
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_save_over_a_package_that_is_killed_between_its_renames_leaves_no_package_of_old_and_new_files(
     file: str, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         """Like a signal: no `except Exception` catches it."""
 
-    def write_until_killed(path: Path, content: bytes) -> None:
-        if path.name == file:
+    def rename_until_killed(source: Path, target: Path) -> None:
+        if target.name == file:
             raise Killed
-        path.write_bytes(content)
+        source.replace(target)
 
     folder = shutil.copytree(tiny_package, tmp_path / "package")
-    network = create_model("eca_resnet20", num_classes=3)
-    detector = create_detector("retinanet", backbone="resnet18", num_classes=3)
-    monkeypatch.setattr("eca_hub.hub.pretrained.write_atomic", write_until_killed)
-    for model in (network, detector):
-        with pytest.raises(Killed):
-            save_pretrained(model, folder, labels=list(LABELS))
-        with pytest.raises(InvalidPackage, match=r"has no config\.json"):
-            find_package(folder)
-        shutil.copyfile(tiny_package / "config.json", folder / "config.json")
+    monkeypatch.setattr("eca_hub.hub.pretrained.rename_synced", rename_until_killed)
+    with pytest.raises(Killed):
+        save_pretrained(create_model("eca_resnet20", num_classes=3), folder, labels=list(LABELS))
+    with pytest.raises(InvalidPackage, match=r"has no config\.json"):
+        find_package(folder)
+
+
+def test_a_package_that_is_replaced_while_it_is_read_is_refused(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_package, tmp_path / "package")
+
+    def read_after_a_save(path: Path, digest: Any) -> memoryview:
+        if path.name == "model.safetensors":
+            edit_config(folder, attention="none")
+        return read_and_hash(path, digest)
+
+    monkeypatch.setattr("eca_hub.hub.package.read_and_hash", read_after_a_save)
+    with pytest.raises(InvalidPackage, match="was replaced while it was read"):
+        read_folder(folder)
 
 
 def test_a_network_that_create_model_built_is_saved_with_its_labels(tmp_path: Path) -> None:
