@@ -64,7 +64,11 @@ def create_app(
         redoc_url=None,
     )
     app.state.description = ApiDescription(app)
-    bodies = BodyReader(max_total_bytes=_bytes(settings.max_bodies_mib), timeout_s=settings.body_timeout_s)
+    bodies = BodyReader(
+        max_total_bytes=_bytes(settings.max_bodies_mib),
+        timeout_s=settings.body_timeout_s,
+        deadline_s=settings.deadline_ms / 1000,
+    )
     metrics = Metrics(lambda: health.measure(registry, bodies))
     app.state.service = AppState(
         registry,

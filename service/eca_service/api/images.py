@@ -11,7 +11,7 @@ from eca_hub import EcaHubError
 from eca_service.http.body import cancel_on_disconnect
 from eca_service.http.dependencies import AppState
 from eca_service.http.responses import error_body, json_response, request_id_of
-from eca_service.http.strict_json import Buffer, count_marks
+from eca_service.http.strict_json import Buffer, MarkCounts, count_marks, num_elements_of
 from eca_service.http.uploads import num_json_bytes, parse_images
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Task
@@ -62,29 +62,36 @@ async def respond(
 
 
 async def parse_body(
-    state: AppState, num_json: int, parse: Callable[[Buffer, *Rest], Parsed], body: Buffer, *args: *Rest
+    state: AppState,
+    num_json: int,
+    parse: Callable[[Buffer, *Rest, MarkCounts | None], Parsed],
+    body: Buffer,
+    *args: *Rest,
 ) -> Parsed:
     """Parse a body; in a thread if it is large or has many elements, so that the event loop stays free.
 
     Args:
         state: The state of the app.
         num_json: How many bytes at its front are JSON.
-        parse: Called with the body and `args`.
+        parse: Called with the body, `args`, and the counts of the marks of its JSON.
         body: All of it.
         args: What else the parser needs.
+
+    Raises:
+        BodyTooLarge, Overloaded, DeadlineExceeded: as for `BodyReader.parse_elements`.
     """
-    num_elements = 0
+    mark_counts: MarkCounts | None = None
     if num_json > _LARGE_BODY_BYTES:
-        num_elements = await asyncio.to_thread(count_marks, body, num_json)
+        mark_counts = await asyncio.to_thread(count_marks, body, num_json)
     elif num_json:
-        num_elements = count_marks(body, num_json)
-    num_elements = min(num_elements, _MAX_ELEMENTS)
+        mark_counts = count_marks(body, num_json)
+    num_elements = min(num_elements_of(mark_counts), _MAX_ELEMENTS) if mark_counts else 0
     if num_elements > _MANY_ELEMENTS:
         async with state.bodies.parse_elements(JSON_COPIES * len(body), num_elements):
-            return await asyncio.to_thread(parse, body, *args)
+            return await asyncio.to_thread(parse, body, *args, mark_counts)
     if len(body) > _LARGE_BODY_BYTES:
-        return await asyncio.to_thread(parse, body, *args)
-    return parse(body, *args)
+        return await asyncio.to_thread(parse, body, *args, mark_counts)
+    return parse(body, *args, mark_counts)
 
 
 def _images_response(

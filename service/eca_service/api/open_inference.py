@@ -33,7 +33,7 @@ from eca_service.errors import NotReady
 from eca_service.http.body import cancel_on_disconnect
 from eca_service.http.dependencies import AppState, StateDep, require_api_key
 from eca_service.http.responses import json_response
-from eca_service.http.strict_json import Buffer
+from eca_service.http.strict_json import Buffer, MarkCounts
 from eca_service.http.uploads import check_image_size
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification
@@ -139,12 +139,19 @@ async def infer(request: Request, state: StateDep, model_id: str, version: str |
     return _infer_response(model, infer_request, results)
 
 
-def _parse(body: Buffer, header_length: str | None, model: ServedModel[Any, Any], state: AppState) -> InferRequest:
+def _parse(
+    body: Buffer,
+    header_length: str | None,
+    model: ServedModel[Any, Any],
+    state: AppState,
+    mark_counts: MarkCounts | None,
+) -> InferRequest:
     infer_request = parse_infer_request(
         body,
         header_length,
         image_shape=(model.info.num_channels, model.info.height_px, model.info.width_px),
         max_images=state.limits.max_images,
+        mark_counts=mark_counts,
     )
     for image in infer_request.images:
         if isinstance(image, bytes) and isinstance(refusal := check_image_size(image, state.limits), EcaHubError):

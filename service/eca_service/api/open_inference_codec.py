@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eca_hub import EcaHubError
 from eca_service.errors import InvalidRequest
-from eca_service.http.strict_json import Buffer, decode_base64, parse_json
+from eca_service.http.strict_json import Buffer, MarkCounts, decode_base64, parse_json
 from eca_service.inference.types import RawPixels
 
 _MAX_NUMBERS = 1_000_000
@@ -92,7 +92,12 @@ class InferRequest:
 
 
 def parse_infer_request(
-    body: Buffer, header_length: str | None, *, image_shape: tuple[int, int, int], max_images: int
+    body: Buffer,
+    header_length: str | None,
+    *,
+    image_shape: tuple[int, int, int],
+    max_images: int,
+    mark_counts: MarkCounts | None = None,
 ) -> InferRequest:
     """Parse a request.
 
@@ -101,6 +106,7 @@ def parse_infer_request(
         header_length: Bytes of JSON at the front, as the header Inference-Header-Content-Length says; None: all.
         image_shape: Channels, height and width of one image of `pixels`.
         max_images: Images in one request.
+        mark_counts: Of the JSON, if they are counted already.
 
     Raises:
         BadJson: the JSON part is not JSON.
@@ -109,7 +115,7 @@ def parse_infer_request(
     num_json = json_length(header_length, len(body))
     # Pixels may be nested, down to a list for each row.
     max_lists = _MAX_OTHER_LISTS + _MAX_NUMBERS // image_shape[2]
-    request = parse_json(body[:num_json], InferRequestBody, max_commas=_MAX_NUMBERS, max_lists=max_lists)
+    request = parse_json(body[:num_json], InferRequestBody, mark_counts, max_commas=_MAX_NUMBERS, max_lists=max_lists)
     tensor, output = request.inputs[0], next(iter(request.outputs), None)
     num_images = tensor.shape[0]
     if num_images > max_images:

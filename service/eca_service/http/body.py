@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from eca_service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, UnsupportedType
+from eca_service.errors import BodyTimeout, BodyTooLarge, DeadlineExceeded, InvalidRequest, Overloaded, UnsupportedType
 
 Result = TypeVar("Result")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -29,12 +29,14 @@ class BodyReader:
     Args:
         max_total_bytes: Memory for all bodies that are being received or processed.
         timeout_s: Time within which one body must arrive.
+        deadline_s: Time that one may wait until it is parsed.
     """
 
-    def __init__(self, *, max_total_bytes: int, timeout_s: float) -> None:
+    def __init__(self, *, max_total_bytes: int, timeout_s: float, deadline_s: float) -> None:
         self.total_bytes = 0
         self.max_total_bytes = max_total_bytes
         self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
         self._one_at_a_time = asyncio.Lock()
         self._timeouts: set[asyncio.Timeout] = set()
 
@@ -90,6 +92,7 @@ class BodyReader:
         Raises:
             BodyTooLarge: its elements take more than the memory limit admits of one body alone.
             Overloaded: the bodies of all requests fill their memory.
+            DeadlineExceeded: other bodies took too long.
         """
         num_bytes = num_elements * _BYTES_PER_ELEMENT
         if body_bytes + num_bytes > self.max_total_bytes:
@@ -97,7 +100,15 @@ class BodyReader:
                 "The JSON has so many elements that they take too much memory.",
                 hint="Send fewer pixels, or bytes.",
             )
-        async with self._one_at_a_time:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await self._one_at_a_time.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"The bodies of other requests were still being parsed after {self._deadline_s * 1000:g} ms.",
+                hint="Send the request again, or raise ECA_DEADLINE_MS.",
+            ) from None
+        try:
             if self.total_bytes + num_bytes > self.max_total_bytes:
                 raise Overloaded("The bodies of other requests fill their memory.")
             self.total_bytes += num_bytes
@@ -105,6 +116,8 @@ class BodyReader:
                 yield
             finally:
                 self.total_bytes -= num_bytes
+        finally:
+            self._one_at_a_time.release()
 
     def shorten_deadlines(self) -> None:
         """Give the bodies that are still arriving two more seconds, because the process is about to exit."""

@@ -6,6 +6,7 @@ standard alphabet with padding and nothing between.
 
 import binascii
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -85,26 +86,28 @@ class HFRequest:
 
 Shape = TypeVar("Shape", bound=BaseModel)
 Buffer = bytes | bytearray
+MarkCounts = Mapping[bytes, int]
+"""How often each mark of JSON occurs in a body."""
 
 
-def parse_images_json(body: Buffer) -> list[bytes | EcaHubError]:
+def parse_images_json(body: Buffer, mark_counts: MarkCounts | None = None) -> list[bytes | EcaHubError]:
     """Return the images in `{"images": [...]}`; one that is not base64 comes back as its error.
 
     Raises:
         BadJson: the body is not JSON.
         InvalidRequest: JSON of another shape.
     """
-    return [decode_base64(text) for text in parse_json(body, ImagesRequest).images]
+    return [decode_base64(text) for text in parse_json(body, ImagesRequest, mark_counts).images]
 
 
-def parse_hf_json(body: Buffer) -> HFRequest:
+def parse_hf_json(body: Buffer, mark_counts: MarkCounts | None = None) -> HFRequest:
     """Return the image and its options in `{"inputs": ..., "parameters": {...}}`.
 
     Raises:
         BadJson: the body is not JSON.
         InvalidRequest: JSON of another shape.
     """
-    request = parse_json(body, HFRequestBody)
+    request = parse_json(body, HFRequestBody, mark_counts)
     return HFRequest(decode_base64(request.inputs), request.parameters or HFParameters())
 
 
@@ -118,20 +121,33 @@ def parse_load_request(body: Buffer) -> LoadModelRequest:
     return parse_json(body, LoadModelRequest)
 
 
-def count_marks(body: Buffer, end: int) -> int:
-    """Return how many commas and brackets the first `end` bytes have: JSON has no more values than that, but for one.
+def count_marks(body: Buffer, end: int | None = None) -> MarkCounts:
+    """Count the marks of JSON in the first `end` bytes.
 
-    Images in base64 have none, so that only a body of many small values has many.
+    None of them occurs in base64, so that only a body of many small values has many.
     """
-    return sum(body.count(mark, 0, end) for mark in (b",", b"[", b"{"))
+    return {mark: body.count(mark, 0, end) for mark in (b",", b"[", b"{", b":", b'"')}
 
 
-def parse_json(body: Buffer, shape: type[Shape], *, max_commas: int = _MAX_MARKS, max_lists: int = _MAX_MARKS) -> Shape:
+def num_elements_of(mark_counts: MarkCounts) -> int:
+    """Return how many values JSON with these marks has at most, but for one."""
+    return mark_counts[b","] + mark_counts[b"["] + mark_counts[b"{"]
+
+
+def parse_json(
+    body: Buffer,
+    shape: type[Shape],
+    mark_counts: MarkCounts | None = None,
+    *,
+    max_commas: int = _MAX_MARKS,
+    max_lists: int = _MAX_MARKS,
+) -> Shape:
     """Parse a body of one shape.
 
     Args:
         body: All of it.
         shape: Its class.
+        mark_counts: Of the body, if they are counted already.
         max_commas: How many commas it may have. Where these are many, almost all separate numbers, because the objects,
             keys and strings have limits of their own: an object takes ten times the memory of a number.
         max_lists: How many lists it may have.
@@ -140,9 +156,10 @@ def parse_json(body: Buffer, shape: type[Shape], *, max_commas: int = _MAX_MARKS
         BadJson: the body is not JSON.
         InvalidRequest: JSON of another shape.
     """
-    # None of these bytes occurs in base64, so images need few of them.
+    if mark_counts is None:
+        mark_counts = count_marks(body)
     max_counts = {b",": max_commas, b"[": max_lists, b"{": _MAX_MARKS, b":": _MAX_MARKS, b'"': _MAX_QUOTES}
-    if any(body.count(mark) > max_count for mark, max_count in max_counts.items()):
+    if any(mark_counts[mark] > max_count for mark, max_count in max_counts.items()):
         raise InvalidRequest("The JSON has far more elements than images need.", hint="See /docs.")
     try:
         value = json.loads(body.decode(), parse_constant=_reject_constant, object_pairs_hook=_unique_object)

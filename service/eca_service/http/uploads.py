@@ -10,7 +10,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from eca_hub import EcaHubError
 from eca_service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
-from eca_service.http.strict_json import Buffer, HFParameters, HFRequest, parse_hf_json, parse_images_json
+from eca_service.http.strict_json import Buffer, HFParameters, HFRequest, MarkCounts, parse_hf_json, parse_images_json
 from eca_service.settings import JSON_COPIES
 
 # The last one is what curl --data-binary sends by default.
@@ -55,13 +55,16 @@ def num_json_bytes(body: Buffer, content_type: str) -> int:
     return len(body) if media_type_of(content_type) == _JSON_TYPE else 0
 
 
-def parse_images(body: Buffer, content_type: str, limits: UploadLimits) -> list[bytes | EcaHubError]:
+def parse_images(
+    body: Buffer, content_type: str, limits: UploadLimits, mark_counts: MarkCounts | None = None
+) -> list[bytes | EcaHubError]:
     """Find the images in a body; a bad one comes back as its error and does not affect the others.
 
     Args:
         body: All of it.
         content_type: The header; empty when there is none.
         limits: How much a request may hold.
+        mark_counts: Of its JSON, if they are counted already.
 
     Raises:
         UnsupportedType: a type that holds no images.
@@ -74,7 +77,7 @@ def parse_images(body: Buffer, content_type: str, limits: UploadLimits) -> list[
     if media_type == _FORM_TYPE:
         images = [*_parse_form(body, content_type, limits.max_images)]
     elif media_type == _JSON_TYPE:
-        images = parse_images_json(body)
+        images = parse_images_json(body, mark_counts)
     else:
         images = [_raw_image(body, media_type)]
     if len(images) > limits.max_images:
@@ -82,7 +85,9 @@ def parse_images(body: Buffer, content_type: str, limits: UploadLimits) -> list[
     return [check_image_size(image, limits) for image in images]
 
 
-def parse_hf_request(body: Buffer, content_type: str, limits: UploadLimits) -> HFRequest:
+def parse_hf_request(
+    body: Buffer, content_type: str, limits: UploadLimits, mark_counts: MarkCounts | None = None
+) -> HFRequest:
     """Find the one image of a request in Hugging Face's shape: its bytes, or JSON with options.
 
     Raises:
@@ -92,7 +97,7 @@ def parse_hf_request(body: Buffer, content_type: str, limits: UploadLimits) -> H
     """
     media_type = media_type_of(content_type)
     if media_type == _JSON_TYPE:
-        request = parse_hf_json(body)
+        request = parse_hf_json(body, mark_counts)
     else:
         request = HFRequest(_raw_image(body, media_type), HFParameters())
     return replace(request, image=check_image_size(request.image, limits))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eca_service.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, UnsupportedType
+from eca_service.errors import BodyTimeout, BodyTooLarge, DeadlineExceeded, InvalidRequest, Overloaded, UnsupportedType
 from eca_service.http.body import BodyReader, ClientDisconnected, Receive, cancel_on_disconnect
 from tests.service.fakes import run, settle
 
@@ -29,7 +29,7 @@ def client(*chunks: bytes, then_hangs: bool = False, then_goes: bool = False) ->
 
 
 def reader(max_total_bytes: int = 1000, timeout_s: float = 3) -> BodyReader:
-    return BodyReader(max_total_bytes=max_total_bytes, timeout_s=timeout_s)
+    return BodyReader(max_total_bytes=max_total_bytes, timeout_s=timeout_s, deadline_s=1.5)
 
 
 def test_chunks_become_one_body_that_counts_while_it_is_used() -> None:
@@ -233,6 +233,30 @@ def test_json_with_many_elements_is_parsed_one_body_at_a_time_and_its_elements_c
         assert held == [640, 640]
         assert asyncio.get_running_loop().time() == 2
         assert bodies.total_bytes == 0
+
+    run(scene())
+
+
+def test_json_that_waits_until_the_deadline_for_other_bodies_is_refused() -> None:
+    async def scene() -> None:
+        bodies = reader()
+        is_late = 0
+
+        async def parse() -> None:
+            nonlocal is_late
+            try:
+                async with bodies.parse_elements(40, 10):
+                    await asyncio.sleep(1)
+            except DeadlineExceeded:
+                is_late += 1
+
+        await asyncio.gather(*(parse() for _ in range(5)))
+        assert is_late == 3
+        assert asyncio.get_running_loop().time() == 2
+        assert bodies.total_bytes == 0
+        # The lock is free.
+        await parse()
+        assert is_late == 3
 
     run(scene())
 
