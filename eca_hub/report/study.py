@@ -4,6 +4,7 @@ A column whose name starts with `attention` or `kernel_size` describes the metho
 seeds; every other column of the grid, such as the architecture, separates blocks. Methods are compared within a block.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -39,10 +40,11 @@ _COLUMNS = {
 
 _SHARED_COLUMNS = {
     "training_hash": "the configuration files or options of their sweeps",
+    "data_hash": "the data set",
     "num_test_images": "the number of test images",
     "steps": "the number of training steps",
 }
-"""Columns in which tables that are reported together must agree, in words. Tables of older versions lack the first."""
+"""Columns in which tables that are reported together must agree, in words. Tables of older versions lack the hashes."""
 
 Planned = tuple[str, str, Kind, float]
 
@@ -142,21 +144,23 @@ def _read_together(results_files: Sequence[Path]) -> list[Row]:
                 hint="Only tables that differ in nothing but the method can be reported together.",
             )
     for column, words in _SHARED_COLUMNS.items():
-        files_by_value = {
-            value: file
-            for file, table in zip(results_files, tables, strict=True)
-            if (value := str(table[0].get(column, "")))
-        }
-        if len(files_by_value) > 1:
-            first, second, *_ = files_by_value.values()
-            raise InvalidConfig(
-                f"{first} and {second} differ in {words}, and not only in the method.", hint="Report them one by one."
-            )
+        values = [(file, str(table[0].get(column) or "")) for file, table in zip(results_files, tables, strict=True)]
+        for (first, value), (second, other) in itertools.combinations(values, 2):
+            if value and other and value != other and _kind_of_hash(value) == _kind_of_hash(other):
+                raise InvalidConfig(
+                    f"{first} and {second} differ in {words}, and not only in the method.",
+                    hint="Report them one by one.",
+                )
     return [
         {"run": row["run"], **{column: row.get(column, "") for column in together}, **row}
         for table in tables
         for row in table
     ]
+
+
+def _kind_of_hash(value: str) -> str:
+    """Return what stands before the colon of a training hash; those of different versions cannot be compared."""
+    return value.rpartition(":")[0]
 
 
 def _read_beside(results_file: Path, name: str) -> list[Row]:

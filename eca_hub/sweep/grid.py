@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from eca_hub.errors import InvalidConfig, UnknownName
+from eca_hub.train.checkpoint.fingerprint import options_of_training
 
 SEEDS = ("seed_everything", "seed")
 """Columns that hold the seed of a run."""
@@ -42,7 +43,9 @@ class SweepRun:
     config_hash: str
     """SHA-256 over its options and configuration files, in hexadecimal digits."""
     training_hash: str
-    """The same without its values of the grid: equal for all runs of the sweep, and of others that train alike."""
+    """`options:` and the SHA-256 over the options that change its weights, of its files and of the sweep, but not of
+    the grid: equal for all runs of the sweep, and of others that train alike. That of older versions has no `options:`,
+    and is over the content of the files."""
     point: Mapping[str, Any]
     """Its values of the grid, by option."""
     arguments: tuple[str, ...]
@@ -70,7 +73,7 @@ def read_sweep(path: Path) -> list[SweepRun]:
     excluded = [_exclusion(each, grid, path) for each in _list(document, "exclude", path)]
     if twice := sorted(options.keys() & grid.keys()):
         raise InvalidConfig(f"{path}: {twice[0]} is under options and under grid.", hint="Keep one of both.")
-    hashes = [_hash_of_file(config) for config in configs]
+    contents = [_read_config(config) for config in configs]
     size = 1
     for values in grid.values():
         size *= len(values)
@@ -80,7 +83,10 @@ def read_sweep(path: Path) -> list[SweepRun]:
     kept = [point for point in points if not any(each.items() <= point.items() for each in excluded)]
     if not kept:
         raise InvalidConfig(f"{path} describes no runs: every combination is excluded.")
-    return [_run(point, configs, hashes, options) for point in kept]
+    documents = [_parse(config, content) for config, content in zip(configs, contents, strict=True)]
+    training_hash = _training_hash([*documents, options], grid)
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents]
+    return [_run(point, configs, hashes, options, training_hash) for point in kept]
 
 
 def column_names(keys: Sequence[str]) -> dict[str, str]:
@@ -89,9 +95,11 @@ def column_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)}
 
 
-def _run(point: Mapping[str, Any], configs: list[Path], hashes: list[str], options: Mapping[str, Any]) -> SweepRun:
+def _run(
+    point: Mapping[str, Any], configs: list[Path], hashes: list[str], options: Mapping[str, Any], training_hash: str
+) -> SweepRun:
     merged = {**options, **point}
-    config_hash, training_hash = _hash_of_options(hashes, merged), _hash_of_options(hashes, options)
+    config_hash = _hash_of_json({"configs": hashes, "options": merged})
     columns = column_names(list(point))
     words = "_".join(f"{columns[key]}={as_text(value)}" for key, value in point.items())
     name = re.sub(r"[^\w.=,+-]+", "-", words)[:_MAX_NAME_CHARS]
@@ -101,8 +109,18 @@ def _run(point: Mapping[str, Any], configs: list[Path], hashes: list[str], optio
     return SweepRun(f"{name}_{config_hash[:8]}".lstrip("_"), config_hash, training_hash, point, tuple(arguments))
 
 
-def _hash_of_options(hashes: Sequence[str], options: Mapping[str, Any]) -> str:
-    canonical = json.dumps({"configs": hashes, "options": options}, sort_keys=True, ensure_ascii=False)
+def _training_hash(documents: Sequence[Mapping[str, Any]], grid: Collection[str]) -> str:
+    """Hash the options of documents, of which later ones win, without those of the grid."""
+    given: dict[str, Any] = {}
+    for document in documents:
+        given |= options_of_training(document)
+    of_grid = [f"{name}." for name in options_of_training(dict.fromkeys(grid))]
+    shared = {name: each for name, each in given.items() if not f"{name}.".startswith(tuple(of_grid))}
+    return f"options:{_hash_of_json(shared)}"
+
+
+def _hash_of_json(document: Mapping[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -115,13 +133,19 @@ def as_text(value: Any) -> str:
 
 def _load(path: Path) -> dict[Any, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
     except OSError as error:
         raise InvalidConfig(f"The sweep file {path} cannot be read: {error.strerror}.") from None
+    return _parse(path, content, hint=f"Its keys are {', '.join(_KEYS)}.")
+
+
+def _parse(path: Path, content: bytes, *, hint: str = "") -> dict[Any, Any]:
+    try:
+        document = yaml.safe_load(content.decode("utf-8-sig"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidConfig(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
-        raise InvalidConfig(f"{path} must be a mapping with the keys {', '.join(_KEYS)}.")
+        raise InvalidConfig(f"{path} must be a mapping.", hint=hint)
     return document
 
 
@@ -176,9 +200,9 @@ def _exclusion(each: Any, grid: Mapping[str, list[Any]], path: Path) -> dict[str
     return each
 
 
-def _hash_of_file(config: Path) -> str:
+def _read_config(config: Path) -> bytes:
     try:
-        return hashlib.sha256(config.read_bytes()).hexdigest()
+        return config.read_bytes()
     except OSError as error:
         raise InvalidConfig(
             f"The configuration {config} cannot be read: {error.strerror}.",

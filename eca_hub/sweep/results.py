@@ -24,7 +24,10 @@ COST_COLUMNS = ("fit_s", "images_per_s", "peak_memory_mib")
 """Columns of result.json that depend on the machine's load."""
 
 
-_TEXT_COLUMNS = ("run", "label", "config_hash", "training_hash", "commit", "hardware", "attention", "architecture")
+_TEXT_COLUMNS = (
+    *("run", "label", "config_hash", "training_hash", "data_hash"),
+    *("commit", "hardware", "attention", "architecture"),
+)
 """Columns that stay text: a label of 007 is no number, nor is a hash that happens to consist of digits."""
 
 _CURVE_COLUMNS = (

@@ -159,6 +159,7 @@ class RunResults(ABC):
         result: dict[str, Any] = {
             **self.test_figures(),
             **{f"val_{name}": round(val_metrics[name], 6) if name in val_metrics else None for name in val_names},
+            "data_hash": checkpoint.data_hash,
             "best_epoch": best_epoch,
             "kept": checkpoint.keep,
             "epochs": epochs,

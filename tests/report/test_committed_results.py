@@ -55,6 +55,10 @@ def test_the_p_values_of_a_report_are_those_of_a_count(
         assert comparisons[i]["p_holm"] == pytest.approx(highest)
 
 
+def test_tables_that_were_trained_alike_by_an_older_version_are_reported_together(tmp_path: Path) -> None:
+    assert main(["report", *(str(RESULTS / f"{block}.csv") for block in "vj"), "--out", str(tmp_path)]) == 0
+
+
 def test_tables_and_figures_are_rebuilt_and_say_that_seeds_are_missing(tmp_path: Path) -> None:
     plan = RESULTS / "plan.yaml"
     assert main(["report", str(RESULTS / "f.csv"), "--plan", str(plan), "--out", str(tmp_path)]) == 0

@@ -32,7 +32,8 @@ def rows_of(means: dict[str, float], *, architecture: str = "resnet18", num_seed
             "test_top1": mean + dice.uniform(-0.002, 0.002),
             "parameters": 11_000_000 + 1000 * position,
             "multiply_adds": 1_800_000_000,
-            "training_hash": "one",
+            "training_hash": "options:one",
+            "data_hash": "10e5",
             "num_test_images": 1000,
             "steps": 942,
             "hardware": "CPU",
@@ -307,7 +308,8 @@ def test_speeds_of_two_sweeps_are_not_compared(results: Path, tmp_path: Path) ->
         ({"drop": "architecture"}, "lack the column architecture, which others of the tables have"),
         ({"num_test_images": 500}, "differ in the number of test images"),
         ({"steps": 1884}, "differ in the number of training steps"),
-        ({"training_hash": "other"}, "differ in the configuration files or options"),
+        ({"training_hash": "options:other"}, "differ in the configuration files or options"),
+        ({"data_hash": "100000"}, "differ in the data set"),
         ({"drop": "attention_args"}, "two runs of eca with the same seed"),
     ],
 )
@@ -318,6 +320,17 @@ def test_tables_that_are_not_alike_are_refused(
     rows = [{key: each for key, each in row.items() if key != dropped} for row in rows_with_kernel_size(3, **change)]
     write_table(rows, tmp_path / "sized.csv")
     with pytest.raises(InvalidConfig, match=words):
+        read_study([results, tmp_path / "sized.csv"], PLAIN)
+
+
+@pytest.mark.parametrize("older", [{"training_hash": "0123", "data_hash": ""}, {"training_hash": ""}])
+def test_a_table_of_an_older_version_is_compared_by_what_it_has(
+    results: Path, tmp_path: Path, older: dict[str, Any]
+) -> None:
+    write_table(rows_with_kernel_size(3, **older), tmp_path / "sized.csv")
+    assert read_study([results, tmp_path / "sized.csv"], PLAIN).blocks
+    write_table(rows_with_kernel_size(3, **older, steps=1), tmp_path / "sized.csv")
+    with pytest.raises(InvalidConfig, match="differ in the number of training steps"):
         read_study([results, tmp_path / "sized.csv"], PLAIN)
 
 

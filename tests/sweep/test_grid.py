@@ -12,6 +12,7 @@ from eca_hub.sweep.grid import column_names, read_sweep
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text("model: {architecture: resnet20}\n")
+    Path("list.yaml").write_text("- model\n")
     return tmp_path
 
 
@@ -49,6 +50,31 @@ def test_a_changed_recipe_is_another_run_and_the_same_recipe_is_the_same_run(fol
     assert not {run.name for run in before} & {run.name for run in after}
 
 
+def training_hash(sweep: str, config: str) -> str:
+    Path("base.yaml").write_text(config)
+    return {run.training_hash for run in read_sweep(write(sweep))}.pop()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "config", "is_alike"),
+    [
+        (SWEEP, "# a comment\nmodel:\n  architecture: resnet20\n", True),
+        (SWEEP.replace("{tr", "{data.root: /elsewhere, data.init_args.num_workers: 2, tr"), "", True),
+        (SWEEP.replace("[0, 1]", "[2, 3]").replace("1}]", "3}]"), "", True),
+        (SWEEP, "model: {architecture: resnet20, attention: se}\n", True),
+        (SWEEP, "model: {architecture: resnet20, optim: {lr: 0.2}}\n", False),
+        (SWEEP, "model: {architecture: resnet32}\n", False),
+        (SWEEP.replace("max_epochs: 3", "max_epochs: 4"), "", False),
+    ],
+    ids=["a comment", "the folder", "other seeds", "an option of the grid", "the rate", "the network", "epochs"],
+)
+def test_sweeps_that_train_alike_have_the_same_training_hash(
+    folder: Path, sweep: str, config: str, is_alike: bool
+) -> None:
+    base = Path("base.yaml").read_text()
+    assert (training_hash(sweep, config or base) == training_hash(SWEEP, base)) == is_alike
+
+
 def test_a_value_may_be_a_list_or_a_mapping(folder: Path) -> None:
     [run] = read_sweep(write("configs: [base.yaml]\ngrid: {model.attention_args: [{kernel_size: 5}]}"))
     assert run.arguments[-2:] == ("--model.attention_args", '{"kernel_size": 5}')
@@ -82,6 +108,7 @@ def test_columns_are_named_by_the_last_word_where_it_is_unique() -> None:
         ("grid: {a: [1]}\nexclude: [{a: 1}]", InvalidConfig, "every combination is excluded"),
         ("configs: [absent.yaml]", InvalidConfig, "absent.yaml cannot be read: No such file"),
         ("configs: base.yaml", InvalidConfig, "configs must be a list"),
+        ("configs: [sweep.yaml, 'list.yaml']", InvalidConfig, "list.yaml must be a mapping"),
         ("grid: {data.root: [2024-01-01]}", InvalidConfig, r"root has datetime.* Write '2024-01-01' in quotes"),
         ("grid: {model.attention_args: [{1: 2}]}", InvalidConfig, "attention_args has the key 1; keys must be text"),
         ("grid: [", InvalidConfig, "is not a YAML file"),

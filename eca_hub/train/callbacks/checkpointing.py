@@ -118,6 +118,11 @@ class ResumableCheckpoint(Callback):
         """Weights to publish."""
         return self._config.keep
 
+    @property
+    def data_hash(self) -> str:
+        """Hash of the data set; the same wherever it lies."""
+        return str(self._fingerprint["data set"])
+
     def check_limits(self, max_epochs: int | None, max_steps: int) -> None:
         """Check that a resumed run has not trained longer than it is asked to.
 

@@ -33,17 +33,22 @@ def run_fingerprint(config_yaml: str, data_fingerprint: str, world_size: int) ->
     config = yaml.safe_load(config_yaml)
     config = config.get("fit", config)
     flat = {"data set": data_fingerprint, "processes": world_size, "seed_everything": config["seed_everything"]}
-    flat |= _flat("model", config["model"])
-    flat |= {
-        name: value for name, value in _flat("data", config["data"]).items() if name.split(".")[-1] not in _IGNORED
-    }
+    flat |= options_of_training({name: config[name] for name in ("model", "data")})
     return flat | {f"trainer.{name}": config["trainer"].get(name) for name in _TRAINER}
 
 
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
+def options_of_training(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return options by their full names, without those that do not change the weights, such as the folder of the data.
+
+    Args:
+        options: Names to values; a value may be such a mapping, and a name may be a full one.
+        prefix: What comes before the names.
+    """
     flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        flat |= _flat(prefix if name == "init_args" else f"{prefix}.{name}", inner)
+    for name, value in options.items():
+        full_name = f"{prefix}{name}".replace(".init_args", "")
+        if isinstance(value, Mapping):
+            flat |= options_of_training(value, f"{full_name}.")
+        elif not (full_name.startswith("data.") and full_name.split(".")[-1] in _IGNORED):
+            flat[full_name] = value
     return flat
