@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -261,8 +261,11 @@ def _read_block(sweep: Path) -> StudyBlock:
 def _tables_of(study: Study, block: StudyBlock) -> list[str]:
     """The tables of the report of a finished block, and its figure; without a plan there are no comparisons."""
     [compared] = study.blocks
+    if not block.plan:
+        compared = replace(compared, comparisons=())
+        study = replace(study, blocks=(compared,))
     kind = "kernel_size" if any(method.kernel_size is not None for method in compared.methods) else "accuracy"
-    comparisons = markdown_table(comparisons_table(compared)) if block.plan else []
+    comparisons = markdown_table(comparisons_table(compared)) if compared.comparisons else []
     return [
         *notes_on(study),
         "",

@@ -84,17 +84,30 @@ def write_report(out_dir: Path, study: Study, figures: Mapping[str, "Figure"], *
 def notes_on(study: Study) -> list[str]:
     """Return what a reader of the tables must know: where the runs were made, and what the figures are."""
     plan, results = study.plan, study.results
+    comparisons = [each for block in study.blocks for each in block.comparisons]
     hardware = sorted({str(row["hardware"]) for row in results if row.get("hardware")})
     commits = sorted({str(row["commit"])[:12] for row in results if row.get("commit")})
     notes = [
         f"{len(results)} runs; {plan.metric} in percentage points; hardware: {', '.join(hardware) or 'not recorded'}; "
         f"commit: {', '.join(commits) or 'not recorded'}.",
-        "Intervals: 95 %, Student's t over the seeds. p: exact permutation tests of independent groups, two-sided for "
-        f"differences and one-sided for non-inferiority, corrected by Holm for the number of "
-        f"{'planned ' if plan.comparisons else ''}comparisons of a block. Smallest detectable: the true difference "
-        "that a t test of as many seeds finds with a power of 0.8 at a level of 0.05, before the correction.",
     ]
-    if _is_top1(plan):
+    statistics = []
+    if any(method.summary.num_seeds > 1 for block in study.blocks for method in block.methods):
+        statistics.append("Intervals: 95 %, Student's t over the seeds.")
+    if comparisons:
+        statistics.append(
+            "p: exact permutation tests of independent groups, two-sided for differences and one-sided for "
+            "non-inferiority, corrected by Holm for the number of "
+            f"{'planned ' if plan.comparisons else ''}comparisons of a block."
+        )
+    if not all(math.isnan(each.smallest_difference) for each in comparisons):
+        statistics.append(
+            "Smallest detectable: the true difference that a t test of as many seeds finds with a power of 0.8 at a "
+            "level of 0.05, before the correction."
+        )
+    if statistics:
+        notes.append(" ".join(statistics))
+    if _has_published(study):
         notes.append(
             "Published: top-1 of ResNet-50 on ImageNet in the ECA-Net paper, table 3; another data set, so compare the "
             "order and not the figures."
@@ -129,9 +142,7 @@ def warnings_on(block: Block, plan: Plan) -> list[str]:
 
 def methods_table(study: Study, block: Block) -> Table:
     """The metric of each method, with what it costs and what the paper published."""
-    published = {
-        row.attention: row.top1 for row in reversed(published_rows("3")) if row.architecture == "resnet50" and row.top1
-    }
+    published = _published() if _has_published(study) else None
     of_runs = {
         str(row["run"]): float(row["images_per_s"])
         for row in study.costs
@@ -144,7 +155,6 @@ def methods_table(study: Study, block: Block) -> Table:
         measured = [of_runs[run] for run in method.runs if run in of_runs]
         if not method.speed and measured:
             training = f"{sum(measured) / len(measured):,.0f}"
-        known = published.get(method.name)
         rows.append(
             [
                 method.name,
@@ -154,19 +164,27 @@ def methods_table(study: Study, block: Block) -> Table:
                 f"{method.multiply_adds / 1e6:,.2f}" if method.multiply_adds is not None else "-",
                 training,
                 inference,
-                *([f"{known:.2f}" if known else "-"] if _is_top1(study.plan) else []),
+                *([published.get(method.name, "-")] if published else []),
             ]
         )
     head = (
         *("method", "seeds", f"{name}, 95 % interval", "parameters", "multiply-adds (millions)"),
         *("training images/s", "inference images/s"),
-        *(["published"] if _is_top1(study.plan) else []),
+        *(["published"] if published else []),
     )
     return head, rows
 
 
-def _is_top1(plan: Plan) -> bool:
-    return plan.metric.endswith("top1")
+def _published() -> dict[str, str]:
+    """Return the top-1 of ResNet-50 in the paper, by the attention."""
+    rows = [row for row in published_rows("3") if row.architecture == "resnet50" and row.top1]
+    return {row.attention: f"{row.top1:.2f}" for row in reversed(rows)}
+
+
+def _has_published(study: Study) -> bool:
+    """Whether the paper has a top-1 of one of the methods, and the study compares top-1."""
+    names = {method.name for block in study.blocks for method in block.methods}
+    return study.plan.metric.endswith("top1") and not names.isdisjoint(_published())
 
 
 def _speed(measured: Row | None, mode: str) -> str:

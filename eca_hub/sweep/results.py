@@ -5,7 +5,6 @@ one that was not. Times and memory, which differ from run to run, are in the tab
 """
 
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from eca_hub.atomic import write_atomic
 from eca_hub.errors import InvalidConfig
 from eca_hub.sweep.grid import SweepRun, column_names
 from eca_hub.sweep.worker import is_finished
+from eca_hub.train.tables import write_csv
 
 Row = dict[str, Any]
 
@@ -177,11 +177,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         pq.write_table(pa.table({column: _of_one_type(each) for column, each in values.items()}), sink)
         write_atomic(path, sink.getvalue().to_pybytes())
         return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())
+    write_csv(path, columns, [[row.get(column, "") for column in columns] for row in rows])
 
 
 def _of_one_type(values: list[Any]) -> list[Any]:

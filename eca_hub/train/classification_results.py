@@ -17,7 +17,7 @@ from eca_hub.models.weight_init import SkipRandomInit
 from eca_hub.train.data.source import UNLABELED
 from eca_hub.train.plots import draw_confusion, draw_curves, write_classes
 from eca_hub.train.results import RunResults
-from eca_hub.train.tables import write_table
+from eca_hub.train.tables import write_csv
 
 _MAX_CLASSES_IN_RESULT = 100
 _TOP_K = 5
@@ -168,7 +168,7 @@ class ClassificationResults(_ClassifierResults):
             num_correct += target == best
             label = "" if target == UNLABELED else labels[target]
             rows.append([source.name(index), label, labels[best], f"{score:.6f}"])
-        write_table(table, ["file", "label", "predicted", "score"], rows)
+        write_csv(table, ["file", "label", "predicted", "score"], rows)
         skipped = len(source.targets) - len(predictions)
         measured = f"{num_correct} of {num_labeled} correct; " if num_labeled else ""
         left_out = f"{skipped} images were not classified; " if skipped else ""
@@ -192,7 +192,7 @@ class MultiLabelResults(_ClassifierResults):
         columns = [
             ["" if math.isnan(each) else f"{each:.6g}" for each in values] for values in self._per_class.values()
         ]
-        write_table(run_dir / "classes.csv", ["label", *self._per_class], zip(self.data.labels, *columns, strict=True))
+        write_csv(run_dir / "classes.csv", ["label", *self._per_class], zip(self.data.labels, *columns, strict=True))
         if (run_dir / "metrics.csv").is_file():
             draw_curves(run_dir / "metrics.csv", run_dir / "curves.png", result, "mAP", "mean average precision")
         return self.classes()
@@ -243,7 +243,7 @@ class MultiLabelResults(_ClassifierResults):
             true = [label for label, applies in zip(labels, source.targets[index], strict=True) if applies == 1]
             predicted = [label for label, score in zip(labels, scores, strict=True) if score > 0.5]
             rows.append([source.name(index), _joined(true), _joined(predicted), *(f"{score:.6f}" for score in scores)])
-        write_table(table, ["file", "labels", "predicted", *labels], rows)
+        write_csv(table, ["file", "labels", "predicted", *labels], rows)
         skipped = len(source.targets) - len(predictions)
         left_out = f"{skipped} images were not classified; " if skipped else ""
         print(f"{left_out}predictions: {table}", flush=True)

@@ -17,7 +17,7 @@ from eca_hub.train.detection import DetectionModule
 from eca_hub.train.detection_metrics import FIGURES
 from eca_hub.train.detection_plots import draw_contact_sheet, draw_curves, draw_precision_recall
 from eca_hub.train.results import RunResults
-from eca_hub.train.tables import write_table
+from eca_hub.train.tables import write_csv
 
 _NUM_SHOWN = 12
 
@@ -135,7 +135,7 @@ def _write_classes(module: DetectionModule, data: DetectionDataModule, table: Pa
         ]
         # COCO's -1 stands for a class without an object.
         rows.append([label, counts[category_id], *(f"{value:.4f}" if value >= 0 else "" for value in values)])
-    write_table(table, ["label", "num_objects", *names], rows)
+    write_csv(table, ["label", "num_objects", *names], rows)
 
 
 def _draw_detections(data: DetectionDataModule, predictions: dict[Any, list[dict[str, Any]]], image: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from eca_hub.train.callbacks.epoch_log import read_rows
-from eca_hub.train.tables import write_table
+from eca_hub.train.tables import write_csv
 
 _MAX_NAMED = 40
 """The largest number of classes whose names fit beside the matrix."""
@@ -113,7 +113,7 @@ def write_classes(confusion_KK: Tensor, labels: Sequence[str], table: Path) -> N
                 times,
             ]
         )
-    write_table(table, ["label", "num_images", "recall", "precision", "most_often_mistaken_for", "times"], rows)
+    write_csv(table, ["label", "num_images", "recall", "precision", "most_often_mistaken_for", "times"], rows)
 
 
 def plain(text: str, max_chars: int = 24) -> str:

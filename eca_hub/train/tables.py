@@ -1,4 +1,4 @@
-"""Write tables as CSV files: UTF-8 whatever the locale, and whole or not at all."""
+"""Write CSV files: UTF-8 whatever the locale, and whole or not at all."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 from eca_hub.atomic import write_atomic
 
 
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file, and its folder if that is missing.
 
     Args:
@@ -17,7 +17,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[objec
         rows: Values of each row; a character that UTF-8 cannot encode, as in some file names, is escaped.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)

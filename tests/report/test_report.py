@@ -373,6 +373,17 @@ def test_what_is_planned_and_missing_is_also_said_on_the_command_line(
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == 2
 
 
+def test_the_notes_explain_what_the_page_has_and_nothing_else(results: Path, tmp_path: Path) -> None:
+    described = tmp_path / "described.csv"
+    write_table(rows_of({"coord": 0.9, "ela": 0.91}, num_seeds=1), described)
+    explained = ("Intervals: 95 %", "corrected by Holm", "Smallest detectable", "Published: top-1")
+    for table, has in ((results, True), (described, False)):
+        assert report(table, tmp_path / "out") == 0
+        text = (tmp_path / "out" / "report.md").read_text()
+        assert [words in text for words in explained] == [has] * len(explained)
+        assert ("| published |" in text) == has
+
+
 def test_a_single_seed_is_null_in_json_and_no_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results.csv"
     write_table(rows_of(MEANS, num_seeds=1), path)

@@ -49,3 +49,8 @@ def test_a_row_with_too_many_cells_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("run,k\na,3,5\n")
     with pytest.raises(InvalidConfig, match="line 2 has more cells than the first"):
         read_table(tmp_path / "t.csv")
+
+
+def test_a_label_that_utf_8_cannot_encode_is_escaped_as_in_the_tables_of_a_run(tmp_path: Path) -> None:
+    write_table([{"run": "a", "label": "Käfer\ud800"}], tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_bytes() == b"run,label\na,K\xc3\xa4fer\\ud800\n"

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from eca_hub.train.data.dataset import Batch
-from eca_hub.train.tables import write_table
+from eca_hub.train.tables import write_csv
 from eca_hub.train.training_module import TrainingModule
 
 
@@ -110,7 +110,7 @@ class EpochLog(Callback):
         # A resumed run may complete an epoch a second time.
         rows = [each for each in read_rows(self._path) if int(each["epoch"]) < epoch]
         names = list(dict.fromkeys(name for each in [*rows, row] for name in each))
-        write_table(self._path, names, [[each.get(name, "") for name in names] for each in [*rows, row]])
+        write_csv(self._path, names, [[each.get(name, "") for name in names] for each in [*rows, row]])
         print(f"{format_epoch(trainer)}  {self._line(row)}{self._estimate.format(trainer)}", flush=True)
 
     def _line(self, row: dict[str, Any]) -> str:
