@@ -11,7 +11,7 @@ from eca_service.api.docs import ApiDescription
 from eca_service.api.schemas import HealthResponse, describe_response, error_responses
 from eca_service.errors import NotReady
 from eca_service.http.body import BodyReader
-from eca_service.http.dependencies import StateDep, require_api_key
+from eca_service.http.dependencies import StateDep, reject_parameters, require_api_key
 from eca_service.http.responses import json_response
 from eca_service.inference.model import ServedModel
 from eca_service.metrics import CONTENT_TYPE
@@ -20,7 +20,6 @@ from eca_service.models.registry import Registry
 router = APIRouter()
 
 
-@router.head("/docs", include_in_schema=False)
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
     """Show this API as a page."""
@@ -28,7 +27,6 @@ async def docs(request: Request) -> HTMLResponse:
     return HTMLResponse(description.to_html(str(request.base_url).rstrip("/")))
 
 
-@router.head("/openapi.json", include_in_schema=False)
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request) -> Response:
     """Describe this API for programs."""
@@ -37,22 +35,24 @@ async def openapi(request: Request) -> Response:
     return Response(description.to_json(root_path), media_type="application/json")
 
 
-# Some load balancers send HEAD.
-@router.head("/healthz", include_in_schema=False)
 @router.get(
-    "/healthz", summary="Is the process alive", response_model=None, responses={200: describe_response(HealthResponse)}
+    "/healthz",
+    summary="Is the process alive",
+    response_model=None,
+    dependencies=[Depends(reject_parameters)],
+    responses={200: describe_response(HealthResponse), **error_responses(422)},
 )
 async def healthz() -> Response:
     """Returns 200 as long as the process responds, whatever the state of its models."""
     return json_response({"status": "ok"})
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Is the service ready",
     response_model=None,
-    responses={200: describe_response(HealthResponse), **error_responses(503)},
+    dependencies=[Depends(reject_parameters)],
+    responses={200: describe_response(HealthResponse), **error_responses(422, 503)},
 )
 async def readyz(state: StateDep) -> Response:
     """Returns 200 when every model is loaded, optimized and warm and the process is not draining."""
@@ -68,9 +68,9 @@ async def readyz(state: StateDep) -> Response:
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
-    dependencies=[Depends(require_api_key)],
+    dependencies=[Depends(require_api_key), Depends(reject_parameters)],
     response_class=PlainTextResponse,
-    responses=error_responses(401),
+    responses=error_responses(401, 422),
 )
 async def metrics(state: StateDep) -> PlainTextResponse:
     """Needs a key where keys are required."""

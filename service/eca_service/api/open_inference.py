@@ -31,7 +31,7 @@ from eca_service.api.schemas import (
 )
 from eca_service.errors import NotReady
 from eca_service.http.body import cancel_on_disconnect
-from eca_service.http.dependencies import AppState, StateDep, require_api_key
+from eca_service.http.dependencies import AppState, StateDep, reject_parameters, require_api_key
 from eca_service.http.responses import json_response
 from eca_service.http.strict_json import Buffer, MarkCounts
 from eca_service.http.uploads import check_image_size
@@ -41,10 +41,14 @@ from eca_service.inference.types import ImageResult
 
 LENGTH_HEADER = "inference-header-content-length"
 
-open_router = APIRouter(prefix="/v2")
+open_router = APIRouter(prefix="/v2", dependencies=[Depends(reject_parameters)], responses=v2_error_responses(422))
 """Routes without a key."""
 
-router = APIRouter(prefix="/v2", dependencies=[Depends(require_api_key)], responses=v2_error_responses(401))
+router = APIRouter(
+    prefix="/v2",
+    dependencies=[Depends(require_api_key), Depends(reject_parameters)],
+    responses=v2_error_responses(401, 422),
+)
 """Routes with a key."""
 
 

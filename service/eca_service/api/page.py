@@ -47,7 +47,6 @@ static_files = _WholeFiles(directory=_WEB)
 """To be mounted at /static."""
 
 
-@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """Return the page."""

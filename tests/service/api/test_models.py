@@ -132,6 +132,19 @@ def test_a_query_is_refused_where_there_are_no_parameters(client: TestClient) ->
     refusal(client.post(f"/v1/models{query}", json={"model": "acme/new"}, headers=ADMIN), 422, "invalid_request")
     refusal(client.delete(f"/v1/models/acme/digits{query}", headers=ADMIN), 422, "invalid_request")
     refusal(client.post("/models/acme/digits?top_k=1", content=b"7", headers=USER), 422, "invalid_request")
+    for path in ("/healthz", "/readyz", "/metrics"):
+        refusal(client.get(f"{path}{query}", headers=USER), 422, "invalid_request")
+    for path in (
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/acme/digits",
+        "/v2/models/acme/digits/ready",
+    ):
+        response = client.get(f"{path}{query}", headers=USER)
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    inference = client.post(f"/v2/models/acme/digits/infer{query}", json={}, headers=USER)
+    assert (inference.status_code, inference.json()["code"]) == (422, "invalid_request")
     refusal(client.post(f"/v1/models{query}", json={"model": "acme/new"}, headers=USER), 403, "forbidden")
     assert [model["id"] for model in client.get("/v1/models", headers=USER).json()["models"]] == ["acme/digits"]
 
