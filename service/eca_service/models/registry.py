@@ -201,7 +201,10 @@ class Registry:
         """Load one model; return the error that may pass, and keep any other in the entry."""
         async with self._one_at_a_time:
             try:
-                model = await self._open(entry, entry.source)
+                if (source := entry.source.prefer_folder()) is not entry.source:
+                    _logger.info("%s is a folder by now, which is loaded instead of a repository", source.id_or_folder)
+                    entry.source = source
+                model = await self._open(entry, source)
                 if self._exceeds_limit(model, self.weights_bytes):
                     # Weights of half the width may fit.
                     await model.optimize()

@@ -55,6 +55,12 @@ class ModelSource:
         name, _, revision = text.partition("@")
         return cls(name, revision or None)
 
+    def prefer_folder(self) -> "ModelSource":
+        """Return the folder that has the name of this repository, if there is one by now, else this source."""
+        if self.folder_id or self.revision is not None or not Path(self.id_or_folder).is_dir():
+            return self
+        return ModelSource.parse(self.id_or_folder)
+
     @property
     def location(self) -> str:
         """What the library loads: a repository stays one when the working directory has a folder of its name."""

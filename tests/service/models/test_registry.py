@@ -1,6 +1,7 @@
 """Finding and loading models."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +181,30 @@ def test_a_model_that_the_hub_does_not_have_yet_is_retried_for_the_given_time() 
 
     run(scene())
     run(scene_of_giving_up())
+
+
+def test_a_folder_that_appears_while_a_model_of_its_name_is_waited_for_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def open_folder(source: ModelSource) -> ServedModel[Any, Any]:
+        if not source.folder_id:
+            (tmp_path / "runs" / "later").mkdir(parents=True)
+            raise RepoNotFound("no such repository")
+        return fake_model(model_id=source.public_id)
+
+    async def scene() -> None:
+        registry = Registry([ModelSource.parse("runs/later")], open_folder, wait_s=10)
+        await registry.load_all()
+        assert ids(registry) == ["runs/later"]
+        assert registry.entries[0].source == ModelSource("runs/later", folder_id="runs/later")
+        assert registry.is_ready
+        await registry.close()
+
+    with caplog.at_level("INFO"):
+        run(scene())
+    assert "runs/later is a folder by now" in caplog.text
 
 
 def test_while_a_model_of_the_start_is_waited_for_others_can_be_loaded() -> None:
