@@ -72,10 +72,12 @@ _PAGE_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/commit/{rev}", reads.show_repo),
     ("GET", "", reads.show_repo),
 )
-# Routes of the Hub that this hub does not have, such as /api/models/OWNER/NAME/likers. /api/models/NAME/tree/main is a
-# name without an owner.
-_OWN_PARTS = "|".join(sorted({path.split("/")[1] for _, path, _ in _API_ROUTES if path}))
-_UNSUPPORTED = re.compile(rf"/api/(?:{'|'.join(REPO_TYPES)})s/[^/]+/(?!(?:{_OWN_PARTS})/)[^/]+/([a-z-]+)(?:/|$)")
+# Routes below a repository that match none of ours, such as /api/models/OWNER/NAME/likers of the Hub, or .../tree without
+# a revision. /api/models/NAME/tree/main is a name without an owner.
+_OWN_PARTS = {path.split("/")[1] for _, path, _ in _API_ROUTES if path}
+_BELOW_REPO = re.compile(
+    rf"/api/(?:{'|'.join(REPO_TYPES)})s/[^/]+/(?!(?:{'|'.join(sorted(_OWN_PARTS))})/)[^/]+/([a-z-]+)(?:/|$)"
+)
 
 
 def create_app(store: Store, users: Users) -> ASGIApp:
@@ -175,13 +177,12 @@ async def _on_hub_error(request: Request, error: Exception) -> Response:
 async def _on_no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    unsupported = _UNSUPPORTED.match(path)
-    if error.status_code == 404 and unsupported:
-        return error_response(
-            HubHTTPError(
-                501, "not_implemented", f"This hub has no {unsupported[1]}: it stores files, branches and tags."
-            )
-        )
+    if error.status_code == 404 and (below_repo := _BELOW_REPO.match(path)):
+        part = below_repo[1]
+        if part in _OWN_PARTS:
+            return error_response(HubHTTPError(404, "not_found", f"This hub has no such route below /{part}."))
+        message = f"This hub has no route /{part} of a repository: it stores files, branches and tags."
+        return error_response(HubHTTPError(501, "not_implemented", message))
     # A name without an owner matches no route; the client expects the response for a missing repository.
     if error.status_code == 404 and (path.startswith(_REPO_PATHS) or "/resolve/" in path):
         return error_response(repo_not_found("authorization" in request.headers))

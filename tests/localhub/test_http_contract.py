@@ -283,7 +283,11 @@ def test_a_route_that_this_hub_does_not_have_is_not_taken_for_a_missing_reposito
     for method, path in (("GET", "lfs-files"), ("POST", "duplicate"), ("GET", "likers"), ("GET", "scan/main")):
         response = http.request(method, f"/api/models/{repo_id}/{path}")
         assert (response.status_code, response.headers["x-error-code"]) == (501, "not_implemented")
-        assert f"This hub has no {path.partition('/')[0]}" in response.json()["error"]
+        assert f"This hub has no route /{path.partition('/')[0]} of a repository" in response.json()["error"]
+    for path in ("tree", "revision", "commit/main/again", "refs/main", "branch"):
+        response = http.get(f"/api/models/{repo_id}/{path}")
+        assert (response.status_code, response.headers["x-error-code"]) == (404, "not_found")
+        assert f"no such route below /{path.partition('/')[0]}" in response.json()["error"]
     for path in ("nobody", "nobody/nothing", "nobody/tree/main", "nobody/revision/main"):
         response = http.get(f"/api/models/{path}")
         assert (response.status_code, response.headers["x-error-code"]) == (404, "RepoNotFound")
