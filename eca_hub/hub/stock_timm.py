@@ -64,20 +64,24 @@ def remove_padding(weights: Weights, shapes: Shapes) -> Weights:
         shapes: Name to shape in our network.
 
     Raises:
-        CheckpointMismatch: a number that would be cut is not zero, so these are other weights.
+        CheckpointMismatch: these are other weights: a kernel has another size, or a number that would be cut is not 0.
     """
     cut = {}
     for name, tensor in weights.items():
+        is_kernel = name.endswith(".se.conv.weight")
         if ".se." not in name or tensor.ndim < len(shapes.get(name, ())):
             cut[name] = tensor
         elif name in shapes:
-            cut[name] = (
-                _center(tensor, shapes[name]) if name.endswith(".se.conv.weight") else _leading(tensor, shapes[name])
-            )
+            cut[name] = _center(tensor, shapes[name]) if is_kernel else _leading(tensor, shapes[name])
         kept = cut.get(name)
         if kept is not None and kept.shape == tensor.shape:
             continue
         if (0 if kept is None else kept.count_nonzero()) != tensor.count_nonzero():
+            if is_kernel and name in shapes:
+                raise CheckpointMismatch(
+                    f"{name} is a kernel of size {tensor.shape[2]}; the network has one of size {shapes[name][2]}, "
+                    "which is padded with zeros only."
+                )
             raise CheckpointMismatch(f"{name} is not zero in the part that the export pads.")
     return cut
 

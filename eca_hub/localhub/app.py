@@ -72,8 +72,8 @@ _PAGE_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/commit/{rev}", reads.show_repo),
     ("GET", "", reads.show_repo),
 )
-# Routes below a repository that match none of ours, such as /api/models/OWNER/NAME/likers of the Hub, or .../tree without
-# a revision. /api/models/NAME/tree/main is a name without an owner.
+# Routes below a repository that match none of ours, such as /api/models/OWNER/NAME/likers of the Hub, or .../tree
+# without a revision. /api/models/NAME/tree/main is a name without an owner.
 _OWN_PARTS = {path.split("/")[1] for _, path, _ in _API_ROUTES if path}
 _BELOW_REPO = re.compile(
     rf"/api/(?:{'|'.join(REPO_TYPES)})s/[^/]+/(?!(?:{'|'.join(sorted(_OWN_PARTS))})/)[^/]+/([a-z-]+)(?:/|$)"

@@ -532,7 +532,12 @@ def change_weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Ten
     ("attention", "change", "message"),
     [
         ("eca", lambda name, tensor: None if ".se." in name else tensor, r"8 missing \(layer1\.0\.se\.conv\.weight"),
-        ("eca", lambda name, tensor: tensor[:, :, 1:] if ".se." in name else tensor, "not zero in the part"),
+        ("eca", lambda name, tensor: tensor[:, :, 1:] if ".se." in name else tensor, "is a kernel of size 2; "),
+        (
+            "eca",
+            lambda name, tensor: torch.ones(1, 1, 7) if name.endswith("layer1.0.se.conv.weight") else tensor,
+            r"layer1\.0\.se\.conv\.weight is a kernel of size 7; the network has one of size 3",
+        ),
         ("se", lambda name, tensor: tensor[:1].flatten() if ".se." in name else tensor, "16 of another shape"),
         ("se", lambda name, tensor: tensor + 1 if ".se." in name else tensor, "not zero in the part"),
         ("se", lambda name, tensor: tensor / 0 if name == "fc.bias" else tensor, r"1 with NaN or infinity .*fc\.bias"),
