@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -146,6 +147,62 @@ def test_what_the_balancer_refuses_has_the_shape_of_the_services_errors(machine:
     load = httpx2.post(f"{url}/v1/models", json={"model": "acme/other"}, headers=headers)
     assert (load.status_code, load.json()["error"]["code"]) == (403, "forbidden")
     assert httpx2.get(f"{url}/v1/models", headers=headers).status_code == 200
+
+
+LINES = b"Host: a\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The load balancer alone."""
+    with Machine(tmp_path_factory.mktemp("balancer"), {}) as machine:
+        machine.start("balancer")
+        machine.wait_until_healthy("balancer")
+        yield machine
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"no HTTP\r\n\r\n", 400, "bad_http"),
+        (b"GET /%zz HTTP/1.1\r\n" + LINES, 400, "bad_http"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "bad_http"),
+        (b"POST / HTTP/1.1\r\nContent-Length: x\r\n" + LINES, 400, "bad_http"),
+        (b"DELETE /v1/models/acme/other HTTP/1.1\r\n" + LINES, 403, "forbidden"),
+        (b"GET /error HTTP/1.1\r\n" + LINES, 404, "not_found"),
+        (b"TRACE / HTTP/1.1\r\n" + LINES, 405, "method_not_allowed"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n" + LINES, 413, "too_large"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n" + LINES, 431, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nX-Long: " + b"a" * 20_000 + b"\r\n" + LINES, 431, "head_too_large"),
+        (b"GET / HTTP/1.1\r\n" + (b"X-Many: " + b"a" * 10_000 + b"\r\n") * 9 + LINES, 431, "head_too_large"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n" + LINES, 501, "bad_http"),
+        (b"GET / HTTP/1.1\r\n" + LINES, 503, "not_ready"),
+        (b"GET / HTTP/9.9\r\n" + LINES, 505, "bad_http"),
+    ],
+    ids=lambda value: value[:20].decode() if isinstance(value, bytes) else str(value),
+)
+def test_every_error_of_the_balancer_itself_has_the_shape_of_the_services_errors(
+    balancer: Machine, sent: bytes, status: int, code: str
+) -> None:
+    with socket.create_connection(("127.0.0.1", int(balancer.ports["balancer"])), timeout=30) as connection:
+        connection.sendall(sent)
+        with http.client.HTTPResponse(connection) as response:
+            response.begin()
+            body = json.loads(response.read())
+    assert (response.status, response.headers["Content-Type"]) == (status, "application/json")
+    assert body == {"error": body["error"]}
+    assert set(body["error"]) == {"code", "message", "hint", "request_id"}
+    assert body["error"]["code"] == code
+    assert body["error"]["request_id"] == response.headers["X-Request-Id"]
+    assert (response.headers["Retry-After"] == "2") == (status == 503)
+
+
+def test_the_log_of_the_balancer_has_what_was_refused_without_its_query(balancer: Machine) -> None:
+    url = balancer.url("balancer")
+    id_of_request = httpx2.delete(f"{url}/v1/models/acme/other?key=secret").headers["x-request-id"]
+    entry = entry_of(balancer, id_of_request)
+    assert (entry["method"], entry["path"], entry["status"]) == ("DELETE", "/v1/models/acme/other", 403)
+    assert "secret" not in json.dumps(entry)
 
 
 @pytest.mark.timeout(600)
