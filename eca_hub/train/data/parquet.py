@@ -22,7 +22,7 @@ from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.hub_dataset import fetch_parquet
 from eca_hub.train.data.labels import class_names, label_name, to_multi_hot, to_targets
 from eca_hub.train.data.parquet_labels import is_text, label_lists, label_values
-from eca_hub.train.data.source import Source, Split, fingerprint_of, pointer_in, readable_name
+from eca_hub.train.data.source import Source, Split, fingerprint_of, pointer_in, readable_name, split_named_by
 from eca_hub.train.data.spool import Spool
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -30,6 +30,10 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "val": ("validation", "val", "valid", "dev"),
     "test": ("test",),
 }
+# train.parquet, train-00000-of-00002.parquet or train/0000.parquet, but not training_log.parquet. Spark writes folders
+# such as train.parquet/ and split=train/.
+_IN_FILE = {name: re.compile(rf"\A{name}(?![a-z])", re.IGNORECASE) for names in _SPLIT_NAMES.values() for name in names}
+_OF_FOLDER = {name: re.compile(rf"(split=)?{name}(\.parquet)?", re.IGNORECASE) for name in _IN_FILE}
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "images", "image_bytes")
 _LABEL_COLUMNS = ("label", "labels", "cls", "class", "category", "target")
 _BATCH_ROWS = 64
@@ -45,7 +49,8 @@ class ParquetData(FileDataModule):
     The images of a split are unpacked once into a temporary file (see TMPDIR), batch by batch.
 
     Args:
-        root: A folder of parquet files whose names start with their split, or `owner/name` of a data set on the hub.
+        root: A folder of parquet files whose names, or else whose folders' names, start with their split; or
+            `owner/name` of a data set on the hub.
         image_column: Column of the images; None finds `image`, or the only column of images.
         label_column: Column of the classes, numbers or words; None finds `label`, or the only column of classes.
         subset: Folder of one of several subsets, which `datasets` calls configurations.
@@ -227,10 +232,12 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
     inside = folder / subset if subset else folder
     files = sorted(walk_files(inside))
     paths = [path for path in files if path.suffix.lower() in (".parquet", ".pq")]
+    by_name: dict[str | None, list[Path]] = {}
+    for path in paths:
+        by_name.setdefault(split_named_by(path, inside, _IN_FILE, _OF_FOLDER), []).append(path)
     splits: dict[Split, list[Path]] = {}
     for split, names in _SPLIT_NAMES.items():
-        by_name = {name: [path for path in paths if _is_of_split(path, name)] for name in names}
-        used = [name for name, files in by_name.items() if files]
+        used = [name for name in names if name in by_name]
         if len(used) > 1:
             raise InvalidConfig(
                 f"{folder} has {' and '.join(by_name[name][0].name for name in used)}; which is the {split} split?",
@@ -253,15 +260,6 @@ def _find_splits(folder: Path, subset: str | None) -> dict[Split, list[Path]]:
             f"{folder} has the subsets {', '.join(subsets[:5])}.", hint=f"Give one, such as --data.subset {subsets[0]}."
         )
     return splits
-
-
-def _is_of_split(path: Path, name: str) -> bool:
-    """Whether a file is train.parquet, train-00000-of-00002.parquet or train/0000.parquet, but not training_log.
-
-    Spark writes folders such as train.parquet/ and split=train/.
-    """
-    in_folder = re.fullmatch(rf"(split=)?{name}(\.parquet)?", path.parent.name.lower()) is not None
-    return in_folder or re.match(rf"{name}(?![a-z])", path.name.lower()) is not None
 
 
 def _listing(paths: Iterable[Path]) -> str:

@@ -7,13 +7,18 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from eca_hub.errors import InvalidConfig
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SplitName = TypeVar("SplitName", bound=str)
+"""A split, or one of several names of it."""
 UNLABELED = -1
 """Target of an image whose class is not known."""
 
@@ -136,6 +141,31 @@ class Pointer(NamedTuple):
 def pointer_in(content: bytes) -> Pointer | None:
     """Return the pointer that a file holds; None if it holds something else."""
     return next((Pointer(tool, command) for mark, tool, command in _POINTERS if mark.match(content)), None)
+
+
+def split_named_by(
+    path: Path, root: Path, in_file: Mapping[SplitName, re.Pattern[str]], of_folder: Mapping[SplitName, re.Pattern[str]]
+) -> SplitName | None:
+    """Return the split that the name of a file states, or else that of its folder, if it lies below `root`.
+
+    Args:
+        path: The file.
+        root: The folder of the data set, which may be named `test` for another reason.
+        in_file: What the name of a file of each split holds.
+        of_folder: The name of a folder of each split.
+
+    Raises:
+        InvalidConfig: the name states two splits.
+    """
+    named = [split for split, mark in in_file.items() if mark.search(path.name)]
+    if not named and path.parent != root:
+        named = [split for split, mark in of_folder.items() if mark.fullmatch(path.parent.name)]
+    if len(named) > 1:
+        raise InvalidConfig(
+            f"{readable_name(str(path))} is named after the splits {' and '.join(named)}.",
+            hint="Leave one of them in its name.",
+        )
+    return next(iter(named), None)
 
 
 def readable_name(name: str) -> str:

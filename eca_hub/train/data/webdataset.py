@@ -23,12 +23,16 @@ from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, label_name, to_targets
 from eca_hub.train.data.shards import IMAGE_ENDINGS, LABEL_ENDINGS, ending_among, label_endings, label_in
-from eca_hub.train.data.source import Source, Split, fingerprint_of, pointer_in, readable_name
+from eca_hub.train.data.source import Source, Split, fingerprint_of, pointer_in, readable_name, split_named_by
 
 _SNIFFED_BYTES = 64
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
 _HINT = "Name the files KEY.jpg and KEY.cls; a key has no dot."
 _SPLIT_NAMES: dict[Split, str] = {"train": r"train", "val": r"(validation|valid|val|dev)", "test": r"test"}
+_OF_FOLDER = {split: re.compile(pattern, re.IGNORECASE) for split, pattern in _SPLIT_NAMES.items()}
+_IN_FILE = {
+    split: re.compile(rf"(?<![a-z]){pattern}(?![a-z])", re.IGNORECASE) for split, pattern in _SPLIT_NAMES.items()
+}
 
 
 class WebDatasetData(FileDataModule):
@@ -40,7 +44,7 @@ class WebDatasetData(FileDataModule):
     One of val and test may be missing, or both with val_fraction.
 
     Args:
-        root: A folder of tar files whose names, or whose folders' names, start with their split.
+        root: A folder of tar files whose names, or else whose folders' names, have their split as a word.
         options: val_fraction, image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
 
     Raises:
@@ -126,11 +130,10 @@ class TarSource:
 def _find_shards(folder: Path, *, has_val_fraction: bool) -> dict[Split, list[Path]]:
     files = list(walk_files(folder))
     paths = sorted(path for path in files if path.suffix.lower() == ".tar")
-    shards: dict[Split, list[Path]] = {}
-    for split, pattern in _SPLIT_NAMES.items():
-        mark = re.compile(rf"(?<![a-z]){pattern}(?![a-z])", re.IGNORECASE)
-        if of_split := [path for path in paths if mark.search(path.name) or mark.fullmatch(path.parent.name)]:
-            shards[split] = of_split
+    named = [(split_named_by(path, folder, _IN_FILE, _OF_FOLDER), path) for path in paths]
+    shards = {
+        split: of_split for split in _SPLIT_NAMES if (of_split := [path for each, path in named if each == split])
+    }
     if not shards and paths and has_val_fraction:
         return {"train": paths}
     if "train" not in shards:

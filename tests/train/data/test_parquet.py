@@ -15,6 +15,7 @@ import torch
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data import ParquetData
 from eca_hub.train.data.sampler import BatchIndex
+from eca_hub.train.data.source import SPLITS
 from tests.train.datasets import SMALL, png, write_parquet
 
 
@@ -220,6 +221,24 @@ def test_files_as_spark_and_others_name_them_are_found(train: str, tmp_path: Pat
     data = ParquetData(str(tmp_path))
     data.check()
     assert data.num_images("train") == data.num_images("val") == 2
+
+
+@pytest.mark.parametrize(("root", "subset"), [("test", None), ("pets", "train"), ("train", "test")])
+def test_a_data_set_or_subset_named_after_a_split_has_the_splits_of_its_files(
+    root: str, subset: str | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / root / (subset or "")
+    for split, shades in (("train", [1, 2, 3]), ("val", [4, 5]), ("test", [6])):
+        write_table(folder / f"{split}.parquet", [png(shade) for shade in shades], ["cat"] * len(shades))
+    data = ParquetData(str(tmp_path / root), subset=subset)
+    assert [data.num_images(split) for split in SPLITS] == [3, 2, 1]
+
+
+def test_the_name_of_a_file_decides_before_that_of_its_folder(tmp_path: Path) -> None:
+    for name, shades in (("test/train-0.parquet", [1, 2, 3]), ("test/0.parquet", [4])):
+        write_table(tmp_path / name, [png(shade) for shade in shades], ["cat"] * len(shades))
+    data = ParquetData(str(tmp_path))
+    assert (data.num_images("train"), data.num_images("test")) == (3, 1)
 
 
 @pytest.mark.parametrize("names", [("img", "labels"), ("Image", "Label"), ("jpg", "cls")])

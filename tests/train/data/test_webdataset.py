@@ -14,6 +14,7 @@ import torch
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data import WebDatasetData
 from eca_hub.train.data.sampler import BatchIndex
+from eca_hub.train.data.source import SPLITS
 from tests.train.datasets import SMALL, png
 
 
@@ -61,6 +62,22 @@ def test_val_fraction_and_folders_of_splits_work_as_with_other_data(tmp_path: Pa
     write_shard(tmp_path / "train" / "0000.tar", samples("number"))
     data = WebDatasetData(str(tmp_path), val_fraction=0.5)
     assert (data.num_images("train"), data.num_images("val")) == (2, 2)
+
+
+def test_a_data_set_named_after_a_split_has_the_splits_of_its_shards(tmp_path: Path) -> None:
+    for number in range(2):
+        write_shard(tmp_path / "test" / f"train-{number}.tar", samples("number", 4 * number))
+    write_shard(tmp_path / "test" / "val-0.tar", samples("number"))
+    write_shard(tmp_path / "test" / "test" / "0.tar", samples("number"))
+    data = WebDatasetData(str(tmp_path / "test"))
+    assert [data.num_images(split) for split in SPLITS] == [8, 4, 4]
+
+
+def test_a_shard_named_after_two_splits_is_refused(tmp_path: Path) -> None:
+    for name in ("train-0", "val-0", "train-val-0"):
+        write_shard(tmp_path / f"{name}.tar", samples("number"))
+    with pytest.raises(InvalidConfig, match=r"train-val-0\.tar is named after the splits train and val\. Leave one of"):
+        WebDatasetData(str(tmp_path))
 
 
 def test_a_sample_without_a_label_is_left_out(tmp_path: Path) -> None:
