@@ -33,7 +33,7 @@ from eca_hub.predictor import Predictor, check_device
 
 AnyImage = TypeVar("AnyImage", bound=ImageSource)
 
-_MIN_SCORE = 0.5
+_DEFAULT_MIN_SCORE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +64,23 @@ class PreparedImage:
     """Left, top, right and bottom of the file's image inside `pixels`."""
 
     def to_detections(
-        self, output: dict[str, Tensor], labels: Sequence[str], min_score: float, max_detections: int
+        self, output: dict[str, Tensor], labels: Sequence[str], min_score: float | None, max_detections: int
     ) -> list[Detection]:
-        """Turn what `Detector.detect` found into detections in pixels of the full image."""
+        """Turn what `Detector.detect` found into detections in pixels of the full image.
+
+        Args:
+            output: Boxes, scores, class indices and masks, the most certain first. The network has left out scores
+                below its own limit.
+            labels: Names of the classes.
+            min_score: Leave out what is less certain; None is 0.5.
+            max_detections: How many to return at most.
+        """
+        least = _DEFAULT_MIN_SCORE if min_score is None else min_score
         width, height = self.full_size
         boxes_N4 = self.to_full_size(output["boxes"])
         detections: list[Detection] = []
         for row, (score, number) in enumerate(zip(output["scores"].tolist(), output["labels"].tolist(), strict=True)):
-            if score < min_score or len(detections) == max_detections:
+            if score < least or len(detections) == max_detections:
                 break
             left, top, right, bottom = boxes_N4[row].tolist()
             box, index = (left, top, right, bottom), int(number)
@@ -144,8 +153,8 @@ class Detector(Predictor):
 
         Args:
             images: A path, the bytes of a file, a PIL image, or a list of these.
-            min_score: Leave out what is less certain. The network itself leaves out scores below `config.min_score`.
-                None is 0.5, or `config.min_score` where that is more.
+            min_score: Leave out what is less certain; None is 0.5. The network itself leaves out scores below
+                `config.min_score`.
             max_detections: How many objects to return for an image at most.
             on_progress: Called after each image with the number of images done and of all images.
 
@@ -154,8 +163,6 @@ class Detector(Predictor):
             InvalidConfig: min_score or max_detections is out of range.
             NonFiniteScores: an output of the network is not finite.
         """
-        if min_score is None:
-            min_score = self.default_min_score
         self.check_options(min_score, max_detections)
         if not isinstance(images, list | tuple):
             return self.predict([images], min_score=min_score, max_detections=max_detections, on_progress=on_progress)[
@@ -170,18 +177,13 @@ class Detector(Predictor):
                 on_progress(len(detections), len(images))
         return detections
 
-    @property
-    def default_min_score(self) -> float:
-        """The score below which `predict` leaves out a detection by default."""
-        return max(_MIN_SCORE, self.config.min_score)
-
-    def check_options(self, min_score: float, max_detections: int) -> None:
+    def check_options(self, min_score: float | None, max_detections: int) -> None:
         """Refuse options of `predict` that are out of range.
 
         Raises:
             InvalidConfig: the score is below what the network returns or above 1, or the number below 1.
         """
-        if not is_number(min_score) or not self.config.min_score <= min_score <= 1:
+        if min_score is not None and not (is_number(min_score) and self.config.min_score <= min_score <= 1):
             raise InvalidConfig(f"min_score is {min_score!r}; for this detector it is {self.config.min_score:g} to 1.")
         check_count("max_detections", max_detections)
 

@@ -66,8 +66,7 @@ def main(argv: list[str]) -> int:
     from eca_hub.detector import Detector
 
     detector = Detector.from_pretrained(args.model, args.revision, device=args.device)
-    min_score = detector.default_min_score if args.min_score is None else args.min_score
-    detector.check_options(min_score, args.max_detections)
+    detector.check_options(args.min_score, args.max_detections)
     if ids is not None:
         ids.check_labels(detector.config.labels)
     if args.save_image:
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> int:
     num_bad = 0
     for path in images:
         try:
-            detections = detector.predict(path, min_score=min_score, max_detections=args.max_detections)
+            detections = detector.predict(path, min_score=args.min_score, max_detections=args.max_detections)
         except BadImage as error:
             num_bad += 1
             document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}

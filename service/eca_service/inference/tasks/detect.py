@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 MaskFormat = Literal["rle", "polygon", "none"]
 """How masks are written: COCO's run-length code, outlines, or not at all."""
 
-_MIN_SCORE = 0.5
 _STRIDE_PX = 32
 """Detectors pad the images of a batch to a multiple of this."""
 
@@ -42,7 +41,7 @@ class ObjectDetection(Task[list[DetectedObject]]):
     is_slow_to_postprocess: ClassVar[bool] = True
 
     min_score: float | None = None
-    """Leave out objects with a lower score; None is 0.5, or the model's own limit if that is higher."""
+    """Leave out objects with a lower score; None is the default of `eca_hub.Detector.predict`."""
     max_detections: int = 100
     """Objects to return at most."""
     masks: MaskFormat | None = None
@@ -86,9 +85,7 @@ class ObjectDetection(Task[list[DetectedObject]]):
         if masks_NM.shape[1]:
             side = round(masks_NM.shape[1] ** 0.5)
             prediction["masks"] = masks_NM.reshape(-1, 1, side, side)
-        # The network leaves out what is below its own minimum.
-        min_score = _MIN_SCORE if self.min_score is None else self.min_score
-        detections = item.to_detections(prediction, info.labels, min_score, self.max_detections)
+        detections = item.to_detections(prediction, info.labels, self.min_score, self.max_detections)
         return [DetectedObject(each, self._written(each)) for each in detections]
 
     def _written(self, detection: "Detection") -> Any:
