@@ -15,13 +15,11 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Trainer
 
-from eca_hub.train.distributed.signals import GRACE_S, STANDARD_ERROR, STOPPED_EXIT_CODES, StopRequest
+from eca_hub.train.distributed.signals import GRACE_S, SIGNAL_DELAY_S, STANDARD_ERROR, STOPPED_EXIT_CODES, StopRequest
 from eca_hub.train.errors import RESUME_HINT, ProcessLost
 from eca_hub.train.lightning_internals import SubprocessLauncher, set_launcher
 
 _POLL_S = 0.2
-_SIGNAL_DELAY_S = 1.0
-"""Time in which a signal to the process group reaches Python. A process that waits for a peer in C++ gets it later."""
 _EXIT_S = 5.0
 """Time in which the other processes must end after the first one."""
 
@@ -76,26 +74,26 @@ class GroupLauncher(SubprocessLauncher):
     def __init__(self, usual: SubprocessLauncher, request: StopRequest) -> None:
         super().__init__(usual.cluster_environment, usual.num_processes, usual.num_nodes)
         self._request = request
-        self._processes: list[subprocess.Popen[bytes]] = []
 
     def _call_children_scripts(self) -> None:
         super()._call_children_scripts()
         # Lightning's observer kills the processes in `procs`.
-        self._processes, self.procs = self.procs, []
+        self._request.children, self.procs = self.procs, []
         atexit.register(self._kill_remaining)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         """End this process too when another one has failed and this one hangs in a collective operation."""
-        while not (codes := [each.returncode for each in self._processes if each.poll()]):
+        children = self._request.children
+        while not (codes := [each.returncode for each in children if each.poll()]):
             time.sleep(_POLL_S)
         [code, *_] = codes
         was_requested = code in STOPPED_EXIT_CODES
-        time.sleep(_SIGNAL_DELAY_S)
+        time.sleep(SIGNAL_DELAY_S)
         is_blocked = was_requested and not self._request.is_requested
         if not is_blocked:
             time.sleep(GRACE_S)
-        for each in self._processes:
+        for each in children:
             each.kill()
         if not was_requested:
             sentence = f"eca-hub: Another process of this run ended with code {code}. {RESUME_HINT}\n"
@@ -105,7 +103,7 @@ class GroupLauncher(SubprocessLauncher):
 
     def _kill_remaining(self) -> None:
         deadline_s = time.monotonic() + _EXIT_S
-        for each in self._processes:
+        for each in self._request.children:
             try:
                 each.wait(max(deadline_s - time.monotonic(), 0))
             except subprocess.TimeoutExpired:

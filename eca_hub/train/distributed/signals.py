@@ -3,13 +3,18 @@
 SIGTERM ends with exit code 143 and Ctrl-C with 130. Where there is nothing to save, the process exits at once. It also
 exits at once after a second Ctrl-C, and when no opportunity has come after `GRACE_S`. In a job of SLURM, SIGUSR1
 (`#SBATCH --signal=SIGUSR1@90`) does the same, without that limit, and then puts the job into the queue again.
+
+Python runs handlers in the main thread, which torch blocks in C++ while it waits for the other processes to connect; so
+until training begins another thread ends a process whose handler does not run.
 """
 
 import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -20,6 +25,8 @@ STOPPED_EXIT_CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 GRACE_S = 8.0
 """Time to reach the next opportunity to save; most schedulers kill after ten seconds."""
+SIGNAL_DELAY_S = 1.0
+"""Time in which a signal to the process group reaches Python. A process that waits for a peer in C++ gets it later."""
 
 
 _ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
@@ -52,6 +59,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         """The first signal that arrived."""
+        self.children: list[subprocess.Popen[bytes]] = []
+        """The processes that this one has started; one that is blocked kills them at its end."""
         self._is_deferred = False
 
     @property
@@ -64,13 +73,24 @@ class StopRequest:
         """Install the handlers inside the block, which must run in the main thread."""
         numbers = (*_stop_signals(), *_ALARM)
         previous = {number: signal.getsignal(number) for number in numbers}
-        try:
-            self._install()
-            yield
-        finally:
-            self.cancel_timeout()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        with reader, writer:
+            previous_fd = signal.set_wakeup_fd(writer.fileno())
+            has_ended = threading.Event()
+            watch = threading.Thread(target=self._end_if_blocked, args=(reader, has_ended), daemon=True)
+            watch.start()
+            try:
+                self._install()
+                yield
+            finally:
+                self.cancel_timeout()
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
+                signal.set_wakeup_fd(previous_fd)
+                has_ended.set()
+                writer.shutdown(socket.SHUT_WR)
+                watch.join()
 
     def defer(self) -> None:
         """From now on record a signal only; `ResumableCheckpoint` checks `is_requested` and calls `exit` after saving.
@@ -103,9 +123,9 @@ class StopRequest:
             Stopped: always.
         """
         kill_workers()
-        if self.signal_number not in (None, signal.SIGTERM, signal.SIGINT):
-            _requeue()
-        raise Stopped(self.signal_number or signal.SIGTERM)
+        number = self.signal_number or signal.SIGTERM
+        _requeue_after(number)
+        raise Stopped(number)
 
     def _install(self) -> None:
         for number in _stop_signals():
@@ -125,6 +145,25 @@ class StopRequest:
         if _ALARM and number in (signal.SIGTERM, signal.SIGINT):
             signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
+    def _end_if_blocked(self, signals: socket.socket, has_ended: threading.Event) -> None:
+        """End the process if a signal has arrived before training and the main thread does not run its handler.
+
+        Args:
+            signals: Gets the number of each signal as a byte when it arrives.
+            has_ended: Set when the handlers are no longer installed.
+        """
+        while numbers := signals.recv(1):
+            if numbers[0] not in _stop_signals() or self._is_deferred:
+                continue
+            if has_ended.wait(SIGNAL_DELAY_S) or self.is_requested or self._is_deferred:
+                continue
+            for child in self.children:
+                child.kill()
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            _requeue_after(numbers[0])
+            os._exit(128 + numbers[0])
+
     def _exit_now(self, number: int, frame: FrameType | None) -> None:
         # Not print(): the signal may have interrupted one.
         os.write(
@@ -138,9 +177,9 @@ def _stop_signals() -> tuple[signal.Signals, ...]:
     return (signal.SIGTERM, signal.SIGINT, *requeue)
 
 
-def _requeue() -> None:
-    """Put the SLURM job of this process into the queue again, once per job."""
-    if os.environ.get("SLURM_PROCID", "0") != "0":
+def _requeue_after(number: int) -> None:
+    """Put the SLURM job of this process into the queue again, once per job, if the signal asks for that."""
+    if number in (signal.SIGTERM, signal.SIGINT) or os.environ.get("SLURM_PROCID", "0") != "0":
         return
     job = os.environ[_SLURM_JOB_VARIABLE]
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):

@@ -204,6 +204,17 @@ def test_ctrl_c_while_one_process_waits_for_the_other_ends_both_at_once_and_quie
     assert (process.returncode, output) == (130, "")
 
 
+def test_sigterm_ends_a_run_that_waits_for_another_node_and_its_processes(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--trainer.num_nodes", "2")
+    assert process.stdout is not None
+    assert any("waits until all nodes are connected" in line for line in process.stdout)
+    while second_of(process) is None:
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+
+
 def test_a_process_that_exits_before_training_ends_the_one_that_waits_for_it(tmp_path: Path) -> None:
     process = start(tmp_path / "run")
     while not (second := second_of(process)):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,27 @@ def test_a_signal_exits_at_once_where_nothing_has_to_be_saved(number: int, code:
     with pytest.raises(Stopped) as ended:
         os.kill(os.getpid(), number)
     assert ended.value.code == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_process_that_is_blocked_outside_python(number: int, code: int) -> None:
+    # A mutex that is locked twice blocks, as a connection to another process does in C++.
+    program = (
+        "import ctypes\n"
+        "from eca_hub.train.distributed.signals import StopRequest\n"
+        "mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock\n"
+        "with StopRequest().installed():\n"
+        "    print('blocked', lock(mutex), flush=True)\n"
+        "    lock(mutex)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"blocked 0\n"
+        process.send_signal(number)
+        try:
+            assert process.wait(60) == code
+        finally:
+            process.kill()
 
 
 def test_a_forwarded_copy_of_a_signal_changes_nothing(request_: StopRequest) -> None:
