@@ -120,8 +120,8 @@ def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables
             "hardware": environment.get("device", ""),
             "commit": (environment.get("git") or {}).get("commit", ""),
         }
-        config = json.loads((run_dir / "model" / "config.json").read_text())
-        tables.results.append({**known, **measured, **_network_cost(json.dumps(config)), **machine})
+        cost = _network_cost((run_dir / "model" / "config.json").read_bytes())
+        tables.results.append({**known, **measured, **cost, **machine})
         tables.costs.append({**known, **{key: result.get(key, "") for key in COST_COLUMNS}})
         epochs = read_table(run_dir / "metrics.csv") if (run_dir / "metrics.csv").is_file() else []
         tables.curves += [{"run": run.name, **_selected(row, _CURVE_COLUMNS)} for row in epochs]
@@ -145,20 +145,20 @@ def _selected(row: Row, columns: Sequence[str]) -> Row:
 
 
 @cache
-def _network_cost(config_json: str) -> Row:
+def _network_cost(config_json: bytes) -> Row:
     """Count parameters from a config.json, and for a classifier multiply-adds at the size of its images."""
     from eca_hub.hub.package import config_from_json, detector_config_from_json, is_detector
     from eca_hub.models.build import build_model, count_parameters
     from eca_hub.models.complexity import count_complexity
     from eca_hub.models.weight_init import on_meta_device
 
-    if is_detector(config_json.encode()):
+    if is_detector(config_json):
         from eca_hub.models.detectors import build_detector
 
         with on_meta_device():
-            detector = build_detector(detector_config_from_json(config_json.encode(), origin="config.json"))
+            detector = build_detector(detector_config_from_json(config_json, origin="config.json"))
         return {"parameters": count_parameters(detector)}
-    config = config_from_json(config_json.encode(), origin="config.json")
+    config = config_from_json(config_json, origin="config.json")
     with on_meta_device():
         model = build_model(config)
     complexity = count_complexity(model, height_px=config.image.height_px, width_px=config.image.width_px)
@@ -222,7 +222,7 @@ def read_table(path: Path, *, as_text: bool = False) -> list[Row]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_bytes())
     assert isinstance(document, dict)
     return document
 

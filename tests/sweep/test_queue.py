@@ -143,6 +143,17 @@ def test_runs_of_detectors_are_collected_without_multiply_adds(tmp_path: Path) -
     assert label == {"run": "run0", "label": "cat", "AP": 0.5}
 
 
+def test_a_run_with_labels_that_are_not_ascii_is_collected_in_every_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(tmp_path / "run0", 0.5)
+    config = json.dumps({**CONFIG, "label_names": ["Käfer", "dog"]}, ensure_ascii=False)
+    (tmp_path / "run0" / "model" / "config.json").write_text(config, encoding="utf-8")
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding=None: real(self, encoding or "ascii"))
+    assert sweep(FakeLauncher(), tmp_path, num_runs=1).num_done == 1
+
+
 def test_a_finished_run_is_never_repeated(tmp_path: Path) -> None:
     finish(tmp_path / "run1", 0.25)
     launcher = FakeLauncher()

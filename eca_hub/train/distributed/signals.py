@@ -60,7 +60,7 @@ class StopRequest:
         self.signal_number: int | None = None
         """The first signal that arrived."""
         self.children: list[subprocess.Popen[bytes]] = []
-        """The processes that this one has started; one that is blocked kills them at its end."""
+        """The other processes of the run that this one has started."""
         self._is_deferred = False
 
     @property
