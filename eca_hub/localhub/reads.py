@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -223,7 +224,8 @@ def list_tree(context: RequestContext) -> Response:
         return list(serialize_entries(commit, page))
 
     def expand(page: Sequence[str]) -> list[dict[str, Any]]:
-        return _with_last_commits(repo, commit_id, serialize(page))
+        commits = _last_commits_of_listing(repo, commit_id, tuple(paths))
+        return [entry | {"lastCommit": commits[entry["path"]]} for entry in serialize(page)]
 
     if context.flag("expand"):
         return context.paginate(paths, expand, EXPANDED_ENTRIES_PER_PAGE, MAX_EXPANDED_ENTRIES_PER_PAGE)
@@ -238,7 +240,10 @@ def paths_info(context: RequestContext) -> Response:
     paths = list(dict.fromkeys(value.strip("/") for name, value in form if name == "paths"))
     is_expanded = ("expand", "true") in [(name, value.lower()) for name, value in form]
     entries = list(serialize_entries(repo.commit(commit_id), paths))
-    return json_response(_with_last_commits(repo, commit_id, entries) if is_expanded else entries)
+    if is_expanded:
+        commits = last_commits(repo, commit_id, [entry["path"] for entry in entries])
+        entries = [entry | {"lastCommit": commits[entry["path"]]} for entry in entries]
+    return json_response(entries)
 
 
 def show_index(context: RequestContext) -> Response:
@@ -263,10 +268,10 @@ def show_repo(context: RequestContext) -> Response:
     return _html(repo_page(context.base_url, repo_id, repo.refs, commit_id, commit, card))
 
 
-def _with_last_commits(repo: Repo, commit_id: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add to each entry of a tree the commit that last changed it; reads the history once for all of them."""
-    commits = last_commits(repo, commit_id, [entry["path"] for entry in entries])
-    return [entry | {"lastCommit": commits[entry["path"]]} for entry in entries]
+@lru_cache(maxsize=4)
+def _last_commits_of_listing(repo: Repo, commit_id: str, paths: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """For each path of a listing, the commit that last changed it: its pages are requested one after the other."""
+    return last_commits(repo, commit_id, paths)
 
 
 def _serialize_row(context: RequestContext, repo_id: RepoId, repo: Repo) -> dict[str, Any] | None:

@@ -83,7 +83,7 @@ def serialize_entries(commit: Commit, paths: Iterable[str]) -> Iterator[dict[str
             yield {"type": "directory", "oid": commit.folders[path], "size": 0, "path": path}
 
 
-def last_commits(repo: Repo, commit_id: str, paths: list[str]) -> dict[str, dict[str, str]]:
+def last_commits(repo: Repo, commit_id: str, paths: Iterable[str]) -> dict[str, dict[str, str]]:
     """For each path, the commit that last changed it."""
     commits: dict[str, dict[str, str]] = {}
     open_paths = set(paths)

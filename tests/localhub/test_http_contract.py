@@ -232,7 +232,7 @@ def test_a_long_tree_comes_in_pages(http: httpx2.Client, hub: Hub, repo_id: str)
     assert names == sorted(files)
 
 
-def test_a_page_of_an_expanded_tree_reads_the_history_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_of_an_expanded_tree_read_the_history_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     walks: list[str | None] = []
     history = Repo.history
 
@@ -246,6 +246,10 @@ def test_a_page_of_an_expanded_tree_reads_the_history_once(tmp_path: Path, monke
         monkeypatch.setattr(Repo, "history", counted)
         entries = client.get(f"/api/models/{REPO}/tree/main?expand=true&limit=10000").json()
         assert len(entries) == 100, "a longer page takes too long"
+        rest = client.get(f"/api/models/{REPO}/tree/main?expand=true&limit=10000&cursor=100").json()
+        assert [entry["path"] for entry in rest] == [".gitattributes", *(f"{number:03}.txt" for number in range(150))][
+            100:
+        ]
         assert walks == [last]
         assert [entry["path"] for entry in entries if entry["lastCommit"]["id"] == last] == ["003.txt"]
 
