@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from eca_hub import DEFAULT_RELEASE
@@ -100,17 +100,25 @@ def read_settings(argv: list[str], environment: Mapping[str, str] = os.environ) 
     # An empty variable, as a compose file has it, sets nothing.
     variables = {name: value for name in names if (value := environment.get(f"ECA_{name.upper()}"))}
     options = {name: value for name, value in _parser().read(argv).as_dict().items() if value is not None}
-    values = _with_current_names(variables) | _with_current_names(options)
+    values = _with_current_names(variables, lambda name: f"ECA_{name.upper()}")
+    values |= _with_current_names(options, lambda name: f"--{name}")
     if isinstance(values.get("model"), str):
         values["model"] = split(values["model"])
     return Settings(**values)
 
 
-def _with_current_names(given: dict[str, Any]) -> dict[str, Any]:
+def _with_current_names(given: dict[str, Any], spell: Callable[[str], str]) -> dict[str, Any]:
+    """Replace the names of before.
+
+    Args:
+        given: Value by name.
+        spell: Spells a name as the user has typed it.
+    """
     for old in given.keys() & RENAMED.keys():
+        old_name, new_name = spell(old), spell(RENAMED[old])
         if RENAMED[old] in given:
-            raise BadSetting(f"{old} and {RENAMED[old]} are given, which are one setting.", hint=f"Omit {old}.")
-        print(f"eca-hub serve: {old} is now called {RENAMED[old]}.", file=sys.stderr)  # noqa: T201
+            raise BadSetting(f"{old_name} and {new_name} are given, which are one setting.", hint=f"Omit {old_name}.")
+        print(f"eca-hub serve: {old_name} is now called {new_name}.", file=sys.stderr)  # noqa: T201
     return {RENAMED.get(name, name): value for name, value in given.items()}
 
 
