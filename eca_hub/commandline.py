@@ -35,6 +35,10 @@ class SuggestionMixin:
         one_line = " ".join(message.split()).rstrip(".")
         raise InvalidUsage(_sentence(one_line), hint=_hint(one_line, options, parser.prog)) from None  # type: ignore[union-attr]
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; argparse itself ignores that it cannot be written."""
+        print(self.format_help(), end="", file=file)  # type: ignore[attr-defined]
+
 
 class CommandParser(SuggestionMixin, jsonargparse.ArgumentParser):
     """Parse the arguments of one command; `--dry-run` and `--dry_run` are the same option.

@@ -151,7 +151,12 @@ def test_an_error_is_not_printed_elsewhere_when_standard_error_cannot_be_written
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
 @pytest.mark.parametrize(
     ("words", "name"),
-    [("models --releases", " models"), ("--help", "")],
+    [
+        ("models --releases", " models"),
+        ("--help", ""),
+        ("classify --help", " classify"),
+        ("serve --help_all", " serve"),
+    ],
 )
 @pytest.mark.parametrize("environment", ["", "PYTHONUNBUFFERED=1 "])
 def test_a_full_disk_under_the_output_is_one_sentence(words: str, name: str, environment: str) -> None:
