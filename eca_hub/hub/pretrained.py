@@ -17,7 +17,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from eca_hub.atomic import fsync_folder, rename_synced, temporary_for, write_synced
-from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.errors import CheckpointMismatch, InvalidConfig, InvalidPackage
 from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
 from eca_hub.hub.card.facts import CardFacts
@@ -290,12 +290,20 @@ def read_detector(package: Package) -> nn.Module:
     Raises:
         InvalidPackage: the package is no detector, or its config.json cannot be used.
         CheckpointMismatch: the weights do not fit the network that config.json describes.
+        UnknownName: config.json names a backbone or attention that does not exist.
     """
     config = detector_config_from_json(package.config_bytes, origin=package.model_id)
     weights = _read_tensors(package)
     sentence = f"The weights of {package.model_id} do not fit its {CONFIG_FILE}"
     # Anchors are outside the state dict, so the network is built a second time, off the meta device.
-    return build_and_load(lambda: build_detector(config), weights, sentence=sentence).eval()
+    try:
+        return build_and_load(lambda: build_detector(config), weights, sentence=sentence).eval()
+    except InvalidConfig as error:
+        # Such as one with gsop: the version that wrote it pooled regions at half their scale.
+        raise InvalidPackage(
+            f"{package.model_id} is a detector that this eca-hub does not build: {error.message}",
+            hint="Train it again with a backbone and attention that detectors take.",
+        ) from None
 
 
 def num_classes_of(model: nn.Module) -> int:

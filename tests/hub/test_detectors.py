@@ -49,6 +49,14 @@ def changed(package: Package, **values: Any) -> Package:
     return dataclasses.replace(package, config_bytes=json.dumps(document).encode())
 
 
+def test_a_detector_that_is_no_longer_built_is_named(read_package: Package) -> None:
+    with pytest.raises(
+        InvalidPackage, match="detector that this eca-hub does not build: gsop_resnet18 has maps of"
+    ) as old:
+        read_detector(changed(read_package, attention="gsop", attention_args={}))
+    assert "Train it again" in old.value.hint
+
+
 @pytest.mark.slow
 def test_a_loaded_detector_finds_what_the_saved_one_finds(tmp_path: Path) -> None:
     torch.manual_seed(0)
