@@ -2,9 +2,11 @@
 
 import difflib
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 import httpx2
 from huggingface_hub import constants
@@ -32,6 +34,7 @@ from eca_hub.errors import (
     RevisionNotFound,
 )
 from eca_hub.loopback import is_loopback
+from eca_hub.names import COMMIT_PATTERN, MAX_REVISION_CHARS, MODEL_ID_PATTERN, REVISION_PATTERN
 from eca_hub.releases import list_releases
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -90,7 +93,7 @@ def check_model_id(model_id: str) -> None:
     Raises:
         InvalidConfig: it is not OWNER/NAME.
     """
-    if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", model_id, re.ASCII):
+    if not re.fullmatch(MODEL_ID_PATTERN, model_id):
         if model_id in list_releases():
             raise InvalidConfig(
                 f"{model_id!r} is part of eca-hub and not OWNER/NAME of a model on a hub.",
@@ -113,7 +116,7 @@ def check_revision(revision: str) -> None:
     """
     if not isinstance(revision, str):
         raise InvalidConfig(f"revision is {revision!r}; it must be a string.", hint="Give a branch, a tag or a commit.")
-    if not re.fullmatch(r"\w[\w./+@#=-]{0,255}", revision, re.ASCII) or ".." in revision or "//" in revision:
+    if len(revision) > MAX_REVISION_CHARS or not re.fullmatch(REVISION_PATTERN, revision):
         raise InvalidConfig(f"{revision!r} cannot be a revision.", hint="Give a branch, a tag or a commit.")
 
 
@@ -129,17 +132,17 @@ def check_new_ref(kind: str, name: str) -> None:
     """
     check_revision(name)
     parts = name.split("/")
-    if is_commit(name) or parts[0] == "refs" or any(part[:1] == "." or part.endswith((".", ".lock")) for part in parts):
+    if is_commit(name) or parts[0] == "refs" or any(part.endswith(".lock") for part in parts):
         raise InvalidConfig(
-            f"{name!r} cannot be a {kind}: no part of it may begin or end with '.' or end with '.lock', and names like "
-            "refs/... and 40 hexadecimal digits are reserved.",
+            f"{name!r} cannot be a {kind}: no part of it may end with '.lock', and names like refs/... and 40 "
+            "hexadecimal digits are reserved.",
             hint=f"Give another --{kind}.",
         )
 
 
 def is_commit(revision: str) -> bool:
-    """Return whether this is the full id of a commit; no branch may have such a name."""
-    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+    """Return whether this is the full id of a commit."""
+    return re.fullmatch(COMMIT_PATTERN, revision) is not None
 
 
 def clean_token(token: str | None) -> str | None:
@@ -194,9 +197,16 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
             )
         case RevisionNotFoundError():
             return RevisionNotFound(f"{model_id} has no branch, tag or commit {revision!r}.")
-        case LocalEntryNotFoundError() | ValueError() | RuntimeError() if error.__cause__ is not None:
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled() | ValueError() | RuntimeError() if error.__cause__:
             # The client found nothing in its cache either; the cause of this error is the reason.
             return _translate(error.__cause__, model_id, revision, is_push=is_push)
+        # With a proxy the name may be that of the proxy.
+        case httpx2.ConnectError() if failed_lookup(error) and not getproxies():
+            without = "" if is_push else f", and the cache does not hold {model_id} at {revision}"
+            return HubUnavailable(
+                f"The host {error.request.url.host} is not known{without}.",
+                hint=f"HF_ENDPOINT names the hub; now it is {constants.ENDPOINT}.",
+            )
         case httpx2.LocalProtocolError() if "Bearer" in str(error):
             # It shows the whole header.
             return _not_a_token()
@@ -215,6 +225,11 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
             return InvalidConfig(_first_line(error))
         case HfHubHTTPError():
             return _refusal(error, model_id)
+        case OSError() if error.errno is not None and str(error.filename) == constants.HF_TOKEN_PATH:
+            return HubError(
+                f"{error.filename}, the token file of the hub's client, cannot be read: {error.strerror}.",
+                hint="Make it readable for this user, or set HF_TOKEN.",
+            )
         case OSError() if error.errno is not None and is_push:
             return HubError(f"{error.filename or 'A file'} cannot be used: {error.strerror}.")
         case OSError() if error.errno is not None:
@@ -226,6 +241,13 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
         f"The response for {model_id} is not one of a hub: {_first_line(error)}",
         hint="HF_ENDPOINT names the hub; a proxy or a login page may have responded instead.",
     )
+
+
+def failed_lookup(error: BaseException | None) -> socket.gaierror | None:
+    """Return why the name of the host was not resolved, if a connection failed for that."""
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _not_a_token() -> AccessDenied:

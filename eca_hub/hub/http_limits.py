@@ -6,18 +6,21 @@ this; they act only inside `limit_requests`, so other calls to the hub in this p
 """
 
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import constants, set_client_factory
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, HubUnavailable, InvalidConfig
-from eca_hub.hub.client import is_commit
+from eca_hub.hub.client import failed_lookup, is_commit
 from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH
 
@@ -27,6 +30,8 @@ MIN_BYTES_PER_S = 16 << 10
 """Slowest transfer: every so many bytes extend the deadline by one second."""
 MAX_BYTES = 16 << 30
 _MAX_REQUESTS = 60
+_MAX_LOOKUPS = 3
+"""How often the name of a host is looked up while no name server responds."""
 
 _RESET = re.compile(r";\s*t\s*=\s*(\d+)")
 
@@ -60,6 +65,7 @@ class RequestLimits:
         self._until_s = clock() + IDLE_TIMEOUT_S
         self._num_requests = 0
         self._num_bytes = 0
+        self._num_failed_lookups = 0
         self._refusal: HubError | None = None
 
     def check_request(self, request: httpx2.Request) -> None:
@@ -82,11 +88,24 @@ class RequestLimits:
         # A compressed body may expand to any size.
         request.headers["accept-encoding"] = "identity"
 
+    def check_connect_error(self, error: httpx2.ConnectError) -> None:
+        """Stop the client, which would retry for half a minute, where the name of a host is not known.
+
+        Raises:
+            OfflineModeIsEnabled: the name does not exist, or no name server responds; the client then uses its cache.
+        """
+        if (lookup := failed_lookup(error)) is None:
+            return
+        self._num_failed_lookups += 1
+        if lookup.errno != socket.EAI_AGAIN or self._num_failed_lookups >= _MAX_LOOKUPS:
+            raise OfflineModeIsEnabled(str(error)) from error
+
     def check_response(self, response: httpx2.Response) -> None:
         """Check the headers of a response, and meter its body."""
         self._was_good = response.is_success
+        self._num_failed_lookups = 0
         wait_s = _requested_wait_s(response)
-        if wait_s > self._until_s - self._clock():
+        if wait_s > max(self._until_s - self._clock(), 0.0):
             self._refusal = HubUnavailable(f"The hub asks to retry in {wait_s} seconds.")
             # Treated as a timeout: the client falls back to its cache, and the next request raises the refusal.
             raise httpx2.ReadTimeout(str(self._refusal), request=response.request)
@@ -185,6 +204,18 @@ def _install_hooks() -> None:
             "request": [*hooks["request"], _on_request],
             "response": [*hooks["response"], _on_response],
         }
+        send = session.send
+
+        def send_or_stop_retrying(request: httpx2.Request, **options: Any) -> httpx2.Response:
+            try:
+                return send(request, **options)
+            except httpx2.ConnectError as error:
+                if limits := _LIMITS.get():
+                    limits.check_connect_error(error)
+                raise
+
+        # There is no hook for a request without a response.
+        session.send = send_or_stop_retrying  # type: ignore[method-assign]
         return session
 
     make_limited_session.has_request_limits = True  # type: ignore[attr-defined]

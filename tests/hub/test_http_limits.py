@@ -1,12 +1,14 @@
 """Pulling from a hub that sends malformed responses, stalls or breaks: a typed error in bounded time, no files left."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
+from huggingface_hub.utils import _detect_agent
 
 from eca_hub.errors import (
     AccessDenied,
@@ -310,3 +312,54 @@ def test_requests_outside_the_block_are_not_limited(hub: FaultyHub) -> None:
     fetch(hub)
     hub.fault = for_body(pack)
     assert get_session().get(f"{hub.url}/{MODEL_ID}/resolve/main/{WEIGHTS}").content == hub.files[WEIGHTS]
+
+
+def test_a_token_file_that_cannot_be_read_is_named(
+    hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(HubError, match="the token file of the hub's client, cannot be read: Is a directory") as refused:
+        pull(MODEL_ID, endpoint=hub.url)
+    assert refused.value.message.startswith(f"{tmp_path}, ")
+    assert "HF_TOKEN" in refused.value.hint
+
+
+def refuse_lookups(monkeypatch: pytest.MonkeyPatch, reason: int) -> list[str]:
+    """Let no name be known; return the names that are looked up."""
+    names: list[str] = []
+
+    def look_up(host: str, *args: object, **options: object) -> list[Any]:
+        names.append(host)
+        raise socket.gaierror(reason, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr("eca_hub.hub.client.getproxies", dict)
+    # Otherwise the client may ask the hub for names of agents first.
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", _detect_agent._EMPTY_REGISTRY)
+    return names
+
+
+@pytest.mark.parametrize(("reason", "num_lookups"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)])
+def test_a_host_whose_name_is_not_known_is_named_and_not_retried(
+    reason: int, num_lookups: int, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookups = refuse_lookups(monkeypatch, reason)
+    message = (
+        f"^The host nosuch.invalid is not known, and the cache does not hold {MODEL_ID} at main. HF_ENDPOINT names"
+    )
+    with pytest.raises(HubUnavailable, match=message):
+        pull(MODEL_ID, endpoint="http://nosuch.invalid", token=TOKEN)
+    assert lookups == ["nosuch.invalid"] * num_lookups
+    assert sum(pauses) <= 3
+
+
+def test_a_cached_package_is_used_while_the_host_is_not_known(
+    hub: FaultyHub, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = fetch(hub)
+    lookups = refuse_lookups(monkeypatch, socket.EAI_NONAME)
+    close_session()
+    assert fetch(hub).weights_bytes == package.weights_bytes
+    assert lookups
+    assert pauses == []

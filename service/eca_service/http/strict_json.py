@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from eca_hub import EcaHubError
+from eca_hub.names import MAX_REVISION_CHARS, MODEL_ID_PATTERN, REVISION_PATTERN
 from eca_service.errors import BadJson, InvalidRequest
 from eca_service.inference.types import Activation
 
@@ -39,7 +40,7 @@ class LoadModelRequest(_Body):
     model: Annotated[
         str,
         Field(
-            pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}$",
+            pattern=f"^{MODEL_ID_PATTERN}$",
             description="Hub id, owner/name.",
             examples=["acme/eca_resnet50"],
         ),
@@ -47,8 +48,8 @@ class LoadModelRequest(_Body):
     revision: Annotated[
         str | None,
         Field(
-            pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+@#=\-]*(/[A-Za-z0-9_][A-Za-z0-9_.+@#=\-]*)*$",
-            max_length=200,
+            pattern=f"^{REVISION_PATTERN}$",
+            max_length=MAX_REVISION_CHARS,
             description="Branch, tag or commit; the main branch by default.",
             examples=["v1"],
         ),

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from eca_hub import EcaHubError
+from eca_hub.names import COMMIT_PATTERN, MODEL_ID_PATTERN
 from eca_service.errors import Busy
 from eca_service.models.daemon_thread import run_in_daemon_thread
 from eca_service.models.registry import ModelEntry, Registry
@@ -20,7 +21,6 @@ from eca_service.models.source import ModelSource
 FindCommit = Callable[[ModelSource], Awaitable[str]]
 """Resolves a source's revision to the commit that it names now, 40 hexadecimal digits."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TRANSIENT_ERRORS = {"offline", "hub_error", "access_denied", "not_ready"}
 _MAX_TRIES = {"no_room": math.inf, "unfit_model": 4}
 """Code of an error -> how often a commit that had it is tried."""
@@ -112,5 +112,5 @@ class RevisionWatcher:
 
 def follows_a_branch(source: ModelSource) -> bool:
     """Whether the source may name another commit later: it is neither a folder nor a commit."""
-    is_commit = source.revision is not None and _COMMIT.fullmatch(source.revision)
-    return not (is_commit or source.folder_id) and re.fullmatch(r"[^/@]+/[^/@]+", source.id_or_folder) is not None
+    is_commit = source.revision is not None and re.fullmatch(COMMIT_PATTERN, source.revision)
+    return not (is_commit or source.folder_id) and re.fullmatch(MODEL_ID_PATTERN, source.id_or_folder) is not None

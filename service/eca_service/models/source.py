@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eca_hub import list_releases
+from eca_hub.names import NAME_PATTERN
 from eca_service.errors import BadSetting
 
-_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_ID = re.compile(f"{NAME_PATTERN}(/{NAME_PATTERN})?")
 
 
 @dataclass(frozen=True)
