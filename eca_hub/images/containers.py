@@ -163,6 +163,25 @@ def read_jpeg_frame(data: bytes) -> JpegFrame | None:
     return None
 
 
+def read_webp_size(data: bytes) -> tuple[int, int]:
+    """Read width and height from the header: the WebP decoder allocates its canvas when it is opened.
+
+    Raises:
+        NotAnImage: the header is incomplete.
+    """
+    chunk, body = data[12:16], data[20:30]
+    if len(body) == 10:
+        if chunk == b"VP8X":
+            return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+        if chunk == b"VP8L":
+            bits = int.from_bytes(body[1:5], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        if chunk == b"VP8 ":
+            width, height = struct.unpack_from("<HH", body, 6)
+            return width & 0x3FFF, height & 0x3FFF
+    raise NotAnImage("The WebP cannot be decoded: its header is incomplete.", hint="Check that the file is complete.")
+
+
 def read_orientation(exif: bytes) -> int:
     """Read the EXIF orientation, 1 to 8; 1 if it cannot be read."""
     tiff = exif.removeprefix(b"Exif\0\0")

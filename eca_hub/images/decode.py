@@ -5,9 +5,9 @@ allocate them. Decoding takes at most 8 bytes for each pixel that `ImageLimits` 
 50 megapixels. A WebP takes 16, so its pixels count twice.
 """
 
+import contextlib
 import io
-import stat
-import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from eca_hub.errors import BadImage, NotAnImage, TooManyPixels
 from eca_hub.images.color import ColorMode, SampleFormat, flatten
-from eca_hub.images.containers import FORMATS, read_orientation, sniff_format, strip_metadata
+from eca_hub.images.containers import FORMATS, read_orientation, read_webp_size, sniff_format, strip_metadata
+from eca_hub.images.files import read_file
 from eca_hub.images.limits import (
     WEBP_WEIGHT,
     ImageLimits,
@@ -142,32 +143,38 @@ def decode_reduced(
     check_num_bytes(len(data), limits)
     name = sniff_format(data)
     if name == "WebP":
-        check_size(*_read_webp_size(data), limits, weight=WEBP_WEIGHT)
+        check_size(*read_webp_size(data), limits, weight=WEBP_WEIGHT)
     stripped = strip_metadata(name, data)
+    with decoder_errors(name), Image.open(io.BytesIO(stripped.data), formats=[name.upper()]) as image:
+        check_size(*image.size, limits, weight=cost_per_pixel(name, image, stripped))
+        full_size, mpx = image.size, image.width * image.height / 1e6
+        check_scans(stripped, mpx, limits)
+        shrink = 1 if min_side_px is None else _shrink_factor(min_side_px, min(image.size))
+        if name == "JPEG":
+            image.draft(None, (image.width // shrink, image.height // shrink))
+        image.load()
+        orientation = read_orientation(image.info.get("exif", b"")) if name == "WebP" else stripped.orientation
+        orientation = orientation if upright else 1
+        samples, low_bytes = read_sample_format(image, stripped, bit_depth)
+        flat = flatten(
+            image,
+            mode,
+            shrink=shrink if name != "JPEG" and mpx > _SHRINK_MPX else 1,
+            samples=samples,
+            low_bytes=low_bytes,
+        )
+        if flat is not image:
+            # Rotating makes another copy of a large image; three would be too many.
+            image.close()
+        turned = flat.transpose(_EXIF_TRANSPOSE[orientation]) if orientation > 1 else flat
+        return _with_origin(turned, full_size if orientation < 5 else full_size[::-1], orientation)
+
+
+@contextlib.contextmanager
+def decoder_errors(name: str) -> Iterator[None]:
+    """Turn what Pillow raises for a file of one of `FORMATS` into a `BadImage`."""
     try:
-        with Image.open(io.BytesIO(stripped.data), formats=[name.upper()]) as image:
-            check_size(*image.size, limits, weight=cost_per_pixel(name, image, stripped))
-            full_size, mpx = image.size, image.width * image.height / 1e6
-            check_scans(stripped, mpx, limits)
-            shrink = 1 if min_side_px is None else _shrink_factor(min_side_px, min(image.size))
-            if name == "JPEG":
-                image.draft(None, (image.width // shrink, image.height // shrink))
-            image.load()
-            orientation = read_orientation(image.info.get("exif", b"")) if name == "WebP" else stripped.orientation
-            orientation = orientation if upright else 1
-            samples, low_bytes = read_sample_format(image, stripped, bit_depth)
-            flat = flatten(
-                image,
-                mode,
-                shrink=shrink if name != "JPEG" and mpx > _SHRINK_MPX else 1,
-                samples=samples,
-                low_bytes=low_bytes,
-            )
-            if flat is not image:
-                # Rotating makes another copy of a large image; three would be too many.
-                image.close()
-            turned = flat.transpose(_EXIF_TRANSPOSE[orientation]) if orientation > 1 else flat
-            return _with_origin(turned, full_size if orientation < 5 else full_size[::-1], orientation)
+        yield
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -218,20 +225,13 @@ def load_image(
         ) from None
     check_limits(limits)
     try:
-        status = path.stat()
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            # Reading a pipe would wait for its writer, and some devices have no end.
-            raise ValueError("it is a pipe, a socket or a device, not a file")
-        data = path.read_bytes() if status.st_size <= limits.max_bytes else b""
-    except (OSError, ValueError) as error:
-        # A NUL in a path is a ValueError.
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise NotAnImage(
-            f"{str(path)[:_MAX_PATH_CHARS]} cannot be read: {reason}.", hint="Give the path of an image file."
-        ) from None
-    try:
-        check_num_bytes(status.st_size, limits)
+        data = read_file(path, limits)
         return decode_reduced(data, min_side_px=min_side_px, limits=limits, bit_depth=bit_depth, mode=mode)
+    except OSError as error:
+        raise NotAnImage(
+            f"{str(path)[:_MAX_PATH_CHARS]} cannot be read: {error.strerror or error}.",
+            hint="Give the path of an image file.",
+        ) from None
     except BadImage as error:
         raise type(error)(f"{path}: {error.message}", hint=error.hint) from None
 
@@ -303,21 +303,6 @@ def _with_origin(image: Image.Image, full_size: tuple[int, int], orientation: in
     left = image.width - width if orientation in _LEFT_IS_END else 0.0
     top = image.height - height if orientation in _TOP_IS_END else 0.0
     return DecodedImage(image, full_size, (left, top, left + width, top + height))
-
-
-def _read_webp_size(data: bytes) -> tuple[int, int]:
-    """Read width and height from the header: the WebP decoder allocates its canvas when it is opened."""
-    chunk, body = data[12:16], data[20:30]
-    if len(body) == 10:
-        if chunk == b"VP8X":
-            return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-        if chunk == b"VP8L":
-            bits = int.from_bytes(body[1:5], "little")
-            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        if chunk == b"VP8 ":
-            width, height = struct.unpack_from("<HH", body, 6)
-            return width & 0x3FFF, height & 0x3FFF
-    raise NotAnImage("The WebP cannot be decoded: its header is incomplete.", hint="Check that the file is complete.")
 
 
 def _shrink_factor(min_side_px: int, shorter_side_px: int) -> int:

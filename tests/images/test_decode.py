@@ -397,7 +397,12 @@ def test_a_pipe_is_refused_instead_of_waiting_for_its_writer(tmp_path: Path) -> 
 def test_a_file_of_too_many_bytes_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(2**31)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+
+    class Unread(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            pytest.fail(f"{self.name} was read")
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Unread(path, mode))
     with pytest.raises(TooLarge, match=r"huge\.png: The image has 2048\.0 MiB; the limit is 10 MiB"):
         load_image(tmp_path / "huge.png")
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.images.files import read_file
 from eca_hub.images.folders import IMAGE_ENDINGS
 from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
@@ -191,7 +192,7 @@ class PathSource:
 
     def read(self, index: int) -> bytes:
         """Return one encoded image."""
-        return (self._folder / self._paths[index]).read_bytes()
+        return read_file(self._folder / self._paths[index])
 
     def name(self, index: int) -> str:
         """Return its path."""

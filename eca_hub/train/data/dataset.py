@@ -20,7 +20,7 @@ from eca_hub.errors import BadImage
 from eca_hub.images.transform import EvalTransform
 from eca_hub.train.data.cache import DecodedImageCache
 from eca_hub.train.data.sampler import BatchIndex
-from eca_hub.train.data.source import Source, pointer_in
+from eca_hub.train.data.source import Source, broken_reason
 from eca_hub.train.data.transforms import RandomAugmentation
 from eca_hub.train.errors import TrainingStopped
 
@@ -174,17 +174,8 @@ class ImageDataset(Dataset[Batch]):
             self._last_num_bytes = len(content)
             decoded = self._transform.decode(content)
         except (BadImage, OSError) as error:
-            return BadSample(index, self.source.name(index), _reason(error, content))
+            return BadSample(index, self.source.name(index), broken_reason(error, content))
         if self._augment is not None and self._augment.needs_full_images:
             pixels = np.asarray(decoded.image)
             return pixels[..., None] if pixels.ndim == 2 else pixels
         return self._transform.resize_and_crop(decoded).permute(1, 2, 0).numpy()
-
-
-def _reason(error: Exception, content: bytes) -> str:
-    if pointer := pointer_in(content):
-        return f"a pointer of {pointer.tool}; `{pointer.command}` fetches the image"
-    if isinstance(error, OSError) and error.errno:
-        return error.strerror or str(error)
-    # The hint of a BadImage addresses clients of the service, so only its message is shown.
-    return error.message if isinstance(error, BadImage) else str(error)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eca_hub.errors import InvalidConfig, NotAnImage
+from eca_hub.errors import BadImage, InvalidConfig
 from eca_hub.images.containers import sniff_format
-from eca_hub.train.data.source import Source, Split, count_classes, pointer_in
+from eca_hub.train.data.source import Source, Split, broken_reason, count_classes, pointer_in
 
 _NUM_PROBED = 16
 _CHECK_S = 3.0
@@ -28,6 +28,9 @@ def check_readable(source: Source, split: Split, title: str) -> None:
                 return
             reasons.append(f"{source.name(index)} is a pointer of {pointer.tool}.")
             hint = f"`{pointer.command}` fetches the images."
+        except BadImage:
+            # It is there, and FormatCheck says what is wrong with it.
+            return
         except OSError as error:
             reasons.append(f"{source.name(index)}: {error.strerror or error}.")
             if error.errno:
@@ -109,11 +112,10 @@ def check_number(bad: Sequence[str], max_bad_samples: int, among: str = "") -> N
 
 def _reason_of(source: Source, index: int) -> str:
     """Why a file is not an image; an empty string if it begins like one."""
+    content = b""
     try:
         content = source.read(index)
-        if pointer := pointer_in(content):
-            return f"a pointer of {pointer.tool}; `{pointer.command}` fetches the image"
         sniff_format(content)
-    except (NotAnImage, OSError) as error:
-        return error.message if isinstance(error, NotAnImage) else error.strerror or str(error)
+    except (BadImage, OSError) as error:
+        return broken_reason(error, content)
     return ""

@@ -12,6 +12,7 @@ import numpy as np
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.containers import FORMATS
+from eca_hub.images.files import read_file
 from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
 from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
@@ -254,7 +255,7 @@ class ImageFolderSource:
 
     def read(self, index: int) -> bytes:
         """Return one encoded image."""
-        return (self._folder / self._names[index]).read_bytes()
+        return read_file(self._folder / self._names[index])
 
     def name(self, index: int) -> str:
         """Return its path."""

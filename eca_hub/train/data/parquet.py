@@ -4,6 +4,7 @@ Shapes: N images.
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 
 from eca_hub.errors import InvalidConfig, NotAnImage
 from eca_hub.images.containers import sniff_format
+from eca_hub.images.files import read_file
 from eca_hub.images.folders import walk_files
 from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
@@ -91,7 +93,7 @@ class ParquetData(FileDataModule):
         sources: dict[Split, Source] = {}
         for split, table in tables.items():
             check_labels(self.labels, class_names(table.values), split, self.title)
-            sources[split] = ParquetSource(table, self.labels, multi_label)
+            sources[split] = ParquetSource(table, self.labels, multi_label, folder if self.hub_id else None)
         self.use_splits(sources, str(folder))
 
 
@@ -150,12 +152,16 @@ class ParquetSource:
         table: The files.
         labels: Class names in the order of their indices.
         is_multi_label: Whether the rows have lists of classes.
+        snapshot: The folder of a data set of the hub, whose rows may not name files elsewhere.
     """
 
-    def __init__(self, table: ParquetTable, labels: list[str], is_multi_label: bool = False) -> None:
+    def __init__(
+        self, table: ParquetTable, labels: list[str], is_multi_label: bool = False, snapshot: Path | None = None
+    ) -> None:
         self.targets = to_multi_hot(table.values, labels) if is_multi_label else to_targets(table.values, labels)
         self._paths = table.paths
         self._image_column = table.image_column
+        self._snapshot = snapshot
         self._starts = np.cumsum([0, *table.num_rows])
         self._spool = Spool(self._rows, sum(path.stat().st_size for path in self._paths))
 
@@ -164,6 +170,7 @@ class ParquetSource:
 
         Raises:
             OSError: the row holds neither bytes nor the path of a file.
+            TooLarge: the file has more bytes than are decoded.
         """
         kind, content = self._spool.read(index)
         if kind == _BYTES:
@@ -171,9 +178,7 @@ class ParquetSource:
         if kind == _PATH:
             if reason := _not_a_path(content):
                 raise OSError(reason)
-            # Relative to the file's folder, or else to the current one.
-            beside, given = self._file_of(index)[0].parent / content.decode(), Path(content.decode())
-            return (beside if beside.exists() or not given.exists() else given).read_bytes()
+            return read_file(self._find(content.decode(), self._file_of(index)[0].parent))
         raise OSError("the row holds no image")
 
     def name(self, index: int) -> str:
@@ -187,6 +192,20 @@ class ParquetSource:
         """Hash sizes and labels."""
         sizes = [f"{path.name} {path.stat().st_size}" for path in self._paths]
         return fingerprint_of([*sizes, self.targets.tobytes().hex()])
+
+    def _find(self, path: str, folder: Path) -> Path:
+        """Return the path of a file relative to the folder of its row, or else to the current one.
+
+        Raises:
+            OSError: it leads out of the snapshot of a data set of the hub.
+        """
+        beside, given = folder / path, Path(path)
+        if self._snapshot is None:
+            return beside if beside.exists() or not given.exists() else given
+        # By name: the files of a snapshot are links into the cache.
+        if not Path(os.path.normpath(beside)).is_relative_to(self._snapshot):
+            raise OSError("a path that leads out of the data set, which is not read from a data set of the hub")
+        return beside
 
     def _file_of(self, index: int) -> tuple[Path, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import BadImage, InvalidConfig
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -42,6 +42,7 @@ class Source(Protocol):
 
         Raises:
             OSError: it cannot be read.
+            TooLarge: it has more bytes than are decoded.
         """
         ...
 
@@ -141,6 +142,19 @@ class Pointer(NamedTuple):
 def pointer_in(content: bytes) -> Pointer | None:
     """Return the pointer that a file holds; None if it holds something else."""
     return next((Pointer(tool, command) for mark, tool, command in _POINTERS if mark.match(content)), None)
+
+
+def broken_reason(error: BadImage | OSError, content: bytes = b"") -> str:
+    """Return why an image is broken, for messages and tables.
+
+    Args:
+        error: What reading or decoding it raised.
+        content: How its file begins, as far as it is known; it may be a pointer.
+    """
+    if pointer := pointer_in(content):
+        return f"a pointer of {pointer.tool}; `{pointer.command}` fetches the image"
+    # The hint of a BadImage addresses clients of the service, so only its message is shown.
+    return error.message if isinstance(error, BadImage) else error.strerror or str(error)
 
 
 def split_named_by(

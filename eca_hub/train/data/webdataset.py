@@ -19,6 +19,7 @@ import numpy as np
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.images.folders import walk_files
+from eca_hub.images.limits import ImageLimits, check_num_bytes
 from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, label_name, to_targets
@@ -109,8 +110,14 @@ class TarSource:
         self.targets = targets
 
     def read(self, index: int) -> bytes:
-        """Return one encoded image."""
+        """Return one encoded image.
+
+        Raises:
+            OSError: the shard cannot be read, or ends inside the image.
+            TooLarge: the image has more bytes than are decoded.
+        """
         number, start, size = self._positions_N3[index].tolist()
+        check_num_bytes(size, ImageLimits())
         with self._shards[number].open("rb", buffering=0) as file:
             content = os.pread(file.fileno(), size, start)
         if len(content) < size:

@@ -1,13 +1,16 @@
 """CSV files: encodings, delimiters, columns and splits as people write them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data import CsvData
+from eca_hub.train.data.csv import PathSource
 from eca_hub.train.data.sampler import BatchIndex
 from tests.train.datasets import SMALL, png
 
@@ -259,6 +262,12 @@ def test_paths_without_an_ending_or_in_another_unicode_form_are_found(folder: Pa
     data = CsvData(write(folder / "labels.csv", "image_id,label", rows), val_fraction=0.25)
     data.check()
     assert data.num_images("train") == 6
+
+
+def test_a_listed_device_is_not_read(folder: Path) -> None:
+    source = PathSource(folder, [os.devnull], np.zeros(1, np.int64))
+    with pytest.raises(OSError, match="a device, not a file"):
+        source.read(0)
 
 
 def test_urls_are_refused_except_those_of_files(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of class folders: what is read, what is left out, and mistakes refused in one sentence."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,14 @@ def test_a_training_split_of_broken_images_stops_the_run(folder: Path) -> None:
         path.write_bytes(b"no image")
     with pytest.raises(TrainingStopped, match="Every image of a batch is broken"):
         ImageFolderData(str(folder), image=SMALL).dataset("train")[BatchIndex(0, [0, 1, 2])]
+
+
+def test_a_device_in_a_test_folder_without_classes_is_not_read(folder: Path) -> None:
+    for path in (folder / "test").iterdir():
+        path.rename(folder / "test" / f".{path.name}")
+    (folder / "test" / "0.png").symlink_to(os.devnull)
+    with pytest.raises(OSError, match="a device, not a file"):
+        ImageFolderData(str(folder)).predict_source().read(0)
 
 
 def test_a_class_folder_named_with_spaces_alone_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.data import ParquetData
+from eca_hub.train.data import ParquetData, parquet
 from eca_hub.train.data.sampler import BatchIndex
 from eca_hub.train.data.source import SPLITS
 from tests.train.datasets import SMALL, png, write_parquet
@@ -155,6 +156,41 @@ def test_images_may_be_paths_beside_the_file(tmp_path: Path) -> None:
     batch = ParquetData(str(tmp_path), image=SMALL).dataset("val")[BatchIndex(0, [0, 1])]
     assert batch.indices.tolist() == [0]
     assert "row 1 (gone.png)" in batch.bad_samples[0].name
+
+
+def test_a_device_and_a_file_that_is_too_large_to_decode_are_broken_images(tmp_path: Path) -> None:
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(11 * 2**20)
+    images = [{"bytes": None, "path": path} for path in (os.devnull, "large.png", "a\0b")]
+    write_table(tmp_path / "train.parquet", images, ["cat", "dog", "cat"])
+    write_table(tmp_path / "val.parquet", images, ["cat", "dog", "cat"])
+    batch = ParquetData(str(tmp_path), image=SMALL).dataset("val")[BatchIndex(0, [0, 1, 2])]
+    assert [bad.reason for bad in batch.bad_samples] == [
+        "it is a pipe, a socket or a device, not a file",
+        "The image has 11.0 MiB; the limit is 10 MiB.",
+        "embedded null byte",
+    ]
+
+
+def test_rows_of_a_data_set_of_the_hub_name_no_files_outside_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "snapshot"
+    (snapshot / "images").mkdir(parents=True)
+    (snapshot / "images" / "0.png").write_bytes(png(1))
+    (tmp_path / "secret.png").write_bytes(png(2))
+    paths = ["../images/0.png", "../../secret.png", str(tmp_path / "secret.png"), "secret.png"]
+    for split in ("train", "val"):
+        write_table(snapshot / "data" / f"{split}.parquet", paths, ["cat"] * 4)
+    monkeypatch.setattr(parquet, "fetch_parquet", lambda *_: snapshot)
+    monkeypatch.chdir(tmp_path)
+    source = ParquetData("acme/pets").source("train")
+    assert source.read(0) == png(1)
+    for index in (1, 2):
+        with pytest.raises(OSError, match="a path that leads out of the data set"):
+            source.read(index)
+    with pytest.raises(FileNotFoundError):
+        source.read(3)
 
 
 def test_pixels_as_nested_lists_are_refused(tmp_path: Path) -> None:

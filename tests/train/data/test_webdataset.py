@@ -80,6 +80,13 @@ def test_a_shard_named_after_two_splits_is_refused(tmp_path: Path) -> None:
         WebDatasetData(str(tmp_path))
 
 
+def test_an_image_that_is_too_large_to_decode_is_broken_and_not_read(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_shard(tmp_path / f"{split}-0.tar", samples("number") | {"0000.png": bytes(11 * 2**20)})
+    [bad] = WebDatasetData(str(tmp_path), image=SMALL).dataset("val")[BatchIndex(0, [0, 1])].bad_samples
+    assert bad.reason == "The image has 11.0 MiB; the limit is 10 MiB."
+
+
 def test_a_sample_without_a_label_is_left_out(tmp_path: Path) -> None:
     files = samples("number")
     del files["0003.cls"]
