@@ -160,10 +160,13 @@ def _check_size(path: str, entry: Mapping[str, Any], annotations: str) -> None:
     """
     from eca_hub.images.sizes import read_sizes
 
-    sizes = read_sizes(path)
+    try:
+        _, (width, height) = read_sizes(path)
+    except (BadImage, OSError):
+        # It is reported when it is decoded.
+        return
     annotated = (entry.get("width"), entry.get("height"))
-    if sizes is not None and None not in annotated and annotated != sizes[1]:
-        width, height = sizes[1]
+    if None not in annotated and annotated != (width, height):
         raise InvalidConfig(
             f"{annotations} has {annotated[0]} x {annotated[1]} px for {Path(path).name}, which is displayed with "
             f"{width} x {height}: its boxes would be in other coordinates.",

@@ -1,26 +1,52 @@
 """The size of an image file from its header alone."""
 
-import struct
+import os
 import warnings
 from pathlib import Path
 
 from PIL import Image
 
-from eca_hub.images.containers import read_orientation
+from eca_hub.images.containers import (
+    StrippedImage,
+    read_orientation,
+    read_webp_size,
+    sniff_format,
+    strip_metadata,
+)
+from eca_hub.images.decode import decoder_errors
+from eca_hub.images.files import open_file
+from eca_hub.images.limits import WEBP_WEIGHT, ImageLimits, check_num_bytes, check_size, cost_per_pixel
 
 _TURNED = (5, 6, 7, 8)
+_SNIFFED_BYTES = 64
+_PNG_HEAD_BYTES = 65536
 
 
-def read_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Read width and height of an image file, as stored and as displayed, from its header; None if it has none."""
-    try:
-        # Pillow warns of large images, and refuses larger ones; decoding has a limit of its own.
+def read_sizes(path: str | Path, limits: ImageLimits = ImageLimits()) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Read width and height of an image file, as stored and as displayed, from its header.
+
+    What the decoder would refuse is refused here, as far as the header shows it: it does not count the scans of a JPEG.
+
+    Raises:
+        BadImage: it is no image in one of `FORMATS`, its header is damaged, or it is larger than allowed.
+        OSError: it cannot be read, or is a pipe, a socket or a device.
+    """
+    with open_file(path) as file:
+        check_num_bytes(os.fstat(file.fileno()).st_size, limits)
+        head = file.read(_SNIFFED_BYTES)
+        name = sniff_format(head)
+        if name == "WebP":
+            check_size(*read_webp_size(head), limits, weight=WEBP_WEIGHT)
+        # The bits in use of a PNG are stated before its pixels.
+        stripped = strip_metadata(name, head + file.read(_PNG_HEAD_BYTES)) if name == "PNG" else StrippedImage(b"")
+        file.seek(0)
         with (
+            decoder_errors(name),
+            # Pillow warns of large images below its own limit.
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(path) as file,
+            Image.open(file, formats=[name.upper()]) as image,
         ):
+            check_size(*image.size, limits, weight=cost_per_pixel(name, image, stripped))
             # Not Image.getexif, which also reads XMP: the decoder does not.
-            stored, orientation = file.size, read_orientation(file.info.get("exif") or b"")
-    except (OSError, ValueError, SyntaxError, OverflowError, struct.error, Image.DecompressionBombError):
-        return None
+            stored, orientation = image.size, read_orientation(image.info.get("exif") or b"")
     return stored, stored[::-1] if orientation in _TURNED else stored

@@ -1,13 +1,16 @@
 """Sizes from headers, as stored and as displayed."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from eca_hub.errors import NotAnImage, TooLarge, TooManyPixels
 from eca_hub.images.decode import decode_image
+from eca_hub.images.limits import ImageLimits
 from eca_hub.images.sizes import read_sizes
 
 _XMP = (
@@ -32,7 +35,29 @@ def test_the_displayed_size_is_that_of_the_decoded_image(format_name: str, metad
     assert decode_image(content.getvalue()).size == sizes[1]
 
 
-def test_a_file_without_a_header_has_no_size(tmp_path: Path) -> None:
+def test_what_the_decoder_would_refuse_has_no_size(tmp_path: Path) -> None:
+    image = Image.new("RGB", (100, 60))
+    for number, (name, error) in enumerate((("TIFF", NotAnImage), ("PNG", TooManyPixels), ("WebP", TooManyPixels))):
+        path = tmp_path / str(number)
+        image.save(path, name)
+        with pytest.raises(error):
+            read_sizes(path, ImageLimits(max_mpx=0.005))
+    with pytest.raises(TooLarge):
+        read_sizes(path, ImageLimits(max_bytes=50))
+
+
+def test_a_file_that_cannot_be_read_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(b"text")
-    assert read_sizes(tmp_path / "image.jpg") is None
-    assert read_sizes(tmp_path / "absent.jpg") is None
+    with pytest.raises(NotAnImage, match="not an image in a known format"):
+        read_sizes(tmp_path / "image.jpg")
+    for path, reason in (("absent.jpg", "No such file"), (os.devnull, "a device, not a file"), ("a\0b", "null byte")):
+        with pytest.raises(OSError, match=reason):
+            read_sizes(tmp_path / path)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WebP"])
+def test_a_damaged_header_is_that_of_no_image(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (100, 60)).save(tmp_path / "image", name)
+    (tmp_path / "image").write_bytes((tmp_path / "image").read_bytes()[:18])
+    with pytest.raises(NotAnImage, match="cannot be decoded"):
+        read_sizes(tmp_path / "image")

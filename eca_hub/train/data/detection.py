@@ -19,7 +19,7 @@ from eca_hub.train.data.file_check import check_number
 from eca_hub.train.data.loader import BatchDataModule
 from eca_hub.train.data.objects import Split, keep_smallest
 from eca_hub.train.data.sampler import EvalBatchSampler, TrainBatchSampler
-from eca_hub.train.data.source import SPLITS, fingerprint_of
+from eca_hub.train.data.source import SPLITS, fingerprint_of, readable_name
 from eca_hub.train.data.source import Split as SplitName
 
 
@@ -127,20 +127,18 @@ class DetectionDataModule(BatchDataModule):
         """
         # A package could not be written with them after training.
         check_label_text(self.labels)
+        broken = {path: reason for name in SPLITS for path, reason in self.split(name).report.broken.items()}
+        check_number([f"{readable_name(path)}: {reason}" for path, reason in broken.items()], self.max_bad_samples)
         reports = []
         for name in SPLITS:
             split = self.split(name)
-            if not split.report.num_objects:
-                raise InvalidConfig(f"The {name} split, {split.title}, has no object in any image.")
-            reports.append(split.report.summary())
-        broken = dict.fromkeys(name for split in SPLITS for name in self.split(split).report.broken)
-        check_number(list(broken), self.max_bad_samples)
-        for name in SPLITS:
-            split = self.split(name)
-            if len(split.report.broken) == len(split.images):
+            if all(image.path in broken for image in split.images):
                 raise InvalidConfig(
                     f"Every image of the {name} split, {split.title}, is broken.", hint="Repair the images."
                 )
+            if not split.report.num_objects:
+                raise InvalidConfig(f"The {name} split, {split.title}, has no object in any image.")
+            reports.append(split.report.summary())
         if self.trainer is None or self.trainer.is_global_zero:
             print("\n".join(dict.fromkeys(reports)), flush=True)
 

@@ -7,7 +7,6 @@ Shapes: N objects of an image, H height, W width.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +16,10 @@ from torch.utils.data import Dataset
 
 from eca_hub.errors import BadImage, InvalidConfig
 from eca_hub.images.decode import decode_image
+from eca_hub.images.files import read_file
 from eca_hub.images.rle import decode_mask
 from eca_hub.train.data.dataset import BadSample
-from eca_hub.train.data.objects import ImageObjects
+from eca_hub.train.data.objects import ImageObjects, reason_of_file
 from eca_hub.train.data.rng import derive_seed, epoch_permutation
 from eca_hub.train.data.sampler import BatchIndex, RankShard, TrainBatchSampler
 
@@ -142,7 +142,7 @@ class DetectionDataset(Dataset[DetectionBatch]):
         try:
             image = load_pixels(each, self._bit_depth)
         except (BadImage, OSError) as error:
-            raise _BrokenFile(index, str(error)) from None
+            raise _BrokenFile(index, reason_of_file(error, each.path)) from None
         # Drawn before the masks are, which take a byte a pixel each.
         drawn = self._draw_objects(len(each.boxes), rng)
         target = {"boxes": torch.from_numpy(each.boxes[drawn]), "labels": torch.from_numpy(each.labels[drawn])}
@@ -164,7 +164,7 @@ def load_pixels(image: ImageObjects, bit_depth: int | None = None) -> Tensor:
         BadImage: it does not decode, or has another size than its annotations are for.
         OSError: the file cannot be read.
     """
-    decoded = decode_image(Path(image.path).read_bytes(), bit_depth=bit_depth, upright=not image.is_unrotated)
+    decoded = decode_image(read_file(image.path), bit_depth=bit_depth, upright=not image.is_unrotated)
     if decoded.size != (image.width, image.height):
         raise BadImage(
             f"The file has {decoded.width} x {decoded.height} px, its annotations are for "

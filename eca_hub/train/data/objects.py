@@ -6,6 +6,7 @@ the others are refused, all in one sentence.
 Shapes: N objects of an image.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import BadImage, InvalidConfig
+from eca_hub.images.files import open_file
 from eca_hub.images.sizes import read_sizes
+from eca_hub.train.data.source import broken_reason
 
 MIN_SIDE_PX = 0.1
 """A box with a smaller side has no area: rounding while images are resized could make it empty."""
 _NUM_NAMED = 3
 _MAX_NAME_CHARS = 200
+_SNIFFED_BYTES = 512
 
 
 class ImageObjects(NamedTuple):
@@ -81,8 +85,8 @@ class Report:
     refused: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Kind of fault to the names of what has it; training does not start."""
 
-    broken: list[str] = dataclasses.field(default_factory=list)
-    """Files without the header of an image; they count as broken images."""
+    broken: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Path of each file that the decoder would refuse by its header, and why; they count as broken images."""
     remarks: list[str] = dataclasses.field(default_factory=list)
     """What the user should look at, though training goes on."""
 
@@ -154,9 +158,36 @@ def keep_smallest(split: Split, num_images: int) -> Split:
         "images": [each for each in split.ground_truth["images"] if each["id"] in ids],
         "annotations": [each for each in split.ground_truth["annotations"] if each["image_id"] in ids],
     }
-    report = Report(split.report.title)
+    paths = {image.path for image in kept}
+    report = Report(
+        split.report.title,
+        num_crowd=sum(each["iscrowd"] for each in truth["annotations"]),
+        left_out=split.report.left_out,
+        broken={path: reason for path, reason in split.report.broken.items() if path in paths},
+        remarks=split.report.remarks,
+    )
     count_objects(report, kept, len(split.labels))
     return dataclasses.replace(split, images=kept, ground_truth=truth, report=report)
+
+
+def read_sizes_or_report(path: str, report: Report) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Read width and height of an image, as stored and as displayed; one that would not decode is reported as broken.
+
+    Such an image stays in its split, so that the run names it when it decodes it.
+    """
+    try:
+        return read_sizes(path)
+    except (BadImage, OSError) as error:
+        report.broken[path] = reason_of_file(error, path)
+        return None
+
+
+def reason_of_file(error: BadImage | OSError, path: str) -> str:
+    """Return why an image file is broken; it may be a pointer."""
+    head = b""
+    with contextlib.suppress(OSError), open_file(path) as file:
+        head = file.read(_SNIFFED_BYTES)
+    return broken_reason(error, head)
 
 
 def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObjects]:
@@ -167,9 +198,8 @@ def check_files(images: Sequence[ImageObjects], report: Report) -> list[ImageObj
     """
     checked = []
     for image in images:
-        sizes = read_sizes(image.path)
+        sizes = read_sizes_or_report(image.path, report)
         if sizes is None:
-            report.broken.append(Path(image.path).name)
             checked.append(image)
             continue
         stored, displayed = sizes

@@ -16,13 +16,19 @@ import numpy as np
 import yaml
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.images.folders import walk_files
-from eca_hub.images.sizes import read_sizes
-from eca_hub.train.data.objects import MIN_SIDE_PX, ImageObjects, Report, Split, count_objects
+from eca_hub.images.folders import IMAGE_ENDINGS, walk_files
+from eca_hub.train.data.objects import (
+    MIN_SIDE_PX,
+    ImageObjects,
+    Report,
+    Split,
+    count_objects,
+    read_sizes_or_report,
+)
 from eca_hub.train.data.source import pointer_in
 
 _SPLIT_NAMES = {"train": ("train", "train2017"), "val": ("val", "valid", "validation", "val2017"), "test": ("test",)}
-_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif"])
+_SUFFIXES = frozenset([*IMAGE_ENDINGS, ".tif", ".tiff"])
 _SLACK = 0.01
 """A center and a width that were rounded may reach a little outside."""
 
@@ -126,9 +132,11 @@ def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool, num_
         raise InvalidConfig(f"{labels_dir} has no text files with boxes for the images of {images_dir}.")
     images = []
     for number, path in enumerate(paths, start=1):
-        sizes = read_sizes(path)
+        sizes = read_sizes_or_report(str(path), report)
         if sizes is None:
-            report.leave_out("images that cannot be read", path.name)
+            # Its boxes are shares of a size that is not known.
+            no_boxes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), () if with_masks else None
+            images.append(ImageObjects(number, str(path), 1, 1, *no_boxes))
             continue
         key = path.relative_to(images_dir).with_suffix("")
         lines = _read_lines(texts[key], report) if key in texts else []
@@ -140,7 +148,7 @@ def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool, num_
     report.raise_if_refused()
     if num_keypoint_numbers:
         report.remarks.append("keypoints are left out, boxes are learned")
-    if not any(len(image.boxes) for image in images):
+    if not any(len(image.boxes) for image in images) and not report.broken:
         report.refuse("images, none of them with a box", len(images))
         report.raise_if_refused()
     count_objects(report, images, len(labels))
@@ -272,7 +280,7 @@ def _dataset_yaml(root: Path) -> tuple[Path, dict[str, Any]]:
     if path.is_file():
         return path, _read_yaml(path)
     refusal = None
-    for other in sorted(root.glob("*.y*ml")):
+    for other in sorted(each for each in root.glob("*.y*ml") if each.is_file()):
         try:
             document = _read_yaml(other)
         except InvalidConfig as error:

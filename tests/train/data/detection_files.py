@@ -1,6 +1,9 @@
 """Small COCO and YOLO data sets of drawn rectangles."""
 
 import json
+import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +89,39 @@ def write_yolo(root: Path, lines: dict[str, list[str]] | None = None) -> Path:
                 (root / "labels" / split / f"{name}.txt").write_text("\n".join(text) + "\n")
     (root / "data.yaml").write_text("names: {0: disk, 1: bar}\n")
     return root
+
+
+def _tiff(path: Path) -> None:
+    with Image.open(path) as image:
+        size = image.size
+    Image.new("RGB", size).save(path, "TIFF")
+
+
+def _too_many_pixels(path: Path) -> None:
+    content = path.read_bytes()
+    header = b"IHDR" + (8000).to_bytes(4) * 2 + content[24:29]
+    path.write_bytes(content[:12] + header + zlib.crc32(header).to_bytes(4) + content[33:])
+
+
+def _too_many_bytes(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + bytes(11 * 2**20))
+
+
+def _pointer(path: Path) -> None:
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+def put_device(path: Path) -> None:
+    """Put a link to a device in the place of a file."""
+    path.unlink()
+    path.symlink_to(os.devnull)
+
+
+BROKEN: tuple[tuple[Callable[[Path], None], str], ...] = (
+    (_tiff, "The file is a TIFF, which is not supported"),
+    (_too_many_pixels, "The image is 8000 x 8000, 64.0 Mpx; the limit is 50 Mpx"),
+    (_too_many_bytes, "The image has 11.0 MiB; the limit is 10 MiB"),
+    (_pointer, "a pointer of Git LFS; `git lfs pull` fetches the image"),
+    (put_device, "it is a pipe, a socket or a device, not a file"),
+)
+"""What makes a PNG one that is not decoded, and the reason that is named."""

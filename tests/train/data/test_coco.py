@@ -7,7 +7,6 @@ import json
 import lzma
 import math
 import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.coco import read_coco
 from eca_hub.train.data.coco_data import CocoData
 from eca_hub.train.data.detection_dataset import load_pixels
+from eca_hub.train.data.sampler import BatchIndex
 from eca_hub.train.detection_metrics import evaluate_detections
-from tests.train.data.detection_files import coco_document, write_coco
+from tests.train.data.detection_files import BROKEN, coco_document, write_coco
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -296,13 +296,26 @@ def test_file_names_written_on_windows_are_found(tmp_path: Path) -> None:
     assert Path(read(root).images[0].path) == root / "train2017" / "night" / "0.png"
 
 
-def test_an_image_that_claims_a_size_beyond_all_limits_counts_as_broken(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "reason"), BROKEN)
+def test_a_file_that_the_decoder_would_refuse_is_a_broken_image_before_training(
+    change: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
     root = write_coco(tmp_path)
-    path = root / "train2017" / "0.png"
-    content = path.read_bytes()
-    header = b"IHDR" + (60_000).to_bytes(4) * 2 + content[24:29]
-    path.write_bytes(content[:12] + header + zlib.crc32(header).to_bytes(4) + content[33:])
-    assert read(root).report.num_images == 6
+    change(root / "train2017" / "0.png")
+    with pytest.raises(InvalidConfig, match=rf"Broken images: 1, .*; the first: .*train2017/0\.png: {reason}"):
+        CocoData(str(root)).check()
+    data = CocoData(str(root), max_bad_samples=1)
+    data.check()
+    [bad] = data.dataset("train")[BatchIndex(0, [0, 1])].bad_samples
+    assert bad.reason.startswith(reason)
+
+
+def test_broken_files_of_one_name_in_two_splits_are_two(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    for split in ("train2017", "val2017"):
+        (root / split / "0.png").write_bytes(b"no image at all")
+    with pytest.raises(InvalidConfig, match=r"Broken images: 2, and --data.max_bad_samples allows 1"):
+        CocoData(str(root), max_bad_samples=1).check()
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])

@@ -1,12 +1,14 @@
 """YOLO text folders in the layouts that people have, and the lines that are refused or left out."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.coco_data import YoloData
-from tests.train.data.detection_files import write_yolo
+from eca_hub.train.data.sampler import BatchIndex
+from tests.train.data.detection_files import BROKEN, put_device, write_yolo
 
 
 def test_boxes_and_polygons_become_pixels(tmp_path: Path) -> None:
@@ -100,6 +102,31 @@ def test_repeated_lines_and_boxes_without_an_area_are_left_out(tmp_path: Path) -
     assert "1 repeated lines (a.txt line 2)" in summary
     assert "1 boxes without an area (a.txt line 3)" in summary
     assert "1 text files without an image (none.txt)" in summary
+
+
+@pytest.mark.parametrize(("change", "reason"), [each for each in BROKEN if each[0] is not put_device])
+def test_a_file_that_the_decoder_would_refuse_is_a_broken_image_and_named_by_the_run(
+    change: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    root = write_yolo(tmp_path)
+    change(root / "images/train/a.png")
+    with pytest.raises(InvalidConfig, match=rf"Broken images: 1, .*; the first: .*train/a\.png: {reason}"):
+        YoloData(str(root)).check()
+    data = YoloData(str(root), max_bad_samples=1)
+    data.check()
+    batch = data.dataset("train")[BatchIndex(0, [0, 1, 2])]
+    assert batch.indices.tolist() == [1, 2]
+    assert [(bad.name, bad.reason[:20]) for bad in batch.bad_samples] == [
+        (str(root / "images/train/a.png"), reason[:20])
+    ]
+
+
+def test_images_that_were_not_fetched_are_named_before_their_missing_boxes(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    for path in (root / "images/train").iterdir():
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InvalidConfig, match=r"Broken images: 3, .*a\.png: a pointer of Git LFS"):
+        YoloData(str(root)).check()
 
 
 def test_masks_need_polygons(tmp_path: Path) -> None:
