@@ -77,6 +77,7 @@ def read_coco(
                 "area": _area(each),
                 "iscrowd": int(each.get("iscrowd") or 0),
                 "id": number,
+                **_mask_of(each, images[each["image_id"]]),
             }
             for number, each in enumerate(document["annotations"], start=1)
             if number not in maskless
@@ -99,6 +100,12 @@ def _area(annotation: Mapping[str, Any]) -> float:
     if _is_number(area) and area > 0:
         return float(area)
     return float(annotation["bbox"][2]) * float(annotation["bbox"][3])
+
+
+def _mask_of(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return run-length code with a size in whole numbers, as the evaluation takes it; some tools write 480.0."""
+    mask, size = annotation.get("segmentation"), [image["height"], image["width"]]
+    return {"segmentation": {**mask, "size": size}} if isinstance(mask, dict) and mask.get("size") == size else {}
 
 
 def _read_document(path: Path) -> dict[str, Any]:

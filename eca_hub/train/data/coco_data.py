@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.paths import expand_home
 from eca_hub.train.data.coco import read_coco
 from eca_hub.train.data.detection import DetectionDataModule
 from eca_hub.train.data.objects import Split
@@ -16,7 +17,7 @@ class CocoData(DetectionDataModule):
     """Objects from COCO annotation files.
 
     Args:
-        root: Folder that all other paths are relative to.
+        root: Folder that all other paths are relative to; `~` is expanded in each of them.
         train_annotations: JSON file of the training split.
         train_images: Folder with its images.
         val_annotations: JSON file of the validation split.
@@ -54,7 +55,12 @@ class CocoData(DetectionDataModule):
         annotations, images = self._paths[name]
         train = None if name == "train" else self.split("train")
         classes = None if train is None else list(zip(train.category_ids, train.labels, strict=True))
-        return read_coco(self.root / annotations, self.root / images, with_masks=self.with_masks, classes=classes)
+        return read_coco(
+            self.root / expand_home(annotations),
+            self.root / expand_home(images),
+            with_masks=self.with_masks,
+            classes=classes,
+        )
 
 
 class YoloData(DetectionDataModule):
@@ -94,7 +100,8 @@ class YoloData(DetectionDataModule):
 
 
 def _check_root(root: str, content: str) -> Path:
+    folder = expand_home(root)
     # Path.is_dir raises for a name that is too long or holds a NUL.
-    if not os.path.isdir(root):  # noqa: PTH112
+    if not os.path.isdir(folder):  # noqa: PTH112
         raise InvalidConfig(f"There is no folder {root[:200]!r}.", hint=f"Give --data.root, the folder with {content}.")
-    return Path(root)
+    return folder

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.images.rle import encode_mask
 from eca_hub.train.data.coco import read_coco
 from eca_hub.train.data.coco_data import CocoData
 from eca_hub.train.data.detection_dataset import load_pixels
@@ -316,6 +317,38 @@ def test_broken_files_of_one_name_in_two_splits_are_two(tmp_path: Path) -> None:
         (root / split / "0.png").write_bytes(b"no image at all")
     with pytest.raises(InvalidConfig, match=r"Broken images: 2, and --data.max_bad_samples allows 1"):
         CocoData(str(root), max_bad_samples=1).check()
+
+
+def test_run_length_code_with_a_size_of_floats_is_evaluated(tmp_path: Path) -> None:
+    document = coco_document()
+    mask = np.zeros((48, 64), bool)
+    mask[5:17, 4:20] = True
+    code = encode_mask(mask)
+    first(document)["segmentation"] = {**code, "size": [48.0, 64.0]}
+    document["annotations"][-1]["segmentation"]["size"] = [48.0, 64.0]
+    truth = read(write_coco(tmp_path, document)).ground_truth
+    result = [{"image_id": 1000, "category_id": 7, "segmentation": code, "score": 0.9}]
+    assert evaluate_detections(truth, result, "segm").figures["AP50"] > 0
+
+
+def test_the_report_of_the_smallest_images_keeps_what_was_found(tmp_path: Path) -> None:
+    document = coco_document()
+    first(document).update(bbox=[4, 5, 0, 12])
+    root = write_coco(tmp_path, document)
+    (root / "train2017" / "1.png").write_bytes(b"no image at all")
+    summary = CocoData(str(root), smallest_images=1).split("train").report.summary()
+    assert "1 images, 1 boxes, 1 crowd regions" in summary
+    assert "left out 1 boxes without an area" in summary
+    CocoData(str(root), smallest_images=1).check()
+    with pytest.raises(InvalidConfig, match=r"Broken images: 1, .*1\.png: The bytes are not an image"):
+        CocoData(str(root), smallest_images=5).check()
+
+
+def test_a_tilde_is_expanded_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_coco(tmp_path / "set")
+    (root / "annotations" / "instances_train2017.json").rename(tmp_path / "train.json")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert CocoData("~/set", train_annotations="~/train.json").num_images("train") == 6
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])

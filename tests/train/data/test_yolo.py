@@ -129,6 +129,12 @@ def test_images_that_were_not_fetched_are_named_before_their_missing_boxes(tmp_p
         YoloData(str(root)).check()
 
 
+def test_a_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_yolo(tmp_path / "set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert YoloData("~/set").num_images("train") == 3
+
+
 def test_masks_need_polygons(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="2 boxes without the polygon that a mask needs"):
         YoloData(str(write_yolo(tmp_path)), with_masks=True).check()
