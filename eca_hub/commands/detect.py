@@ -4,12 +4,13 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
-from eca_hub.commands.images import escape, find_images
+from eca_hub.commands.images import STDIN, escape, find_images
 from eca_hub.errors import BadImage, InvalidConfig, InvalidUsage
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _MAX_DIGITS = 18
 def main(argv: list[str]) -> int:
     """Find the objects in each image; a broken image is reported and does not stop the others."""
     parser = CommandParser("detect", "Find the objects in images.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image file, or folder of images.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image file, folder of images, or - for stdin.")
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub, or a folder with a detector package.")
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument(
@@ -74,17 +75,18 @@ def main(argv: list[str]) -> int:
     results: list[dict[str, Any]] = []
     num_bad = 0
     for path in images:
+        source = sys.stdin.buffer.read() if path == STDIN else path
         try:
-            detections = detector.predict(path, min_score=args.min_score, max_detections=args.max_detections)
+            detections = detector.predict(source, min_score=args.min_score, max_detections=args.max_detections)
         except BadImage as error:
             num_bad += 1
             document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
-            print(json.dumps(document) if args.json else escape(str(error)))
+            print(json.dumps(document) if args.json else escape(f"{path}: {error}" if path == STDIN else str(error)))
             continue
         if ids is not None:
             results += [ids.result(path, each) for each in detections]
         if path in drawings:
-            _draw(path, detections, drawings[path], detector.config.bit_depth)
+            _draw(source, detections, drawings[path], detector.config.bit_depth)
         if args.json:
             document = {"image": path, "model": detector.model_id, "revision": detector.revision}
             print(json.dumps({**document, "detections": [_as_json(each) for each in detections]}))
@@ -178,7 +180,7 @@ def _read_annotations(path: str) -> tuple[dict[str, list[dict[str, Any]]], dict[
     """Read the images of each name, and the id of each category, from a COCO file.
 
     Raises:
-        InvalidConfig: it cannot be read, or is no such file.
+        InvalidConfig: it cannot be read, is no such file, or has two categories of one name or id.
     """
     images: dict[str, list[dict[str, Any]]] = {}
     try:
@@ -186,11 +188,18 @@ def _read_annotations(path: str) -> tuple[dict[str, list[dict[str, Any]]], dict[
         for image in document["images"]:
             if not isinstance(image["id"], int | str):
                 raise TypeError("an id is neither a number nor text")
-            images.setdefault(Path(image["file_name"]).name, []).append(image)
-        return images, {category["name"]: category["id"] for category in document["categories"]}
+            # Tools on Windows write `folder\\name`; a name may also have a backslash in it.
+            for name in {Path(each).name for each in (image["file_name"], image["file_name"].replace("\\", "/"))}:
+                images.setdefault(name, []).append(image)
+        categories = [(category["name"], category["id"]) for category in document["categories"]]
+        for position, kind in ((0, "name"), (1, "id")):
+            for value, times in Counter(category[position] for category in categories).items():
+                if times > 1:
+                    raise InvalidConfig(f"{path} has {times} categories with the {kind} {value!r}; one is needed.")
+        return images, dict(categories)
     except OSError as error:
         raise InvalidConfig(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InvalidConfig(f"{path} is not a COCO annotation file.") from None
 
 
@@ -239,13 +248,13 @@ def _make_folder(folder: str) -> None:
         raise InvalidConfig(f"The folder {folder} cannot be made: {error.strerror}.") from None
 
 
-def _draw(path: str, detections: list["Detection"], target: Path, bit_depth: int | None) -> None:
+def _draw(source: str | bytes, detections: list["Detection"], target: Path, bit_depth: int | None) -> None:
     from eca_hub.images.decode import load_image
     from eca_hub.images.draw import Shape, draw_shapes
 
     shapes = [Shape(f"{each.label} {each.score:.2f}", each.index, each.box, each.mask) for each in detections]
     content = io.BytesIO()
-    draw_shapes(load_image(path, bit_depth=bit_depth).image, shapes).save(content, "PNG")
+    draw_shapes(load_image(source, bit_depth=bit_depth).image, shapes).save(content, "PNG")
     _write(target, content.getvalue())
 
 

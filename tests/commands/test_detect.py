@@ -1,6 +1,7 @@
 """`eca-hub detect`: boxes on the terminal, drawings, COCO results, and one sentence for each mistake."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -134,6 +135,10 @@ def workspace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / f"{file}.json").write_text(json.dumps({"images": listed, "categories": categories}))
     turned = {"images": [{"file_name": "a.png", "id": 1, "width": 48, "height": 64}], "categories": categories}
     (tmp_path / "sizes.json").write_text(json.dumps(turned))
+    (tmp_path / "windows.json").write_text(json.dumps(turned).replace("a.png", "x\\\\a.png"))
+    for file, category in (("names", {"name": "bar", "id": 8}), ("ids", {"name": "far", "id": 3})):
+        twice = {"images": [], "categories": [*categories, category]}
+        (tmp_path / f"{file}.json").write_text(json.dumps(twice))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -159,6 +164,12 @@ def workspace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "photos/a.png --to r.json --annotations sizes.json",
             "has 48 x 64 px for a.png, which is displayed with 64 x 48",
         ),
+        (
+            "photos/a.png --to r.json --annotations windows.json",
+            "has 48 x 64 px for a.png, which is displayed with 64 x 48",
+        ),
+        ("photos/a.png --to r.json --annotations names.json", "names.json has 2 categories with the name 'bar'"),
+        ("photos/a.png --to r.json --annotations ids.json", "ids.json has 2 categories with the id 3"),
         ("photos/a.png more/a.png --to r.json --annotations lists_a.json", "and more/a.png have the same id 0 in --to"),
         ("photos/1.png more/001.png --to r.json", "photos/1.png and more/001.png have the same id 1 in --to."),
     ],
@@ -194,6 +205,20 @@ def test_an_earlier_drawing_stays_when_a_new_one_cannot_be_written(
     assert detect(package, "photos/a.png", "--save_image", "new") == 2
     assert "new/a.png cannot be written: No space left on device." in capsys.readouterr().err
     assert [(path.name, path.read_bytes()) for path in (workspace / "new").iterdir()] == [("a.png", b"earlier")]
+
+
+def test_an_image_from_standard_input_is_drawn(
+    package: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = (workspace / "photos" / "a.png").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(image)))
+    assert detect(package, "-", "--save_image", "new") == 0
+    assert capsys.readouterr().out.startswith("-  ")
+    with Image.open(workspace / "new" / "-.png") as drawn:
+        assert drawn.size == (64, 48)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no image")))
+    assert detect(package, "-") == 2
+    assert capsys.readouterr().out.startswith("-: The bytes are not an image")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text")
