@@ -92,7 +92,7 @@ def notes_on(study: Study) -> list[str]:
         f"commit: {', '.join(commits) or 'not recorded'}.",
     ]
     statistics = []
-    if any(method.summary.num_seeds > 1 for block in study.blocks for method in block.methods):
+    if any(map(_has_intervals, study.blocks)):
         statistics.append("Intervals: 95 %, Student's t over the seeds.")
     if comparisons:
         statistics.append(
@@ -168,11 +168,16 @@ def methods_table(study: Study, block: Block) -> Table:
             ]
         )
     head = (
-        *("method", "seeds", f"{name}, 95 % interval", "parameters", "multiply-adds (millions)"),
+        *("method", "seeds", f"{name}, 95 % interval" if _has_intervals(block) else name),
+        *("parameters", "multiply-adds (millions)"),
         *("training images/s", "inference images/s"),
         *(["published"] if published else []),
     )
     return head, rows
+
+
+def _has_intervals(block: Block) -> bool:
+    return any(method.summary.num_seeds > 1 for method in block.methods)
 
 
 def _published() -> dict[str, str]:

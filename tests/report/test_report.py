@@ -382,6 +382,7 @@ def test_the_notes_explain_what_the_page_has_and_nothing_else(results: Path, tmp
         text = (tmp_path / "out" / "report.md").read_text()
         assert [words in text for words in explained] == [has] * len(explained)
         assert ("| published |" in text) == has
+        assert ("| accuracy, 95 % interval |" in text) == has
 
 
 def test_a_single_seed_is_null_in_json_and_no_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
