@@ -81,7 +81,7 @@ async def infer_hf(request: Request, state: StateDep, model_id: str) -> Response
     content_type = request.headers.get("content-type", "")
     async with state.read_body(request, model_id, content_type) as body:
         num_json = num_json_bytes(body, content_type)
-        hf_request = await parse_body(state, num_json, parse_hf_request, body, content_type, state.limits)
+        hf_request = await parse_body(request, state, num_json, parse_hf_request, body, content_type, state.limits)
         with state.registry.acquire(model_id) as model:
             shape = _SHAPES[model.info.tasks[0]]
             _check_parameters(hf_request.parameters, shape, model.info)

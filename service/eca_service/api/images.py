@@ -52,7 +52,7 @@ async def respond(
     content_type = request.headers.get("content-type", "")
     async with state.read_body(request, model_id, content_type) as body:
         num_json = num_json_bytes(body, content_type)
-        images = await parse_body(state, num_json, parse_images, body, content_type, state.limits)
+        images = await parse_body(request, state, num_json, parse_images, body, content_type, state.limits)
         # Looked up again: another commit may have replaced the model while the body arrived.
         with state.registry.acquire(model_id) as model:
             work = model.run(task, images, received_at_s=received_at_s)
@@ -62,6 +62,7 @@ async def respond(
 
 
 async def parse_body(
+    request: Request,
     state: AppState,
     num_json: int,
     parse: Callable[[Buffer, *Rest, MarkCounts | None], Parsed],
@@ -71,6 +72,7 @@ async def parse_body(
     """Parse a body; in a thread if it is large or has many elements, so that the event loop stays free.
 
     Args:
+        request: The request.
         state: The state of the app.
         num_json: How many bytes at its front are JSON.
         parse: Called with the body, `args`, and the counts of the marks of its JSON.
@@ -78,7 +80,7 @@ async def parse_body(
         args: What else the parser needs.
 
     Raises:
-        BodyTooLarge, Overloaded, DeadlineExceeded: as for `BodyReader.parse_elements`.
+        BodyTooLarge, Overloaded, DeadlineExceeded, ClientDisconnected: as for `BodyReader.parse_elements`.
     """
     mark_counts: MarkCounts | None = None
     if num_json > _LARGE_BODY_BYTES:
@@ -87,7 +89,7 @@ async def parse_body(
         mark_counts = count_marks(body, num_json)
     num_elements = min(num_elements_of(mark_counts), _MAX_ELEMENTS) if mark_counts else 0
     if num_elements > _MANY_ELEMENTS:
-        async with state.bodies.parse_elements(JSON_COPIES * len(body), num_elements):
+        async with state.bodies.parse_elements(request.receive, JSON_COPIES * len(body), num_elements):
             return await asyncio.to_thread(parse, body, *args, mark_counts)
     if len(body) > _LARGE_BODY_BYTES:
         return await asyncio.to_thread(parse, body, *args, mark_counts)

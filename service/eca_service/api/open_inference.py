@@ -135,7 +135,7 @@ async def infer(request: Request, state: StateDep, model_id: str, version: str |
         with state.registry.acquire(model_id, version) as model:
             model.check_supports(Classification)
             num_json = json_length(header_length, len(body))
-            infer_request = await parse_body(state, num_json, _parse, body, header_length, model, state)
+            infer_request = await parse_body(request, state, num_json, _parse, body, header_length, model, state)
             task = Classification(len(model.info.labels))
             work = model.run(task, infer_request.images, received_at_s=received_at_s)
             results = await cancel_on_disconnect(request.receive, work)

@@ -112,7 +112,7 @@ async def explain(request: Request, state: StateDep, query: Annotated[ExplainQue
     content_type = request.headers.get("content-type", "")
     async with state.read_body(request, query.model, content_type) as body:
         num_json = num_json_bytes(body, content_type)
-        images = await parse_body(state, num_json, parse_images, body, content_type, state.limits)
+        images = await parse_body(request, state, num_json, parse_images, body, content_type, state.limits)
         if len(images) != 1:
             raise InvalidRequest("Only one image can be explained at a time.")
         if isinstance(images[0], EcaHubError):

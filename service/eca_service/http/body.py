@@ -82,10 +82,11 @@ class BodyReader:
             self.total_bytes -= num_counted
 
     @asynccontextmanager
-    async def parse_elements(self, body_bytes: int, num_elements: int) -> AsyncIterator[None]:
+    async def parse_elements(self, receive: Receive, body_bytes: int, num_elements: int) -> AsyncIterator[None]:
         """Admit the parsing of JSON with many elements, one body at a time; their memory counts until the block ends.
 
         Args:
+            receive: Of the request, whose body has been read.
             body_bytes: What is counted for the body already.
             num_elements: How many elements it has.
 
@@ -93,6 +94,7 @@ class BodyReader:
             BodyTooLarge: its elements take more than the memory limit admits of one body alone.
             Overloaded: the bodies of all requests fill their memory.
             DeadlineExceeded: other bodies took too long.
+            ClientDisconnected: the client closed the connection meanwhile.
         """
         num_bytes = num_elements * _BYTES_PER_ELEMENT
         if body_bytes + num_bytes > self.max_total_bytes:
@@ -100,14 +102,7 @@ class BodyReader:
                 "The JSON has so many elements that they take too much memory.",
                 hint="Send fewer pixels, or bytes.",
             )
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                await self._one_at_a_time.acquire()
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"The bodies of other requests were still being parsed after {self._deadline_s * 1000:g} ms.",
-                hint="Send the request again, or raise ECA_DEADLINE_MS.",
-            ) from None
+        await cancel_on_disconnect(receive, self._wait_for_turn())
         try:
             if self.total_bytes + num_bytes > self.max_total_bytes:
                 raise Overloaded("The bodies of other requests fill their memory.")
@@ -118,6 +113,16 @@ class BodyReader:
                 self.total_bytes -= num_bytes
         finally:
             self._one_at_a_time.release()
+
+    async def _wait_for_turn(self) -> None:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await self._one_at_a_time.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"The bodies of other requests were still being parsed after {self._deadline_s * 1000:g} ms.",
+                hint="Send the request again, or raise ECA_DEADLINE_MS.",
+            ) from None
 
     def shorten_deadlines(self) -> None:
         """Give the bodies that are still arriving two more seconds, because the process is about to exit."""

@@ -33,9 +33,13 @@ def test_a_body_that_is_large_or_has_many_elements_is_parsed_in_a_thread(
     def parse(body: object, loop_thread: threading.Thread, mark_counts: MarkCounts | None) -> bool:
         return threading.current_thread() is loop_thread
 
+    async def receive_nothing() -> None:
+        await asyncio.Event().wait()
+
     async def scene() -> bool:
+        request: Any = SimpleNamespace(receive=receive_nothing)
         state: Any = SimpleNamespace(bodies=BodyReader(max_total_bytes=2**20, timeout_s=1, deadline_s=1))
-        return await parse_body(state, num_json, parse, body, threading.current_thread())
+        return await parse_body(request, state, num_json, parse, body, threading.current_thread())
 
     assert asyncio.run(scene()) is runs_in_loop
 

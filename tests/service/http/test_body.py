@@ -225,7 +225,7 @@ def test_json_with_many_elements_is_parsed_one_body_at_a_time_and_its_elements_c
         held: list[int] = []
 
         async def parse() -> None:
-            async with bodies.parse_elements(40, 10):
+            async with bodies.parse_elements(client(then_hangs=True), 40, 10):
                 held.append(bodies.total_bytes)
                 await asyncio.sleep(1)
 
@@ -245,7 +245,7 @@ def test_json_that_waits_until_the_deadline_for_other_bodies_is_refused() -> Non
         async def parse() -> None:
             nonlocal is_late
             try:
-                async with bodies.parse_elements(40, 10):
+                async with bodies.parse_elements(client(then_hangs=True), 40, 10):
                     await asyncio.sleep(1)
             except DeadlineExceeded:
                 is_late += 1
@@ -261,15 +261,30 @@ def test_json_that_waits_until_the_deadline_for_other_bodies_is_refused() -> Non
     run(scene())
 
 
+def test_json_of_a_client_that_disconnects_is_not_waited_for() -> None:
+    async def scene() -> None:
+        bodies = reader()
+        async with bodies.parse_elements(client(then_hangs=True), 40, 10):
+            with pytest.raises(ClientDisconnected):
+                async with bodies.parse_elements(client(then_goes=True), 40, 10):
+                    pass
+        assert asyncio.get_running_loop().time() == 0
+        # The lock is free.
+        async with bodies.parse_elements(client(then_hangs=True), 40, 10):
+            pass
+
+    run(scene())
+
+
 def test_json_whose_elements_do_not_fit_is_refused() -> None:
     async def scene() -> None:
         bodies = reader(max_total_bytes=1000)
         with pytest.raises(BodyTooLarge):
-            async with bodies.parse_elements(400, 10):
+            async with bodies.parse_elements(client(then_hangs=True), 400, 10):
                 pass
         async with bodies.read({}, client(bytes(400)), max_bytes=400):
             with pytest.raises(Overloaded):
-                async with bodies.parse_elements(40, 10):
+                async with bodies.parse_elements(client(then_hangs=True), 40, 10):
                     pass
         assert bodies.total_bytes == 0
 
