@@ -1,6 +1,7 @@
 """The cluster files of experiments/configs/cluster parse, and their training commands are valid."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ def words_of(name: str, folder: Path) -> list[str]:
     """Return the command that a file starts: from its shell script, or of its container."""
     if name.endswith(".yaml"):
         [container] = job()["spec"]["template"]["spec"]["containers"]
-        return [*container["command"], *container["args"]]
+        [(config_map, source)] = re.findall(r"create configmap (\S+) --from-file=(\S+)", (CLUSTER / name).read_text())
+        assert volumes()["/config"] == {"configMap": {"name": config_map}}
+        mounted = f"/config/{Path(source).name}"
+        return [word.replace(mounted, source) for word in container["command"] + container["args"]]
     for launcher in ("eca-hub", "torchrun", "srun", "scontrol"):
         program = folder / launcher
         program.write_text(f'#!/bin/sh\nprintf "%s\\n" {launcher} "$@"\n')
@@ -37,6 +41,14 @@ def job() -> dict[str, Any]:
 
 def manifests() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text()))
+
+
+def volumes() -> dict[str, Any]:
+    """Return the source of what is mounted, by its folder in the container."""
+    pod = job()["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    sources = {volume.pop("name"): volume for volume in pod["volumes"]}
+    return {mount["mountPath"]: sources[mount["name"]] for mount in container["volumeMounts"]}
 
 
 def option(words: list[str], name: str) -> str:
@@ -96,6 +108,14 @@ def test_the_pods_of_the_job_find_each_other_and_get_their_gpus() -> None:
     assert f"--rdzv_endpoint={name}-0.{pod['subdomain']}:29500" in container["args"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_container_reads_and_writes_only_what_is_mounted() -> None:
+    [container] = job()["spec"]["template"]["spec"]["containers"]
+    values = [word.split("=", 1)[1] for word in container["args"] if "=" in word]
+    paths = [value for value in values if "/" in value]
+    assert len(paths) == 3
+    assert all("/" + path.split("/")[1] in volumes() for path in paths), paths
 
 
 @pytest.mark.parametrize("name", FILES)
