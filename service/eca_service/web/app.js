@@ -333,17 +333,21 @@ function showError(card, error) {
 // Explanations: the gate of every channel by stage, and Grad-CAM over the part of the image that the network sees
 
 async function explain(file, card, model, button) {
-  button.disabled = true;
+  // A button that is disabled, or hidden, loses the keyboard's focus.
+  if (button.ariaDisabled === "true") return;
+  button.ariaDisabled = "true";
   try {
-    const body = await request(`v1/explain?${new URLSearchParams({ model, gates: "true" })}`, {
+    const body = await requestWhenFree(`v1/explain?${new URLSearchParams({ model, gates: "true" })}`, {
       method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
     });
     showGates(card.querySelector(".gates"), body.gates);
     showHeat(card, body, models.find((one) => one.id === model));
-    button.hidden = true;
     card.querySelector(".error").hidden = true;
+    if (document.activeElement === button) card.querySelector(".heat-switch:not([hidden]), .gates").focus();
+    button.hidden = true;
+    showStatus("Explained.");
   } catch (error) {
-    button.disabled = false;
+    button.ariaDisabled = "false";
     showError(card, error);
   }
 }
@@ -508,8 +512,9 @@ function addSamples() {
     const url = urlOf(`static/samples/${name}.jpg`);
     const button = element("button", { type: "button" }, element("img", { src: url.href, alt: `Sample: ${name}` }));
     button.addEventListener("click", async () => {
-      const blob = await (await fetch(url)).blob();
-      await sendFiles([new File([blob], `${name}.jpg`, { type: "image/jpeg" })]);
+      const response = await fetch(url).catch(() => null), blob = response?.ok && await response.blob().catch(() => null);
+      if (blob) await sendFiles([new File([blob], `${name}.jpg`, { type: "image/jpeg" })]);
+      else showStatus("The sample cannot be fetched. Check that the service still runs, then try again.", true);
     });
     byId("samples").append(button);
   }
@@ -548,8 +553,12 @@ function listen() {
   // Browsers offer the clipboard to pages of https and of this machine only.
   byId("copy").hidden = !navigator.clipboard;
   byId("copy").addEventListener("click", async () => {
-    await navigator.clipboard.writeText(byId("code").textContent);
-    showStatus("Copied.");
+    try {
+      await navigator.clipboard.writeText(byId("code").textContent);
+      showStatus("Copied.");
+    } catch {
+      showStatus("The browser does not allow this page to copy. Select the lines and copy them by hand.", true);
+    }
   });
   byId("theme").addEventListener("click", () => setDark(!document.documentElement.classList.contains("dark")));
 }

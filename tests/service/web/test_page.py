@@ -137,18 +137,34 @@ def test_several_images_are_sent_at_once_and_each_is_shown_before_its_response(p
     playwright.expect(page.locator("#status")).to_have_text("7 images done.")
 
 
+FULL = {"error": {"code": "overloaded", "message": "Full.", "hint": "", "request_id": "1"}}
+
+
+def refuse(page: Any, route_pattern: str, times: int) -> None:
+    """Let the first requests of a route find the service full."""
+    left = iter(range(times))
+
+    def handle(route: Any) -> None:
+        is_full = next(left, None) is not None
+        route.fulfill(status=429, json=FULL, headers={"Retry-After": "1"}) if is_full else route.continue_()
+
+    page.route(route_pattern, handle)
+
+
 def test_an_image_that_is_refused_because_the_service_is_full_is_sent_again(page: Any, image_file: Path) -> None:
-    statuses = iter([429, 429])
-    error = {"error": {"code": "overloaded", "message": "Full.", "hint": "", "request_id": "1"}}
-
-    def refuse_twice(route: Any) -> None:
-        status = next(statuses, None)
-        route.fulfill(status=status, json=error, headers={"Retry-After": "1"}) if status else route.continue_()
-
-    page.route("**/v1/classify?*", refuse_twice)
+    refuse(page, "**/v1/classify?*", times=2)
     choose(page, image_file)
     playwright.expect(page.locator("#status")).to_have_text("1 image done.")
-    assert next(statuses, None) is None
+
+
+def test_an_explanation_that_is_refused_because_the_service_is_full_is_asked_for_again(
+    page: Any, image_file: Path
+) -> None:
+    refuse(page, "**/v1/explain?*", times=2)
+    choose(page, image_file)
+    page.locator(".explain").click()
+    playwright.expect(page.locator(".gates figure")).to_have_count(9)
+    playwright.expect(page.locator(".result .error")).to_be_hidden()
 
 
 def test_a_file_can_be_dropped_anywhere_and_what_is_no_file_is_refused(page: Any) -> None:
@@ -270,6 +286,25 @@ def test_a_sample_is_one_click_and_its_license_another(page: Any) -> None:
     playwright.expect(page.locator("body")).to_contain_text("Copyright (c) 2019 Marcus Klasson")
 
 
+def test_a_sample_that_cannot_be_fetched_gets_a_sentence(page: Any) -> None:
+    status = page.locator("#status.error")
+    page.route("**/static/samples/papaya.jpg", lambda route: route.fulfill(status=404))
+    page.get_by_role("button", name="Sample: papaya").click()
+    playwright.expect(status).to_contain_text("The sample cannot be fetched.")
+    page.evaluate("document.getElementById('status').textContent = ''")
+    page.evaluate("void (window.fetch = () => Promise.reject(new TypeError('The service is down.')))")
+    page.get_by_role("button", name="Sample: papaya").click()
+    playwright.expect(status).to_contain_text("The sample cannot be fetched.")
+    playwright.expect(page.locator(".result")).to_have_count(0)
+
+
+def test_a_browser_that_does_not_allow_copying_gets_a_sentence(page: Any) -> None:
+    refuse_to_copy = "navigator.clipboard.writeText = () => Promise.reject(new DOMException('no', 'NotAllowedError'))"
+    page.evaluate(f"void ({refuse_to_copy})")
+    page.get_by_role("button", name="Copy").click()
+    playwright.expect(page.locator("#status.error")).to_contain_text("does not allow this page to copy")
+
+
 def test_the_steps_of_a_request_are_a_strip_and_words(page: Any, image_file: Path) -> None:
     choose(page, image_file)
     timing = page.locator(".result .timing")
@@ -351,6 +386,31 @@ def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: A
     assert box["x"] + box["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, abs=2)
     page.get_by_role("button", name="Heat map").click()
     playwright.expect(page.locator(".overlay")).to_be_hidden()
+
+
+def test_the_keyboard_focus_goes_from_the_explain_button_to_the_heat_map_and_the_end_is_announced(
+    page: Any, image_file: Path
+) -> None:
+    choose(page, image_file)
+    playwright.expect(page.locator(".explain")).to_be_visible()
+    page.locator(".explain").press("Enter")
+    playwright.expect(page.get_by_role("button", name="Heat map")).to_be_focused()
+    playwright.expect(page.get_by_role("status")).to_have_text("Explained.")
+    playwright.expect(page.locator(".explain")).to_be_hidden()
+
+
+def test_an_explanation_that_fails_keeps_the_keyboard_focus_and_can_be_asked_for_again(
+    page: Any, image_file: Path
+) -> None:
+    page.route("**/v1/explain?*", lambda route: route.fulfill(status=422, json=FULL))
+    choose(page, image_file)
+    playwright.expect(page.locator(".explain")).to_be_visible()
+    page.locator(".explain").press("Enter")
+    playwright.expect(page.locator(".result .error")).to_be_visible()
+    playwright.expect(page.locator(".explain")).to_be_focused()
+    page.unroute("**/v1/explain?*")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator(".gates figure")).to_have_count(9)
 
 
 def test_the_lines_for_programs_name_this_model_and_this_image(page: Any, image_file: Path) -> None:
