@@ -1,6 +1,8 @@
 // The page at /: posts images to the API of the same origin and shows the responses. No build step, nothing fetched from
 // elsewhere. Labels and messages come from models that are not trusted: they are only ever set as text.
 
+import { uprightCopy } from "./orientation.js";
+
 const byId = (id) => document.getElementById(id);
 const element = (name, properties = {}, ...children) => {
   const node = Object.assign(document.createElement(name), properties);
@@ -190,6 +192,15 @@ function addCard(file) {
   return card;
 }
 
+// A file that cannot be read or drawn is shown as the browser shows it, or not at all.
+async function showUpright(file, image) {
+  const copy = await uprightCopy(file).catch(() => null);
+  if (!copy) return;
+  URL.revokeObjectURL(image.src);
+  image.src = URL.createObjectURL(copy);
+  await image.decode().catch(() => null);
+}
+
 function showEmpty() {
   const isEmpty = !byId("results").childElementCount;
   byId("empty").hidden = !isEmpty;
@@ -200,9 +211,12 @@ async function send(file, card) {
   const model = chosenModel(), name = taskName(model), task = TASKS[name];
   try {
     if (!model) throw new Error("No model is ready.");
-    const body = await requestWhenFree(`v1/${name}?${query(task.query(model))}`, {
-      method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
-    });
+    const [body] = await Promise.all([
+      requestWhenFree(`v1/${name}?${query(task.query(model))}`, {
+        method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
+      }),
+      showUpright(file, card.querySelector("img")),
+    ]);
     await task.show(card, body);
     showTiming(card, body);
     if (task.canExplain) {

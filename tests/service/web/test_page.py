@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import eca_hub
 from tests.conftest import save_tiny_detector
@@ -411,6 +412,45 @@ def test_an_explanation_that_fails_keeps_the_keyboard_focus_and_can_be_asked_for
     page.unroute("**/v1/explain?*")
     page.keyboard.press("Enter")
     playwright.expect(page.locator(".gates figure")).to_have_count(9)
+
+
+CORNERS = """image => {
+    const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
+    const [width, height] = [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    context.drawImage(image, 0, 0);
+    const at = (x, y) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3).map(value => value > 127);
+    return [[width, height], at(4, 4), at(width - 5, 4), at(4, height - 5), at(width - 5, height - 5)];
+}"""
+
+
+def corners(image: Image.Image) -> list[list[Any]]:
+    """The size of an image and the colors of its corners."""
+    pixels_HW3 = np.asarray(image.convert("RGB"))
+    return [list(image.size), *((pixels_HW3[y, x] > 127).tolist() for y in (4, -5) for x in (4, -5))]
+
+
+def test_an_image_is_shown_upright_whatever_its_format_and_exif_orientation(page: Any, tmp_path: Path) -> None:
+    stored = Image.new("RGB", (64, 32), "blue")
+    for color, box in (("red", (0, 0, 32, 16)), ("lime", (32, 0, 64, 16)), ("yellow", (0, 16, 32, 32))):
+        stored.paste(color, box)
+    formats: dict[str, dict[str, Any]] = {"jpeg": {"quality": 95}, "png": {}, "webp": {"lossless": True}}
+    upright = {}
+    for orientation in range(1, 9):
+        exif = stored.getexif()
+        exif[0x0112] = orientation
+        for name, options in formats.items():
+            path = tmp_path / f"{orientation}.{name}"
+            stored.save(path, exif=exif, **options)
+            upright[path] = corners(ImageOps.exif_transpose(stored))
+        head, length, rest = (tmp_path / f"{orientation}.png").read_bytes().partition(b"\0\0\0\x1aeXIf")
+        late = tmp_path / f"{orientation}, EXIF last.png"
+        late.write_bytes(head + rest[30:-12] + length + rest[:30] + rest[-12:])
+        upright[late] = upright[path]
+    choose(page, *upright)
+    playwright.expect(page.locator("#status")).to_have_text(f"{len(upright)} images done.")
+    names = page.locator(".result h3").all_inner_texts()
+    shown = [image.evaluate(CORNERS) for image in page.locator(".result img").all()]
+    assert dict(zip(names, shown, strict=True)) == {path.name: corners for path, corners in upright.items()}
 
 
 def test_the_lines_for_programs_name_this_model_and_this_image(page: Any, image_file: Path) -> None:
