@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Callable, Mapping
@@ -80,10 +81,14 @@ def test_a_shard_named_after_two_splits_is_refused(tmp_path: Path) -> None:
         WebDatasetData(str(tmp_path))
 
 
-def test_an_image_that_is_too_large_to_decode_is_broken_and_not_read(tmp_path: Path) -> None:
+def test_an_image_that_is_too_large_to_decode_is_broken_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for split in ("train", "val"):
         write_shard(tmp_path / f"{split}-0.tar", samples("number") | {"0000.png": bytes(11 * 2**20)})
-    [bad] = WebDatasetData(str(tmp_path), image=SMALL).dataset("val")[BatchIndex(0, [0, 1])].bad_samples
+    dataset = WebDatasetData(str(tmp_path), image=SMALL).dataset("val")
+    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("the image was read"))
+    [bad] = dataset[BatchIndex(0, [0])].bad_samples
     assert bad.reason == "The image has 11.0 MiB; the limit is 10 MiB."
 
 
