@@ -193,7 +193,7 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
         case RepositoryNotFoundError():
             return RepoNotFound(
                 f"There is no repository {model_id!r} on the hub, or it is private.",
-                hint="If it is private, set HF_TOKEN.",
+                hint=f"If it is private, set HF_TOKEN{'' if is_push else '; if you mean a folder, check its path'}.",
             )
         case RevisionNotFoundError():
             return RevisionNotFound(f"{model_id} has no branch, tag or commit {revision!r}.")

@@ -29,7 +29,7 @@ def test_a_private_repository_is_seen_with_its_token_only(
     hub: Hub, push: Callable[..., PushResult], model_id: str
 ) -> None:
     push(private=True)
-    with pytest.raises(RepoNotFound, match=r"or it is private\. If it is private, set HF_TOKEN"):
+    with pytest.raises(RepoNotFound, match=r"private\. If it is private, set HF_TOKEN; if you mean a folder"):
         pull(model_id, endpoint=hub.url)
     assert pull(model_id, endpoint=hub.url, token=hub.token).model_id == model_id
 
