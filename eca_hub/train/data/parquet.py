@@ -51,8 +51,8 @@ class ParquetData(FileDataModule):
     The images of a split are unpacked once into a temporary file (see TMPDIR), batch by batch.
 
     Args:
-        root: A folder of parquet files whose names, or else whose folders' names, start with their split; or
-            `owner/name` of a data set on the hub.
+        root: A folder of parquet files whose names start with their split, or else that lie in a folder named as it;
+            or `owner/name` of a data set on the hub.
         image_column: Column of the images; None finds `image`, or the only column of images.
         label_column: Column of the classes, numbers or words; None finds `label`, or the only column of classes.
         subset: Folder of one of several subsets, which `datasets` calls configurations.

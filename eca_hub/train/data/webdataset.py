@@ -45,7 +45,7 @@ class WebDatasetData(FileDataModule):
     One of val and test may be missing, or both with val_fraction.
 
     Args:
-        root: A folder of tar files whose names, or else whose folders' names, have their split as a word.
+        root: A folder of tar files whose names have their split as a word, or else that lie in a folder named as it.
         options: val_fraction, image, augment, batch_size, num_workers, cache_mib, max_bad_samples, balanced_sampling.
 
     Raises:
