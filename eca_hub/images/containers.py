@@ -5,10 +5,13 @@ seconds, and a profile can unpack to far more than its file. They are removed be
 is bounded. The EXIF orientation and the sample format of a PNG are read on the way.
 """
 
+import io
+import os
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 from eca_hub.errors import NotAnImage, TooManyPixels
 
@@ -123,7 +126,7 @@ def strip_metadata(name: str, data: bytes) -> StrippedImage:
         if name == "JPEG":
             return _strip_jpeg(data)
         if name == "PNG":
-            return _strip_png(data)
+            return read_png(io.BytesIO(data))
         if name == "GIF":
             return StrippedImage(_strip_gif(data))
     except (IndexError, struct.error):
@@ -245,17 +248,35 @@ def _count_scans(data: bytes, begin: int) -> int:
     raise _too_many_parts("JPEG")
 
 
-def _strip_png(data: bytes) -> StrippedImage:
-    kept, orientation, position = [data[:8]], 1, 8
+def read_png(file: IO[bytes], *, with_pixels: bool = True) -> StrippedImage:
+    """Read the chunks of a PNG that make pixels, and what the others say about them, before or after the pixels.
+
+    Args:
+        file: A file that can seek, at any position.
+        with_pixels: Whether to read the IDAT chunks; otherwise they are skipped.
+
+    Raises:
+        TooManyPixels: the file has more chunks than an image needs.
+    """
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    kept, orientation, position = [file.read(8)], 1, 8
     sample_bits, color_type = 8, _PNG_RGB
     significant_bits: int | None = None
     transparent: tuple[int, ...] | None = None
     for _ in range(_MAX_PARTS):
-        if position + 8 > len(data):
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
             break
-        length, name = struct.unpack_from(">I4s", data, position)
-        end = position + 12 + length
-        body = data[position + 8 : min(end - 4, position + 8 + _MAX_PNG_VALUES)]
+        length, name = struct.unpack(">I4s", head)
+        position += 12 + length
+        is_read = name in _PNG_KEPT or name == b"eXIf"
+        if name == b"IDAT" and not with_pixels:
+            continue
+        # With the checksum. Memory is allocated for what is asked, and a chunk may state any length.
+        rest = file.read(min(length + 4 if is_read else _MAX_PNG_VALUES, num_bytes))
+        body = rest[: min(length, _MAX_PNG_VALUES)]
         if name == b"IHDR" and len(body) >= 10:
             sample_bits, color_type = body[8], body[9]
         if name == b"sBIT" and color_type != _PNG_PALETTE and body:
@@ -266,12 +287,11 @@ def _strip_png(data: bytes) -> StrippedImage:
             if len(body) >= 2 * num_values:
                 transparent = struct.unpack_from(f">{num_values}H", body)
         elif name in _PNG_KEPT:
-            kept.append(data[position:end])
+            kept += (head, rest)
         elif name == b"eXIf":
-            orientation = read_orientation(data[position + 8 : end - 4])
+            orientation = read_orientation(rest[:length])
         if name == b"IEND":
             break
-        position = end
     else:
         raise _too_many_parts("PNG")
     return StrippedImage(

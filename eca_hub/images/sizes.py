@@ -1,4 +1,4 @@
-"""The size of an image file from its header alone."""
+"""The size of an image file without its pixels."""
 
 import os
 import warnings
@@ -6,20 +6,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from eca_hub.images.containers import (
-    StrippedImage,
-    read_orientation,
-    read_webp_size,
-    sniff_format,
-    strip_metadata,
-)
+from eca_hub.images.containers import StrippedImage, read_orientation, read_png, read_webp_size, sniff_format
 from eca_hub.images.decode import decoder_errors
 from eca_hub.images.files import open_file
 from eca_hub.images.limits import WEBP_WEIGHT, ImageLimits, check_num_bytes, check_size, cost_per_pixel
 
 _TURNED = (5, 6, 7, 8)
 _SNIFFED_BYTES = 64
-_PNG_HEAD_BYTES = 65536
 
 
 def read_sizes(path: str | Path, limits: ImageLimits = ImageLimits()) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -37,8 +30,8 @@ def read_sizes(path: str | Path, limits: ImageLimits = ImageLimits()) -> tuple[t
         name = sniff_format(head)
         if name == "WebP":
             check_size(*read_webp_size(head), limits, weight=WEBP_WEIGHT)
-        # The bits in use of a PNG are stated before its pixels.
-        stripped = strip_metadata(name, head + file.read(_PNG_HEAD_BYTES)) if name == "PNG" else StrippedImage(b"")
+        # The orientation of a PNG may stand after its pixels, where Pillow does not look before it decodes them.
+        stripped = read_png(file, with_pixels=False) if name == "PNG" else StrippedImage(b"")
         file.seek(0)
         with (
             decoder_errors(name),
@@ -48,5 +41,6 @@ def read_sizes(path: str | Path, limits: ImageLimits = ImageLimits()) -> tuple[t
         ):
             check_size(*image.size, limits, weight=cost_per_pixel(name, image, stripped))
             # Not Image.getexif, which also reads XMP: the decoder does not.
-            stored, orientation = image.size, read_orientation(image.info.get("exif") or b"")
+            exif = image.info.get("exif") or b""
+            stored, orientation = image.size, stripped.orientation if name == "PNG" else read_orientation(exif)
     return stored, stored[::-1] if orientation in _TURNED else stored

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from eca_hub.errors import NotAnImage, TooLarge, TooManyPixels
+from eca_hub.images.containers import read_png
 from eca_hub.images.decode import decode_image
 from eca_hub.images.limits import ImageLimits
 from eca_hub.images.sizes import read_sizes
+from tests.images.image_files import chunk, encode, exif_of, scene
 
 _XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -33,6 +35,27 @@ def test_the_displayed_size_is_that_of_the_decoded_image(format_name: str, metad
     assert sizes is not None
     assert sizes == ((100, 60), (60, 100) if metadata == "exif" else (100, 60))
     assert decode_image(content.getvalue()).size == sizes[1]
+
+
+@pytest.mark.parametrize("position", ["before its pixels", "after its pixels", "after its end"])
+def test_a_png_is_turned_by_an_orientation_wherever_the_decoder_reads_one(position: str, tmp_path: Path) -> None:
+    data = encode(scene(), "PNG")
+    begin = {"before its pixels": 33, "after its pixels": len(data) - 12, "after its end": len(data)}[position]
+    data = data[:begin] + chunk(b"eXIf", exif_of(6)) + data[begin:]
+    path = tmp_path / "image.png"
+    path.write_bytes(data)
+    assert read_sizes(path) == (scene().size, decode_image(data).size)
+    assert (decode_image(data).size == scene().size) == (position == "after its end")
+
+
+def test_the_pixels_of_a_png_are_not_read_for_its_size(tmp_path: Path) -> None:
+    data = encode(scene(), "PNG")
+    path = tmp_path / "image.png"
+    # The chunk states 3 GB, and the file is a few bytes longer than its head.
+    path.write_bytes(data[:33] + b"\xb0\0\0\0IDAT" + data[41:60])
+    with path.open("rb") as file:
+        assert read_png(file, with_pixels=False).data == data[:33]
+    assert read_sizes(path) == (scene().size, scene().size)
 
 
 def test_what_the_decoder_would_refuse_has_no_size(tmp_path: Path) -> None:
