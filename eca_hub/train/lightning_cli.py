@@ -35,7 +35,7 @@ from eca_hub.train.callbacks.epoch_log import EpochLog, ThroughputMonitor
 from eca_hub.train.callbacks.loss_guard import NonFiniteLossGuard
 from eca_hub.train.checkpoint.fingerprint import run_fingerprint
 from eca_hub.train.checkpoint.store import VerifiedCheckpointIO
-from eca_hub.train.distributed.launcher import announce_nodes, requeue_plugins, terminate_together
+from eca_hub.train.distributed.launcher import announce_nodes, end_while_connecting, requeue_plugins, terminate_together
 from eca_hub.train.distributed.signals import Stopped, StopRequest, kill_workers
 from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync_batchnorm, make_strategy
 from eca_hub.train.environment import imports_of_the_user
@@ -222,6 +222,7 @@ class RunCLI(LightningCLI):
             # The Trainer does not accept the value of an option; the type of its error depends on the option.
             raise user_message_for(error) or refused_option(error) from None
         terminate_together(trainer, self.request)
+        end_while_connecting(trainer, self.request)
         if options["sync_batchnorm"]:
             check_sync_batchnorm(trainer)
         warn_of_emulation(trainer.precision, trainer.strategy.root_device)

@@ -36,6 +36,25 @@ def terminate_together(trainer: Trainer, request: StopRequest) -> None:
         set_launcher(trainer.strategy, GroupLauncher(launcher, request))
 
 
+def end_while_connecting(trainer: Trainer, request: StopRequest) -> None:
+    """Let a signal end this process while it waits for the other ones of the run to connect.
+
+    Args:
+        trainer: A trainer that has not connected yet.
+        request: The stop request of this process.
+    """
+    strategy = trainer.strategy
+    if trainer.world_size == 1 or not isinstance(strategy.launcher, SubprocessLauncher | None):
+        return
+    connect = strategy.setup_environment
+
+    def connect_or_end() -> None:
+        with request.connecting():
+            connect()
+
+    strategy.setup_environment = connect_or_end  # type: ignore[method-assign]
+
+
 def announce_nodes(trainer: Trainer) -> None:
     """Print what this process waits for, if it is one of several nodes and no launcher has started it.
 

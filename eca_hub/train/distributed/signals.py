@@ -4,8 +4,8 @@ SIGTERM ends with exit code 143 and Ctrl-C with 130. Where there is nothing to s
 exits at once after a second Ctrl-C, and when no opportunity has come after `GRACE_S`. In a job of SLURM, SIGUSR1
 (`#SBATCH --signal=SIGUSR1@90`) does the same, without that limit, and then puts the job into the queue again.
 
-Python runs handlers in the main thread, which torch blocks in C++ while it waits for the other processes to connect; so
-until training begins another thread ends a process whose handler does not run.
+Python runs handlers in the main thread, which torch blocks in C++ while it waits for the other processes to connect.
+During that time, and no longer, another thread ends a process whose handler does not run.
 """
 
 import contextlib
@@ -73,22 +73,32 @@ class StopRequest:
         """Install the handlers inside the block, which must run in the main thread."""
         numbers = (*_stop_signals(), *_ALARM)
         previous = {number: signal.getsignal(number) for number in numbers}
+        try:
+            self._install()
+            yield
+        finally:
+            self.cancel_timeout()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def connecting(self) -> Iterator[None]:
+        """End the process at a signal inside the block, in the main thread, even if no handler runs.
+
+        Nothing is cleaned up then, so the block must write no files.
+        """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         with reader, writer:
             previous_fd = signal.set_wakeup_fd(writer.fileno())
-            has_ended = threading.Event()
-            watch = threading.Thread(target=self._end_if_blocked, args=(reader, has_ended), daemon=True)
+            is_connected = threading.Event()
+            watch = threading.Thread(target=self._end_if_blocked, args=(reader, is_connected), daemon=True)
             watch.start()
             try:
-                self._install()
                 yield
             finally:
-                self.cancel_timeout()
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
                 signal.set_wakeup_fd(previous_fd)
-                has_ended.set()
+                is_connected.set()
                 writer.shutdown(socket.SHUT_WR)
                 watch.join()
 
@@ -145,22 +155,25 @@ class StopRequest:
         if _ALARM and number in (signal.SIGTERM, signal.SIGINT):
             signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
-    def _end_if_blocked(self, signals: socket.socket, has_ended: threading.Event) -> None:
-        """End the process if a signal has arrived before training and the main thread does not run its handler.
+    def _end_if_blocked(self, signals: socket.socket, is_connected: threading.Event) -> None:
+        """End the process if a signal arrives and the main thread does not run its handler.
 
         Args:
             signals: Gets the number of each signal as a byte when it arrives.
-            has_ended: Set when the handlers are no longer installed.
+            is_connected: Set when the main thread no longer waits.
         """
         while numbers := signals.recv(1):
-            if numbers[0] not in _stop_signals() or self._is_deferred:
+            if numbers[0] not in _stop_signals():
                 continue
-            if has_ended.wait(SIGNAL_DELAY_S) or self.is_requested or self._is_deferred:
+            if is_connected.wait(SIGNAL_DELAY_S) or self.is_requested:
                 continue
             for child in self.children:
                 child.kill()
             for worker in multiprocessing.active_children():
                 worker.kill()
+            os.write(
+                STANDARD_ERROR, b"eca-hub: Stopped while waiting for the other processes of this run to connect.\n"
+            )
             _requeue_after(numbers[0])
             os._exit(128 + numbers[0])
 

@@ -4,12 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from eca_hub.train.distributed import signals
+from eca_hub.train.distributed.launcher import end_while_connecting
 from eca_hub.train.distributed.signals import Stopped, StopRequest
 
 
@@ -51,24 +55,55 @@ def test_a_signal_exits_at_once_where_nothing_has_to_be_saved(number: int, code:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_process_that_is_blocked_outside_python(number: int, code: int) -> None:
+def test_a_signal_ends_a_process_that_waits_outside_python_for_others_to_connect(number: int, code: int) -> None:
     # A mutex that is locked twice blocks, as a connection to another process does in C++.
     program = (
         "import ctypes\n"
         "from eca_hub.train.distributed.signals import StopRequest\n"
         "mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock\n"
-        "with StopRequest().installed():\n"
+        "request = StopRequest()\n"
+        "with request.installed(), request.connecting():\n"
         "    print('blocked', lock(mutex), flush=True)\n"
         "    lock(mutex)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline() == b"blocked 0\n"
         process.send_signal(number)
         try:
             assert process.wait(60) == code
+            assert process.stderr.read() == (
+                b"eca-hub: Stopped while waiting for the other processes of this run to connect.\n"
+            )
         finally:
             process.kill()
+
+
+class Connection:
+    """A strategy that records whether a second thread runs while it connects."""
+
+    launcher = None
+    was_watched = False
+
+    def __init__(self) -> None:
+        self.num_threads = threading.active_count()
+
+    def setup_environment(self) -> None:
+        self.was_watched = threading.active_count() > self.num_threads
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_only_a_process_that_connects_to_others_is_ended_outside_its_handlers(num_processes: int) -> None:
+    strategy, request = Connection(), StopRequest()
+    trainer: Any = SimpleNamespace(world_size=num_processes, strategy=strategy)
+    with request.installed():
+        end_while_connecting(trainer, request)
+        strategy.setup_environment()
+        assert strategy.was_watched == (num_processes > 1)
+        for change in (request.defer, request.raise_if_requested):
+            change()
+            assert threading.active_count() == strategy.num_threads, "a long write would be cut"
 
 
 def test_a_forwarded_copy_of_a_signal_changes_nothing(request_: StopRequest) -> None:
