@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import unquote
 
-from eca_hub.atomic import atomic_folder
+from eca_hub.atomic import TEMPORARY_SUFFIX, atomic_folder
 from eca_hub.errors import InvalidConfig, InvalidPackage, UnknownName
 from eca_hub.hub.detector_format import DETECTION_TASK, detector_from_dict
 from eca_hub.hub.hashes import read_and_hash
@@ -154,15 +154,22 @@ def _unreadable(path: Path, error: OSError) -> InvalidPackage:
     return InvalidPackage(f"{path} cannot be read: {error.strerror or error}.")
 
 
+def _replaced(path: Path) -> InvalidPackage:
+    return InvalidPackage(f"{path} was replaced while it was read.", hint="Load it again.")
+
+
 def _find_in(given: Path) -> Path:
-    for candidate in (given, given / "model"):
+    candidates = (given, given / "model")
+    for candidate in candidates:
         if (candidate / CONFIG_FILE).is_file():
             if not (candidate / WEIGHTS_FILE).is_file():
                 raise _no_weights(candidate)
             _check_readable(candidate)
             return candidate
     hint = "Did the training run finish?"
-    if weights := next((path for path in sorted(given.iterdir()) if path.suffix in _CHECKPOINT_SUFFIXES), None):
+    if any(path for folder in candidates for path in folder.glob(f".{CONFIG_FILE}.*{TEMPORARY_SUFFIX}")):
+        hint = "A package is being saved there, or a save was interrupted: load it again, or save it again."
+    elif weights := next((path for path in sorted(given.iterdir()) if path.suffix in _CHECKPOINT_SUFFIXES), None):
         hint = f"If it holds weights alone: eca-hub convert {weights} --to NEW_FOLDER"
     raise InvalidPackage(f"{given} has no {CONFIG_FILE}, nor has {given / 'model'}.", hint=hint)
 
@@ -173,6 +180,8 @@ def _check_readable(folder: Path) -> None:
         try:
             with path.open("rb") as file:
                 start = file.read(len(_LFS_POINTER))
+        except FileNotFoundError:
+            raise _replaced(folder) from None
         except OSError as error:
             raise _unreadable(path, error) from None
         if start == _LFS_POINTER:
@@ -213,13 +222,17 @@ def read_folder(folder: str | Path) -> Package:
     """
     path = find_package(folder)
     digests = [hashlib.sha256() for _ in FILES]
-    contents = [
-        read_and_hash(path / name, digest) if (path / name).is_file() else memoryview(b"")
-        for name, digest in zip(FILES, digests, strict=True)
-    ]
-    # A save replaces config.json last, and removes the old one before it replaces the weights.
-    if not (path / CONFIG_FILE).is_file() or (path / CONFIG_FILE).read_bytes() != contents[0]:
-        raise InvalidPackage(f"{path} was replaced while it was read.", hint="Load it again.")
+    try:
+        contents = [
+            read_and_hash(path / name, digest) if (path / name).is_file() else memoryview(b"")
+            for name, digest in zip(FILES, digests, strict=True)
+        ]
+        # A save replaces config.json last, and removes the old one before it replaces the weights.
+        is_same = (path / CONFIG_FILE).read_bytes() == contents[0]
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
+        raise _replaced(path)
     revision = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:40]
     return Package(str(folder), revision, bytes(contents[0]), contents[1])
 

@@ -89,19 +89,44 @@ def test_a_save_over_a_package_that_is_killed_between_its_renames_leaves_no_pack
         find_package(folder)
 
 
+@pytest.mark.parametrize("moment", FILES)
+@pytest.mark.parametrize("is_renamed", [False, True])
 def test_a_package_that_is_replaced_while_it_is_read_is_refused(
-    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, is_renamed: bool, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(tiny_package, tmp_path / "package")
 
-    def read_after_a_save(path: Path, digest: Any) -> memoryview:
-        if path.name == "model.safetensors":
+    def read_during_a_save(path: Path, digest: Any) -> memoryview:
+        if path.name == moment:
+            (folder / "config.json").unlink()
+        content = read_and_hash(path, digest)
+        if path.name == moment and is_renamed:
+            shutil.copy(tiny_package / "config.json", folder)
             edit_config(folder, attention="none")
-        return read_and_hash(path, digest)
+        return content
 
-    monkeypatch.setattr("eca_hub.hub.package.read_and_hash", read_after_a_save)
+    monkeypatch.setattr("eca_hub.hub.package.read_and_hash", read_during_a_save)
     with pytest.raises(InvalidPackage, match="was replaced while it was read"):
         read_folder(folder)
+
+
+def test_a_package_that_is_looked_for_during_a_save_is_not_taken_for_weights_alone(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_package, tmp_path / "package")
+    hints: list[str] = []
+
+    def find_then_rename(source: Path, target: Path) -> None:
+        with pytest.raises(InvalidPackage) as refused:
+            find_package(folder)
+        hints.append(refused.value.hint)
+        source.replace(target)
+
+    monkeypatch.setattr("eca_hub.hub.pretrained.rename_synced", find_then_rename)
+    save_pretrained(create_model("eca_resnet20", num_classes=3), folder, labels=list(LABELS))
+    assert len(hints) == len(FILES)
+    assert all("is being saved there" in hint for hint in hints)
+    assert find_package(folder) == folder
 
 
 def test_a_network_that_create_model_built_is_saved_with_its_labels(tmp_path: Path) -> None:
