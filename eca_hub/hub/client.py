@@ -201,7 +201,7 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
             # The client found nothing in its cache either; the cause of this error is the reason.
             return _translate(error.__cause__, model_id, revision, is_push=is_push)
         # With a proxy the name may be that of the proxy.
-        case httpx2.ConnectError() if failed_lookup(error) and not getproxies():
+        case httpx2.ConnectError() if failed_lookup(error) and getproxies().keys() <= {"no"}:
             without = "" if is_push else f", and the cache does not hold {model_id} at {revision}"
             return HubUnavailable(
                 f"The host {error.request.url.host} is not known{without}.",

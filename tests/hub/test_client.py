@@ -1,5 +1,7 @@
 """Names of models as people type them, and errors of the client as ours."""
 
+import socket
+
 import httpx2
 import pytest
 from huggingface_hub import constants
@@ -82,6 +84,20 @@ def test_a_hub_that_does_not_respond_to_a_push_is_not_looked_for_in_the_cache() 
     with pytest.raises(HubUnavailable) as error, hub_errors("acme/x", is_push=True):
         raise httpx2.ConnectError("refused")
     assert error.value.message == "The hub does not respond: refused."
+
+
+@pytest.mark.parametrize(
+    ("proxies", "is_named"),
+    [({}, True), ({"no": "localhost"}, True), ({"https": "http://proxy:3128", "no": "localhost"}, False)],
+)
+def test_a_host_that_is_not_known_is_named_unless_a_proxy_may_be_meant(
+    proxies: dict[str, str], is_named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eca_hub.hub.client.getproxies", lambda: proxies)
+    error = httpx2.ConnectError("not known", request=httpx2.Request("GET", "http://nosuch.invalid"))
+    with pytest.raises(HubUnavailable) as refused, hub_errors("acme/x"):
+        raise error from socket.gaierror(socket.EAI_NONAME, "not known")
+    assert refused.value.message.startswith("The host nosuch.invalid is not known") is is_named
 
 
 def test_a_socks_proxy_without_its_package_names_what_to_install() -> None:
