@@ -41,6 +41,18 @@ HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 """What timm writes before the id of a repository."""
 
 
+class UnknownHost(OfflineModeIsEnabled):
+    """The name of a host was not resolved, inside `limit_requests`.
+
+    An `OfflineModeIsEnabled`, because the client answers that one from its cache and does not retry it; it retries
+    a connection error for half a minute.
+    """
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(f"{host}: {reason}")
+        self.host = host
+
+
 def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Parse the name of a model in any of its spellings to `owner/name` and a revision.
 
@@ -201,10 +213,10 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
             # The client found nothing in its cache either; the cause of this error is the reason.
             return _translate(error.__cause__, model_id, revision, is_push=is_push)
         # With a proxy the name may be that of the proxy.
-        case httpx2.ConnectError() if failed_lookup(error) and getproxies().keys() <= {"no"}:
+        case UnknownHost() | httpx2.ConnectError() if (host := _unknown_host(error)) and getproxies().keys() <= {"no"}:
             without = "" if is_push else f", and the cache does not hold {model_id} at {revision}"
             return HubUnavailable(
-                f"The host {error.request.url.host} is not known{without}.",
+                f"The host {host} is not known{without}.",
                 hint=f"HF_ENDPOINT names the hub; now it is {constants.ENDPOINT}.",
             )
         case httpx2.LocalProtocolError() if "Bearer" in str(error):
@@ -243,11 +255,15 @@ def _translate(error: BaseException, model_id: str, revision: str, *, is_push: b
     )
 
 
-def failed_lookup(error: BaseException | None) -> socket.gaierror | None:
-    """Return why the name of the host was not resolved, if a connection failed for that."""
-    while error is not None and not isinstance(error, socket.gaierror):
-        error = error.__cause__ or error.__context__
-    return error
+def _unknown_host(error: UnknownHost | httpx2.ConnectError) -> str | None:
+    """Return the host whose name was not resolved, if the connection failed for that."""
+    if isinstance(error, UnknownHost):
+        return error.host
+    # Not `__cause__` alone: the connection pool raises its errors `from None`.
+    reason: BaseException | None = error
+    while reason is not None and not isinstance(reason, socket.gaierror):
+        reason = reason.__cause__ or reason.__context__
+    return error.request.url.host if reason else None
 
 
 def _not_a_token() -> AccessDenied:

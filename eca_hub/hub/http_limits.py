@@ -5,10 +5,11 @@ from the hub's headers, and sends its token to some other hosts. Event hooks on 
 this; they act only inside `limit_requests`, so other calls to the hub in this process do not change.
 """
 
+import functools
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,11 +17,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import constants, set_client_factory
-from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, HubUnavailable, InvalidConfig
-from eca_hub.hub.client import failed_lookup, is_commit
+from eca_hub.hub.client import UnknownHost, is_commit
 from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH
 
@@ -69,7 +69,7 @@ class RequestLimits:
         self._refusal: HubError | None = None
 
     def check_request(self, request: httpx2.Request) -> None:
-        """Set the timeouts of a request to the time that is left, and drop the token for other origins."""
+        """Limit the time of a request, watch its connection, and drop the token for other origins."""
         self._num_requests += 1
         if self._num_requests > _MAX_REQUESTS:
             raise HubError(f"The hub caused {_MAX_REQUESTS} requests without a result.")
@@ -83,22 +83,32 @@ class RequestLimits:
         times = request.extensions.get("timeout", {})
         names = ("connect", "read", "write", "pool")
         request.extensions["timeout"] = {name: min(times.get(name) or left_s, left_s) for name in names}
+        request.extensions["trace"] = functools.partial(self.check_lookup, request.url.host)
         if _origin(str(request.url)) != self._origin:
             request.headers.pop("authorization", None)
         # A compressed body may expand to any size.
         request.headers["accept-encoding"] = "identity"
 
-    def check_connect_error(self, error: httpx2.ConnectError) -> None:
+    def check_lookup(self, host: str, event: str, info: Mapping[str, Any]) -> None:
         """Stop the client, which would retry for half a minute, where the name of a host is not known.
 
+        A `trace` extension of a request: there is no event hook for a request without a response.
+
+        Args:
+            host: Host of the request.
+            event: Name of an event of the connection.
+            info: Of a failed event the exception.
+
         Raises:
-            OfflineModeIsEnabled: the name does not exist, or no name server responds; the client then uses its cache.
+            UnknownHost: the name does not exist, or no name server responds; the client then uses its cache.
         """
-        if (lookup := failed_lookup(error)) is None:
+        if event != "connection.connect_tcp.failed":
             return
-        self._num_failed_lookups += 1
-        if lookup.errno != socket.EAI_AGAIN or self._num_failed_lookups >= _MAX_LOOKUPS:
-            raise OfflineModeIsEnabled(str(error)) from error
+        lookup = info["exception"].__cause__
+        if isinstance(lookup, socket.gaierror):
+            self._num_failed_lookups += 1
+            if lookup.errno != socket.EAI_AGAIN or self._num_failed_lookups >= _MAX_LOOKUPS:
+                raise UnknownHost(host, str(lookup))
 
     def check_response(self, response: httpx2.Response) -> None:
         """Check the headers of a response, and meter its body."""
@@ -204,18 +214,6 @@ def _install_hooks() -> None:
             "request": [*hooks["request"], _on_request],
             "response": [*hooks["response"], _on_response],
         }
-        send = session.send
-
-        def send_or_stop_retrying(request: httpx2.Request, **options: Any) -> httpx2.Response:
-            try:
-                return send(request, **options)
-            except httpx2.ConnectError as error:
-                if limits := _LIMITS.get():
-                    limits.check_connect_error(error)
-                raise
-
-        # There is no hook for a request without a response.
-        session.send = send_or_stop_retrying  # type: ignore[method-assign]
         return session
 
     make_limited_session.has_request_limits = True  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from huggingface_hub import close_session, constants
 from huggingface_hub.utils import _detect_agent
@@ -352,6 +353,18 @@ def test_a_host_whose_name_is_not_known_is_named_and_not_retried(
         pull(MODEL_ID, endpoint="http://nosuch.invalid", token=TOKEN)
     assert lookups == ["nosuch.invalid"] * num_lookups
     assert sum(pauses) <= 3
+
+
+def test_a_lookup_that_fails_outside_the_block_is_left_to_the_client(
+    hub: FaultyHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import get_session
+
+    fetch(hub)
+    assert "send" not in vars(get_session())
+    refuse_lookups(monkeypatch, socket.EAI_NONAME)
+    with pytest.raises(httpx2.ConnectError):
+        get_session().get("http://nosuch.invalid")
 
 
 def test_a_cached_package_is_used_while_the_host_is_not_known(
