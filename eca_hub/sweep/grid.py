@@ -83,7 +83,7 @@ def read_sweep(path: Path) -> list[SweepRun]:
     kept = [point for point in points if not any(each.items() <= point.items() for each in excluded)]
     if not kept:
         raise InvalidConfig(f"{path} describes no runs: every combination is excluded.")
-    documents = [_parse(config, content) for config, content in zip(configs, contents, strict=True)]
+    documents = [_parse_config(config, content) for config, content in zip(configs, contents, strict=True)]
     training_hash = _training_hash([*documents, options], grid)
     hashes = [hashlib.sha256(content).hexdigest() for content in contents]
     return [_run(point, configs, hashes, options, training_hash) for point in kept]
@@ -136,16 +136,33 @@ def _load(path: Path) -> dict[Any, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise InvalidConfig(f"The sweep file {path} cannot be read: {error.strerror}.") from None
-    return _parse(path, content, hint=f"Its keys are {', '.join(_KEYS)}.")
+    return _as_mapping(_parse(path, content), path, hint=f"Its keys are {', '.join(_KEYS)}.")
 
 
-def _parse(path: Path, content: bytes, *, hint: str = "") -> dict[Any, Any]:
-    try:
-        document = yaml.safe_load(content.decode("utf-8-sig"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidConfig(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
+def _parse_config(path: Path, content: bytes) -> dict[Any, Any]:
+    document = _parse(path, content)
+    return {} if document is None else _as_mapping(document, path)
+
+
+def _as_mapping(document: Any, path: Path, *, hint: str = "") -> dict[Any, Any]:
     if not isinstance(document, dict):
         raise InvalidConfig(f"{path} must be a mapping.", hint=hint)
+    return document
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    """Read YAML, and reject what YAML reads and a hash cannot be made of, such as a value that contains itself."""
+    try:
+        document = yaml.safe_load(content.decode("utf-8-sig"))
+    # YAML raises the last three for a tag that does not fit its value, such as !!bool abc.
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
+        raise InvalidConfig(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
+    try:
+        _hash_of_json({"document": document})
+    except TypeError:
+        raise InvalidConfig(f"{path} has a mapping whose keys are not all text.") from None
+    except (RecursionError, ValueError) as error:
+        raise InvalidConfig(f"{path} has a value that cannot be read: {error}.") from None
     return document
 
 

@@ -122,6 +122,33 @@ def test_a_mistake_in_the_sweep_file_is_one_sentence(
         read_sweep(write(text))
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("model: {x: [{1: 2, a: 3}]}", "has a mapping whose keys are not all text"),
+        ("model: &a {b: *a}", "has a value that cannot be read: Circular reference"),
+        ('model: {x: "\\ud800"}', "has a value that cannot be read: .*surrogates not allowed"),
+        (f"model: {'[' * 2000}", "is not a YAML file"),
+        ("model: {x: !!bool abc}", "is not a YAML file"),
+        ("model: {x: 2024-13-01}", "is not a YAML file"),
+    ],
+)
+def test_a_mistake_in_a_configuration_is_one_sentence_with_its_name(folder: Path, config: str, words: str) -> None:
+    Path("base.yaml").write_text(config)
+    with pytest.raises(InvalidConfig, match=rf"base\.yaml {words}"):
+        read_sweep(write(SWEEP))
+    with pytest.raises(InvalidConfig, match=rf"sweep\.yaml {words}"):
+        read_sweep(write(config.replace("model:", "options:")))
+
+
+@pytest.mark.parametrize("config", ["", "# nothing yet\n"])
+def test_a_configuration_may_be_empty_and_a_sweep_file_not(folder: Path, config: str) -> None:
+    Path("base.yaml").write_text(config)
+    assert len(read_sweep(write(SWEEP))) == 3
+    with pytest.raises(InvalidConfig, match=r"must be a mapping\. Its keys are"):
+        read_sweep(write(config))
+
+
 def test_a_missing_sweep_file_is_one_sentence(folder: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"absent.yaml cannot be read: No such file"):
         read_sweep(Path("absent.yaml"))
