@@ -1,6 +1,7 @@
 """Patterns of the names of repositories and revisions, which Python, Rust and JSON Schema read alike."""
 
-NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}"
+MAX_NAME_CHARS = 96
+NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.\-]{{0,{MAX_NAME_CHARS - 1}}}"
 """An owner, or a repository without its owner."""
 MODEL_ID_PATTERN = f"{NAME_PATTERN}/{NAME_PATTERN}"
 """`OWNER/NAME`."""

@@ -8,21 +8,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eca_hub.localhub.errors import HubHTTPError, invalid
+from eca_hub.names import COMMIT_PATTERN, MAX_NAME_CHARS, MAX_REVISION_CHARS, NAME_PATTERN, REVISION_PATTERN
 
 RepoType = Literal["model", "dataset", "space"]
 REPO_TYPES: tuple[RepoType, ...] = ("model", "dataset", "space")
 
 RESERVED_OWNERS = ("api", "models", "datasets", "spaces")
-MAX_NAME_CHARS = 96
 MAX_PATH_BYTES = 1024
-MAX_REF_CHARS = 250
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 _SHORT_COMMIT_ID = re.compile(r"[0-9a-f]{7,40}")
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@#=-]*")
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class RepoId:
 
 def check_name(name: str) -> str:
     """Validate the name of an owner or a repository."""
-    if len(name) > MAX_NAME_CHARS or not _NAME.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise invalid(
             f"Invalid name {name[:MAX_NAME_CHARS]!r}: at most {MAX_NAME_CHARS} letters, digits, '-', '_' and '.'."
         )
@@ -107,11 +103,8 @@ def check_ref_name(name: str, what: str) -> str:
 
     A name that looks like a full commit id is refused: a pinned commit must never resolve to a branch.
     """
-    pieces = name.split("/")
-    is_bad = any(
-        piece in ("", ".", "..") or piece.startswith(".") or piece.endswith((".lock", ".")) for piece in pieces
-    )
-    if len(name) > MAX_REF_CHARS or not _REF.fullmatch(name) or is_bad or ".." in name or "@{" in name:
+    is_valid = len(name) <= MAX_REVISION_CHARS and re.fullmatch(REVISION_PATTERN, name)
+    if not is_valid or any(piece.endswith(".lock") for piece in name.split("/")):
         raise HubHTTPError(400, "bad_request", f"Invalid reference for a {what}: {name[:100]!r}")
     if name.startswith("refs/") or is_commit_id(name):
         raise HubHTTPError(400, "bad_request", f"Invalid reference for a {what}: {name[:100]!r} is reserved")
@@ -127,7 +120,7 @@ def check_sha256(text: object) -> str:
 
 def is_commit_id(text: str) -> bool:
     """Whether this is a full commit id."""
-    return _COMMIT_ID.fullmatch(text) is not None
+    return re.fullmatch(COMMIT_PATTERN, text) is not None
 
 
 def is_short_commit_id(text: str) -> bool:
