@@ -72,7 +72,7 @@ class PreparedImage:
             output: Boxes, scores, class indices and masks, the most certain first. The network has left out scores
                 below its own limit.
             labels: Names of the classes.
-            min_score: Leave out what is less certain; None is 0.5.
+            min_score: Lowest score of what is returned; by default 0.5, or the detector's own minimum if it is higher.
             max_detections: How many to return at most.
         """
         least = _DEFAULT_MIN_SCORE if min_score is None else min_score
@@ -153,8 +153,8 @@ class Detector(Predictor):
 
         Args:
             images: A path, the bytes of a file, a PIL image, or a list of these.
-            min_score: Leave out what is less certain; None is 0.5. The network itself leaves out scores below
-                `config.min_score`.
+            min_score: Lowest score of what is returned; by default 0.5, or the detector's own minimum
+                (`config.min_score`) if it is higher.
             max_detections: How many objects to return for an image at most.
             on_progress: Called after each image with the number of images done and of all images.
 

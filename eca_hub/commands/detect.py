@@ -28,7 +28,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", required=True, help="OWNER/NAME on the hub, or a folder with a detector package.")
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument(
-        "--min_score", type=float, help="Leave out what is less certain; 0.5, or more if the detector does."
+        "--min_score",
+        type=float,
+        help="Lowest score of what is returned; by default 0.5, or the detector's own minimum if it is higher.",
     )
     parser.add_argument("--max_detections", type=int, default=100, help="Objects of an image at most.")
     parser.add_argument("--save_image", metavar="DIR", help="Draw boxes, masks, labels and scores into copies in DIR.")
