@@ -65,14 +65,27 @@ def training_hash(sweep: str, config: str) -> str:
         (SWEEP, "model: {architecture: resnet20, optim: {lr: 0.2}}\n", False),
         (SWEEP, "model: {architecture: resnet32}\n", False),
         (SWEEP.replace("max_epochs: 3", "max_epochs: 4"), "", False),
+        (SWEEP, "model: {architecture: resnet20}\nsave: {every_minutes: 1}\nrun_dir: x\n", True),
+        (SWEEP.replace("{tr", "{trainer.log_every_n_steps: 1, trainer.accelerator: cpu, tr"), "", True),
+        (SWEEP, "model: {architecture: resnet20}\nsave: {keep: last}\n", False),
+        (SWEEP, "model: {architecture: resnet20}\ntrainer: {devices: 2}\n", False),
+        (SWEEP, "model: {architecture: resnet20}\noptimizer: {class_path: torch.optim.SGD}\n", False),
     ],
-    ids=["a comment", "the folder", "other seeds", "an option of the grid", "the rate", "the network", "epochs"],
+    ids=[
+        *("a comment", "the folder", "other seeds", "an option of the grid", "the rate", "the network", "epochs"),
+        *("files of a run", "the log and the device", "weights that are kept", "processes", "the optimizer"),
+    ],
 )
 def test_sweeps_that_train_alike_have_the_same_training_hash(
     folder: Path, sweep: str, config: str, is_alike: bool
 ) -> None:
     base = Path("base.yaml").read_text()
     assert (training_hash(sweep, config or base) == training_hash(SWEEP, base)) == is_alike
+
+
+def test_a_group_of_options_in_the_grid_hides_those_of_the_configuration(folder: Path) -> None:
+    sweep = "configs: [base.yaml]\ngrid: {trainer: [{max_epochs: 1}, {max_epochs: 2}]}"
+    assert training_hash(sweep, "trainer: {max_epochs: 3}") == training_hash(sweep, "trainer: {max_epochs: 4}")
 
 
 def test_a_value_may_be_a_list_or_a_mapping(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The settings that must be the same for a resumed run to end in the same weights."""
+"""The settings that decide the weights: of a resumed run those of its checkpoint, of a sweep those of all its runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +18,10 @@ _TRAINER = (
     "strategy",
     "sync_batchnorm",
 )
+_TOP_LEVEL = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
+# `processes` stands for the first two in a run; the last one chooses the weights that are tested.
+_OF_A_SWEEP = ("trainer.devices", "trainer.num_nodes", "save.keep")
+_DECISIVE = (*_TOP_LEVEL, *(f"trainer.{name}" for name in _TRAINER), *_OF_A_SWEEP)
 # The location of the files, the number of workers and the size of the cache do not change the weights.
 _IGNORED = ("num_workers", "cache_mib", "root", "max_bad_samples")
 
@@ -38,7 +42,7 @@ def run_fingerprint(config_yaml: str, data_fingerprint: str, world_size: int) ->
 
 
 def options_of_training(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return options by their full names, without those that do not change the weights, such as the folder of the data.
+    """Return the options that decide the weights, and groups without a value such as trainer, by their full names.
 
     Args:
         options: Names to values; a value may be such a mapping, and a name may be a full one.
@@ -49,6 +53,12 @@ def options_of_training(options: Mapping[str, Any], prefix: str = "") -> dict[st
         full_name = f"{prefix}{name}".replace(".init_args", "")
         if isinstance(value, Mapping):
             flat |= options_of_training(value, f"{full_name}.")
-        elif not (full_name.startswith("data.") and full_name.split(".")[-1] in _IGNORED):
+        elif _is_decisive(full_name):
             flat[full_name] = value
     return flat
+
+
+def _is_decisive(full_name: str) -> bool:
+    if full_name.startswith("data."):
+        return full_name.split(".")[-1] not in _IGNORED
+    return any(f"{full_name}.".startswith(f"{each}.") or each.startswith(f"{full_name}.") for each in _DECISIVE)
