@@ -40,7 +40,7 @@ _COLUMNS = {
 
 _SHARED_COLUMNS = {
     "training_hash": "the configuration files or options of their sweeps",
-    "data_hash": "the data set",
+    "data_hash": "the data set, or in the workers or the shuffle buffer of a stream",
     "num_test_images": "the number of test images",
     "steps": "the number of training steps",
 }

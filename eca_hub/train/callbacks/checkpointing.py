@@ -120,7 +120,7 @@ class ResumableCheckpoint(Callback):
 
     @property
     def data_hash(self) -> str:
-        """Hash of the data set; the same wherever it lies."""
+        """Hash of the data set, the same wherever it lies, and of what decides the order of a stream."""
         return str(self._fingerprint["data set"])
 
     def check_limits(self, max_epochs: int | None, max_steps: int) -> None:

@@ -116,7 +116,7 @@ class WebDatasetStreamData(ImageDataModule):
         )
 
     def fingerprint(self) -> str:
-        """Hash the names and sizes of the shards, and the number of workers, which share them."""
+        """Hash the names and sizes of the shards, and what decides their order: the shuffle buffer and the workers."""
         sources = [self.source(split).fingerprint() for split in SPLITS]
         return fingerprint_of([*sources, self._shuffle_buffer, max(self.num_workers, 1)])
 
