@@ -58,9 +58,8 @@ class ModelSource:
 
     def prefer_folder(self) -> "ModelSource":
         """Return the folder that has the name of this repository, if there is one by now, else this source."""
-        if self.folder_id or self.revision is not None or not Path(self.id_or_folder).is_dir():
-            return self
-        return ModelSource.parse(self.id_or_folder)
+        is_plain_name = not self.folder_id and self.revision is None and _ID.fullmatch(self.id_or_folder)
+        return ModelSource.parse(self.id_or_folder) if is_plain_name and Path(self.id_or_folder).is_dir() else self
 
     @property
     def location(self) -> str:
