@@ -56,8 +56,8 @@ def test_a_signal_exits_at_once_where_nothing_has_to_be_saved(number: int, code:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_process_that_waits_outside_python_for_others_to_connect(number: int, code: int) -> None:
-    # A mutex that is locked twice blocks, as a connection to another process does in C++. The handlers do nothing in case
-    # the signal arrives before that.
+    # A mutex that is locked twice blocks, as a connection to another process does in C++. The handlers do nothing, in
+    # case the signal arrives before that.
     program = (
         "import ctypes, signal\n"
         "from eca_hub.train.distributed.signals import StopRequest\n"
