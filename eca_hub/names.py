@@ -1,4 +1,6 @@
-"""Patterns of the names of repositories and revisions, which Python, Rust and JSON Schema read alike."""
+"""Names of repositories and revisions. Python, Rust and JSON Schema read the patterns alike."""
+
+import re
 
 MAX_NAME_CHARS = 96
 NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.\-]{{0,{MAX_NAME_CHARS - 1}}}"
@@ -11,5 +13,12 @@ REVISION_PATTERN = r"[A-Za-z0-9_](\.?[A-Za-z0-9_+@#=\-])*(/[A-Za-z0-9_+@#=\-](\.
 leave a folder that it names."""
 MAX_REVISION_CHARS = 256
 
-COMMIT_PATTERN = r"[0-9a-f]{40}"
-"""The full id of a commit; no branch may have such a name."""
+
+def is_revision(text: str) -> bool:
+    """Return whether this can be the name of a branch or a tag, or the id of a commit."""
+    return len(text) <= MAX_REVISION_CHARS and re.fullmatch(REVISION_PATTERN, text) is not None
+
+
+def is_commit(text: str) -> bool:
+    """Return whether this is the full id of a commit; no branch may have such a name."""
+    return re.fullmatch(r"[0-9a-f]{40}", text) is not None

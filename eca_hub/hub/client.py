@@ -34,7 +34,7 @@ from eca_hub.errors import (
     RevisionNotFound,
 )
 from eca_hub.loopback import is_loopback
-from eca_hub.names import COMMIT_PATTERN, MAX_REVISION_CHARS, MODEL_ID_PATTERN, REVISION_PATTERN
+from eca_hub.names import MODEL_ID_PATTERN, is_commit, is_revision
 from eca_hub.releases import list_releases
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -128,7 +128,7 @@ def check_revision(revision: str) -> None:
     """
     if not isinstance(revision, str):
         raise InvalidConfig(f"revision is {revision!r}; it must be a string.", hint="Give a branch, a tag or a commit.")
-    if len(revision) > MAX_REVISION_CHARS or not re.fullmatch(REVISION_PATTERN, revision):
+    if not is_revision(revision):
         raise InvalidConfig(f"{revision!r} cannot be a revision.", hint="Give a branch, a tag or a commit.")
 
 
@@ -150,11 +150,6 @@ def check_new_ref(kind: str, name: str) -> None:
             "hexadecimal digits are reserved.",
             hint=f"Give another --{kind}.",
         )
-
-
-def is_commit(revision: str) -> bool:
-    """Return whether this is the full id of a commit."""
-    return re.fullmatch(COMMIT_PATTERN, revision) is not None
 
 
 def clean_token(token: str | None) -> str | None:

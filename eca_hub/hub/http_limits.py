@@ -20,9 +20,10 @@ from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, HubUnavailable, InvalidConfig
-from eca_hub.hub.client import UnknownHost, is_commit
+from eca_hub.hub.client import UnknownHost
 from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH
+from eca_hub.names import is_commit
 
 IDLE_TIMEOUT_S = 60.0
 """How long a call may take that transfers no bytes, its retries included."""

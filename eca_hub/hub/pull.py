@@ -24,7 +24,6 @@ from eca_hub.hub.client import (
     check_model_id,
     clean_token,
     hub_errors,
-    is_commit,
     parse_model_id,
 )
 from eca_hub.hub.download_reader import DownloadReader
@@ -48,6 +47,7 @@ from eca_hub.hub.package import (
     plots_in,
     read_folder,
 )
+from eca_hub.names import is_commit
 from eca_hub.releases import release_folder
 
 MAX_TEXT_BYTES = 16 << 20

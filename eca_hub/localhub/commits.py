@@ -17,7 +17,8 @@ from typing import Any
 
 from eca_hub.localhub.blobs import Blobs
 from eca_hub.localhub.errors import HubHTTPError, bad_request, entry_not_found, invalid
-from eca_hub.localhub.validation import check_path, check_sha256, is_commit_id
+from eca_hub.localhub.validation import check_path, check_sha256
+from eca_hub.names import is_commit
 
 MAX_TITLE_CHARS = 1_000
 MAX_MESSAGE_CHARS = 64_000
@@ -210,7 +211,7 @@ class CommitOperations:
         self.title = _string(value, "summary")[:MAX_TITLE_CHARS]
         self.message = _string({"description": "", **value}, "description")[:MAX_MESSAGE_CHARS]
         parent = value.get("parentCommit")
-        if parent is not None and not (isinstance(parent, str) and is_commit_id(parent)):
+        if parent is not None and not (isinstance(parent, str) and is_commit(parent)):
             raise bad_request("parentCommit must be a commit id of 40 hexadecimal digits.")
         self.expected_parent = parent
         self._has_header = True

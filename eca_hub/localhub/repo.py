@@ -23,7 +23,8 @@ from eca_hub.localhub.errors import (
     repo_not_found,
     revision_not_found,
 )
-from eca_hub.localhub.validation import check_ref_name, is_commit_id, is_short_commit_id
+from eca_hub.localhub.validation import check_ref_name, is_short_commit_id
+from eca_hub.names import is_commit
 
 Gated = Literal["auto", "manual", False]
 NUM_CACHED_COMMITS = 64
@@ -245,7 +246,7 @@ def read_refs(folder: Path) -> dict[str, str]:
         OSError, ValueError: the file is missing or damaged.
     """
     refs = json.loads((folder / "refs.json").read_bytes())
-    if not isinstance(refs, dict) or not all(isinstance(head, str) and is_commit_id(head) for head in refs.values()):
+    if not isinstance(refs, dict) or not all(isinstance(head, str) and is_commit(head) for head in refs.values()):
         raise ValueError("refs.json is not an object of commit ids")
     return refs
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eca_hub.localhub.errors import HubHTTPError, invalid
-from eca_hub.names import COMMIT_PATTERN, MAX_NAME_CHARS, MAX_REVISION_CHARS, NAME_PATTERN, REVISION_PATTERN
+from eca_hub.names import MAX_NAME_CHARS, NAME_PATTERN, is_commit, is_revision
 
 RepoType = Literal["model", "dataset", "space"]
 REPO_TYPES: tuple[RepoType, ...] = ("model", "dataset", "space")
@@ -103,10 +103,9 @@ def check_ref_name(name: str, what: str) -> str:
 
     A name that looks like a full commit id is refused: a pinned commit must never resolve to a branch.
     """
-    is_valid = len(name) <= MAX_REVISION_CHARS and re.fullmatch(REVISION_PATTERN, name)
-    if not is_valid or any(piece.endswith(".lock") for piece in name.split("/")):
+    if not is_revision(name) or any(piece.endswith(".lock") for piece in name.split("/")):
         raise HubHTTPError(400, "bad_request", f"Invalid reference for a {what}: {name[:100]!r}")
-    if name.startswith("refs/") or is_commit_id(name):
+    if name.startswith("refs/") or is_commit(name):
         raise HubHTTPError(400, "bad_request", f"Invalid reference for a {what}: {name[:100]!r} is reserved")
     return name
 
@@ -116,11 +115,6 @@ def check_sha256(text: object) -> str:
     if not isinstance(text, str) or not _SHA256.fullmatch(text):
         raise invalid("Invalid hash: it must be 64 lower-case hexadecimal digits.")
     return text
-
-
-def is_commit_id(text: str) -> bool:
-    """Whether this is a full commit id."""
-    return re.fullmatch(COMMIT_PATTERN, text) is not None
 
 
 def is_short_commit_id(text: str) -> bool:

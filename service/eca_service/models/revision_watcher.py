@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from eca_hub import EcaHubError
-from eca_hub.names import COMMIT_PATTERN, MODEL_ID_PATTERN
+from eca_hub.names import MODEL_ID_PATTERN, is_commit
 from eca_service.errors import Busy
 from eca_service.models.daemon_thread import run_in_daemon_thread
 from eca_service.models.registry import ModelEntry, Registry
@@ -112,5 +112,5 @@ class RevisionWatcher:
 
 def follows_a_branch(source: ModelSource) -> bool:
     """Whether the source may name another commit later: it is neither a folder nor a commit."""
-    is_commit = source.revision is not None and re.fullmatch(COMMIT_PATTERN, source.revision)
-    return not (is_commit or source.folder_id) and re.fullmatch(MODEL_ID_PATTERN, source.id_or_folder) is not None
+    is_pinned = source.revision is not None and is_commit(source.revision)
+    return not (is_pinned or source.folder_id) and re.fullmatch(MODEL_ID_PATTERN, source.id_or_folder) is not None
