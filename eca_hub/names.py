@@ -19,6 +19,12 @@ def is_revision(text: str) -> bool:
     return len(text) <= MAX_REVISION_CHARS and re.fullmatch(REVISION_PATTERN, text) is not None
 
 
+def is_ref_name(text: str) -> bool:
+    """Return whether a branch or a tag can get this name, by the rules of git that hubs apply."""
+    is_reserved = text.startswith("refs/") or is_commit(text)
+    return is_revision(text) and not is_reserved and not any(part.endswith(".lock") for part in text.split("/"))
+
+
 def is_commit(text: str) -> bool:
     """Return whether this is the full id of a commit; no branch may have such a name."""
     return re.fullmatch(r"[0-9a-f]{40}", text) is not None

@@ -34,7 +34,7 @@ from eca_hub.errors import (
     RevisionNotFound,
 )
 from eca_hub.loopback import is_loopback
-from eca_hub.names import MODEL_ID_PATTERN, is_commit, is_revision
+from eca_hub.names import MODEL_ID_PATTERN, is_ref_name, is_revision
 from eca_hub.releases import list_releases
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -143,8 +143,7 @@ def check_new_ref(kind: str, name: str) -> None:
         InvalidConfig: it cannot.
     """
     check_revision(name)
-    parts = name.split("/")
-    if is_commit(name) or parts[0] == "refs" or any(part.endswith(".lock") for part in parts):
+    if not is_ref_name(name):
         raise InvalidConfig(
             f"{name!r} cannot be a {kind}: no part of it may end with '.lock', and names like refs/... and 40 "
             "hexadecimal digits are reserved.",

@@ -202,14 +202,14 @@ def read_orientation(exif: bytes) -> int:
 
 
 def _strip_jpeg(data: bytes) -> StrippedImage:
-    kept, orientation = [data[:2]], 1
+    kept, orientation = [data[:2]], None
     for code, begin, end in _jpeg_segments(data):
         if code == _JPEG_START_OF_SCAN:
             kept.append(data[begin:])
-            return StrippedImage(b"".join(kept), orientation, _count_scans(data, begin))
+            return StrippedImage(b"".join(kept), orientation or 1, _count_scans(data, begin))
         if code in _JPEG_KEPT:
             kept.append(data[begin:end])
-        elif code == _JPEG_EXIF and orientation == 1 and data.startswith(b"Exif\0\0", begin + 4):
+        elif code == _JPEG_EXIF and orientation is None and data.startswith(b"Exif\0\0", begin + 4):
             orientation = read_orientation(data[begin + 4 : end])
     raise NotAnImage("The JPEG cannot be decoded: it has no scan.", hint="Check that the file is complete.")
 
@@ -260,7 +260,9 @@ def read_png(file: IO[bytes], *, with_pixels: bool = True) -> StrippedImage:
     """
     num_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
-    kept, orientation, position = [file.read(8)], 1, 8
+    kept, position = [file.read(8)], 8
+    # The first of several counts, as in libpng.
+    orientation: int | None = None
     sample_bits, color_type = 8, _PNG_RGB
     significant_bits: int | None = None
     transparent: tuple[int, ...] | None = None
@@ -288,7 +290,7 @@ def read_png(file: IO[bytes], *, with_pixels: bool = True) -> StrippedImage:
                 transparent = struct.unpack_from(f">{num_values}H", body)
         elif name in _PNG_KEPT:
             kept += (head, rest)
-        elif name == b"eXIf":
+        elif name == b"eXIf" and orientation is None:
             orientation = read_orientation(rest[:length])
         if name == b"IEND":
             break
@@ -296,7 +298,7 @@ def read_png(file: IO[bytes], *, with_pixels: bool = True) -> StrippedImage:
         raise _too_many_parts("PNG")
     return StrippedImage(
         b"".join(kept),
-        orientation,
+        orientation or 1,
         sample_bits=sample_bits,
         significant_bits=significant_bits,
         transparent=transparent,

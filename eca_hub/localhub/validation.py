@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eca_hub.localhub.errors import HubHTTPError, invalid
-from eca_hub.names import MAX_NAME_CHARS, NAME_PATTERN, is_commit, is_revision
+from eca_hub.names import MAX_NAME_CHARS, NAME_PATTERN, is_ref_name
 
 RepoType = Literal["model", "dataset", "space"]
 REPO_TYPES: tuple[RepoType, ...] = ("model", "dataset", "space")
@@ -103,10 +103,8 @@ def check_ref_name(name: str, what: str) -> str:
 
     A name that looks like a full commit id is refused: a pinned commit must never resolve to a branch.
     """
-    if not is_revision(name) or any(piece.endswith(".lock") for piece in name.split("/")):
+    if not is_ref_name(name):
         raise HubHTTPError(400, "bad_request", f"Invalid reference for a {what}: {name[:100]!r}")
-    if name.startswith("refs/") or is_commit(name):
-        raise HubHTTPError(400, "bad_request", f"Invalid reference for a {what}: {name[:100]!r} is reserved")
     return name
 
 

@@ -13,7 +13,7 @@ from eca_hub.images.containers import read_png
 from eca_hub.images.decode import decode_image
 from eca_hub.images.limits import ImageLimits
 from eca_hub.images.sizes import read_sizes
-from tests.images.image_files import chunk, encode, exif_of, scene
+from tests.images.image_files import chunk, encode, exif_of, jpeg_with, png_with, scene, segment
 
 _XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -46,6 +46,22 @@ def test_a_png_is_turned_by_an_orientation_wherever_the_decoder_reads_one(positi
     path.write_bytes(data)
     assert read_sizes(path) == (scene().size, decode_image(data).size)
     assert (decode_image(data).size == scene().size) == (position == "after its end")
+
+
+@pytest.mark.parametrize("orientations", [(1, 6), (6, 1), (6, 3)])
+@pytest.mark.parametrize("name", ["JPEG", "PNG"])
+def test_of_several_orientations_the_first_one_counts(name: str, orientations: tuple[int, int], tmp_path: Path) -> None:
+    exifs = [exif_of(orientation) for orientation in orientations]
+    if name == "JPEG":
+        data = jpeg_with(b"".join(segment(0xE1, b"Exif\0\0" + exif) for exif in exifs))
+    else:
+        data = png_with(b"".join(chunk(b"eXIf", exif) for exif in exifs))
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    width, height = scene().size
+    is_turned = orientations[0] == 6
+    assert decode_image(data).size == ((height, width) if is_turned else (width, height))
+    assert read_sizes(path)[1] == decode_image(data).size
 
 
 def test_the_pixels_of_a_png_are_not_read_for_its_size(tmp_path: Path) -> None:

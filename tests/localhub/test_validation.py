@@ -8,7 +8,7 @@ from eca_hub.localhub.errors import HubHTTPError
 from eca_hub.localhub.validation import check_ref_name
 
 
-@pytest.mark.parametrize("name", ["v1", "feature/x", "v1.0+cu118", "_a@b=c", "v" * 256])
+@pytest.mark.parametrize("name", ["v1", "feature/x", "refs", "v1.0+cu118", "_a@b=c", "v" * 256])
 def test_a_branch_that_the_client_sends_is_accepted(name: str) -> None:
     check_new_ref("branch", name)
     assert check_ref_name(name, "branch") == name

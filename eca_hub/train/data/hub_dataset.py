@@ -4,6 +4,7 @@ from pathlib import Path
 
 from eca_hub.errors import InvalidConfig, RevisionNotFound
 from eca_hub.hub.client import check_model_id, check_revision, hub_errors
+from eca_hub.hub.http_limits import limit_requests
 
 _CONVERTED = "refs/convert/parquet"
 """Branch with the Hugging Face Hub's own conversion of data sets in other formats."""
@@ -40,7 +41,8 @@ def _snapshot(name: str, revision: str | None, subset: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = f"{subset}/**" if subset else "**"
-    with hub_errors(name, revision):
+    # The client fetches the files in threads of its own, where the limits do not apply; the first request is here.
+    with hub_errors(name, revision), limit_requests(None):
         folder = snapshot_download(
             name,
             repo_type="dataset",

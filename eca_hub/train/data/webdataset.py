@@ -27,6 +27,7 @@ from eca_hub.train.data.shards import IMAGE_ENDINGS, LABEL_ENDINGS, ending_among
 from eca_hub.train.data.source import Source, Split, fingerprint_of, pointer_in, readable_name, split_named_by
 
 _SNIFFED_BYTES = 64
+_MAX_LABEL_BYTES = 16 << 20
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
 _HINT = "Name the files KEY.jpg and KEY.cls; a key has no dot."
 _SPLIT_NAMES: dict[Split, str] = {"train": r"train", "val": r"(validation|valid|val|dev)", "test": r"test"}
@@ -176,6 +177,11 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
                     if ending.rsplit(".", 1)[-1] in IMAGE_ENDINGS:
                         num_repeated += images.setdefault(key, {}).setdefault(ending, member) is not member
                     elif ending in LABEL_ENDINGS or ending.endswith(f".{LABEL_ENDINGS[0]}"):
+                        if member.size > _MAX_LABEL_BYTES:
+                            raise InvalidConfig(
+                                f"{readable_name(member.name)} of {shard} has {member.size} bytes; a file with a class "
+                                f"has at most {_MAX_LABEL_BYTES}."
+                            )
                         file = tar.extractfile(member)
                         assert file is not None
                         contents.setdefault(key, {}).setdefault(ending, file.read())

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from eca_hub.errors import InvalidConfig
-from eca_hub.images.folders import IMAGE_ENDINGS, walk_files
+from eca_hub.images.folders import kind_of, walk_files
 from eca_hub.train.data.objects import (
     MIN_SIDE_PX,
     ImageObjects,
@@ -28,7 +28,8 @@ from eca_hub.train.data.objects import (
 from eca_hub.train.data.source import pointer_in
 
 _SPLIT_NAMES = {"train": ("train", "train2017"), "val": ("val", "valid", "validation", "val2017"), "test": ("test",)}
-_SUFFIXES = frozenset([*IMAGE_ENDINGS, ".tif", ".tiff"])
+_UNDECODED_SUFFIXES = frozenset([".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2"])
+"""Of images that other tools train on; here they count as broken."""
 _SLACK = 0.01
 """A center and a width that were rounded may reach a little outside."""
 
@@ -119,7 +120,7 @@ def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool, num_
     """
     labels_dir = _labels_dir(images_dir)
     report = Report(str(images_dir))
-    paths = sorted(path for path in walk_files(images_dir) if path.suffix.lower() in _SUFFIXES)
+    paths = _find_images(images_dir, report)
     if not paths:
         raise InvalidConfig(f"{images_dir} has no images.")
     texts = {
@@ -154,6 +155,20 @@ def read_yolo(images_dir: Path, labels: Sequence[str], *, with_masks: bool, num_
     count_objects(report, images, len(labels))
     category_ids = list(range(1, len(labels) + 1))
     return Split(report.title, images, list(labels), category_ids, _ground_truth(images, labels), report)
+
+
+def _find_images(images_dir: Path, report: Report) -> list[Path]:
+    """Return the images of a split in the order of their names; other files are reported as left out."""
+    kinds = {path: kind_of(path) for path in sorted(walk_files(images_dir))}
+    decoded = {path.with_suffix("") for path, kind in kinds.items() if kind == "image"}
+    paths = []
+    for path, kind in kinds.items():
+        is_image = path.suffix.lower() in _UNDECODED_SUFFIXES and path.with_suffix("") not in decoded
+        if kind == "image" or is_image:
+            paths.append(path)
+        elif kind == "unsupported":
+            report.leave_out("files that are not decoded", path.name)
+    return paths
 
 
 def _read_objects(

@@ -92,6 +92,16 @@ def test_an_image_that_is_too_large_to_decode_is_broken_and_not_read(
     assert bad.reason == "The image has 11.0 MiB; the limit is 10 MiB."
 
 
+def test_a_file_with_a_class_that_is_too_large_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eca_hub.train.data.webdataset._MAX_LABEL_BYTES", 5)
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", lambda *_: pytest.fail("it was read"))
+    root = write_splits(tmp_path, {"a.png": png(0), "a.cls": b"kitten"})
+    with pytest.raises(InvalidConfig, match=r"a\.cls of .*train-0\.tar has 6 bytes; .* at most 5"):
+        WebDatasetData(root)
+
+
 def test_a_sample_without_a_label_is_left_out(tmp_path: Path) -> None:
     files = samples("number")
     del files["0003.cls"]

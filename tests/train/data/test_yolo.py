@@ -104,6 +104,18 @@ def test_repeated_lines_and_boxes_without_an_area_are_left_out(tmp_path: Path) -
     assert "1 text files without an image (none.txt)" in summary
 
 
+def test_files_that_are_not_decoded_are_named_and_images_among_them_count_as_broken(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    images = root / "images/train"
+    (images / "a.png").unlink()
+    for name in ("a.heic", "b.HEIC", "b.aae", "film.mov"):
+        (images / name).write_bytes(b"\0\0\0\x18ftypheic")
+    data = YoloData(str(root), max_bad_samples=1)
+    report = data.split("train").report
+    assert "3 files that are not decoded (b.HEIC, b.aae, film.mov)" in report.summary()
+    assert [Path(path).name for path in report.broken] == ["a.heic"]
+
+
 @pytest.mark.parametrize(("change", "reason"), [each for each in BROKEN if each[0] is not put_device])
 def test_a_file_that_the_decoder_would_refuse_is_a_broken_image_and_named_by_the_run(
     change: Callable[[Path], None], reason: str, tmp_path: Path
