@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--results", help="Results, *.csv or *.parquet; results.csv in --out by default.")
     parser.add_argument("--ray", help="Address of a Ray cluster that shares --out, such as auto; runs go there.")
     parser.add_argument("--speeds", action="store_true", help="At the end, time the networks in turns: *_speeds.csv.")
+    parser.add_argument("--baseline", help="Run folder of another sweep; --speeds times its network too, as the first.")
     parser.add_argument("--dry_run", action="store_true", help="List the runs and their state, and start none.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object at the end, or for --dry_run.")
     args = parser.read(argv)
@@ -39,6 +40,12 @@ def main(argv: list[str]) -> int:
     results_file = Path(args.results) if args.results else out_dir / "results.csv"
     if results_file.suffix not in (".csv", ".parquet"):
         raise InvalidUsage(f"--results is {str(results_file)!r}; its name must end in .csv or .parquet.")
+    baseline = Path(args.baseline) if args.baseline else None
+    if baseline is not None and not args.speeds:
+        raise InvalidUsage("--baseline is a network to time.", hint="Give --speeds with it.")
+    for name in ("config.yaml", "model/config.json"):
+        if baseline is not None and not (baseline / name).is_file():
+            raise InvalidUsage(f"--baseline is {baseline}, which is no folder of a finished run: it has no {name}.")
     runs = read_sweep(Path(args.sweep))
     recorded = {row["run"] for row in read_recorded(runs, out_dir, results_file).results}
     if args.dry_run:
@@ -86,9 +93,12 @@ def main(argv: list[str]) -> int:
     if num_left:
         print(f"{num_left} runs were not started, because the first one failed.", file=sys.stderr)
     if args.speeds and state.num_done == state.num_runs:
-        from eca_hub.sweep.speeds import network_folders
+        from eca_hub.sweep.speeds import network_folders, with_baseline
 
-        _write_speeds(network_folders(runs, out_dir, recorded), results_file, num_jobs=args.jobs)
+        networks = network_folders(runs, out_dir, recorded)
+        if baseline is not None and networks:
+            networks = with_baseline(networks, runs, baseline)
+        _write_speeds(networks, results_file, num_jobs=args.jobs)
     elif args.speeds:
         print("The networks were not timed, because not all runs have finished.", file=sys.stderr)
     summary: dict[str, Any] = {

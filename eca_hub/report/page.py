@@ -116,8 +116,8 @@ def notes_on(study: Study) -> list[str]:
     if speeds:
         notes.append(
             f"Images/s: networks in turns on {speeds[0]['device']}, threads: {speeds[0]['threads']}, batches of "
-            f"{speeds[0]['batch_size']}; the fastest turn, and in parentheses the median over the turns of how much "
-            "longer it took than the first network. Training is a step without the optimizer."
+            f"{speeds[0]['batch_size']}; the fastest turn, and in parentheses, to be compared, the median over the "
+            "turns of how much longer it took than the first network. Training is a step without the optimizer."
         )
     elif study.costs:
         notes.append("Training images/s: of the runs, which depends on what else the machine did.")

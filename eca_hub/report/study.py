@@ -26,15 +26,13 @@ _LOWER_IS_BETTER = ("loss", "error")
 """Ends of the names of metrics."""
 _PLAN_KEYS = ("metric", "num_seeds", "comparisons")
 _COMPARISON_KEYS = ("a", "b", "kind", "margin")
+_MEASURED = ("run", "training_images_per_s", "training_time_ratio", "inference_images_per_s", "inference_time_ratio")
 _COLUMNS = {
     "curves": ("run", "epoch"),
     "classes": ("run", "label"),
     "costs": ("run",),
     "gates": ("stage", "label", "gate"),
-    "speeds": (
-        *("run", "training_images_per_s", "training_time_ratio", "inference_images_per_s", "inference_time_ratio"),
-        *("batch_size", "threads", "device"),
-    ),
+    "speeds": (*_MEASURED, "batch_size", "threads", "device"),
 }
 """Tables beside the results, and the columns that each must have."""
 
@@ -115,8 +113,9 @@ def read_study(results_files: Sequence[Path], plan: Plan) -> Study:
     """Read tables of results and those beside them, and compare what the plan says.
 
     Args:
-        results_files: One table or more; the runs of all are one study. Speeds and gates are those of the first table
-            that has them, because networks that were timed at different times are not compared.
+        results_files: One table or more; the runs of all are one study. Gates are those of the first table that has
+            them. So are speeds, and those of tables that were timed beside the same first network: speeds of different
+            times are not compared.
         plan: What is compared.
 
     Raises:
@@ -124,9 +123,16 @@ def read_study(results_files: Sequence[Path], plan: Plan) -> Study:
     """
     results = _read_together(results_files)
     tables = {name: [_read_beside(file, name) for file in results_files] for name in _COLUMNS}
-    first = {name: next(filter(None, tables.pop(name)), []) for name in ("speeds", "gates")}
+    speeds, gates = _comparable_speeds(tables.pop("speeds")), next(filter(None, tables.pop("gates")), [])
     rows = {name: [row for table in each for row in table] for name, each in tables.items()}
-    return Study(plan, tuple(group(results, plan, first["speeds"])), results, gates=first["gates"], **rows)
+    return Study(plan, tuple(group(results, plan, speeds)), results, gates=gates, **rows)
+
+
+def _comparable_speeds(tables: Sequence[list[Row]]) -> list[Row]:
+    """Return the rows of all tables whose ratios are to the same network, on such a device, as those of the first."""
+    measured = [table for table in tables if table]
+    firsts = [{name: each for name, each in table[0].items() if name not in _MEASURED and each} for table in measured]
+    return [row for table, first in zip(measured, firsts, strict=True) if first == firsts[0] for row in table]
 
 
 def _read_together(results_files: Sequence[Path]) -> list[Row]:
@@ -278,7 +284,8 @@ def group(rows: Sequence[Row], plan: Plan, speeds: Sequence[Row] = ()) -> list[B
     blocks: dict[str, list[Row]] = {}
     for row in rows:
         blocks.setdefault(_block_name(row, grid), []).append(row)
-    speed_of = {str(row["run"]): row for row in speeds}
+    # The first network stands in each table; the first one counts.
+    speed_of = {str(row["run"]): row for row in reversed(speeds)}
     return [_block(name, members, grid, plan, speed_of) for name, members in blocks.items()]
 
 

@@ -134,6 +134,21 @@ def network_folders(runs: Sequence[SweepRun], out_dir: Path, recorded: Collectio
     return {name: folder for name, folder in folders.items() if folder is not None}
 
 
+def with_baseline(networks: Mapping[str, Path], runs: Sequence[SweepRun], run_dir: Path) -> dict[str, Path]:
+    """Put the network of a run of another sweep first, so that the ratios are to that.
+
+    Args:
+        networks: From `network_folders`.
+        runs: All runs of the sweep, whose columns the other run gets with its own values.
+        run_dir: The other run.
+    """
+    options = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    columns = column_names(list(runs[0].point))
+    point = {column: _get(options, *key.split(".")) for key, column in columns.items() if column not in SEEDS}
+    name = json.dumps({column: "" if value is None else plain(value) for column, value in point.items()})
+    return {name: run_dir, **networks}
+
+
 def _get(options: Any, *keys: str) -> Any:
     for key in keys:
         options = options.get(key) if isinstance(options, dict) else None

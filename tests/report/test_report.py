@@ -291,8 +291,10 @@ def test_speeds_of_two_sweeps_are_not_compared(results: Path, tmp_path: Path) ->
     write_table(rows_with_kernel_size(7), sized)
     speeds = {f"{mode}_{kind}": 1.0 for mode in ("training", "inference") for kind in ("images_per_s", "time_ratio")}
     machine = {"batch_size": 32, "threads": 2, "device": "cpu"}
-    write_table([{"run": "resnet18-eca-0", **speeds, **machine}], table_beside(results, "speeds"))
-    write_table([{"run": "k7-0", **speeds, **machine}], table_beside(sized, "speeds"))
+    eca = {"run": "resnet18-eca-0", "attention": "eca"}
+    write_table([{**eca, **speeds, **machine}], table_beside(results, "speeds"))
+    sizes = {"run": "k7-0", "attention": "eca", "attention_args": '{"kernel_sizes": 7}'}
+    write_table([{**sizes, **speeds, **machine}], table_beside(sized, "speeds"))
     [block] = read_study([results, sized], PLAIN).blocks
     assert {method.name: method.speed is not None for method in block.methods} == {
         "none": False,
@@ -300,6 +302,29 @@ def test_speeds_of_two_sweeps_are_not_compared(results: Path, tmp_path: Path) ->
         "eca": True,
         "eca kernel_sizes=7": False,
     }
+
+
+def test_speeds_of_two_sweeps_are_compared_where_both_were_timed_beside_the_same_network(
+    results: Path, tmp_path: Path
+) -> None:
+    sized = tmp_path / "sized.csv"
+    write_table(rows_with_kernel_size(7), sized)
+    machine = {"batch_size": 32, "threads": 2, "device": "cpu"}
+
+    def speeds(run: str, ratio: float) -> Row:
+        numbers = {"images_per_s": 100 / ratio, "time_ratio": ratio}
+        return {
+            "run": run,
+            "attention": run.split("-")[1],
+            **{f"{mode}_{kind}": each for mode in ("training", "inference") for kind, each in numbers.items()},
+            **machine,
+        }
+
+    write_table([speeds("resnet18-none-0", 1.0), speeds("resnet18-eca-0", 1.1)], table_beside(results, "speeds"))
+    write_table([speeds("resnet18-none-4", 1.0), speeds("k7-0", 1.2)], table_beside(sized, "speeds"))
+    [block] = read_study([results, sized], PLAIN).blocks
+    ratios = {method.name: method.speed and method.speed["training_time_ratio"] for method in block.methods}
+    assert ratios == {"none": 1.0, "se": None, "eca": 1.1, "eca kernel_sizes=7": 1.2}
 
 
 @pytest.mark.parametrize(

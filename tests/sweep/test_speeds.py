@@ -8,7 +8,7 @@ import pytest
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.sweep.grid import SweepRun
-from eca_hub.sweep.speeds import BATCH_SIZE, measure_speeds, network_folders
+from eca_hub.sweep.speeds import BATCH_SIZE, measure_speeds, network_folders, with_baseline
 from tests.sweep.test_queue import CONFIG
 
 OPTIONS = "model: {channels_last: true}\ntrainer: {precision: 32-true}\n"
@@ -58,6 +58,16 @@ def test_networks_take_turns_and_are_compared_with_the_first(tmp_path: Path) -> 
     assert second["training_time_ratio"] > 0
     assert 0 < first["training_images_per_s"] < first["inference_images_per_s"]
     assert {row["batch_size"] for row in rows} == {BATCH_SIZE}
+
+
+def test_the_network_of_another_sweep_is_the_first_if_it_is_the_baseline(tmp_path: Path) -> None:
+    finish(tmp_path / "plain", attention="none", attention_args={})
+    (tmp_path / "plain" / "config.yaml").write_text("model: {attention: none}\n")
+    networks = with_baseline(network_folders(RUNS[1:2], tmp_path, []), RUNS, tmp_path / "plain")
+    assert list(networks.items()) == [
+        ('{"attention": "none"}', tmp_path / "plain"),
+        ('{"attention": "eca"}', tmp_path / "eca0"),
+    ]
 
 
 def test_detection_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -35,7 +35,15 @@ def test_a_dry_run_lists_the_runs_and_starts_none(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--jobs", "0"], "--jobs is 0; it must be 1 or more"), (["--results", "x.txt"], "must end in .csv or .parquet")],
+    [
+        (["--jobs", "0"], "--jobs is 0; it must be 1 or more"),
+        (["--results", "x.txt"], "must end in .csv or .parquet"),
+        (["--baseline", "x"], "--baseline is a network to time. Give --speeds with it."),
+        (
+            ["--speeds", "--baseline", "x"],
+            "--baseline is x, which is no folder of a finished run",
+        ),
+    ],
 )
 def test_a_wrong_option_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
