@@ -14,6 +14,7 @@ from eca_hub.models.backbones import BACKBONES, Backbone
 from eca_hub.models.config import MAX_CLASSES, ModelConfig, Stem, current_stem
 from eca_hub.models.insertion import Insertion, mark_inserted
 from eca_hub.models.options import (
+    attribute_of,
     can_insert,
     check_can_insert,
     insertion_point_of,
@@ -23,7 +24,7 @@ from eca_hub.models.options import (
     suggest_backbones,
 )
 from eca_hub.models.timm_args import build_timm_network
-from eca_hub.models.timm_seam import find_timm_backbone, timm_names_with_attention
+from eca_hub.models.timm_seam import find_timm_backbone, timm_names_with_attention, with_tags
 
 
 def create_model(
@@ -58,6 +59,10 @@ def create_model(
     if attention is None or isinstance(attention, str):
         config = ModelConfig(backbone_name, choose_attention(architecture, attention), attention_args, stem=stem)
         return build_model(config, num_classes=num_classes, features_only=features_only)
+    if isinstance(attention, nn.Module):
+        raise InvalidConfig(
+            f"attention is an instance of {type(attention).__name__}, and each block needs its own; give the class."
+        )
     if not callable(attention):
         raise InvalidConfig(f"attention is {attention!r}; it must be a name, or a callable channels -> Module.")
     if named_attention != "none":
@@ -71,7 +76,7 @@ def create_model(
     stem = current_stem(stem)
     check_choice("stem", stem, Stem)
     backbone = _backbone(backbone_name)
-    check_can_insert(getattr(attention, "__name__", "callable"), attention, backbone_name, backbone, can_insert)
+    check_can_insert(attribute_of(attention, "__name__", "callable"), attention, backbone_name, backbone, can_insert)
     insertion = _insertion(lambda stage, channels, **shape: attention(channels, **shape), attention, backbone, {})
     model = backbone.build(insertion, num_classes=num_classes, stem=stem, features_only=features_only)
     return _with_config(model, None)
@@ -179,10 +184,12 @@ def split_name(architecture: str) -> tuple[str, str]:
     for backbone_name, attention in splits:
         if backbone_name in BACKBONES:
             return backbone_name, attention
+    known = list_models()
     for backbone_name, attention in [(architecture, "none"), *splits]:
         if find_timm_backbone(backbone_name):
             return backbone_name, attention
-    raise UnknownName.among("architecture", architecture, list_models(), listing="eca-hub models")
+        known += with_tags(backbone_name)
+    raise UnknownName.among("architecture", architecture, known, listing="eca-hub models")
 
 
 def choose_attention(architecture: str, attention: str | None) -> str:

@@ -7,7 +7,7 @@ anything is built.
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
@@ -33,8 +33,15 @@ _RULE_OPTIONS = {"gamma": 2.0, "b": 1.0, "mapping": "exponential"}
 
 def insertion_point_of(method: Callable[..., nn.Module]) -> InsertionPoint:
     """Return where a method is inserted: inside every block, unless it declares something else."""
-    point: InsertionPoint = getattr(method, "insertion_point", InsideBlock())
+    point: InsertionPoint = attribute_of(method, "insertion_point", InsideBlock())
     return point
+
+
+def attribute_of(method: Callable[..., nn.Module], name: str, default: Any) -> Any:
+    """Return an attribute of a method, or of the one inside a `functools.partial`."""
+    while isinstance(method, partial) and not hasattr(method, name):
+        method = method.func
+    return getattr(method, name, default)
 
 
 def can_insert(method: Callable[..., nn.Module], backbone: Backbone) -> bool:

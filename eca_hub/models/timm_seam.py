@@ -59,10 +59,26 @@ def _takes_attention(cls: type) -> bool:
     return bool({"attn_layer", "se_layer"} & set(fields)) and "num_heads" not in fields
 
 
+def is_timm_network(name: str) -> bool:
+    """Whether timm has the network and, if the name has one, the tag: `resnet18.a1_in1k`."""
+    if not timm.is_model(name):  # which ignores the tag
+        return False
+    try:
+        return "." not in name or timm.get_pretrained_cfg(name) is not None
+    except RuntimeError:
+        return False
+
+
+def with_tags(name: str) -> list[str]:
+    """List a network of timm with each of its tags; nothing if timm does not have the network."""
+    bare = name.partition(".")[0]
+    return timm.list_models(f"{bare}.*", include_tags=True) if timm.is_model(bare) else []
+
+
 @lru_cache
 def find_timm_backbone(name: str) -> Backbone | None:
     """Describe a network of timm: None if timm does not have it; without widths if it supports no attention."""
-    if not timm.is_model(name):
+    if not is_timm_network(name):
         return None
     with on_meta_device():
         model = timm.create_model(name)

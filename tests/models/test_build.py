@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,25 @@ def test_any_callable_is_an_attention(attention: Any) -> None:
     assert found == [16] * 3 + [32] * 3 + [64] * 3
 
 
+def test_a_partial_method_is_inserted_where_the_method_declares() -> None:
+    with torch.device("meta"):
+        model = create_model("resnet50", attention=partial(partial(ATTENTIONS["nl"], reduction=4), scaled=True))
+        by_name = create_model("nl_resnet50", reduction=4, scaled=True)
+    assert list(model.state_dict()) == list(by_name.state_dict())
+
+
+def test_a_timm_network_can_be_named_with_its_tag() -> None:
+    assert resolve_config(ModelConfig("eca_resnet18.a1_in1k")).architecture == "resnet18.a1_in1k"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"architecture": "eca_resnet5"}, ["no architecture 'eca_resnet5'", "eca_resnet50", "eca-hub models"]),
+        ({"architecture": "resnet18.a1_in2k"}, ["no architecture 'resnet18.a1_in2k'", "'resnet18.a1_in1k'"]),
+        ({"architecture": "eca_resnet18.typo"}, ["no architecture 'eca_resnet18.typo'"]),
+        ({"architecture": "resnet18."}, ["no architecture 'resnet18.'"]),
+        ({"architecture": "tv_resnet34.typo"}, ["no architecture 'tv_resnet34.typo'"]),
         ({"architecture": "resnet20", "attention": "ecaa"}, ["no attention 'ecaa'", "'eca'"]),
         (
             {"architecture": "mobilenet_v2", "attention": "nl"},
@@ -132,6 +148,10 @@ def test_any_callable_is_an_attention(attention: Any) -> None:
         ),
         ({"architecture": "eca_densenet161"}, ["'eca' cannot be inserted into densenet161", "mobilenet_v2"]),
         ({"architecture": "densenet161", "attention": Halve}, ["'Halve' cannot be inserted into densenet161"]),
+        (
+            {"architecture": "mobilenet_v2", "attention": partial(ATTENTIONS["nl"], reduction=4)},
+            ["'NonLocal' cannot be inserted into mobilenet_v2"],
+        ),
         ({"architecture": "densenet161", "stem": "small"}, ["densenet161 has no small stem"]),
         ({"architecture": "eca_resnet20", "kernel_sizes": 4}, ["kernel_sizes is 4", "odd"]),
         ({"architecture": "eca_resnet20", "kernel_sizes": -3}, ["kernel_sizes is -3", "1 to 4096"]),
@@ -160,6 +180,7 @@ def test_any_callable_is_an_attention(attention: Any) -> None:
         ({"architecture": None}, ["architecture is None", "'resnet50'"]),
         ({"architecture": ["resnet20"]}, ["architecture is ['resnet20']"]),
         ({"architecture": "resnet20", "attention": 3}, ["attention is 3", "callable"]),
+        ({"architecture": "resnet20", "attention": eca_hub.ECA(64)}, ["an instance of ECA", "give the class"]),
         ({"architecture": "resnet20", "attention": lambda channels: None}, ["returned None", "torch.nn.Module"]),
         ({"architecture": "nf_resnet26", "attention": lambda channels: None}, ["returned None", "torch.nn.Module"]),
         ({"architecture": "resnet20", "stem": "tiny"}, ["stem is 'tiny'", "default, small"]),
