@@ -21,6 +21,7 @@ REQUIRED: tuple[tuple[type, str], ...] = (
     (_TrainingEpochLoop, "_should_accumulate"),
     (_TrainingEpochLoop, "_should_check_val_fx"),
     (_TrainingEpochLoop, "restarting"),
+    (_FitLoop, "_can_stop_early"),
     (LightningCLI, "_get"),
     (LightningCLI, "_parser"),
     (LightningCLI, "_prepare_subcommand_kwargs"),
@@ -34,6 +35,11 @@ REQUIRED: tuple[tuple[type, str], ...] = (
 def is_accumulating(trainer: Trainer) -> bool:
     """Whether the batch that was just trained on is followed by another one before the optimizer step."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def can_stop_early(trainer: Trainer) -> bool:
+    """Whether the run has made the least number of epochs and steps that it was asked for."""
+    return trainer.fit_loop._can_stop_early
 
 
 def is_validation_due(trainer: Trainer) -> bool:

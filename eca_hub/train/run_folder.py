@@ -132,7 +132,14 @@ def _lock(checkpoints: Path) -> None:
 
 
 def _is_longer(finished: SavedCheckpoint, max_epochs: int | None, max_steps: int) -> bool:
-    """Whether the limits allow more training than a finished run has had."""
+    """Whether the limits allow more training than a finished run has had.
+
+    One that was stopped early is trained longer with other limits only.
+    """
+    fingerprint = finished.metadata.get("fingerprint", {})
+    limits = (fingerprint.get("trainer.max_epochs"), fingerprint.get("trainer.max_steps"))
+    if finished.metadata.get("has_stopped_early") and limits == (max_epochs, max_steps):
+        return False
     is_more_epochs = max_epochs is None or max_epochs < 0 or max_epochs > finished.metadata["position"]["epoch"]
     return is_more_epochs and (max_steps < 0 or max_steps > finished.metadata["step"])
 

@@ -9,10 +9,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.train.callbacks.checkpointing import ResumableCheckpoint
 from eca_hub.train.checkpoint.store import CheckpointStore, VerifiedCheckpointIO
 from eca_hub.train.optim import OptimConfig, lr_factor
 from eca_hub.train.run_folder import open_run_folder
@@ -337,6 +340,69 @@ def test_a_run_stopped_after_its_last_step_still_validates_it(
     results = [json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", run_of_so_many_steps)]
     for name in ("best_epoch", "epochs", "steps", "test_loss", "test_top1", "val_top1", "val_top5"):
         assert results[0][name] == results[1][name]
+
+
+EARLY = CONFIG.replace(
+    "max_epochs: 3",
+    "max_epochs: 6, callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_loss, min_delta: 9, patience: 2}}]",
+)
+"""The loss never falls by so much, so that the run ends after three epochs."""
+
+
+@pytest.fixture(scope="module")
+def run_that_stops_early(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that EarlyStopping ends."""
+    run_dir = tmp_path_factory.mktemp("early") / "run"
+    assert fit(run_dir, config=EARLY) == 0
+    assert len(numbers_of(run_dir / "metrics.csv")) == 3
+    return run_dir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_epochs", [2, 3])
+def test_a_run_that_is_interrupted_stops_as_early_as_one_that_is_not(
+    num_epochs: int, run_that_stops_early: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_epoch_end", num_epochs)
+        assert fit(tmp_path / "run", config=EARLY) == 143
+    assert fit(tmp_path / "run", "--resume", config=EARLY) == 0
+    assert numbers_of(tmp_path / "run" / "metrics.csv") == numbers_of(run_that_stops_early / "metrics.csv")
+    assert weights_hash(tmp_path / "run") == weights_hash(run_that_stops_early)
+
+
+@pytest.mark.slow
+def test_a_stop_inside_an_epoch_is_remembered_until_its_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ResumableCheckpoint.on_train_batch_end
+
+    def stop_early(self: ResumableCheckpoint, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop |= trainer.global_step == NUM_BATCHES + 2
+        real(self, trainer, *args)
+
+    monkeypatch.setattr(ResumableCheckpoint, "on_train_batch_end", stop_early)
+    assert fit(tmp_path / "whole") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_batch_end", NUM_BATCHES + 2)
+        assert fit(tmp_path / "run") == 143
+    assert fit(tmp_path / "run", "--resume") == 0
+    rows, expected = (numbers_of(tmp_path / name / "metrics.csv") for name in ("run", "whole"))
+    assert rows == expected
+    assert [row["step"] for row in rows] == ["4", "6"]
+    assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_early_is_finished_until_it_is_given_other_limits(
+    run_that_stops_early: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(run_that_stops_early, run_dir)
+    assert fit(run_dir, "--resume", config=EARLY) == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    assert fit(run_dir, "--resume", "--trainer.max_epochs", "7", config=EARLY) == 0
+    assert len(numbers_of(run_dir / "metrics.csv")) == 4
 
 
 @SOAK

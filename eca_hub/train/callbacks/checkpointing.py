@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NoReturn
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.resume import (
@@ -23,7 +24,7 @@ from eca_hub.train.distributed.consensus import StopConsensus
 from eca_hub.train.distributed.fsdp import local_shard
 from eca_hub.train.distributed.signals import StopRequest
 from eca_hub.train.errors import TrainingStopped
-from eca_hub.train.lightning_internals import is_accumulating
+from eca_hub.train.lightning_internals import can_stop_early, is_accumulating
 from eca_hub.train.training_module import TrainingModule
 
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
@@ -57,8 +58,10 @@ class CheckpointConfig:
             )
 
 
-class ResumableCheckpoint(Callback):
+class ResumableCheckpoint(Checkpoint):
     """Save the run, and the weights with the best score of a validation; of equal ones the later.
+
+    A Checkpoint and the last callback, because the end of an epoch is then saved after EarlyStopping has seen it.
 
     Args:
         store: The checkpoints of the run.
@@ -108,6 +111,7 @@ class ResumableCheckpoint(Callback):
         self._started_s = self._saved_s = time.monotonic()
         self._consensus = StopConsensus(world_size=1)
         self._pending_validation: PendingValidation | None = None
+        self._should_stop = bool(metadata.get("should_stop"))
         self._restarts_epoch = bool(resumed) and self._has_changed(metadata)
         if self._restarts_epoch:
             # Batch numbers of the epoch are not valid with another batch size or other data.
@@ -248,13 +252,18 @@ class ResumableCheckpoint(Callback):
             "last_epoch": self.last_epoch,
             "num_images": self.num_images,
             "fit_s": round(self.fit_s, 3),
+            **_stopping(trainer, self._position),
             "fingerprint": self._fingerprint,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continue from the position, which is the start of its epoch if the batches have changed."""
         checkpoint["loops"] = loop_state_at(self._position, checkpoint["loops"])
-        self._pending_validation = PendingValidation(trainer, self._position, checkpoint["global_step"])
+        step = checkpoint["global_step"]
+        assert self._resumed is not None
+        if self._should_stop and is_finished(self._resumed.metadata) and trainer.is_global_zero:
+            print("A callback has stopped this run early: it is not trained further.", flush=True)
+        self._pending_validation = PendingValidation(trainer, self._position, step, should_stop=self._should_stop)
 
     def _has_changed(self, metadata: dict[str, Any]) -> bool:
         """Whether settings or data are not those of the checkpoint; best weights that are not comparable are forgotten.
@@ -274,7 +283,10 @@ class ResumableCheckpoint(Callback):
             if earlier.get(name) != self._fingerprint.get(name)
         ]
         # A run that has ended may be trained longer.
-        if not names or (set(names) <= _LENGTH and is_finished(metadata)):
+        if not names:
+            return False
+        self._should_stop = False
+        if set(names) <= _LENGTH and is_finished(metadata):
             return False
         changed = [f"{name} was {earlier.get(name)!r} and is {self._fingerprint.get(name)!r}" for name in names]
         if not self._allow_changes:
@@ -312,15 +324,25 @@ class ResumableCheckpoint(Callback):
 
 
 def is_finished(metadata: dict[str, Any]) -> bool:
-    """Whether a checkpoint was saved at the end of its run.
+    """Whether a checkpoint was saved at the end of its run, which a callback may have stopped early.
 
     Args:
         metadata: Of the checkpoint.
     """
+    if metadata.get("has_stopped_early"):
+        return True
     fingerprint = metadata.get("fingerprint", {})
     max_epochs, max_steps = fingerprint.get("trainer.max_epochs") or -1, fingerprint.get("trainer.max_steps") or -1
     position = TrainingPosition(**metadata["position"])
     return position.batch == 0 and (0 <= max_epochs <= position.epoch or 0 < max_steps <= metadata["step"])
+
+
+def _stopping(trainer: Trainer, position: TrainingPosition) -> dict[str, bool]:
+    """Return whether a callback, such as EarlyStopping, has asked the run to stop, and whether it ends there."""
+    # At the last step `on_train_batch_end` itself asks for it.
+    should_stop = trainer.should_stop and not 0 < trainer.max_steps <= trainer.global_step
+    is_end = position.batch == 0 and can_stop_early(trainer)
+    return {"should_stop": should_stop, "has_stopped_early": should_stop and is_end}
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

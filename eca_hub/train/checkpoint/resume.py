@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from eca_hub.train.lightning_internals import clear_restarting, is_validation_due, set_max_steps
+from eca_hub.train.lightning_internals import can_stop_early, clear_restarting, is_validation_due, set_max_steps
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,37 @@ def restart_epoch(trainer: Trainer, position: TrainingPosition) -> None:
 class PendingValidation:
     """Resumes a run that was saved after its last step, before the validation of that step.
 
-    Lightning does not start a run without a step left, so `max_steps` is one higher until that validation starts.
+    Lightning does not start a run without a step left or one that is to stop, so `max_steps` is one higher, and
+    `should_stop` is not set, until that validation starts.
 
     Args:
         trainer: The trainer, before training starts.
         position: Where it resumes.
         step: Number of completed optimizer steps.
+        should_stop: Whether a callback had asked the run to stop.
     """
 
-    def __init__(self, trainer: Trainer, position: TrainingPosition, step: int) -> None:
+    def __init__(self, trainer: Trainer, position: TrainingPosition, step: int, *, should_stop: bool) -> None:
         self._trainer = trainer
-        self._batch = position.batch
+        self._position = position
         self._max_steps = trainer.max_steps
-        self._is_due = position.is_validation_due and 0 < trainer.max_steps <= step
-        if self._is_due:
+        self._should_stop = should_stop
+        self._is_last = position.is_validation_due and 0 < trainer.max_steps <= step
+        if self._is_last:
             set_max_steps(trainer, step + 1)
+        if not position.batch:
+            trainer.should_stop = should_stop
 
     def on_train_start(self) -> None:
         """Let Lightning validate after the batches so far."""
-        if self._is_due:
-            self._trainer.val_check_batch = self._batch
+        if self._should_stop and self._position.is_validation_due and can_stop_early(self._trainer):
+            self._is_last = True
+        elif self._should_stop:
+            self._trainer.should_stop = True
+        if self._is_last:
+            self._trainer.val_check_batch = self._position.batch
 
     def on_validation_start(self) -> None:
         """Let the run end after this validation."""
         set_max_steps(self._trainer, self._max_steps)
+        self._trainer.should_stop |= self._should_stop
