@@ -53,6 +53,7 @@ from eca_hub.train.trainer_options import (
     check_plateau,
     check_shares,
     check_validation,
+    num_full_epochs,
     warmup_remark,
     warn_of_emulation,
 )
@@ -242,7 +243,6 @@ class RunCLI(LightningCLI):
                 config["model"][name] = getattr(self.model.config, name)
         check_monitors(trainer.callbacks, self.model.logged_names)  # type: ignore[attr-defined]
         check_plateau(self.model.optim_config.monitor, self.model.logged_names)
-        check_optimizer_and_scheduler(self.model.optim_config, self.model.model)
         fingerprint = run_fingerprint(self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size)
         self.checkpoint = ResumableCheckpoint(
             folder.checkpoints, save, self.request, fingerprint, folder.resumed, allow_changes=config["allow_changes"]
@@ -253,6 +253,7 @@ class RunCLI(LightningCLI):
         self.model.check_batch(min(self.datamodule.batch_size, num_images // trainer.world_size))
         num_batches = max(num_images // batch_size, 1)
         evaluated = {split: math.ceil(self.datamodule.num_images(split) / batch_size) for split in ("val", "test")}
+        check_optimizer_and_scheduler(self.model.optim_config, self.model.model, num_full_epochs(trainer, num_batches))
         check_shares(self._get(self.config_init, "trainer"), {"train": num_batches, **evaluated})
         check_validation(trainer, num_batches, is_needed=save.keep == "best")
         remark = warmup_remark(trainer, num_batches, self.model.optim_config.warmup_epochs)

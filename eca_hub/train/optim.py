@@ -29,6 +29,8 @@ _UNUSABLE = {
     "SparseAdam": "it takes sparse gradients only",
 }
 """Optimizer class to the reason why it cannot train here."""
+_MAX_TRIED_STEPS = 10_000
+"""Of a scheduler before a run; they take less than a second."""
 _REFUSALS = (TypeError, ValueError, AssertionError, LookupError, ArithmeticError, RuntimeError, ImportError)
 """What optimizers and schedulers raise for arguments that they do not take."""
 
@@ -46,7 +48,7 @@ class OptimConfig:
     momentum: float = 0.9
     """Momentum, for optimizers that have one."""
     nesterov: bool = True
-    """Whether the momentum of `sgd` is Nesterov's; the paper uses the plain one."""
+    """Whether the momentum of `sgd` and `lookahead_sgd` is Nesterov's; the paper uses the plain one."""
     betas: list[float] | None = None
     """Betas of Adam and its relatives; None for the optimizer's own."""
     eps: float | None = None
@@ -112,7 +114,7 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> Optimizer:
     if "." in config.name:
         return _make_of_class(config, model)
     options: dict[str, Any] = dict(config.args)
-    if config.name == "sgd":
+    if config.name.lower().rpartition("_")[2] == "sgd":
         options.setdefault("nesterov", config.nesterov and config.momentum > 0)
     options |= {name: value for name, value in (("betas", config.betas), ("eps", config.eps)) if value is not None}
     try:
@@ -159,11 +161,16 @@ def make_scheduler(
         raise InvalidConfig(f"The scheduler {config.schedule} cannot be made: {_reason(error)}.") from None
 
 
-def check_optimizer_and_scheduler(config: OptimConfig, model: nn.Module) -> None:
-    """Make both and an epoch's step of the scheduler, and discard them, to find mistakes before a run begins.
+def check_optimizer_and_scheduler(config: OptimConfig, model: nn.Module, num_epochs: float) -> None:
+    """Make both and the steps of the scheduler, and discard them, to find mistakes before a run begins.
+
+    Args:
+        config: Names and options of both.
+        model: The network.
+        num_epochs: After each of them the scheduler makes a step; infinity without a limit.
 
     Raises:
-        InvalidConfig: one of them does not take an argument.
+        InvalidConfig: one of them does not take an argument, or the scheduler does not make so many steps.
     """
     scheduler = make_scheduler(config, make_optimizer(config, model), lambda step: 1.0)
     if not config.has_scheduler_class or isinstance(scheduler, ReduceLROnPlateau):
@@ -172,9 +179,13 @@ def check_optimizer_and_scheduler(config: OptimConfig, model: nn.Module) -> None
         with warnings.catch_warnings():
             # That the optimizer has made no step.
             warnings.simplefilter("ignore")
-            scheduler.step()
+            for _ in range(int(min(max(num_epochs, 1), _MAX_TRIED_STEPS))):
+                scheduler.step()
     except _REFUSALS as error:
-        raise InvalidConfig(f"The scheduler {config.schedule} cannot make a step: {_reason(error)}.") from None
+        raise InvalidConfig(
+            f"The scheduler {config.schedule} cannot make a step: {_reason(error)}.",
+            hint="It makes one after every epoch.",
+        ) from None
 
 
 def lr_factor(config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> Callable[[int], float]:

@@ -52,7 +52,7 @@ class RunFolder:
         if self.resumed is not None:
             return
         self.checkpoints.clear()
-        was_run = self.overwrites or any((self.path / name).exists() for name in ("metrics.csv", "result.json"))
+        was_run = self.overwrites or _has_results(self.path)
         for name in (*_FILES_OF_A_RUN, *(_OUTPUTS_OF_A_RUN if was_run else ())):
             (self.path / name).unlink(missing_ok=True)
         if self.overwrites:
@@ -105,12 +105,21 @@ def open_run_folder(
         raise InvalidConfig(
             f"{path} holds an unfinished run.", hint="Add --resume to continue it, or --overwrite to replace it."
         )
+    elif _has_results(path) and _is_rank_zero() and not overwrite:
+        raise InvalidConfig(
+            f"{path} holds the results of a run without its checkpoints.",
+            hint="Give another --run_dir, or --overwrite to replace them.",
+        )
     for leftover in path.glob("hpc_ckpt_*.ckpt"):
         raise InvalidConfig(
             f"{leftover} was written by Lightning's own SLURM requeue, and Lightning would resume from it.",
             hint=f"Remove it; --resume continues from {checkpoints.folder}.",
         )
     return RunFolder(path, checkpoints, resumed, overwrites=overwrite)
+
+
+def _has_results(path: Path) -> bool:
+    return any((path / name).exists() for name in ("metrics.csv", "result.json"))
 
 
 def _lock(checkpoints: Path) -> None:

@@ -265,6 +265,19 @@ def warmup_remark(trainer: Trainer, num_batches: int, warmup_epochs: float) -> s
     )
 
 
+def num_full_epochs(trainer: Trainer, num_batches: int) -> float:
+    """Return how many epochs of a run are trained to their end, infinity without a limit.
+
+    Args:
+        trainer: The trainer, before training.
+        num_batches: Training batches of an epoch in one process.
+    """
+    num_batches, num_epochs = _length_of(trainer, num_batches)
+    if trainer.max_steps > 0:
+        num_epochs = min(num_epochs, trainer.max_steps // math.ceil(num_batches / trainer.accumulate_grad_batches))
+    return num_epochs
+
+
 def _length_of(trainer: Trainer, num_batches: int) -> tuple[int, float]:
     """Return the training batches of an epoch and the epochs of the run, with the limits of the trainer."""
     if isinstance(trainer.limit_train_batches, int):

@@ -12,7 +12,7 @@ from torch import nn
 
 import eca_hub
 from eca_hub.errors import InvalidConfig
-from eca_hub.train.optim import OptimConfig, clip_adaptively, lr_factor, make_optimizer
+from eca_hub.train.optim import OptimConfig, check_optimizer_and_scheduler, clip_adaptively, lr_factor, make_optimizer
 
 
 def test_cosine_rises_through_the_warmup_and_falls_to_zero() -> None:
@@ -118,6 +118,9 @@ def test_every_optimizer_of_timm_makes_a_step_or_is_refused_in_one_sentence() ->
         ("lion", {"args": {"caution": True}}, {"caution": True}),
         ("sgd", {"momentum": 0.5, "nesterov": False}, {"momentum": 0.5, "nesterov": False}),
         ("adopt", {"args": {"decoupled": True}}, {"decoupled": True}),
+        ("SGD", {"nesterov": False}, {"nesterov": False}),
+        ("lookahead_sgd", {"nesterov": False}, {"nesterov": False}),
+        ("lookahead_sgd", {}, {"nesterov": True}),
     ],
 )
 def test_arguments_of_an_optimizer_arrive(name: str, options: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -129,6 +132,14 @@ def test_arguments_of_an_optimizer_arrive(name: str, options: dict[str, Any], ex
 def test_an_argument_that_an_optimizer_does_not_have_is_refused() -> None:
     with pytest.raises(InvalidConfig, match=r"The optimizer lion cannot be made with amsgrad=True: "):
         make_optimizer(OptimConfig(name="lion", args={"amsgrad": True}), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("num_epochs", [6, math.inf])
+def test_a_schedule_that_ends_before_the_run_is_refused(num_epochs: float) -> None:
+    config = OptimConfig(schedule="torch.optim.lr_scheduler.OneCycleLR", schedule_args={"max_lr": 1, "total_steps": 5})
+    check_optimizer_and_scheduler(config, nn.Linear(2, 2), 5)
+    with pytest.raises(InvalidConfig, match="OneCycleLR cannot make a step: Tried to step 6 times"):
+        check_optimizer_and_scheduler(config, nn.Linear(2, 2), num_epochs)
 
 
 def test_layer_decay_lowers_the_rate_from_the_head_to_the_stem() -> None:

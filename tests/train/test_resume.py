@@ -243,6 +243,16 @@ def test_a_folder_without_a_run_keeps_the_tables_that_a_user_has_in_it(tmp_path:
     assert (tmp_path / "classes.csv").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "result.json"])
+def test_results_whose_checkpoints_were_removed_are_not_replaced_by_mistake(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("old")
+    with pytest.raises(InvalidConfig, match="the results of a run without its checkpoints"):
+        open_run_folder(tmp_path, resume=False, overwrite=False)
+    assert (tmp_path / name).read_text() == "old"
+    open_run_folder(tmp_path, resume=True, overwrite=False).begin()
+    assert not (tmp_path / name).exists()
+
+
 def test_an_overwritten_run_leaves_no_result_of_the_old_one(tmp_path: Path) -> None:
     results = ("classes.csv", "confusion.png", "curves.png", "predictions.csv", "detections.json", "result.json")
     for name in (*results, "notes.txt"):
@@ -342,10 +352,8 @@ def test_a_run_stopped_after_its_last_step_still_validates_it(
         assert results[0][name] == results[1][name]
 
 
-EARLY = CONFIG.replace(
-    "max_epochs: 3",
-    "max_epochs: 6, callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_loss, min_delta: 9, patience: 2}}]",
-)
+STOPPING = "{class_path: EarlyStopping, init_args: {monitor: val_loss, min_delta: 9, patience: 2}}"
+EARLY = CONFIG.replace("max_epochs: 3", f"max_epochs: 6, callbacks: [{STOPPING}]")
 """The loss never falls by so much, so that the run ends after three epochs."""
 
 

@@ -12,7 +12,13 @@ from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.utilities import rank_zero_only
 
 from eca_hub.train.lightning_cli import RunCLI
-from eca_hub.train.trainer_options import UNSUPPORTED, UNSUPPORTED_CALLBACKS, warmup_remark, warn_of_emulation
+from eca_hub.train.trainer_options import (
+    UNSUPPORTED,
+    UNSUPPORTED_CALLBACKS,
+    num_full_epochs,
+    warmup_remark,
+    warn_of_emulation,
+)
 from tests.train.runs import CONFIG, fit
 
 ONE_EPOCH = CONFIG.replace("max_epochs: 3", "max_epochs: 1")
@@ -299,3 +305,16 @@ def test_the_last_weights_are_published_without_a_validation(tmp_path: Path) -> 
     assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     assert '"val_top1": null' in (tmp_path / "run" / "result.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "num_epochs"),
+    [
+        ({"max_epochs": 3}, 3),
+        ({"max_epochs": 9, "max_steps": 7}, 1),
+        ({"max_epochs": 9, "max_steps": 7, "accumulate_grad_batches": 2}, 3),
+        ({"max_epochs": -1}, float("inf")),
+    ],
+)
+def test_an_epoch_that_the_steps_do_not_complete_is_not_counted(options: dict[str, Any], num_epochs: float) -> None:
+    assert num_full_epochs(Trainer(**QUIET, **options), 4) == num_epochs

@@ -30,12 +30,21 @@ from eca_hub.train.training_module import TrainingModule
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
 _INCOMPARABLE = (
     "data set",
+    "data.bit_depth",
     "data.image",
+    "model.anchor_",
     "model.architecture",
     "model.attention",
-    "model.stem",
+    "model.backbone",
+    "model.detector",
     "model.from_pretrained",
+    "model.head_norm",
+    "model.max_side_px",
+    "model.min_side_px",
+    "model.stem",
+    "trainer.limit_val_batches",
 )
+"""Options of which a change makes earlier validations another measurement, or the best weights another network's."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ _HYPERPARAMETERS = (
     "initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "alpha", "amsgrad",
 )  # fmt: skip
 """Options of a parameter group that are set anew. Others, such as counters, are state; `on_train_start` sets `lr`."""
+_CYCLED = ("momentum", "betas")
+"""Those that a scheduler with `cycle_momentum` changes; their place in the cycle is state."""
 
 
 def carry_over(
@@ -102,7 +104,9 @@ def _carry_over_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, *, i
         for group, new in zip(saved["param_groups"], options, strict=True):
             if new["initial_lr"] != group.get("initial_lr"):
                 group["lr"] = share * new["initial_lr"]
-            group.update({option: new[option] for option in _HYPERPARAMETERS if option in new and option in group})
+            kept = _CYCLED if "base_momentum" in group and "base_momentum" in new else ()
+            shared = [option for option in _HYPERPARAMETERS if option in new and option in group]
+            group.update({option: new[option] for option in shared if option not in kept})
         return []
     groups = [
         {**group, **new, "lr": share * new["initial_lr"]}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
@@ -69,6 +69,34 @@ def test_changed_hyperparameters_are_used_and_the_momentum_is_kept() -> None:
     assert (group["initial_lr"], group["momentum"], group["weight_decay"]) == (0.3, 0.1, 0.5)
     assert checkpoint["lr_schedulers"][0]["base_lrs"] == [0.3]
     assert len(state["state"]) == 4
+
+
+def one_cycle(optimizer: Optimizer) -> LRScheduler:
+    return OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+
+
+def cyclic(optimizer: Optimizer) -> LRScheduler:
+    return CyclicLR(optimizer, base_lr=0.01, max_lr=0.1, step_size_up=4)
+
+
+@pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
+@pytest.mark.parametrize("schedule", [one_cycle, cyclic])
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_a_momentum_that_the_schedule_changes_keeps_its_place_in_the_cycle(
+    kind: type[Optimizer], schedule: Callable[[Optimizer], LRScheduler]
+) -> None:
+    def optimizer_of(model: nn.Module) -> Optimizer:
+        return sgd(model) if kind is SGD else AdamW(model.parameters(), lr=0.1)
+
+    model = network()
+    optimizer = optimizer_of(model)
+    scheduler = schedule(optimizer)
+    for _ in range(2):
+        scheduler.step()
+    checkpoint = checkpoint_of(model, optimizer) | {"lr_schedulers": [scheduler.state_dict()]}
+    before = copy.deepcopy(checkpoint["optimizer_states"])
+    assert carry_over(checkpoint, state_of(model), HEAD, schedule(optimizer_of(model)), LABELS) == []
+    assert checkpoint["optimizer_states"][0]["param_groups"] == before[0]["param_groups"]
 
 
 def test_another_optimizer_starts_with_an_empty_state_and_a_message() -> None:

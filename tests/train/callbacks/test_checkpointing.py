@@ -1,0 +1,46 @@
+"""The best weights of a run that is resumed with changes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eca_hub.train.callbacks.checkpointing import CheckpointConfig, ResumableCheckpoint
+from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
+from eca_hub.train.distributed.signals import StopRequest
+
+SETTINGS = {"data set": "a", "model.detector": "retinanet", "model.min_side_px": 800, "model.optim.lr": 0.1}
+
+
+def resumed_with(folder: Path, changes: dict[str, Any]) -> ResumableCheckpoint:
+    metadata = {"fingerprint": SETTINGS, "position": {"epoch": 1, "batch": 0}, "step": 4, "best": "best.safetensors"}
+    return ResumableCheckpoint(
+        CheckpointStore(folder),
+        CheckpointConfig(),
+        StopRequest(),
+        SETTINGS | changes,
+        SavedCheckpoint(folder / "newest.ckpt", metadata),
+        allow_changes=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("model.detector", "faster_rcnn"),
+        ("model.min_side_px", 600),
+        ("model.anchor_sizes_px", [16]),
+        ("model.head_norm", "group"),
+        ("model.backbone", "resnet18"),
+        ("data.bit_depth", 12),
+        ("trainer.limit_val_batches", 2),
+    ],
+)
+def test_the_best_weights_of_another_detector_or_validation_are_forgotten(
+    option: str, value: object, tmp_path: Path
+) -> None:
+    assert resumed_with(tmp_path, {option: value}).best is None
+
+
+def test_the_best_weights_are_kept_where_only_training_changes(tmp_path: Path) -> None:
+    assert resumed_with(tmp_path, {"model.optim.lr": 0.01}).best == "best.safetensors"
