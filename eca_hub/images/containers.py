@@ -42,8 +42,9 @@ _UNSUPPORTED = {
 _MAX_PARTS = 20_000
 _MAX_RLE_BYTES = 2**19
 
-_MARKER = re.compile(rb"\xff+([\x01-\xfe])")
-_MARKER_AFTER_SCAN = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+# Of filling before a marker, the last byte suffices: with `+`, filling that no marker follows takes quadratic time.
+_MARKER = re.compile(rb"\xff([\x01-\xfe])")
+_MARKER_AFTER_SCAN = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _JPEG_ALONE = frozenset([0x01, *range(0xD0, 0xD9)])
 _JPEG_START_OF_SCAN, _JPEG_END, _JPEG_EXIF = 0xDA, 0xD9, 0xE1
 _JPEG_BASELINE, _JPEG_ADOBE = 0xC0, 0xEE

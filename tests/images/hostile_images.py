@@ -252,6 +252,11 @@ def _padded() -> Iterator[Hostile]:
     yield Hostile("jpeg with a million empty comments", jpeg_with(b"\xff\xfe\0\2" * 10**6), REFUSED)
     yield Hostile("jpeg with a million applications", jpeg_with(b"\xff\xe5\0\2" * 10**6), REFUSED)
     yield Hostile("jpeg with nine million bytes of filling", jpeg_with(b"\xff" * 9 * 10**6), EITHER)
+    filling = b"\xff" * 9 * 10**6
+    yield Hostile("jpeg of filling alone", b"\xff\xd8" + filling, REFUSED)
+    yield Hostile("jpeg of filling and a byte that is no marker", b"\xff\xd8" + filling + b"\0", REFUSED)
+    many_scans = encode(scene(), "JPEG", progressive=True)[:-2] + b"\xff\xda" * 11
+    yield Hostile("jpeg with filling after its scans", many_scans + filling + b"\0", EITHER)
     yield Hostile("jpeg with junk between its parts", jpeg_with(b"\0\1\2\3" * 100), EITHER)
     yield Hostile("jpeg with a hundred tables too many", jpeg_with(segment(0xDB, b"\0" + b"\1" * 64) * 100), SEEN)
     large = [segment(0xE1, b"Exif\0\0" + exif_of(6) + bytes(60_000))] * 100

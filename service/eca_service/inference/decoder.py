@@ -21,13 +21,12 @@ from functools import partial
 from typing import Any, Protocol
 
 from eca_hub import EcaHubError, ImageLimits
+from eca_hub.images.limits import check_size
 from eca_service.errors import Overloaded
-from eca_service.inference.image_cost import FIXED_WORK, image_cost
+from eca_service.inference.image_cost import COSTLY_WORK, ImageCost, image_cost
 from eca_service.inference.model import Decode
 from eca_service.inference.types import RawPixels
 
-_SMALL_WORK = 4.0
-"""Up to this much work an image is small: 4 megapixels of PNG, 16 of JPEG."""
 _LARGE_MPX = 16.0
 """Above this size images are decoded one at a time."""
 _NICENESS = 10
@@ -144,31 +143,31 @@ class Decoder:
             Overloaded: a lane has more work than it can do within the bound. Only work that was accepted before counts,
                 so that a request of many images is admitted while the service is idle.
         """
-        admissions = [self._admission_for(image) for image in images if isinstance(image, bytes)]
+        plans = [self._plan(image) for image in images]
+        admissions = [admission for admission, _ in plans if admission is not None]
         for lane in {admission.lane for admission in admissions}:
             self._check_capacity(lane)
         for admission in admissions:
             admission.lane.accept(admission.work)
-        remaining = iter(admissions)
         try:
-            yield [
-                partial(self._decode_in_lane, next(remaining), image)
-                if isinstance(image, bytes)
-                else partial(self._view, image)
-                for image in images
-            ]
+            yield [decode for _, decode in plans]
         finally:
             for admission in admissions:
                 admission.release()
 
-    def _admission_for(self, data: bytes) -> "_Admission":
-        cost = image_cost(data)
+    def _plan(self, image: bytes | RawPixels) -> "tuple[_Admission | None, Decode[Any]]":
+        """Return the admission that decoding needs, if any, and what decodes."""
+        if not isinstance(image, bytes):
+            return None, partial(self._view, image)
+        cost = image_cost(image)
         if cost.mpx > self._limits.max_mpx:
-            # It is refused as soon as a thread reads its header.
-            return _Admission(self._threads.small, FIXED_WORK)
+            return None, partial(self._refuse, cost)
         if cost.mpx > _LARGE_MPX:
-            return _Admission(self._threads.large, cost.work)
-        return _Admission(self._threads.small if cost.work <= _SMALL_WORK else self._threads.costly, cost.work)
+            lane = self._threads.large
+        else:
+            lane = self._threads.small if cost.work < COSTLY_WORK else self._threads.costly
+        admission = _Admission(lane, cost.work, is_estimate=cost.mpx > 0)
+        return admission, partial(self._decode_in_lane, admission, image)
 
     def _check_capacity(self, lane: Lane) -> None:
         if (wait_s := lane.expected_wait_s) > self._max_wait_s:
@@ -176,6 +175,10 @@ class Decoder:
                 f"The images in flight take {wait_s:.1f} s to decode and {self._max_wait_s:g} s is the limit.",
                 retry_after_s=min(max(math.ceil(wait_s), 1), 60),
             )
+
+    async def _refuse(self, cost: ImageCost) -> Decoded:
+        check_size(cost.width, cost.height, self._limits)
+        raise AssertionError("the size was within the limits")
 
     async def _view(self, image: RawPixels) -> Decoded:
         return Decoded(self._inputs.from_raw(image), 0.0, 0.0)
@@ -193,7 +196,8 @@ class Decoder:
                 self._check_capacity(self._threads.large)
                 admission.move_to(self._threads.large)
                 decoded = await self._decode_in_thread(admission.lane, data, asked_s)
-            admission.lane.record(admission.work, decoded.decode_ms / 1000)
+            if admission.is_estimate:
+                admission.lane.record(admission.work, decoded.decode_ms / 1000)
             return decoded
         finally:
             admission.release()
@@ -211,11 +215,19 @@ class Decoder:
 
 
 class _Admission:
-    """Accepted work of one image, released once."""
+    """Accepted work of one image, released once.
 
-    def __init__(self, lane: Lane, work: float) -> None:
+    Args:
+        lane: Where the work is done.
+        work: How much it is.
+        is_estimate: Whether the work was estimated from the size of the image, so that its time says how long work
+            takes.
+    """
+
+    def __init__(self, lane: Lane, work: float, *, is_estimate: bool) -> None:
         self.lane = lane
         self.work = work
+        self.is_estimate = is_estimate
         self._is_released = False
 
     def move_to(self, lane: Lane) -> None:

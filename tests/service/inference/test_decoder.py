@@ -15,7 +15,7 @@ import eca_hub
 from eca_hub.errors import NotAnImage, TooManyPixels
 from eca_hub.images.decode import DecodedImage
 from eca_service.errors import Overloaded
-from eca_service.inference.decoder import Decoded, Decoder, DecoderThreads
+from eca_service.inference.decoder import Decoded, Decoder, DecoderThreads, Lane
 from eca_service.inference.types import RawPixels
 from eca_service.models.classifiers import ClassifierInputs
 from tests.images.image_files import encode
@@ -168,6 +168,34 @@ def test_decoded_images_count_no_longer_and_teach_the_lane_its_speed() -> None:
     before_s, between_s, after_s = asyncio.run(work())
     assert before_s > between_s > 0
     assert after_s == pytest.approx(0)
+
+
+def test_an_image_whose_size_was_not_found_is_costly_and_teaches_the_lane_nothing() -> None:
+    transform = RecordingTransform()
+    photo = encode(Image.new("L", (300, 200)), "JPEG")
+    with lanes() as threads:
+        decoder = Decoder(ClassifierInputs(transform), eca_hub.ImageLimits(), threads)
+        before = wait_of_one(threads.costly)
+        decode(decoder, photo[:2] + b"\xff\xfe\0\2" * 600 + photo[2:])
+        assert wait_of_one(threads.costly) == before
+    assert transform.threads == ["costly decoder"]
+
+
+def wait_of_one(lane: Lane) -> float:
+    lane.accept(1.0)
+    try:
+        return lane.expected_wait_s
+    finally:
+        lane.release(1.0)
+
+
+def test_a_size_beyond_all_limits_is_refused_while_every_lane_is_full() -> None:
+    with lanes() as threads:
+        decoder = Decoder(ClassifierInputs(TRANSFORM), eca_hub.ImageLimits(max_mpx=20), threads, max_wait_s=1.0)
+        for lane in (threads.small, threads.costly, threads.large):
+            lane.accept(1000.0)
+        with pytest.raises(TooManyPixels, match="the limit is 20 Mpx"):
+            decode(decoder, grey(5000, 5000))
 
 
 def test_a_size_beyond_all_limits_costs_the_other_requests_nothing() -> None:

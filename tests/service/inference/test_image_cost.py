@@ -1,11 +1,13 @@
 """The estimate of what an image costs to decode."""
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eca_service.inference.image_cost import FIXED_WORK, image_cost
+from eca_service.inference.image_cost import COSTLY_WORK, FIXED_WORK, image_cost
 from tests.images.image_files import encode
 
 
@@ -55,5 +57,13 @@ def test_bytes_that_are_no_image_are_an_image_of_some_size_or_none(tail: bytes, 
     assert cost.mpx >= 0
 
 
-def test_a_jpeg_of_very_many_segments_is_not_walked_through() -> None:
-    assert image_cost(b"\xff\xd8" + b"\xff\xe1\0\2" * 100_000).mpx == 0
+@pytest.mark.parametrize("segments", [b"\xff\xe1\0\2" * 100_000, b"\xff" * 9_000_000, b"\0" * 9_000_000])
+def test_a_jpeg_of_very_many_segments_or_filling_bytes_is_not_read_to_its_end_and_counts_as_costly(
+    segments: bytes,
+) -> None:
+    jpeg = encode(Image.new("RGB", (300, 200), "teal"), "JPEG")
+    assert image_cost(jpeg[:2] + segments + jpeg[2:]) == (0, 0, COSTLY_WORK)
+
+
+def test_a_short_header_of_a_bmp_has_its_size_elsewhere() -> None:
+    assert image_cost(b"BM" + bytes(12) + struct.pack("<IHHHH", 12, 300, 200, 1, 24)).mpx == pytest.approx(0.06)
