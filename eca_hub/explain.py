@@ -81,7 +81,7 @@ def explain_image(
         BadImage: the image is broken, too large, or not an image.
         InvalidConfig: there is no class of that index, the pixels have another shape or dtype than the network's input,
             or the network has no map before its pooling.
-        NonFiniteScores: an output of the network is not finite.
+        NonFiniteScores: an output of the network is not finite, or gates or heatmap are not.
     """
     num_classes = len(classifier.config.labels)
     if class_index is not None and not (is_whole(class_index) and 0 <= class_index < num_classes):
@@ -112,10 +112,13 @@ def explain_image(
     map_CHW, gradient_CHW = (
         (tensor[0].permute(2, 0, 1) if is_channels_last else tensor[0]).detach().float() for tensor in (map_, gradient)
     )
+    heatmap_HW = _heatmap(map_CHW, gradient_CHW)
+    for what in (heatmap_HW, *(gain_C for _, gain_C in recorder.gains)):
+        check_finite_scores(what, classifier.model_id)
     return Explanation(
         Prediction(classifier.config.labels[index], index, score),
         tuple(_with_stages(recorder.gains)),
-        tuple(tuple(row) for row in _heatmap(map_CHW, gradient_CHW).tolist()),
+        tuple(tuple(row) for row in heatmap_HW.tolist()),
     )
 
 

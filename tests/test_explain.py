@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import eca_hub
 from eca_hub.attention.eca import ECA
-from eca_hub.errors import InvalidConfig
+from eca_hub.errors import InvalidConfig, NonFiniteScores
 from eca_hub.explain import explain_image
 from tests.conftest import make_image
 
@@ -112,6 +112,21 @@ def test_the_heatmap_is_highest_where_the_evidence_is() -> None:
     assert heatmap.shape == (4, 4)
     assert heatmap.max() == 1.0
     assert (heatmap == 1).nonzero().tolist() == [[1, 3]]
+
+
+class Steep(Sides):
+    """Finite scores, with a gradient whose product with the map is beyond float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        map_N2HW = self.bright(1e20 * x)
+        result: Tensor = self.weight * 1e25 * (map_N2HW - map_N2HW.detach()).sum((2, 3))
+        return result
+
+
+def test_an_explanation_that_is_not_finite_is_refused() -> None:
+    pixels = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    with pytest.raises(NonFiniteScores, match="gives no finite scores for this image"):
+        explain_image(classifier_of(Steep()), pixels, class_index=1)
 
 
 def test_a_network_without_a_map_and_an_unknown_class_are_refused() -> None:

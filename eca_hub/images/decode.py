@@ -23,7 +23,6 @@ from eca_hub.images.limits import (
     check_limits,
     check_num_bytes,
     check_scans,
-    check_size,
     cost_per_pixel,
 )
 from eca_hub.images.png_samples import read_sample_format
@@ -143,10 +142,10 @@ def decode_reduced(
     check_num_bytes(len(data), limits)
     name = sniff_format(data)
     if name == "WebP":
-        check_size(*read_webp_size(data), limits, weight=WEBP_WEIGHT)
+        limits.check_size(*read_webp_size(data), weight=WEBP_WEIGHT)
     stripped = strip_metadata(name, data)
     with decoder_errors(name), Image.open(io.BytesIO(stripped.data), formats=[name.upper()]) as image:
-        check_size(*image.size, limits, weight=cost_per_pixel(name, image, stripped))
+        limits.check_size(*image.size, weight=cost_per_pixel(name, image, stripped))
         full_size, mpx = image.size, image.width * image.height / 1e6
         check_scans(stripped, mpx, limits)
         shrink = 1 if min_side_px is None else _shrink_factor(min_side_px, min(image.size))

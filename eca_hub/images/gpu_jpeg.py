@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from eca_hub.errors import BadImage, InvalidConfig
 from eca_hub.images.containers import read_jpeg_frame, sniff_format, strip_metadata
-from eca_hub.images.limits import ImageLimits, check_size
+from eca_hub.images.limits import ImageLimits
 from eca_hub.images.transform import EvalTransform
 
 DecodeJpeg = Callable[[Tensor], Tensor]
@@ -98,7 +98,7 @@ class GpuJpegDecoder:
             frame = read_jpeg_frame(stripped.data)
             if frame is None or not frame.is_baseline:
                 return None
-            check_size(frame.width, frame.height, self._limits)
+            self._limits.check_size(frame.width, frame.height)
         except BadImage:
             return None
         if max(frame.width, frame.height) > _MAX_ASPECT * min(frame.width, frame.height):

@@ -35,6 +35,33 @@ class ImageLimits:
     max_scans: int = 100
     """Scans of a progressive JPEG: each is a pass over all pixels, and encoders write about ten."""
 
+    def check_size(self, width: int, height: int, *, weight: float = 1.0) -> None:
+        """Check the size of an image.
+
+        Args:
+            width: Of the image in the file.
+            height: Of the image in the file.
+            weight: Cost of a pixel in this format; 1 is that of a JPEG.
+
+        Raises:
+            NotAnImage: the image has no pixels.
+            TooManyPixels: it has too many, or a side that is too long.
+        """
+        if width < 1 or height < 1:
+            raise NotAnImage(f"The image is {width} x {height}: it has no pixels.")
+        if width * height * weight > self.max_mpx * 1e6:
+            size = f"{width} x {height}, {width * height / 1e6:.1f} Mpx"
+            limit = f"{self.max_mpx / weight:.3g} Mpx"
+            if weight == 1.0:
+                raise TooManyPixels(f"The image is {size}; the limit is {limit}.", hint="Shrink it.")
+            raise TooManyPixels(
+                f"The image is {size}; the limit for its format is {limit}.", hint="Shrink it, or save it as JPEG."
+            )
+        if max(width, height) > self.max_side_px:
+            raise TooManyPixels(
+                f"The image is {width} x {height}; the limit for a side is {self.max_side_px} px.", hint="Shrink it."
+            )
+
 
 def check_limits(limits: ImageLimits) -> None:
     """Check the type of limits, such as None for no limits.
@@ -59,35 +86,6 @@ def check_num_bytes(num_bytes: int, limits: ImageLimits) -> None:
         raise TooLarge(
             f"The image has {num_bytes / 2**20:.1f} MiB; the limit is {limits.max_bytes / 2**20:g} MiB.",
             hint="Shrink it.",
-        )
-
-
-def check_size(width: int, height: int, limits: ImageLimits, *, weight: float = 1.0) -> None:
-    """Check the size of an image against the limits.
-
-    Args:
-        width: Of the image in the file.
-        height: Of the image in the file.
-        limits: What decoding may cost.
-        weight: Cost of a pixel in this format; 1 is that of a JPEG.
-
-    Raises:
-        NotAnImage: the image has no pixels.
-        TooManyPixels: it has too many, or a side that is too long.
-    """
-    if width < 1 or height < 1:
-        raise NotAnImage(f"The image is {width} x {height}: it has no pixels.")
-    if width * height * weight > limits.max_mpx * 1e6:
-        size = f"{width} x {height}, {width * height / 1e6:.1f} Mpx"
-        limit = f"{limits.max_mpx / weight:.3g} Mpx"
-        if weight == 1.0:
-            raise TooManyPixels(f"The image is {size}; the limit is {limit}.", hint="Shrink it.")
-        raise TooManyPixels(
-            f"The image is {size}; the limit for its format is {limit}.", hint="Shrink it, or save it as JPEG."
-        )
-    if max(width, height) > limits.max_side_px:
-        raise TooManyPixels(
-            f"The image is {width} x {height}; the limit for a side is {limits.max_side_px} px.", hint="Shrink it."
         )
 
 

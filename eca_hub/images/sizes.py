@@ -9,7 +9,7 @@ from PIL import Image
 from eca_hub.images.containers import StrippedImage, read_orientation, read_png, read_webp_size, sniff_format
 from eca_hub.images.decode import decoder_errors
 from eca_hub.images.files import open_file
-from eca_hub.images.limits import WEBP_WEIGHT, ImageLimits, check_num_bytes, check_size, cost_per_pixel
+from eca_hub.images.limits import WEBP_WEIGHT, ImageLimits, check_num_bytes, cost_per_pixel
 
 _TURNED = (5, 6, 7, 8)
 _SNIFFED_BYTES = 64
@@ -29,7 +29,7 @@ def read_sizes(path: str | Path, limits: ImageLimits = ImageLimits()) -> tuple[t
         head = file.read(_SNIFFED_BYTES)
         name = sniff_format(head)
         if name == "WebP":
-            check_size(*read_webp_size(head), limits, weight=WEBP_WEIGHT)
+            limits.check_size(*read_webp_size(head), weight=WEBP_WEIGHT)
         # The orientation of a PNG may stand after its pixels, where Pillow does not look before it decodes them.
         stripped = read_png(file, with_pixels=False) if name == "PNG" else StrippedImage(b"")
         file.seek(0)
@@ -39,7 +39,7 @@ def read_sizes(path: str | Path, limits: ImageLimits = ImageLimits()) -> tuple[t
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(file, formats=[name.upper()]) as image,
         ):
-            check_size(*image.size, limits, weight=cost_per_pixel(name, image, stripped))
+            limits.check_size(*image.size, weight=cost_per_pixel(name, image, stripped))
             # Not Image.getexif, which also reads XMP: the decoder does not.
             exif = image.info.get("exif") or b""
             stored, orientation = image.size, stripped.orientation if name == "PNG" else read_orientation(exif)

@@ -16,4 +16,5 @@ for name in hub_token metrics_key grafana_password; do
     [ -s "secrets/$name" ] || random_key > "secrets/$name"
 done
 # One key a line: the first for clients, the second for Prometheus.
-[ -s secrets/api_keys ] || { random_key && cat secrets/metrics_key; } > secrets/api_keys
+[ -s secrets/api_keys ] || random_key > secrets/api_keys
+grep -qFf secrets/metrics_key secrets/api_keys || cat secrets/metrics_key >> secrets/api_keys

@@ -113,7 +113,14 @@ def _gpu_memory() -> Iterator[Metric]:
         "eca_gpu_memory_bytes", "Memory of a GPU: allocated by torch, free or in total.", labels=["device", "kind"]
     )
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
+        if not torch.cuda.memory_reserved(index):
+            # To ask for its free memory would allocate some on it, which may belong to another program.
+            continue
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+        except RuntimeError:
+            # The device is lost.
+            continue
         amounts = {"allocated": torch.cuda.memory_allocated(index), "free": free, "total": total}
         for kind, amount in amounts.items():
             used.add_metric([f"cuda:{index}", kind], amount)

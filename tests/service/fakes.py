@@ -188,6 +188,7 @@ def fake_model(
         close=close,
         is_healthy=is_healthy,
         optimize=optimize,
+        decode_waits_s=lambda: {"small": 0.5},
     )
 
 

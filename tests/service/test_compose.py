@@ -67,6 +67,9 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
     assert len(set(" ".join(made.values()).split())) == 4
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     assert make() == made
+    (tmp_path / "secrets" / "metrics_key").unlink()
+    again = make()
+    assert again["api_keys"] == made["api_keys"] + again["metrics_key"], "the new key is one of the service's too"
 
 
 def test_only_profiles_add_services_beyond_the_hub_and_the_replicas() -> None:

@@ -1,7 +1,10 @@
 """What /metrics shows."""
 
 import re
+import sys
+from types import SimpleNamespace
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -53,6 +56,8 @@ def test_every_request_is_counted_once_when_it_arrives_and_once_when_it_ends() -
     assert samples["eca_explanations_in_flight_limit model=acme/digits"] == 0
     assert samples["eca_wait_seconds model=acme/digits"] == 0
     assert samples["eca_wait_seconds_limit model=acme/digits"] == 60
+    assert samples["eca_decode_wait_seconds lane=small"] == 0.5
+    assert samples["eca_decode_wait_seconds_limit"] == 60
     assert samples["eca_models_ready"] == 1
     assert samples[f"eca_model_info model=acme/digits revision={REVISION}"] == 1
     assert samples["eca_model_load_seconds model=acme/digits"] >= 0
@@ -70,6 +75,32 @@ def test_each_revision_of_a_repository_has_series_of_its_own() -> None:
     assert samples["eca_batch_size_count model=acme/digits@main"] == 1
     assert samples["eca_batch_size_count model=acme/digits@v1"] == 2
     assert samples["eca_images_in_flight_limit model=acme/digits@v1"] == 8
+
+
+def test_the_gpus_of_which_torch_uses_no_memory_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def mem_get_info(index: int) -> tuple[int, int]:
+        asked.append(index)
+        if index == 2:
+            raise RuntimeError("the device is lost")
+        return 1, 4
+
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        device_count=lambda: 3,
+        memory_reserved=lambda index: index,
+        memory_allocated=lambda index: 2,
+        mem_get_info=mem_get_info,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    samples = samples_of(Metrics(lambda: iter(())).render().decode())
+    assert {name: value for name, value in samples.items() if "gpu" in name} == {
+        f"eca_gpu_memory_bytes device=cuda:1 kind={kind}": value
+        for kind, value in {"allocated": 2, "free": 1, "total": 4}.items()
+    }
+    assert asked == [1, 2]
 
 
 def test_temporary_refusals_are_counted_by_their_code() -> None:

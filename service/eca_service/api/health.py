@@ -89,6 +89,16 @@ def measure(registry: Registry, bodies: BodyReader) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily("eca_body_bytes", "Memory of request bodies.", bodies.total_bytes)
     yield GaugeMetricFamily("eca_body_bytes_limit", "Limit of eca_body_bytes.", bodies.max_total_bytes)
+    decode_wait = GaugeMetricFamily(
+        "eca_decode_wait_seconds", "Expected wait of a new image for a decoder, by its cost.", labels=["lane"]
+    )
+    for model in models[:1]:
+        for lane, wait_s in model.decode_waits_s().items():
+            decode_wait.add_metric([lane], wait_s)
+        yield GaugeMetricFamily(
+            "eca_decode_wait_seconds_limit", "Limit of eca_decode_wait_seconds.", model.batcher.max_queue_delay_s
+        )
+    yield decode_wait
     info = GaugeMetricFamily("eca_model_info", "1 for each model that is loaded.", labels=["model", "revision"])
     for model in models:
         info.add_metric([model.model_id, model.info.revision], 1)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from eca_hub import EcaHubError
 from eca_service.api.schemas import LOAD_BODY, ModelResponse, ModelsResponse, describe_response, error_responses
-from eca_service.errors import ModelNotLoaded, RepoNotAllowed, UnfitModel
+from eca_service.errors import BadSetting, ModelNotLoaded, RepoNotAllowed, UnfitModel
 from eca_service.http.dependencies import AppState, StateDep, reject_parameters, require_admin_key, require_api_key
 from eca_service.http.responses import json_response
 from eca_service.http.strict_json import LoadModelRequest, parse_load_request
@@ -57,6 +57,11 @@ async def load_model(request: Request, state: StateDep) -> Response:
     _check_allowed(state, load_request)
     try:
         entry = await state.registry.load(ModelSource(load_request.model, load_request.revision))
+    except BadSetting as error:
+        # The settings of the start suit the models of the start.
+        raise UnfitModel(
+            f"{load_request.model} cannot run with the settings of this service: {error.message}", hint=error.hint
+        ) from error
     except EcaHubError:
         raise
     except Exception as error:

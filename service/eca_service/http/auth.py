@@ -131,13 +131,15 @@ class ApiKeys:
         """Read the keys of an environment variable, separated by commas, and those of a file, one a line.
 
         Raises:
-            BadSetting: the variable is not empty and has no key, or the file cannot be read, has no key, or has a
-                malformed line.
+            BadSetting: the variable is not empty and has no key or is not UTF-8, or the file cannot be read, has no
+                key, or has a malformed line.
         """
         text = environment.get(variable, "")
         keys = [key for word in text.split(",") if (key := word.strip())]
         if text and not keys:
             raise BadSetting(f"{variable} is set and holds no key.", hint="Set it to a key, or unset it.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise BadSetting(f"{variable} has bytes that are not UTF-8.", hint="Clients could not send such a key.")
         return cls(keys, KeyFile(file) if file else None)
 
     def __bool__(self) -> bool:

@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from eca_hub import EcaHubError, ImageLimits
-from eca_hub.images.limits import check_size
 from eca_service.errors import Overloaded
 from eca_service.inference.image_cost import COSTLY_WORK, ImageCost, image_cost
 from eca_service.inference.model import Decode
@@ -105,6 +104,11 @@ class DecoderThreads:
         self.costly = Lane("costly decoder", num_threads, is_nice=True)
         self.large = Lane("large decoder", 1, is_nice=True)
 
+    def expected_waits_s(self) -> dict[str, float]:
+        """Return the expected wait of a new image in each lane."""
+        lanes = {"small": self.small, "costly": self.costly, "large": self.large}
+        return {name: lane.expected_wait_s for name, lane in lanes.items()}
+
     def close(self) -> None:
         """Let the threads end; work that has not begun is cancelled."""
         for lane in (self.small, self.costly, self.large):
@@ -177,7 +181,7 @@ class Decoder:
             )
 
     async def _refuse(self, cost: ImageCost) -> Decoded:
-        check_size(cost.width, cost.height, self._limits)
+        self._limits.check_size(cost.width, cost.height)
         raise AssertionError("the size was within the limits")
 
     async def _view(self, image: RawPixels) -> Decoded:

@@ -6,7 +6,7 @@ Imports no torch and no HTTP: tensors are passed on unread.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -45,6 +45,7 @@ class ServedModel(Generic[Pixels, Output]):
         is_healthy: Whether every engine is healthy.
         explainer: Explains single images; None where that is not switched on.
         optimize: Replaces the network by a faster form and returns what is known of that; None where there is none.
+        decode_waits_s: Returns the expected wait for a decoder in each lane, of which all models have the same.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ServedModel(Generic[Pixels, Output]):
         is_healthy: Callable[[], bool] = lambda: True,
         explainer: "Explainer | None" = None,
         optimize: Callable[[], Awaitable[ModelInfo]] | None = None,
+        decode_waits_s: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.info = info
         self.model_id = info.model_id
@@ -69,6 +71,7 @@ class ServedModel(Generic[Pixels, Output]):
         self._engines_are_healthy = is_healthy
         self._explainer = explainer
         self._optimize = optimize
+        self.decode_waits_s = decode_waits_s
         self._num_holders = 0
         self._is_released = asyncio.Event()
         self._is_released.set()

@@ -124,6 +124,7 @@ class ModelLoader:
             is_healthy=lambda: all(engine.is_healthy for engine in running.engines),
             explainer=running.explainer,
             optimize=running.optimize,
+            decode_waits_s=self._decoder_threads.expected_waits_s,
         )
 
     def close(self) -> None:

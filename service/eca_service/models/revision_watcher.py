@@ -1,7 +1,8 @@
 """Follow branches: when one moves, load its new commit beside the old one and swap.
 
-A commit that could not be fetched is tried at each poll. One whose model does not fit or does not run is tried again
-after 1, 2, 4 and more polls, because each try loads it: it may have found no memory. Any other commit is bad for good.
+A commit that could not be fetched is tried at each poll. One whose bytes were damaged, or whose model does not fit or
+does not run, is tried again after 1, 2, 4 and more polls, because each try fetches or loads it: it may have found no
+memory. Any other commit is bad for good.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ FindCommit = Callable[[ModelSource], Awaitable[str]]
 """Resolves a source's revision to the commit that it names now, 40 hexadecimal digits."""
 
 _TRANSIENT_ERRORS = {"offline", "hub_error", "access_denied", "not_ready"}
-_MAX_TRIES = {"no_room": math.inf, "unfit_model": 4}
+_MAX_TRIES = {"no_room": math.inf, "checksum_mismatch": math.inf, "unfit_model": 4}
 """Code of an error -> how often a commit that had it is tried."""
 _MAX_PAUSE_POLLS = 64
 _HUB_TIMEOUT_S = 10.0
@@ -82,22 +83,28 @@ class RevisionWatcher:
     async def poll(self) -> None:
         """Bring every model that follows a branch to the branch's commit; a failure is logged and changes nothing."""
         for entry in list(self._registry.entries):
-            if entry.state == "ready" and follows_a_branch(entry.source):
+            if self._is_served(entry) and follows_a_branch(entry.source):
                 try:
                     await self._follow(entry)
                 except Exception as error:
                     _logger.warning("%s stays at its revision: %s", entry.model_id, str(error) or type(error).__name__)
 
+    def _is_served(self, entry: ModelEntry) -> bool:
+        return entry.state == "ready" and entry in self._registry.entries
+
     async def _follow(self, entry: ModelEntry) -> None:
-        commit = await self._find_commit(entry.source)
-        if entry.model is None or commit == entry.model.info.revision:
+        source = entry.source
+        commit = await self._find_commit(source)
+        # An admin may have unloaded or replaced the model meanwhile.
+        is_same = self._is_served(entry) and entry.source is source
+        if not is_same or entry.model is None or commit == entry.model.info.revision:
             return
         failed = self._failed_commits.get((entry.model_id, commit), _FailedCommit())
         failed.pause_polls -= 1
         if failed.pause_polls > 0:
             return
         try:
-            await self._registry.load(entry.source, revision=commit)
+            await self._registry.load(source, revision=commit)
         except Busy:
             return
         except Exception as error:

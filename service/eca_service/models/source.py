@@ -28,10 +28,11 @@ class ModelSource:
         """Read the value of `--model`.
 
         Raises:
-            BadSetting: `name=folder` with an invalid name or without such a folder, or an id that clients cannot use.
+            BadSetting: `name=folder` with an invalid name or without such a folder, a path that cannot be reached, or
+                an id that clients cannot use.
         """
         source = cls._parse(text)
-        name = source.folder_id if Path(text).is_dir() else source.public_id
+        name = source.folder_id if _is_folder(text) else source.public_id
         # Metrics, JSON and URLs carry it.
         if not text or not name or not source.qualified_id.isprintable():
             raise BadSetting(
@@ -42,7 +43,7 @@ class ModelSource:
 
     @classmethod
     def _parse(cls, text: str) -> "ModelSource":
-        if Path(text).is_dir():
+        if _is_folder(text):
             return cls(text, folder_id=_id_of_folder(text))
         if text in list_releases():
             return cls(text, folder_id=text)
@@ -50,7 +51,7 @@ class ModelSource:
         if equals:
             if not _ID.fullmatch(name):
                 raise BadSetting(f"--model {text!r} has an invalid name.", hint="Write --model owner/name=FOLDER.")
-            if not Path(folder).is_dir():
+            if not _is_folder(folder):
                 raise BadSetting(f"--model {text!r}: there is no such folder.", hint="Write --model owner/name=FOLDER.")
             return cls(folder, folder_id=name)
         name, _, revision = text.partition("@")
@@ -59,7 +60,7 @@ class ModelSource:
     def prefer_folder(self) -> "ModelSource":
         """Return the folder that has the name of this repository, if there is one by now, else this source."""
         is_plain_name = not self.folder_id and self.revision is None and _ID.fullmatch(self.id_or_folder)
-        return ModelSource.parse(self.id_or_folder) if is_plain_name and Path(self.id_or_folder).is_dir() else self
+        return ModelSource.parse(self.id_or_folder) if is_plain_name and _is_folder(self.id_or_folder) else self
 
     @property
     def location(self) -> str:
@@ -81,6 +82,14 @@ class ModelSource:
     def qualified_id(self) -> str:
         """The id that clients use where several revisions of it are served."""
         return f"{self.public_id}@{self.branch}"
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError as error:
+        # One of its folders may not be entered, or a name is too long.
+        raise BadSetting(f"--model {path[:200]!r} cannot be reached: {error.strerror}.") from None
 
 
 def _id_of_folder(path: str) -> str:

@@ -71,7 +71,9 @@ function query(extra = {}) {
 
 // Models
 
+let nextLoad;
 async function loadModels() {
+  clearTimeout(nextLoad);
   let loaded;
   try {
     loaded = (await request("v1/models")).models;
@@ -80,6 +82,7 @@ async function loadModels() {
     else if (byId("api-key").value) showModelStatus("The service does not accept this API key.", true);
     else showModelStatus("Enter the API key of this service.");
     showTask();
+    loadModelsAgain();
     return;
   }
   // A select that is open would close when its options are replaced.
@@ -89,7 +92,13 @@ async function loadModels() {
   if (isNew) showModels();
   showModelStatus(models.length ? "" : "No model is loaded.");
   showTask();
-  if (models.some((model) => ["loading", "updating"].includes(model.state))) setTimeout(loadModels, 1000);
+  loadModelsAgain();
+}
+
+// Also after a failure, since the service may have restarted.
+function loadModelsAgain() {
+  clearTimeout(nextLoad);
+  if (models.some((model) => ["loading", "updating"].includes(model.state))) nextLoad = setTimeout(loadModels, 1000);
 }
 
 // One that is being optimized, or replaced by another commit, serves meanwhile.
@@ -421,12 +430,14 @@ function showHeat(card, body, model) {
   image.alt += `; the overlay shows the evidence for ${truncated(body.prediction.label)}`;
 }
 
-// The share of the image that is left after resize and center crop, as eca_hub.EvalTransform does them.
+// The share of the image that is left after resize and center crop, as eca_hub.EvalTransform does them; with a border,
+// the input reaches beyond the image.
 function visibleRegion(width, height, model) {
   const { crop, crop_mode: mode, input_px: [inputHeight, inputWidth] } = model;
   if (mode === "squash") return { left: (1 - crop) / 2, top: (1 - crop) / 2, width: crop, height: crop };
-  const scale = Math.max(inputWidth / crop / width, inputHeight / crop / height);
-  const share = (input, full) => Math.min(1, input / (full * scale));
+  const scales = [inputWidth / crop / width, inputHeight / crop / height];
+  const scale = mode === "border" ? Math.min(...scales) : Math.max(...scales);
+  const share = (input, full) => (mode === "border" ? input / (full * scale) : Math.min(1, input / (full * scale)));
   const [x, y] = [share(inputWidth, width), share(inputHeight, height)];
   return { left: (1 - x) / 2, top: (1 - y) / 2, width: x, height: y };
 }
@@ -486,7 +497,7 @@ const { ${field} } = await response.json();`;
 // The lines hold a place for the key, never the key itself: they are copied to where others read them.
 const needsKey = () => !byId("key-row").hidden;
 const curlKey = () => (needsKey() ? '-H "Authorization: Bearer $ECA_API_KEY" ' : "");
-const curl = (name, url) => `curl ${curlKey()}--data-binary @${shell(name)} \\\n  '${url}'`;
+const curl = (name, url) => `curl ${curlKey()}--data-binary @${shell(name)} \\\n  ${shell(url)}`;
 const shell = (name) => (name.search(CONTROL) < 0
   ? `'${name.replaceAll("'", "'\\''")}'`
   : `$'${escaped(name.replace(/['\\]/g, "\\$&"))}'`);

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from eca_hub.errors import ChecksumMismatch, RepoNotFound
 from eca_service.api.schemas import ModelResponse, ModelsResponse
 from eca_service.app import create_app
+from eca_service.errors import BadSetting
 from eca_service.http.auth import ApiKeys
 from eca_service.inference.model import ServedModel
 from eca_service.models.registry import Registry
@@ -24,6 +25,7 @@ ERRORS = {
     "acme/absent": RepoNotFound("no such repository"),
     "acme/torn": ChecksumMismatch("other bytes"),
     "acme/odd": RuntimeError("SENTINEL-inside"),
+    "acme/half": BadSetting("--precision fp16 does not run on this processor."),
 }
 
 
@@ -102,6 +104,7 @@ def test_an_admin_key_alone_does_not_require_keys_for_inference() -> None:
         ("acme/absent", 404, "repo_not_found"),
         ("acme/torn", 502, "checksum_mismatch"),
         ("acme/odd", 422, "unfit_model"),
+        ("acme/half", 422, "unfit_model"),
         ("other/two", 403, "repo_not_allowed"),
         ("other/one.", 403, "repo_not_allowed"),
         ("../../etc/passwd", 422, "invalid_request"),

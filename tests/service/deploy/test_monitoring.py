@@ -24,7 +24,7 @@ QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 # Prometheus' own, about its scraping.
 OWN = {"up"}
 FUNCTIONS = {"sum", "max", "rate", "histogram_quantile", "by", "and"}
-LABELS = {"job", "instance", "code", "route", "model", "revision", "le"}
+LABELS = {"job", "instance", "code", "route", "model", "revision", "lane", "le"}
 
 
 @pytest.fixture(scope="module")

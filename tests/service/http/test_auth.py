@@ -80,6 +80,9 @@ def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
     for text in (" , ", ",", " "):
         with pytest.raises(BadSetting, match="ECA_API_KEYS is set and holds no key"):
             ApiKeys.from_env({"ECA_API_KEYS": text}, "")
+    with pytest.raises(BadSetting, match="ECA_API_KEYS has bytes that are not UTF-8") as refusal:
+        ApiKeys.from_env({"ECA_API_KEYS": os.fsdecode(b"secret\xff")}, "")
+    assert "secret" not in str(refusal.value)
 
 
 def test_a_file_without_keys_stops_the_startup(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eca_hub.errors import ChecksumMismatch, HubUnavailable
+from eca_hub.errors import CheckpointMismatch, ChecksumMismatch, HubUnavailable
 from eca_service.errors import Busy, InsufficientMemory, ModelNotLoaded, NotReady, UnfitModel
 from eca_service.http.server import DAEMON_THREADS
 from eca_service.inference.model import ServedModel
@@ -233,7 +233,7 @@ def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() ->
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")
         watcher = RevisionWatcher(registry, branch.find, period_s=30)
-        workshop.errors = {B: ChecksumMismatch("other bytes"), C: HubUnavailable("no response")}
+        workshop.errors = {B: CheckpointMismatch("other tensors"), C: HubUnavailable("no response")}
         for commit, num_tries in ((B, 1), (C, 3)):
             branch.commit = commit
             for _ in range(3):
@@ -249,12 +249,15 @@ def test_a_bad_commit_is_tried_once_and_one_that_could_not_be_fetched_again() ->
     run(scene())
 
 
-def test_a_commit_that_finds_no_memory_is_tried_again_ever_less_often_until_it_does() -> None:
+@pytest.mark.parametrize("error", [InsufficientMemory("too large"), ChecksumMismatch("damaged in the cache")])
+def test_a_commit_that_finds_no_memory_or_was_damaged_is_tried_again_ever_less_often_until_it_is_served(
+    error: Exception,
+) -> None:
     async def scene() -> None:
         workshop, branch = Workshop(), Branch()
         registry = await started(workshop, "acme/a")
         watcher = RevisionWatcher(registry, branch.find, period_s=30)
-        workshop.errors = {B: InsufficientMemory("too large"), C: UnfitModel("out of memory")}
+        workshop.errors = {B: error, C: UnfitModel("out of memory")}
         polls_with_a_try = []
         for commit in (B, C):
             branch.commit = commit
@@ -282,6 +285,35 @@ def test_a_hub_that_does_not_respond_changes_nothing() -> None:
         branch.commit = OSError("unplugged")
         await RevisionWatcher(registry, branch.find, period_s=30).poll()
         assert revision_of(registry) == A
+        await registry.close()
+
+    run(scene())
+
+
+@pytest.mark.parametrize("change", ["unloaded", "replaced"])
+def test_what_an_admin_does_while_the_hub_is_asked_stands(change: str) -> None:
+    async def scene() -> None:
+        workshop, asked, gate = Workshop(), asyncio.Event(), asyncio.Event()
+        registry = await started(workshop, "acme/a", "acme/b")
+
+        async def find(source: ModelSource) -> str:
+            asked.set()
+            await gate.wait()
+            return C
+
+        poll = asyncio.create_task(RevisionWatcher(registry, find, period_s=30).poll())
+        await asked.wait()
+        if change == "unloaded":
+            await registry.unload("acme/a")
+        else:
+            await registry.load(ModelSource("acme/a", B))
+        gate.set()
+        await poll
+        revisions = {entry.source: entry.model and entry.model.info.revision for entry in registry.entries}
+        assert revisions == {
+            **({ModelSource("acme/a", B): B} if change == "replaced" else {}),
+            ModelSource("acme/b"): C,
+        }
         await registry.close()
 
     run(scene())

@@ -50,6 +50,12 @@ def test_an_id_for_a_folder_must_be_valid_and_the_folder_exist(text: str, tmp_pa
         ModelSource.parse(text.format(folder=tmp_path))
 
 
+@pytest.mark.parametrize("text", ["x" * 300, "cats=" + "x" * 300])
+def test_a_path_that_the_system_refuses_is_one_sentence(text: str) -> None:
+    with pytest.raises(BadSetting, match=r"--model '.*x' cannot be reached: File name too long\."):
+        ModelSource.parse(text)
+
+
 def test_two_folders_with_one_id_are_refused() -> None:
     with pytest.raises(BadSetting, match="id pkg"):
         check_ids([ModelSource("/a/pkg", folder_id="pkg"), ModelSource("/b/pkg", folder_id="pkg")])

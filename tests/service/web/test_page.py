@@ -389,6 +389,46 @@ def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: A
     playwright.expect(page.locator(".overlay")).to_be_hidden()
 
 
+def test_the_overlay_of_a_model_that_sees_the_whole_image_in_a_border_covers_it(page: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (400, 200), "teal").save(tmp_path / "wide.png")
+
+    def change(route: Any) -> None:
+        response = route.fetch()
+        models = [each | {"crop_mode": "border"} for each in response.json()["models"]]
+        route.fulfill(response=response, json={"models": models})
+
+    page.route("**/v1/models", change)
+    page.reload()
+    playwright.expect(page.locator("#model option").first).to_be_attached()
+    choose(page, tmp_path / "wide.png")
+    page.locator(".explain").click()
+    playwright.expect(page.locator(".gates figure")).to_have_count(9)
+    box, image = page.locator(".overlay").bounding_box(), page.locator(".image img").bounding_box()
+    assert image["width"] == pytest.approx(2 * image["height"], abs=2)
+    assert [box["width"], box["height"]] == pytest.approx([0.875 * image["width"]] * 2, abs=2)
+
+
+def test_the_models_are_asked_for_again_after_a_failure_while_one_is_loading(page: Any) -> None:
+    num_asked = 0
+
+    def change(route: Any) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 2:
+            route.fulfill(status=422, json=FULL)
+            return
+        response = route.fetch()
+        models = response.json()["models"]
+        loading = [{"id": "acme/next", "state": "loading"}] if num_asked == 1 else []
+        route.fulfill(response=response, json={"models": [*models, *loading]})
+
+    page.route("**/v1/models", change)
+    page.reload()
+    playwright.expect(page.locator("#model option")).to_have_count(4)
+    playwright.expect(page.locator("#model option")).to_have_count(3)
+    assert num_asked == 3
+
+
 def test_the_keyboard_focus_goes_from_the_explain_button_to_the_heat_map_and_the_end_is_announced(
     page: Any, image_file: Path
 ) -> None:
