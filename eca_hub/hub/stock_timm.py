@@ -5,7 +5,7 @@ channels: an ECA kernel gets zeros at both ends, an SE bottleneck gets hidden ch
 zero. What timm cannot build is refused with the reason. Source of the format: timm 1.0, models/_hub.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.weights import Shapes, build_and_load
 from eca_hub.models.build import resolve_config
-from eca_hub.models.config import ModelConfig
+from eca_hub.models.config import ImageConfig, ModelConfig
 
 Weights = dict[str, Tensor]
 
@@ -40,12 +40,14 @@ def to_stock_timm(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, dic
     if resolved.stem != ModelConfig.stem:
         raise _refused(resolved, "timm has no small stem for it")
     model_args: dict[str, Any] = dict(resolved.timm_args)
+    if resolved.image.in_chans != ImageConfig.in_chans:
+        model_args["in_chans"] = resolved.image.in_chans
     if resolved.attention != "none":
         model_args["block_args"] = {"attn_layer": resolved.attention}
     ours = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     stock = build_and_load(
-        lambda: timm.create_model(name, num_classes=resolved.num_classes, **model_args),
-        lambda shapes: _PADDERS[resolved.attention](ours, shapes, resolved),
+        lambda: _create(resolved, model_args),
+        lambda shapes: _fit(ours, shapes, resolved),
         sentence=f"The weights do not fit timm's {name}",
     )
     return stock.eval(), model_args
@@ -86,6 +88,30 @@ def remove_padding(weights: Weights, shapes: Shapes) -> Weights:
     return cut
 
 
+def _create(config: ModelConfig, model_args: Mapping[str, Any]) -> nn.Module:
+    try:
+        network: nn.Module = timm.create_model(config.architecture, num_classes=config.num_classes, **model_args)
+    except Exception as error:  # timm's families raise errors of many types for an argument that they do not take
+        reason = " ".join(str(error).split())[:200]
+        raise _refused(config, f"it does not take {dict(model_args)}: {type(error).__name__}: {reason}") from None
+    return network
+
+
+def _fit(weights: Weights, shapes: Shapes, config: ModelConfig) -> Weights:
+    """Pad the weights to the shapes of timm's network, and refuse those that are of another network."""
+    padded = _PADDERS[config.attention](weights, shapes, config)
+    lacking = sorted(shapes.keys() - padded.keys())
+    if lacking:
+        raise _refused(config, f"timm's network has {lacking[0]} as well")
+    unknown = sorted(padded.keys() - shapes.keys())
+    if unknown:
+        raise _refused(config, f"timm's network has no {unknown[0]}")
+    for name, shape in shapes.items():
+        if padded[name].shape != shape:
+            raise _refused(config, f"{name} is {tuple(padded[name].shape)}, and {tuple(shape)} in timm's network")
+    return padded
+
+
 def _refused(config: ModelConfig, reason: str) -> InvalidConfig:
     name = config.architecture if config.attention == "none" else f"{config.attention}_{config.architecture}"
     return InvalidConfig(f"Stock timm cannot build this {name}: {reason}.", hint="eca-hub loads it from a package.")
@@ -102,7 +128,7 @@ def _pad_kernels(weights: Weights, shapes: Shapes, config: ModelConfig) -> Weigh
     """Add zeros at both ends of a kernel: they change nothing, as timm pads channels with zeros too."""
     padded = dict(weights)
     for name, shape in shapes.items():
-        if name.endswith(".se.conv.weight"):
+        if name.endswith(".se.conv.weight") and name in weights:
             missing = shape[2] - weights[name].shape[2]
             if missing < 0:
                 raise _refused(
@@ -118,10 +144,12 @@ def _pad_bottlenecks(weights: Weights, shapes: Shapes, config: ModelConfig) -> W
     """Add hidden channels with zeros on both sides, and biases of zero: they change nothing."""
     padded = dict(weights)
     for name, shape in shapes.items():
-        if ".se.fc" not in name:
+        prefix, is_inside, part = name.rpartition(".se.fc")
+        # A block without attention has no zeros that change nothing: they would halve its maps.
+        if not is_inside or f"{prefix}.se.fc1.weight" not in weights:
             continue
         tensor = weights.get(name, torch.zeros(shape))
-        if name.endswith(".weight"):
+        if part.endswith(".weight"):
             tensor = tensor[:, :, None, None]
         if any(ours > stock for ours, stock in zip(tensor.shape, shape, strict=True)):
             raise _refused(config, f"{name} is {tuple(tensor.shape)}, wider than timm's {tuple(shape)}")

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from eca_hub import ModelConfig, create_model
+from eca_hub import ImageConfig, ModelConfig, create_model, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.pretrained import export_to_timm, save_pretrained
@@ -72,6 +72,54 @@ def test_what_timm_can_build_keeps_its_outputs(
 
 
 @pytest.mark.parametrize(
+    ("architecture", "attention", "options"),
+    [
+        ("resnet18", "eca", {"stages": [3, 4]}),
+        pytest.param("resnet18", "se", {"stages": [1]}, marks=pytest.mark.slow),
+        pytest.param("efficientnet_b0", "eca", {}, marks=pytest.mark.slow),
+        pytest.param("nf_resnet26", "eca", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_network_that_timm_cannot_build_is_saved_in_the_format_of_this_library(
+    architecture: str, attention: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    model, config = made(architecture, attention, **options)
+    loaded, _ = load_pretrained(save_pretrained(model, tmp_path / "package", config=config))
+    assert difference(model, loaded) == 0.0
+    assert "timm" not in (tmp_path / "package" / "README.md").read_text().partition("## Network")[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    [
+        ("resnet18", "eca"),
+        *(
+            pytest.param(*names, marks=pytest.mark.slow)
+            for names in [
+                ("resnet18", "none"),
+                ("resnet18", "se"),
+                ("efficientnet_b0", "none"),
+                ("ecaresnet26t", "eca"),
+            ]
+        ),
+    ],
+)
+def test_a_gray_network_keeps_its_outputs_in_timm_and_here(architecture: str, attention: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image = ImageConfig(in_chans=1, mean=(0.5,), std=(0.5,))
+    model = ecanet.randomize(build_model(ModelConfig(architecture, attention, labels=LABELS, image=image)))
+    export_to_timm(model, tmp_path / "timm")
+    stock = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    loaded, config = load_pretrained(tmp_path / "timm")
+    assert config.image == image
+    pixels = torch.randn(2, 1, 64, 64)
+    with torch.inference_mode():
+        expected = model(pixels)
+        assert torch.allclose(stock(pixels), expected, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(loaded(pixels), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("architecture", "attention", "options", "reason"),
     [
         ("resnet18", "eca", {"kernel_sizes": "released"}, "layer3.0.se.conv.weight has size 7, timm's rule gives 5"),
@@ -86,6 +134,11 @@ def test_what_timm_can_build_keeps_its_outputs(
         ("resnet20", "eca", {}, "timm has no network 'resnet20'"),
         ("resnet18", "cbam", {}, "it has no attention 'cbam'"),
         ("resnet18", "se", {"reduction": 2}, "is (32, 64, 1, 1), wider than timm's (8, 64, 1, 1)"),
+        ("resnet18", "eca", {"stages": [3, 4]}, "timm's network has layer1.0.se.conv.weight as well"),
+        ("resnet18", "se", {"stages": [3, 4]}, "timm's network has layer1.0.se.fc1.bias as well"),
+        ("efficientnet_b0", "eca", {}, "it does not take {'block_args': {'attn_layer': 'eca'}}: TypeError"),
+        pytest.param("nf_resnet26", "eca", {}, "it does not take", marks=pytest.mark.slow),
+        pytest.param("res2net50_26w_6s", "eca", {}, "timm's network has", marks=pytest.mark.slow),
     ],
 )
 def test_what_timm_cannot_build_is_refused_with_the_reason(
