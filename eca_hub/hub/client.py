@@ -191,6 +191,9 @@ _MALFORMED_RESPONSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError
 
 def _translate(error: BaseException, model_id: str, revision: str, *, is_push: bool) -> EcaHubError:
     match error:
+        case EcaHubError():
+            # One of `limit_requests`, which the client has raised again as the cause of an error of its own.
+            return error
         case GatedRepoError():
             return AccessDenied(
                 f"{model_id} is gated, and its owner has not granted access to this token.",

@@ -7,7 +7,7 @@ looked up first.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from logging import ERROR
 from pathlib import Path
 from typing import Literal
@@ -318,9 +318,14 @@ def _stage(
     remote = remote_hashes(api, model_id, parent)
     small = source.read_small_files()
     changed = source.changed_files(remote)
-    additions = [CommitOperationAdd(name, content) for name, content in small.items() if name in changed]
+    by_lfs = _is_sent_by_lfs(api)
+    additions = [
+        CommitOperationAdd(name, BytesIO(content) if by_lfs else content)
+        for name, content in small.items()
+        if name in changed
+    ]
     if WEIGHTS_FILE in changed:
-        additions.append(CommitOperationAdd(WEIGHTS_FILE, weights if _is_sent_by_lfs(api) else weights.name))
+        additions.append(CommitOperationAdd(WEIGHTS_FILE, weights if by_lfs else weights.name))
     _upload(api, additions, model_id, branch)
     if source.signatures() != before:
         raise HubError(
@@ -330,7 +335,7 @@ def _stage(
 
 
 def _is_sent_by_lfs(api: HfApi) -> bool:
-    """Return whether the weights are sent as an open file, by LFS, and not as a path, by Xet.
+    """Return whether files are sent as open ones, by LFS, and not as a path or bytes, by Xet.
 
     The client sends a path by Xet, in chunks of which a hub may have some already, and an open file by LFS, as it is.
     To a hub on this machine there is no network to spare, and making and joining chunks takes longer than the whole
@@ -346,7 +351,9 @@ def _upload(api: HfApi, additions: list[CommitOperationAdd], model_id: str, bran
         # The client warns that it does not send an open file by Xet.
         logging.set_verbosity(ERROR)
     try:
-        api.preupload_lfs_files(model_id, additions=additions, revision=branch, gitignore_content=_IGNORE_NOTHING)
+        for addition in additions:
+            # One at a time: the client uploads several in threads of its own, where `limit_requests` has no effect.
+            api.preupload_lfs_files(model_id, additions=[addition], revision=branch, gitignore_content=_IGNORE_NOTHING)
     finally:
         logging.set_verbosity(verbosity)
 

@@ -133,3 +133,10 @@ def test_the_client_still_has_the_private_name_that_the_limits_use() -> None:
 )
 def test_a_hub_is_on_this_machine_if_its_address_is_one_of_the_loopback(endpoint: str, is_local: bool) -> None:
     assert is_on_this_machine(endpoint) is is_local
+
+
+def test_an_error_of_this_library_that_the_client_wraps_stays_what_it_is() -> None:
+    cause = HubUnavailable("The hub asks to retry in 1000000000 seconds.")
+    with pytest.raises(HubUnavailable) as raised, hub_errors("acme/x", is_push=True):
+        raise RuntimeError("Error while uploading 'model.safetensors' to the Hub.") from cause
+    assert raised.value is cause

@@ -376,3 +376,17 @@ def test_a_cached_package_is_used_while_the_host_is_not_known(
     assert fetch(hub).weights_bytes == package.weights_bytes
     assert lookups
     assert pauses == []
+
+
+def test_a_file_may_be_sent_in_any_number_of_parts_but_not_asked_for_without_end() -> None:
+    limits = http_limits.RequestLimits("http://hub", 100, is_push=True)
+
+    def send(method: str, num: int) -> None:
+        for _ in range(num):
+            request = httpx2.Request(method, "http://hub/part")
+            limits.check_request(request)
+            limits.check_response(httpx2.Response(200, request=request))
+
+    send("PUT", 500)
+    with pytest.raises(HubError, match="60 requests without a result"):
+        send("GET", 61)

@@ -17,7 +17,8 @@ import pytest
 from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from eca_hub.errors import AccessDenied, EcaHubError, HubError, PushConflict
+from eca_hub.errors import AccessDenied, EcaHubError, HubError, HubUnavailable, PushConflict
+from eca_hub.hub import http_limits
 from eca_hub.hub.pull import pull
 from eca_hub.hub.push import push_folder
 from eca_hub.localhub.fsck import check
@@ -224,6 +225,49 @@ def test_weights_that_change_after_they_were_hashed_are_not_published(
     with pytest.raises(EcaHubError):
         push_folder(package, model_id, endpoint=hub.url, token=hub.token)
     assert titles(hub, model_id) == ["initial commit"]
+
+
+def test_weights_and_plots_are_uploaded_within_the_limits_of_requests(
+    hub: Hub,
+    package: Path,
+    model_id: str,
+    interrupted: Callable[[str, Callable[[Any], None]], None],
+) -> None:
+    # Bytes that the hub does not have yet, so that they have to travel.
+    names = ["curves.png", "confusion.png"]
+    for name in names:
+        (package / name).write_bytes(os.urandom(100))
+    change_card(package, " ".join(f"![plot]({name})" for name in names))
+    path = package / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+    uploads = []
+
+    def record(request: httpx2.Request) -> None:
+        assert http_limits._LIMITS.get() is not None, request.url
+        if request.method == "PUT":
+            uploads.append(request.url)
+
+    interrupted("request", record)
+    push_folder(package, model_id, endpoint=hub.url, token=hub.token)
+    assert len(uploads) == 3
+
+
+def test_the_limit_that_ends_an_upload_is_reported_as_such(
+    hub: Hub,
+    package: Path,
+    model_id: str,
+    interrupted: Callable[[str, Callable[[Any], None]], None],
+) -> None:
+    path = package / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+
+    def postpone(response: httpx2.Response) -> None:
+        if response.request.method == "PUT":
+            response.status_code, response.headers["retry-after"] = 503, "1000000000"
+
+    interrupted("response", postpone)
+    with pytest.raises(HubUnavailable, match="asks to retry in 1000000000 seconds"):
+        push_folder(package, model_id, endpoint=hub.url, token=hub.token)
 
 
 @pytest.mark.slow
