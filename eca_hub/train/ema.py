@@ -54,7 +54,8 @@ class EMA:
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Continue from a saved average of full tensors."""
         for name, tensor in weights.items():
-            # In place, to keep the memory layout of the average: another one would round differently.
+            # As wide as it was saved; in place, to keep the memory layout: another one would round differently.
+            self.weights[name] = self.weights[name].to(_at_least(self.weights[name].dtype, tensor.dtype))
             self.weights[name].copy_(shard_like(tensor, self.weights[name]))
 
     def full_weights(self) -> dict[str, Tensor]:

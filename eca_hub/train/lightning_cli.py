@@ -35,6 +35,7 @@ from eca_hub.train.callbacks.epoch_log import EpochLog, ThroughputMonitor
 from eca_hub.train.callbacks.loss_guard import NonFiniteLossGuard
 from eca_hub.train.checkpoint.fingerprint import run_fingerprint
 from eca_hub.train.checkpoint.store import VerifiedCheckpointIO
+from eca_hub.train.data.source import SPLITS
 from eca_hub.train.distributed.launcher import announce_nodes, end_while_connecting, requeue_plugins, terminate_together
 from eca_hub.train.distributed.signals import Stopped, StopRequest, kill_workers
 from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync_batchnorm, make_strategy
@@ -51,6 +52,7 @@ from eca_hub.train.trainer_options import (
     check_monitors,
     check_options,
     check_plateau,
+    check_processes,
     check_shares,
     check_validation,
     num_full_epochs,
@@ -241,14 +243,15 @@ class RunCLI(LightningCLI):
             # config.yaml names what is trained, also where it is the default or comes from a package.
             if name in config["model"] and hasattr(self.model.config, name):
                 config["model"][name] = getattr(self.model.config, name)
-        check_monitors(trainer.callbacks, self.model.logged_names)  # type: ignore[attr-defined]
-        check_plateau(self.model.optim_config.monitor, self.model.logged_names)
+        check_monitors(trainer, self.model.logged_names)
+        check_plateau(trainer, self.model.optim_config.monitor, self.model.logged_names)
         fingerprint = run_fingerprint(self.parser.dump(self.config), self.datamodule.fingerprint(), trainer.world_size)
         self.checkpoint = ResumableCheckpoint(
             folder.checkpoints, save, self.request, fingerprint, folder.resumed, allow_changes=config["allow_changes"]
         )
         self.checkpoint.check_limits(trainer.max_epochs, trainer.max_steps)
         self.model.check_data(self.datamodule)
+        check_processes({split: self.datamodule.num_images(split) for split in SPLITS}, trainer.world_size)
         num_images, batch_size = self.datamodule.num_images("train"), self.datamodule.batch_size * trainer.world_size
         self.model.check_batch(min(self.datamodule.batch_size, num_images // trainer.world_size))
         num_batches = max(num_images // batch_size, 1)

@@ -237,6 +237,10 @@ class ImageClassifier(TrainingModule):
             self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False, batch_size=len(batch.targets))
         return loss
 
+    def logged_names(self) -> set[str]:
+        """Return the names of the metrics that `fit` logs, with the loss of every step, which loggers get."""
+        return super().logged_names() | {"train_loss_step"}
+
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Measure one batch of the validation split."""
         self._measure(batch, "val")

@@ -142,6 +142,11 @@ class RunResults(ABC):
             raise TrainingStopped(
                 "No validation had a finite loss, so there are no best weights.", hint="Train longer."
             )
+        elif not math.isfinite(checkpoint.last_metrics.get(self.module.score_name, 0.0)):
+            raise TrainingStopped(
+                f"No validation could compute its {self.score_title}, so there are no best weights.",
+                hint="Validate on more images, or give --save.keep last.",
+            )
         else:
             raise TrainingStopped(
                 "There are no best weights: the run was resumed with another network, other data or from a checkpoint "

@@ -41,7 +41,7 @@ class RunFolder:
     """Whether a finished run is replaced."""
 
     def begin(self) -> None:
-        """Lock the folder, and remove the files of an earlier run that is not resumed; on rank 0, after all checks.
+        """Lock the folder, and remove what is not resumed; on rank 0, after all checks.
 
         Raises:
             InvalidConfig: another process trains into it.
@@ -50,6 +50,7 @@ class RunFolder:
             return
         _lock(self.checkpoints.folder)
         if self.resumed is not None:
+            self.checkpoints.remove_newer(self.resumed.path, _print)
             return
         self.checkpoints.clear()
         was_run = self.overwrites or _has_results(self.path)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from eca_hub.errors import InvalidConfig
@@ -152,6 +152,24 @@ def check_shares(options: Mapping[str, Any], num_batches: Mapping[str, int]) -> 
             )
 
 
+def check_processes(num_images: Mapping[str, int], world_size: int) -> None:
+    """Check that every process gets an image of each split.
+
+    Args:
+        num_images: Images of each split: train, val, test.
+        world_size: Number of processes.
+
+    Raises:
+        InvalidConfig: a split has fewer images than there are processes.
+    """
+    for split, number in num_images.items():
+        if number < world_size:
+            raise InvalidConfig(
+                f"The {number} images of the {split} split cannot be divided among {world_size} processes.",
+                hint=f"Give --trainer.devices and --trainer.num_nodes for at most {number} processes.",
+            )
+
+
 def warn_of_emulation(precision: str, device: torch.device) -> None:
     """Warn where half precision costs time instead of saving it.
 
@@ -172,28 +190,35 @@ def warn_of_emulation(precision: str, device: torch.device) -> None:
         )
 
 
-def check_monitors(callbacks: Iterable[Callback], logged: Callable[[], Iterable[str]]) -> None:
+def check_monitors(trainer: Trainer, logged: Callable[[], Iterable[str]]) -> None:
     """Check the names that EarlyStopping monitors.
 
     Args:
-        callbacks: All callbacks.
-        logged: Returns the names of the logged metrics.
+        trainer: The trainer with its callbacks, before training.
+        logged: Returns the names of the metrics that a run with a validation and a logger logs.
 
     Raises:
         InvalidConfig: a name is never logged.
     """
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and callback.monitor not in (names := sorted(logged())):
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.monitor not in (names := _logged_by(trainer, logged())):
             raise InvalidConfig(
                 f"EarlyStopping monitors {callback.monitor!r}, which is not logged.",
                 hint=f"Logged: {', '.join(names)}.",
             )
 
 
-def check_plateau(monitor: str | None, logged: Callable[[], Iterable[str]]) -> None:
+def _logged_by(trainer: Trainer, names: Iterable[str]) -> list[str]:
+    """Leave out the metrics of validations that do not take place, and the loss of a step, which only loggers get."""
+    absent = [*["val_"] * (trainer.limit_val_batches == 0), *["train_loss_step"] * (not trainer.loggers)]
+    return sorted(name for name in names if not name.startswith(tuple(absent)))
+
+
+def check_plateau(trainer: Trainer, monitor: str | None, logged: Callable[[], Iterable[str]]) -> None:
     """Check the metric that ReduceLROnPlateau watches.
 
     Args:
+        trainer: The trainer, before training.
         monitor: Its name; None without ReduceLROnPlateau.
         logged: Returns the names of the logged metrics.
 
@@ -202,6 +227,8 @@ def check_plateau(monitor: str | None, logged: Callable[[], Iterable[str]]) -> N
     """
     if monitor is None:
         return
+    if trainer.limit_val_batches == 0:
+        raise InvalidConfig("ReduceLROnPlateau needs a validation, and --trainer.limit_val_batches is 0.")
     names = sorted(name for name in logged() if name.startswith("val_"))
     if monitor not in names:
         raise InvalidConfig(

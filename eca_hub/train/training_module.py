@@ -275,7 +275,7 @@ class TrainingModule(LightningModule):
         splits = (("fit", "train"), ("val", "val"))
         with without_warning():
             names = {f"{name}_{metric}" for split, name in splits for metric in self.metrics_for(split).compute()}
-        return names | {"lr", "train_loss_step"}
+        return names | {"lr"}
 
     def best_weights(self) -> dict[str, Tensor]:
         """Return the weights that are validated: the average, if there is one. All processes must call this."""

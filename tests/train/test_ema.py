@@ -39,6 +39,14 @@ def test_the_network_computes_with_the_average_between_swap_in_and_swap_out() ->
     torch.testing.assert_close(ema.full_weights()["0.weight"], before + 0.5)
 
 
+def test_an_average_in_float64_is_loaded_to_the_bit() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(model, 0.9)
+    saved = {"weight": torch.full((1, 1), 1 / 3, dtype=torch.float64)}
+    ema.load(saved)
+    assert torch.equal(ema.weights["weight"], saved["weight"])
+
+
 @pytest.mark.parametrize(("dtype", "kept"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_the_average_of_a_network_of_another_precision_loses_no_update(dtype: torch.dtype, kept: torch.dtype) -> None:
     model = nn.Linear(1, 1, bias=False)

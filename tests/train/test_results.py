@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -82,6 +82,7 @@ def test_of_the_last_weights_the_circle_and_the_line_name_the_epoch_that_was_val
     [
         ({}, "The run ended before its first validation"),
         ({"loss": float("nan"), "top1": 0.5}, "No validation had a finite loss"),
+        ({"loss": 1.0, "top1": float("nan")}, "No validation could compute its accuracy"),
         ({"loss": 1.0, "top1": 0.5}, "There are no best weights: the run was resumed with another network"),
     ],
 )
@@ -90,9 +91,9 @@ def test_without_best_weights_the_error_names_the_cause(
 ) -> None:
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), current_epoch=3)
     checkpoint: Any = SimpleNamespace(fit_s=1.0, keep="best", best=None, last_metrics=last_metrics)
-    store: Any = None
+    module, store = SimpleNamespace(score_name="top1"), cast(Any, None)
     with pytest.raises(TrainingStopped, match=sentence):
-        ClassificationResults(trainer, None, None).finalize(tmp_path, store, checkpoint)  # type: ignore[arg-type]
+        ClassificationResults(trainer, module, None).finalize(tmp_path, store, checkpoint)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -352,6 +352,20 @@ def test_a_run_stopped_after_its_last_step_still_validates_it(
         assert results[0][name] == results[1][name]
 
 
+@SOAK
+def test_a_run_that_is_stopped_while_it_validates_between_accumulated_batches_goes_on_to_the_next_step(
+    tmp_path: Path,
+) -> None:
+    config = CONFIG.replace("max_epochs: 3", "max_epochs: 2, accumulate_grad_batches: 3, val_check_interval: 1")
+    assert fit(tmp_path / "whole", config=config) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_validation_batch_end", 1)
+        assert fit(tmp_path / "run", config=config) == 143
+    assert checkpoints(tmp_path / "run")[-1].name == "step-000000001-epoch-00000-batch-0000003.ckpt"
+    assert fit(tmp_path / "run", "--resume", config=config) == 0
+    assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
+
+
 STOPPING = "{class_path: EarlyStopping, init_args: {monitor: val_loss, min_delta: 9, patience: 2}}"
 EARLY = CONFIG.replace("max_epochs: 3", f"max_epochs: 6, callbacks: [{STOPPING}]")
 """The loss never falls by so much, so that the run ends after three epochs."""

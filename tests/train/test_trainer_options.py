@@ -11,10 +11,14 @@ import yaml
 from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.utilities import rank_zero_only
 
+from eca_hub.errors import InvalidConfig
 from eca_hub.train.lightning_cli import RunCLI
 from eca_hub.train.trainer_options import (
     UNSUPPORTED,
     UNSUPPORTED_CALLBACKS,
+    check_monitors,
+    check_plateau,
+    check_processes,
     num_full_epochs,
     warmup_remark,
     warn_of_emulation,
@@ -305,6 +309,30 @@ def test_the_last_weights_are_published_without_a_validation(tmp_path: Path) -> 
     assert fit(tmp_path / "run", *options, config=ONE_EPOCH) == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     assert '"val_top1": null' in (tmp_path / "run" / "result.json").read_text()
+
+
+def test_a_split_with_fewer_images_than_processes_is_refused_before_training() -> None:
+    check_processes({"train": 9, "val": 2, "test": 2}, 2)
+    with pytest.raises(InvalidConfig, match="The 1 images of the test split cannot be divided among 2 processes"):
+        check_processes({"train": 9, "val": 2, "test": 1}, 2)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "options"),
+    [("train_loss_step", {"logger": False}), ("val_loss", {"limit_val_batches": 0})],
+)
+def test_a_metric_that_this_run_does_not_log_cannot_be_monitored(monitor: str, options: dict[str, Any]) -> None:
+    def logged() -> set[str]:
+        return {"train_loss", "train_loss_step", "val_loss"}
+
+    trainer = Trainer(**QUIET | options, callbacks=[callbacks.EarlyStopping(monitor)])
+    with pytest.raises(InvalidConfig, match=f"EarlyStopping monitors '{monitor}', which is not logged"):
+        check_monitors(trainer, logged)
+
+
+def test_a_plateau_without_a_validation_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="ReduceLROnPlateau needs a validation"):
+        check_plateau(Trainer(**QUIET, limit_val_batches=0), "val_loss", lambda: {"val_loss"})
 
 
 @pytest.mark.parametrize(

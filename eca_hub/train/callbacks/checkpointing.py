@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.train.checkpoint.fingerprint import ADDED_LATER
 from eca_hub.train.checkpoint.resume import (
     PendingValidation,
     TrainingPosition,
@@ -203,8 +204,12 @@ class ResumableCheckpoint(Checkpoint):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *rest: Any
     ) -> None:
-        """Stop inside a validation, which is repeated later; several processes complete it first."""
-        if trainer.state.fn == "fit" and self._request.is_requested and trainer.world_size == 1:
+        """Stop inside a validation, which is repeated later; several processes complete it first.
+
+        Between accumulated batches the gradients would be lost, and norms have seen batches that would be repeated.
+        """
+        can_stop = trainer.world_size == 1 and not is_accumulating(trainer)
+        if trainer.state.fn == "fit" and self._request.is_requested and can_stop:
             self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -286,6 +291,7 @@ class ResumableCheckpoint(Checkpoint):
                 "The checkpoint was written by an earlier version of eca-hub and cannot be resumed.",
                 hint="Start again with --overwrite, or start from its weights with --model.from_pretrained.",
             )
+        earlier = {name: self._fingerprint.get(name) for name in ADDED_LATER} | earlier
         names = [
             name
             for name in sorted(earlier.keys() | self._fingerprint.keys())

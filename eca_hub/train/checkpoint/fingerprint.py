@@ -18,6 +18,8 @@ _TRAINER = (
     "strategy",
     "sync_batchnorm",
 )
+ADDED_LATER = ("trainer.val_check_interval", "trainer.check_val_every_n_epoch")
+"""Settings of a run that older checkpoints do not have; they decide the best weights and the steps of a plateau."""
 _TOP_LEVEL = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 # `processes` stands for the first two in a run; the last one chooses the weights that are tested.
 _OF_A_SWEEP = ("trainer.devices", "trainer.num_nodes", "save.keep")
@@ -38,7 +40,8 @@ def run_fingerprint(config_yaml: str, data_fingerprint: str, world_size: int) ->
     config = config.get("fit", config)
     flat = {"data set": data_fingerprint, "processes": world_size, "seed_everything": config["seed_everything"]}
     flat |= options_of_training({name: config[name] for name in ("model", "data")})
-    return flat | {f"trainer.{name}": config["trainer"].get(name) for name in _TRAINER}
+    names = [*(f"trainer.{name}" for name in _TRAINER), *ADDED_LATER]
+    return flat | {name: config["trainer"].get(name.removeprefix("trainer.")) for name in names}
 
 
 def options_of_training(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -63,19 +63,31 @@ class CheckpointStore:
         return self.folder / f"step-{step:09}-epoch-{epoch:05}-batch-{batch:07}.ckpt"
 
     def latest_valid(self, report: Callable[[str], None] | None = None) -> SavedCheckpoint | None:
-        """Return the newest checkpoint whose checksum is right.
+        """Return the newest checkpoint whose checksum is right; it names no best weights if they are damaged.
 
         Args:
-            report: Called with a sentence for each damaged one.
+            report: Called with a sentence for each damaged one, and for damaged weights.
         """
         for path in self._paths():
             try:
                 verify(path)
-                return SavedCheckpoint(path, metadata_of(path))
+                metadata = metadata_of(path)
             except NotIntact as error:
                 if report is not None:
                     report(f"{error} Trying the checkpoint before it.")
+                continue
+            return SavedCheckpoint(path, self._without_damaged_best(metadata, report))
         return None
+
+    def _without_damaged_best(self, metadata: dict[str, Any], report: Callable[[str], None] | None) -> dict[str, Any]:
+        try:
+            if best := metadata.get("best"):
+                verify(self.folder / best)
+        except NotIntact as error:
+            if report is not None:
+                report(f"{error} The best weights so far are lost; the next validation chooses new ones.")
+            return {name: value for name, value in metadata.items() if not name.startswith("best")}
+        return metadata
 
     def has_progress(self) -> bool:
         """Whether there is a checkpoint other than the one before the first batch."""
@@ -100,6 +112,18 @@ class CheckpointStore:
             if path.name not in named:
                 remove_with_checksum(path)
         self._remove_leftovers()
+
+    def remove_newer(self, resumed: Path, report: Callable[[str], None]) -> None:
+        """Remove damaged checkpoints, which would take the places of the next ones.
+
+        Args:
+            resumed: The checkpoint from which the run is resumed.
+            report: Called with a sentence for each that is removed.
+        """
+        for path in self._paths():
+            if path.name > resumed.name:
+                remove_with_checksum(path)
+                report(f"Removed {path.name}, which is damaged.")
 
     def clear(self) -> None:
         """Remove all checkpoints, before a run that starts from the beginning."""

@@ -86,9 +86,10 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitem__(self, index: BatchIndex) -> Batch:
         indices, bad = list(index.indices), list[BadSample]()
+        keys = indices if index.places is None else list(index.places)
         images = self._decode_batch(indices, bad)
         if self._augment is not None:
-            rows, pixels_NCHW = self._augment.batch(self._filled(images, indices, bad), index.epoch, indices)
+            rows, pixels_NCHW = self._augment.batch(self._filled(images, indices, keys, bad), index.epoch, keys)
         else:
             rows, pixels_NCHW = self._stacked(images)
         good = [indices[row] for row in rows]
@@ -136,7 +137,7 @@ class ImageDataset(Dataset[Batch]):
             yield row, pixels_HWC
 
     def _filled(
-        self, images: Iterator[tuple[int, np.ndarray]], indices: list[int], bad: list[BadSample]
+        self, images: Iterator[tuple[int, np.ndarray]], indices: list[int], keys: list[int], bad: list[BadSample]
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Replace broken images where a training batch would have fewer than two: norms cannot train on one value.
 
@@ -156,6 +157,8 @@ class ImageDataset(Dataset[Batch]):
                 bad.append(pixels_HWC)
                 continue
             indices.append(index)
+            if keys is not indices:
+                keys.append(num_images + index)
             num_good += 1
             yield len(indices) - 1, pixels_HWC
             if num_good == num_wanted:

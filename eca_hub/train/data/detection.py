@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
@@ -139,7 +140,7 @@ class DetectionDataModule(BatchDataModule):
             if not split.report.num_objects:
                 raise InvalidConfig(f"The {name} split, {split.title}, has no object in any image.")
             reports.append(split.report.summary())
-        if self.trainer is None or self.trainer.is_global_zero:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             print("\n".join(dict.fromkeys(reports)), flush=True)
 
     def train_dataloader(self) -> DataLoader[DetectionBatch]:

@@ -1,7 +1,7 @@
 """Stateless random numbers: seeds derive from (seed, epoch, index), so a run can be resumed without saving a generator.
 
     order of an epoch           f(seed, epoch)
-    augmentation of an image    f(seed, epoch, index)
+    augmentation of an image    f(seed, epoch, index), or of its place in the order if images are drawn repeatedly
     dropout, MixUp and CutMix   f(seed, epoch, batch, rank)
 
 Nothing depends on the number of workers or on how many batches they have prefetched.

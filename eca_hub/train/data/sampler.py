@@ -21,6 +21,9 @@ class BatchIndex(NamedTuple):
     """Seeds the augmentation."""
     indices: list[int]
     """Indices of the images."""
+    places: list[int] | None = None
+    """Where images are drawn with replacement, the places of these in the order of the epoch: they then seed the
+    augmentation, so that no two draws of an image look the same."""
 
 
 class RankShard(NamedTuple):
@@ -78,9 +81,11 @@ class TrainBatchSampler(Sampler[BatchIndex]):
         else:
             order = balanced_order(self._balanced_targets, self._seed, epoch).tolist()
         rank, world_size = self._share
+        is_drawn = self._balanced_targets is not None
         for number in range(num_done, len(self)):
-            batch = order[number * self._all_size : (number + 1) * self._all_size]
-            yield BatchIndex(epoch, batch[rank * len(batch) // world_size : (rank + 1) * len(batch) // world_size])
+            batch = range(number * self._all_size, (number + 1) * self._all_size)
+            places = batch[rank * len(batch) // world_size : (rank + 1) * len(batch) // world_size]
+            yield BatchIndex(epoch, order[places.start : places.stop], list(places) if is_drawn else None)
 
 
 class EvalBatchSampler(Sampler[BatchIndex]):

@@ -87,7 +87,7 @@ class RandomAugmentation:
     Args:
         config: Which transforms.
         image: Size and interpolation.
-        seed: With epoch and index, decides every random number.
+        seed: With epoch and key of an image, decides every random number.
     """
 
     def __init__(self, config: AugmentConfig, image: ImageConfig, seed: int) -> None:
@@ -102,7 +102,7 @@ class RandomAugmentation:
         self._per_image = _per_image_transforms(config)
 
     def batch(
-        self, images: Iterable[tuple[int, np.ndarray]], epoch: int, indices: Sequence[int]
+        self, images: Iterable[tuple[int, np.ndarray]], epoch: int, keys: Sequence[int]
     ) -> tuple[Sequence[int], Tensor]:
         """Augment the images of a batch.
 
@@ -111,15 +111,16 @@ class RandomAugmentation:
                 `needs_full_images`, else of the final size. An image is cropped before the next one is taken, while it
                 is in the processor's cache.
             epoch: The epoch.
-            indices: Index of each image in its split; some may be missing among `images`.
+            keys: What seeds each image with the epoch, its index in the split or its place among those drawn; some may
+                be missing among `images`.
 
         Returns:
             The positions that came, and uint8 (N, C, H, W) of the final size, in channels_last memory.
         """
         if self.needs_full_images:
-            images = self._cropped(images, epoch, indices)
+            images = self._cropped(images, epoch, keys)
         rows, pixels = zip(*images, strict=True)
-        draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(indices)[list(rows)], _NUM_DRAWS)
+        draws_ND = uniforms(derive_seed("place", self._seed, epoch), np.array(keys)[list(rows)], _NUM_DRAWS)
         pixels_NHWC = np.stack(pixels)
         if self._config.crop == "padded":
             pixels_NHWC = self._shifted(pixels_NHWC, draws_ND[:, 2:])
@@ -132,15 +133,15 @@ class RandomAugmentation:
             return rows, pixels_NCHW
         augmented = []
         for row, pixels_CHW in zip(rows, pixels_NCHW, strict=True):
-            seed_rng(derive_seed("augment", self._seed, epoch, indices[row]))
+            seed_rng(derive_seed("augment", self._seed, epoch, keys[row]))
             augmented.append(self._per_image(pixels_CHW))
         return rows, torch.stack(augmented)
 
     def _cropped(
-        self, images: Iterable[tuple[int, np.ndarray]], epoch: int, indices: Sequence[int]
+        self, images: Iterable[tuple[int, np.ndarray]], epoch: int, keys: Sequence[int]
     ) -> Iterator[tuple[int, np.ndarray]]:
         for row, pixels_HWC in images:
-            seed_rng(derive_seed("crop", self._seed, epoch, indices[row]))
+            seed_rng(derive_seed("crop", self._seed, epoch, keys[row]))
             height, width, _ = pixels_HWC.shape
             box = self._crop.make_params([torch.empty(3, height, width, device="meta")])
             rows, columns = (

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from eca_hub.errors import InvalidConfig
 from eca_hub.train.callbacks.checkpointing import CheckpointConfig, ResumableCheckpoint
 from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
 from eca_hub.train.distributed.signals import StopRequest
@@ -12,15 +13,18 @@ from eca_hub.train.distributed.signals import StopRequest
 SETTINGS = {"data set": "a", "model.detector": "retinanet", "model.min_side_px": 800, "model.optim.lr": 0.1}
 
 
-def resumed_with(folder: Path, changes: dict[str, Any]) -> ResumableCheckpoint:
-    metadata = {"fingerprint": SETTINGS, "position": {"epoch": 1, "batch": 0}, "step": 4, "best": "best.safetensors"}
+def resumed_with(
+    folder: Path, changes: dict[str, Any], *, allow_changes: bool = True, earlier: dict[str, Any] | None = None
+) -> ResumableCheckpoint:
+    fingerprint = SETTINGS | (earlier or {})
+    metadata = {"fingerprint": fingerprint, "position": {"epoch": 1, "batch": 0}, "step": 4, "best": "best.safetensors"}
     return ResumableCheckpoint(
         CheckpointStore(folder),
         CheckpointConfig(),
         StopRequest(),
         SETTINGS | changes,
         SavedCheckpoint(folder / "newest.ckpt", metadata),
-        allow_changes=True,
+        allow_changes=allow_changes,
     )
 
 
@@ -44,3 +48,10 @@ def test_the_best_weights_of_another_detector_or_validation_are_forgotten(
 
 def test_the_best_weights_are_kept_where_only_training_changes(tmp_path: Path) -> None:
     assert resumed_with(tmp_path, {"model.optim.lr": 0.01}).best == "best.safetensors"
+
+
+def test_a_checkpoint_without_a_setting_that_was_added_later_is_resumed_unchanged(tmp_path: Path) -> None:
+    changed = {"trainer.check_val_every_n_epoch": 2}
+    assert resumed_with(tmp_path, changed, allow_changes=False).best == "best.safetensors"
+    with pytest.raises(InvalidConfig, match="check_val_every_n_epoch was 1 and is 2"):
+        resumed_with(tmp_path, changed, allow_changes=False, earlier={"trainer.check_val_every_n_epoch": 1})

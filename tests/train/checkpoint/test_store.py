@@ -13,6 +13,7 @@ from eca_hub import atomic
 from eca_hub.atomic import CHECKSUM_SUFFIX, NotIntact, metadata_of, read_verified, write_with_checksum
 from eca_hub.train.checkpoint.store import CheckpointStore, VerifiedCheckpointIO
 from eca_hub.train.errors import CheckpointCorrupt, TrainingStopped
+from eca_hub.train.run_folder import open_run_folder
 from tests.train.runs import CONFIG
 
 CHECKPOINT = {"weight": torch.arange(3), "eca_hub": {"step": 3}}
@@ -116,6 +117,34 @@ def test_bytes_that_are_read_back_differently_are_no_checkpoint(
     with pytest.raises(TrainingStopped, match="the bytes read back differ from the bytes written"):
         VerifiedCheckpointIO().save_checkpoint(CHECKPOINT, tmp_path / "a.ckpt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_whose_best_weights_are_damaged_is_resumed_without_them(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    best = store.save_best({"weight": torch.ones(2)}, step=3)
+    metadata = {"step": 4, "best": best, "best_score": 0.5}
+    VerifiedCheckpointIO().save_checkpoint({"eca_hub": metadata}, store.path_at(4, 1, 0))
+    latest = store.latest_valid()
+    assert latest is not None
+    assert latest.metadata["best_score"] == 0.5
+    (tmp_path / best).write_bytes(b"cut")
+    said: list[str] = []
+    latest = store.latest_valid(said.append)
+    assert latest is not None
+    assert not {"best", "best_score"} & latest.metadata.keys()
+    [sentence] = said
+    assert "The best weights so far are lost" in sentence
+
+
+def test_damaged_checkpoints_do_not_take_the_places_of_new_ones(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    paths = [store.path_at(step, 0, step) for step in (1, 2, 3)]
+    for path in paths:
+        VerifiedCheckpointIO().save_checkpoint({"eca_hub": {}}, path)
+    for path in paths[1:]:
+        path.write_bytes(b"cut")
+    open_run_folder(tmp_path, resume=True, overwrite=False).begin()
+    assert sorted(store.folder.glob("step-*.ckpt")) == paths[:1]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Which images are in which batch: nothing is lost or repeated, for any number of processes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,7 @@ def test_fewer_images_than_processes_are_refused() -> None:
 
 def test_balanced_batches_hold_each_class_equally_often_and_repeat_for_the_same_epoch() -> None:
     targets = np.array([0] * 600 + [1] * 10 + [2] * 30)
+    sampler_of = partial(TrainBatchSampler, len(targets), 64, 0, RankShard(), lambda: (0, 0))
 
     def drawn(epoch: int) -> list[int]:
         batches = TrainBatchSampler(len(targets), 64, 0, RankShard(), lambda: (epoch, 0), targets)
@@ -49,5 +52,8 @@ def test_balanced_batches_hold_each_class_equally_often_and_repeat_for_the_same_
     assert counts.sum() == 640
     assert all(160 < count < 270 for count in counts.tolist())
     assert len(set(drawn(0)) & set(range(600, 610))) == 10
+    places = [place for index in sampler_of(targets) for place in index.places or []]
+    assert places == list(range(640))
+    assert all(index.places is None for index in sampler_of())
     assert drawn(1) == drawn(1)
     assert drawn(0) != drawn(1)

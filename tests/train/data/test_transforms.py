@@ -33,6 +33,15 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(crop: str, num_rand_
     assert not torch.equal(together, dataset[BatchIndex(2, [0, 1, 2, 3, 4, 5])].pixels)
 
 
+@pytest.mark.parametrize("crop", ["random_resized_crop", "padded", "affine"])
+def test_an_image_that_is_drawn_twice_looks_different_each_time_and_the_same_in_a_resumed_run(crop: str) -> None:
+    augment = AugmentConfig(crop=crop)  # type: ignore[arg-type]
+    dataset = SyntheticData(num_train=8, num_eval=4, image=SMALL, augment=augment).dataset("train")
+    drawn = dataset[BatchIndex(0, [3, 3, 3], [5, 6, 7])].pixels
+    assert len({pixels.numpy().tobytes() for pixels in drawn}) == 3
+    assert torch.equal(drawn[1:], dataset[BatchIndex(0, [3, 3], [6, 7])].pixels)
+
+
 def test_the_batched_shift_is_a_crop_of_the_padded_image_or_its_flip() -> None:
     dataset = SyntheticData(num_train=64, num_eval=4, image=SMALL, augment=AugmentConfig(crop="padded")).dataset(
         "train"
