@@ -62,22 +62,26 @@ def main(argv: list[str]) -> int:
     if not is_checkpoint and (labels is not None or args.architecture or image):
         raise InvalidUsage("A package has its own architecture, labels and preprocessing; leave those options out.")
 
+    from eca_hub.hub.convert.architecture import check_architecture
     from eca_hub.hub.convert.checkpoint import convert_checkpoint, convert_detector
-    from eca_hub.hub.convert.checkpoint_reader import read_weights
+    from eca_hub.hub.convert.checkpoint_reader import read_checkpoint
     from eca_hub.hub.convert.mmdetection import is_mmdetection
 
     check_new_folder(args.to)
+    if args.architecture is not None:
+        check_architecture(args.architecture)
     show_progress(f"reading {args.source}")
-    if is_checkpoint and args.format == "eca-hub" and is_mmdetection(read_weights(args.source)):
-        if args.architecture or image:
-            raise InvalidUsage("A detector has its own architecture and preprocessing; leave those options out.")
-        detector, detector_config = convert_detector(args.source, args.to, labels=labels)
-        show_progress("")
-        _report_detector(detector, detector_config, args.to, as_json=args.json)
-        return 0
     if args.format == "eca-hub":
+        checkpoint = read_checkpoint(args.source)
+        if is_mmdetection(checkpoint.weights):
+            if args.architecture or image:
+                raise InvalidUsage("A detector has its own architecture and preprocessing; leave those options out.")
+            detector, detector_config = convert_detector(checkpoint, args.to, labels=labels)
+            show_progress("")
+            _report_detector(detector, detector_config, args.to, as_json=args.json)
+            return 0
         model, config = convert_checkpoint(
-            args.source, args.to, architecture=args.architecture, labels=labels, image=image
+            checkpoint, args.to, architecture=args.architecture, labels=labels, image=image
         )
     else:
         from eca_hub.hub.pretrained import export_to_timm, load_pretrained

@@ -17,10 +17,10 @@ from torch import Size, Tensor, nn
 from eca_hub.attention.insertion import InsideBlock
 from eca_hub.errors import CheckpointMismatch, UnknownName
 from eca_hub.models.backbones import BACKBONES
-from eca_hub.models.build import list_models, split_name
+from eca_hub.models.build import list_models, resolve_config, split_name
 from eca_hub.models.config import MAX_CLASSES, ModelConfig
 from eca_hub.models.insertion import Insertion
-from eca_hub.models.timm_seam import find_timm_backbone
+from eca_hub.models.timm_seam import find_timm_backbone, is_timm_network, with_tags
 from eca_hub.models.weight_init import on_meta_device
 
 Shapes = Mapping[str, Size]
@@ -30,6 +30,12 @@ _SAME_TENSORS: Mapping[str, tuple[str, ...]] = {
     "resnet50": ("resnetaa50", "resnetblur50"),
 }
 """Backbone to those of timm that have the same names and shapes, and other outputs."""
+
+_SAME_ATTENTIONS: Mapping[str, tuple[str, ...]] = {"none": ("se_var1", "simam"), "eca": ("ceca",)}
+"""Attention to those with the same names and shapes, `eca` with the kernel sizes of the rule."""
+
+_SAME_SMALL_STEMS = ("mobilenet_v2",)
+"""Backbones whose small stem has the shapes of the default one, and other strides."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,31 @@ class _Skeleton:
     """Module name to the channels of its map."""
 
 
-def detect_architecture(weights: dict[str, Tensor], architecture: str | None = None) -> DetectedModel:
+def check_architecture(architecture: str) -> None:
+    """Check the name of a network, so that a wrong one is refused before a file is read.
+
+    Raises:
+        UnknownName: an unknown architecture, or a tag that timm does not have for it.
+    """
+    if "." not in architecture:
+        _split(architecture)
+    elif not is_timm_network(architecture):
+        names = with_tags(architecture)
+        raise UnknownName.among("architecture", architecture, names, listing="timm.list_pretrained()")
+
+
+def detect_architecture(
+    weights: dict[str, Tensor],
+    architecture: str | None = None,
+    *,
+    hint: str = "If timm has the network, name it: --architecture ecaresnet50d, for example.",
+) -> DetectedModel:
     """Detect the network of a state dict, and rename the tensors.
 
     Args:
         weights: Name to tensor.
         architecture: `resnet50`, `eca_resnet50`, or any name of timm; detected from shapes when not given.
+        hint: What to do if no backbone is detected.
 
     Raises:
         UnknownName: an unknown architecture.
@@ -76,10 +101,12 @@ def detect_architecture(weights: dict[str, Tensor], architecture: str | None = N
             return _of_timm(bare, weights)
         backbone, requested = _split(bare or architecture)
     else:
-        backbone = _nearest_backbone(weights)
+        backbone = _nearest_backbone(weights, hint)
     skeleton = _skeleton(backbone)
     weights = _with_counters(weights, skeleton.shapes)
     attention, attention_args = _read_attention(weights, skeleton)
+    if requested is not None and requested in _same_attentions(ModelConfig(backbone, attention, attention_args)):
+        attention, attention_args = requested, {}
     if requested not in (None, "none", attention):
         detected = "no attention" if attention == "none" else f"attention {attention!r}"
         raise CheckpointMismatch(f"The file holds {backbone} with {detected}, not {architecture}.")
@@ -92,7 +119,25 @@ def detect_architecture(weights: dict[str, Tensor], architecture: str | None = N
 def same_tensors(config: ModelConfig) -> list[str]:
     """Return the names of other networks whose tensors have the same names and shapes."""
     prefix = "" if config.attention == "none" else f"{config.attention}_"
-    return [f"{prefix}{name}" for name in _SAME_TENSORS.get(config.architecture, ())]
+    return [
+        *(f"{prefix}{name}" for name in _SAME_TENSORS.get(config.architecture, ())),
+        *(f"{attention}_{config.architecture}" for attention in _same_attentions(config)),
+    ]
+
+
+def has_same_small_stem(config: ModelConfig) -> bool:
+    """Whether the tensors of the network with a small stem have the same names and shapes."""
+    return config.architecture in _SAME_SMALL_STEMS
+
+
+def _same_attentions(config: ModelConfig) -> tuple[str, ...]:
+    if not _skeleton(config.architecture).stage_of:
+        return ()
+    if config.attention == "eca":
+        by_rule = resolve_config(ModelConfig(config.architecture, "eca"))
+        if config.attention_args != by_rule.attention_args:
+            return ()
+    return _SAME_ATTENTIONS.get(config.attention, ())
 
 
 def _rename_attention(name: str) -> str:
@@ -160,7 +205,7 @@ def _skeleton(name: str) -> _Skeleton:
     )
 
 
-def _nearest_backbone(weights: Mapping[str, Tensor]) -> str:
+def _nearest_backbone(weights: Mapping[str, Tensor], hint: str) -> str:
     """Return the backbone with most names and shapes in common; of two, the one with fewer tensors."""
 
     def in_common(backbone: str) -> tuple[int, int]:
@@ -172,7 +217,7 @@ def _nearest_backbone(weights: Mapping[str, Tensor]) -> str:
         first = ", ".join(list(weights)[:3])
         raise CheckpointMismatch(
             f"The {len(weights)} weights ({first}, ...) belong to none of {', '.join(BACKBONES)}.",
-            hint="If timm has the network, name it: --architecture ecaresnet50d, for example.",
+            hint=hint,
         )
     return nearest
 

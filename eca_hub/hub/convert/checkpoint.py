@@ -14,8 +14,13 @@ from torch import nn
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.card.facts import CardFacts
-from eca_hub.hub.convert.architecture import detect_architecture, same_tensors
-from eca_hub.hub.convert.checkpoint_reader import read_checkpoint
+from eca_hub.hub.convert.architecture import (
+    check_architecture,
+    detect_architecture,
+    has_same_small_stem,
+    same_tensors,
+)
+from eca_hub.hub.convert.checkpoint_reader import Checkpoint, read_checkpoint
 from eca_hub.hub.convert.mmdetection import backbone_of, is_mmdetection, translate_heads
 from eca_hub.hub.package import (
     CONFIG_FILE,
@@ -40,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 def convert_checkpoint(
-    file: str | Path,
+    file: str | Path | Checkpoint,
     folder: str | Path | None = None,
     *,
     architecture: str | None = None,
@@ -55,7 +60,8 @@ def convert_checkpoint(
     not used.
 
     Args:
-        file: What torch.save wrote (`.pth.tar`, `.pth`, `.pt`), or a `.safetensors` file.
+        file: What torch.save wrote (`.pth.tar`, `.pth`, `.pt`), or a `.safetensors` file; or what `read_checkpoint`
+            returned.
         folder: Where to write a package, new or empty; none is written if not given.
         architecture: Such as `resnet50` or `eca_resnet50`, or any network of timm, `ecaresnet50d`. Needed only for
             those of timm that are not in `eca-hub models`.
@@ -70,19 +76,21 @@ def convert_checkpoint(
     Raises:
         InvalidConfig: no such file, not a checkpoint, the weights of a package, a folder that is not empty, too few or
             too many labels, or preprocessing that cannot work.
-        UnknownName: an unknown architecture.
+        UnknownName: an unknown architecture, or a tag that timm does not have for it.
         CheckpointMismatch: the weights do not fit; names the first that do not.
     """
     if folder is not None:
         check_new_folder(folder)
-    checkpoint = read_checkpoint(file)
-    weights = checkpoint.weights
+    if architecture is not None:
+        check_architecture(architecture)
+    checkpoint = file if isinstance(file, Checkpoint) else read_checkpoint(file)
+    file, weights = checkpoint.path, checkpoint.weights
     if is_mmdetection(weights):
         raise CheckpointMismatch(
             f"{file} holds a detector of mmdetection, not a classifier.",
             hint="Convert it with eca_hub.convert_detector, or eca-hub convert.",
         )
-    known = _config_beside(Path(file), is_used=architecture is None)
+    known = _config_beside(file, is_used=architecture is None)
     if checkpoint.note:
         _log.warning("%s", checkpoint.note)
     source = f", which the {CONFIG_FILE} beside it names" if known else ""
@@ -103,6 +111,8 @@ def convert_checkpoint(
                 _name(detected.config),
                 ", ".join(others),
             )
+        if architecture is None and has_same_small_stem(detected.config):
+            _log.warning("%s was taken for a network with the default stem; a small stem has the same tensors.", file)
     config = dataclasses.replace(
         known,
         labels=_labels(labels, known.num_classes) if labels is not None else known.labels,
@@ -116,19 +126,19 @@ def convert_checkpoint(
     model.config = resolved  # type: ignore[assignment]
     if folder is not None:
         with new_folder(folder) as draft:
-            save_pretrained(model, draft, facts=_facts(name, Path(file), resolved.num_classes))
+            save_pretrained(model, draft, facts=_facts(name, file, resolved.num_classes))
     return model, resolved
 
 
 def convert_detector(
-    file: str | Path, folder: str | Path | None = None, *, labels: Sequence[str] | None = None
+    file: str | Path | Checkpoint, folder: str | Path | None = None, *, labels: Sequence[str] | None = None
 ) -> tuple[nn.Module, DetectorConfig]:
     """Build a detector of this library from a checkpoint of mmdetection, with all of its tensors.
 
     Its average precision is not that of mmdetection: anchors and regions are computed in torchvision's way.
 
     Args:
-        file: What mmdetection wrote.
+        file: What mmdetection wrote, or what `read_checkpoint` returned.
         folder: Where to write a package, new or empty; none is written if not given.
         labels: Class names in the order of mmdetection's; indices when not given.
 
@@ -141,8 +151,8 @@ def convert_detector(
     """
     if folder is not None:
         check_new_folder(folder)
-    checkpoint = read_checkpoint(file)
-    weights = checkpoint.weights
+    checkpoint = file if isinstance(file, Checkpoint) else read_checkpoint(file)
+    file, weights = checkpoint.path, checkpoint.weights
     if not is_mmdetection(weights):
         raise CheckpointMismatch(
             f"{file} holds no detector of mmdetection.", hint="Classifiers: eca_hub.convert_checkpoint."
@@ -150,7 +160,7 @@ def convert_detector(
     if checkpoint.note:
         _log.warning("%s", checkpoint.note)
     detector, num_classes, heads = translate_heads(weights, str(file))
-    body = detect_architecture(backbone_of(weights))
+    body = detect_architecture(backbone_of(weights), hint="Detectors with another backbone cannot be converted.")
     if labels is not None and len(labels) != num_classes:
         raise InvalidConfig(f"There are {len(labels)} labels, and the detector in the file has {num_classes} classes.")
     config = DetectorConfig(
@@ -169,7 +179,7 @@ def convert_detector(
     assert isinstance(resolved, DetectorConfig)
     if folder is not None:
         with new_folder(folder) as draft:
-            save_detector(model, draft, facts=_detector_facts(resolved, Path(file)))
+            save_detector(model, draft, facts=_detector_facts(resolved, file))
     return model, resolved
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.package import is_file
+from eca_hub.hub.weights import read_tensors
 
 _EMA_KEYS = ("state_dict_ema", "model_ema")
 _STATE_DICT_KEYS = (*_EMA_KEYS, "state_dict", "model_state_dict", "model", "net")
@@ -33,6 +32,8 @@ _KEY_PREFIXES = ("module.", "_orig_mod.", "model.")
 class Checkpoint:
     """The tensors of a checkpoint, and how they were found."""
 
+    path: Path
+    """The file."""
     weights: dict[str, Tensor]
     """On the CPU, named as in the bare network."""
     note: str
@@ -62,7 +63,7 @@ def read_checkpoint(file: str | Path) -> Checkpoint:
         content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     except OSError as error:
         raise InvalidConfig(f"{path} cannot be read: {error.strerror or error}.") from None
-    return Checkpoint(_strip_prefixes(_select_state_dict(content, path)), _note(content, path))
+    return Checkpoint(path, _strip_prefixes(_select_state_dict(content, path)), _note(content, path))
 
 
 def _note(content: Any, path: Path) -> str:
@@ -82,8 +83,8 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_safetensors(path: Path) -> Any:
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
+        return read_tensors(path.read_bytes())
+    except ValueError as error:
         raise InvalidConfig(f"{path} is a broken safetensors file: {error}.") from None
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -198,7 +199,7 @@ def test_networks_with_the_same_tensors_are_told_apart_by_config_or_option(
     assert convert_checkpoint(path)[1].architecture == "resnet18"
     [message] = caplog.messages
     assert message.startswith(f"{path} was taken for resnet18. Tensors of the same names and shapes")
-    assert message.endswith(": resnetblur18. --architecture NAME decides.")
+    assert message.endswith(": resnetblur18, se_var1_resnet18, simam_resnet18. --architecture NAME decides.")
     caplog.clear()
     labels = ["a", "b", "c", "d"]
     image = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.5}
@@ -210,6 +211,24 @@ def test_networks_with_the_same_tensors_are_told_apart_by_config_or_option(
     assert caplog.messages == []
     assert convert_checkpoint(path, architecture="resnetblur18")[1].labels == tuple("0123")
     assert caplog.messages == [f"{tmp_path / 'config.json'} is not used: the architecture is given."]
+
+
+@pytest.mark.parametrize(("name", "detected"), [("ceca_resnet20", "eca"), ("simam_resnet20", "none")])
+def test_methods_with_the_same_tensors_are_named_and_decided_by_the_architecture(
+    name: str, detected: str, save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = ecanet.randomize(create_model(name, num_classes=3))
+    path = save(ours.state_dict())
+    assert convert_checkpoint(path)[1].attention == detected
+    assert name in caplog.text
+    model, config = convert_checkpoint(path, architecture=name)
+    assert (config.architecture, config.attention) == ("resnet20", name.partition("_")[0])
+    assert difference(ours, model, 32) <= 1e-6
+
+
+def test_a_small_stem_with_the_same_tensors_is_named(save: Save, caplog: pytest.LogCaptureFixture) -> None:
+    convert_checkpoint(save(create_model("eca_mobilenet_v2", num_classes=3, stem="small").state_dict()))
+    assert "default stem; a small stem has the same tensors" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "others"), architecture._SAME_TENSORS.items())
@@ -259,6 +278,15 @@ def test_labels_are_imagenets_for_1000_outputs_and_numbers_otherwise(eca_resnet1
     assert convert_checkpoint(path, labels=list("abcdefghij"))[1].labels == tuple("abcdefghij")
     with pytest.raises(InvalidConfig, match="2 labels, and the network in the file has 10 outputs"):
         convert_checkpoint(path, labels=["a", "b"])
+
+
+def test_the_command_reads_the_file_once(
+    eca_resnet18: nn.Module, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, load = save(eca_resnet18.state_dict()), Mock(wraps=torch.load)
+    monkeypatch.setattr(torch, "load", load)
+    assert main([str(path), "--to", str(tmp_path / "package")]) == 0
+    assert load.call_count == 1
 
 
 def test_the_command_converts(

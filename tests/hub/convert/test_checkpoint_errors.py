@@ -1,6 +1,7 @@
 """Checkpoints that cannot be converted: what does not fit is named, no code of the file runs, no files are left."""
 
 import errno
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def test_a_broken_file_is_reported(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.pth"
     path.write_bytes(content)
     with pytest.raises(InvalidConfig, match="safetensors"):
+        convert_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "num_bytes"),
+    [("F4", [4], 2), ("F8_E8M0", [2], 2), ("F32", [0, 2**62, 2**62], 0)],
+)
+def test_a_safetensors_file_that_torch_cannot_hold_is_reported(
+    dtype: str, shape: list[int], num_bytes: int, tmp_path: Path
+) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, num_bytes]}}).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
+    with pytest.raises(InvalidConfig, match=r"odd\.safetensors is a broken safetensors file: 'a' has"):
         convert_checkpoint(path)
 
 
@@ -127,8 +142,27 @@ def test_the_given_architecture_must_match_the_file(eca_resnet18: nn.Module, sav
     assert convert_checkpoint(path, architecture="eca_resnet18")[1].attention == "eca"
     with pytest.raises(CheckpointMismatch, match="holds resnet18 with attention 'eca', not se_resnet18"):
         convert_checkpoint(path, architecture="se_resnet18")
-    with pytest.raises(UnknownName, match="eca_resnet18"):
-        convert_checkpoint(path, architecture="eca_resnet188")
+    with pytest.raises(CheckpointMismatch, match="holds resnet18 with attention 'eca', not ceca_resnet18"):
+        convert_checkpoint(path, architecture="ceca_resnet18")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        ("eca_resnet188", "eca_resnet18"),
+        ("resnet18.a1_in2k", "'resnet18.a1_in1k'"),
+        ("eca_resnet18.a1_in1k", "no architecture 'eca_resnet18.a1_in1k'"),
+    ],
+)
+def test_an_unknown_architecture_or_tag_is_refused_before_the_file_is_read(
+    architecture: str, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "no_checkpoint.pth"
+    path.touch()
+    with pytest.raises(UnknownName, match=words):
+        convert_checkpoint(path, architecture=architecture)
+    with pytest.raises(UnknownName, match=words):
+        main([str(path), "--to", str(tmp_path / "package"), "--architecture", architecture])
 
 
 def test_the_nearest_backbone_is_named_when_a_relative_does_not_fit(save: Save) -> None:

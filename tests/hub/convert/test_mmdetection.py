@@ -162,6 +162,13 @@ def test_what_is_another_detector_is_refused_by_name(change: dict[str, Any], sen
     assert not (tmp_path / "package").exists()
 
 
+def test_another_backbone_is_refused_without_the_hint_of_an_option_for_classifiers(tmp_path: Path) -> None:
+    heads = {name: t for name, t in two_stages(2, masks=False).items() if not name.startswith("backbone.")}
+    file = save(heads | {"backbone.patch_embed.weight": torch.zeros(2)}, tmp_path / "swin.pth")
+    with pytest.raises(CheckpointMismatch, match="Detectors with another backbone cannot be converted"):
+        eca_hub.convert_detector(file)
+
+
 @pytest.mark.parametrize("name", ["bbox_head.retina_cls.weight", "bbox_head.fc_cls.weight", "bbox_head.fc_reg.bias"])
 def test_a_layer_of_one_number_is_refused(name: str, tmp_path: Path) -> None:
     file = save(two_stages(1, masks=False) | {name: torch.tensor(1.0)}, tmp_path / "other.pth")
