@@ -134,8 +134,9 @@ def _run(command: str, args: list[str]) -> int:
 
 
 _EXTRA_OF = {
-    **dict.fromkeys(("lightning", "torchmetrics", "sklearn", "matplotlib", "rich"), "train"),
+    **dict.fromkeys(("lightning", "torchmetrics", "sklearn", "matplotlib", "rich", "scipy", "pyarrow"), "train"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "lz4", "markdown_it"), "serve"),
+    "ray": "ray",
 }
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from eca_hub.hub.package import CARD_FILE, CONFIG_FILE, config_from_json
 from eca_hub.models.paper import PublishedRow, published_rows
 from eca_hub.releases import list_releases, release_folder
 from eca_hub.report.page import CAPTIONS, comparisons_table, markdown_table, methods_table, notes_on, warnings_on
-from eca_hub.report.study import Study, read_plan, read_study
+from eca_hub.report.study import DEFAULT_METRIC, Plan, Study, read_plan, read_study
 
 ROOT = Path(__file__).parent
 ROWS = ROOT / "configs" / "imagenet" / "rows"
@@ -33,8 +33,8 @@ SWEEPS = ROOT / "sweeps"
 RESULTS = ROOT / "results" / "measured.csv"
 """Own results, by configuration: config, metric, value, date, hardware, commit, hub_id."""
 
-_FIGURE_4 = (("3", 77.43), ("5", None), ("7", None), ("9", None), ("adaptive", 77.48))
-"""Kernel size, and the top-1 that the text of the paper states; the other points are drawn and not printed."""
+_FIGURE_4 = {"resnet50": {"3": 77.43, "adaptive": 77.48}, "resnet101": {"adaptive": 78.65}}
+"""Top-1 of each kernel size that the paper states in its text or tables; the other points are drawn, not printed."""
 _DESCRIPTIVE = ("k", "m", "p", "q", "r")
 """Blocks of which plan.yaml plans no comparison."""
 _COMPARED_WITH = {"j": "v", "k": "w", "m": "w", "r": "v"}
@@ -81,9 +81,11 @@ def _table_rows() -> Iterator[ConfigRow]:
 
 
 def _figure_4_rows() -> Iterator[ConfigRow]:
-    for architecture in ("resnet50", "resnet101"):
-        for k, top1 in _FIGURE_4:
-            published = f"top-1 {top1:.2f} (paper)" if top1 and architecture == "resnet50" else "drawn, not printed"
+    for architecture, printed in _FIGURE_4.items():
+        for k in ("3", "5", "7", "9", "adaptive"):
+            # The authors' weights are of an older rule.
+            source = "paper, whose weights have the sizes 3, 5, 5, 7" if k == "adaptive" else "paper"
+            published = f"top-1 {printed[k]:.2f} ({source})" if k in printed else "drawn, not printed"
             # Adaptive: the rule of equation 12, which is what eca takes when no size is given.
             args = {} if k == "adaptive" else {"kernel_sizes": int(k)}
             file = ROWS / f"figure4_k{k}_{architecture}.yaml"
@@ -115,7 +117,7 @@ def config_text(row: ConfigRow) -> str:
 def command(row: ConfigRow) -> str:
     """The command that trains a row."""
     if row.file is None:
-        return f"eca-hub complexity --model {row.architecture}"
+        return f"eca-hub complexity --table {row.table.removeprefix('table ')}"
     recipe = f"experiments/configs/imagenet/{row.recipe}"
     return f"eca-hub fit -c {recipe} -c experiments/{row.file.relative_to(ROOT)} --data.root IMAGENET --run_dir RUN"
 
@@ -197,9 +199,9 @@ def _study() -> list[str]:
     """The blocks of the plan, each with the command that runs or continues it and the state of its results."""
     lines = [
         "`results/plan.yaml` was committed before any comparison was computed: the blocks, the number of seeds,",
-        "four comparisons and their tests. Blocks F, V and J, for processors without bf16, have plans of their own:",
-        "`results/plan_f.yaml`, `plan_v.yaml` and `plan_j.yaml`. `data/cifar10` and `data/photos` are folders with",
-        "parquet files, or links to them. The command of a block also continues it: finished runs are never repeated.",
+        "four comparisons and their tests. Blocks F, V, J, R and Q, for processors without bf16, have plans of their",
+        "own: `results/plan_f.yaml` and so on. `data/cifar10` and `data/photos` are folders with parquet files, or",
+        "links to them. The command of a block also continues it: finished runs are never repeated.",
         "",
         "| block | runs | finished | command |",
         "| --- | --- | --- | --- |",
@@ -216,7 +218,8 @@ def _study() -> list[str]:
         named = " ".join(f"experiments/results/{each.results_file.name}" for each in together)
         reports.append(f"eca-hub report {named}{option} --out runs/report_{name}")
         if all(each.num_finished == each.num_runs for each in together):
-            study = read_study([each.results_file for each in together], read_plan(block.plan))
+            plan = read_plan(block.plan) if block.plan else Plan(DEFAULT_METRIC, ())
+            study = read_study([each.results_file for each in together], plan)
             tables += ["", f"### Block {name.upper()}", "", *_tables_of(study, block)]
     return [
         *lines,
@@ -241,13 +244,13 @@ class StudyBlock:
     num_finished: int
     results_file: Path
     plan: Path | None
-    """The comparisons that were planned; None for a block that is only described."""
+    """The comparisons that were planned; None for a block that is only described and has no plan of its own."""
 
 
 def _read_block(sweep: Path) -> StudyBlock:
     text, results = sweep.read_text(), RESULTS.parent
     file = results / f"{sweep.stem}.csv"
-    plans = [results / f"plan_{sweep.stem}.yaml", results / "plan.yaml"] if sweep.stem not in _DESCRIPTIVE else []
+    plans = [results / f"plan_{sweep.stem}.yaml", *([results / "plan.yaml"] if sweep.stem not in _DESCRIPTIVE else [])]
     return StudyBlock(
         sweep.stem,
         next(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# eca-hub sweep")),
@@ -259,11 +262,8 @@ def _read_block(sweep: Path) -> StudyBlock:
 
 
 def _tables_of(study: Study, block: StudyBlock) -> list[str]:
-    """The tables of the report of a finished block, and its figure; without a plan there are no comparisons."""
+    """The tables of the report of a finished block, and its figure."""
     [compared] = study.blocks
-    if not block.plan:
-        compared = replace(compared, comparisons=())
-        study = replace(study, blocks=(compared,))
     kind = "kernel_size" if any(method.kernel_size is not None for method in compared.methods) else "accuracy"
     comparisons = markdown_table(comparisons_table(compared)) if compared.comparisons else []
     return [

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,6 @@ def main(argv: list[str]) -> int:
     num_left = state.num_runs - state.num_done - len(state.failed)
     if num_left:
         print(f"{num_left} runs were not started, because the first one failed.", file=sys.stderr)
-    if args.speeds and state.num_done == state.num_runs:
-        from eca_hub.sweep.speeds import network_folders, with_baseline
-
-        networks = network_folders(runs, out_dir, recorded)
-        if baseline is not None and networks:
-            networks = with_baseline(networks, runs, baseline)
-        _write_speeds(networks, results_file, num_jobs=args.jobs)
-    elif args.speeds:
-        print("The networks were not timed, because not all runs have finished.", file=sys.stderr)
     summary: dict[str, Any] = {
         "runs": state.num_runs,
         "finished": state.num_done,
@@ -108,10 +99,19 @@ def main(argv: list[str]) -> int:
         "results": str(results_file),
     }
     print(json.dumps(summary) if args.json else f"{state.num_done} of {state.num_runs} runs finished: {results_file}")
+    if args.speeds and state.num_done == state.num_runs:
+        from eca_hub.sweep.speeds import network_folders, with_baseline
+
+        networks, left_out = network_folders(runs, out_dir, recorded)
+        if baseline is not None and networks:
+            networks = with_baseline(networks, runs, baseline)
+        _write_speeds(networks, left_out, results_file, num_jobs=args.jobs)
+    elif args.speeds:
+        print("The networks were not timed, because not all runs have finished.", file=sys.stderr)
     return 0 if state.num_done == state.num_runs else 1
 
 
-def _write_speeds(networks: Mapping[str, Path], results_file: Path, *, num_jobs: int) -> None:
+def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results_file: Path, *, num_jobs: int) -> None:
     import torch
 
     from eca_hub.allocator import keep_freed_memory
@@ -122,11 +122,16 @@ def _write_speeds(networks: Mapping[str, Path], results_file: Path, *, num_jobs:
     if not networks:
         print("No network was timed, because no run has a folder here.", file=sys.stderr)
         return
+    speeds_file = table_beside(results_file, "speeds")
+    if left_out:
+        kept = f" {speeds_file} stays as it is." if speeds_file.exists() else ""
+        print(f"Not timed, because no run of it has a folder here: {', '.join(left_out)}.{kept}", file=sys.stderr)
+        if kept:
+            return
     # Both as in the runs.
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_of_job(num_jobs))
-    speeds_file = table_beside(results_file, "speeds")
     try:
         rows = measure_speeds(
             networks, report=lambda turn, of: show_progress(f"timing {len(networks)} networks: turn {turn} of {of}")

@@ -128,10 +128,8 @@ def warnings_on(block: Block, plan: Plan) -> list[str]:
     """Return what a reader of the comparisons of a block must know first."""
     warnings = []
     if block.num_missing_runs:
-        warnings.append(
-            f"Incomplete: {block.num_missing_runs} runs of the plan are missing. "
-            "The comparisons below are not its result."
-        )
+        not_its_result = " The comparisons below are not its result." if block.comparisons else ""
+        warnings.append(f"Incomplete: {block.num_missing_runs} runs of the plan are missing.{not_its_result}")
     if block.methods_without_runs:
         warnings.append(
             f"Left out: the comparisons that the plan makes with {', '.join(block.methods_without_runs)}, of which "
@@ -149,11 +147,13 @@ def methods_table(study: Study, block: Block) -> Table:
         if isinstance(row.get("images_per_s"), int | float)
     }
     name = "accuracy" if study.plan.metric == DEFAULT_METRIC else study.plan.metric
+    # The speed of a run depends on what else its machine did, so that it does not stand beside others.
+    is_timed = any(method.speed for block in study.blocks for method in block.methods)
     rows = []
     for method in block.methods:
         training, inference = (_speed(method.speed, mode) for mode in ("training", "inference"))
         measured = [of_runs[run] for run in method.runs if run in of_runs]
-        if not method.speed and measured:
+        if not is_timed and measured:
             training = f"{sum(measured) / len(measured):,.0f}"
         rows.append(
             [

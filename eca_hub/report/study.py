@@ -53,11 +53,11 @@ class Plan:
 
     metric: str
     """Column of the results, a share between 0 and 1; reported in percentage points."""
-    comparisons: tuple[Planned, ...]
-    """Method a, method b, kind and margin in points; empty compares each method with none and with se."""
+    comparisons: tuple[Planned, ...] | None
+    """Method a, method b, kind and margin in points; None compares each method with none and with se."""
     num_seeds: int | Mapping[str, int] = 0
     """Seeds of each compared method when the study is complete, or of each method by its name; 0 if the plan states
-    none."""
+    none. Where nothing is compared, of each method that has runs."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def read_plan(path: Path | None, metric: str | None = None) -> Plan:
         UnknownName: a key that a plan does not have.
     """
     if path is None:
-        return Plan(metric or DEFAULT_METRIC, ())
+        return Plan(metric or DEFAULT_METRIC, None)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         _check_keys(document, _PLAN_KEYS)
@@ -201,7 +201,8 @@ def read_plan(path: Path | None, metric: str | None = None) -> Plan:
         raise InvalidConfig(f"The plan {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InvalidConfig(
-            f"{path} is not a plan.", hint="It needs comparisons: [{a: eca, b: none, kind: difference}, ...]."
+            f"{path} is not a plan.",
+            hint="It needs comparisons: [{a: eca, b: none, kind: difference}, ...], or [] where nothing is compared.",
         ) from None
     _check_no_repetition(planned, path)
     planned_metric = str(document.get("metric", metric or DEFAULT_METRIC))
@@ -295,11 +296,11 @@ def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, spee
         by_method.setdefault(_method_name(row, grid), []).append(row)
     methods = tuple(_method(method, members, plan.metric, grid, speed_of) for method, members in by_method.items())
     groups = {method.name: list(method.values) for method in methods}
-    planned = plan.comparisons or _default_comparisons(list(groups))
+    planned = _default_comparisons(list(groups)) if plan.comparisons is None else plan.comparisons
     comparisons = tuple(compare(groups, planned))
     wanted = dict.fromkeys(method for a, b, *_ in planned for method in (a, b))
     without_runs = tuple(method for method in wanted if method not in groups)
-    seeds_of = dict.fromkeys(wanted, plan.num_seeds) if isinstance(plan.num_seeds, int) else plan.num_seeds
+    seeds_of = dict.fromkeys(wanted or groups, plan.num_seeds) if isinstance(plan.num_seeds, int) else plan.num_seeds
     num_missing = sum(max(num_seeds - len(groups.get(method, ())), 0) for method, num_seeds in seeds_of.items())
     return Block(name, methods, comparisons, num_missing, without_runs)
 

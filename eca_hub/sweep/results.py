@@ -77,18 +77,18 @@ def read_recorded(runs: Sequence[SweepRun], out_dir: Path, results_file: Path) -
         return Tables()
     known = {run.name: run.config_hash for run in runs}
     rows = read_table(results_file, as_text=True)
-    foreign = [row for row in rows if known.get(row.get("run", "")) != row.get("config_hash")]
+    foreign = [row for row in rows if row.get("run", "") not in known or known[row["run"]] != row.get("config_hash")]
     if lost := [row for row in foreign if not is_finished(out_dir / str(row.get("run", "")))]:
         raise InvalidConfig(
             f"{results_file} has {len(lost)} rows that belong to no run of this sweep and have no run folder, "
             f"the first of {str(lost[0].get('run', ''))!r}; they would be lost.",
             hint="Name another file with --results, or move this one.",
         )
-    recorded = {run.name for run in runs if not is_finished(out_dir / run.name)} & {row["run"] for row in rows}
+    recorded = {run.name for run in runs if not is_finished(out_dir / run.name)} & {row.get("run") for row in rows}
     tables = Tables()
     for name, kept in vars(tables).items():
         path = results_file if name == "results" else table_beside(results_file, name)
-        kept += [row for row in read_table(path, as_text=True) if row["run"] in recorded] if path.exists() else []
+        kept += [row for row in read_table(path, as_text=True) if row.get("run") in recorded] if path.exists() else []
     return tables
 
 

@@ -115,7 +115,9 @@ class _Steps:
             torch.cuda.synchronize()
 
 
-def network_folders(runs: Sequence[SweepRun], out_dir: Path, recorded: Collection[str]) -> dict[str, Path]:
+def network_folders(
+    runs: Sequence[SweepRun], out_dir: Path, recorded: Collection[str]
+) -> tuple[dict[str, Path], list[str]]:
     """Return the folder of one run of each network, by the columns of its point without the seeds, as JSON.
 
     Args:
@@ -124,14 +126,15 @@ def network_folders(runs: Sequence[SweepRun], out_dir: Path, recorded: Collectio
         recorded: Names of runs that have no folder, because another machine has finished them.
 
     Returns:
-        Their folders, in the order in which the sweep has the networks; one of which no run has a folder is left out.
+        Their folders, in the order in which the sweep has the networks, and the networks of which no run has a folder.
     """
     folders: dict[str, Path | None] = {}
     for run in runs:
         columns = column_names(list(run.point))
         name = json.dumps({columns[key]: plain(each) for key, each in run.point.items() if columns[key] not in SEEDS})
         folders[name] = folders.get(name) or (None if run.name in recorded else out_dir / run.name)
-    return {name: folder for name, folder in folders.items() if folder is not None}
+    found = {name: folder for name, folder in folders.items() if folder is not None}
+    return found, [name for name, folder in folders.items() if folder is None]
 
 
 def with_baseline(networks: Mapping[str, Path], runs: Sequence[SweepRun], run_dir: Path) -> dict[str, Path]:
@@ -146,7 +149,7 @@ def with_baseline(networks: Mapping[str, Path], runs: Sequence[SweepRun], run_di
     columns = column_names(list(runs[0].point))
     point = {column: _get(options, *key.split(".")) for key, column in columns.items() if column not in SEEDS}
     name = json.dumps({column: "" if value is None else plain(value) for column, value in point.items()})
-    return {name: run_dir, **networks}
+    return {name: run_dir, **{each: folder for each, folder in networks.items() if each != name}}
 
 
 def _get(options: Any, *keys: str) -> Any:

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from eca_hub.__main__ import main
 from eca_hub.errors import InvalidConfig, UnknownName
-from eca_hub.report.page import png
+from eca_hub.report.page import png, warnings_on
 from eca_hub.report.plots import draw_all
 from eca_hub.report.study import Plan, Planned, Study, group, read_plan, read_study
 from eca_hub.sweep.results import Row, table_beside, write_table
 
-PLAIN = Plan("test_top1", ())
+PLAIN = Plan("test_top1", None)
 
 
 def rows_of(means: dict[str, float], *, architecture: str = "resnet18", num_seeds: int = 5) -> list[Row]:
@@ -281,6 +281,15 @@ def test_a_comparison_without_runs_still_counts_in_the_correction() -> None:
     assert block.comparisons[0].p_holm == pytest.approx(3 * block.comparisons[0].p)
 
 
+def test_a_plan_may_compare_nothing_and_state_how_many_runs_there_are(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("num_seeds: 8\ncomparisons: []\n")
+    plan = read_plan(tmp_path / "plan.yaml")
+    [block] = group(rows_of(MEANS), plan)
+    assert block.comparisons == ()
+    assert block.num_missing_runs == 3 * len(MEANS)
+    assert warnings_on(block, plan) == [f"Incomplete: {3 * len(MEANS)} runs of the plan are missing."]
+
+
 def test_where_the_exact_test_can_show_nothing_no_smallest_difference_is_stated() -> None:
     [block] = group(rows_of(MEANS, num_seeds=3), PLAIN)
     assert all(math.isnan(each.smallest_difference) for each in block.comparisons)
@@ -380,7 +389,7 @@ def test_labels_that_matplotlib_cannot_draw_are_replaced(tmp_path: Path) -> None
 def test_a_metric_without_curves_has_no_figure_of_them() -> None:
     rows = rows_of(MEANS)
     curves = [{"run": row["run"], "epoch": 0, "val_top1": 0.5} for row in rows]
-    plan = Plan("test_macro", ())
+    plan = Plan("test_macro", None)
     rows = [{**row, "test_macro": 0.5} for row in rows]
     assert "curves" not in draw_all(Study(plan, tuple(group(rows, plan)), rows, curves))
 
@@ -464,7 +473,7 @@ def test_another_metric_names_the_axes_and_the_classes(tmp_path: Path) -> None:
     write_table(rows, path)
     write_table([{"run": row["run"], "epoch": 0, "val_AP": 0.3} for row in rows], table_beside(path, "curves"))
     write_table([{"run": row["run"], "label": "cat", "AP": 0.5} for row in rows], table_beside(path, "classes"))
-    figures = draw_all(read_study([path], Plan("test_AP", ())))
+    figures = draw_all(read_study([path], Plan("test_AP", None)))
     curves, classes = figures["curves"], figures["classes"]
     assert curves.axes[0].get_ylabel() == "val_AP (%)"
     assert points_of(curves) == [([1], [30.0])] * 3
@@ -502,7 +511,7 @@ def test_speeds_stand_beside_the_accuracy(results: Path, tmp_path: Path) -> None
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| 1,234 (+0.0%) | 5,000 (+0.0%) | 75.20 |" in text
     assert "| 1,234 (+3.1%) | 5,000 (+3.1%) | 77.48 |" in text
-    assert "| 100 | - | 76.71 |" in text
+    assert "| - | - | 76.71 |" in text, "the speed of a run is not one in turns"
     assert "networks in turns on cpu, threads: 2, batches of 32" in text
 
 

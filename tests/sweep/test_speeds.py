@@ -30,18 +30,19 @@ def finish(run_dir: Path, **config: Any) -> None:
 
 
 def test_a_network_is_what_differs_in_more_than_the_seed(tmp_path: Path) -> None:
-    assert network_folders(RUNS, tmp_path, ["eca0"]) == {
-        '{"attention": "none"}': tmp_path / "none0",
-        '{"attention": "eca"}': tmp_path / "eca1",
-    }
+    folders = {'{"attention": "none"}': tmp_path / "none0", '{"attention": "eca"}': tmp_path / "eca1"}
+    assert network_folders(RUNS, tmp_path, ["eca0"]) == (folders, [])
 
 
 def test_the_first_network_is_that_of_the_sweep_also_if_its_first_run_has_no_folder(tmp_path: Path) -> None:
-    assert list(network_folders(RUNS, tmp_path, ["none0"]).values()) == [tmp_path / "none1", tmp_path / "eca0"]
+    networks, _ = network_folders(RUNS, tmp_path, ["none0"])
+    assert list(networks.values()) == [tmp_path / "none1", tmp_path / "eca0"]
 
 
 def test_a_network_without_a_folder_is_left_out(tmp_path: Path) -> None:
-    assert network_folders(RUNS, tmp_path, ["eca0", "eca1"]) == {'{"attention": "none"}': tmp_path / "none0"}
+    networks, left_out = network_folders(RUNS, tmp_path, ["eca0", "eca1"])
+    assert networks == {'{"attention": "none"}': tmp_path / "none0"}
+    assert left_out == ['{"attention": "eca"}']
 
 
 def test_networks_take_turns_and_are_compared_with_the_first(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_networks_take_turns_and_are_compared_with_the_first(tmp_path: Path) -> 
     finish(tmp_path / "eca0")
     turns: list[tuple[int, int]] = []
     rows = measure_speeds(
-        network_folders(RUNS, tmp_path, []), report=lambda turn, of: turns.append((turn, of)), num_turns=2
+        network_folders(RUNS, tmp_path, [])[0], report=lambda turn, of: turns.append((turn, of)), num_turns=2
     )
     assert turns == [(1, 4), (2, 4), (3, 4), (4, 4)]
     first, second = rows
@@ -60,18 +61,19 @@ def test_networks_take_turns_and_are_compared_with_the_first(tmp_path: Path) -> 
     assert {row["batch_size"] for row in rows} == {BATCH_SIZE}
 
 
-def test_the_network_of_another_sweep_is_the_first_if_it_is_the_baseline(tmp_path: Path) -> None:
-    finish(tmp_path / "plain", attention="none", attention_args={})
-    (tmp_path / "plain" / "config.yaml").write_text("model: {attention: none}\n")
-    networks = with_baseline(network_folders(RUNS[1:2], tmp_path, []), RUNS, tmp_path / "plain")
-    assert list(networks.items()) == [
-        ('{"attention": "none"}', tmp_path / "plain"),
-        ('{"attention": "eca"}', tmp_path / "eca0"),
-    ]
+@pytest.mark.parametrize("attention", ["none", "eca"])
+def test_the_network_of_another_sweep_is_the_first_if_it_is_the_baseline(attention: str, tmp_path: Path) -> None:
+    finish(tmp_path / "other", attention=attention, attention_args={})
+    (tmp_path / "other" / "config.yaml").write_text(f"model: {{attention: {attention}}}\n")
+    networks = with_baseline(network_folders(RUNS, tmp_path, [])[0], RUNS, tmp_path / "other")
+    rest = {"none": tmp_path / "none0", "eca": tmp_path / "eca0"}
+    del rest[attention]
+    assert list(networks.values()) == [tmp_path / "other", *rest.values()]
+    assert [json.loads(name)["attention"] for name in networks] == [attention, *rest]
 
 
 def test_detection_is_refused_in_a_sentence(tmp_path: Path) -> None:
     for run in RUNS:
         finish(tmp_path / run.name, task="object-detection")
     with pytest.raises(InvalidConfig, match=r"--speeds times classifiers; .* has a detector"):
-        measure_speeds(network_folders(RUNS, tmp_path, []), report=lambda turn, of: None)
+        measure_speeds(network_folders(RUNS, tmp_path, [])[0], report=lambda turn, of: None)

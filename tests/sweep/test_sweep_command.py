@@ -74,6 +74,18 @@ def test_speeds_of_a_sweep_that_another_machine_has_finished_are_left_out(
     assert "No network was timed, because no run has a folder here." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["name,age\nA,1\n", "run,epoch\nA,1\n", "run,config_hash\nA,1\n"])
+def test_a_file_of_something_else_is_not_replaced(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "table.csv").write_text(text)
+    command = ["sweep", "-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--results", str(tmp_path / "table.csv")]) == 2
+    assert "table.csv has 1 rows that belong to no run of this sweep" in capsys.readouterr().err
+    assert (tmp_path / "table.csv").read_text() == text
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_that_is_killed_twice_ends_with_the_results_of_one_that_was_not(tmp_path: Path) -> None:
