@@ -134,7 +134,9 @@ def strip_metadata(name: str, data: bytes) -> StrippedImage:
         raise NotAnImage(
             f"The {name} cannot be decoded: it ends too early.", hint="Check that the file is complete."
         ) from None
-    if name == "BMP" and data[30:31] in (b"\1", b"\2") and len(data) > _MAX_RLE_BYTES:
+    # The header of OS/2 has 12 bytes, and its palette where others have their compression.
+    is_rle = name == "BMP" and data[14:18] != b"\x0c\0\0\0" and data[30:31] in (b"\1", b"\2")
+    if is_rle and len(data) > _MAX_RLE_BYTES:
         # Pillow decodes run lengths in Python, which holds the interpreter lock.
         raise TooManyPixels("The BMP is large and run-length encoded.", hint="Save it as PNG.")
     return StrippedImage(data)

@@ -18,7 +18,8 @@ _SNIFFED_BYTES = 64
 def read_sizes(path: str | Path, limits: ImageLimits = ImageLimits()) -> tuple[tuple[int, int], tuple[int, int]]:
     """Read width and height of an image file, as stored and as displayed, from its header.
 
-    What the decoder would refuse is refused here, as far as the header shows it: it does not count the scans of a JPEG.
+    What the decoder would refuse is refused here, as far as the header shows it: the scans of a JPEG are not counted,
+    and the encoding of a BMP is not read.
 
     Raises:
         BadImage: it is no image in one of `FORMATS`, its header is damaged, or it is larger than allowed.

@@ -104,3 +104,17 @@ def test_a_chunk_that_claims_more_than_there_is_ends_a_png() -> None:
     whole = encode(scene(), "PNG")
     claiming = whole[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT" + whole[41:]
     assert strip_metadata("PNG", claiming).data == claiming
+
+
+@pytest.mark.parametrize("compression", [0, 1, 2])
+def test_a_large_bmp_is_refused_if_it_is_run_length_encoded_and_not_for_its_palette(compression: int) -> None:
+    compressed = b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, 1000, 1000, 1, 8, compression) + bytes(2**20)
+    if compression:
+        with pytest.raises(TooManyPixels, match="run-length encoded"):
+            strip_metadata("BMP", compressed)
+    else:
+        assert strip_metadata("BMP", compressed).data == compressed
+    palette = bytes(3) + bytes([compression]) * 3 * 255
+    of_os2 = b"BM" + struct.pack("<IIIIHHHH", 0, 0, 26 + 768, 12, 1000, 1000, 1, 8) + palette + bytes(1_000_000)
+    assert strip_metadata("BMP", of_os2).data == of_os2
+    assert decode_image(of_os2).size == (1000, 1000)
