@@ -17,7 +17,7 @@ from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import FileDataModule, check_labels
 from eca_hub.train.data.labels import class_names, read_values, to_multi_hot, to_targets
 from eca_hub.train.data.source import Split, fingerprint_of, readable_name
-from eca_hub.train.data.table import find_file, read_table
+from eca_hub.train.data.table import find_file, is_file, read_table
 
 _PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path",
@@ -200,7 +200,7 @@ class PathSource:
 
     def missing_files(self) -> list[str]:
         """Return the paths of the files that are not there."""
-        return [str(self._folder / path) for path in self._paths if not (self._folder / path).is_file()]
+        return [str(self._folder / path) for path in self._paths if not is_file(self._folder / path)]
 
     def fingerprint(self) -> str:
         """Hash paths and labels."""

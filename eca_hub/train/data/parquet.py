@@ -41,6 +41,8 @@ _LABEL_COLUMNS = ("label", "labels", "cls", "class", "category", "target")
 _BATCH_ROWS = 64
 _SNIFFED_BYTES = 512
 _MAX_NAME_CHARS = 200
+_DAMAGES = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What pyarrow raises for the pages of a damaged file."""
 
 
 class ParquetData(FileDataModule):
@@ -139,7 +141,10 @@ class ParquetTable:
         self.values: list[Any] = []
         """Class name of each row, or the names of several; None where there is none."""
         for path in paths:
-            column = pq.read_table(path, columns=[label_column])[label_column]
+            try:
+                column = pq.read_table(path, columns=[label_column])[label_column]
+            except _DAMAGES as error:
+                raise _damaged(path, error) from None
             read = label_lists if is_multi_label else label_values
             self.values += read(column, self.names, label_column, path)
         self.num_rows = [pq.read_metadata(path).num_rows for path in paths]
@@ -214,9 +219,12 @@ class ParquetSource:
     def _rows(self) -> Iterable[tuple[int, bytes, str]]:
         """Yield kind, content and stated name of every row, holding a few rows in memory."""
         for path in self._paths:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_BATCH_ROWS, columns=[self._image_column]):
-                    yield from map(_unpack, batch.column(0).to_pylist())
+            try:
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(_BATCH_ROWS, columns=[self._image_column]):
+                        yield from map(_unpack, batch.column(0).to_pylist())
+            except _DAMAGES as error:
+                raise _damaged(path, error) from None
 
 
 _BYTES, _PATH, _NOTHING = range(3)
@@ -299,6 +307,12 @@ def _read_schema(path: Path) -> Any:
     if repeated := [name for name, times in Counter(schema.names).items() if times > 1]:
         raise InvalidConfig(f"{path} has two columns {repeated[0]!r}.", hint="Rename one of them.")
     return schema
+
+
+def _damaged(path: Path, error: Exception) -> InvalidConfig:
+    return InvalidConfig(
+        f"{path} is damaged: {' '.join(str(error).split()).rstrip('.')}.", hint="Fetch or write the file again."
+    )
 
 
 def _check_image_type(kind: Any, column: str, path: Path) -> None:

@@ -31,6 +31,8 @@ LABEL_ENDINGS = ("cls", "label", "txt", "json")
 _JSON_KEYS = ("label", "class", "cls", "category", "target")
 _JSON_LIST_KEYS = ("labels", "classes", "categories", "targets", *_JSON_KEYS)
 
+_META = re.compile(r"__[^/]*__($|/)")
+"""Names of files that `tar_file_iterator` leaves out."""
 _WAITS_S = (1.0, 2.0, 4.0)
 """Before a lost connection is opened again."""
 _TIMEOUT_S = 60.0
@@ -167,6 +169,18 @@ def samples_of(url: str, file: IO[bytes]) -> Iterator[Sample]:
     from webdataset.tariterators import group_by_keys
 
     yield from group_by_keys(_files_of(url, file))
+
+
+def count_samples(names: Iterable[str]) -> int:
+    """Count the samples that `samples_of` yields of a shard with files of these names, in order.
+
+    Raises:
+        ValueError: a sample has two files of one name.
+    """
+    from webdataset.tariterators import group_by_keys
+
+    files = ({"fname": name, "data": b"", "__url__": ""} for name in names if not _META.match(name))
+    return sum(1 for _ in group_by_keys(files))
 
 
 def _files_of(url: str, file: IO[bytes]) -> Iterator[dict[str, Any]]:

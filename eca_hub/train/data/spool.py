@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class Spool:
     """Records of a kind, some bytes and a name, by index.
 
     Args:
-        records: Yields the records in order; called at the first access.
+        records: Yields the records in order; called at the first access. It raises InvalidConfig where it cannot read
+            them: an OSError is one of the temporary file.
         num_bytes: About how much they take, to check the free space.
     """
 
@@ -73,15 +74,24 @@ class Spool:
                 f"Unpacking the images takes {self._num_bytes / 2**30:.1f} GiB in {folder}, which has less free.",
                 hint="Set TMPDIR to a folder on a larger disk.",
             )
+        try:
+            with tempfile.TemporaryFile() as file:
+                return self._write_into(file)
+        except OSError as error:
+            raise InvalidConfig(
+                f"The images cannot be unpacked into {folder}: {error.strerror or error}.",
+                hint="Set TMPDIR to a folder on a larger disk.",
+            ) from None
+
+    def _write_into(self, file: IO[bytes]) -> int:
         kinds, sizes, names = list[int](), list[int](), list[str]()
-        with tempfile.TemporaryFile() as file:
-            for kind, content, name in self._records():
-                file.write(content)
-                kinds.append(kind)
-                sizes.append(len(content))
-                names.append(name)
-            file.flush()
-            self._kinds_N, self._sizes_N = np.array(kinds, dtype=np.int8), np.array(sizes, dtype=np.int64)
-            self._starts_N = np.cumsum(self._sizes_N) - self._sizes_N
-            self._names = names
-            return os.dup(file.fileno())
+        for kind, content, name in self._records():
+            file.write(content)
+            kinds.append(kind)
+            sizes.append(len(content))
+            names.append(name)
+        file.flush()
+        self._kinds_N, self._sizes_N = np.array(kinds, dtype=np.int8), np.array(sizes, dtype=np.int64)
+        self._starts_N = np.cumsum(self._sizes_N) - self._sizes_N
+        self._names = names
+        return os.dup(file.fileno())

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -87,4 +88,9 @@ def find_file(folder: Path, path: str) -> str:
     forms = [path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)]
     endings = ["", *IMAGE_ENDINGS] if path and not path.lower().endswith(IMAGE_ENDINGS) else [""]
     names = (f"{form}{ending}" for form in dict.fromkeys(forms) for ending in endings)
-    return next((name for name in names if (folder / name).is_file()), path)
+    return next((name for name in names if is_file(folder / name)), path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path that a table states is a file; it may be longer than a path can be."""
+    return os.path.isfile(path)  # noqa: PTH113  Path.is_file raises OSError for such a path

@@ -160,7 +160,7 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
         contents: dict[str, dict[str, bytes]] = {}
         files: dict[str, tarfile.TarInfo] = {}
         other_endings: dict[str, str] = {}
-        num_repeated = 0
+        num_repeated = num_links = 0
         try:
             with tarfile.open(shard, "r:") as tar:
                 for each in tar:
@@ -168,6 +168,7 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
                     target = files.get(each.linkname) if each.islnk() else None
                     member = target.replace(name=each.name) if target else each
                     base = member.name.rsplit("/", 1)[-1]
+                    num_links += member.issym() or member.islnk()
                     if not member.isfile() or base.startswith("."):
                         continue
                     files[member.name] = member
@@ -185,14 +186,18 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
                         file = tar.extractfile(member)
                         assert file is not None
                         contents.setdefault(key, {}).setdefault(ending, file.read())
-                    else:
+                    elif ending:
                         other_endings[key] = ending
                 end = tar.offset
         except (tarfile.TarError, OSError) as error:
             raise _unreadable(shard, error) from None
         if num_repeated:
             remarks.append(f"{shard.name}: images with the name of an earlier one are left out: {num_repeated}.")
-        if missing := [key for key in contents if key not in images]:
+        if num_links:
+            remarks.append(
+                f"{shard.name}: symbolic links, and links to files that are not before them, are left out: {num_links}."
+            )
+        if missing := [key for key in {**contents, **other_endings} if key not in images]:
             endings = sorted({f".{other_endings[key]}" for key in missing if key in other_endings})
             remarks.append(
                 f"{shard.name}: samples without an image that is decoded are left out: {len(missing)}"

@@ -15,7 +15,7 @@ from eca_hub.hub.package import check_label_text
 from eca_hub.paths import expand_home
 from eca_hub.train.data.datamodule import ImageDataModule
 from eca_hub.train.data.dataset import Batch
-from eca_hub.train.data.shards import StreamSource, check_url, open_shard
+from eca_hub.train.data.shards import StreamSource, check_url, count_samples, open_shard
 from eca_hub.train.data.source import SPLITS, Source, Split, fingerprint_of, readable_name
 from eca_hub.train.data.stream_sampler import StreamBatchSampler
 from eca_hub.train.errors import TrainingStopped
@@ -259,12 +259,10 @@ def _count(url: str, known: Mapping[str, int], images_per_shard: int, remarks: l
         remark = f"{path}: links, which a stream cannot follow, are left out: {num_links}."
         # One file may be the shard of two splits.
         remarks += [] if remark in remarks else [remark]
-    names = [member.name for member in members if member.isfile() and not member.name.startswith("__")]
-    # Consecutive files with one key are a sample; a key ends at the first dot of the file's name.
-    keys = [_key(name) for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
-    return sum(key != before for key, before in zip(keys, [None, *keys][: len(keys)], strict=True))
-
-
-def _key(name: str) -> str:
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0]
+    try:
+        return count_samples(member.name for member in members if member.isreg())
+    except ValueError as error:
+        raise InvalidConfig(
+            f"The shard {path} has two files of one name: {str(error.args[0]).partition(': duplicate')[0]}.",
+            hint="Give each sample a name of its own.",
+        ) from None

@@ -325,3 +325,9 @@ def test_a_column_that_is_there_twice_is_refused(
     file = write(folder / "labels.csv", header, [(name, *row) for name, _ in ROWS])
     with pytest.raises(InvalidConfig, match=r"has two columns '(label|cat)'\. Rename one of them"):
         CsvData(file, val_fraction=0.25, image=SMALL, **options)
+
+
+def test_a_cell_that_is_longer_than_a_path_can_be_is_a_missing_file(folder: Path) -> None:
+    file = write(folder / "labels.csv", "file,label", [*ROWS, ("x" * 5000, "cat")])
+    with pytest.raises(InvalidConfig, match="xxx"):
+        CsvData(file, val_fraction=0.25, image=SMALL).check()

@@ -376,3 +376,20 @@ def test_a_parquet_file_in_the_place_of_its_folder_is_named(tmp_path: Path) -> N
     file = write_table(tmp_path / "train.parquet", [png(1), png(2)], [0, 1])
     with pytest.raises(InvalidConfig, match=rf"train.parquet is a file\. Give --data.root {tmp_path}, its folder"):
         ParquetData(str(file))
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_file_with_damaged_pages_is_named(column: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [0, 1] * 40, names=["cat", "dog"])
+    path = tmp_path / "train.parquet"
+    content = bytearray(path.read_bytes())
+    row_group = pq.read_metadata(path).row_group(0)
+    for number in range(row_group.num_columns):
+        chunk = row_group.column(number)
+        if chunk.path_in_schema.startswith(column):
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    with pytest.raises(InvalidConfig, match=r"train\.parquet is damaged: "):
+        ParquetData(str(tmp_path), image=SMALL).check()

@@ -1,5 +1,7 @@
 """Records of a temporary file: read in any order, in another process, and removed with the process."""
 
+import errno
+import os
 import pickle
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -36,3 +38,12 @@ def test_too_little_free_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
     with pytest.raises(InvalidConfig, match=r"takes 3.0 GiB in .* Set TMPDIR"):
         Spool(Counted(), 3 * 2**30).read(0)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_reported_with_its_folder() -> None:
+    def records() -> Iterator[tuple[int, bytes, str]]:
+        yield RECORDS[0]
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InvalidConfig, match=r"cannot be unpacked into .*: No space left on device\. Set TMPDIR"):
+        Spool(records, 10).read(0)

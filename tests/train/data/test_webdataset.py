@@ -298,3 +298,19 @@ def test_links_inside_a_shard_are_read_and_samples_without_an_image_are_counted(
     assert source.read(5) == source.read(1) == png(20)
     assert source.name(5).endswith("9.png")
     assert data.remarks == ["train-0.tar: samples without an image that is decoded are left out: 1 (.tif)."]
+
+
+def test_what_is_left_out_of_a_shard_labeled_by_folders_is_counted(tmp_path: Path) -> None:
+    write_shard(tmp_path / "val-0.tar", samples("folder"))
+    write_shard(tmp_path / "train-0.tar", samples("folder") | {"cat/8.tif": b"II*", "README": b"", "dog/9.HEIC": b""})
+    with tarfile.open(tmp_path / "train-0.tar", "a") as tar:
+        for name, kind in (("cat/10.png", tarfile.SYMTYPE), ("cat/11.png", tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "elsewhere.png"
+            tar.addfile(link)
+    data = WebDatasetData(str(tmp_path), image=SMALL)
+    assert data.num_images("train") == 4
+    assert data.remarks == [
+        "train-0.tar: symbolic links, and links to files that are not before them, are left out: 2.",
+        "train-0.tar: samples without an image that is decoded are left out: 2 (.heic, .tif).",
+    ]

@@ -199,6 +199,20 @@ def test_shards_on_this_machine_are_counted(folder: Path) -> None:
     assert sum(len(batch.targets) for batch in data.val_dataloader()) == 4
 
 
+def test_files_that_are_no_samples_are_not_counted_and_others_are(folder: Path, tmp_path: Path) -> None:
+    others = {"README": b"", "__meta__/info.json": b"{}", "__a.png": png(9), "__a.cls": b"cat"}
+    write_shard(tmp_path / "val-0000.tar", samples("word") | others)
+    data = stream(folder, str(folder), val=str(tmp_path / "val-0000.tar"), index=None)
+    assert data.num_images("val") == 5
+    assert sum(len(batch.targets) for batch in data.val_dataloader()) == 5
+
+
+def test_two_files_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "val-0000.tar", {"a/1.png": png(1), "a/1.PNG": png(2)})
+    with pytest.raises(InvalidConfig, match=r"has two files of one name: a/1.PNG\."):
+        stream(folder, str(folder), val=str(tmp_path / "val-0000.tar"), index=None)
+
+
 def test_links_inside_shards_are_left_out_and_named_once(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "val-0000.tar"
     shutil.copy(folder / "val-0000.tar", path)
