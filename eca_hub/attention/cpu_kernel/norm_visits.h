@@ -7,8 +7,8 @@
    A part of an image is `begin` to `end`: channels of an NCP map; of an NPC map channels in a sum, and positions else.
    Sums are of floats within fixed blocks and of doubles over the blocks, so they do not depend on the threads. */
 
-/* Of x and of its square. The squares of a block are summed around the mean of the block: a variance that is small
-   beside its mean loses no digits. */
+/* Of x and of its square. The squares of a block are summed around the mean of the block, and the square of its sum is
+   added in double: the rounding of the mean alone would exceed a variance that is small beside it. */
 VECTORS static void NAMED(moments_of_planes)(const NUMBER *x, Int num_planes, Int size, double *sums, double *squares) {
     for (; num_planes > 0; num_planes--, x += size) {
         double sum = 0, square = 0;
@@ -74,7 +74,7 @@ VECTORS static void NAMED(moments_of_rows)(const NUMBER *x, Int num_rows, Int st
         }
         for (Int c = 0; c < width; c++) {
             sums[c] += block_sums[c];
-            squares[c] += deviations[c] + (double)block_sums[c] * means[c];
+            squares[c] += deviations[c] + (double)block_sums[c] * block_sums[c] / (double)count;
         }
     }
 }
