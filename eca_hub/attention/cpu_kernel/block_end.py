@@ -126,7 +126,7 @@ class _FinishBlock(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or not dispatch.is_eager(dy_NCHW):
+        if not dispatch.is_eager_gradient(dy_NCHW):
             return *_differentiate(ctx, dy_NCHW), None
         x_NCHW, norm_weight_C, norm_bias_C, weight_11k, y_NCHW, statistics_2C, saved_3NC = ctx.saved_tensors
         gradients = fused.finish_block_backward(

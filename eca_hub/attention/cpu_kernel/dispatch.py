@@ -78,6 +78,11 @@ def is_eager(x_NCHW: Tensor) -> bool:
     )
 
 
+def is_eager_gradient(dy_NCHW: Tensor) -> bool:
+    """Whether the kernel can compute with the gradient of a result: it is not recorded, traced or one of a batch."""
+    return not torch.is_grad_enabled() and is_eager(dy_NCHW) and operations.has_memory(dy_NCHW)
+
+
 def is_supported_layer(conv: nn.Module, x_NCHW: Tensor) -> bool:
     """Whether `rescale_channels` computes what mean, this convolution, sigmoid and product would."""
     if torch.compiler.is_compiling():
@@ -204,7 +209,7 @@ class _RescaleChannels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         x_NCHW, weight_11k, saved_2NC = ctx.saved_tensors
-        if not torch.is_grad_enabled() and is_eager(dy_NCHW) and fused.is_supported(x_NCHW, weight_11k):
+        if is_eager_gradient(dy_NCHW) and fused.is_supported(x_NCHW, weight_11k):
             dx_NCHW, dweight_11k, _ = fused.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
             return dx_NCHW, dweight_11k
         return operations.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC)
@@ -220,7 +225,7 @@ class _RescaleAddReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x_NCHW, weight_11k, saved_2NC, y_NCHW = ctx.saved_tensors
-        if not torch.is_grad_enabled() and is_eager(dy_NCHW):
+        if is_eager_gradient(dy_NCHW):
             return fused.backward(dy_NCHW, x_NCHW, weight_11k, saved_2NC, y_NCHW)
         dsum_NCHW = torch.where(y_NCHW <= 0, torch.zeros_like(dy_NCHW), dy_NCHW)
         return *operations.backward(dsum_NCHW, x_NCHW, weight_11k, saved_2NC), dsum_NCHW

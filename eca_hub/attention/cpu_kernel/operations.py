@@ -8,14 +8,26 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the numbers can be read: not in a batch of gradients, as `is_grads_batched` of torch.autograd makes."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
 def sum_space(x_NCHW: Tensor) -> Tensor:
     """Sum each channel over space: (N, C, H, W) to (N, C)."""
     num_images, _, height, width = x_NCHW.shape
-    is_channels_last = x_NCHW.is_contiguous(memory_format=torch.channels_last) and not x_NCHW.is_contiguous()
-    if num_images == 1 and height * width > 49 and is_channels_last:
+    if num_images == 1 and height * width > 49 and has_memory(x_NCHW) and _is_channels_last(x_NCHW):
         # Row by row, then over the rows: each thread then reads what it wrote itself, which is up to twice as fast.
         return x_NCHW.permute(0, 2, 3, 1).sum(2).sum(1)
     return x_NCHW.sum((2, 3))
+
+
+def _is_channels_last(x_NCHW: Tensor) -> bool:
+    return x_NCHW.is_contiguous(memory_format=torch.channels_last) and not x_NCHW.is_contiguous()
 
 
 def correlate(values_NC: Tensor, weight_11k: Tensor) -> Tensor:
@@ -56,6 +68,6 @@ def backward(dy_NCHW: Tensor, x_NCHW: Tensor, weight_11k: Tensor, saved_2NC: Ten
     dweight_11k = (dlogits_NC.unsqueeze(2) * neighbors_NCk).sum((0, 1)).view(1, 1, -1)
     dmean_NC = correlate(dlogits_NC, weight_11k.flip(2) / num_positions)
     # The product is not needed any more, so the gradient is written into its memory.
-    memory_NCHW = None if is_second_order else product_NCHW
+    memory_NCHW = product_NCHW if not is_second_order and has_memory(product_NCHW) else None
     dx_NCHW = torch.addcmul(dmean_NC[:, :, None, None], dy_NCHW, gate_NC[:, :, None, None], out=memory_NCHW)
     return dx_NCHW, dweight_11k.to(dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from eca_hub.attention.cpu_kernel import block_end, fused
+from eca_hub.attention.cpu_kernel import block_end, dispatch, fused
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SHAPES = [(1, 40, 5, 4), (9, 16, 1, 1), (3, 70, 9, 11), (2, 300, 14, 14), (5, 16, 41, 51)]
@@ -172,6 +172,22 @@ def test_second_derivatives_are_computed_by_torch(is_training: bool) -> None:
         return torch.autograd.grad(torch.stack([each.square().sum() for each in gradients]).sum(), leaves)
 
     torch.testing.assert_close(second_derivatives(fused_end), second_derivatives(by_modules), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("is_training", [True, False], ids=["batch statistics", "running statistics"])
+def test_a_batch_of_gradients_gives_what_each_of_them_gives(is_training: bool) -> None:
+    x_NCHW, shortcut_NCHW = torch.randn(2, 8, 5, 5, requires_grad=True), torch.randn(2, 8, 5, 5, requires_grad=True)
+    norm, weight_11k = norm_for(8).train(is_training), torch.randn(1, 1, 3, requires_grad=True)
+    for y_NCHW in (
+        fused_end(x_NCHW, norm, weight_11k, shortcut_NCHW),
+        dispatch.rescale_add_relu(x_NCHW, weight_11k, shortcut_NCHW),
+    ):
+        assert y_NCHW is not None
+        leaves, dy_BNCHW = (x_NCHW, weight_11k, shortcut_NCHW), torch.randn(3, *x_NCHW.shape)
+        one_by_one = [torch.autograd.grad(y_NCHW, leaves, dy_NCHW, retain_graph=True) for dy_NCHW in dy_BNCHW]
+        together = torch.autograd.grad(y_NCHW, leaves, dy_BNCHW, is_grads_batched=True)
+        expected = tuple(map(torch.stack, zip(*one_by_one, strict=True)))
+        torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)
 
 
 class DoubledNorm(nn.BatchNorm2d):

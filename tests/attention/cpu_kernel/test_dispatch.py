@@ -64,6 +64,23 @@ def test_second_derivatives_are_right() -> None:
     assert torch.autograd.gradgradcheck(layer, x_NCHW)
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 9, 9), (2, 16, 3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_of_gradients_gives_what_each_of_them_gives(
+    shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    layer = ECA(shape[1]).to(dtype)
+    x_NCHW = torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+    y_NCHW, dy_BNCHW = layer(x_NCHW), torch.randn(3, *shape, dtype=dtype)
+    leaves = (x_NCHW, layer.conv.weight)
+    one_by_one = [torch.autograd.grad(y_NCHW, leaves, dy_NCHW, retain_graph=True) for dy_NCHW in dy_BNCHW]
+    for create_graph in (False, True):
+        together = torch.autograd.grad(
+            y_NCHW, leaves, dy_BNCHW, retain_graph=True, create_graph=create_graph, is_grads_batched=True
+        )
+        torch.testing.assert_close(together, tuple(map(torch.stack, zip(*one_by_one, strict=True))))
+
+
 def test_only_the_weight_or_only_the_map_may_require_a_gradient() -> None:
     layer, x_NCHW = ECA(16), torch.randn(2, 16, 3, 3)
     (by_weight,) = torch.autograd.grad(layer(x_NCHW).sum(), layer.conv.weight)
