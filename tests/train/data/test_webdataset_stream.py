@@ -199,12 +199,18 @@ def test_shards_on_this_machine_are_counted(folder: Path) -> None:
     assert sum(len(batch.targets) for batch in data.val_dataloader()) == 4
 
 
-def test_files_that_are_no_samples_are_not_counted_and_others_are(folder: Path, tmp_path: Path) -> None:
-    others = {"README": b"", "__meta__/info.json": b"{}", "__a.png": png(9), "__a.cls": b"cat"}
+@pytest.mark.parametrize(
+    ("others", "num_images"),
+    [({"README": b"", "__meta__/info.json": b"{}"}, 4), ({"__a.png": png(9), "__a.cls": b"cat"}, 5)],
+    ids=["no samples", "a sample"],
+)
+def test_a_shard_is_counted_as_it_is_read(
+    others: dict[str, bytes], num_images: int, folder: Path, tmp_path: Path
+) -> None:
     write_shard(tmp_path / "val-0000.tar", samples("word") | others)
     data = stream(folder, str(folder), val=str(tmp_path / "val-0000.tar"), index=None)
-    assert data.num_images("val") == 5
-    assert sum(len(batch.targets) for batch in data.val_dataloader()) == 5
+    assert data.num_images("val") == num_images
+    assert sum(len(batch.targets) for batch in data.val_dataloader()) == num_images
 
 
 def test_two_files_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
