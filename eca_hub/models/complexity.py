@@ -17,9 +17,10 @@ nothing. A residual block of the official code calls one ReLU object several tim
 of the ReLUs that belong to one block, the last one counts. The figures for ResNet-18 and 34 came from a later thop, to
 which a ReLU costs nothing. The paper prints these sums in units of 2^30 and 2^20, as it does parameters.
 
-Layers are identified by class; a convolution, product or average that a module computes without a layer, such as the
-mean inside a gate, is identified by its operator and costs the same. The network's last average is an exception: it
-counts only if it is a layer, because the official MobileNetV2 averages without one.
+Layers are identified by class; a convolution, product of two matrices or average that a module computes without a
+layer, such as the mean inside a gate, is identified by its operator and costs the same. The network's last average is
+an exception: it counts only if it is a layer, because the official MobileNetV2 averages without one. Batched products,
+such as those of NL and A2-Nets, cost nothing: thop saw layers only.
 
 Runs on the meta device: no memory, no arithmetic, a tenth of a second.
 """
@@ -42,6 +43,7 @@ from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, count_parameters
 from eca_hub.models.config import ImageConfig, ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
+from eca_hub.models.insertion import is_inserted
 from eca_hub.models.weight_init import on_meta_device
 
 _ATEN = torch.ops.aten
@@ -198,7 +200,7 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.network = network
         self.formulas = flop_registry
-        self.block_of = {child: parent for parent in network.modules() for child in parent.children()}
+        self.block_of = _block_of(network)
         self.running: list[nn.Module] = []
         self.sums: Counter[str] = Counter()
         self.num_flops = 0
@@ -254,6 +256,15 @@ class _LayerCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if "averaged_in_gates" not in added or self.running[-1] is not self.network:
                 self.sums.update(added)
         return y
+
+
+def _block_of(network: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Return the block of each layer: its parent, or that of the sequence which adds attention to an activation."""
+    block_of: dict[nn.Module, nn.Module] = {}
+    for parent in network.modules():
+        has_attention = isinstance(parent, nn.Sequential) and any(map(is_inserted, parent))
+        block_of |= dict.fromkeys(parent.children(), block_of.get(parent, parent) if has_attention else parent)
+    return block_of
 
 
 _LAYERS = (

@@ -135,6 +135,11 @@ def test_each_kind_of_layer_costs_what_the_rule_says(make: type[nn.Module]) -> N
     assert complexity.multiply_adds == positions * (8 * 27 + 4 * 4) + 4 * 5
 
 
+def test_attention_behind_the_last_relu_of_a_block_leaves_one_relu_a_block() -> None:
+    with_attention, without = (count_complexity(ModelConfig("resnet20", attention)) for attention in ("nl", "none"))
+    assert with_attention.tally.activated_once == without.tally.activated_once
+
+
 def test_counting_leaves_the_network_as_it_is() -> None:
     network = ByLayers().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
