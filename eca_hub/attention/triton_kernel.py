@@ -137,7 +137,8 @@ class _Layout:
         self.num_splits = min(_MAX_SPLITS, triton.cdiv(self.num_positions, 8 * block_p))
         num_blocks_c = triton.cdiv(self.num_channels, block_c)
         self.sum_grid = (self.num_images, num_blocks_c, self.num_splits)
-        self.write_grid = (self.num_images, num_blocks_c, triton.cdiv(self.num_positions, block_p))
+        # CUDA allows 2^31 - 1 blocks along the first axis, and 65,535 along the others.
+        self.write_grid = (triton.cdiv(self.num_positions, block_p), num_blocks_c, self.num_images)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -170,7 +171,7 @@ def _forward_kernel(
     P: Any, stride_c: Any, stride_p: Any, K: Any, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     HAS_NORM: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
 ) -> None:  # fmt: skip
-    image = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     logits = tl.zeros((BLOCK_C,), tl.float32)
     for j in range(K):
@@ -178,7 +179,7 @@ def _forward_kernel(
         mean = tl.load(mean_ptr + image * C + near, mask=(near >= 0) & (near < C), other=0.0)
         logits += tl.load(weight_ptr + j).to(tl.float32) * mean
     gate = 1.0 / (1.0 + tl.exp(-logits))
-    p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     at = image * C * P + c[:, None] * stride_c + p[None, :] * stride_p
     mask = (c[:, None] < C) & (p[None, :] < P)
     y = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -199,9 +200,9 @@ def _backward_kernel(
     dy_ptr: Any, y_ptr: Any, gate_ptr: Any, dmean_ptr: Any, dx_ptr: Any, dshortcut_ptr: Any, C: Any, P: Any,
     stride_c: Any, stride_p: Any, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, HAS_SHORTCUT: tl.constexpr,
 ) -> None:  # fmt: skip
-    image = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     at = image * C * P + c[:, None] * stride_c + p[None, :] * stride_p
     mask = (c[:, None] < C) & (p[None, :] < P)
     gate = tl.load(gate_ptr + image * C + c, mask=c < C, other=0.0)

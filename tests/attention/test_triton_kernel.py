@@ -10,6 +10,15 @@ import torch
 pytest.importorskip("triton")
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_large_map_stays_within_the_grid_of_cuda(memory_format: torch.memory_format) -> None:
+    from eca_hub.attention.triton_kernel import _Layout
+
+    x_NCHW = torch.empty(2, 64, 1024, 1024, device="meta").contiguous(memory_format=memory_format)
+    for grid in (_Layout(x_NCHW).sum_grid, _Layout(x_NCHW).write_grid):
+        assert max(grid[1:]) <= 65_535
+
+
 @pytest.mark.slow
 def test_the_kernel_is_the_equations_in_tritons_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
