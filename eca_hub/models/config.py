@@ -63,8 +63,7 @@ class ImageConfig:
             set_whole(self, name, may_be_none=name == "bit_depth")
         check_choice("crop_mode", self.crop_mode, CropMode)
         check_choice("interpolation", self.interpolation, Interpolation)
-        if not is_number(self.crop):
-            raise InvalidConfig(f"crop is {self.crop!r}; only finite numbers are allowed.")
+        set_number(self, "crop")
         for name in ("mean", "std"):
             set_numbers(self, name)
         if not (1 <= self.height_px <= 4096 and 1 <= self.width_px <= 4096):
@@ -215,6 +214,18 @@ def set_whole(config: object, name: str, *, may_be_none: bool = False) -> None:
     if not is_whole(value):
         raise InvalidConfig(f"{name} is {value!r}; it must be a whole number.")
     object.__setattr__(config, name, int(value))
+
+
+def set_number(config: object, name: str) -> None:
+    """Check that a field of a frozen dataclass is a finite number, and make it a float, which JSON can store.
+
+    Raises:
+        InvalidConfig: it is another value.
+    """
+    value = getattr(config, name)
+    if not is_number(value):
+        raise InvalidConfig(f"{name} is {value!r}; only finite numbers are allowed.")
+    object.__setattr__(config, name, float(value))
 
 
 def set_numbers(config: object, name: str) -> None:

@@ -121,7 +121,7 @@ def resolve_options(
         InvalidConfig: the backbone does not support the method, an option is unknown, or a value cannot work.
     """
     check_can_insert(attention, method, name, backbone)
-    options = dict(config.attention_args)
+    options = {option: _plain(value) for option, value in config.attention_args.items()}
     resolved: dict[str, Any] = {}
     if attention in _STAGE_OPTION_OF:
         option = _STAGE_OPTION_OF[attention]
@@ -138,6 +138,13 @@ def resolve_options(
             f"{', '.join(allowed) or 'none'}."
         )
     return resolved
+
+
+def _plain(value: Any) -> Any:
+    """Convert numbers and arrays of numpy to those of Python, which JSON can store."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def options_at(stage: int, resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """From names and configurations to networks: resolved options, refused options, and what a package stores."""
 
 import copy
+import dataclasses
+import json
 import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -26,6 +29,7 @@ from eca_hub.models.build import (
 )
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ImageConfig, ModelConfig
+from eca_hub.models.detector_config import DetectorConfig
 
 TINY = ImageConfig(height_px=16, width_px=16, crop=1.0)
 
@@ -69,6 +73,35 @@ def test_every_option_is_resolved(name: str, args: dict[str, Any], resolved: dic
     once = resolve_config(ModelConfig(name, attention_args=args))
     assert once.attention_args == resolved
     assert resolve_config(once) == once
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "resolved"),
+    [
+        ("eca_resnet18", {"kernel_sizes": np.array([3, 5, 5, 7])}, {"kernel_sizes": [3, 5, 5, 7]}),
+        ("eca_resnet20", {"kernel_sizes": np.int64(3)}, {"kernel_sizes": [3, 3, 3]}),
+        ("eca_resnet20", {"stages": (np.int64(2), 3)}, {"kernel_sizes": [3, 3, 3], "stages": [2, 3]}),
+        ("simam_resnet20", {"strength": np.float32(0.5)}, {"strength": 0.5}),
+    ],
+)
+def test_numbers_of_numpy_become_those_of_python(name: str, args: dict[str, Any], resolved: dict[str, Any]) -> None:
+    found = resolve_config(ModelConfig(name, attention_args=args)).attention_args
+    assert json.dumps(found) == json.dumps(resolved)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ImageConfig(crop=np.float32(0.5)),  # type: ignore[arg-type]
+        DetectorConfig(
+            min_score=np.float32(0.5),  # type: ignore[arg-type]
+            nms_iou=np.float32(0.5),  # type: ignore[arg-type]
+            max_detections=np.int64(5),  # type: ignore[arg-type]
+        ),
+    ],
+)
+def test_a_configuration_with_numbers_of_numpy_can_be_stored(config: ImageConfig | DetectorConfig) -> None:
+    assert json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def test_augmented_convolutions_depend_on_the_image_size() -> None:
