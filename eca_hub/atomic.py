@@ -73,7 +73,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def write_with_checksum(path: Path, content: bytes | memoryview, metadata: Mapping[str, Any]) -> None:
     """Replace a file and its checksum file; the content is read back and compared before anything is renamed.
 
-    A crash between the two renames leaves a checksum without its file, never a file with the checksum of other content.
+    A crash between the two renames leaves the new checksum beside the old file, or beside none, which is not intact.
 
     Args:
         path: The file; missing folders are made.

@@ -22,6 +22,7 @@ from typing import Any
 
 from eca_hub.commandline import CommandParser
 from eca_hub.errors import InvalidUsage
+from eca_hub.paths import expand_home
 from eca_hub.processes import Processes, ProcessFailed
 
 CONFIG = Path(__file__).with_suffix(".yaml")
@@ -116,7 +117,7 @@ def _run(workdir: Path, processes: Processes, progress: Any) -> tuple[dict[str, 
 
 def _make_workdir(given: str | None) -> Path:
     now = datetime.datetime.now().astimezone()
-    workdir = Path(given or f"runs/quickstart_{now:%Y-%m-%d_%H%M%S}").absolute()
+    workdir = expand_home(given or f"runs/quickstart_{now:%Y-%m-%d_%H%M%S}").absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         token_file = workdir / "hub.token"
@@ -141,7 +142,9 @@ def _hub_environment(workdir: Path) -> dict[str, str]:
         "HF_HOME": str(workdir / "cache"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # Where both are set, the client reads the one in lower case.
         "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
     }
 
 

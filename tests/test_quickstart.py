@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from eca_hub.processes import ProcessFailed
-from eca_hub.quickstart import Report, _hub_environment, _read_precision
+from eca_hub.quickstart import Report, _hub_environment, _make_workdir, _read_precision
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -71,9 +71,15 @@ def test_variables_that_configure_a_service_of_the_user_do_not_reach_that_of_the
     (tmp_path / "hub.token").write_text("sesame")
     for name in ("ECA_API_KEYS", "ECA_PORT", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "1")
-    _hub_environment(tmp_path)
+    environment = _hub_environment(tmp_path)
+    assert environment["no_proxy"] == environment["NO_PROXY"] == "127.0.0.1,localhost"
     assert not [name for name in os.environ if name.startswith("ECA_") or name == "HF_HUB_OFFLINE"]
     assert "PATH" in os.environ
+
+
+def test_a_home_directory_is_expanded_in_the_work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _make_workdir("~/work") == tmp_path / "work"
 
 
 def test_a_service_that_refuses_to_list_its_models_ends_the_quickstart_in_a_sentence(

@@ -96,6 +96,8 @@ class Users:
                 f'{path} must hold an object with at least one user; write {{"alice": "token-of-alice"}}'
             )
         tokens = [_read_user(name, entry, path) for name, entry in value.items()]
+        if len({user.name.lower() for user, _ in tokens}) < len(tokens):
+            raise BadUsersFile(f"{path}: two users have the same name but for case; owners are compared without it")
         if len({token for _, token in tokens}) < len(tokens):
             raise BadUsersFile(f"{path}: two users have the same token; give each their own")
         return cls(tokens)

@@ -13,6 +13,7 @@ import pytest
 
 from eca_hub import __main__ as commandline
 from eca_hub.commands.localhub import open_hub
+from eca_hub.localhub.auth import BadUsersFile, Users
 from tests.localhub.hub_process import client_of, running_hub
 from tests.localhub.push_client import push
 
@@ -30,6 +31,13 @@ def test_the_first_start_creates_a_token_that_only_its_owner_can_read(tmp_path: 
         push(client, {"a.txt": b"a"}, {}, repo="any/name")
     with running_hub(tmp_path / "hub") as again:
         assert again.token == hub.token
+
+
+def test_two_users_whose_names_differ_by_case_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "users.json"
+    path.write_text(json.dumps({"alice": "a", "Alice": "b"}))
+    with pytest.raises(BadUsersFile, match="two users have the same name but for case"):
+        Users.from_file(path)
 
 
 def test_a_hub_loads_neither_torch_nor_the_stock_client() -> None:
