@@ -8,7 +8,7 @@ from eca_hub.errors import InvalidUsage
 
 
 def main(argv: list[str]) -> int:
-    """Download the files of a package into the client's cache or a folder, and check them."""
+    """Download the files of a package into the client's cache or a folder, and check them; copy one of this disk."""
     parser = CommandParser("pull", "Download a package from a hub and check its bytes.")
     parser.add_argument(
         "model_id",
@@ -38,9 +38,16 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps({"model_id": model_id, "revision": commit, "folder": args.to}))
         return 0
-    print(f"{model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
+    from_disk = is_local(args.model_id)
+    if from_disk:
+        print(
+            f"{model_id} at {commit}, {f'copied to {args.to}' if args.to else 'on this machine: nothing to download'}"
+        )
+    else:
+        print(f"{model_id} at {commit}, checked{f', in {args.to}' if args.to else ''}")
     if args.to and not Path(args.to, CARD_FILE).is_file():
-        print(f"It has no {CARD_FILE}: the repository has none, or the cache has none and the hub does not respond.")
-    model = args.to or (model_id if is_local(model_id) else f"{model_id}@{commit}")
+        reason = "the repository has none, or the cache has none and the hub does not respond"
+        print(f"It has no {CARD_FILE}{'' if from_disk else f': {reason}'}.")
+    model = args.to or (model_id if from_disk else f"{model_id}@{commit}")
     print(f"Try: eca-hub {command_for(config_bytes)} image.png --model {model}")
     return 0

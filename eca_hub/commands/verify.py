@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
             state = f"  ({states[each.path]})" if each.path in states else ""
             print(f"damaged: {each.model_id}  {each.path}{state}")
         for each in not_checked:
-            print(f"not checked: {each.model_id}  {each.path}  ({each.reason})")
+            print(
+                "  ".join(filter(None, [f"not checked: {each.model_id}".strip(), f"{each.path}", f"({each.reason})"]))
+            )
         num_bytes = sum(each.num_bytes for each in entries)
         unknown = f", {len(not_checked)} not checked" if not_checked else ""
         print(f"{len(entries)} files, {num_bytes / 2**20:.1f} MiB, {len(damaged)} damaged{unknown}")

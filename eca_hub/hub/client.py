@@ -53,12 +53,13 @@ class UnknownHost(OfflineModeIsEnabled):
         self.host = host
 
 
-def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | None]:
+def parse_model_id(name: str, revision: str | None = None, *, endpoint: str | None = None) -> tuple[str, str | None]:
     """Parse the name of a model in any of its spellings to `owner/name` and a revision.
 
     Args:
         name: `owner/name`, `owner/name@revision`, `hf-hub:owner/name`, or the address of its page on the hub.
         revision: Branch, tag or commit given apart from the name.
+        endpoint: Address of the hub; HF_ENDPOINT when none is given.
 
     Raises:
         InvalidConfig: it is none of these, an address of another hub, or names two revisions.
@@ -68,7 +69,7 @@ def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | N
         model_id = model_id.removeprefix(prefix)
     in_name = None
     if "://" in model_id:
-        model_id, in_name = _parse_page(model_id)
+        model_id, in_name = _parse_page(model_id, (endpoint or constants.ENDPOINT).rstrip("/"))
     elif "@" in model_id:
         model_id, _, in_name = model_id.partition("@")
     check_model_id(model_id)
@@ -80,14 +81,14 @@ def parse_model_id(name: str, revision: str | None = None) -> tuple[str, str | N
     return model_id, chosen
 
 
-def _parse_page(address: str) -> tuple[str, str | None]:
-    """Split the address of a model's page, or of a revision or file of it."""
+def _parse_page(address: str, endpoint: str) -> tuple[str, str | None]:
+    """Split the address of a model's page, or of a revision or file of it, on the hub at `endpoint`."""
     public_hub = constants.HUGGINGFACE_CO_URL_HOME.rstrip("/")
-    bases = [constants.ENDPOINT, *(["https://hf.co"] if public_hub == constants.ENDPOINT else [])]
+    bases = [endpoint, *(["https://hf.co"] if public_hub == endpoint else [])]
     base = next((each for each in bases if address.startswith(f"{each}/")), None)
     if base is None:
         raise InvalidConfig(
-            f"{address!r} is not an address of the hub at {constants.ENDPOINT}.",
+            f"{address!r} is not an address of the hub at {endpoint}.",
             hint="Give OWNER/NAME; HF_ENDPOINT names the hub.",
         )
     path = address.removeprefix(base).partition("?")[0].partition("#")[0]

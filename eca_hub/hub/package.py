@@ -59,6 +59,7 @@ FORMAT = 1
 LIBRARY_NAME = "eca-hub"
 
 _MAX_CONFIG_BYTES = 16 * 2**20
+_MAX_DEPTH = 32
 _MAX_LABEL_CHARS = 1000
 _MAX_REASON_CHARS = 1000
 _LFS_POINTER = b"version https://git-lfs"
@@ -101,6 +102,11 @@ def folder_named(name: str | Path) -> Path:
             path = name.removeprefix(prefix)
             return Path(unquote(path) if prefix == "file://" else path)
     return expand_home(name)
+
+
+def path_named(folder: str | Path) -> Path:
+    """Return the path of a folder to write, with `~` expanded in a string, as `folder_named` does for reading."""
+    return folder if isinstance(folder, Path) else expand_home(folder)
 
 
 def find_package(folder: str | Path) -> Path:
@@ -243,7 +249,7 @@ def check_new_folder(folder: str | Path) -> Path:
     Raises:
         InvalidConfig: it is a file, not empty, or the current folder.
     """
-    path = Path(folder)
+    path = path_named(folder)
     try:
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
         is_current = is_new and path.exists() and path.samefile(Path.cwd())
@@ -263,7 +269,7 @@ def make_package_folder(folder: str | Path) -> Path:
     Raises:
         InvalidConfig: it, or a folder above it, is a file.
     """
-    path = Path(folder)
+    path = path_named(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -417,6 +423,8 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} has the key {ascii(str(error))[:60]} twice.") from None
     except (ValueError, RecursionError):
         raise InvalidPackage(f"{CONFIG_FILE} of {origin} is not JSON.") from None
+    if not _is_shallow(document):
+        raise InvalidPackage(f"{CONFIG_FILE} of {origin} is nested more than {_MAX_DEPTH} deep.")
     if not _is_ours_or_timms(document):
         raise foreign_config(origin)
     assert isinstance(document, dict)
@@ -426,6 +434,19 @@ def _parse_document(text: bytes, origin: str) -> dict[str, Any]:
             hint="Update eca-hub.",
         )
     return document
+
+
+def _is_shallow(document: Any) -> bool:
+    """Return whether values are nested at most `_MAX_DEPTH` deep, so that functions may recurse over them."""
+    level = [document]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+    return not any(isinstance(value, dict | list) for value in level)
 
 
 class _DuplicateKey(Exception):

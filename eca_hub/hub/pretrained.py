@@ -38,6 +38,7 @@ from eca_hub.hub.package import (
     is_timm_compatible,
     make_package_folder,
     new_folder,
+    path_named,
     read_folder,
     to_json_text,
 )
@@ -111,6 +112,7 @@ def export_to_timm(
     labels: Sequence[str] | str | Path | None = None,
     *,
     config: ModelConfig | None = None,
+    facts: CardFacts | None = None,
 ) -> Path:
     """Write a network as a folder that stock timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
@@ -122,6 +124,7 @@ def export_to_timm(
         folder: Where to; new or empty.
         labels: As for `save_pretrained`.
         config: As for `save_pretrained`.
+        facts: As for `save_pretrained`.
 
     Raises:
         InvalidConfig: timm cannot build this network, with the reason, or the folder is not empty.
@@ -129,8 +132,8 @@ def export_to_timm(
     folder, labels, config = _accept_old_order(folder, labels, config)
     check_new_folder(folder)
     with new_folder(folder) as draft:
-        save_pretrained(model, draft, labels=labels, config=config, for_timm=True)
-    return Path(folder)
+        save_pretrained(model, draft, labels=labels, config=config, facts=facts, for_timm=True)
+    return path_named(folder)
 
 
 def push_to_hub(
@@ -150,7 +153,7 @@ def push_to_hub(
         labels: Of a network, as for `save_pretrained`.
         config: Of a network, as for `save_pretrained`.
         facts: Of a network, as for `save_pretrained`.
-        options: As for `eca_hub.hub.push.push_folder`: private, branch, tag, message, endpoint, token.
+        options: As for `eca_hub.hub.push.push_folder`: private, branch, tag, message, license, endpoint, token.
 
     Raises:
         InvalidPackage: the folder holds no complete package.

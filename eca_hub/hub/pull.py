@@ -7,6 +7,7 @@ files while they are downloaded, and compared with the hash that the hub announc
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,6 @@ from eca_hub.hub.http_limits import MAX_BYTES, limit_requests
 from eca_hub.hub.package import (
     CARD_FILE,
     CONFIG_FILE,
-    FILES,
     PICKLE_SUFFIXES,
     WEIGHTS_FILE,
     Package,
@@ -95,7 +95,7 @@ def pull(
                 hint="Leave out the revision.",
             )
         return read_folder(id_or_folder)
-    model_id, revision = parse_model_id(str(id_or_folder), revision)
+    model_id, revision = parse_model_id(str(id_or_folder), revision, endpoint=endpoint)
     token = clean_token(token)
     download = _downloader(model_id, revision, endpoint, token)
     commit, config_bytes = _resolve(download, model_id, revision or "main")
@@ -136,6 +136,22 @@ def is_local(id_or_folder: str | Path) -> bool:
     return isinstance(id_or_folder, Path) or release_folder(id_or_folder) is not None
 
 
+def read_card(id_or_folder: str | Path) -> bytes:
+    """Return the model card of a package; empty if it has none.
+
+    Args:
+        id_or_folder: As for `pull`, on the hub that HF_ENDPOINT names.
+
+    Raises:
+        HubError: the hub refuses it, or its bytes are not what the hub announced.
+    """
+    if is_local(id_or_folder):
+        path = find_package(id_or_folder) / CARD_FILE
+        return path.read_bytes() if path.is_file() else b""
+    model_id, revision = parse_model_id(str(id_or_folder))
+    return _read_optional(_downloader(model_id, revision, None, None), CARD_FILE, revision or "main")
+
+
 def pull_to(
     model_id: str,
     folder: str | Path,
@@ -162,15 +178,16 @@ def pull_to(
         package = pull(model_id, revision)
         source = find_package(model_id)
         with new_folder(folder) as draft:
-            for name in FILES:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, draft / name)
-            card = (draft / CARD_FILE).read_bytes() if (draft / CARD_FILE).is_file() else b""
+            (draft / CONFIG_FILE).write_bytes(package.config_bytes)
+            (draft / WEIGHTS_FILE).write_bytes(package.weights_bytes)
+            if card := read_card(model_id):
+                (draft / CARD_FILE).write_bytes(card)
             for name in plots_in(card):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, draft / name)
-        return package.revision
-    model_id, revision = parse_model_id(model_id, revision)
+            # Of the copy: the card may have changed since the first read.
+            return read_folder(draft).revision
+    model_id, revision = parse_model_id(model_id, revision, endpoint=endpoint)
     download = _downloader(model_id, revision, endpoint, clean_token(token))
     commit, config_bytes = _resolve(download, model_id, revision or "main")
     with new_folder(folder) as draft:
@@ -366,34 +383,57 @@ def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
     """
     if model_id is not None:
         check_model_id(model_id)
-    pattern = "models--*" if model_id is None else repo_folder_name(repo_id=model_id, repo_type="model")
-    folders = [each for each in Path(constants.HF_HUB_CACHE).glob(pattern) if (each / "blobs").is_dir()]
-    if model_id is not None and not folders:
-        raise InvalidConfig(
-            f"The cache has no files of {model_id}.",
-            hint=f"HF_HOME names its folder; now it is {constants.HF_HUB_CACHE}.",
-        )
-    for folder in sorted(folders):
+    cache = Path(constants.HF_HUB_CACHE)
+    unreadable: list[OSError] = []
+    if model_id is None:
+        folders = [each for each in _list_folder(cache, unreadable) if each.name.startswith("models--")]
+    else:
+        folders = [cache / repo_folder_name(repo_id=model_id, repo_type="model")]
+        if not _list_folder(folders[0], unreadable) and not unreadable:
+            raise InvalidConfig(
+                f"The cache has no files of {model_id}.",
+                hint=f"HF_HOME names its folder; now it is {constants.HF_HUB_CACHE}.",
+            )
+    yield from (_not_checked(model_id or "", error) for error in unreadable)
+    for folder in folders:
         name = folder.name.removeprefix("models--").replace("--", "/", 1)
-        unreadable: list[OSError] = []
+        unreadable = []
         for path in _files_below(folder / "blobs", unreadable):
             # Unfinished downloads end in .incomplete, and file managers leave files of their own.
-            if path.is_file() and HASH.fullmatch(path.name):
+            if HASH.fullmatch(path.name):
                 yield _check_entry(name, path, path.name)
         for path in _files_below(folder / "snapshots", unreadable):
             # Links lead to the blobs.
-            if not path.is_symlink():
+            if not _is_link(path):
                 record = folder / "hashes" / path.relative_to(folder / "snapshots")
                 yield _check_entry(name, path, _read_record(record))
-        for error in unreadable:
-            yield CacheEntry(name, Path(error.filename), 0, None, error.strerror or str(error))
+        yield from (_not_checked(name, error) for error in unreadable)
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:
+        # Its folder may not be searched, which `_check_entry` reports.
+        return False
+
+
+def _list_folder(folder: Path, unreadable: list[OSError]) -> list[Path]:
+    """Return what a folder holds, in order; one that exists and cannot be read is added to the list."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        unreadable.append(error)
+        return []
 
 
 def _files_below(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
     """Yield the files below a folder in order; folders that exist and cannot be read are added to the list."""
 
     def note(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
             unreadable.append(error)
 
     for parent, folders, names in os.walk(folder, onerror=note):
@@ -403,9 +443,16 @@ def _files_below(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
 
 def _check_entry(model_id: str, path: Path, announced: str) -> CacheEntry:
     try:
-        num_bytes = path.stat().st_size
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            return CacheEntry(model_id, path, 0, None, "it is not a file")
         if not announced:
-            return CacheEntry(model_id, path, num_bytes, None, NO_HASH)
-        return CacheEntry(model_id, path, num_bytes, file_has_hash(path, announced))
+            return CacheEntry(model_id, path, state.st_size, None, NO_HASH)
+        return CacheEntry(model_id, path, state.st_size, file_has_hash(path, announced))
     except OSError as error:
         return CacheEntry(model_id, path, 0, None, error.strerror or str(error))
+
+
+def _not_checked(model_id: str, error: OSError) -> CacheEntry:
+    """Return the entry of a folder that cannot be read."""
+    return CacheEntry(model_id, Path(error.filename), 0, None, error.strerror or str(error))

@@ -121,7 +121,9 @@ def check_push_access(model_id: str, *, endpoint: str | None = None, token: str 
         HubUnavailable: the hub does not respond.
     """
     check_model_id(model_id)
-    if not (clean_token(token) or get_token()):
+    with hub_errors(model_id, is_push=True):
+        has_token = bool(clean_token(token) or get_token())
+    if not has_token:
         raise AccessDenied(
             f"There is no token to publish {model_id} with.", hint="Set HF_TOKEN, or run `hf auth login`."
         )
@@ -210,12 +212,18 @@ def _check_tag(api: HfApi, source: PushFiles, model_id: str, branch: str, tag: s
     try:
         head = api.model_info(model_id, revision=branch).sha
     except RevisionNotFoundError:
+        branch = "main"
         head = api.model_info(model_id).sha
-    if tagged != head or source.changed_files(remote_hashes(api, model_id, tagged)):
-        raise PushConflict(
-            f"The tag {tag!r} of {model_id} exists, at {tagged}, with other files; nothing was published.",
-            hint="Tags do not move: give another --tag.",
-        )
+    if source.changed_files(remote_hashes(api, model_id, tagged)):
+        reason = "with other files"
+    elif tagged != head:
+        reason = f"which is not the last commit of {branch}"
+    else:
+        return
+    raise PushConflict(
+        f"The tag {tag!r} of {model_id} exists, at {tagged}, {reason}; nothing was published.",
+        hint="Tags do not move: give another --tag.",
+    )
 
 
 def _create_tag(api: HfApi, model_id: str, tag: str, commit: str) -> None:

@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from eca_hub.errors import InvalidConfig, InvalidPackage
 from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
-from eca_hub.hub.card.edit import read_metadata, set_license, set_model_id
+from eca_hub.hub.card.edit import license_stated, read_metadata, set_license, set_model_id
 from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.client import check_model_id, check_new_ref, clean_token, hub_errors
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub
@@ -78,7 +78,7 @@ def plan_push(
     api = HfApi(endpoint=endpoint, token=clean_token(token))
     with hub_errors(model_id, branch, is_push=True), limit_requests(endpoint):
         try:
-            remote = remote_hashes(api, model_id, branch)
+            remote = _remote_hashes_before(api, model_id, branch)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             remote = {}
     changed = source.changed_files(remote)
@@ -86,6 +86,14 @@ def plan_push(
     sizes[WEIGHTS_FILE] = source.weights_path.stat().st_size
     sent = [PlannedFile(name, sizes[name], is_changed=name in changed) for name in (*FILES, *PLOTS) if name in sizes]
     return sent + [PlannedFile(name, 0, is_changed=True, is_deleted=True) for name in source.stale_plots(remote)]
+
+
+def _remote_hashes_before(api: HfApi, model_id: str, branch: str) -> dict[str, str]:
+    """Return the hashes of the files that a push to a branch finds there: a new branch starts from the main one."""
+    try:
+        return remote_hashes(api, model_id, branch)
+    except RevisionNotFoundError:
+        return remote_hashes(api, model_id, "main")
 
 
 def check_names(model_id: str, branch: str, tag: str | None = None) -> None:
@@ -145,17 +153,18 @@ class PushFiles:
                 hint=f"Rename it, or move it away to publish with a new card: mv {self.path / others[0]} {card_path}",
             )
         else:
-            card = self._render_card(is_timm=b'"pretrained_cfg"' in config_bytes).encode()
+            card = self._render_card(config_bytes).encode()
         if self._license_id is not None:
             card = set_license(card, self._license_id)
         shown = [name for name in plots_in(card) if (self.path / name).is_file()]
         plots = {name: (self.path / name).read_bytes() for name in shown}
         return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **plots}
 
-    def _render_card(self, *, is_timm: bool) -> str:
+    def _render_card(self, config_bytes: bytes) -> str:
+        facts = CardFacts(license=license_stated(b"", config_bytes))
         if isinstance(self._config, DetectorConfig):
-            return render_detector_card(self._config, None, CardFacts())
-        return render_card(self._config, None, CardFacts(), is_timm=is_timm)
+            return render_detector_card(self._config, None, facts)
+        return render_card(self._config, None, facts, is_timm=b'"pretrained_cfg"' in config_bytes)
 
     def changed_files(self, remote: dict[str, str]) -> set[str]:
         """Return the names of files of which the hub has other bytes, none, or too many."""

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from eca_hub.__main__ import main
-from eca_hub.hub.package import find_package
+from eca_hub.hub.package import find_package, read_folder
 from tests.conftest import make_image
 from tests.localhub.hub_process import Hub, running_hub
 
@@ -130,6 +130,18 @@ def test_the_current_folder_is_not_replaced(
         assert main(["pull", "eca_resnet20.cifar10", "--to", target]) == 2
         assert f"{target} is the current folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_package_of_this_machine_is_copied_and_not_called_checked(
+    tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pull", str(tiny_package)]) == 0
+    assert "on this machine: nothing to download\n" in capsys.readouterr().out
+    copy = tmp_path / "copy"
+    assert main(["pull", str(tiny_package), "--to", str(copy)]) == 0
+    revision = read_folder(tiny_package).revision
+    assert f"{tiny_package} at {revision}, copied to {copy}\n" in capsys.readouterr().out
+    assert read_folder(copy).revision == revision
 
 
 def test_a_name_that_no_folder_can_have_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

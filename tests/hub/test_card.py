@@ -1,7 +1,9 @@
 """The model card: only what was measured, valid for the Hub, and safe to show."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
@@ -9,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
-from eca_hub.hub.card.edit import read_metadata, set_license, set_model_id
+from eca_hub.hub.card.edit import license_stated, read_metadata, set_license, set_model_id
 from eca_hub.hub.card.facts import CardFacts, Result
 from eca_hub.hub.card.sections import MODEL_ID_PLACEHOLDER, escape, sparkline
 from eca_hub.localhub.card_metadata import read_metadata as hub_metadata
@@ -106,6 +108,33 @@ def test_no_license_is_claimed_and_a_given_one_is_in_the_metadata_and_on_the_pag
     assert read_metadata(set_license(b"# Mine\n", "mit")) == {"license": "mit"}
     with pytest.raises(InvalidConfig, match="license is 'M I T'"):
         set_license(card, "M I T")
+    earlier = card.replace(
+        b"The license of the weights is not stated here.", b"The authors of the weights have not stated a license."
+    )
+    assert set_license(earlier, "mit") == licensed
+
+
+def test_metadata_below_a_blank_line_stay_when_the_license_is_set() -> None:
+    card = b"\n\n---\ntags: [pets]\n---\n\n# Mine\n"
+    licensed = set_license(card, "mit")
+    assert read_metadata(licensed) == hub_metadata(licensed.decode()) == {"license": "mit", "tags": ["pets"]}
+    assert licensed.count(b"---") == 2
+
+
+@pytest.mark.parametrize(
+    ("card", "document", "expected"),
+    [
+        (b"---\nlicense: mit\n---\n", {"pretrained_cfg": {"license": "apache-2.0"}}, "mit"),
+        (b"# Mine", {"pretrained_cfg": {"license": "apache-2.0"}}, "apache-2.0"),
+        (b"", {"pretrained_cfg": {"license": "see the page of the authors"}}, ""),
+        (b"---\nlicense: [a, b]\n---\n", {"pretrained_cfg": 3}, ""),
+        (b"---\n*x\n---\n", {}, ""),
+    ],
+)
+def test_the_license_of_a_package_is_that_of_its_card_or_of_timms_config(
+    card: bytes, document: dict[str, Any], expected: str
+) -> None:
+    assert license_stated(card, json.dumps(document).encode()) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 from eca_hub.errors import HubError, HubUnavailable, InvalidConfig
+from eca_hub.hub import push
 from eca_hub.hub.client import hub_errors, is_on_this_machine, parse_model_id
 
 COMMIT = "c" * 40
@@ -40,6 +41,15 @@ def test_an_address_belongs_to_the_hub_that_is_used(monkeypatch: pytest.MonkeyPa
     assert parse_model_id("http://127.0.0.1:8000/hub/acme/x") == ("acme/x", None)
     with pytest.raises(InvalidConfig, match="is not an address of the hub at http://127"):
         parse_model_id("https://huggingface.co/acme/x")
+
+
+def test_an_address_may_be_of_the_hub_that_is_given() -> None:
+    page = "http://127.0.0.1:8000/acme/x/tree/v1"
+    assert parse_model_id(page, endpoint="http://127.0.0.1:8000/") == ("acme/x", "v1")
+    with pytest.raises(InvalidConfig, match=r"is not an address of the hub at https://huggingface.co\."):
+        parse_model_id(page)
+    with pytest.raises(InvalidConfig, match="is not an address of the hub at http://127"):
+        parse_model_id("https://hf.co/acme/x", endpoint="http://127.0.0.1:8000")
 
 
 @pytest.mark.parametrize(
@@ -140,3 +150,12 @@ def test_an_error_of_this_library_that_the_client_wraps_stays_what_it_is() -> No
     with pytest.raises(HubUnavailable) as raised, hub_errors("acme/x", is_push=True):
         raise RuntimeError("Error while uploading 'model.safetensors' to the Hub.") from cause
     assert raised.value is cause
+
+
+def test_a_token_file_that_cannot_be_read_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise PermissionError(13, "Permission denied", constants.HF_TOKEN_PATH)
+
+    monkeypatch.setattr(push, "get_token", refuse)
+    with pytest.raises(HubError, match="the token file of the hub's client, cannot be read: Permission denied"):
+        push.check_push_access("acme/x")

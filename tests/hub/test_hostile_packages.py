@@ -126,6 +126,13 @@ REPOSITORIES: dict[str, Callable[[Files], None]] = {
     "a config that is a list": lambda files: files.update({CONFIG: b"[]"}),
     "a config of NaN": lambda files: files.update({CONFIG: b"NaN"}),
     "a deep config": lambda files: files.update({CONFIG: b'{"a":' * 50_000}),
+    **{
+        f"{name} nested 600 deep": with_config(**{name: json.loads('{"a":' * 600 + "1" + "}" * 600)})
+        for name in ("model_args", "attention_args", "image")
+    },
+    "timm's model_args nested 600 deep": with_config(
+        library_name="timm", pretrained_cfg={}, eca_hub=..., model_args=json.loads('{"a":' * 600 + "1" + "}" * 600)
+    ),
     "a config of 50 MB": lambda files: files.update({CONFIG: b" " * 50_000_000}),
     **{f"num_classes {value!r}": with_config(num_classes=value) for value in (10**9, -1, 0, "10", 2.5, True, None)},
     "no num_classes": with_config(num_classes=..., label_names=...),
@@ -176,7 +183,8 @@ USUAL = {
     "weights without their last byte", "empty weights", "weights with an archive behind them",
     "a header of 2**63 bytes", "a deep header", "a name that stands twice", "tensors that overlap",
     "a shape that overflows", "NaN", "a tensor too few", "a tensor of another shape", "no weights", "no config",
-    "a config that is no JSON", "a deep config", "num_classes 1000000000", "num_classes '10'", "no num_classes",
+    "a config that is no JSON", "a deep config", "timm's model_args nested 600 deep",
+    "num_classes 1000000000", "num_classes '10'", "no num_classes",
     "an unknown architecture", "an architecture that is a path", "an unknown attention", "kernel sizes [0, 0, 0]",
     "two classes of one name", "a class less", "an image of 10**9 pixels a side", "a mean of NaN",
     "a label that controls the terminal", "timm arguments {'block': 1}",

@@ -12,10 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from eca_hub import create_detector, create_model, load_pretrained, save_pretrained
+from eca_hub import create_detector, create_model, export_to_timm, load_pretrained, save_pretrained
 from eca_hub.errors import CheckpointMismatch, EcaHubError, InvalidConfig, InvalidPackage, UnknownName
 from eca_hub.hub.hashes import read_and_hash
 from eca_hub.hub.package import FILES, find_package, read_folder
+from eca_hub.hub.pull import pull_to
 from eca_hub.models.config import ModelConfig
 from tests.conftest import LABELS, TINY
 
@@ -127,6 +128,18 @@ def test_a_package_that_is_looked_for_during_a_save_is_not_taken_for_weights_alo
     assert len(hints) == len(FILES)
     assert all("is being saved there" in hint for hint in hints)
     assert find_package(folder) == folder
+
+
+def test_a_home_directory_is_expanded_where_a_package_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model = create_model("eca_resnet18", num_classes=2)
+    assert save_pretrained(model, "~/own", labels=["cat", "dog"]) == tmp_path / "own"
+    assert export_to_timm(model, "~/timm", labels=["cat", "dog"]) == tmp_path / "timm"
+    pull_to("~/own", "~/copy")
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "timm", "copy"}
 
 
 def test_a_network_that_create_model_built_is_saved_with_its_labels(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Fetching through the unmodified client from a real local hub: by any revision, whole, checked, and from a cache."""
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -320,6 +321,33 @@ def test_the_verify_command_counts_what_it_could_not_check(
     assert main(["verify", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["checked"], len(document["not_checked"])) == (2, 1)
+
+
+def test_the_verify_command_names_folders_that_it_may_not_read(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eca_hub.__main__ import main
+
+    folder = cache / "models--acme--x"
+    (folder / "blobs").mkdir(parents=True)
+    secret = cache
+
+    def guard(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: str | Path, **options: Any) -> Any:
+            if Path(path) == secret or secret in Path(path).parents:
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, **options)
+
+        return refuse
+
+    for owner, name in ((Path, "iterdir"), (Path, "stat"), (os, "scandir")):
+        monkeypatch.setattr(owner, name, guard(getattr(owner, name)))
+    assert main(["verify"]) == 1
+    assert f"not checked:  {cache}  (Permission denied)" in capsys.readouterr().out
+    assert main(["verify", "acme/x"]) == 1
+    secret = folder / "blobs"
+    assert main(["verify"]) == 1
+    assert f"not checked: acme/x  {secret}  (Permission denied)" in capsys.readouterr().out
 
 
 def test_the_verify_command_names_files_that_it_may_not_read_or_remove(

@@ -207,6 +207,31 @@ def test_a_tag_does_not_move(hub: Hub, push: Callable[..., PushResult], package:
     assert pull(model_id, "v1", endpoint=hub.url).revision == first.revision
 
 
+def test_a_tag_at_an_older_commit_with_the_same_files_is_refused_for_that_reason(
+    push: Callable[..., PushResult], package: Path
+) -> None:
+    card = (package / "README.md").read_bytes()
+    push(tag="v1")
+    change_card(package)
+    push()
+    (package / "README.md").write_bytes(card)
+    with pytest.raises(PushConflict, match="which is not the last commit of main; nothing was published"):
+        push(tag="v1")
+
+
+def test_the_plan_for_a_new_branch_compares_with_the_main_one_from_which_it_starts(
+    hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
+) -> None:
+    push()
+    change_card(package)
+    plan = plan_push(package, model_id, branch="new", endpoint=hub.url, token=hub.token)
+    assert {each.name: each.is_changed for each in plan} == {
+        "config.json": False,
+        "model.safetensors": False,
+        "README.md": True,
+    }
+
+
 def test_a_taken_tag_is_refused_before_anything_is_published(
     hub: Hub, push: Callable[..., PushResult], package: Path, model_id: str
 ) -> None:

@@ -1,9 +1,10 @@
 """Change the model card of a package: the name of the model, the license. Imports no torch."""
 
 import contextlib
+import json
 import re
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -12,7 +13,10 @@ from eca_hub.hub.card.classifier_card import usage_section
 from eca_hub.hub.card.detector_card import detector_usage_section
 from eca_hub.hub.card.sections import MODEL_ID_PLACEHOLDER, NO_LICENSE, license_sentence
 
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+_EARLIER_NO_LICENSE = "The authors of the weights have not stated a license."
+"""What version 0.1.0 wrote in place of `NO_LICENSE`."""
+# The Hub allows white space before the metadata.
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 
 def set_model_id(card: bytes, model_id: str) -> bytes:
@@ -50,7 +54,7 @@ def set_license(card: bytes, license_id: str) -> bytes:
         InvalidConfig: this is not an id, the metadata of the card cannot be read, or it is written in a way that this
             function does not change.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", license_id):
+    if not _is_license_id(license_id):
         raise InvalidConfig(f"license is {license_id!r}; the Hub's ids are like apache-2.0, mit or cc-by-4.0.")
     metadata, text = read_metadata(card), card.decode("utf-8-sig")
     if metadata.get("license") != license_id:
@@ -68,9 +72,33 @@ def set_license(card: bytes, license_id: str) -> bytes:
                 "The metadata of the model card README.md is written in a way in which its license cannot be changed.",
                 hint=f"Write license: {license_id} on a line of its own between the --- lines.",
             )
-    for sentence in (NO_LICENSE, license_sentence(str(metadata.get("license")))):
+    for sentence in (NO_LICENSE, _EARLIER_NO_LICENSE, license_sentence(str(metadata.get("license")))):
         text = text.replace(sentence, license_sentence(license_id))
     return text.encode()
+
+
+def license_stated(card: bytes, config_bytes: bytes) -> str:
+    """Return the license that a package states: in its card, else in the `pretrained_cfg` of timm's config.json.
+
+    Args:
+        card: README.md of the package; empty if it has none.
+        config_bytes: Its config.json.
+
+    Returns:
+        The license as the Hub spells it; empty if there is none, or it is spelled in another way.
+    """
+    values: list[object] = []
+    with contextlib.suppress(InvalidConfig):
+        values.append(read_metadata(card).get("license"))
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(config_bytes)
+        pretrained_cfg = document.get("pretrained_cfg") if isinstance(document, dict) else None
+        values.append(pretrained_cfg.get("license") if isinstance(pretrained_cfg, dict) else None)
+    return next((value for value in values if _is_license_id(value)), "")
+
+
+def _is_license_id(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,63}", value) is not None
 
 
 def _has_license(card: bytes, license_id: str) -> bool:

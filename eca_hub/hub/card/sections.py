@@ -135,7 +135,7 @@ SOURCES = (
 )
 """The line of papers and code."""
 
-NO_LICENSE = "The authors of the weights have not stated a license."
+NO_LICENSE = "The license of the weights is not stated here."
 
 UNKNOWN_LIMITS = (
     "What the training data lacks or shows one-sidedly, the network cannot recognize: measure it on your own images "

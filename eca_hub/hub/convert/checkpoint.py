@@ -3,6 +3,7 @@
 Nothing is written unless every tensor fits. `export` converts the other way.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import timm
 from torch import nn
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
+from eca_hub.hub.card.edit import license_stated
 from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.convert.architecture import (
     check_architecture,
@@ -23,6 +25,7 @@ from eca_hub.hub.convert.architecture import (
 from eca_hub.hub.convert.checkpoint_reader import Checkpoint, read_checkpoint
 from eca_hub.hub.convert.mmdetection import backbone_of, is_mmdetection, translate_heads
 from eca_hub.hub.package import (
+    CARD_FILE,
     CONFIG_FILE,
     WEIGHTS_FILE,
     check_new_folder,
@@ -126,7 +129,7 @@ def convert_checkpoint(
     model.config = resolved  # type: ignore[assignment]
     if folder is not None:
         with new_folder(folder) as draft:
-            save_pretrained(model, draft, facts=_facts(name, file, resolved.num_classes))
+            save_pretrained(model, draft, facts=card_facts(file, resolved, architecture))
     return model, resolved
 
 
@@ -244,12 +247,29 @@ def _replace_fields(image: ImageConfig, fields: Mapping[str, Any]) -> ImageConfi
     return dataclasses.replace(image, **values)
 
 
-def _facts(name: str, file: Path, num_classes: int) -> CardFacts:
+def card_facts(file: str | Path, config: ModelConfig, architecture: str | None = None) -> CardFacts:
+    """Return what the model card of a converted checkpoint states; its license is that of the package around the file.
+
+    Args:
+        file: The checkpoint.
+        config: Its resolved configuration, as `convert_checkpoint` returns it.
+        architecture: As for `convert_checkpoint`.
+    """
+    path, name = Path(file), _name(config)
+    config_bytes = _read_beside(path, CONFIG_FILE)
+    is_package = architecture is None and is_package_config(config_bytes)
     return CardFacts(
         title=name,
-        summary=f"A {name} image classifier with {num_classes} classes, converted from `{file.name}`. "
+        summary=f"A {name} image classifier with {config.num_classes} classes, converted from `{path.name}`. "
         "The weights are unchanged.",
+        license=license_stated(_read_beside(path, CARD_FILE), config_bytes) if is_package else "",
     )
+
+
+def _read_beside(file: Path, name: str) -> bytes:
+    with contextlib.suppress(OSError):
+        return file.with_name(name).read_bytes()
+    return b""
 
 
 def _detector_facts(config: DetectorConfig, file: Path) -> CardFacts:

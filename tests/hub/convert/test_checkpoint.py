@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from eca_hub import ImageConfig, create_model, load_pretrained
+from eca_hub import ImageConfig, create_model, export_to_timm, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.convert import architecture
@@ -188,6 +188,26 @@ def test_a_config_of_timm_beside_the_file_is_used(eca_resnet18: nn.Module, tmp_p
     for name in ("pytorch_model.bin", "model.safetensors"):
         with pytest.raises(CheckpointMismatch, match=r"do not fit resnet18, which the config\.json beside it names"):
             convert_checkpoint(tmp_path / name)
+
+
+def test_the_license_of_the_package_around_the_file_is_that_of_the_new_one(
+    eca_resnet18: nn.Module, tmp_path: Path
+) -> None:
+    source = tmp_path / "timm"
+    export_to_timm(create_model("eca_resnet18", num_classes=2), source, labels=["cat", "dog"])
+    document = json.loads((source / "config.json").read_text())
+    del document["eca_hub"]
+    document["pretrained_cfg"]["license"] = "cc-by-nc-4.0"
+    (source / "config.json").write_text(json.dumps(document))
+    (source / "README.md").unlink()
+    assert main([str(source), "--to", str(tmp_path / "again"), "--format", "timm"]) == 0
+    assert b"Of the weights: cc-by-nc-4.0." in (tmp_path / "again" / "README.md").read_bytes()
+    (source / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert main([str(source / "model.safetensors"), "--to", str(tmp_path / "converted")]) == 0
+    assert b"Of the weights: mit." in (tmp_path / "converted" / "README.md").read_bytes()
+    torch.save(eca_resnet18.state_dict(), source / "other.pth")
+    assert main([str(source / "other.pth"), "--to", str(tmp_path / "other"), "--architecture", "eca_resnet18"]) == 0
+    assert b"is not stated here" in (tmp_path / "other" / "README.md").read_bytes()
 
 
 def test_networks_with_the_same_tensors_are_told_apart_by_config_or_option(
