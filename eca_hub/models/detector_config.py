@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from eca_hub.checks import check_count
+from eca_hub.checks import check_count, is_number
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.models.config import (
     IMAGENET_MEAN,
@@ -74,8 +74,6 @@ class DetectorConfig:
             set_whole(self, name, may_be_none=name == "bit_depth")
         for name in ("anchor_sizes_px", "anchor_ratios", "mean", "std"):
             set_numbers(self, name)
-        for name in ("min_score", "nms_iou"):
-            set_number(self, name)
         if not 32 <= self.min_side_px <= self.max_side_px <= MAX_SIDE_PX:
             raise InvalidConfig(
                 f"min_side_px is {self.min_side_px} and max_side_px {self.max_side_px}; they must be 32 to "
@@ -95,12 +93,15 @@ class DetectorConfig:
             raise InvalidConfig(
                 f"head_norm is {self.head_norm!r} for {self.detector}; it must be none, or group for retinanet."
             )
-        if not 0 <= self.min_score < 1 or not 0 < self.nms_iou <= 1:
+        are_numbers = is_number(self.min_score) and is_number(self.nms_iou)
+        if not are_numbers or not 0 <= self.min_score < 1 or not 0 < self.nms_iou <= 1:
             raise InvalidConfig(
                 f"min_score is {self.min_score!r} and nms_iou {self.nms_iou!r}; they must be 0 to below 1, and above 0 "
                 "to 1."
             )
         check_count("max_detections", self.max_detections, most=_MAX_DETECTIONS)
+        for name in ("min_score", "nms_iou"):
+            set_number(self, name)
         set_whole(self, "max_detections")
         check_normalization(self.mean, self.std, 3)
         check_bit_depth(self.bit_depth)
