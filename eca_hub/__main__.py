@@ -5,11 +5,11 @@ Exit codes: 0, 2 for the user's mistake (one sentence on standard error), 1 for 
 
 import contextlib
 import difflib
-import errno
 import importlib
-import io
-import os
 import sys
+
+from eca_hub.commands.progress import show_progress
+from eca_hub.commands.streams import discard_output, is_output_error, prepare_streams
 
 COMMANDS = {
     "quickstart": (
@@ -41,57 +41,47 @@ _REUSES_MEMORY = frozenset(["fit", "validate", "test", "predict", "serve", "push
 """Commands that allocate and free megabytes again and again, so that the allocator keeps freed memory for them."""
 
 
+_ONLY_PRINT = frozenset(["models", "complexity", "card", "verify", "classify", "detect"])
+"""Commands whose work is done when the reader of their output, such as `head`, has exited."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = sys.argv[1:] if argv is None else argv
-    _prepare_streams()
+    command = args[0] if args and args[0] in COMMANDS else ""
+    prepare_streams()
     try:
-        try:
-            return _dispatch(args)
-        finally:
-            sys.stdout.flush()
+        code = _dispatch(args)
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of the output, such as `head`, has exited.
-        _discard_output()
-        return 0
+        show_progress("")
+        code = 130
+    except SystemExit:
+        # --help has been printed.
+        if _flush_output(command):
+            return 1
+        raise
     except OSError as error:
-        if not _is_output_broken(error):
+        if not is_output_error(error):
             raise
-        command = args[0] if args and args[0] in COMMANDS else ""
+        discard_output()
+        has_help = any(each == "-h" or each.startswith("--help") for each in args)
+        if isinstance(error, BrokenPipeError) and (command in _ONLY_PRINT or not command or has_help):
+            return 0
         _print_error(f"The output cannot be written: {error.strerror or error}.", command)
-        _discard_output()
         return 1
+    return _flush_output(command) or code
 
 
-def _prepare_streams() -> None:
-    """Replace streams that the shell has closed, as by `>&-`, which Python sets to None.
-
-    Names of files may have bytes that are not UTF-8, and a terminal may lack letters of a label: they are escaped.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="replace"))  # noqa: PTH123, SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _is_output_broken(error: OSError) -> bool:
-    """Whether an error is one of writing to standard output, whose buffer keeps what could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        # `python -u` has no buffer.
-        return True
+def _flush_output(command: str) -> int:
+    """Return 1 if what was printed cannot be written, unless its reader has exited after the command has succeeded."""
     try:
         sys.stdout.flush()
-    except OSError:
-        return True
-    return False
-
-
-def _discard_output() -> None:
-    """Send what standard output has in its buffer to nowhere, as Python writes it once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        discard_output()
+        if not isinstance(error, BrokenPipeError):
+            _print_error(f"The output cannot be written: {error.strerror or error}.", command)
+            return 1
+    return 0
 
 
 def _dispatch(args: list[str]) -> int:
@@ -133,11 +123,17 @@ def _run(command: str, args: list[str]) -> int:
         )
 
 
-_EXTRA_OF = {
-    **dict.fromkeys(("lightning", "torchmetrics", "sklearn", "matplotlib", "rich", "scipy", "pyarrow"), "train"),
-    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "lz4", "markdown_it"), "serve"),
+_MODULES_OF = {
+    "train": "lightning torchmetrics sklearn matplotlib scipy rich faster_coco_eval pyarrow",
+    "serve": "fastapi starlette uvicorn prometheus_client multipart h11 lz4 markdown_it pydantic",
+    "gpu": "triton",
+    "tensorboard": "tensorboard",
+    "webdataset": "webdataset",
     "ray": "ray",
+    "otel": "opentelemetry",
+    "export": "onnx onnxscript onnxruntime",
 }
+_EXTRA_OF = {module: extra for extra, modules in _MODULES_OF.items() for module in modules.split()}
 
 
 def _overview() -> str:
@@ -147,6 +143,7 @@ def _overview() -> str:
 
 
 def _print_error(sentence: str, command: str = "") -> int:
+    show_progress("")
     with contextlib.suppress(OSError):
         # Standard error may be full or closed, too; the exit code still tells.
         print(f"eca-hub{f' {command}' if command else ''}: {sentence}", file=sys.stderr)

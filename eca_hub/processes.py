@@ -35,7 +35,9 @@ class Processes:
 
     def __enter__(self) -> Self:
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        self._old_handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+        # nohup ignores SIGHUP, so that a program outlives its terminal.
+        obeyed = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+        self._old_handlers = {number: signal.signal(number, _interrupt) for number in obeyed}
         return self
 
     def __exit__(

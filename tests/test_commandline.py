@@ -1,17 +1,23 @@
 """The command line: fast, and a mistake gets one sentence and exit code 2."""
 
 import ast
+import errno
 import importlib.util
+import io
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from eca_hub.__main__ import COMMANDS, main
+from eca_hub.__main__ import _EXTRA_OF, COMMANDS, main
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidUsage
 from tests.conftest import make_image
 
@@ -177,6 +183,110 @@ def test_a_missing_extra_names_the_install_command() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'eca-hub[train]'" in done.stderr
+
+
+IMPORT_NAMES = {"scikit-learn": "sklearn", "markdown-it-py": "markdown_it"}
+"""Of packages whose module is not named as they are."""
+NOT_A_COMMAND = ("dev", "bench")
+"""Extras for tests and experiments."""
+
+
+def test_every_package_of_an_extra_is_known_to_the_sentence_about_a_missing_one() -> None:
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    wanted = {}
+    for extra, requirements in extras["optional-dependencies"].items():
+        for requirement in requirements if extra not in NOT_A_COMMAND else ():
+            package = re.split(r"[^\w-]", requirement)[0]
+            module = IMPORT_NAMES.get(package) or package.replace("-", "_")
+            wanted["opentelemetry" if module.startswith("opentelemetry") else module] = extra
+    assert wanted == _EXTRA_OF
+
+
+@pytest.mark.parametrize("args", [["serve"], ["serve", "--help"]])
+def test_serve_without_its_extra_names_the_install_command(args: list[str]) -> None:
+    code = f"import sys; sys.modules['pydantic'] = None; from eca_hub.__main__ import main; sys.exit(main({args}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    [sentence] = done.stderr.splitlines()
+    assert "needs the package 'pydantic'. Install it: pip install 'eca-hub[serve]'" in sentence
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("error", [InvalidUsage("Wrong."), KeyboardInterrupt()])
+def test_an_error_removes_the_progress_line_before_it(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> int:
+        show_progress("reading x")
+        raise error
+
+    monkeypatch.setattr("eca_hub.commands.models.main", fail)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    main(["models"])
+    assert terminal.getvalue().removeprefix("\r\x1b[Kreading x").startswith("\r\x1b[K")
+
+
+def test_a_command_goes_on_without_its_progress_line_when_its_terminal_has_been_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Closed(Terminal):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    show_progress("reading x")
+
+
+RUN_A_FAKE = """
+import sys
+from eca_hub.__main__ import main
+import eca_hub.commands.{command} as command
+def fake(argv):
+    {work}
+    return {code}
+command.main = fake
+sys.exit(main([{command!r}]))
+"""
+PRINT_TO_NO_READER = "[print('x' * 9999, flush=True) for _ in range(99)]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no bash")
+@pytest.mark.parametrize(
+    ("command", "work", "code", "expected"),
+    [
+        ("models", PRINT_TO_NO_READER, 2, 0),
+        ("push", PRINT_TO_NO_READER, 0, 1),
+        ("push", "sys.stdin.read(); print('published')", 0, 0),
+        ("push", "sys.stdin.read(); print('published')", 2, 2),
+        ("push", "print('x'); raise KeyboardInterrupt", 0, 130),
+    ],
+)
+def test_a_reader_that_has_exited_hides_no_unfinished_work(command: str, work: str, code: int, expected: int) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_A_FAKE.format(command=command, work=work, code=code)],
+        stdin=subprocess.DEVNULL,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+    os.close(write)
+    assert done.returncode == expected
+    assert done.stderr == ("eca-hub push: The output cannot be written: Broken pipe.\n" if expected == 1 else "")
+
+
+def test_a_full_disk_under_another_file_is_not_taken_for_one_under_the_output() -> None:
+    work = "raise OSError(28, 'No space left on device', 'weights')"
+    code = RUN_A_FAKE.format(command="models", work=work, code=0)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "The output cannot be written" not in done.stderr
+    assert done.stderr.endswith("OSError: [Errno 28] No space left on device: 'weights'\n")
 
 
 @pytest.mark.slow
