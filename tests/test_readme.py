@@ -1,5 +1,6 @@
 """The README's commands, typed as a new user would."""
 
+import contextlib
 import os
 import re
 import signal
@@ -43,7 +44,9 @@ def run_and_leave_nothing(script: str, folder: Path, environment: dict[str, str]
         try:
             code = shell.wait(timeout=560)
         finally:
-            os.killpg(shell.pid, signal.SIGKILL)
+            # A script that has failed early may have left no process.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
             shell.wait()
         text = (folder / "output.txt").read_text()
     assert code == 0, text
