@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 import eca_hub
 import eca_hub.atomic
 from eca_hub.__main__ import main
+from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.draw import Shape, draw_shapes
 from eca_hub.images.masks import InstanceMask
 from eca_hub.train.detection_metrics import evaluate_detections
@@ -36,13 +36,16 @@ def detect(package: Path, *words: object) -> int:
 
 
 def test_by_default_a_detector_that_returns_only_certain_objects_returns_all_of_them(
-    package: Path, images: Path, tmp_path: Path
+    package: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    certain = shutil.copytree(package, tmp_path / "certain")
+    detector = eca_hub.Detector.from_pretrained(package)
+    detector.model.get_parameter("roi_heads.box_predictor.cls_score.bias").data[1] += 8
+    certain = save_detector(detector.model, tmp_path / "certain", labels=("bar", "disk"))
     config = json.loads((certain / "config.json").read_text())
     config["min_score"] = 0.6
     (certain / "config.json").write_text(json.dumps(config))
     assert main(["detect", str(images / "0.png"), "--model", str(certain)]) == 0
+    assert "bar" in capsys.readouterr().out
 
 
 def test_detections_are_printed_drawn_and_written(

@@ -110,13 +110,12 @@ def test_an_image_has_exactly_the_detections_of_the_library(
     client: TestClient, detectors: dict[str, eca_hub.Detector], name: str
 ) -> None:
     for model, detector in detectors.items():
-        # A fresh RetinaNet gives every anchor about 0.01.
         least = detector.config.min_score
         response = detect(client, IMAGES[name], f"min_score={least}", f"acme/{model}")
         DetectResponse.model_validate(response.json())
         expected = expected_objects(detector, IMAGES[name], min_score=least)
         assert response.json()["detections"] == expected
-        assert expected or model == "boxes"
+        assert expected
 
 
 def test_boxes_and_masks_of_a_turned_image_are_those_of_the_upright_one(client: TestClient) -> None:
