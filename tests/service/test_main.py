@@ -17,6 +17,8 @@ import huggingface_hub
 import pytest
 
 import eca_hub
+from eca_service.errors import BadSetting
+from eca_service.http.server import bind_listener
 from tests.conftest import make_image, save_tiny_detector
 from tests.service.fakes import png
 from tests.service.server_process import Served, responses_of, save_tiny_package, served, start
@@ -293,6 +295,11 @@ def test_a_port_that_is_taken_ends_it_with_one_sentence(package: Path) -> None:
         f"eca-hub serve: Cannot listen on 127.0.0.1 port {port}: Address already in use. "
         "Set --port to a free one, or to 0."
     )
+
+
+def test_a_host_that_cannot_be_encoded_is_one_sentence() -> None:
+    with pytest.raises(BadSetting, match=r"Cannot listen on vision\.\.example port 0: "):
+        bind_listener("vision..example", 0)
 
 
 def test_a_model_that_does_not_load_ends_it_with_one_sentence(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from eca_service.tracing import Tracing
 
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,64}")
-# Version 00; a later version may have more fields (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
+# Of any version with these fields (https://www.w3.org/TR/trace-context/#versioning-of-traceparent).
 _TRACEPARENT = re.compile(rb"(?:00|[0-9a-e][0-9a-f]|f[0-9a-e])-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),

@@ -313,13 +313,21 @@ class TimeoutH11Protocol(H11Protocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, as JSON."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        """Refuse what is not HTTP, as JSON; a response that is being sent is cut."""
+        if self.conn.our_state is h11.SEND_BODY:
+            self._end_cycle()
+            self._close_at_once()
+        elif self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(400, "bad_http", "This is not HTTP/1.1.")
+            self._end_cycle()
+        else:
             self.transport.close()
-            return
-        self._refuse(400, "bad_http", "This is not HTTP/1.1.")
+
+    def _end_cycle(self) -> None:
+        """Let the app see a disconnect where it waits for the rest of a request, and drop what it still sends."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False
             self.cycle.message_event.set()
 
     def _refuse(self, status: int, code: str, message: str, *headers: tuple[str, str]) -> None:

@@ -50,8 +50,9 @@ def bind_listener(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        # The name of a host with an empty or a very long part is not encoded.
+        reason = getattr(error, "strerror", None) or str(error)
         raise BadSetting(
             f"Cannot listen on {host} port {port}: {reason}.", hint="Set --port to a free one, or to 0."
         ) from None

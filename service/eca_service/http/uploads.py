@@ -79,7 +79,8 @@ def parse_images(
     elif media_type == _JSON_TYPE:
         images = parse_images_json(body, mark_counts)
     else:
-        images = [_raw_image(body, media_type)]
+        hint = "Send the bytes of an image as image/*, files named 'file' in a form, or JSON."
+        images = [_raw_image(body, media_type, hint)]
     if len(images) > limits.max_images:
         raise InvalidRequest(f"The request has more than {limits.max_images} images.", hint="Send several requests.")
     return [check_image_size(image, limits) for image in images]
@@ -99,7 +100,8 @@ def parse_hf_request(
     if media_type == _JSON_TYPE:
         request = parse_hf_json(body, mark_counts)
     else:
-        request = HFRequest(_raw_image(body, media_type), HFParameters())
+        hint = "Send the bytes of an image as image/*, or JSON."
+        request = HFRequest(_raw_image(body, media_type, hint), HFParameters())
     return replace(request, image=check_image_size(request.image, limits))
 
 
@@ -118,13 +120,10 @@ def check_image_size(image: bytes | EcaHubError, limits: UploadLimits) -> bytes 
     )
 
 
-def _raw_image(body: Buffer, media_type: str) -> bytes:
+def _raw_image(body: Buffer, media_type: str, hint: str) -> bytes:
     if media_type in _RAW_TYPES or media_type.startswith("image/"):
         return bytes(body)
-    raise UnsupportedType(
-        "This content type holds no images.",
-        hint="Send the bytes of an image as image/*, files named 'file' in a form, or JSON.",
-    )
+    raise UnsupportedType("This content type holds no images.", hint=hint)
 
 
 def _parse_form(body: Buffer, content_type: str, max_files: int) -> list[bytes]:

@@ -101,7 +101,8 @@ class Engine:
 
     Args:
         run_batch: The network with its preprocessing.
-        rebuild: Makes the same function anew after the device has failed under the old one.
+        rebuild: Makes the same function anew after the device has failed under the old one, or a thread that hangs in
+            it was given up.
         on_fatal_error: Called once when the device stays lost in this process.
         hang_timeout_s: When a batch counts as hung if its thread does nothing, as in a deadlock. A thread that works,
             or waits for a GPU, gets ten times the measured time for as many images.
@@ -120,6 +121,7 @@ class Engine:
         self._run_batch = run_batch
         self._rebuild = rebuild
         self._num_device_losses = 0
+        self._is_shared = False
         self._on_fatal_error = on_fatal_error
         self._hang_timeout_s = hang_timeout_s
         self._waits_for_device = waits_for_device
@@ -200,6 +202,8 @@ class Engine:
             return outputs
         except WorkerLost as error:
             self._is_verified = False
+            # The thread that was given up may still use the buffers and the stream of a GPU.
+            self._is_shared |= self._waits_for_device and worker.is_alive
             if worker is self._worker and not self._is_closed:
                 _logger.error("an engine was lost with a batch of %d: %s", len(items), error.message)
                 worker.end()
@@ -245,8 +249,8 @@ class Engine:
     def _run(self, items: list[WorkItem]) -> Sequence[Tensor]:
         try:
             with torch.inference_mode():
-                if self._num_device_losses and self._rebuild is not None:
-                    self._run_batch = self._rebuild()
+                if (self._num_device_losses or self._is_shared) and self._rebuild is not None:
+                    self._run_batch, self._is_shared = self._rebuild(), False
                 outputs = self._run_batch(items)
                 self._num_device_losses = 0
         except torch.AcceleratorError as error:

@@ -171,14 +171,17 @@ class _RunningPackage:
         """Explains single images, if that is switched on."""
 
     async def warm_up(self, max_batch: int) -> None:
-        """Run the examples; each batch size, where that takes long at first.
+        """Run the examples; each batch size of each task, where that takes long at first.
 
         Raises:
             ArithmeticError: an output is not finite.
         """
         items = [WorkItem(self._task, example) for example in self._loaded.examples]
         if any(network.has_fixed_sizes for network in self._loaded.networks):
-            batches, num_runs = [items[:1] * size for size in _batch_sizes(max_batch)], 2
+            # The last batch, of which the time is kept, is one of the first task.
+            tasks = [task for task in reversed(TASKS) if task.name in self._loaded.info.tasks]
+            firsts = [WorkItem(task, self._loaded.examples[0]) for task in tasks]
+            batches, num_runs = [[first] * size for first in firsts for size in _batch_sizes(max_batch)], 2
             await asyncio.gather(*(engine.warm_up(batches, num_runs=num_runs) for engine in self.engines))
             return
         # The engines of each device share the examples.

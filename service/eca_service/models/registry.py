@@ -290,7 +290,8 @@ class Registry:
             raise
         entry.source, entry.model, entry.state, entry.error = source, new, "ready", None
         self._assign_ids()
-        self._touch(entry)
+        if old is None:
+            self._touch(entry)
         _logger.info("%s at %s is ready", entry.model_id, new.info.revision)
         if old is not None:
             self._close_later(old)

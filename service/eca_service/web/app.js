@@ -44,6 +44,9 @@ async function request(path, options = {}) {
   try {
     response = await fetch(urlOf(path), { ...options, headers });
   } catch {
+    // A browser does not send a file that is no longer the one that was chosen.
+    const isReadable = await options.body?.slice(0, 1).arrayBuffer().then(() => true, () => false);
+    if (isReadable === false) throw new Error("The file has changed or is gone. Choose it again.");
     throw new Error("The service cannot be reached. Check that it still runs, then try again.");
   }
   const body = await response.json().catch(() => null);
@@ -128,7 +131,7 @@ function showModelStatus(text, isError = false) {
 // What a model is for: how an image is sent to it, how the response is shown, and the same from a program.
 const TASKS = {
   classify: {
-    query: (model) => ({ top_k: between(1, Number(byId("top-k").value) || 5, model.labels.length) }),
+    query: (model) => ({ top_k: between(1, Math.trunc(byId("top-k").value) || 5, model.labels.length) }),
     show: showPredictions,
     canExplain: true,
   },
@@ -172,7 +175,9 @@ async function sendFiles(files) {
   const leftOut = images.length < files.length ? " Files that are not images were left out." : "";
   showStatus(((images.length > 1 ? `Sending ${images.length} images.` : "") + leftOut).trim());
   if (!images.length) return;
-  const waiting = images.map((file) => [file, addCard(file)]);
+  // As it is now, also for the images whose turn comes after another choice.
+  const model = chosenModel(), chosen = model && TASKS[taskName(model)].query(model);
+  const waiting = images.map((file) => [file, addCard(file), model, chosen]);
   lastName = images.at(-1).name || "image.png";
   showCode();
   let failed = 0;
@@ -216,12 +221,12 @@ function showEmpty() {
   byId("clear").hidden = isEmpty;
 }
 
-async function send(file, card) {
-  const model = chosenModel(), name = taskName(model), task = TASKS[name];
+async function send(file, card, model, chosen) {
+  const name = taskName(model), task = TASKS[name];
   try {
     if (!model) throw new Error("No model is ready.");
     const [body] = await Promise.all([
-      requestWhenFree(`v1/${name}?${query(task.query(model))}`, {
+      requestWhenFree(`v1/${name}?${query({ ...chosen, model: model.id })}`, {
         method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
       }),
       showUpright(file, card.querySelector("img")),

@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 
 from eca_service.http.protocol import TimeoutH11Protocol, protocol_class
 from eca_service.settings import Settings
-from tests.service.fakes import run
+from tests.service.fakes import run, settle
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -307,6 +307,47 @@ def test_a_client_that_closes_its_direction_later_has_given_up() -> None:
         await close_own_direction(connection, client)
         await has_left.wait()
         assert not client.received
+
+    run(scene())
+
+
+def test_a_malformed_chunk_of_a_body_that_the_app_has_not_asked_for_is_a_disconnect() -> None:
+    async def scene() -> None:
+        messages: list[Any] = []
+
+        async def ask(scope: Scope, receive: Receive, send: Send) -> None:
+            messages.append(await receive())
+
+        connection, client = connect(served=ask)
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.data_received(head + b"zz\r\n")
+        await settle()
+        assert messages == [{"type": "http.disconnect"}]
+        assert client.received.startswith(b"HTTP/1.1 400 ")
+
+    run(scene())
+
+
+def test_a_response_is_cut_where_the_body_turns_out_to_be_malformed() -> None:
+    async def scene() -> None:
+        gate, is_done = asyncio.Event(), asyncio.Event()
+
+        async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+            await send({"type": "http.response.body", "body": b"one", "more_body": True})
+            await gate.wait()
+            await send({"type": "http.response.body", "body": b"two"})
+            is_done.set()
+
+        connection, client = connect(served=stream)
+        connection.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await response_of(client)
+        await settle()
+        connection.data_received(b"zz\r\n")
+        assert client.is_closed.is_set()
+        gate.set()
+        await is_done.wait()
+        assert client.received.endswith(b"one")
 
     run(scene())
 

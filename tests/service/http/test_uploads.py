@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from eca_hub import EcaHubError
 from eca_service.errors import BadMultipart, BodyTooLarge, InvalidRequest, UnsupportedType
-from eca_service.http.uploads import UploadLimits, parse_images
+from eca_service.http.uploads import UploadLimits, parse_hf_request, parse_images
 
 LIMITS = UploadLimits(max_image_bytes=100, max_images=3, max_request_bytes=1000)
 FORM = "multipart/form-data; boundary=xyz"
@@ -38,6 +38,8 @@ def test_the_default_content_type_of_curl_is_an_image() -> None:
 def test_other_types_are_not_supported(content_type: str) -> None:
     with pytest.raises(UnsupportedType):
         parse_images(b"bytes", content_type, LIMITS)
+    with pytest.raises(UnsupportedType, match=r"Send the bytes of an image as image/\*, or JSON"):
+        parse_hf_request(b"bytes", content_type, LIMITS)
 
 
 def test_a_form_holds_its_files_in_order() -> None:

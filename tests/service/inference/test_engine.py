@@ -197,6 +197,33 @@ def test_when_the_device_fails_its_batch_fails_and_a_rebuilt_forward_runs_the_ne
     asyncio.run(scene())
 
 
+def test_after_a_hang_on_a_device_the_next_thread_has_a_forward_of_its_own() -> None:
+    gate = threading.Event()
+
+    def stuck(pixels_N3HW: Tensor) -> Tensor:
+        gate.wait(60)
+        return count_up(pixels_N3HW)
+
+    async def scene() -> None:
+        num_made = 0
+
+        def rebuild() -> RunBatch:
+            nonlocal num_made
+            num_made += 1
+            return batched(count_up)
+
+        engine = Engine(batched(stuck), rebuild=rebuild, hang_timeout_s=0.05, waits_for_device=True)
+        with pytest.raises(WorkerLost, match="hung"):
+            await engine.run([image(1)])
+        for _ in range(2):
+            assert (await engine.run([image(4)]))[0].tolist() == [4, 5, 6]
+        assert num_made == 1
+        gate.set()
+        engine.close()
+
+    asyncio.run(scene())
+
+
 def test_a_device_that_fails_repeatedly_is_a_fatal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eca_service.inference.engine._FIRST_PAUSE_S", 0.01)
     works = threading.Event()

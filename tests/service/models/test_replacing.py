@@ -176,6 +176,22 @@ def test_the_least_recently_used_model_is_evicted() -> None:
     run(scene())
 
 
+def test_a_new_commit_of_a_branch_is_no_use_of_its_model() -> None:
+    async def scene() -> None:
+        workshop, branch = Workshop(), Branch()
+        registry = await started(workshop, "acme/a", "acme/b", max_weights_bytes=25)
+        with registry.acquire("acme/a"):
+            pass
+        branch.commit = C
+        await RevisionWatcher(registry, branch.find, period_s=30).poll()
+        assert revision_of(registry, "acme/b") == C
+        await registry.load(ModelSource("acme/c"))
+        assert [entry.model_id for entry in registry.entries] == ["acme/a", "acme/c"]
+        await registry.close()
+
+    run(scene())
+
+
 def test_models_of_the_start_that_do_not_fit_together_stop_it() -> None:
     async def scene() -> None:
         registry = await started(Workshop(), "acme/a", "acme/b", max_weights_bytes=15)

@@ -8,6 +8,7 @@ default; the image of the README was made so:
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -85,7 +86,8 @@ def page(service: Served, browser: Any) -> Iterator[Any]:
     page.goto(f"{service.url}/")
     playwright.expect(page.locator("#model option")).to_have_count(3)
     yield page
-    assert [text for text in complaints if "status of 4" not in text] == []
+    expected = re.compile("status of 4|ERR_UPLOAD_FILE_CHANGED")
+    assert [text for text in complaints if not expected.search(text)] == []
     context.close()
 
 
@@ -316,10 +318,33 @@ def test_the_steps_of_a_request_are_a_strip_and_words(page: Any, image_file: Pat
     assert [f"{share:.1f}" for share in shares] == [text.split()[1] for text in words[:3]]
 
 
-def test_the_classes_to_show_are_an_option(page: Any, image_file: Path) -> None:
-    page.fill("#top-k", "2")
+@pytest.mark.parametrize("number", ["2", "2.5"])
+def test_the_classes_to_show_are_an_option(number: str, page: Any, image_file: Path) -> None:
+    page.fill("#top-k", number)
     choose(page, image_file)
     playwright.expect(page.locator(".result .bars li")).to_have_count(2)
+
+
+def test_all_images_of_a_selection_are_sent_as_it_was_chosen(page: Any, image_file: Path, tmp_path: Path) -> None:
+    held: list[Any] = []
+    page.route("**/v1/classify?*", lambda route: held.append(route))
+    first = page.locator("#model").input_value()
+    choose(page, *(Path(shutil.copy(image_file, tmp_path / f"{number}.jpg")) for number in range(6)))
+    playwright.expect(page.locator(".result")).to_have_count(6)
+    with page.expect_request("**/v1/classify?*") as sixth:
+        page.locator("#model").select_option(index=1)
+        page.fill("#top-k", "1")
+        held.pop(0).fulfill(status=422, json=FULL)
+    assert f"model={first}&" in f"{sixth.value.url}&"
+    assert "top_k=5" in sixth.value.url or "top_k=3" in sixth.value.url
+
+
+def test_a_file_that_was_changed_since_it_was_chosen_is_named_as_the_reason(page: Any, image_file: Path) -> None:
+    choose(page, image_file)
+    playwright.expect(page.locator(".explain")).to_be_visible()
+    image_file.write_bytes(image_file.read_bytes() + b"more")
+    page.locator(".explain").click()
+    playwright.expect(page.locator(".result .error")).to_contain_text("The file has changed or is gone.")
 
 
 def test_a_file_that_is_no_image_shows_the_message_and_the_hint(page: Any, tmp_path: Path) -> None:
