@@ -177,7 +177,10 @@ def create_detector(
         detector,
         backbone=backbone,
         attention=attention,
-        attention_args={name: value for name, value in options.items() if name not in names},
+        attention_args={
+            **options.pop("attention_args", {}),
+            **{name: value for name, value in options.items() if name not in names},
+        },
         **{name: value for name, value in options.items() if name in names},
     )
     model = build_detector(config, num_classes=num_classes, rois_per_image=rois_per_image)

@@ -5,7 +5,6 @@ keyword; which keyword, and whether the class is then called with maps (N, C, H,
 a network costs no memory.
 """
 
-import copy
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -166,21 +165,30 @@ def _build_by_keyword(
     backbone = find_timm_backbone(name)
     assert backbone is not None
 
-    initial_states: list[tuple[nn.Module, dict[str, Tensor]]] = []
-
     def factory(channels: int, *_: object, **__: object) -> nn.Module:
         if channels not in backbone.widths:
             return nn.Identity()  # some families call the class once before they build blocks
         stage = backbone.widths.index(channels) + 1
-        attention = insertion.make(stage, channels) if stage in insertion.stages else nn.Identity()
-        initial_states.append((attention, copy.deepcopy(attention.state_dict())))
-        return attention
+        return _Slot(insertion.make(stage, channels)) if stage in insertion.stages else nn.Identity()
 
     model = _create(name, num_classes, stem, features_only, **_KEYWORDS[keyword](factory), **options)
-    # timm initializes every convolution at the end, also those that a method has set to zero.
-    for attention, initial_state in initial_states:
-        attention.load_state_dict(initial_state)
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if isinstance(child, _Slot):
+                setattr(parent, child_name, child.content[0])
     return model
+
+
+class _Slot(nn.Identity):
+    """Keeps the place of an attention module while timm initializes the layers of its network.
+
+    timm would also initialize convolutions that a method has set to zero, and expects a bias in each linear layer.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, so that it is no submodule.
+        self.content = (attention,)
 
 
 def _create(name: str, num_classes: int, stem: Stem, features_only: bool, **options: Any) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from eca_hub.hub.card.facts import CardFacts, Result
+from eca_hub.hub.card.sections import escape
 from eca_hub.hub.pretrained import save_pretrained
 from eca_hub.models.build import build_model
 from eca_hub.models.weight_init import SkipRandomInit
@@ -133,8 +134,8 @@ class ClassificationResults(_ClassifierResults):
     def card_texts(self) -> tuple[str, str]:
         """Return what the model does and what it is not for."""
         return (
-            f"Classifies images into the {len(self.data.labels)} classes of {self.data.title}.",
-            f"Every image gets one of the classes of {self.data.title}, whatever it shows.",
+            f"Classifies images into the {len(self.data.labels)} classes of {escape(self.data.title)}.",
+            f"Every image gets one of the classes of {escape(self.data.title)}, whatever it shows.",
         )
 
     def card_results(self, result: Mapping[str, Any]) -> tuple[Result, ...]:
@@ -216,9 +217,9 @@ class MultiLabelResults(_ClassifierResults):
     def card_texts(self) -> tuple[str, str]:
         """Return what the model does and what it is not for."""
         return (
-            f"Says which of the {len(self.data.labels)} classes of {self.data.title} apply to an image: any number of "
-            "them, or none.",
-            f"Only the classes of {self.data.title} are recognized.",
+            f"Says which of the {len(self.data.labels)} classes of {escape(self.data.title)} apply to an image: any "
+            "number of them, or none.",
+            f"Only the classes of {escape(self.data.title)} are recognized.",
         )
 
     def card_results(self, result: Mapping[str, Any]) -> tuple[Result, ...]:

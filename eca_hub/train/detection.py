@@ -118,10 +118,6 @@ class DetectionModule(TrainingModule):
                 "A scheduler class sets the learning rate alone, without lr_batch_size and lr_milestones_epochs.",
                 hint="Give --model.lr_batch_size 0 and no milestones.",
             )
-        if any(not 32 <= side <= max_side_px for side in train_min_sides_px):
-            raise InvalidConfig(
-                f"train_min_sides_px is {list(train_min_sides_px)}; each must be 32 to max_side_px, {max_side_px}."
-            )
         config = DetectorConfig(
             detector,
             backbone or DetectorConfig.backbone,
@@ -138,6 +134,10 @@ class DetectionModule(TrainingModule):
         start = from_pretrained or backbone_from or ""
         self.base_model = start if start and not is_local(start) else ""
         self.model, made, self.has_new_head = _start(config, backbone_from, from_pretrained, revision, rois_per_image)
+        if any(not 32 <= side <= made.max_side_px for side in train_min_sides_px):
+            raise InvalidConfig(
+                f"train_min_sides_px is {list(train_min_sides_px)}; each must be 32 to max_side_px, {made.max_side_px}."
+            )
         # The images of this run are decoded so, whatever those of the package were.
         self.config = dataclasses.replace(made, bit_depth=bit_depth)
         if start:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eca_hub.atomic import write_atomic
 from eca_hub.hub.card.facts import CardFacts, Result
+from eca_hub.hub.card.sections import escape
 from eca_hub.hub.pretrained import save_detector
 from eca_hub.models.detectors import build_detector
 from eca_hub.train.data.detection import DetectionDataModule
@@ -76,8 +77,8 @@ class DetectionResults(RunResults):
     def card_texts(self) -> tuple[str, str]:
         """Return what the model does and what it is not for."""
         return (
-            f"Finds the {len(self.data.labels)} kinds of objects of {self.data.title}.",
-            f"Only the classes of {self.data.title} are found.",
+            f"Finds the {len(self.data.labels)} kinds of objects of {escape(self.data.title)}.",
+            f"Only the classes of {escape(self.data.title)} are found.",
         )
 
     def card_results(self, result: Mapping[str, Any]) -> tuple[Result, ...]:

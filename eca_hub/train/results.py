@@ -223,7 +223,8 @@ class RunResults(ABC):
             plots=plots,
             datasets=(data.hub_id,) if data.hub_id else (),
             base_model=self.module.base_model,
-            command=shlex.join(command),
+            # A path of bytes that are not UTF-8 cannot be part of a text file.
+            command=shlex.join(command).encode(errors="backslashreplace").decode(),
             commit=_commit_of(git_state(Path(__file__).parent)),
             seed=self.module.seed,
             measured_on=(

@@ -74,6 +74,13 @@ def test_a_license_is_put_into_the_metadata(metadata: str) -> None:
     assert read_metadata(edited)["license"] == "cc-by-4.0"
 
 
+def test_name_and_link_of_the_license_before_are_removed() -> None:
+    card = b"---\nlicense: other\nlicense_name: x\nlicense_link: https://x\ntags: [a]\n---\n# Title\n"
+    assert read_metadata(set_license(card, "mit")) == {"license": "mit", "tags": ["a"]}
+    own = b"---\nlicense: other\nlicense_name: x\n---\n"
+    assert read_metadata(set_license(own, "other")) == {"license": "other", "license_name": "x"}
+
+
 @pytest.mark.parametrize(
     "metadata", ['"license": mit', "license : mit", "? license\n: mit", "{license: mit, tags: [a]}", "  tags: [a]"]
 )

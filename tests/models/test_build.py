@@ -30,6 +30,7 @@ from eca_hub.models.build import (
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ImageConfig, ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
+from eca_hub.models.insertion import is_inserted
 
 TINY = ImageConfig(height_px=16, width_px=16, crop=1.0)
 
@@ -319,6 +320,16 @@ def test_a_timm_network_without_a_slot_is_built_and_refuses_attention() -> None:
         create_model("nl_resnext26ts")
     with pytest.raises(InvalidConfig, match="'eca' cannot be inserted into vit_tiny_patch16_224, which has no slot"):
         create_model("eca_vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "nf_resnet26"])
+def test_a_method_without_biases_is_inserted_where_timm_would_initialize_them(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=3, attention="se")
+    inserted = [module for module in model.modules() if is_inserted(module)]
+    assert inserted
+    assert all(parameter.abs().sum() > 0 for module in inserted for parameter in module.parameters())
+    assert model.eval()(torch.randn(1, 3, 64, 64)).isfinite().all()
 
 
 def test_zero_initialized_layers_survive_timms_initialization() -> None:

@@ -234,6 +234,12 @@ def test_what_cannot_work_is_refused_in_one_sentence(
         create_detector(**given)
 
 
+def test_options_of_the_attention_are_given_alone_or_together() -> None:
+    alone = create_detector("faster_rcnn", attention="eca", kernel_sizes=5, **SMALL)
+    together = create_detector("faster_rcnn", attention="eca", attention_args={"kernel_sizes": 5}, **SMALL)
+    assert alone.config == together.config
+
+
 def test_a_label_that_occurs_twice_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="occur more than once: cat"):
         dataclasses.replace(DetectorConfig(), labels=("cat", "dog", "cat"))

@@ -14,7 +14,9 @@ from eca_hub.__main__ import main
 from eca_hub.hub.card.edit import read_metadata
 from eca_hub.train import cli
 from eca_hub.train.data import DigitsData
+from tests.conftest import make_image
 from tests.train.datasets import png, write_parquet
+from tests.train.runs import CONFIG, fit
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "configs"
 CONFIGS = sorted(
@@ -228,6 +230,22 @@ def test_what_was_allowed_for_one_call_is_not_in_the_saved_configuration(run_dir
 
 
 @pytest.mark.slow
+def test_the_name_of_a_folder_is_no_markup_in_the_card(tmp_path: Path) -> None:
+    root = tmp_path / "<i>caf\u00e9"
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (root / split / label).mkdir(parents=True)
+            for number in range(4):
+                (root / split / label / f"{number}.png").write_bytes(make_image(12, 8 + number))
+    synthetic = CONFIG[CONFIG.index("data:") : CONFIG.index("save:")]
+    images = "data:\n  class_path: ImageFolderData\n  init_args: {batch_size: 4, image: {height_px: 8, width_px: 8}}\n"
+    options = ("--data.root", str(root), "--trainer.max_epochs", "1", "--model.optim.warmup_epochs", "0")
+    assert fit(tmp_path / "run", *options, config=CONFIG.replace(synthetic, images)) == 0
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "into the 2 classes of &lt;i&gt;caf\u00e9." in card
+    assert "one of the classes of &lt;i&gt;caf\u00e9," in card
+
+
 def test_a_run_of_some_steps_is_validated_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", [0, 1] * 12, names=["cat", "dog"])

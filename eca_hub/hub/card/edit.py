@@ -63,7 +63,9 @@ def set_license(card: bytes, license_id: str) -> bytes:
         if match is None:
             text = f"---\n{line}---\n\n{text}"
         elif re.search(r"^license:.*$", match[1], re.MULTILINE):
-            head = re.sub(r"^license:.*\r?\n?(?:[ \t]*- .*\r?\n?|[ \t]+.*\r?\n?)*", line, match[1], flags=re.MULTILINE)
+            # Name and link are those of the license that is replaced.
+            head = re.sub(r"^license_(?:name|link):.*\r?\n?", "", match[1], flags=re.MULTILINE)
+            head = re.sub(r"^license:.*\r?\n?(?:[ \t]*- .*\r?\n?|[ \t]+.*\r?\n?)*", line, head, flags=re.MULTILINE)
             text = text[: match.start(1)] + head + text[match.end(1) :]
         else:
             text = text[: match.start(1)] + line + text[match.start(1) :]

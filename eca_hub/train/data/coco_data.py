@@ -10,6 +10,7 @@ from eca_hub.train.data.coco import read_coco
 from eca_hub.train.data.detection import DetectionDataModule
 from eca_hub.train.data.objects import Split
 from eca_hub.train.data.source import Split as SplitName
+from eca_hub.train.data.source import readable_name
 from eca_hub.train.data.yolo import count_keypoint_numbers, find_images_dir, read_class_names, read_yolo
 
 
@@ -40,7 +41,7 @@ class CocoData(DetectionDataModule):
     ) -> None:
         super().__init__(**options)
         self.root = _check_root(root, "annotations/")
-        self.title = self.root.resolve().name
+        self.title = readable_name(self.root.resolve().name) or "images"
         self.has_single_eval_split = test_annotations is None
         self._paths: dict[SplitName, tuple[str, str]] = {
             "train": (train_annotations, train_images),
@@ -76,7 +77,7 @@ class YoloData(DetectionDataModule):
     def __init__(self, root: str, **options: Any) -> None:
         super().__init__(**options)
         self.root = _check_root(root, "data.yaml")
-        self.title = self.root.resolve().name
+        self.title = readable_name(self.root.resolve().name) or "images"
         self._class_names = read_class_names(self.root)
         self._num_keypoint_numbers = count_keypoint_numbers(self.root)
         self._folders = {name: find_images_dir(self.root, name) for name in ("train", "val", "test")}
