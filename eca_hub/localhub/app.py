@@ -93,11 +93,15 @@ def create_app(store: Store, users: Users) -> ASGIApp:
 
     routes = [route(method, path, handler) for method, path, handler in _ROUTES]
     for repo_type in REPO_TYPES:
-        api, page = f"/api/{repo_type}s", "" if repo_type == "model" else f"/{repo_type}s"
-        routes.append(route("GET", api, reads.list_repos, repo_type))
-        for prefix, table in ((api, _API_ROUTES), (page, _PAGE_ROUTES)):
-            for method, path, handler in table:
-                routes.append(route(method, f"{prefix}/{{owner}}/{{name}}{path}", handler, repo_type))
+        routes.append(route("GET", f"/api/{repo_type}s", reads.list_repos, repo_type))
+        for method, path, handler in _API_ROUTES:
+            routes.append(route(method, f"/api/{repo_type}s/{{owner}}/{{name}}{path}", handler, repo_type))
+    # Pages of models come last: they have no prefix, so /{owner}/{name} also matches /api/datasets, and
+    # /{owner}/{name}/resolve/{rev}/{path} the files of a dataset that is called `resolve`.
+    for repo_type in sorted(REPO_TYPES, key=lambda repo_type: repo_type == "model"):
+        page = "" if repo_type == "model" else f"/{repo_type}s"
+        for method, path, handler in _PAGE_ROUTES:
+            routes.append(route(method, f"{page}/{{owner}}/{{name}}{path}", handler, repo_type))
     handlers = {HubHTTPError: _on_hub_error, HTTPException: _on_no_route, OSError: _on_os_error, Exception: _on_bug}
     app = Starlette(routes=routes, exception_handlers={**handlers, ClientDisconnect: _on_disconnect})
     app.router.redirect_slashes = False

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from eca_hub.atomic import make_folder, rename_synced, sha256_of
-from eca_hub.localhub.errors import blob_corrupt, invalid
+from eca_hub.localhub.errors import HubHTTPError, blob_corrupt, invalid
 
 READ_BYTES = 1 << 20
 TRUST_S = 600.0
@@ -41,7 +41,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 # macOS and Windows have no fdatasync.
 _fdatasync = getattr(os, "fdatasync", os.fsync)
 
-_FileState = tuple[int, int, int, int]
+FileState = tuple[int, int, int, int]
 Bytes = bytes | bytearray | memoryview
 
 
@@ -142,8 +142,8 @@ class Blobs:
         self.threads = ThreadPoolExecutor(NUM_THREADS, "blobs")
         self.writeback_threads = ThreadPoolExecutor(NUM_THREADS, "writeback")
         self._lock = threading.Lock()
-        self._verified: dict[str, tuple[_FileState, float]] = {}
-        self._damaged: dict[str, _FileState] = {}
+        self._verified: dict[str, tuple[FileState, float]] = {}
+        self._damaged: dict[str, FileState] = {}
 
     def path(self, sha256: str) -> Path:
         """Return where a blob is, or would be."""
@@ -155,11 +155,15 @@ class Blobs:
         return self._temporary_folder / secrets.token_hex(12)
 
     def size_bytes(self, sha256: str) -> int | None:
-        """Size of a blob, or None if it is missing or damaged and has to be uploaded again."""
-        state = self._file_state(sha256)
-        if state is None or self._damaged.get(sha256) == state:
+        """Size of a blob, or None if it is missing or damaged and has to be uploaded again.
+
+        A blob that was not verified lately is hashed first: damage that no reader has met must be repaired, too.
+        """
+        try:
+            with self.open_verified(sha256) as file:
+                return os.fstat(file.fileno()).st_size
+        except HubHTTPError:
             return None
-        return state[1]
 
     def writer(self, expected_sha256: str | None = None) -> BlobWriter:
         """Start a new blob."""
@@ -179,7 +183,7 @@ class Blobs:
         path = self.path(sha256)
         make_folder(path.parent, mode=FOLDER_MODE)
         rename_synced(temporary, path)
-        state = self._file_state(sha256)
+        state = self.file_state(sha256)
         if state is not None:
             with self._lock:
                 self._verified[sha256] = (state, self._clock() + TRUST_S)
@@ -190,7 +194,7 @@ class Blobs:
         Raises:
             HubHTTPError: 500, the blob is damaged or missing.
         """
-        state = self._file_state(sha256)
+        state = self.file_state(sha256)
         if state is None or self._damaged.get(sha256) == state:
             raise blob_corrupt(sha256)
         file = self.path(sha256).open("rb")
@@ -223,7 +227,7 @@ class Blobs:
                 if folder.is_dir():
                     yield from sorted(folder.iterdir())
 
-    def _verify(self, file: BufferedReader, sha256: str, state: _FileState) -> None:
+    def _verify(self, file: BufferedReader, sha256: str, state: FileState) -> None:
         is_intact = hashlib.file_digest(file, "sha256").hexdigest() == sha256
         file.seek(0)
         with self._lock:
@@ -235,7 +239,7 @@ class Blobs:
         if not is_intact:
             raise blob_corrupt(sha256)
 
-    def _file_state(self, sha256: str) -> _FileState | None:
+    def file_state(self, sha256: str) -> FileState | None:
         """Inode, size and times of a blob, which change with the file; a program cannot set the change time."""
         path = self.path(sha256)
         try:

@@ -232,10 +232,10 @@ class CommitOperations:
         if value.get("algo", "sha256") != "sha256":
             raise invalid("The algo of an LFS file must be sha256.")
         sha256 = check_sha256(value.get("oid"))
-        size_bytes = self.blobs.size_bytes(sha256)
+        size_bytes = self.blobs.size_bytes(sha256) if self.can_use_blob(sha256) else None
         claimed_bytes = value.get("size", size_bytes)
         # One response for a missing blob and for another user's: it must not reveal which hashes the hub has.
-        if size_bytes is None or claimed_bytes != size_bytes or not self.can_use_blob(sha256):
+        if size_bytes is None or claimed_bytes != size_bytes:
             message = f"LFS pointer pointed to a file that does not exist: {sha256}. Upload its bytes, then commit."
             raise HubHTTPError(400, "lfs_object_missing", message)
         return StoredFile(size_bytes, sha256)

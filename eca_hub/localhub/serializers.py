@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from eca_hub.localhub.blobs import Blobs
+from eca_hub.localhub.blobs import Blobs, FileState
 from eca_hub.localhub.card_metadata import InvalidCard, read_metadata, tags_of, text_of
 from eca_hub.localhub.commits import Commit, StoredFile
 from eca_hub.localhub.errors import HubHTTPError
@@ -126,22 +126,28 @@ def serialize_refs(refs: dict[str, str], with_pull_requests: bool) -> dict[str, 
 def card_text(card: StoredFile | None, blobs: Blobs) -> str:
     """The README of a commit; empty if it is missing or cannot be read."""
     try:
-        return blobs.read(card.sha256, MAX_CARD_BYTES).decode("utf-8", "replace") if card else ""
+        return _read_card(card.sha256, blobs) if card else ""
     except HubHTTPError:
         return ""
 
 
+def _read_card(sha256: str, blobs: Blobs) -> str:
+    return blobs.read(sha256, MAX_CARD_BYTES).decode("utf-8", "replace")
+
+
 def card_metadata(card: StoredFile | None, blobs: Blobs) -> dict[str, Any]:
     """Metadata of the README of a commit; empty if they are missing or cannot be read."""
-    if card is None or blobs.size_bytes(card.sha256) is None:
+    try:
+        return _cached_metadata(card.sha256, blobs) if card else {}
+    except HubHTTPError:
+        # Not cached: the card may be pushed again.
         return {}
-    return _cached_metadata(card.sha256, blobs)
 
 
 @lru_cache(maxsize=2048)
 def _cached_metadata(sha256: str, blobs: Blobs) -> dict[str, Any]:
     try:
-        return read_metadata(card_text(StoredFile(0, sha256), blobs))
+        return read_metadata(_read_card(sha256, blobs))
     except InvalidCard:
         return {}
 
@@ -168,12 +174,21 @@ def _small_json(file: StoredFile | None, blobs: Blobs) -> dict[str, Any]:
 
 
 def _safetensors_counts(file: StoredFile | None, blobs: Blobs) -> dict[str, Any] | None:
-    return _cached_counts(file.sha256, blobs) if file and blobs.size_bytes(file.sha256) is not None else None
+    state = blobs.file_state(file.sha256) if file else None
+    if file is None or state is None:
+        return None
+    try:
+        return _cached_counts(file.sha256, state, blobs)
+    except OSError:
+        return None
 
 
 @lru_cache(maxsize=2048)
-def _cached_counts(sha256: str, blobs: Blobs) -> dict[str, Any] | None:
-    """Count the parameters in a safetensors file by its header, without reading the tensors."""
+def _cached_counts(sha256: str, state: FileState, blobs: Blobs) -> dict[str, Any] | None:
+    """Count the parameters in a safetensors file by its header, without reading and verifying the tensors.
+
+    The state of the file is part of the cache key, so that a damaged file which is pushed again is counted again.
+    """
     counts: dict[str, int] = {}
     try:
         with blobs.path(sha256).open("rb") as stream:
@@ -187,7 +202,7 @@ def _cached_counts(sha256: str, blobs: Blobs) -> dict[str, Any] | None:
                     if len(shape) > MAX_DIMS or not all(type(each) is int and 0 <= each < 2**63 for each in shape):
                         return None
                     counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
         return None
     total = sum(counts.values())
     return {"parameters": counts, "total": total} if total.bit_length() < 64 else None

@@ -175,7 +175,7 @@ async def put_shard(context: RequestContext) -> Response:
 
 def _has_object(context: RequestContext, oid: str, size_bytes: int) -> bool:
     """Whether the hub has the object and the user may use it; other users' objects have to be uploaded again."""
-    return context.store.blobs.size_bytes(oid) == size_bytes and context.can_use_blob(oid)
+    return context.can_use_blob(oid) and context.store.blobs.size_bytes(oid) == size_bytes
 
 
 async def _read_lines(context: RequestContext, operations: CommitOperations) -> None:

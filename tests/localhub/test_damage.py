@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -55,6 +56,43 @@ def test_a_flipped_bit_is_never_served_and_a_second_push_repairs_it(
         push(client, {}, {"model.safetensors": CONTENT})
         assert client.get(url).content == CONTENT
     assert main(["localhub", "fsck", "--root", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("pushing", [push, push_by_xet])
+def test_damage_that_no_reader_has_met_is_repaired_by_the_next_push(
+    tmp_path: Path, pushing: Callable[..., str]
+) -> None:
+    small = b"# a card"
+    with opened_hub(tmp_path) as client:
+        pushing(client, {"README.md": small}, {"model.safetensors": CONTENT})
+        flip_a_bit(blob_path(tmp_path))
+        flip_a_bit(blob_path(tmp_path, hashlib.sha256(small).hexdigest()))
+        requested = {"files": [{"path": "model.safetensors", "size": len(CONTENT), "sample": ""}]}
+        assert "oid" not in client.post(f"/api/models/{REPO}/preupload/main", json=requested).json()["files"][0]
+        line = {"key": "lfsFile", "value": {"path": "m.bin", "algo": "sha256", "oid": SHA256, "size": len(CONTENT)}}
+        ndjson = json.dumps({"key": "header", "value": {"summary": "x"}}) + "\n" + json.dumps(line)
+        assert client.post(f"/api/models/{REPO}/commit/main", content=ndjson).status_code == 400
+    with opened_hub(tmp_path) as client:
+        pushing(client, {"README.md": small}, {"model.safetensors": CONTENT})
+        assert client.get(f"/{REPO}/resolve/main/model.safetensors").content == CONTENT
+        assert client.get(f"/{REPO}/resolve/main/README.md").content == small
+
+
+def test_metadata_of_a_file_that_was_repaired_are_read_again(tmp_path: Path) -> None:
+    card = b"---\nlicense: mit\n---\n"
+    header = json.dumps({"w": {"dtype": "F32", "shape": [200_000], "data_offsets": [0, 800_000]}}).encode()
+    weights = struct.pack("<Q", len(header)) + header + bytes(800_000)
+    files: tuple[dict[str, bytes], dict[str, bytes]] = ({"README.md": card}, {"model.safetensors": weights})
+    with opened_hub(tmp_path) as client:
+        push(client, *files)
+        blob_path(tmp_path, hashlib.sha256(card).hexdigest()).write_bytes(bytes(len(card)))
+        blob_path(tmp_path, hashlib.sha256(weights).hexdigest()).write_bytes(bytes(len(weights)))
+        info = client.get(f"/api/models/{REPO}").json()
+        assert (info["cardData"], info["safetensors"]) == ({}, None)
+        push(client, *files)
+        info = client.get(f"/api/models/{REPO}").json()
+        assert info["cardData"] == {"license": "mit"}
+        assert info["safetensors"]["total"] == 200_000
 
 
 def test_a_damaged_gitattributes_can_be_pushed_again(tmp_path: Path) -> None:

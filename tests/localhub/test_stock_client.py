@@ -244,3 +244,14 @@ def test_whoami_returns_name_and_role(api: HfApi, hub: Hub) -> None:
     assert (response["name"], response["fullname"], response["orgs"][0]["name"]) == ("alice", "Alice A.", "acme")
     with pytest.raises(HfHubHTTPError, match="Invalid"):
         HfApi(endpoint=hub.url, token="unknown").whoami()
+
+
+@pytest.mark.parametrize("repo_type", ["dataset", "space"])
+def test_datasets_and_spaces_are_listed_and_may_be_called_resolve(api: HfApi, repo_type: str, tmp_path: Path) -> None:
+    repo_id = "acme/resolve"
+    api.create_repo(repo_id, repo_type=repo_type, space_sdk="static" if repo_type == "space" else None)
+    api.upload_file(path_or_fileobj=b"rows", path_in_repo="data.csv", repo_id=repo_id, repo_type=repo_type)
+    listed = api.list_datasets(author="acme") if repo_type == "dataset" else api.list_spaces(author="acme")
+    assert repo_id in [info.id for info in listed]
+    path = api.hf_hub_download(repo_id, "data.csv", repo_type=repo_type, cache_dir=tmp_path)
+    assert Path(path).read_bytes() == b"rows"
