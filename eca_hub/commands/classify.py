@@ -4,24 +4,20 @@ import csv
 import io
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
-from eca_hub.commands.images import STDIN, escape, find_images
+from eca_hub.commands.images import STDIN, escape, find_images, read_stdin
+from eca_hub.commands.outputs import check_file, not_written, output_path
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import BadImage, InvalidUsage
 from eca_hub.releases import DEFAULT_RELEASE
 
 if TYPE_CHECKING:
     from eca_hub.classifier import Classifier, Prediction
-
-
-_ROUNDING = 1e-6
-"""Of the scores in a .csv."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +60,20 @@ def main(argv: list[str]) -> int:
             raise InvalidUsage(f"--{name} is {args[name]}; it must be 1 or more.")
     if not 0 <= args.min_score <= 1:
         raise InvalidUsage(f"--min_score is {args.min_score}; it must be 0 to 1.")
-    if args.output and Path(args.output).suffix not in (".csv", ".jsonl"):
+    output = None if args.output is None else output_path("output", args.output)
+    if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise InvalidUsage(f"--output is {args.output!r}; the file must end in .csv or .jsonl.")
-    if args.output and args.json:
+    if output is not None and args.json:
         raise InvalidUsage("--json prints and --output writes a file; give one of them. A .jsonl file has JSON.")
-    if args.output and (Path(args.output).is_dir() or not Path(args.output).absolute().parent.is_dir()):
-        raise InvalidUsage(f"--output is {args.output!r}, which is a folder or lies in a folder that does not exist.")
+    if output is not None:
+        check_file(output, is_appended=True)
     images = list(dict.fromkeys(each for given in args.images for each in find_images(given)))
 
     from eca_hub.classifier import Classifier
 
     classifier = Classifier.from_pretrained(args.model, args.revision, device=args.device)
-    if args.output:
-        return _write_file(classifier, images, Path(args.output), args.top_k, args.min_score, args.batch_size)
+    if output is not None:
+        return _write_file(classifier, images, output, args.top_k, args.min_score, args.batch_size)
     num_bad = 0
     for row in _classify(classifier, images, args.top_k, args.min_score, args.batch_size):
         num_bad += row.error is not None
@@ -95,7 +92,7 @@ def _classify(
         pixels, errors = {}, {}
         for image in batch:
             try:
-                source = sys.stdin.buffer.read() if image == STDIN else image
+                source = read_stdin() if image == STDIN else image
                 pixels[image] = transform.resize_and_crop(transform.decode(source))
             except BadImage as error:
                 errors[image] = error
@@ -114,12 +111,13 @@ def _write_file(
 ) -> int:
     """Append a line for each image that the file does not have; complete lines survive a crash.
 
-    Standard input is another image each time.
+    Standard input is another image each time. Where --min_score leaves scores out, lines state the options.
     """
     top_k = min(top_k, len(classifier.config.labels))
     is_csv = path.suffix == ".csv"
     header = ["image", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "score")), "error"]
-    header.append("revision")
+    header += ["revision", *(["min_score"] if min_score else [])]
+    options = {"top_k": top_k, "min_score": min_score} if min_score else {}
     try:
         done = _read_done(path, header, classifier.revision, top_k, min_score) if path.is_file() else {}
         todo = [image for image in images if image == STDIN or _to_utf8(image) not in done]
@@ -133,13 +131,15 @@ def _write_file(
                 if is_csv:
                     scores = [value for each in row.predictions for value in (each.label, f"{each.score:.6f}")]
                     scores += [""] * (2 * top_k - len(scores))
-                    writer.writerow([row.image, *scores, row.error.message if row.error else "", classifier.revision])
+                    message = row.error.message if row.error else ""
+                    ending = [classifier.revision, *([min_score] if min_score else [])]
+                    writer.writerow([row.image, *scores, message, *ending])
                 else:
-                    file.write(json.dumps(_to_dict(classifier, row)) + "\n")
+                    file.write(json.dumps({**_to_dict(classifier, row), **options}) + "\n")
                 file.flush()
                 show_progress(f"{number} of {len(todo)} images")
     except OSError as error:
-        raise InvalidUsage(f"--output {path} cannot be written: {error.strerror or error}.") from None
+        raise not_written(path, error) from None
     show_progress("")
     skipped = f", {len(images) - len(todo)} were there already" if len(images) > len(todo) else ""
     print(escape(f"{len(todo)} images classified{skipped}, {num_bad} of them bad; written to {path}"))
@@ -165,9 +165,15 @@ def _read_done(path: Path, header: list[str], revision: str, top_k: int, min_sco
         text = complete.decode("utf-8-sig")
         if path.suffix == ".csv":
             columns, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [header]
+            cells = [dict(zip(header, row, strict=True)) for row in (rows if columns == header else [])]
             results = [
-                (row[0], row[-1], row[-2] != "", [float(each) for each in row[2:-2:2] if each])
-                for row in (rows if columns == header else [])
+                (
+                    row["image"],
+                    row["revision"],
+                    row["error"] != "",
+                    float(row["min_score"]) == min_score if min_score else row[f"label_{top_k}"] != "",
+                )
+                for row in cells
             ]
         else:
             columns = header
@@ -176,11 +182,15 @@ def _read_done(path: Path, header: list[str], revision: str, top_k: int, min_sco
                     each["image"],
                     each["revision"],
                     "error" in each,
-                    [one["score"] for one in each.get("predictions", ())],
+                    (each.get("top_k"), each.get("min_score")) == (top_k, min_score)
+                    if min_score
+                    else len(each.get("predictions", ())) == top_k,
                 )
                 for each in map(json.loads, text.splitlines())
             ]
-        has_these_options = all(is_bad or _fits(scores, top_k, min_score) for _, _, is_bad, scores in results)
+        if not all(isinstance(image, str) for image, *_ in results):
+            raise TypeError("an image is not text")
+        has_these_options = all(is_bad or fits for _, _, is_bad, fits in results)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, csv.Error):
         columns, results, has_these_options = [], [], True
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
@@ -202,12 +212,6 @@ def _read_done(path: Path, header: list[str], revision: str, top_k: int, min_sco
     if len(complete) < len(content):
         os.truncate(path, len(complete))
     return {_to_utf8(image): is_bad for image, _, is_bad, _ in results}
-
-
-def _fits(scores: list[float], top_k: int, min_score: float) -> bool:
-    """Whether the scores of an image can be the result of these options."""
-    is_complete = len(scores) == top_k or (len(scores) < top_k and min_score > 0)
-    return is_complete and all(score >= min_score - _ROUNDING for score in scores)
 
 
 def _to_dict(classifier: "Classifier", row: Row) -> dict[str, Any]:

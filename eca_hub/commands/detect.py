@@ -1,5 +1,6 @@
 """`eca-hub detect`: find the objects in images, draw them, and write COCO results."""
 
+import contextlib
 import io
 import json
 import os
@@ -9,14 +10,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eca_hub.atomic import temporary_for, write_atomic
 from eca_hub.commandline import CommandParser
-from eca_hub.commands.images import STDIN, escape, find_images
+from eca_hub.commands.images import STDIN, escape, find_images, read_stdin
+from eca_hub.commands.outputs import check_file, check_folder, existing_folder, not_written, output_path
+from eca_hub.commands.streams import discard_output
 from eca_hub.errors import BadImage, InvalidConfig, InvalidUsage
 
 if TYPE_CHECKING:
     from eca_hub.detector import Detection
 
-_MAX_SHOWN_CHARS = 200
 _MAX_DIGITS = 18
 """Of a file name that is a number of 64 bits."""
 
@@ -43,28 +46,32 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
     if args.annotations and not args.to:
         raise InvalidUsage("--annotations has the ids for --to, which is not given.")
-    for name in ("to", "annotations", "save_image"):
-        if args[name] == "":
-            raise InvalidUsage(f"--{name} is empty; give a name, or leave the option out.")
+    paths = {
+        name: None if args[name] is None else output_path(name, args[name])
+        for name in ("to", "annotations", "save_image")
+    }
+    to, annotations, folder = paths["to"], paths["annotations"], paths["save_image"]
     if args.max_detections < 1:
         raise InvalidUsage(f"--max_detections is {args.max_detections}; it must be 1 or more.")
     if args.min_score is not None and not 0 <= args.min_score <= 1:
         raise InvalidUsage(f"--min_score is {args.min_score}; it must be 0 to 1.")
     images = list(dict.fromkeys(path for given in args.images for path in find_images(given)))
     names = [Path(path).stem for path in images]
-    if args.save_image and len(set(names)) < len(names):
+    if folder is not None and len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise InvalidUsage(f"Two images are named {repeated}; one drawing would replace the other.")
-    drawings = {path: Path(args.save_image, f"{Path(path).stem}.png") for path in images} if args.save_image else {}
+    drawings = {} if folder is None else {path: folder / f"{Path(path).stem}.png" for path in images}
     _check_outputs(
-        [*drawings.values(), *([Path(args.to)] if args.to else [])],
-        [*images, *([args.annotations] if args.annotations else [])],
+        [*drawings.values(), *([to] if to else [])],
+        [*images, *([str(annotations)] if annotations else [])],
     )
-    if args.to and not Path(args.to).absolute().parent.is_dir():
-        raise InvalidConfig(f"There is no folder {Path(args.to).absolute().parent} for {args.to}.")
-    if args.save_image and Path(args.save_image).exists() and not Path(args.save_image).is_dir():
-        raise InvalidUsage(f"--save_image is {args.save_image}, which is a file and not a folder.")
-    ids = _Ids(args.annotations, images) if args.to else None
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise InvalidUsage(f"--save_image is {folder}, which is a file and not a folder.")
+        check_folder(folder)
+    if to is not None:
+        check_file(to)
+    ids = _Ids(None if annotations is None else str(annotations), images) if to else None
 
     from eca_hub.detector import Detector
 
@@ -72,32 +79,52 @@ def main(argv: list[str]) -> int:
     detector.check_options(args.min_score, args.max_detections)
     if ids is not None:
         ids.check_labels(detector.config.labels)
-    if args.save_image:
-        _make_folder(args.save_image)
+    if folder is not None:
+        _make_folder(folder)
     results: list[dict[str, Any]] = []
-    num_bad = 0
-    for path in images:
-        source = sys.stdin.buffer.read() if path == STDIN else path
-        try:
-            detections = detector.predict(source, min_score=args.min_score, max_detections=args.max_detections)
-        except BadImage as error:
-            num_bad += 1
-            document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
-            print(json.dumps(document) if args.json else escape(f"{path}: {error}" if path == STDIN else str(error)))
-            continue
-        if ids is not None:
-            results += [ids.result(path, each) for each in detections]
-        if path in drawings:
-            _draw(source, detections, drawings[path], detector.config.bit_depth)
-        if args.json:
-            document = {"image": path, "model": detector.model_id, "revision": detector.revision}
-            print(json.dumps({**document, "detections": [_as_json(each) for each in detections]}))
-        else:
-            objects = ", ".join(f"{each.label} {each.score:.2f} at {_format_box(each)}" for each in detections)
-            print(escape(f"{path}  {objects or 'nothing found'}"))
-    if args.to:
-        _write(Path(args.to), (json.dumps(results) + "\n").encode())
+    num_done = num_bad = 0
+    try:
+        for path in images:
+            try:
+                source = read_stdin() if path == STDIN else path
+                detections = detector.predict(source, min_score=args.min_score, max_detections=args.max_detections)
+            except BadImage as error:
+                num_done, num_bad = num_done + 1, num_bad + 1
+                document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
+                line = (
+                    json.dumps(document) if args.json else escape(f"{path}: {error}" if path == STDIN else str(error))
+                )
+                _print_line(line, writes_files=bool(to or drawings))
+                continue
+            if ids is not None:
+                results += [ids.result(path, each) for each in detections]
+            num_done += 1
+            if path in drawings:
+                _draw(source, detections, drawings[path], detector.config.bit_depth)
+            if args.json:
+                document = {"image": path, "model": detector.model_id, "revision": detector.revision}
+                line = json.dumps({**document, "detections": [_as_json(each) for each in detections]})
+            else:
+                objects = ", ".join(f"{each.label} {each.score:.2f} at {_format_box(each)}" for each in detections)
+                line = escape(f"{path}  {objects or 'nothing found'}")
+            _print_line(line, writes_files=bool(to or drawings))
+    finally:
+        # An error or Ctrl-C keeps what was found before it.
+        if to is not None and num_done:
+            _write(to, (json.dumps(results) + "\n").encode())
+            if num_done < len(images):
+                print(f"{to} has the results of {num_done} of {len(images)} images.", file=sys.stderr)
     return 2 if num_bad else 0
+
+
+def _print_line(line: str, *, writes_files: bool) -> None:
+    """Print a line; files are also written when the reader of the output, such as `head`, has exited."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        if not writes_files:
+            raise
+        discard_output()
 
 
 class _Ids:
@@ -223,29 +250,35 @@ def _format_box(detection: "Detection") -> str:
 
 
 def _check_outputs(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
-    """Refuse to write over a folder or over one of the inputs, under whatever name.
+    """Refuse to write over a folder, one of the inputs or another output, under whatever name.
 
     Raises:
         InvalidUsage: an output is one of these.
     """
     input_paths = {os.path.realpath(path) for path in inputs if "\0" not in path}
+    targets = set()
     for output in outputs:
         try:
             is_folder, target = output.is_dir(), os.path.realpath(output)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                # Raises if the name of the temporary file, which is longer, is too long.
+                temporary_for(existing_folder(output.parent) / output.name).lstat()
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise InvalidUsage(f"{str(output)[:_MAX_SHOWN_CHARS]} cannot be written: {reason}.") from None
+            raise not_written(output, error) from None
         if is_folder:
             raise InvalidUsage(f"{output} cannot be written: it is a folder.")
         if target in input_paths:
             raise InvalidUsage(
                 f"{output} would be written over one of the inputs.", hint="Give another folder or file."
             )
+        if target in targets:
+            raise InvalidUsage(f"{output} would be written twice.", hint="Give another folder or file.")
+        targets.add(target)
 
 
-def _make_folder(folder: str) -> None:
+def _make_folder(folder: Path) -> None:
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidConfig(f"The folder {folder} cannot be made: {error.strerror}.") from None
 
@@ -261,9 +294,7 @@ def _draw(source: str | bytes, detections: list["Detection"], target: Path, bit_
 
 
 def _write(path: Path, content: bytes) -> None:
-    from eca_hub.atomic import write_atomic
-
     try:
         write_atomic(path, content)
     except OSError as error:
-        raise InvalidConfig(f"{path} cannot be written: {error.strerror}.") from None
+        raise not_written(path, error) from None

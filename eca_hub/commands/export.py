@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from eca_hub.atomic import rename_synced, temporary_for
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.outputs import check_file, not_written, output_path
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidUsage
 
@@ -40,14 +41,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--revision", help="Branch, tag or commit; the main branch when none is given.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.read(argv)
-
-    from eca_hub.paths import expand_home
-
-    path = expand_home(args.output or f"model{_SUFFIXES[args.to]}")
+    path = output_path("output", f"model{_SUFFIXES[args.to]}" if args.output is None else args.output)
+    check_file(path)
     if path.exists():
         raise InvalidUsage(f"{path} exists.", hint="Give a new file as --output.")
-    if not path.absolute().parent.is_dir():
-        raise InvalidUsage(f"There is no folder {path.absolute().parent}.")
     for package in ("onnx", "onnxscript", "onnxruntime") if args.to == "onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise InvalidUsage(f"ONNX needs the package {package}.", hint="pip install 'eca-hub[export]'")
@@ -56,11 +53,6 @@ def main(argv: list[str]) -> int:
     from eca_hub.detector import load_predictor
 
     temporary = temporary_for(path)
-    try:
-        temporary.touch()
-        temporary.unlink()
-    except OSError as error:
-        raise _not_writable(path, error) from None
     predictor = load_predictor(args.model, args.revision)
     show_progress(f"exporting {args.model}")
     try:
@@ -74,7 +66,7 @@ def main(argv: list[str]) -> int:
             return 1
         rename_synced(temporary, path.absolute())
     except OSError as error:
-        raise _not_writable(path, error) from None
+        raise not_written(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
     if args.json:
@@ -83,10 +75,6 @@ def main(argv: list[str]) -> int:
         return 0
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB; " + "\n".join(lines).format(path=path))
     return 0
-
-
-def _not_writable(path: Path, error: OSError) -> InvalidUsage:
-    return InvalidUsage(f"{path} cannot be written: {error.strerror or error}.")
 
 
 def _export_classifier(classifier: "Classifier", path: Path, file_format: "Format") -> tuple[float, list[str]]:

@@ -1,11 +1,13 @@
 """The images that an argument of `eca-hub classify` and `eca-hub detect` names."""
 
 import os
+import sys
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from eca_hub.errors import InvalidUsage
+from eca_hub.errors import InvalidUsage, NotAnImage
 from eca_hub.images.folders import IMAGE_ENDINGS, is_ignored, kind_of, walk_files
+from eca_hub.images.limits import ImageLimits
 from eca_hub.paths import expand_home
 
 STDIN = "-"
@@ -44,6 +46,18 @@ def find_images(given: str) -> list[str]:
         # The name is too long or has a NUL: the reason is reported when the image is read.
         return [given]
     return [str(path) if given.startswith("~") else given]
+
+
+def read_stdin() -> bytes:
+    """Return the image on standard input, or the first bytes of one that decoding refuses for its size.
+
+    Raises:
+        NotAnImage: standard input cannot be read.
+    """
+    try:
+        return sys.stdin.buffer.read(ImageLimits().max_bytes + 1)
+    except OSError as error:
+        raise NotAnImage(f"Standard input cannot be read: {error.strerror or error}.") from None
 
 
 def escape(text: str) -> str:

@@ -1,11 +1,11 @@
 """`eca-hub report`: the results of sweeps as a page with tables, plots and statistics."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eca_hub.commandline import CommandParser
-from eca_hub.errors import InvalidUsage
+from eca_hub.commands.outputs import check_folder, not_written, output_path
+from eca_hub.paths import expand_home
 
 if TYPE_CHECKING:
     from eca_hub.report.study import Study
@@ -31,13 +31,16 @@ def main(argv: list[str]) -> int:
     from eca_hub.report.plots import draw_all
     from eca_hub.report.study import read_plan, read_study
 
+    out_dir = output_path("out", args.out)
+    check_folder(out_dir)
     study = read_study(
-        [Path(each) for each in args.results], read_plan(Path(args.plan) if args.plan else None, args.metric)
+        [expand_home(each) for each in args.results],
+        read_plan(expand_home(args.plan) if args.plan else None, args.metric),
     )
     try:
-        page = write_report(Path(args.out), study, draw_all(study), title=args.title)
+        page = write_report(out_dir, study, draw_all(study), title=args.title)
     except OSError as error:
-        raise InvalidUsage(f"The report cannot be written to {args.out}: {error.strerror}.") from None
+        raise not_written(out_dir, error) from None
     if args.json:
         print(json.dumps({"report": str(page), **_as_json(study)}))
         return 0

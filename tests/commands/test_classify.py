@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,73 @@ def test_a_file_of_other_options_is_not_continued(
 
 
 @pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(("1", "0.3"), ("3", "0.3")), (("3", "0.3"), ("3", "0.2")), (("3", "0.2"), ("3", "0.3"))],
+)
+def test_a_file_whose_left_out_scores_may_belong_to_these_options_is_not_continued(
+    name: str, before: tuple[str, str], after: tuple[str, str], tiny_package: Path, photos: Path, tmp_path: Path
+) -> None:
+    def classify(top_k: str, min_score: str) -> int:
+        options = ["--top_k", top_k, "--min_score", min_score, "--output", str(tmp_path / name)]
+        return main([str(photos), "--model", str(tiny_package), *options])
+
+    assert classify(*before) == 0
+    written = (tmp_path / name).read_bytes()
+    assert classify(*before) == 0
+    with pytest.raises(InvalidUsage, match=r"Give a new file as --output\."):
+        classify(*after)
+    assert (tmp_path / name).read_bytes() == written
+
+
+def test_a_file_of_results_with_an_image_that_is_not_text_is_refused(tiny_package: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"image": 3, "revision": "0", "predictions": []}\n')
+    with pytest.raises(InvalidUsage, match="has other columns"):
+        main(["x.png", "--model", str(tiny_package), "--output", str(tmp_path / "x.jsonl")])
+
+
+def test_a_file_of_results_in_the_home_folder_is_written_there(
+    tiny_package: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([str(photos), "--model", str(tiny_package), "--output", "~/results.csv"]) == 0
+    assert (tmp_path / "results.csv").is_file()
+
+
+class EndlessFile(io.RawIOBase):
+    """Standard input without an end."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        assert len(buffer) <= 10 * 2**20 + 1
+        return len(buffer)
+
+
+def test_no_more_of_standard_input_is_read_than_an_image_may_have(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(EndlessFile())))
+    assert main(["-", "--model", str(tiny_package)]) == 2
+    assert "the limit is 10 MiB" in capsys.readouterr().out
+
+
+def test_standard_input_that_cannot_be_read_is_an_error_of_that_image(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(EndlessFile):
+        def readinto(self, buffer: Any) -> int:
+            raise OSError(5, "Input/output error")
+
+    for options in ([], ["--output", str(tmp_path / "x.csv")]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Broken())))
+        assert main(["-", "--model", str(tiny_package), *options]) == 2
+    assert "Standard input cannot be read: Input/output error." in capsys.readouterr().out
+    assert "Standard input cannot be read" in (tmp_path / "x.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
 def test_each_image_of_standard_input_is_added_to_a_file_of_results(
     name: str, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,8 +277,10 @@ def test_a_file_whose_name_begins_with_a_tilde_is_no_user(
         (["file://[abc"], r"file://\[abc names no file on this machine\. Give file:///PATH"),
         (["file://"], "file:// names no file on this machine"),
         (["file://photos/cat.png"], "names no file on this machine"),
-        (["x.png", "--output", "nosuch/x.csv"], "lies in a folder that does not exist"),
+        (["x.png", "--output", "nosuch/x.csv"], "There is no folder .*nosuch"),
         (["x.png", "--output", "x.jsonl", "--json"], "give one of them"),
+        (["x.png", "--output="], "--output is empty"),
+        (["x.png", "--output", "x" * 300 + ".csv"], "cannot be written: File name too long"),
         (["https://example.org/cat.jpg"], "eca-hub does not download images"),
         (["x.png", "--top_k", "0"], "--top_k is 0"),
         (["x.png", "--output", "results.xlsx"], r"must end in \.csv or \.jsonl"),

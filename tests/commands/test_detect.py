@@ -1,11 +1,14 @@
 """`eca-hub detect`: boxes on the terminal, drawings, COCO results, and one sentence for each mistake."""
 
+import contextlib
 import errno
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from PIL import Image
 import eca_hub
 import eca_hub.atomic
 from eca_hub.__main__ import main
+from eca_hub.errors import NonFiniteScores
 from eca_hub.hub.pretrained import save_detector
 from eca_hub.images.draw import Shape, draw_shapes
 from eca_hub.images.masks import InstanceMask
@@ -155,6 +159,10 @@ def workspace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("photos/a.png --to lists_a.json --annotations lists_a.json", "lists_a.json would be written over one of"),
         ("photos/a.png --save_image drawn", "drawn/a.png cannot be written: it is a folder."),
         ("photos/a.png --save_image file", "--save_image is file, which is a file and not a folder."),
+        ("photos/a.png --save_image new --to photos/new/a.png", "There is no folder"),
+        ("photos/a.png --save_image more --to more/../more/a.png", "more/a.png would be written twice."),
+        (f"{'x' * 240}.png --save_image new", "cannot be written: File name too long."),
+        (f"photos/a.png --to {'x' * 240}.json", "cannot be written: File name too long."),
         ("photos/a.png --to more", "more cannot be written: it is a folder."),
         ("photos/a.png --max_detections 0 --save_image new", "--max_detections is 0; it must be 1 or more."),
         ("photos/a.png --to=", "--to is empty; give a name, or leave the option out."),
@@ -222,6 +230,69 @@ def test_an_image_from_standard_input_is_drawn(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no image")))
     assert detect(package, "-") == 2
     assert capsys.readouterr().out.startswith("-: The bytes are not an image")
+
+
+@pytest.fixture
+def no_reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Standard output is a pipe whose reader has exited."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as output, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", output)
+        yield
+
+
+def test_files_are_written_although_the_reader_of_the_output_has_exited(
+    package: Path, workspace: Path, no_reader: None
+) -> None:
+    assert detect(package, "photos", "--to", "r.json", "--save_image", "new") == 0
+    assert {each["image_id"] for each in json.loads((workspace / "r.json").read_text())} == {"a.png", 1}
+    assert sorted(each.name for each in (workspace / "new").iterdir()) == ["1.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), NonFiniteScores("The outputs are NaN."), OSError(errno.ENOSPC, "No space left")]
+)
+def test_an_error_keeps_the_results_of_the_images_before_it(
+    error: BaseException,
+    package: Path,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    predict = eca_hub.Detector.predict
+
+    def fail_at_the_second(self: eca_hub.Detector, image: str, **options: Any) -> Any:
+        if str(image).endswith("a.png"):
+            raise error
+        return predict(self, image, **options)
+
+    monkeypatch.setattr(eca_hub.Detector, "predict", fail_at_the_second)
+    with contextlib.suppress(OSError):
+        assert detect(package, "photos", "--to", "r.json") in (2, 130)
+    assert {each["image_id"] for each in json.loads((workspace / "r.json").read_text())} == {1}
+    assert "r.json has the results of 1 of 2 images." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["--to r.json", "--save_image more", "--save_image new"])
+def test_a_folder_that_may_not_be_written_is_noticed_before_a_model_is_loaded(
+    line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert main(["detect", "photos/a.png", "--model", "acme/absent", *line.split()]) == 2
+    assert "cannot be written: Permission denied." in capsys.readouterr().err
+
+
+def test_drawings_and_results_in_the_home_folder_are_written_there(
+    package: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(workspace))
+    assert detect(package, "photos/a.png", "--save_image", "~/new", "--to", "~/r.json") == 0
+    assert (workspace / "new" / "a.png").is_file()
+    assert (workspace / "r.json").is_file()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text")

@@ -127,6 +127,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded()
         export.main(["no/model", "--to", "torchscript", "--output", "/proc/x.pt"])
 
 
+def test_a_name_that_no_file_can_have_is_refused_in_a_sentence() -> None:
+    for name, reason in (("x" * 300, "x cannot be written: File name too long."), ("", "--output is empty")):
+        with pytest.raises(InvalidUsage, match=reason):
+            export.main(["no/model", "--to", "torchscript", "--output", name])
+
+
 def test_a_disk_that_is_full_is_an_error_of_the_file_system(tiny_package: Path) -> None:
     model, config = eca_hub.load_pretrained(tiny_package)
     with pytest.raises(OSError, match="No space left on device"):

@@ -192,6 +192,16 @@ def test_a_missing_table_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "out").exists()
 
 
+def test_a_report_in_the_home_folder_and_one_that_cannot_be_written(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert report(results, Path("~/out")) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert report(results, Path("x" * 300)) == 2
+    assert "x cannot be written: File name too long." in capsys.readouterr().err
+
+
 def test_results_with_fewer_seeds_than_planned_are_labeled_as_incomplete(results: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text("num_seeds: 8\ncomparisons: [{a: eca, b: none}]")
     assert report(results, tmp_path / "out", "--plan", str(tmp_path / "plan.yaml")) == 0
