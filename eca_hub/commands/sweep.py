@@ -1,5 +1,6 @@
 """`eca-hub sweep`: train every combination of a grid, some at a time, and collect the results."""
 
+import contextlib
 import json
 import os
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from eca_hub.commandline import CommandParser
+from eca_hub.commands.outputs import not_written, output_path
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidUsage
+from eca_hub.paths import expand_home
 
 
 def main(argv: list[str]) -> int:
@@ -29,6 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry_run", action="store_true", help="List the runs and their state, and start none.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object at the end, or for --dry_run.")
     args = parser.read(argv)
+    from eca_hub.hub.package import is_file
     from eca_hub.sweep.grid import read_sweep
     from eca_hub.sweep.queue import Launcher, LocalLauncher, run_sweep
     from eca_hub.sweep.results import read_recorded
@@ -36,20 +40,23 @@ def main(argv: list[str]) -> int:
 
     if args.jobs < 1:
         raise InvalidUsage(f"--jobs is {args.jobs}; it must be 1 or more.")
-    out_dir = Path(args.out)
-    results_file = Path(args.results) if args.results else out_dir / "results.csv"
+    out_dir = output_path("out", args.out)
+    results_file = out_dir / "results.csv" if args.results is None else output_path("results", args.results)
     if results_file.suffix not in (".csv", ".parquet"):
         raise InvalidUsage(f"--results is {str(results_file)!r}; its name must end in .csv or .parquet.")
-    baseline = Path(args.baseline) if args.baseline else None
+    baseline = expand_home(args.baseline) if args.baseline else None
     if baseline is not None and not args.speeds:
         raise InvalidUsage("--baseline is a network to time.", hint="Give --speeds with it.")
     for name in ("config.yaml", "model/config.json"):
-        if baseline is not None and not (baseline / name).is_file():
+        if baseline is not None and not is_file(baseline / name):
             raise InvalidUsage(f"--baseline is {baseline}, which is no folder of a finished run: it has no {name}.")
-    runs = read_sweep(Path(args.sweep))
-    recorded = {row["run"] for row in read_recorded(runs, out_dir, results_file).results}
-    if args.dry_run:
+    runs = read_sweep(expand_home(args.sweep))
+    try:
+        recorded = {row["run"] for row in read_recorded(runs, out_dir, results_file).results}
         states = {run.name: run.name in recorded or is_finished(out_dir / run.name) for run in runs}
+    except OSError as error:
+        raise InvalidUsage(f"{error.filename} cannot be read: {error.strerror}.") from None
+    if args.dry_run:
         if args.json:
             print(json.dumps({"runs": [{"run": name, "finished": done} for name, done in states.items()]}))
         else:
@@ -81,8 +88,10 @@ def main(argv: list[str]) -> int:
         print("Stopped. Runs in progress saved a checkpoint; the same command continues.", file=sys.stderr)
         raise
     except OSError as error:
+        if error.filename is None:
+            raise
         raise InvalidUsage(
-            f"The results {results_file} cannot be written: {error.strerror}.",
+            f"{error.filename} cannot be used: {error.strerror}.",
             hint="Runs in progress saved a checkpoint; the same command continues.",
         ) from None
     finally:
@@ -138,7 +147,10 @@ def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results
         )
     finally:
         show_progress("")
-    write_table(rows, speeds_file)
+    try:
+        write_table(rows, speeds_file)
+    except OSError as error:
+        raise not_written(speeds_file, error) from None
     print(f"{len(rows)} networks were timed: {speeds_file}", file=sys.stderr)
 
 
@@ -160,7 +172,9 @@ class _Printer:
         if num_ended != self._num_ended:
             self._num_ended = num_ended
             show_progress("")
-            print(line, file=sys.stderr, flush=True)
+            # A sweep goes on when its terminal has been closed.
+            with contextlib.suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
         show_progress(f"{line}: {', '.join(state.running)}"[:200])
 
 

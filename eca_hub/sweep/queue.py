@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from eca_hub.errors import InvalidConfig
 from eca_hub.sweep.grid import SweepRun
 from eca_hub.sweep.results import Tables, collect, read_recorded
 from eca_hub.sweep.worker import is_finished
@@ -128,8 +129,8 @@ def run_sweep(
         wait: Waits for some seconds.
 
     Raises:
-        InvalidConfig: the results file cannot be read, or has rows of other runs.
-        OSError: the results cannot be written.
+        InvalidConfig: the results file cannot be read or written, or has rows of other runs.
+        OSError: a folder or a log of a run cannot be used.
         KeyboardInterrupt: SIGINT or SIGTERM arrived.
 
     However it ends, the runs in progress have saved a checkpoint and ended.
@@ -182,7 +183,14 @@ def _first_was_refused(state: SweepState) -> bool:
 
 
 def _write(runs: Sequence[SweepRun], out_dir: Path, results_file: Path, recorded: Tables) -> None:
-    collect(runs, out_dir, recorded).write(results_file)
+    tables = collect(runs, out_dir, recorded)
+    try:
+        tables.write(results_file)
+    except OSError as error:
+        raise InvalidConfig(
+            f"The results {results_file} cannot be written: {error.strerror}.",
+            hint="Runs in progress saved a checkpoint; the same command continues.",
+        ) from None
 
 
 def _last_line(log: Path) -> str:

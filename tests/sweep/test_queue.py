@@ -232,7 +232,7 @@ def test_where_the_results_cannot_be_written_the_runs_are_stopped(tmp_path: Path
             (tmp_path / "results.csv").mkdir()
         launcher.wait(seconds)
 
-    with pytest.raises(OSError, match=r"results\.csv"):
+    with pytest.raises(InvalidConfig, match=r"results\.csv cannot be written: "):
         sweep(launcher, tmp_path, wait=wait)
     assert [job.stopped for job in launcher.jobs] == [False, True]
 

@@ -1,6 +1,7 @@
 """`eca-hub sweep` as a person types it."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from eca_hub.__main__ import main
+from eca_hub.commands.sweep import _Printer, _write_speeds
+from eca_hub.errors import InvalidUsage
 from eca_hub.sweep.grid import read_sweep
+from eca_hub.sweep.queue import SweepState
 from eca_hub.sweep.results import read_table, write_table
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "configs" / "digits" / "eca.yaml"
@@ -36,6 +40,10 @@ def test_a_dry_run_lists_the_runs_and_starts_none(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--out", "x" * 300], "x cannot be read: File name too long."),
+        (["--results", "x" * 300 + ".csv"], "x.csv cannot be read: File name too long."),
+        (["--speeds", "--baseline", "x" * 300], "x, which is no folder of a finished run"),
+        (["--results", ""], "--results is empty"),
         (["--jobs", "0"], "--jobs is 0; it must be 1 or more"),
         (["--results", "x.txt"], "must end in .csv or .parquet"),
         (["--baseline", "x"], "--baseline is a network to time. Give --speeds with it."),
@@ -58,6 +66,32 @@ def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path: Path, capsy
     (tmp_path / "out").write_text("")
     assert main(["sweep", "-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert "out cannot be made a folder: File exists." in capsys.readouterr().err
+
+
+def test_the_folder_of_a_sweep_may_be_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    (tmp_path / "out").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["sweep", "-c", "~/sweep.yaml", "--out", "~/out"]) == 2
+    assert f"{tmp_path / 'out'} cannot be made a folder" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_when_its_terminal_has_been_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    _Printer(1).show(SweepState(num_runs=2))
+
+
+def test_speeds_that_cannot_be_written_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eca_hub.sweep.speeds.measure_speeds", lambda *_, **__: [{"run": "x"}])
+    (tmp_path / "results_speeds.csv").mkdir()
+    with pytest.raises(InvalidUsage, match=r"results_speeds\.csv cannot be written: "):
+        _write_speeds({"x": tmp_path}, [], tmp_path / "results.csv", num_jobs=1)
 
 
 def test_speeds_of_a_sweep_that_another_machine_has_finished_are_left_out(
