@@ -5,6 +5,7 @@
 
 import argparse
 import difflib
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import jsonargparse
 from eca_hub.errors import InvalidUsage
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.IGNORECASE)
+_NEGATIVE_NUMBER = re.compile(r"-(\d+|\d*\.\d+)")
 _WRONG_TYPE = re.compile(
     r"Parser key \"([\w.]+)\"(?: element \d+)?: "
     r"(?:Expected|Does not validate against any of the Union subtypes Subtypes: .*? - Expected) a <class '(\w+)'>"
@@ -75,8 +77,28 @@ class CommandParser(SuggestionMixin, jsonargparse.ArgumentParser):
             InvalidUsage: an option that the command does not take, or a value of the wrong type.
         """
         # Words after -- are no options, but names such as --my-photo.jpg.
-        num_options = argv.index("--") if "--" in argv else len(argv)
-        return self.parse_args([*map(_with_underscores, argv[:num_options]), *argv[num_options:]])
+        num_words = argv.index("--") if "--" in argv else len(argv)
+        options, names = self._split([_with_underscores(word) for word in argv[:num_words]])
+        names += argv[num_words + 1 :]
+        return self.parse_args([*options, "--", *names] if names else options)
+
+    def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """Return the options with their values, and the other words, which argparse takes only side by side."""
+        options: list[str] = []
+        names: list[str] = []
+        most: float = 0
+        for word in words:
+            if word.startswith("-") and word != "-" and not (most and _NEGATIVE_NUMBER.fullmatch(word)):
+                action = None if "=" in word else self._option_string_actions.get(word)
+                nargs = 0 if action is None else 1 if action.nargs is None else action.nargs
+                most = nargs if isinstance(nargs, int) else 1 if nargs == "?" else math.inf
+                options.append(word)
+            elif most:
+                most -= 1
+                options.append(word)
+            else:
+                names.append(word)
+        return options, names
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -113,7 +135,9 @@ def _with_underscores(word: str) -> str:
 def _sentence(message: str) -> str:
     """Reword the parser's usual messages; any other stays as it is."""
     if unknown := _UNKNOWN.fullmatch(message):
-        return f"There is no option {unknown[1].split()[0].partition('=')[0]}."
+        word = next((each for each in unknown[1].split() if each != "--"), "--")
+        is_option = word.startswith("-") and word != "-"
+        return f"There is no option {word.partition('=')[0]}." if is_option else f"{word!r} is one word too many."
     if wrong := _WRONG_TYPE.fullmatch(message):
         return f"--{wrong[1]} must be {_TYPE_NAMES.get(wrong[2], wrong[2])}, not {wrong[3].strip()!r}."
     return f"{message[:1].upper()}{message[1:]}."

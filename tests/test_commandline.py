@@ -133,6 +133,38 @@ def test_words_after_two_dashes_stay_as_they_are() -> None:
     assert (args.top_k, args.images) == (2, ["--my-photo.jpg"])
 
 
+@pytest.mark.parametrize(
+    ("words", "folder", "model_id", "often"),
+    [
+        ("runs/mine --dry-run acme/mine", "runs/mine", "acme/mine", None),
+        ("--often 2 acme/mine --dry_run", None, "acme/mine", 2),
+        ("runs/mine --often -2 --mean 1 2 3 acme/mine --dry_run", "runs/mine", "acme/mine", -2),
+        ("- --often=3 --dry_run -- --mine", "-", "--mine", 3),
+    ],
+)
+def test_options_may_stand_between_names(words: str, folder: str | None, model_id: str, often: int | None) -> None:
+    parser = CommandParser("try", "Try something.")
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("model_id")
+    parser.add_argument("--often", type=int)
+    parser.add_argument("--mean", type=float, nargs=3)
+    parser.add_argument("--dry_run", action="store_true")
+    args = parser.read(words.split())
+    assert (args.folder, args.model_id, args.often, args.dry_run) == (folder, model_id, often, True)
+
+
+def test_a_word_too_many_is_not_called_an_option() -> None:
+    parser = CommandParser("try", "Try something.")
+    parser.add_argument("--often", type=int)
+    with pytest.raises(InvalidUsage, match=r"^'again' is one word too many\."):
+        parser.read(["again"])
+    parser.add_argument("name")
+    with pytest.raises(InvalidUsage, match=r"^'again' is one word too many\."):
+        parser.read(["x", "--often", "3", "again"])
+    with pytest.raises(InvalidUsage, match=r"^There is no option --oft\. Did you mean --often\?"):
+        parser.read(["x", "--oft", "3"])
+
+
 def run_in_shell(line: str) -> subprocess.CompletedProcess[str]:
     command = line.replace("eca-hub", f"{shlex.quote(sys.executable)} -m eca_hub")
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
