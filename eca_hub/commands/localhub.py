@@ -114,10 +114,11 @@ def gc(root: Path, dry_run: bool = False) -> int:
         root: Folder of the hub.
         dry_run: Only report what would be removed.
     """
+    from eca_hub.hub.package import is_file
     from eca_hub.localhub.fsck import collect_garbage
     from eca_hub.localhub.store import Store
 
-    if not (root / "hub.json").is_file():
+    if not is_file(root / "hub.json"):
         raise InvalidUsage(f"{root} is not a hub's folder: it has no hub.json.")
     with contextlib.closing(Store(root)) as store:
         report = collect_garbage(store, dry_run)

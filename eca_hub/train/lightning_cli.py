@@ -26,8 +26,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from eca_hub.atomic import write_atomic
 from eca_hub.commandline import SuggestionMixin
 from eca_hub.errors import InvalidConfig, InvalidUsage
+from eca_hub.hub.package import is_file
 from eca_hub.hub.pull import pull
 from eca_hub.hub.push import check_push_access, push_folder
+from eca_hub.paths import expand_home
 from eca_hub.train import data as data_modules
 from eca_hub.train.callbacks.bad_samples import BadSampleLog
 from eca_hub.train.callbacks.checkpointing import CheckpointConfig, ResumableCheckpoint
@@ -390,8 +392,8 @@ def _with_config_of_run(command: str, argv: list[str]) -> list[str]:
             hint=f"Give --run_dir of a finished run, or --model.from_pretrained PACKAGE {data}.",
         )
     following = argv[argv.index("--run_dir") + 1 :][:1] if "--run_dir" in argv else [options["--run_dir"]]
-    config = Path(*following) / "config.yaml"
-    if not config.is_file():
+    config = expand_home(Path(*following)) / "config.yaml"
+    if not is_file(config):
         raise InvalidUsage(f"{config}, which names the data of the run, does not exist.", hint=f"Give {data}.")
     return ["--config", str(config), *argv]
 
@@ -428,7 +430,7 @@ _KNOWN_WARNINGS = (
 
 
 def _evaluated_run_dir(config: Any) -> Path:
-    run_dir = Path(config["run_dir"] or ".")
+    run_dir = expand_home(config["run_dir"] or ".")
     if not config["model"]["from_pretrained"]:
         if not config["run_dir"]:
             raise InvalidConfig(

@@ -10,6 +10,8 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.hub.package import is_file
+from eca_hub.paths import expand_home
 from eca_hub.train.callbacks.checkpointing import is_finished
 from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
 
@@ -76,7 +78,7 @@ def open_run_folder(
         InvalidConfig: it cannot be written, or holds a run and neither `resume` nor `overwrite` is given.
     """
     checkpoints = CheckpointStore(path / "checkpoints")
-    has_package = (path / "model" / "config.json").exists()
+    has_package = is_file(path / "model" / "config.json")
     if has_package and not overwrite:
         latest = checkpoints.latest_valid() if resume else None
         if resume and latest is None:
@@ -170,7 +172,7 @@ def choose_run_dir(given: str | None, model: str) -> Path:
     chosen = given or os.environ.get(_RUN_DIR_VARIABLE) or f"runs/{now:%Y-%m-%d_%H%M%S}_{model}"
     if not given and "LOCAL_RANK" not in os.environ:
         os.environ[_RUN_DIR_VARIABLE] = chosen
-    return Path(chosen)
+    return expand_home(chosen)
 
 
 def _is_rank_zero() -> bool:

@@ -195,3 +195,10 @@ def test_the_token_is_in_no_line_that_the_hub_prints(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert token not in out + err
     assert str(tmp_path / "token") in err
+
+
+@pytest.mark.parametrize("action", ["gc", "fsck"])
+def test_a_name_that_no_folder_can_have_is_no_hub(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commandline.main(["localhub", action, "--root", "x" * 300]) == 2
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("eca-hub localhub: xxx")
