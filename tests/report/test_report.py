@@ -458,7 +458,7 @@ def test_a_file_in_the_place_of_the_folder_is_one_sentence(
 ) -> None:
     (tmp_path / "out").write_text("")
     assert report(results, tmp_path / "out") == 2
-    assert "The report cannot be written" in capsys.readouterr().err
+    assert "out cannot be written: Not a directory." in capsys.readouterr().err
 
 
 def test_methods_are_the_same_from_csv_and_parquet(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_dry_run_lists_the_runs_and_starts_none(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--out", "x" * 300], "x cannot be read: File name too long."),
+        (["--out", "x" * 300], "results.csv cannot be read: File name too long."),
         (["--results", "x" * 300 + ".csv"], "x.csv cannot be read: File name too long."),
         (["--speeds", "--baseline", "x" * 300], "x, which is no folder of a finished run"),
         (["--results", ""], "--results is empty"),
