@@ -88,7 +88,8 @@ def serve(
             token_path = root / "token"
             print(f"the token is in {token_path}; use it as: HF_TOKEN=$(cat {token_path})", file=sys.stderr)
         ready = f"local hub ready: {url_of(server_socket)} (root {root})"
-        serve(create_app(store, accounts), server_socket, lambda: print(ready, flush=True))
+        app = create_app(store, accounts, is_loopback_only=is_loopback(host))
+        serve(app, server_socket, lambda: print(ready, flush=True))
     return 0
 
 

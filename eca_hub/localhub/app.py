@@ -30,6 +30,8 @@ Handler = Callable[[RequestContext], Response] | Callable[[RequestContext], Awai
 _REPO_PATHS = tuple(f"/api/{repo_type}s/" for repo_type in REPO_TYPES)
 _log = logging.getLogger(__name__)
 
+_LOOPBACK_HOST = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
+
 _XET = "/-/xet/{store}/{writer}"
 
 _ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -80,12 +82,14 @@ _BELOW_REPO = re.compile(
 )
 
 
-def create_app(store: Store, users: Users) -> ASGIApp:
+def create_app(store: Store, users: Users, is_loopback_only: bool = False) -> ASGIApp:
     """Make the hub's application, to be served by itself or mounted under a path of another one.
 
     Args:
         store: An opened store. The application does not close it.
         users: The known tokens.
+        is_loopback_only: Refuse requests whose Host header does not name the loopback. Otherwise a web page whose host
+            name resolves to 127.0.0.1 (DNS rebinding) could read the public repositories.
     """
 
     def route(method: str, path: str, handler: Handler, repo_type: RepoType = "model") -> Route:
@@ -105,7 +109,7 @@ def create_app(store: Store, users: Users) -> ASGIApp:
     handlers = {HubHTTPError: _on_hub_error, HTTPException: _on_no_route, OSError: _on_os_error, Exception: _on_bug}
     app = Starlette(routes=routes, exception_handlers={**handlers, ClientDisconnect: _on_disconnect})
     app.router.redirect_slashes = False
-    return _RequestMiddleware(app)
+    return _RequestMiddleware(app, is_loopback_only)
 
 
 @contextlib.contextmanager
@@ -122,13 +126,14 @@ def open_app(root: Path, users: Path | None = None) -> Iterator[ASGIApp]:
 
 
 class _RequestMiddleware:
-    """Route by the path as it was sent, and add a request id to every response.
+    """Check the host, route by the path as it was sent, and add a request id to every response.
 
     Starlette routes on the decoded path, in which the slash of `feature%2Fx` looks like a separator.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, is_loopback_only: bool) -> None:
         self._app = app
+        self._is_loopback_only = is_loopback_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -142,7 +147,16 @@ class _RequestMiddleware:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
             await send(message)
 
-        await self._app({**scope, "path": raw_path.decode("latin-1")}, receive, send_with_id)
+        app = self._app
+        if self._is_loopback_only and not _is_for_loopback(scope["headers"]):
+            message = "This hub listens on loopback only: the Host header must be localhost, 127.0.0.1 or [::1]."
+            app = error_response(HubHTTPError(400, "bad_host", message))
+        await app({**scope, "path": raw_path.decode("latin-1")}, receive, send_with_id)
+
+
+def _is_for_loopback(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a request names the loopback as its host, or no host, which browsers always send."""
+    return all(_LOOPBACK_HOST.fullmatch(value) for name, value in headers if name == b"host")
 
 
 def _client_request_id(headers: list[tuple[bytes, bytes]]) -> bytes | None:
@@ -168,7 +182,7 @@ def _endpoint(
             assert inspect.isawaitable(response)
             return await response
         context.body = await read_body(request)
-        return await run_in_threadpool(handler, context)  # type: ignore[arg-type]
+        return await run_in_threadpool(store.run, handler, context)  # type: ignore[arg-type]
 
     return endpoint
 

@@ -67,7 +67,13 @@ def check(root: Path) -> CheckReport:
     for entry in names.values():
         if "folder" in entry:
             report.num_repos += 1
+            num_problems, known = len(report.problems), set(verdicts)
             _check_repo(root / "repos" / entry["folder"], entry["name"], blobs, verdicts, report)
+            if len(report.problems) > num_problems and not _has_name(root, entry["folder"]):
+                # A running hub has deleted the repository meanwhile. Other repositories may need the damaged blobs.
+                del report.problems[num_problems:]
+                for sha256 in [sha256 for sha256 in verdicts if sha256 not in known and not verdicts[sha256]]:
+                    del verdicts[sha256]
         elif entry.get("moved_to") not in names:
             report.problems.append(f"an old name leads to {entry.get('moved_to')}, which does not exist")
     for path in blobs.walk():
@@ -109,6 +115,10 @@ def collect_garbage(store: Store, is_dry_run: bool) -> GarbageReport:
     for path in garbage:
         _remove(path, report)
     return report
+
+
+def _has_name(root: Path, folder: str) -> bool:
+    return any(entry.get("folder") == folder for entry in read_names(root).values())
 
 
 def _check_repo(folder: Path, name: str, blobs: Blobs, verdicts: dict[str, bool], report: CheckReport) -> None:

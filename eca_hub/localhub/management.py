@@ -37,6 +37,8 @@ def create_repo(context: RequestContext) -> Response:
 def delete_repo(context: RequestContext) -> Response:
     """DELETE /api/repos/delete."""
     repo_id = _repo_id_in_body(context, context.json_body())
+    # Rights are those on the current name, also where the repository is damaged: an old name may have another owner.
+    repo_id = context.store.current_name(repo_id) or repo_id
     try:
         repo_id, *_ = context.check_writable(repo_id)
     except HubHTTPError as error:
@@ -88,7 +90,7 @@ def create_branch(context: RequestContext) -> Response:
     start = context.json_body().get("startingPoint", "main")
     if not isinstance(start, str):
         raise bad_request("startingPoint must be a string.")
-    repo.create_ref("branch", context.param("rev"), repo.resolve(start))
+    repo.create_ref("branch", context.param("rev"), start)
     return json_response({})
 
 
@@ -98,7 +100,7 @@ def create_tag(context: RequestContext) -> Response:
     tag = context.json_body().get("tag")
     if not isinstance(tag, str):
         raise bad_request('The body needs "tag", a string.')
-    repo.create_ref("tag", tag, repo.resolve(context.param("rev")))
+    repo.create_ref("tag", tag, context.param("rev"))
     return json_response({})
 
 

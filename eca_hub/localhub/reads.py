@@ -44,6 +44,16 @@ _SORT_KEYS = {
     "trendingScore": "trendingScore",
     "trending_score": "trendingScore",
 }
+# Filters of the Hub by what this hub does not know. Ignored, they would list repositories that do not match.
+_UNKNOWN_FILTERS = (
+    "apps",
+    "datasets",
+    "inference",
+    "inference_provider",
+    "linked",
+    "models",
+    "num_parameters",
+)
 # Left out of lists unless they are asked for.
 _DETAILS = (
     "config",
@@ -146,7 +156,11 @@ def list_repos(context: RequestContext) -> Response:
     sort = context.query("sort", "createdAt")
     if sort not in _SORT_KEYS:
         raise bad_request(f"sort must be one of {', '.join(sorted(set(_SORT_KEYS.values())))}.")
-    author, search = context.query("author").lower(), context.query("search").lower()
+    for name in _UNKNOWN_FILTERS:
+        if name in context.request.query_params:
+            raise bad_request(f"This hub cannot filter by {name}: use author, search, filter, pipeline_tag or gated.")
+    author = context.query("author").lower()
+    searches = [text.lower() for text in context.request.query_params.getlist("search")]
     tags = {
         tag
         for name in ("filter", "pipeline_tag", "library")
@@ -155,7 +169,7 @@ def list_repos(context: RequestContext) -> Response:
     }
     repos = []
     for repo_id, repo in context.store.all_repos(context.repo_type):
-        is_match = author in ("", repo_id.owner.lower()) and search in repo_id.full_name.lower()
+        is_match = author in ("", repo_id.owner.lower()) and all(text in repo_id.full_name.lower() for text in searches)
         if is_match and context.can_read(repo_id, repo) and _matches_gated(context, repo):
             info = _serialize_row(context, repo_id, repo)
             if info is not None and tags <= set(info["tags"]):

@@ -180,15 +180,18 @@ class Repo:
                 self._blob_ids.update(file.sha256 for file in files.values())
             return commit.id
 
-    def create_ref(self, kind: Literal["branch", "tag"], name: str, commit_id: str) -> None:
-        """Create a branch or a tag.
+    def create_ref(self, kind: Literal["branch", "tag"], name: str, revision: str) -> None:
+        """Create a branch or a tag at a revision.
 
         Raises:
-            HubHTTPError: 409, it exists, or another one differs only in case or is a folder of it; 400, a bad name.
+            HubHTTPError: 404, no such revision; 409, it exists, or another one differs only in case or is a folder of
+                it; 400, a bad name.
         """
         prefix = f"refs/{'heads' if kind == 'branch' else 'tags'}/"
         full_name = prefix + name
         with self.lock:
+            # Under the lock: if the last reference to the commit is deleted meanwhile, the commit is not visible.
+            commit_id = self.resolve(revision)
             # Before the name is checked: `main` and other reserved names that exist are reported as such.
             if full_name in self._refs:
                 raise conflict(f"Reference {full_name} already exists")

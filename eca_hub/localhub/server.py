@@ -1,7 +1,10 @@
 """The hub as a process: listening socket, signals, uvicorn."""
 
+import contextlib
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -45,12 +48,12 @@ def listen(host: str, port: int) -> socket.socket:
 def url_of(server_socket: socket.socket) -> str:
     """URL of a listening socket on this machine."""
     host, port = server_socket.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
-    return f"http://{host}:{port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(app: ASGIApp, server_socket: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then stop within two seconds."""
+    """Serve until SIGTERM or SIGINT, then end the process within two seconds."""
     config = uvicorn.Config(
         app,
         http=SendfileH11Protocol,
@@ -78,3 +81,12 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        # Worker threads survive the requests that uvicorn has cancelled and may still write. They end with the process,
+        # and the kernel releases the lock of the folder after that; the files are as after a kill -9.
+        os._exit(0)

@@ -26,9 +26,9 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 
@@ -40,6 +40,8 @@ from eca_hub.localhub.gitattributes import DEFAULT_GITATTRIBUTES
 from eca_hub.localhub.repo import Repo, Settings
 from eca_hub.localhub.validation import RepoId, RepoType
 from eca_hub.localhub.xorbs import Xorbs
+
+Result = TypeVar("Result")
 
 _FORMAT = 1
 _IDENTITY_FILE, _NAMES_FILE = "hub.json", "names.json"
@@ -85,6 +87,9 @@ class Store:
         self._file_lock = _take_lock(root)
         try:
             self._lock = threading.RLock()
+            self._idle = threading.Condition()
+            self._num_running = 0
+            self._is_closed = False
             self._repos: dict[str, Repo] = {}
             self._identity = read_identity(root) or self._create_identity()
             self._names = read_names(root)
@@ -95,9 +100,37 @@ class Store:
             self._file_lock.release()
             raise
 
+    def run(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Call a function that may write; the folder stays locked until it returns.
+
+        A worker thread outlives its request if the server cancels that.
+
+        Raises:
+            HubHTTPError: 503, the store is closed.
+        """
+        with self._idle:
+            if self._is_closed:
+                raise HubHTTPError(503, "stopped", "The hub has been stopped.")
+            self._num_running += 1
+        try:
+            return function(*args)
+        finally:
+            with self._idle:
+                self._num_running -= 1
+                self._idle.notify_all()
+
     def close(self) -> None:
-        """Release the folder to other processes."""
+        """Release the folder to other processes, after every call of `run` has returned."""
+        with self._idle:
+            self._is_closed = True
+            self._idle.wait_for(lambda: self._num_running == 0)
         self._file_lock.release()
+
+    def current_name(self, repo_id: RepoId) -> RepoId | None:
+        """Return the name of a repository as its owner spells it, following moves, or None. It may be damaged."""
+        with self._lock:
+            entry = self._entry(repo_id)
+        return _named(repo_id.type, entry["name"]) if entry else None
 
     def find_repo(self, repo_id: RepoId) -> tuple[RepoId, Repo] | None:
         """Return a repository and its name as its owner spells it, following moves, or None.
@@ -175,12 +208,12 @@ class Store:
             self._set_names({**names, source.key: moved, target.key: entry})
 
     def delete_repo(self, repo_id: RepoId) -> None:
-        """Delete a repository; its blobs stay until `gc`."""
+        """Delete a repository by its current name; its blobs stay until `gc`."""
         with self._lock:
-            entry = self._entry(repo_id)
-            if entry is None:
+            key = repo_id.key
+            folder = self._names.get(key, {}).get("folder")
+            if folder is None:
                 raise repo_not_found(is_logged_in=True)
-            folder, key = entry["folder"], _named(repo_id.type, entry["name"]).key
             alias = {"moved_to": key}
             self._set_names({name: other for name, other in self._names.items() if name != key and other != alias})
             repo = self._repos.pop(folder, None)

@@ -7,6 +7,9 @@ import base64
 import binascii
 import codecs
 import contextlib
+import errno
+import os
+import shutil
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,7 +23,7 @@ from eca_hub.localhub.context import RequestContext, check_length, json_response
 from eca_hub.localhub.errors import HubHTTPError, bad_request, invalid, revision_not_found, too_large
 from eca_hub.localhub.gitattributes import check_cost, parse_gitattributes, parse_gitignore
 from eca_hub.localhub.validation import check_path, check_sha256
-from eca_hub.localhub.xet_format import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, read_shard
+from eca_hub.localhub.xet_format import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, ShardFile, read_shard
 from eca_hub.localhub.xorbs import ChunkLocations
 
 MAX_REGULAR_FILE_BYTES = 10 << 20
@@ -85,7 +88,7 @@ async def commit(context: RequestContext) -> Response:
     operations = CommitOperations(context.store.blobs, context.can_use_blob)
     await _read_lines(context, operations)
     operations.check_complete()
-    commit_id = await run_in_threadpool(repo.add_commit, branch, operations, user.name)
+    commit_id = await run_in_threadpool(context.store.run, repo.add_commit, branch, operations, user.name)
     url = f"{context.base_url}/{repo_id.url_path}/commit/{commit_id}"
     return json_response({"success": True, "commitOid": commit_id, "commitUrl": url, "hookOutput": ""})
 
@@ -134,8 +137,8 @@ async def put_lfs_object(context: RequestContext) -> Response:
     with context.store.blobs.writer(oid) as writer:
         if await stream_body(context.request, writer.writelines, int(size)) != int(size):
             raise invalid(f"The body does not have the announced {size} bytes.")
-        await run_in_threadpool(writer.finish)
-    await run_in_threadpool(context.store.record_upload, user, oid)
+        await run_in_threadpool(context.store.run, writer.finish)
+    await run_in_threadpool(context.store.run, context.store.record_upload, user, oid)
     return json_response({})
 
 
@@ -159,7 +162,7 @@ async def put_xorb(context: RequestContext) -> Response:
     try:
         with create_file(temporary) as file:
             await stream_body(context.request, file.writelines, MAX_XORB_BODY_BYTES)
-        await run_in_threadpool(context.store.xorbs.commit_file, temporary, writer, xorb)
+        await run_in_threadpool(context.store.run, context.store.xorbs.commit_file, temporary, writer, xorb)
     finally:
         temporary.unlink(missing_ok=True)
     return json_response({"was_inserted": True})
@@ -169,7 +172,7 @@ async def put_shard(context: RequestContext) -> Response:
     """POST /-/xet/STORE/WRITER/v1/shards: rebuild the files that the chunks make up, then respond."""
     writer = _xet_writer(context)
     shard = await read_body(context.request, MAX_SHARD_BYTES)
-    await run_in_threadpool(_rebuild_files, context, writer, shard)
+    await run_in_threadpool(context.store.run, _rebuild_files, context, writer, shard)
     return json_response({"result": 1})
 
 
@@ -184,14 +187,16 @@ async def _read_lines(context: RequestContext, operations: CommitOperations) -> 
     async for piece in context.request.stream():
         num_bytes += len(piece)
         rest += piece
-        if len(rest) > MAX_LINE_BYTES or num_bytes > MAX_COMMIT_BYTES:
+        if num_bytes > MAX_COMMIT_BYTES:
+            raise too_large(f"The body is larger than {MAX_COMMIT_BYTES} bytes.")
+        if len(rest) > MAX_LINE_BYTES:
             raise too_large(
                 f"A line of a commit is larger than {MAX_LINE_BYTES} bytes: upload such files by Xet or LFS."
             )
         if b"\n" in piece:
             *lines, rest = rest.split(b"\n")
-            await run_in_threadpool(_read_each, operations, lines)
-    await run_in_threadpool(_read_each, operations, [rest])
+            await run_in_threadpool(context.store.run, _read_each, operations, lines)
+    await run_in_threadpool(context.store.run, _read_each, operations, [rest])
 
 
 def _read_each(operations: CommitOperations, lines: list[bytearray]) -> None:
@@ -204,7 +209,7 @@ def _parse_file(item: object) -> tuple[str, int, bytes]:
     if not isinstance(item, dict):
         raise bad_request("Each file must be an object.")
     path, size_bytes, sample = item.get("path"), item.get("size"), item.get("sample", "")
-    if not isinstance(path, str) or not isinstance(size_bytes, int) or not isinstance(sample, str):
+    if not isinstance(path, str) or type(size_bytes) is not int or not isinstance(sample, str):
         raise bad_request('Each file needs "path", "size" and "sample".')
     try:
         return check_path(path), size_bytes, base64.b64decode(sample)
@@ -214,7 +219,7 @@ def _parse_file(item: object) -> tuple[str, int, bytes]:
 
 def _parse_object(item: object) -> tuple[str, int]:
     size_bytes = item.get("size") if isinstance(item, dict) else None
-    if not isinstance(item, dict) or not isinstance(size_bytes, int) or not 0 <= size_bytes <= MAX_LFS_OBJECT_BYTES:
+    if not isinstance(item, dict) or type(size_bytes) is not int or not 0 <= size_bytes <= MAX_LFS_OBJECT_BYTES:
         raise invalid('Each object needs "oid" and "size", a number of bytes.')
     return check_sha256(item.get("oid")), size_bytes
 
@@ -232,6 +237,7 @@ def _rebuild_files(context: RequestContext, writer: str, shard: bytes) -> None:
     locations: ChunkLocations = {}
     try:
         for shard_file in list(read_shard(shard)):
+            _check_size(context, shard_file)
             store.xorbs.rebuild(shard_file, writer, store.blobs, locations)
             store.record_upload(writer, shard_file.sha256)
         store.xorbs.compact(writer, locations)
@@ -240,6 +246,14 @@ def _rebuild_files(context: RequestContext, writer: str, shard: bytes) -> None:
         # sends all of them again.
         store.renew_id()
         raise
+
+
+def _check_size(context: RequestContext, shard_file: ShardFile) -> None:
+    """Refuse a file by the size that the shard states, before any of it is written: a few xorbs can make any size."""
+    if shard_file.size_bytes > MAX_LFS_OBJECT_BYTES:
+        raise too_large(f"A file is larger than {MAX_LFS_OBJECT_BYTES} bytes.")
+    if shard_file.size_bytes > shutil.disk_usage(context.store.root).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(context.store.root))
 
 
 def _xet_writer(context: RequestContext) -> str:

@@ -14,8 +14,9 @@ import lz4.frame
 from eca_hub.localhub.errors import bad_request
 
 MAX_XORB_BYTES = 64 << 20
-# Headers come on top of 64 MiB of chunks: 8 bytes for each of at most 8192 of them, and a footer.
+# Headers come on top of 64 MiB of chunks: 8 bytes for each of at most MAX_CHUNKS of them, and a footer.
 MAX_XORB_BODY_BYTES = MAX_XORB_BYTES + (4 << 20)
+MAX_CHUNKS = 8192
 MAX_CHUNK_BYTES = 128 << 10
 MAX_SHARD_BYTES = 64 << 20
 MAX_TERMS = MAX_SHARD_BYTES // 48
@@ -96,10 +97,12 @@ def read_chunks(file: BinaryIO) -> list[Chunk]:
         offset = chunk.offset + chunk.packed_bytes
         if (
             not 0 < chunk.raw_bytes <= MAX_CHUNK_BYTES
-            or chunk.packed_bytes > 2 * MAX_CHUNK_BYTES
+            or not 0 < chunk.packed_bytes <= 2 * MAX_CHUNK_BYTES
             or offset > size_bytes
         ):
-            raise bad_request("This is not a xorb: a chunk is too large or cut.")
+            raise bad_request("This is not a xorb: a chunk is empty, too large or cut.")
+        if len(chunks) == MAX_CHUNKS:
+            raise bad_request(f"A xorb has at most {MAX_CHUNKS} chunks.")
         chunks.append(chunk)
     return chunks
 

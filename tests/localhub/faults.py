@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,13 +51,13 @@ FAULT_POINTS = (
 
 
 class Fault:
-    """One fault, `POINT:kill`, `POINT:raise` or `POINT:enospc`, at the first passage, or the third: `POINT:kill:3`."""
+    """One fault, `POINT:kill`, `:raise`, `:enospc` or `:hang`, at the first passage, or the third: `POINT:kill:3`."""
 
     def __init__(self, text: str) -> None:
         self._point, self._action, nth = [*text.split(":"), "1"][:3]
         self._num_left = int(nth)
         assert self._point in FAULT_POINTS, text
-        assert self._action in ("kill", "raise", "enospc"), text
+        assert self._action in ("kill", "raise", "enospc", "hang"), text
 
     def pass_point(self, point: str) -> None:
         """Fail if this is the moment."""
@@ -67,6 +68,10 @@ class Fault:
             return
         if self._action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._action == "hang":
+            sys.stdout.write("hanging\n")
+            sys.stdout.flush()
+            threading.Event().wait()
         if self._action == "enospc":
             raise OSError(errno.ENOSPC, "No space left on device (fault injected by a test)")
         raise RuntimeError(f"fault injected by a test at {point}")

@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from eca_hub.__main__ import main
 from eca_hub.localhub.fsck import check
 from tests.localhub.faults import FAULT_POINTS, Fault, inject
 from tests.localhub.hub_process import client_of, opened_hub, running_hub
@@ -284,3 +285,19 @@ def test_killed_at_random_moments_of_thirty_pushes_fsck_stays_clean(tmp_path: Pa
         commit = push(client, {"last.txt": b"x"}, {})
         listed = client.get(f"/api/models/{REPO}/revision/{commit}").json()["siblings"]
         assert acknowledged <= {item["rfilename"] for item in listed}
+
+
+def test_a_hub_that_is_stopped_during_a_write_ends_with_it_and_keeps_its_lock_until_then(tmp_path: Path) -> None:
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        running_hub(tmp_path, fault="refs.before_rename:hang:2") as hub,
+        client_of(hub) as client,
+    ):
+        pushing = pool.submit(push, client, *NEW)
+        assert hub.process.stdout is not None
+        assert hub.process.stdout.readline() == "hanging\n"
+        hub.process.terminate()
+        assert hub.process.wait(20) == 0
+        assert isinstance(pushing.exception(), httpx2.TransportError)
+    assert main(["localhub", "gc", "--root", str(tmp_path)]) == 0
+    assert check(tmp_path).problems == []

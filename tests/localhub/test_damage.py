@@ -2,21 +2,25 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import lz4.frame
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eca_hub.__main__ import main
+from eca_hub.localhub import uploads
 from eca_hub.localhub.errors import HubHTTPError
-from eca_hub.localhub.xet_format import read_chunks, read_shard
+from eca_hub.localhub.xet_format import MAX_CHUNKS, read_chunks, read_shard
 from tests.localhub.hub_process import opened_hub
 from tests.localhub.push_client import REPO, push
 from tests.localhub.xet_client import CHUNK_BYTES, XORB, pack_chunk, pack_shard, pack_xorb, push_by_xet, xet_session
@@ -292,3 +296,32 @@ def test_upload_links_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         until = int(parse_qs(urlsplit(href).query)["until"][0])
         monkeypatch.setattr("eca_hub.localhub.auth.time.time", lambda: until + 1)
         assert client.put(href, content=CONTENT).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "xorb",
+    [
+        bytes([0, 0, 0, 0, 1, 1, 0, 0]),
+        pack_chunk(b"a", 0) * (MAX_CHUNKS + 1),
+    ],
+    ids=["an empty chunk", "too many chunks"],
+)
+def test_a_xorb_of_more_chunks_than_the_client_makes_is_refused(xorb: bytes) -> None:
+    with pytest.raises(HubHTTPError) as caught:
+        read_chunks(io.BytesIO(xorb))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(("limit", "status"), [("file", 413), ("disk", 507)])
+def test_a_file_of_a_shard_is_refused_by_its_size_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, status: int
+) -> None:
+    if limit == "file":
+        monkeypatch.setattr(uploads, "MAX_LFS_OBJECT_BYTES", len(CONTENT) - 1)
+    else:
+        usage = SimpleNamespace(free=len(CONTENT) - 1)
+        monkeypatch.setattr(uploads, "shutil", SimpleNamespace(disk_usage=lambda path: usage))
+    with opened_hub(tmp_path) as client, pytest.raises(httpx2.HTTPStatusError) as caught:
+        push_by_xet(client, {}, {"model.safetensors": CONTENT})
+    assert caught.value.response.status_code == status
+    assert not blob_path(tmp_path).exists()

@@ -3,11 +3,16 @@
 import concurrent.futures
 import json
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from eca_hub.__main__ import main
+from eca_hub.localhub.auth import Users
+from eca_hub.localhub.errors import HubHTTPError
+from eca_hub.localhub.fsck import check
+from eca_hub.localhub.repo import Repo, read_refs
 from eca_hub.localhub.store import Store, StoreLocked, StoreUnusable
 from tests.localhub.hub_process import opened_hub
 from tests.localhub.push_client import REPO, push
@@ -295,3 +300,86 @@ def test_paths_that_collide_where_names_ignore_case_are_refused(tmp_path: Path, 
                 push(client, files, {})
         push(client, {first: b"4"}, {})
         assert client.get(f"/{REPO}/resolve/main/{first}").content == b"4"
+
+
+def test_the_lock_is_held_until_a_worker_thread_has_ended(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    is_writing, may_end = threading.Event(), threading.Event()
+
+    def write() -> None:
+        is_writing.set()
+        may_end.wait(60)
+        with pytest.raises(StoreLocked):
+            Store(tmp_path)
+
+    def run_until(future: concurrent.futures.Future[None]) -> None:
+        while not future.done():
+            store.run(bool)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(store.run, write)
+        is_writing.wait(60)
+        closing = pool.submit(store.close)
+        # Refused from the moment at which `close` waits.
+        with pytest.raises(HubHTTPError):
+            run_until(closing)
+        may_end.set()
+        writing.result()
+        closing.result()
+    Store(tmp_path).close()
+
+
+def test_an_old_name_gives_no_right_to_delete_a_damaged_repository(tmp_path: Path) -> None:
+    users = tmp_path / "users.json"
+    acme = {"acme": "Acme"}
+    people = {"alice": {"token": "alice-token", "orgs": acme}, "bob": {"token": "bob-token", "orgs": acme}}
+    users.write_text(json.dumps(people))
+    with opened_hub(tmp_path / "hub", Users.from_file(users), "alice-token") as client:
+        push(client, {"a.txt": b"a"}, {})
+        body = {"fromRepo": REPO, "toRepo": "alice/digits", "type": "model"}
+        client.post("/api/repos/move", json=body).raise_for_status()
+    next(tmp_path.glob("hub/repos/*/refs.json")).write_bytes(b"{")
+    old_name = {"name": "digits", "organization": "acme"}
+    with opened_hub(tmp_path / "hub", Users.from_file(users), "bob-token") as client:
+        assert client.request("DELETE", "/api/repos/delete", json=old_name).status_code == 500
+    assert list(tmp_path.glob("hub/repos/*/refs.json"))
+    with opened_hub(tmp_path / "hub", Users.from_file(users), "alice-token") as client:
+        assert client.request("DELETE", "/api/repos/delete", json=old_name).status_code == 200
+
+
+def test_a_repository_that_is_deleted_during_a_check_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened_hub(tmp_path) as client:
+        push(client, {"a.txt": b"a"}, {})
+
+        def read_refs_then_delete(folder: Path) -> dict[str, str]:
+            refs = read_refs(folder)
+            body = {"name": "digits", "organization": "acme"}
+            client.request("DELETE", "/api/repos/delete", json=body).raise_for_status()
+            return refs
+
+        monkeypatch.setattr("eca_hub.localhub.fsck.read_refs", read_refs_then_delete)
+        assert check(tmp_path).problems == []
+
+
+def test_the_revision_of_a_new_tag_is_resolved_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = Repo.resolve
+    is_locked: list[bool] = []
+
+    def try_lock(repo: Repo) -> bool:
+        is_free = repo.lock.acquire(blocking=False)
+        if is_free:
+            repo.lock.release()
+        return is_free
+
+    def resolve_and_look(repo: Repo, revision: str) -> str:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            is_locked.append(not pool.submit(try_lock, repo).result())
+        return resolve(repo, revision)
+
+    with opened_hub(tmp_path) as client:
+        push(client, {"a.txt": b"a"}, {})
+        monkeypatch.setattr(Repo, "resolve", resolve_and_look)
+        client.post(f"/api/models/{REPO}/tag/main", json={"tag": "v1"})
+    assert is_locked == [True]
