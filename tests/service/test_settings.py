@@ -109,7 +109,7 @@ def test_a_wrong_setting_ends_with_2_and_one_line(
     [
         (["--modle", "a/b"], "There is no option --modle. Did you mean --model?"),
         (["--max_bach=4"], "Did you mean --max_batch?"),
-        (["stray"], "There is no option stray"),
+        (["stray"], "'stray' is one word too many."),
     ],
 )
 def test_a_mistyped_option_gets_a_suggestion(
