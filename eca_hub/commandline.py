@@ -89,7 +89,9 @@ class CommandParser(SuggestionMixin, jsonargparse.ArgumentParser):
         most: float = 0
         for word in words:
             if word.startswith("-") and word != "-" and not (most and _NEGATIVE_NUMBER.fullmatch(word)):
-                action = None if "=" in word else self._option_string_actions.get(word)
+                # --attention_args.reduction 8 sets one key of a mapping.
+                actions = self._option_string_actions
+                action = None if "=" in word else actions.get(word) or actions.get(word.partition(".")[0])
                 nargs = 0 if action is None else 1 if action.nargs is None else action.nargs
                 most = nargs if isinstance(nargs, int) else 1 if nargs == "?" else math.inf
                 options.append(word)
