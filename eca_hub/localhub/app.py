@@ -30,7 +30,8 @@ Handler = Callable[[RequestContext], Response] | Callable[[RequestContext], Awai
 _REPO_PATHS = tuple(f"/api/{repo_type}s/" for repo_type in REPO_TYPES)
 _log = logging.getLogger(__name__)
 
-_LOOPBACK_HOST = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE)
+# 0.0.0.0 reaches this machine too; a name that an attacker controls is never spelled as an address.
+_LOOPBACK_HOST = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|0\.0\.0\.0|\[::1?\])(?::[0-9]{1,5})?", re.IGNORECASE)
 
 _XET = "/-/xet/{store}/{writer}"
 
