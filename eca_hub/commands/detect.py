@@ -18,7 +18,7 @@ from eca_hub.commands.streams import discard_output
 from eca_hub.errors import BadImage, InvalidConfig, InvalidUsage
 
 if TYPE_CHECKING:
-    from eca_hub.detector import Detection
+    from eca_hub.detector import Detection, Detector
 
 _MAX_DIGITS = 18
 """Of a file name that is a number of 64 bits."""
@@ -90,23 +90,14 @@ def main(argv: list[str]) -> int:
                 detections = detector.predict(source, min_score=args.min_score, max_detections=args.max_detections)
             except BadImage as error:
                 num_done, num_bad = num_done + 1, num_bad + 1
-                document = {"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}}
-                line = (
-                    json.dumps(document) if args.json else escape(f"{path}: {error}" if path == STDIN else str(error))
-                )
-                _print_line(line, writes_files=bool(to or drawings))
-                continue
-            if ids is not None:
-                results += [ids.result(path, each) for each in detections]
-            num_done += 1
-            if path in drawings:
-                _draw(source, detections, drawings[path], detector.config.bit_depth)
-            if args.json:
-                document = {"image": path, "model": detector.model_id, "revision": detector.revision}
-                line = json.dumps({**document, "detections": [_as_json(each) for each in detections]})
+                line = _describe_error(path, error, as_json=args.json)
             else:
-                objects = ", ".join(f"{each.label} {each.score:.2f} at {_format_box(each)}" for each in detections)
-                line = escape(f"{path}  {objects or 'nothing found'}")
+                if ids is not None:
+                    results += [ids.result(path, each) for each in detections]
+                num_done += 1
+                if path in drawings:
+                    _draw(source, detections, drawings[path], detector.config.bit_depth)
+                line = _describe(path, detections, detector, as_json=args.json)
             _print_line(line, writes_files=bool(to or drawings))
     finally:
         # An error or Ctrl-C keeps what was found before it.
@@ -115,6 +106,20 @@ def main(argv: list[str]) -> int:
             if num_done < len(images):
                 print(f"{to} has the results of {num_done} of {len(images)} images.", file=sys.stderr)
     return 2 if num_bad else 0
+
+
+def _describe_error(path: str, error: BadImage, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"image": path, "error": {"code": error.code, "message": error.message, "hint": error.hint}})
+    return escape(f"{path}: {error}" if path == STDIN else str(error))
+
+
+def _describe(path: str, detections: list["Detection"], detector: "Detector", *, as_json: bool) -> str:
+    if as_json:
+        document = {"image": path, "model": detector.model_id, "revision": detector.revision}
+        return json.dumps({**document, "detections": [_as_json(each) for each in detections]})
+    objects = ", ".join(f"{each.label} {each.score:.2f} at {_format_box(each)}" for each in detections)
+    return escape(f"{path}  {objects or 'nothing found'}")
 
 
 def _print_line(line: str, *, writes_files: bool) -> None:

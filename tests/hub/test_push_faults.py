@@ -63,6 +63,12 @@ def change_card(package: Path, text: str) -> None:
     (package / "README.md").write_text(f"---\nlibrary_name: eca-hub\n---\n\n{text}\n")
 
 
+def renew_weights(package: Path) -> None:
+    """Write weights that the hub does not have yet, so that they have to travel."""
+    path = package / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+
+
 def change_weights(package: Path) -> None:
     path = package / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -213,13 +219,11 @@ def test_weights_that_change_after_they_were_hashed_are_not_published(
     model_id: str,
     interrupted: Callable[[str, Callable[[Any], None]], None],
 ) -> None:
-    path = package / "model.safetensors"
-    # Bytes that the hub does not have yet, so that they have to travel.
-    path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+    renew_weights(package)
 
     def change(request: httpx2.Request) -> None:
         if "/preupload/" in str(request.url):
-            path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+            renew_weights(package)
 
     interrupted("request", change)
     with pytest.raises(EcaHubError):
@@ -233,13 +237,11 @@ def test_weights_and_plots_are_uploaded_within_the_limits_of_requests(
     model_id: str,
     interrupted: Callable[[str, Callable[[Any], None]], None],
 ) -> None:
-    # Bytes that the hub does not have yet, so that they have to travel.
     names = ["curves.png", "confusion.png"]
     for name in names:
         (package / name).write_bytes(os.urandom(100))
     change_card(package, " ".join(f"![plot]({name})" for name in names))
-    path = package / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+    renew_weights(package)
     uploads = []
 
     def record(request: httpx2.Request) -> None:
@@ -258,8 +260,7 @@ def test_the_limit_that_ends_an_upload_is_reported_as_such(
     model_id: str,
     interrupted: Callable[[str, Callable[[Any], None]], None],
 ) -> None:
-    path = package / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8] + os.urandom(8))
+    renew_weights(package)
 
     def postpone(response: httpx2.Response) -> None:
         if response.request.method == "PUT":
