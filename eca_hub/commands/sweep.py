@@ -139,6 +139,7 @@ def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results
             return
     # Both as in the runs.
     keep_freed_memory()
+    num_threads = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_of_job(num_jobs))
     try:
@@ -146,6 +147,7 @@ def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results
             networks, report=lambda turn, of: show_progress(f"timing {len(networks)} networks: turn {turn} of {of}")
         )
     finally:
+        torch.set_num_threads(num_threads)
         show_progress("")
     try:
         write_table(rows, speeds_file)

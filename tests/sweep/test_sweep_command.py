@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from eca_hub.__main__ import main
 from eca_hub.commands.sweep import _Printer, _write_speeds
@@ -85,6 +86,18 @@ def test_a_sweep_goes_on_when_its_terminal_has_been_closed(monkeypatch: pytest.M
 
     monkeypatch.setattr(sys, "stderr", Closed())
     _Printer(1).show(SweepState(num_runs=2))
+
+
+def test_networks_are_timed_with_the_threads_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("eca_hub.sweep.queue.threads_of_job", lambda num_jobs: 10 + num_jobs)
+    monkeypatch.setattr(
+        "eca_hub.sweep.speeds.measure_speeds", lambda *_, **__: [{"run": "x", "threads": torch.get_num_threads()}]
+    )
+    before = torch.get_num_threads()
+    _write_speeds({"x": tmp_path}, [], tmp_path / "results.csv", num_jobs=2)
+    assert [row["threads"] for row in read_table(tmp_path / "results_speeds.csv")] == [12]
+    assert torch.get_num_threads() == before
 
 
 def test_speeds_that_cannot_be_written_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
