@@ -73,23 +73,23 @@ def read_recorded(runs: Sequence[SweepRun], out_dir: Path, results_file: Path) -
     Raises:
         InvalidConfig: a file cannot be read, or has rows of other runs, which the next write would lose.
     """
-    if not results_file.exists():
-        return Tables()
-    known = {run.name: run.config_hash for run in runs}
-    rows = read_table(results_file, as_text=True)
-    foreign = [row for row in rows if row.get("run", "") not in known or known[row["run"]] != row.get("config_hash")]
-    if lost := [row for row in foreign if not is_finished(out_dir / str(row.get("run", "")))]:
-        raise InvalidConfig(
-            f"{results_file} has {len(lost)} rows that belong to no run of this sweep and have no run folder, "
-            f"the first of {str(lost[0].get('run', ''))!r}; they would be lost.",
-            hint="Name another file with --results, or move this one.",
-        )
-    recorded = {run.name for run in runs if not is_finished(out_dir / run.name)} & {row.get("run") for row in rows}
-    tables = Tables()
-    for name, kept in vars(tables).items():
-        path = results_file if name == "results" else table_beside(results_file, name)
-        kept += [row for row in read_table(path, as_text=True) if row.get("run") in recorded] if path.exists() else []
-    return tables
+    paths = {name: results_file if name == "results" else table_beside(results_file, name) for name in vars(Tables())}
+    found = {name: read_table(path, as_text=True) if path.exists() else [] for name, path in paths.items()}
+    in_results = {(row.get("run"), row.get("config_hash")) for row in found["results"]}
+    recorded = {
+        run.name for run in runs if (run.name, run.config_hash) in in_results and not is_finished(out_dir / run.name)
+    }
+    for name, rows in found.items():
+        others = {str(row.get("run", "")) for row in rows} - recorded
+        unfinished = {run for run in others if not is_finished(out_dir / run)}
+        if lost := [row for row in rows if str(row.get("run", "")) in unfinished]:
+            raise InvalidConfig(
+                f"{paths[name]} has {len(lost)} rows that belong to no finished run of this sweep and have no run "
+                f"folder, the first of {str(lost[0].get('run', ''))!r}; they would be lost.",
+                hint=f"Name another file with --results, or move {results_file.name} together with the tables beside "
+                f"it, {table_beside(results_file, '*').name}.",
+            )
+    return Tables(**{name: [row for row in rows if row.get("run") in recorded] for name, rows in found.items()})
 
 
 def collect(runs: Sequence[SweepRun], out_dir: Path, recorded: Tables) -> Tables:

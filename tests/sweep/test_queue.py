@@ -187,7 +187,7 @@ def test_a_run_of_the_results_file_is_not_repeated_where_its_folder_is_missing(t
 def test_rows_of_other_runs_are_not_overwritten(tmp_path: Path) -> None:
     sweep(FakeLauncher(), tmp_path)
     shutil.rmtree(tmp_path / "run3")
-    with pytest.raises(InvalidConfig, match=r"has 1 rows that belong to no run of this sweep.*'run3'"):
+    with pytest.raises(InvalidConfig, match=r"has 1 rows that belong to no finished run of this sweep.*'run3'"):
         sweep(FakeLauncher(), tmp_path, num_runs=3)
     assert len(read_table(tmp_path / "results.csv")) == 4
 
@@ -237,7 +237,22 @@ def test_where_the_results_cannot_be_written_the_runs_are_stopped(tmp_path: Path
     assert [job.stopped for job in launcher.jobs] == [False, True]
 
 
-def test_tables_of_an_earlier_sweep_do_not_stay_beside_the_results(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["curves", "classes", "costs"])
+@pytest.mark.parametrize("run", ["other", "run2"])
+def test_a_table_beside_the_results_is_not_overwritten_when_only_the_results_were_moved(
+    tmp_path: Path, name: str, run: str
+) -> None:
+    beside = table_beside(tmp_path / "results.csv", name)
+    beside.write_text(f"run\n{run}\n")
+    with pytest.raises(
+        InvalidConfig, match=rf"results_{name}\.csv has 1 rows.*move results\.csv together with .*_\*\.csv"
+    ):
+        sweep(FakeLauncher(), tmp_path)
+    assert beside.read_text() == f"run\n{run}\n"
+
+
+def test_tables_of_an_earlier_sweep_in_the_same_folder_do_not_stay_beside_the_results(tmp_path: Path) -> None:
+    finish(tmp_path / "other", 0.5)
     stale = table_beside(tmp_path / "results.csv", "classes")
     stale.write_text("run,label,recall\nother,cat,0.5\n")
     sweep(FakeLauncher(codes={"run0": 1}), tmp_path, num_runs=1)
