@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eca_hub.commandline import CommandParser
-from eca_hub.commands.outputs import not_written, output_path
+from eca_hub.commands.outputs import check_file, not_written, output_path
 from eca_hub.commands.progress import show_progress
 from eca_hub.errors import InvalidUsage
 from eca_hub.paths import expand_home
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
     from eca_hub.hub.package import is_file
     from eca_hub.sweep.grid import read_sweep
-    from eca_hub.sweep.queue import Launcher, LocalLauncher, run_sweep
+    from eca_hub.sweep.queue import CONTINUES, Launcher, LocalLauncher, run_sweep
     from eca_hub.sweep.results import read_recorded
     from eca_hub.sweep.worker import is_finished
 
@@ -50,6 +50,10 @@ def main(argv: list[str]) -> int:
     for name in ("config.yaml", "model/config.json"):
         if baseline is not None and not is_file(baseline / name):
             raise InvalidUsage(f"--baseline is {baseline}, which is no folder of a finished run: it has no {name}.")
+    if baseline is not None:
+        from eca_hub.sweep.speeds import read_run
+
+        read_run(baseline)
     runs = read_sweep(expand_home(args.sweep))
     try:
         recorded = {row["run"] for row in read_recorded(runs, out_dir, results_file).results}
@@ -67,13 +71,11 @@ def main(argv: list[str]) -> int:
         results_file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidUsage(f"{error.filename} cannot be made a folder: {error.strerror}.") from None
+    check_file(results_file)
     if recorded:
-        print(
-            f"{len(recorded)} runs are in {results_file} and have no run folder; they count as finished.",
-            file=sys.stderr,
-        )
+        _print_note(f"{len(recorded)} runs are in {results_file} and have no run folder; they count as finished.")
     for name in sorted({path.parent.name for path in out_dir.glob("*/result.json")} - {run.name for run in runs}):
-        print(f"{out_dir / name} belongs to no run of {args.sweep} and is left out of the results.", file=sys.stderr)
+        _print_note(f"{out_dir / name} belongs to no run of {args.sweep} and is left out of the results.")
     launcher: Launcher
     if args.ray:
         from eca_hub.sweep.ray_launcher import RayLauncher
@@ -85,39 +87,54 @@ def main(argv: list[str]) -> int:
     try:
         state = run_sweep(runs, out_dir, results_file, launcher=launcher, report=printer.show)
     except KeyboardInterrupt:
-        print("Stopped. Runs in progress saved a checkpoint; the same command continues.", file=sys.stderr)
+        _print_note("Stopped. Runs in progress saved a checkpoint; the same command continues.")
         raise
     except OSError as error:
         if error.filename is None:
             raise
         raise InvalidUsage(
             f"{error.filename} cannot be used: {error.strerror}.",
-            hint="Runs in progress saved a checkpoint; the same command continues.",
+            hint=CONTINUES,
         ) from None
     finally:
         show_progress("")
     for name, reason in state.failed.items():
-        print(f"{name} failed: {reason} Its log: {out_dir / name}.log", file=sys.stderr)
+        _print_note(f"{name} failed: {reason} Its log: {out_dir / name}.log")
     num_left = state.num_runs - state.num_done - len(state.failed)
     if num_left:
-        print(f"{num_left} runs were not started, because the first one failed.", file=sys.stderr)
+        _print_note(f"{num_left} runs were not started, because the first one failed.")
     summary: dict[str, Any] = {
         "runs": state.num_runs,
         "finished": state.num_done,
         "failed": state.failed,
         "results": str(results_file),
     }
-    print(json.dumps(summary) if args.json else f"{state.num_done} of {state.num_runs} runs finished: {results_file}")
-    if args.speeds and state.num_done == state.num_runs:
-        from eca_hub.sweep.speeds import network_folders, with_baseline
+    text = json.dumps(summary) if args.json else f"{state.num_done} of {state.num_runs} runs finished: {results_file}"
+    try:
+        if args.speeds and state.num_done == state.num_runs:
+            from eca_hub.sweep.speeds import network_folders, with_baseline
 
-        networks, left_out = network_folders(runs, out_dir, recorded)
-        if baseline is not None and networks:
-            networks = with_baseline(networks, runs, baseline)
-        _write_speeds(networks, left_out, results_file, num_jobs=args.jobs)
-    elif args.speeds:
-        print("The networks were not timed, because not all runs have finished.", file=sys.stderr)
+            networks, left_out = network_folders(runs, out_dir, recorded)
+            if baseline is not None and networks:
+                of_sweep, networks = networks, with_baseline(networks, runs, baseline)
+                for folder in sorted(set(of_sweep.values()) - set(networks.values())):
+                    _print_note(
+                        f"{baseline} is timed in place of {folder}: both have the same values of the grid; other "
+                        "options are not compared."
+                    )
+            _write_speeds(networks, left_out, results_file, num_jobs=args.jobs)
+        elif args.speeds:
+            _print_note("The networks were not timed, because not all runs have finished.")
+    finally:
+        # Last, because it fails where the terminal has been closed.
+        print(text)
     return 0 if state.num_done == state.num_runs else 1
+
+
+def _print_note(line: str) -> None:
+    # A sweep goes on when its terminal has been closed.
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results_file: Path, *, num_jobs: int) -> None:
@@ -129,12 +146,12 @@ def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results
     from eca_hub.sweep.speeds import measure_speeds
 
     if not networks:
-        print("No network was timed, because no run has a folder here.", file=sys.stderr)
+        _print_note("No network was timed, because no run has a folder here.")
         return
     speeds_file = table_beside(results_file, "speeds")
     if left_out:
         kept = f" {speeds_file} stays as it is." if speeds_file.exists() else ""
-        print(f"Not timed, because no run of it has a folder here: {', '.join(left_out)}.{kept}", file=sys.stderr)
+        _print_note(f"Not timed, because no run of it has a folder here: {', '.join(left_out)}.{kept}")
         if kept:
             return
     # Both as in the runs.
@@ -153,7 +170,7 @@ def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results
         write_table(rows, speeds_file)
     except OSError as error:
         raise not_written(speeds_file, error) from None
-    print(f"{len(rows)} networks were timed: {speeds_file}", file=sys.stderr)
+    _print_note(f"{len(rows)} networks were timed: {speeds_file}")
 
 
 class _Printer:
@@ -174,9 +191,7 @@ class _Printer:
         if num_ended != self._num_ended:
             self._num_ended = num_ended
             show_progress("")
-            # A sweep goes on when its terminal has been closed.
-            with contextlib.suppress(OSError):
-                print(line, file=sys.stderr, flush=True)
+            _print_note(line)
         show_progress(f"{line}: {', '.join(state.running)}"[:200])
 
 

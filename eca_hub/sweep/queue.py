@@ -21,6 +21,8 @@ from eca_hub.sweep.grid import SweepRun
 from eca_hub.sweep.results import Tables, collect, read_recorded
 from eca_hub.sweep.worker import is_finished
 
+CONTINUES = "The same command continues; finished runs and checkpoints are kept."
+"""Hint of an error that ends a sweep, whether or not runs were in progress."""
 _POLL_S = 0.2
 
 
@@ -189,7 +191,7 @@ def _write(runs: Sequence[SweepRun], out_dir: Path, results_file: Path, recorded
     except OSError as error:
         raise InvalidConfig(
             f"The results {results_file} cannot be written: {error.strerror}.",
-            hint="Runs in progress saved a checkpoint; the same command continues.",
+            hint=CONTINUES,
         ) from None
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.package import config_from_json, is_detector
 from eca_hub.models.build import build_model
+from eca_hub.models.config import ModelConfig
 from eca_hub.models.gemm_conv import use_gemm_gradients
 from eca_hub.sweep.grid import SEEDS, SweepRun, column_names
 from eca_hub.sweep.results import Row, plain
@@ -44,7 +45,7 @@ def measure_speeds(
         by that of the first network; the batch size, threads and device.
 
     Raises:
-        InvalidConfig: a run is not one of classification.
+        InvalidConfig: the files of a run cannot be read, or its network is a detector.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = {name: _Steps(folder, device) for name, folder in networks.items()}
@@ -69,15 +70,31 @@ def measure_speeds(
     return rows
 
 
+def read_run(run_dir: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Return the network of a run and the options that it was trained with.
+
+    Raises:
+        InvalidConfig: its files cannot be read, or the network is a detector.
+    """
+    try:
+        config_json = (run_dir / "model" / "config.json").read_bytes()
+        options = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise InvalidConfig(f"{run_dir / 'config.yaml'} is not the configuration of a run.")
+    if is_detector(config_json):
+        raise InvalidConfig(f"--speeds times classifiers; {run_dir} has a detector.")
+    return config_from_json(config_json, origin=str(run_dir)), options
+
+
 class _Steps:
     """A network as its run trains it, in memory format and precision, with images to run it on."""
 
     def __init__(self, run_dir: Path, device: torch.device) -> None:
-        text = (run_dir / "model" / "config.json").read_bytes()
-        if is_detector(text):
-            raise InvalidConfig(f"--speeds times classifiers; {run_dir} has a detector.")
-        config = config_from_json(text, origin=str(run_dir))
-        options = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        config, options = read_run(run_dir)
         is_channels_last = bool(_get(options, "model", "channels_last"))
         layout = torch.channels_last if is_channels_last else torch.contiguous_format
         self._device = device
@@ -145,7 +162,7 @@ def with_baseline(networks: Mapping[str, Path], runs: Sequence[SweepRun], run_di
         runs: All runs of the sweep, whose columns the other run gets with its own values.
         run_dir: The other run.
     """
-    options = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    _, options = read_run(run_dir)
     columns = column_names(list(runs[0].point))
     point = {column: _get(options, *key.split(".")) for key, column in columns.items() if column not in SEEDS}
     name = json.dumps({column: "" if value is None else plain(value) for column, value in point.items()})

@@ -1,6 +1,7 @@
 """`eca-hub sweep` as a person types it."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -9,16 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from eca_hub.__main__ import main
 from eca_hub.commands.sweep import _Printer, _write_speeds
+from eca_hub.commands.sweep import main as sweep
 from eca_hub.errors import InvalidUsage
 from eca_hub.sweep.grid import read_sweep
 from eca_hub.sweep.queue import SweepState
 from eca_hub.sweep.results import read_table, write_table
+from tests.sweep.test_speeds import OPTIONS, finish
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "configs" / "digits" / "eca.yaml"
 SWEEP = f"""
@@ -79,13 +83,89 @@ def test_the_folder_of_a_sweep_may_be_in_the_home_folder(
     assert f"{tmp_path / 'out'} cannot be made a folder" in capsys.readouterr().err
 
 
-def test_a_sweep_goes_on_when_its_terminal_has_been_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Closed(io.StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
+def test_results_that_cannot_be_written_are_refused_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eca_hub.sweep.queue.run_sweep", lambda *_, **__: pytest.fail("a run was started"))
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    # The name of the temporary file, which is longer, is too long.
+    command = ["sweep", "-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--results", str(tmp_path / f"{'x' * 236}.csv")]) == 2
+    assert "cannot be written: File name too long." in capsys.readouterr().err
 
-    monkeypatch.setattr(sys, "stderr", Closed())
+
+class ClosedTerminal(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_sweep_goes_on_when_its_terminal_has_been_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", ClosedTerminal())
     _Printer(1).show(SweepState(num_runs=2))
+
+
+def test_a_failed_run_ends_a_sweep_with_its_summary_when_standard_error_has_been_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    state = SweepState(num_runs=4, num_done=1, failed={"run1": "exit code 1"})
+    monkeypatch.setattr("eca_hub.sweep.queue.run_sweep", lambda *_, **__: state)
+    monkeypatch.setattr(sys, "stderr", ClosedTerminal())
+    assert sweep(["-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().out.startswith("1 of 4 runs finished")
+
+
+def test_networks_are_timed_when_the_terminal_has_been_closed(finished: list[str], tmp_path: Path) -> None:
+    with (
+        contextlib.redirect_stdout(ClosedTerminal()),
+        contextlib.redirect_stderr(ClosedTerminal()),
+        pytest.raises(OSError, match="Input/output error"),
+    ):
+        sweep([*finished, "--speeds"])
+    assert (tmp_path / "out" / "results_speeds.csv").is_file()
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The options of a sweep whose runs have finished and whose networks are timed at once."""
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    monkeypatch.setattr("eca_hub.sweep.queue.run_sweep", lambda *_, **__: SweepState(num_runs=4, num_done=4))
+    monkeypatch.setattr(
+        "eca_hub.sweep.speeds.measure_speeds",
+        lambda networks, **_: [{"run": folder.name} for folder in networks.values()],
+    )
+    return ["-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
+
+
+def test_a_baseline_of_the_same_grid_values_as_a_network_of_the_sweep_names_the_one_it_replaces(
+    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(tmp_path / "other", attention="none", attention_args={})
+    (tmp_path / "other" / "config.yaml").write_text("model: {attention: none}\n")
+    assert sweep([*finished, "--speeds", "--baseline", str(tmp_path / "other")]) == 0
+    first, second = (run.name for run in read_sweep(tmp_path / "sweep.yaml")[::2])
+    assert [row["run"] for row in read_table(tmp_path / "out" / "results_speeds.csv")] == ["other", second]
+    assert f"{tmp_path / 'other'} is timed in place of {tmp_path / 'out' / first}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        ({"task": "object-detection"}, OPTIONS, "--speeds times classifiers; "),
+        ({}, "model: {attention", "config.yaml is not the configuration of a run."),
+        ({}, "", "config.yaml is not the configuration of a run."),
+        ({"image": {}}, OPTIONS, "cannot be used: "),
+    ],
+)
+def test_a_baseline_that_cannot_be_timed_is_refused_before_the_first_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], options: str, words: str
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    finish(tmp_path / "other", **config)
+    (tmp_path / "other" / "config.yaml").write_text(options)
+    command = ["sweep", "-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--dry_run", "--speeds", "--baseline", str(tmp_path / "other")]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_networks_are_timed_with_the_threads_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +209,7 @@ def test_a_file_of_something_else_is_not_replaced(
     (tmp_path / "table.csv").write_text(text)
     command = ["sweep", "-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
     assert main([*command, "--results", str(tmp_path / "table.csv")]) == 2
-    assert "table.csv has 1 rows that belong to no run of this sweep" in capsys.readouterr().err
+    assert "table.csv has 1 rows that belong to no finished run of this sweep" in capsys.readouterr().err
     assert (tmp_path / "table.csv").read_text() == text
 
 
