@@ -68,10 +68,6 @@ async function requestWhenFree(path, options) {
   }
 }
 
-function query(extra = {}) {
-  return new URLSearchParams({ model: byId("model").value, ...extra }).toString();
-}
-
 // Models
 
 let nextLoad;
@@ -92,10 +88,10 @@ async function loadModels() {
   const states = (each) => JSON.stringify(each.map(({ id, state }) => [id, state]));
   const isNew = states(loaded) !== states(models);
   models = loaded;
+  loadModelsAgain();
   if (isNew) showModels();
   showModelStatus(models.length ? "" : "No model is loaded.");
   showTask();
-  loadModelsAgain();
 }
 
 // Also after a failure, since the service may have restarted.
@@ -145,7 +141,9 @@ const TASKS = {
   },
 };
 const between = (low, value, high) => Math.max(low, Math.min(value, high));
-const chosenModel = () => models.find((model) => model.id === byId("model").value);
+// While a model is loading, nothing but its id is known of it.
+const servingModel = (id) => models.find((model) => model.id === id && isServing(model));
+const chosenModel = () => servingModel(byId("model").value);
 const taskName = (model) => (model?.tasks?.[0] in TASKS ? model.tasks[0] : "classify");
 
 function showTask() {
@@ -221,12 +219,14 @@ function showEmpty() {
   byId("clear").hidden = isEmpty;
 }
 
+const NOT_READY = "The model is not ready. Wait until it is loaded, or choose another.";
+
 async function send(file, card, model, chosen) {
   const name = taskName(model), task = TASKS[name];
   try {
-    if (!model) throw new Error("No model is ready.");
+    if (!model) throw new Error(NOT_READY);
     const [body] = await Promise.all([
-      requestWhenFree(`v1/${name}?${query({ ...chosen, model: model.id })}`, {
+      requestWhenFree(`v1/${name}?${new URLSearchParams({ ...chosen, model: model.id })}`, {
         method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
       }),
       showUpright(file, card.querySelector("img")),
@@ -360,16 +360,18 @@ function showError(card, error) {
 
 // Explanations: the gate of every channel by stage, and Grad-CAM over the part of the image that the network sees
 
-async function explain(file, card, model, button) {
+async function explain(file, card, id, button) {
   // A button that is disabled, or hidden, loses the keyboard's focus.
   if (button.ariaDisabled === "true") return;
   button.ariaDisabled = "true";
   try {
-    const body = await requestWhenFree(`v1/explain?${new URLSearchParams({ model, gates: "true" })}`, {
+    const model = servingModel(id);
+    if (!model) throw new Error(NOT_READY);
+    const body = await requestWhenFree(`v1/explain?${new URLSearchParams({ model: id, gates: "true" })}`, {
       method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" },
     });
     showGates(card.querySelector(".gates"), body.gates);
-    showHeat(card, body, models.find((one) => one.id === model));
+    showHeat(card, body, model);
     card.querySelector(".error").hidden = true;
     if (document.activeElement === button) card.querySelector(".heat-switch:not([hidden]), .gates").focus();
     button.hidden = true;

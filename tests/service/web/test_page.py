@@ -401,6 +401,41 @@ def test_a_model_that_is_updating_can_be_chosen_and_one_that_is_loading_cannot(p
     playwright.expect(page.locator("#model option").last).to_have_text("acme/next (loading)")
 
 
+def serve_chosen_model_as(page: Any, state: str) -> None:
+    """Let /v1/models give the first model, which is the chosen one, this state."""
+
+    def change(route: Any) -> None:
+        response = route.fetch()
+        [first, *others] = response.json()["models"]
+        first = {"id": first["id"], "state": state} if state == "loading" else first | {"state": state}
+        route.fulfill(response=response, json={"models": [first, *others]})
+
+    page.unroute("**/v1/models")
+    page.route("**/v1/models", change)
+
+
+def test_while_the_chosen_model_is_loading_again_images_and_explanations_get_a_sentence_and_the_page_waits_for_it(
+    page: Any, image_file: Path
+) -> None:
+    serve_chosen_model_as(page, "updating")
+    page.reload()
+    choose(page, image_file)
+    playwright.expect(page.locator("#status")).to_have_text("1 image done.")
+    serve_chosen_model_as(page, "loading")
+    playwright.expect(page.locator("#model option").first).to_contain_text("(loading)")
+    page.locator(".explain").click()
+    playwright.expect(page.locator(".result .error")).to_contain_text("The model is not ready.")
+    choose(page, image_file)
+    playwright.expect(page.locator("#status")).to_have_text("1 image failed.")
+    playwright.expect(page.locator(".result .error").first).to_contain_text("The model is not ready.")
+    serve_chosen_model_as(page, "ready")
+    playwright.expect(page.locator("#model option").first).to_be_enabled()
+    choose(page, image_file)
+    playwright.expect(page.locator("#status")).to_have_text("1 image done.")
+    page.locator(".explain:visible").last.click()
+    playwright.expect(page.locator(".gates figure")).to_have_count(9)
+
+
 def test_an_explanation_shows_the_gates_of_each_attention_and_an_overlay(page: Any, image_file: Path) -> None:
     choose(page, image_file)
     page.locator(".explain").click()
