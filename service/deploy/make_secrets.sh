@@ -17,4 +17,8 @@ for name in hub_token metrics_key grafana_password; do
 done
 # One key a line: the first for clients, the second for Prometheus.
 [ -s secrets/api_keys ] || random_key > secrets/api_keys
-grep -qFf secrets/metrics_key secrets/api_keys || cat secrets/metrics_key >> secrets/api_keys
+grep -qFf secrets/metrics_key secrets/api_keys || {
+    # The last line of a file that was written by hand may not end in a newline.
+    [ -z "$(tail -c 1 secrets/api_keys)" ] || echo >> secrets/api_keys
+    cat secrets/metrics_key >> secrets/api_keys
+}

@@ -55,21 +55,30 @@ def test_keys_are_secrets_in_files_and_not_in_the_environment() -> None:
     assert "secrets/" in (ROOT / ".gitignore").read_text().split()
 
 
-def test_secrets_are_made_once(tmp_path: Path) -> None:
-    def make() -> dict[str, str]:
-        subprocess.run(["sh", str(ROOT / "service" / "deploy" / "make_secrets.sh")], cwd=tmp_path, check=True)
-        return {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+def make_secrets(folder: Path) -> dict[str, str]:
+    """The text of each secret."""
+    subprocess.run(["sh", str(ROOT / "service" / "deploy" / "make_secrets.sh")], cwd=folder, check=True)
+    return {path.name: path.read_text() for path in (folder / "secrets").iterdir()}
 
-    made = make()
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    made = make_secrets(tmp_path)
     assert set(made) == set(COMPOSE["secrets"])
     assert all(len(line) == 48 for text in made.values() for line in text.split())
     assert made["metrics_key"].strip() in made["api_keys"].split(), "Prometheus' key is one of the service's"
     assert len(set(" ".join(made.values()).split())) == 4
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
-    assert make() == made
+    assert make_secrets(tmp_path) == made
     (tmp_path / "secrets" / "metrics_key").unlink()
-    again = make()
+    again = make_secrets(tmp_path)
     assert again["api_keys"] == made["api_keys"] + again["metrics_key"], "the new key is one of the service's too"
+
+
+def test_the_key_of_prometheus_is_a_line_of_its_own_behind_keys_without_a_last_newline(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "api_keys").write_text("a-key-of-the-operator")
+    made = make_secrets(tmp_path)
+    assert made["api_keys"] == "a-key-of-the-operator\n" + made["metrics_key"]
 
 
 def test_only_profiles_add_services_beyond_the_hub_and_the_replicas() -> None:
