@@ -89,8 +89,8 @@ def open_run_folder(
         if latest is None or (is_finished(latest.metadata) and not _is_longer(latest, max_epochs, max_steps)):
             raise InvalidConfig(
                 f"{path} holds a finished run.",
-                hint="Give another --run_dir, --resume with a larger --trainer.max_epochs to train it longer, or "
-                "--overwrite to replace it.",
+                hint="Give another --run_dir, --resume with a larger limit, such as --trainer.max_epochs, to train it "
+                "longer, or --overwrite to replace it.",
             )
     try:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)

@@ -246,6 +246,7 @@ def test_the_name_of_a_folder_is_no_markup_in_the_card(tmp_path: Path) -> None:
     assert "one of the classes of &lt;i&gt;caf\u00e9," in card
 
 
+@pytest.mark.slow
 def test_a_run_of_some_steps_is_validated_where_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", [0, 1] * 12, names=["cat", "dog"])

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -425,6 +426,52 @@ def test_a_run_that_stopped_early_is_finished_until_it_is_given_other_limits(
     assert "holds a finished run" in capsys.readouterr().err
     assert fit(run_dir, "--resume", "--trainer.max_epochs", "7", config=EARLY) == 0
     assert len(numbers_of(run_dir / "metrics.csv")) == 4
+
+
+@pytest.fixture
+def one_second_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock for Timer that ticks once after every training batch."""
+    real, now_s = ResumableCheckpoint.on_train_batch_end, 0.0
+
+    def tick(self: ResumableCheckpoint, *args: Any, **options: Any) -> None:
+        nonlocal now_s
+        now_s += 1
+        real(self, *args, **options)
+
+    monkeypatch.setattr(ResumableCheckpoint, "on_train_batch_end", tick)
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: now_s))
+
+
+SHORT = ("--trainer.max_time", f"00:00:00:{NUM_BATCHES + 1:02}")
+"""Reached at the second batch of the second epoch."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_second_per_batch")
+def test_a_run_that_a_time_limit_has_ended_is_trained_longer_with_a_larger_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert fit(run_dir, *SHORT) == 0
+    before = numbers_of(run_dir / "metrics.csv")
+    assert [row["step"] for row in before] == ["4", "6"]
+    assert fit(run_dir, *SHORT, "--resume") == 0
+    assert "The time limit is reached: give a larger one, such as --trainer.max_time" in capsys.readouterr().out
+    assert numbers_of(run_dir / "metrics.csv") == before
+    assert fit(run_dir, "--trainer.max_time", "00:01:00:00", "--resume") == 0
+    assert [row["step"] for row in numbers_of(run_dir / "metrics.csv")] == ["4", "6", "10"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_second_per_batch")
+def test_a_run_that_is_interrupted_at_its_time_limit_still_validates(tmp_path: Path) -> None:
+    assert fit(tmp_path / "whole", *SHORT) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, "on_train_batch_end", NUM_BATCHES + 2)
+        assert fit(tmp_path / "run", *SHORT) == 143
+    assert fit(tmp_path / "run", *SHORT, "--resume") == 0
+    assert numbers_of(tmp_path / "run" / "metrics.csv") == numbers_of(tmp_path / "whole" / "metrics.csv")
+    assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
 
 
 @SOAK

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.fingerprint import ADDED_LATER
@@ -33,9 +33,11 @@ _INCOMPARABLE = (
     "data set",
     "data.bit_depth",
     "data.image",
-    "model.anchor_",
+    "model.anchor_ratios",
+    "model.anchor_sizes_px",
     "model.architecture",
     "model.attention",
+    "model.attention_args",
     "model.backbone",
     "model.detector",
     "model.from_pretrained",
@@ -159,6 +161,11 @@ class ResumableCheckpoint(Checkpoint):
     def fit_s(self) -> float:
         """Seconds of training, including those before the run was resumed."""
         return self._earlier_s + time.monotonic() - self._started_s
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure what a resumed run has trained before it ends because its time limit has been reached."""
+        if self._pending_validation is not None:
+            self._pending_validation.on_fit_start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save once before the first step, so that an unwritable disk is reported now."""
@@ -309,7 +316,7 @@ class ResumableCheckpoint(Checkpoint):
                 f"The run cannot be resumed unchanged: {'; '.join(changed[:5])}.",
                 hint="Give the same settings and data, or --allow_changes to continue with these.",
             )
-        if any(name.startswith(_INCOMPARABLE) for name in names):
+        if any(f"{name}.".startswith(f"{each}.") for name in names for each in _INCOMPARABLE):
             # The best weights so far are of another network, or were validated on other images.
             self.best, self.best_score, self.best_metrics, self.best_epoch = None, -1.0, {}, 0
         return True
@@ -353,11 +360,20 @@ def is_finished(metadata: dict[str, Any]) -> bool:
 
 
 def _stopping(trainer: Trainer, position: TrainingPosition) -> dict[str, bool]:
-    """Return whether a callback, such as EarlyStopping, has asked the run to stop, and whether it ends there."""
+    """Return whether a callback, such as EarlyStopping, has asked the run to stop, and whether it ends there.
+
+    A Timer saves its own time and asks again when the run is resumed, unless the limit is then larger.
+    """
     # At the last step `on_train_batch_end` itself asks for it.
-    should_stop = trainer.should_stop and not 0 < trainer.max_steps <= trainer.global_step
+    is_at_limit = 0 < trainer.max_steps <= trainer.global_step or _is_time_over(trainer)
+    should_stop = trainer.should_stop and not is_at_limit
     is_end = position.batch == 0 and can_stop_early(trainer)
     return {"should_stop": should_stop, "has_stopped_early": should_stop and is_end}
+
+
+def _is_time_over(trainer: Trainer) -> bool:
+    timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+    return any((left_s := timer.time_remaining()) is not None and left_s <= 0 for timer in timers)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -89,6 +89,14 @@ class PendingValidation:
         if not position.batch:
             trainer.should_stop = should_stop
 
+    def on_fit_start(self) -> None:
+        """Take over the stop that a Timer has just asked for: inside an epoch it would prevent the validation."""
+        if self._position.batch and self._trainer.should_stop:
+            self._should_stop |= self._position.is_validation_due
+            self._trainer.should_stop = False
+        elif self._trainer.should_stop and not self._should_stop and self._trainer.is_global_zero:
+            print("The time limit is reached: give a larger one, such as --trainer.max_time, to train on.", flush=True)
+
     def on_train_start(self) -> None:
         """Let Lightning validate after the batches so far."""
         if self._should_stop and self._position.is_validation_due and can_stop_early(self._trainer):

@@ -36,6 +36,8 @@ def resumed_with(
         ("model.anchor_sizes_px", [16]),
         ("model.head_norm", "group"),
         ("model.backbone", "resnet18"),
+        ("model.attention_args.gamma", 4),
+        ("data.image.crop", 0.9),
         ("data.bit_depth", 12),
         ("trainer.limit_val_batches", 2),
     ],
@@ -46,8 +48,9 @@ def test_the_best_weights_of_another_detector_or_validation_are_forgotten(
     assert resumed_with(tmp_path, {option: value}).best is None
 
 
-def test_the_best_weights_are_kept_where_only_training_changes(tmp_path: Path) -> None:
-    assert resumed_with(tmp_path, {"model.optim.lr": 0.01}).best == "best.safetensors"
+@pytest.mark.parametrize(("option", "value"), [("model.optim.lr", 0.01), ("model.backbone_from", "a/b")])
+def test_the_best_weights_are_kept_where_only_training_changes(option: str, value: object, tmp_path: Path) -> None:
+    assert resumed_with(tmp_path, {option: value}).best == "best.safetensors"
 
 
 def test_a_checkpoint_without_a_setting_that_was_added_later_is_resumed_unchanged(tmp_path: Path) -> None:
