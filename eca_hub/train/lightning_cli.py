@@ -19,7 +19,6 @@ import jsonargparse
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -44,6 +43,7 @@ from eca_hub.train.distributed.strategies import SyncBatchNormPlugin, check_sync
 from eca_hub.train.environment import imports_of_the_user
 from eca_hub.train.errors import refused_option, user_message_for
 from eca_hub.train.legacy_options import upgrade_argv
+from eca_hub.train.lightning_internals import is_rank_zero
 from eca_hub.train.optim import IMPORTABLE as OPTIMIZERS
 from eca_hub.train.optim import check_optimizer_and_scheduler
 from eca_hub.train.optimizer_class import use_given_classes
@@ -143,7 +143,7 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Open the run folder before any work is done."""
         config = self.config[self.subcommand]
-        if config["push_to"] and getattr(rank_zero_only, "rank", 0) == 0:
+        if config["push_to"] and is_rank_zero():
             check_push_access(config["push_to"])
         if self.subcommand == "fit":
             model = config["model"]

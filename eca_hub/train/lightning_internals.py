@@ -12,6 +12,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 
 SubprocessLauncher = _SubprocessScriptLauncher
 """Starts the other processes of this machine, as copies of the command line."""
@@ -30,6 +31,12 @@ REQUIRED: tuple[tuple[type, str], ...] = (
     (RichProgressBar, "_get_train_description"),
 )
 """Class and attribute."""
+
+
+def is_rank_zero() -> bool:
+    """Whether this process has rank 0; also where no trainer has been made yet."""
+    # Set when a trainer is made, or by the environment of a launcher.
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def is_accumulating(trainer: Trainer) -> bool:

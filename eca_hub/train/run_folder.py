@@ -7,13 +7,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.package import is_file
 from eca_hub.paths import expand_home
 from eca_hub.train.callbacks.checkpointing import is_finished
 from eca_hub.train.checkpoint.store import CheckpointStore, SavedCheckpoint
+from eca_hub.train.lightning_internals import is_rank_zero
 
 _RUN_DIR_VARIABLE = "ECA_RUN_DIR"
 _EXTERNAL_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
@@ -46,11 +45,18 @@ class RunFolder:
         """Lock the folder, and remove what is not resumed; on rank 0, after all checks.
 
         Raises:
-            InvalidConfig: another process trains into it.
+            InvalidConfig: another process trains into it, or has since it was opened.
         """
-        if not _is_rank_zero():
+        if not is_rank_zero():
             return
         _lock(self.checkpoints.folder)
+        start = self.checkpoints.path_at(0, 0, 0)
+        opened, latest = (saved.path if saved else start for saved in (self.resumed, self.checkpoints.latest_valid()))
+        if opened != latest and not (self.overwrites and self.resumed is None):
+            raise InvalidConfig(
+                f"Another process has trained into {self.path} since this one has started.",
+                hint="Give the command again.",
+            )
         if self.resumed is not None:
             self.checkpoints.remove_newer(self.resumed.path, _print)
             return
@@ -104,15 +110,17 @@ def open_run_folder(
         _print(
             f"Resuming from {resumed.path.name}." if resumed else "No valid checkpoint: starting from the beginning."
         )
-    elif checkpoints.has_progress() and _is_rank_zero() and not overwrite:
-        raise InvalidConfig(
-            f"{path} holds an unfinished run.", hint="Add --resume to continue it, or --overwrite to replace it."
-        )
-    elif _has_results(path) and _is_rank_zero() and not overwrite:
-        raise InvalidConfig(
-            f"{path} holds the results of a run without its checkpoints.",
-            hint="Give another --run_dir, or --overwrite to replace them.",
-        )
+    elif is_rank_zero() and not overwrite:
+        has_results = _has_results(path)
+        if checkpoints.has_progress() or (has_results and checkpoints.latest_valid()):
+            raise InvalidConfig(
+                f"{path} holds an unfinished run.", hint="Add --resume to continue it, or --overwrite to replace it."
+            )
+        if has_results:
+            raise InvalidConfig(
+                f"{path} holds the results of a run without its checkpoints.",
+                hint="Give another --run_dir, or --overwrite to replace them.",
+            )
     for leftover in path.glob("hpc_ckpt_*.ckpt"):
         raise InvalidConfig(
             f"{leftover} was written by Lightning's own SLURM requeue, and Lightning would resume from it.",
@@ -175,10 +183,6 @@ def choose_run_dir(given: str | None, model: str) -> Path:
     return expand_home(chosen)
 
 
-def _is_rank_zero() -> bool:
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
-
-
 def _print(sentence: str) -> None:
-    if _is_rank_zero():
+    if is_rank_zero():
         print(sentence, flush=True)

@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
@@ -30,6 +29,7 @@ from eca_hub.train.data.source import (
     stratified_split,
 )
 from eca_hub.train.data.transforms import AugmentConfig, RandomAugmentation
+from eca_hub.train.lightning_internals import is_rank_zero
 
 _RARE_RATIO = 10
 _MIN_IMAGES_FOR_REMARK = 8
@@ -135,7 +135,7 @@ class ImageDataModule(BatchDataModule):
         if self.is_multi_label:
             self._check_multi_label()
         self._remark_on_rare_classes()
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if is_rank_zero():
             for remark in self.remarks:
                 print(remark, flush=True)
 

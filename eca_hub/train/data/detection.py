@@ -5,7 +5,6 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
@@ -22,6 +21,7 @@ from eca_hub.train.data.objects import Split, keep_smallest
 from eca_hub.train.data.sampler import EvalBatchSampler, TrainBatchSampler
 from eca_hub.train.data.source import SPLITS, fingerprint_of, readable_name
 from eca_hub.train.data.source import Split as SplitName
+from eca_hub.train.lightning_internals import is_rank_zero
 
 
 class DetectionDataModule(BatchDataModule):
@@ -140,7 +140,7 @@ class DetectionDataModule(BatchDataModule):
             if not split.report.num_objects:
                 raise InvalidConfig(f"The {name} split, {split.title}, has no object in any image.")
             reports.append(split.report.summary())
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if is_rank_zero():
             print("\n".join(dict.fromkeys(reports)), flush=True)
 
     def train_dataloader(self) -> DataLoader[DetectionBatch]:

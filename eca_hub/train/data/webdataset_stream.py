@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from eca_hub.errors import InvalidConfig
@@ -19,6 +18,7 @@ from eca_hub.train.data.shards import StreamSource, check_url, count_samples, op
 from eca_hub.train.data.source import SPLITS, Source, Split, fingerprint_of, readable_name
 from eca_hub.train.data.stream_sampler import StreamBatchSampler
 from eca_hub.train.errors import TrainingStopped
+from eca_hub.train.lightning_internals import is_rank_zero
 
 
 class WebDatasetStreamData(ImageDataModule):
@@ -129,7 +129,7 @@ class WebDatasetStreamData(ImageDataModule):
         check_label_text(self.labels)
         if len(self.labels) < 2:
             raise InvalidConfig(f"{self.title} has {len(self.labels)} classes; a classifier needs two or more.")
-        for split in SPLITS if getattr(rank_zero_only, "rank", 0) == 0 else ():
+        for split in SPLITS if is_rank_zero() else ():
             probe = self.source(split)
             probe = StreamSource(probe.urls[:1], probe.counts[:1], self.labels, 1, is_multi_label=self.is_multi_label)
             try:
