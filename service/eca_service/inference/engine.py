@@ -102,7 +102,7 @@ class Engine:
     Args:
         run_batch: The network with its preprocessing.
         rebuild: Makes the same function anew after the device has failed under the old one, or a thread that hangs in
-            it was given up.
+            it was given up. It runs the batches of the warm-up once, and has the time of a warm-up for that.
         on_fatal_error: Called once when the device stays lost in this process.
         hang_timeout_s: When a batch counts as hung if its thread does nothing, as in a deadlock. A thread that works,
             or waits for a GPU, gets ten times the measured time for as many images.
@@ -126,7 +126,7 @@ class Engine:
         self._hang_timeout_s = hang_timeout_s
         self._waits_for_device = waits_for_device
         self._s_per_image = 0.0
-        self._probe_input: list[WorkItem] = []
+        self._warm_up_batches: Sequence[list[WorkItem]] = ()
         self._probing: asyncio.Task[None] | None = None
         self._suspicious_at_s = math.inf
         self._is_verified = True
@@ -153,7 +153,7 @@ class Engine:
         try:
             return await self._try(items, self.max_batch_s(len(items)))
         except WorkerLost:
-            if self._probing is None and self._probe_input:
+            if self._probing is None and self._warm_up_batches:
                 self._probing = asyncio.create_task(self._probe())
             raise
 
@@ -177,7 +177,7 @@ class Engine:
                 started_s = time.monotonic()
                 await self._try(batch, _WARM_UP_TIMEOUT_S, may_idle=True)
                 self._s_per_image = (time.monotonic() - started_s) / len(batch)
-        self._probe_input = batches[0][:1]
+        self._warm_up_batches = batches
 
     def replace_network(self, run_batch: RunBatch, rebuild: Callable[[], RunBatch] | None) -> None:
         """Run the next batch with another network, which has run before; the arguments are those of the constructor."""
@@ -191,6 +191,8 @@ class Engine:
     async def _try(self, items: list[WorkItem], timeout_s: float, *, may_idle: bool = False) -> Sequence[Tensor]:
         if not self._worker.is_alive:
             self._worker = _Worker(self._run)
+        if self._due_rebuild is not None:
+            timeout_s = _WARM_UP_TIMEOUT_S
         worker = self._worker
         self._suspicious_at_s = time.monotonic() + self._hang_timeout_s / 2
         future = asyncio.wrap_future(worker.submit(items))
@@ -239,18 +241,27 @@ class Engine:
         pause_s = _FIRST_PAUSE_S
         while not (self._is_verified or self._is_closed):
             try:
-                await self._try(self._probe_input, self.max_batch_s(1))
+                await self._try(self._warm_up_batches[0][:1], self.max_batch_s(1))
             except Exception as error:
                 _logger.warning("the engine is still not healthy: %s", error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         self._probing = None
 
+    @property
+    def _due_rebuild(self) -> Callable[[], RunBatch] | None:
+        """How to make a new `run_batch` before the next batch, where the old one must not be used again."""
+        return self._rebuild if self._num_device_losses or self._is_shared else None
+
     def _run(self, items: list[WorkItem]) -> Sequence[Tensor]:
         try:
             with torch.inference_mode():
-                if (self._num_device_losses or self._is_shared) and self._rebuild is not None:
-                    self._run_batch, self._is_shared = self._rebuild(), False
+                if (rebuild := self._due_rebuild) is not None:
+                    run_batch = rebuild()
+                    # The first run of a size, which captures a CUDA graph, may take longer than a batch is allowed.
+                    for batch in self._warm_up_batches:
+                        run_batch(batch)
+                    self._run_batch, self._is_shared = run_batch, False
                 outputs = self._run_batch(items)
                 self._num_device_losses = 0
         except torch.AcceleratorError as error:

@@ -224,6 +224,46 @@ def test_after_a_hang_on_a_device_the_next_thread_has_a_forward_of_its_own() -> 
     asyncio.run(scene())
 
 
+def test_after_a_hang_on_a_device_the_new_forward_has_the_time_of_a_warm_up_to_capture_each_size() -> None:
+    hangs, gate, capture = threading.Event(), threading.Event(), threading.Event()
+    captured: list[int] = []
+
+    def forward(pixels_N3HW: Tensor) -> Tensor:
+        if hangs.is_set():
+            gate.wait(60)
+        return count_up(pixels_N3HW)
+
+    def rebuild() -> RunBatch:
+        sizes = set()
+
+        def capturing(pixels_N3HW: Tensor) -> Tensor:
+            if len(pixels_N3HW) not in sizes:
+                assert capture.wait(60)
+                sizes.add(len(pixels_N3HW))
+                captured.append(len(pixels_N3HW))
+            return count_up(pixels_N3HW)
+
+        return batched(capturing)
+
+    async def scene() -> None:
+        engine = Engine(batched(forward), rebuild=rebuild, hang_timeout_s=0.5, waits_for_device=True)
+        await engine.warm_up([[image(0)] * size for size in (1, 2, 4)])
+        hangs.set()
+        with pytest.raises(WorkerLost, match="hung"):
+            await engine.run([image(1)])
+        running = asyncio.create_task(engine.run([image(4)] * 2))
+        assert not (await asyncio.wait({running}, timeout=1.5))[0], "three times the timeout"
+        assert not is_healthy(engine)
+        capture.set()
+        assert (await running)[1].tolist() == [4, 5, 6]
+        assert is_healthy(engine)
+        assert captured == [1, 2, 4], "once, before the batch"
+        engine.close()
+        gate.set()
+
+    asyncio.run(scene())
+
+
 def test_a_device_that_fails_repeatedly_is_a_fatal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eca_service.inference.engine._FIRST_PAUSE_S", 0.01)
     works = threading.Event()
