@@ -101,13 +101,13 @@ def latency(file: Path) -> "Figure":
 
 def block_accuracy(*files: Path) -> "Figure":
     """Accuracy of each seed and the mean of each method, with its confidence interval."""
-    [block] = read_study(files, Plan("test_top1", None)).blocks
+    [block] = read_study(files, Plan("test_top1", ())).blocks
     return accuracy(block, "test_top1")
 
 
 def block_kernel_sizes(*files: Path) -> "Figure":
     """Accuracy against the kernel size, with the other methods of the blocks as lines (the paper's figure 4)."""
-    [block] = read_study(files, Plan("test_top1", None)).blocks
+    [block] = read_study(files, Plan("test_top1", ())).blocks
     return kernel_sizes(block, "test_top1")
 
 

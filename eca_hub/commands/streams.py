@@ -1,4 +1,4 @@
-"""Standard output and standard input of a command: whose error an OSError is, and how much is read."""
+"""Standard streams of a command: closed ones are replaced, and errors of writing the output are recognized."""
 
 import io
 import os

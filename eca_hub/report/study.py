@@ -285,16 +285,14 @@ def group(rows: Sequence[Row], plan: Plan, speeds: Sequence[Row] = ()) -> list[B
     blocks: dict[str, list[Row]] = {}
     for row in rows:
         blocks.setdefault(_block_name(row, grid), []).append(row)
-    # The first network stands in each table; the first one counts.
-    speed_of = {str(row["run"]): row for row in reversed(speeds)}
-    return [_block(name, members, grid, plan, speed_of) for name, members in blocks.items()]
+    return [_block(name, members, grid, plan, speeds) for name, members in blocks.items()]
 
 
-def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, speed_of: Mapping[str, Row]) -> Block:
+def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, speeds: Sequence[Row]) -> Block:
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(_method_name(row, grid), []).append(row)
-    methods = tuple(_method(method, members, plan.metric, grid, speed_of) for method, members in by_method.items())
+    methods = tuple(_method(method, members, plan.metric, grid, speeds) for method, members in by_method.items())
     groups = {method.name: list(method.values) for method in methods}
     planned = _default_comparisons(list(groups)) if plan.comparisons is None else plan.comparisons
     comparisons = tuple(compare(groups, planned))
@@ -305,21 +303,23 @@ def _block(name: str, rows: Sequence[Row], grid: Sequence[str], plan: Plan, spee
     return Block(name, methods, comparisons, num_missing, without_runs)
 
 
-def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str], speed_of: Mapping[str, Row]) -> Method:
+def _method(name: str, rows: Sequence[Row], metric: str, grid: Sequence[str], speeds: Sequence[Row]) -> Method:
     points = [tuple(str(row[key]) for key in grid) for row in rows]
     if len(set(points)) != len(points):
         raise InvalidConfig(f"The results hold two runs of {name} with the same seed.", hint="Keep one of each.")
     values = tuple(float(row[metric]) * PERCENT for row in rows)
+    runs = tuple(str(row["run"]) for row in rows)
     first = rows[0]
     return Method(
         name,
         values,
         summarize(values),
-        tuple(str(row["run"]) for row in rows),
+        runs,
         _as_int(first.get("parameters")),
         _as_int(first.get("multiply_adds")),
         _kernel_size(first),
-        next((speed_of[row["run"]] for row in rows if row["run"] in speed_of), None),
+        # The first network is in each table of speeds, also as another of its runs; that of the first table counts.
+        next((row for row in speeds if str(row["run"]) in runs), None),
     )
 
 

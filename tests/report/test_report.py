@@ -339,11 +339,14 @@ def test_speeds_of_two_sweeps_are_compared_where_both_were_timed_beside_the_same
             **machine,
         }
 
-    write_table([speeds("resnet18-none-0", 1.0), speeds("resnet18-eca-0", 1.1)], table_beside(results, "speeds"))
-    write_table([speeds("resnet18-none-4", 1.0), speeds("k7-0", 1.2)], table_beside(sized, "speeds"))
+    write_table([speeds("resnet18-none-4", 1.0), speeds("resnet18-eca-0", 1.1)], table_beside(results, "speeds"))
+    write_table([speeds("resnet18-none-0", 1.0), speeds("k7-0", 1.2)], table_beside(sized, "speeds"))
     [block] = read_study([results, sized], PLAIN).blocks
     ratios = {method.name: method.speed and method.speed["training_time_ratio"] for method in block.methods}
     assert ratios == {"none": 1.0, "se": None, "eca": 1.1, "eca kernel_sizes=7": 1.2}
+    first = block.methods[0].speed
+    assert first is not None
+    assert first["run"] == "resnet18-none-4", "the speeds beside the first results count"
 
 
 @pytest.mark.parametrize(
