@@ -27,10 +27,12 @@ def main(argv: list[str]) -> int:
     from eca_hub.hub.pull import is_local, pull, pull_to
     from eca_hub.paths import expand_home
 
+    # Before the copy is made, which may be a folder of the model's name.
+    from_disk = is_local(args.model_id)
     if args.to:
         args.to = str(expand_home(args.to))
         commit = pull_to(args.model_id, args.to, args.revision)
-        model_id = args.model_id if is_local(args.model_id) else parse_model_id(args.model_id)[0]
+        model_id = args.model_id if from_disk else parse_model_id(args.model_id)[0]
         config_bytes = Path(args.to, CONFIG_FILE).read_bytes()
     else:
         package = pull(args.model_id, args.revision)
@@ -38,7 +40,6 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps({"model_id": model_id, "revision": commit, "folder": args.to}))
         return 0
-    from_disk = is_local(args.model_id)
     if from_disk:
         print(
             f"{model_id} at {commit}, {f'copied to {args.to}' if args.to else 'on this machine: nothing to download'}"

@@ -144,6 +144,16 @@ def test_a_package_of_this_machine_is_copied_and_not_called_checked(
     assert read_folder(copy).revision == revision
 
 
+def test_a_download_to_a_folder_of_the_name_of_its_repository_is_called_checked(
+    hub: Hub, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["push", str(tiny_package), "acme/here", "--json"]) == 0
+    revision = json.loads(capsys.readouterr().out)["revision"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["pull", "acme/here", "--to", "acme/here"]) == 0
+    assert capsys.readouterr().out.startswith(f"acme/here at {revision}, checked, in acme/here\n")
+
+
 def test_a_name_that_no_folder_can_have_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["push", "x" * 300, "acme/x"], ["card", "x" * 300]):
         assert main(command) == 2
