@@ -1,6 +1,7 @@
 """`eca-hub convert`: weights of ECANet, torchvision, timm and mmdetection to packages, and packages to stock timm."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,6 +13,7 @@ from eca_hub.models.config import CropMode, Interpolation
 if TYPE_CHECKING:
     from torch import nn
 
+    from eca_hub.hub.package import Package
     from eca_hub.models.config import ModelConfig
     from eca_hub.models.detector_config import DetectorConfig
 
@@ -88,7 +90,7 @@ def main(argv: list[str]) -> int:
         from eca_hub.hub.card.facts import CardFacts
         from eca_hub.hub.convert.checkpoint import card_facts
         from eca_hub.hub.pretrained import export_to_timm, read_package
-        from eca_hub.hub.pull import pull, read_card
+        from eca_hub.hub.pull import pull
 
         if is_checkpoint:
             model, config = convert_checkpoint(args.source, architecture=args.architecture, labels=labels, image=image)
@@ -96,12 +98,25 @@ def main(argv: list[str]) -> int:
         else:
             package = pull(args.source)
             model, config = read_package(package)
-            facts = CardFacts(license=license_stated(read_card(args.source), package.config_bytes))
+            facts = CardFacts(license=license_stated(_read_card(args.source, package), package.config_bytes))
         show_progress(f"writing {args.to}")
         export_to_timm(model, args.to, config=config, facts=facts)
     show_progress("")
     _report(model, config, args.to, args.format, as_json=args.json)
     return 0
+
+
+def _read_card(source: str, package: "Package") -> bytes:
+    """Return the card of the revision that was pulled; empty if a folder has none that can be read."""
+    from eca_hub.hub.client import HUB_PREFIXES
+    from eca_hub.hub.pull import is_local, read_card
+
+    try:
+        return read_card(source if is_local(source) else f"{HUB_PREFIXES[0]}{package.model_id}@{package.revision}")
+    except OSError as error:
+        show_progress("")
+        print(f"{error.filename} cannot be read: {error.strerror}. Its license is left out.", file=sys.stderr)
+        return b""
 
 
 def _report(model: "nn.Module", config: "ModelConfig", folder: str, written_for: str, *, as_json: bool) -> None:
