@@ -1,6 +1,5 @@
 """`eca-hub detect`: find the objects in images, draw them, and write COCO results."""
 
-import contextlib
 import io
 import json
 import os
@@ -10,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eca_hub.atomic import temporary_for, write_atomic
+from eca_hub.atomic import write_atomic
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.images import STDIN, escape, find_images, read_stdin
-from eca_hub.commands.outputs import check_file, check_folder, existing_folder, not_written, output_path
+from eca_hub.commands.outputs import check_file, not_written, output_path
 from eca_hub.commands.streams import discard_output
 from eca_hub.errors import BadImage, InvalidConfig, InvalidUsage
 
@@ -61,16 +60,16 @@ def main(argv: list[str]) -> int:
         repeated = next(name for name in names if names.count(name) > 1)
         raise InvalidUsage(f"Two images are named {repeated}; one drawing would replace the other.")
     drawings = {} if folder is None else {path: folder / f"{Path(path).stem}.png" for path in images}
-    _check_outputs(
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InvalidUsage(f"--save_image is {folder}, which is a file and not a folder.")
+    for drawing in drawings.values():
+        check_file(drawing, makes_folder=True)
+    if to is not None:
+        check_file(to)
+    _check_overlap(
         [*drawings.values(), *([to] if to else [])],
         [*images, *([str(annotations)] if annotations else [])],
     )
-    if folder is not None:
-        if folder.exists() and not folder.is_dir():
-            raise InvalidUsage(f"--save_image is {folder}, which is a file and not a folder.")
-        check_folder(folder)
-    if to is not None:
-        check_file(to)
     ids = _Ids(None if annotations is None else str(annotations), images) if to else None
 
     from eca_hub.detector import Detector
@@ -254,8 +253,8 @@ def _format_box(detection: "Detection") -> str:
     return "({:.0f}, {:.0f}, {:.0f}, {:.0f})".format(*detection.box)
 
 
-def _check_outputs(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
-    """Refuse to write over a folder, one of the inputs or another output, under whatever name.
+def _check_overlap(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
+    """Refuse to write over one of the inputs or another output, under whatever name.
 
     Raises:
         InvalidUsage: an output is one of these.
@@ -263,15 +262,7 @@ def _check_outputs(outputs: Iterable[Path], inputs: Iterable[str]) -> None:
     input_paths = {os.path.realpath(path) for path in inputs if "\0" not in path}
     targets = set()
     for output in outputs:
-        try:
-            is_folder, target = output.is_dir(), os.path.realpath(output)
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                # Raises if the name of the temporary file, which is longer, is too long.
-                temporary_for(existing_folder(output.parent) / output.name).lstat()
-        except (OSError, ValueError) as error:
-            raise not_written(output, error) from None
-        if is_folder:
-            raise InvalidUsage(f"{output} cannot be written: it is a folder.")
+        target = os.path.realpath(output)
         if target in input_paths:
             raise InvalidUsage(
                 f"{output} would be written over one of the inputs.", hint="Give another folder or file."

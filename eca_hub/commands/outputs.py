@@ -21,12 +21,13 @@ def output_path(option: str, name: str) -> Path:
     return expand_home(name)
 
 
-def check_file(path: Path, *, is_appended: bool = False) -> None:
+def check_file(path: Path, *, is_appended: bool = False, makes_folder: bool = False) -> None:
     """Refuse a file that cannot be written.
 
     Args:
         path: The file.
         is_appended: Whether it is written in place; else atomically, through a temporary file beside it.
+        makes_folder: Whether its folder is made, so that it need not exist.
 
     Raises:
         InvalidUsage: it is a folder, its folder does not exist, or one of both may not be written.
@@ -34,9 +35,10 @@ def check_file(path: Path, *, is_appended: bool = False) -> None:
     try:
         if path.is_dir():
             raise InvalidUsage(f"{path} cannot be written: it is a folder.")
-        if not path.absolute().parent.is_dir():
+        if not makes_folder and not path.absolute().parent.is_dir():
             raise InvalidUsage(f"There is no folder {path.absolute().parent} for {path}.")
-        _write_nothing(path if is_appended else temporary_for(path))
+        written = path if is_appended else temporary_for(path)
+        _write_nothing(_existing_folder(written.parent) / written.name)
     except (OSError, ValueError) as error:
         raise not_written(path, error) from None
 
@@ -48,21 +50,21 @@ def check_folder(path: Path) -> None:
         InvalidUsage: it, or the folder in which it would be made, may not be written.
     """
     try:
-        _write_nothing(temporary_for(existing_folder(path) / "probe"))
+        _write_nothing(temporary_for(_existing_folder(path) / "probe"))
     except (OSError, ValueError) as error:
         raise not_written(path, error) from None
-
-
-def existing_folder(path: Path) -> Path:
-    """Return a folder, or the one above it that exists."""
-    path = path.absolute()
-    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def not_written(path: Path, error: OSError | ValueError) -> InvalidUsage:
     """Return the error of a file or folder that cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return InvalidUsage(f"{str(path)[:_MAX_SHOWN_CHARS]} cannot be written: {reason}.")
+
+
+def _existing_folder(path: Path) -> Path:
+    """Return a folder, or the one above it that exists."""
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _write_nothing(path: Path) -> None:
