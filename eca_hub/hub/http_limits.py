@@ -43,8 +43,8 @@ class RequestLimits:
     Args:
         endpoint: Address of the hub; the token is sent to no other origin.
         max_bytes: Longest response.
-        is_push: Whether the client uploads outside its session between two requests: then a successful response
-            restarts the deadline.
+        is_push: Whether the client uploads, by PUT or outside its session between two requests: then a successful
+            response restarts the deadline, and the time of a PUT does not count against it.
         reader: Notified of the bytes of bodies as they arrive.
         clock: Monotonic seconds.
     """
@@ -64,6 +64,7 @@ class RequestLimits:
         self._was_good = False
         self._clock = clock
         self._until_s = clock() + IDLE_TIMEOUT_S
+        self._requested_at_s = 0.0
         self._num_requests = 0
         self._num_bytes = 0
         self._num_failed_lookups = 0
@@ -76,9 +77,10 @@ class RequestLimits:
             raise HubError(f"The hub caused {_MAX_REQUESTS} requests without a result.")
         if self._refusal:
             raise self._refusal
+        self._requested_at_s = self._clock()
         if self._is_push and self._was_good:
-            self._until_s = self._clock() + IDLE_TIMEOUT_S
-        left_s = self._until_s - self._clock()
+            self._until_s = self._requested_at_s + IDLE_TIMEOUT_S
+        left_s = self._until_s - self._requested_at_s
         if left_s <= 0:
             raise _too_slow()
         times = request.extensions.get("timeout", {})
@@ -114,9 +116,13 @@ class RequestLimits:
     def check_response(self, response: httpx2.Response) -> None:
         """Check the headers of a response, and meter its body."""
         self._was_good = response.is_success
-        if self._is_push and response.is_success and response.request.method == "PUT":
+        if self._is_push and response.request.method == "PUT":
+            # A hub that reads no more meets the write timeout; one that is busy afterwards may ask for a wait.
+            self._until_s += self._clock() - self._requested_at_s
             # A large file is sent in hundreds of parts, whose number the client compares with its size.
-            self._num_requests -= 1
+            self._num_requests -= response.is_success
+        if self._is_push and response.is_success:
+            self._until_s = self._clock() + IDLE_TIMEOUT_S
         self._num_failed_lookups = 0
         wait_s = _requested_wait_s(response)
         if wait_s > max(self._until_s - self._clock(), 0.0):
@@ -185,7 +191,7 @@ def limit_requests(
     Args:
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
         max_bytes: Longest response.
-        is_push: Whether the client uploads outside its session between the requests.
+        is_push: Whether the client uploads, by PUT or outside its session between two requests.
         reader: Notified of the bytes of bodies as they arrive.
 
     Raises:

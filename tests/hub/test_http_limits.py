@@ -390,3 +390,55 @@ def test_a_file_may_be_sent_in_any_number_of_parts_but_not_asked_for_without_end
     send("PUT", 500)
     with pytest.raises(HubError, match="60 requests without a result"):
         send("GET", 61)
+
+
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(http_limits, "IDLE_TIMEOUT_S", 60.0)
+    return Clock()
+
+
+def exchange(limits: http_limits.RequestLimits, clock: Clock, took_s: float, response: httpx2.Response) -> None:
+    """Send a request, get the response that many seconds later, and read its body."""
+    limits.check_request(response.request)
+    clock.now_s += took_s
+    limits.check_response(response)
+    response.read()
+
+
+def put(status: int, **headers: str) -> httpx2.Response:
+    part = httpx2.Request("PUT", "http://hub/part")
+    stream = httpx2.ByteStream(b"{}")
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx2.Response(status, headers=sent, stream=stream, request=part)
+
+
+def test_an_upload_may_take_longer_than_the_idle_timeout(clock: Clock) -> None:
+    limits = http_limits.RequestLimits("http://hub", 100, is_push=True, clock=clock)
+    for _ in range(3):
+        exchange(limits, clock, 90.0, put(200))
+
+
+def test_a_busy_hub_may_ask_for_a_short_wait_after_a_long_upload(clock: Clock) -> None:
+    limits = http_limits.RequestLimits("http://hub", 100, is_push=True, clock=clock)
+    exchange(limits, clock, 90.0, put(503, Retry_After="30"))
+    clock.now_s += 31
+    exchange(limits, clock, 90.0, put(200))
+
+
+def test_the_waits_between_the_attempts_of_an_upload_count(clock: Clock) -> None:
+    limits = http_limits.RequestLimits("http://hub", 100, is_push=True, clock=clock)
+    exchange(limits, clock, 90.0, put(503))
+    clock.now_s += 61
+    with pytest.raises(HubUnavailable, match="too slow"):
+        exchange(limits, clock, 90.0, put(503))
