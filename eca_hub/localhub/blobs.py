@@ -209,9 +209,18 @@ class Blobs:
         return file
 
     def read(self, sha256: str, limit_bytes: int) -> bytes:
-        """Read the first `limit_bytes` of a blob."""
+        """Read the first `limit_bytes` of a blob.
+
+        Raises:
+            HubHTTPError: 500, the blob is damaged or missing.
+        """
         with self.open_verified(sha256) as file:
-            return file.read(limit_bytes)
+            try:
+                return file.read(limit_bytes)
+            except OSError:
+                with self._lock:
+                    self._verified.pop(sha256, None)
+                raise blob_corrupt(sha256) from None
 
     def is_intact(self, sha256: str) -> bool:
         """Hash a blob now, whatever was verified before."""
@@ -228,8 +237,12 @@ class Blobs:
                     yield from sorted(folder.iterdir())
 
     def _verify(self, file: BufferedReader, sha256: str, state: FileState) -> None:
-        is_intact = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-        file.seek(0)
+        try:
+            is_intact = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+            file.seek(0)
+        except OSError:
+            # The disk cannot read it. Not remembered: it may be able to later.
+            raise blob_corrupt(sha256) from None
         with self._lock:
             if is_intact:
                 self._verified[sha256] = (state, self._clock() + TRUST_S)

@@ -1,6 +1,7 @@
 """Damaged files, uploads of other bytes than announced, links: the hub never sends or stores wrong bytes."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -9,6 +10,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from eca_hub.__main__ import main
 from eca_hub.localhub import uploads
+from eca_hub.localhub.blobs import Blobs
 from eca_hub.localhub.errors import HubHTTPError
 from eca_hub.localhub.xet_format import MAX_CHUNKS, read_chunks, read_shard
 from tests.localhub.hub_process import opened_hub
@@ -31,6 +34,16 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 def blob_path(root: Path, sha256: str = SHA256) -> Path:
     return root / "blobs" / sha256[:2] / sha256
+
+
+def fail_to_read(*args: object) -> Any:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+class UnreadableFile(io.BytesIO):
+    """A file on a disk with bad sectors."""
+
+    read = fail_to_read
 
 
 def flip_a_bit(path: Path) -> None:
@@ -80,6 +93,37 @@ def test_damage_that_no_reader_has_met_is_repaired_by_the_next_push(
         pushing(client, {"README.md": small}, {"model.safetensors": CONTENT})
         assert client.get(f"/{REPO}/resolve/main/model.safetensors").content == CONTENT
         assert client.get(f"/{REPO}/resolve/main/README.md").content == small
+
+
+def test_a_file_that_the_disk_cannot_read_is_damaged_and_may_be_pushed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: tuple[dict[str, bytes], dict[str, bytes]] = ({"README.md": b"# a card"}, {"model.safetensors": CONTENT})
+    with opened_hub(tmp_path) as client:
+        push(client, *files)
+
+    requested = {"files": [{"path": "model.safetensors", "size": len(CONTENT), "sample": ""}]}
+    with opened_hub(tmp_path) as client:
+        with monkeypatch.context() as disk:
+            disk.setattr(hashlib, "file_digest", fail_to_read)
+            assert client.get(f"/{REPO}/resolve/main/README.md").headers["x-error-code"] == "blob_corrupt"
+            assert client.get(f"/api/models/{REPO}").status_code == 200
+            assert "oid" not in client.post(f"/api/models/{REPO}/preupload/main", json=requested).json()["files"][0]
+            push(client, *files)
+        assert client.get(f"/{REPO}/resolve/main/model.safetensors").content == CONTENT
+
+
+def test_a_file_that_the_disk_stops_reading_is_verified_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = Blobs(tmp_path / "blobs", tmp_path / "tmp")
+    sha256 = blobs.put(CONTENT)
+    monkeypatch.setattr(hashlib, "file_digest", fail_to_read)
+    assert blobs.size_bytes(sha256) == len(CONTENT)
+    with monkeypatch.context() as disk:
+        disk.setattr(blobs, "open_verified", lambda sha256: UnreadableFile())
+        with pytest.raises(HubHTTPError) as caught:
+            blobs.read(sha256, 9)
+    assert caught.value.code == "blob_corrupt"
+    assert blobs.size_bytes(sha256) is None
 
 
 def test_metadata_of_a_file_that_was_repaired_are_read_again(tmp_path: Path) -> None:
