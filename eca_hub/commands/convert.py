@@ -86,19 +86,18 @@ def main(argv: list[str]) -> int:
             checkpoint, args.to, architecture=args.architecture, labels=labels, image=image
         )
     else:
-        from eca_hub.hub.card.edit import license_stated
-        from eca_hub.hub.card.facts import CardFacts
+        from eca_hub.hub.card.edit import license_facts
         from eca_hub.hub.convert.checkpoint import card_facts
         from eca_hub.hub.pretrained import export_to_timm, read_package
         from eca_hub.hub.pull import pull
 
         if is_checkpoint:
             model, config = convert_checkpoint(args.source, architecture=args.architecture, labels=labels, image=image)
-            facts = card_facts(args.source, config, args.architecture)
+            facts = card_facts(args.source, config)
         else:
             package = pull(args.source)
             model, config = read_package(package)
-            facts = CardFacts(license=license_stated(_read_card(args.source, package), package.config_bytes))
+            facts = license_facts(_read_card(args.source, package), package.config_bytes)
         show_progress(f"writing {args.to}")
         export_to_timm(model, args.to, config=config, facts=facts)
     show_progress("")

@@ -14,8 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from eca_hub.errors import InvalidConfig, InvalidPackage
 from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
-from eca_hub.hub.card.edit import license_stated, read_metadata, set_license, set_model_id
-from eca_hub.hub.card.facts import CardFacts
+from eca_hub.hub.card.edit import license_facts, read_metadata, set_license, set_model_id
 from eca_hub.hub.client import check_model_id, check_new_ref, clean_token, hub_errors
 from eca_hub.hub.hashes import file_has_hash, hash_like_hub
 from eca_hub.hub.http_limits import limit_requests
@@ -161,7 +160,7 @@ class PushFiles:
         return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **plots}
 
     def _render_card(self, config_bytes: bytes) -> str:
-        facts = CardFacts(license=license_stated(b"", config_bytes))
+        facts = license_facts(b"", config_bytes)
         if isinstance(self._config, DetectorConfig):
             return render_detector_card(self._config, None, facts)
         return render_card(self._config, None, facts, is_timm=b'"pretrained_cfg"' in config_bytes)

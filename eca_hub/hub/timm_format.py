@@ -200,7 +200,7 @@ _DEFAULT_CFG: Mapping[str, Any] = {
 _FORBIDDEN_MODEL_ARGS = frozenset(
     {
         "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
-        "scriptable", "exportable", "no_jit", "features_only", "in_chans", "pretrained_strict", "device", "dtype",
+        "scriptable", "exportable", "no_jit", "features_only", "pretrained_strict", "device", "dtype",
     }
 )  # fmt: skip
 

@@ -4,7 +4,7 @@
     app = create_app(Store(Path("DIR")), users)      the ASGI application, to be served or mounted
 
 It implements the part of the Hub's protocol that an unmodified `huggingface_hub` needs for models (datasets and spaces
-may exist), with uploads by Xet and by LFS. Of eca_hub it imports `eca_hub.atomic` and `eca_hub.names` only.
+may exist), with uploads by Xet and by LFS. Of eca_hub it imports `atomic`, `card_yaml` and `names` only.
 
     HTTP      server, timeouts, app, context, errors, auth, validation
     routes    reads, management, uploads, downloads

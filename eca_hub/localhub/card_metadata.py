@@ -1,39 +1,15 @@
-"""Metadata of a model card: the YAML between the --- lines at its top.
-
-Cards are not trusted: aliases are refused, since they let a few lines expand to gigabytes, and so are long metadata and
-Python objects.
-"""
+"""Metadata of a model card as JSON values, and the tags that they give."""
 
 import math
 import re
 from typing import Any
 
-import yaml
+from eca_hub.card_yaml import MAX_METADATA_CHARS, InvalidCard, parse_card_yaml
 
-MAX_METADATA_CHARS = 64_000
 MAX_TAGS = 500
-MAX_DEPTH = 30
 
 _METADATA = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LISTS = ("tags", "datasets", "metrics", "language", "library_name", "license", "base_model", "pipeline_tag")
-
-
-class InvalidCard(Exception):
-    """The metadata of a card cannot be read; the message says why."""
-
-
-class _Loader(yaml.SafeLoader):
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise InvalidCard("YAML aliases (*name) are not allowed in a model card")
-        if self._depth >= MAX_DEPTH:
-            raise InvalidCard(f"the YAML of a model card may be at most {MAX_DEPTH} levels deep")
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
 
 
 def read_metadata(card: str) -> dict[str, Any]:
@@ -46,19 +22,11 @@ def read_metadata(card: str) -> dict[str, Any]:
     if not match:
         return {}
     try:
-        # Derived from SafeLoader: no Python objects.
-        value = _plain(yaml.load(match[1], _Loader))  # noqa: S506
-    except InvalidCard:
-        raise
-    # yaml raises exceptions of many types where a value does not fit an explicit tag, such as !!int "".
-    except Exception as error:
-        problem = getattr(error, "problem", None) or "a value in it cannot be read"
-        raise InvalidCard(f"the YAML between the --- lines is broken: {problem}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InvalidCard("the YAML between the --- lines must be a mapping, such as `license: apache-2.0`")
-    return value
+        metadata: dict[str, Any] = _plain(parse_card_yaml(match[1]))
+    except ValueError:
+        # A key that is a number of thousands of digits.
+        raise InvalidCard("the YAML between the --- lines is broken: a key in it cannot be read") from None
+    return metadata
 
 
 def body_of(card: str) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
+from eca_hub.card_yaml import InvalidCard
 from eca_hub.localhub.blobs import Blobs, FileState
-from eca_hub.localhub.card_metadata import InvalidCard, read_metadata, tags_of, text_of
+from eca_hub.localhub.card_metadata import read_metadata, tags_of, text_of
 from eca_hub.localhub.commits import Commit, StoredFile
 from eca_hub.localhub.errors import HubHTTPError
 from eca_hub.localhub.repo import Repo

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 from eca_hub.errors import InvalidConfig
 from eca_hub.hub.card.classifier_card import render_card
 from eca_hub.hub.card.detector_card import render_detector_card
-from eca_hub.hub.card.edit import license_stated, read_metadata, set_license, set_model_id
+from eca_hub.hub.card.edit import license_facts, read_metadata, set_license, set_model_id
 from eca_hub.hub.card.facts import CardFacts, Result
 from eca_hub.hub.card.sections import MODEL_ID_PLACEHOLDER, escape, sparkline
 from eca_hub.localhub.card_metadata import read_metadata as hub_metadata
@@ -135,13 +135,59 @@ def test_metadata_below_a_blank_line_stay_when_the_license_is_set() -> None:
         (b"# Mine", {"pretrained_cfg": {"license": "apache-2.0"}}, "apache-2.0"),
         (b"", {"pretrained_cfg": {"license": "see the page of the authors"}}, ""),
         (b"---\nlicense: [a, b]\n---\n", {"pretrained_cfg": 3}, ""),
-        (b"---\n*x\n---\n", {}, ""),
     ],
 )
 def test_the_license_of_a_package_is_that_of_its_card_or_of_timms_config(
     card: bytes, document: dict[str, Any], expected: str
 ) -> None:
-    assert license_stated(card, json.dumps(document).encode()) == expected
+    assert license_facts(card, json.dumps(document).encode()) == CardFacts(license=expected)
+
+
+def test_a_license_that_the_hub_does_not_know_is_other_with_its_name() -> None:
+    facts = license_facts(b"", json.dumps({"pretrained_cfg": {"license": "seer-license"}}).encode())
+    page = render_card(TINY, COST, facts).encode()
+    metadata = read_metadata(page)
+    assert (metadata["license"], metadata["license_name"]) == ("other", "seer-license")
+    assert b"Of the weights: seer-license." in page
+    replaced = set_license(page, "mit")
+    assert b"Of the weights: mit." in replaced
+    assert b"seer-license" not in replaced
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        (
+            "license: other\nlicense_name: x\nlicense_link: https://x.org/LICENSE",
+            CardFacts(license="other", license_name="x", license_link="https://x.org/LICENSE"),
+        ),
+        ("license: other\nlicense_name: x\nlicense_link: LICENSE", CardFacts(license="other", license_name="x")),
+        ("license: other\nlicense_name: [x]\nlicense_link: 3", CardFacts(license="other")),
+        ("license: mit\nlicense_name: x", CardFacts(license="mit")),
+    ],
+)
+def test_name_and_address_of_another_license_are_carried_along(stated: str, expected: CardFacts) -> None:
+    assert license_facts(f"---\n{stated}\n---\n".encode(), b"{}") == expected
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ("a: " + ":".join(["1"] * 40_000), "at most 64000 characters"),
+        ("a: [" + "1," * 40_000 + "]", "at most 64000 characters"),
+        ("a: &x [1, 1]\nb: &y [*x, *x]\nc: [*y, *y]", "aliases"),
+        ("a: &x {b: 1}\nc:\n  <<: *x", "aliases"),
+        ("a: " + "[" * 40 + "]" * 40, "at most 30 levels"),
+    ],
+    ids=["base 60", "many values", "aliases", "merge keys", "nested"],
+)
+def test_a_card_that_would_take_long_to_parse_is_said_to_state_no_license(
+    metadata: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = f"---\nlicense: mit\n{metadata}\n---\n".encode()
+    assert license_facts(card, b"{}") == CardFacts()
+    assert reason in caplog.text
+    assert "A license stated there is not used." in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -372,7 +372,7 @@ def test_a_folder_without_a_card_is_published_with_one(
     [
         ("Modèle".encode("latin-1"), "README.md is not UTF-8: byte 3 is 0xe8"),
         (b"---\nlicense: [\n---\n", "metadata of the model card README.md cannot be read"),
-        (b"---\n- a\n---\n", "is not a mapping"),
+        (b"---\n- a\n---\n", "must be a mapping"),
     ],
 )
 def test_a_card_that_the_hub_cannot_read_is_refused_before_anything_is_sent(

@@ -29,7 +29,11 @@ class CardFacts:
     summary: str = ""
     """One or two sentences: what the model is for."""
     license: str = ""
-    """License of the weights as the Hub spells it, if the author gave one."""
+    """License of the weights as the Hub spells it, if the author gave one; `other` for those that it does not know."""
+    license_name: str = ""
+    """Name of a license that is `other`."""
+    license_link: str = ""
+    """Address of its text."""
     results: tuple[Result, ...] = ()
     """Measurements of the run that trained the weights."""
     recipe: Mapping[str, str] = field(default_factory=dict)

@@ -47,6 +47,8 @@ def card_metadata(
         library_name="timm" if is_timm else "eca-hub",
         pipeline_tag=task,
         license=facts.license or None,
+        license_name=facts.license_name or None,
+        license_link=facts.license_link or None,
         tags=tags,
         model_name=title,
         datasets=list(facts.datasets) or None,
@@ -81,12 +83,13 @@ def escape(text: str) -> str:
 
 def license_section(facts: CardFacts) -> str:
     """Return the section about the license of the weights."""
-    return f"## License\n\n{license_sentence(facts.license) if facts.license else NO_LICENSE}"
+    name = facts.license_name or facts.license
+    return f"## License\n\n{license_sentence(name) if name else NO_LICENSE}"
 
 
-def license_sentence(license_id: str) -> str:
-    """Return the sentence that names the license of the weights."""
-    return f"Of the weights: {escape(license_id)}."
+def license_sentence(license: str) -> str:
+    """Return the sentence with the id or the name of the license of the weights."""
+    return f"Of the weights: {escape(license)}."
 
 
 def results_section(facts: CardFacts) -> str:

@@ -14,7 +14,7 @@ import timm
 from torch import nn
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
-from eca_hub.hub.card.edit import license_stated
+from eca_hub.hub.card.edit import license_facts
 from eca_hub.hub.card.facts import CardFacts
 from eca_hub.hub.convert.architecture import (
     check_architecture,
@@ -105,8 +105,7 @@ def convert_checkpoint(
             image=_image_config(detected.config.architecture, architecture),
         )
         weights = detected.weights
-        others = same_tensors(detected.config)
-        if architecture is None and others:
+        if architecture is None and (others := same_tensors(detected.config)):
             _log.warning(
                 "%s was taken for %s. Tensors of the same names and shapes, and other outputs: %s. "
                 "--architecture NAME decides.",
@@ -129,7 +128,7 @@ def convert_checkpoint(
     model.config = resolved  # type: ignore[assignment]
     if folder is not None:
         with new_folder(folder) as draft:
-            save_pretrained(model, draft, facts=card_facts(file, resolved, architecture))
+            save_pretrained(model, draft, facts=card_facts(file, resolved))
     return model, resolved
 
 
@@ -247,22 +246,21 @@ def _replace_fields(image: ImageConfig, fields: Mapping[str, Any]) -> ImageConfi
     return dataclasses.replace(image, **values)
 
 
-def card_facts(file: str | Path, config: ModelConfig, architecture: str | None = None) -> CardFacts:
+def card_facts(file: str | Path, config: ModelConfig) -> CardFacts:
     """Return what the model card of a converted checkpoint states; its license is that of the package around the file.
 
     Args:
         file: The checkpoint.
         config: Its resolved configuration, as `convert_checkpoint` returns it.
-        architecture: As for `convert_checkpoint`.
     """
     path, name = Path(file), _name(config)
     config_bytes = _read_beside(path, CONFIG_FILE)
-    is_package = architecture is None and is_package_config(config_bytes)
-    return CardFacts(
+    is_package = is_package_config(config_bytes)
+    return dataclasses.replace(
+        license_facts(_read_beside(path, CARD_FILE), config_bytes) if is_package else CardFacts(),
         title=name,
         summary=f"A {name} image classifier with {config.num_classes} classes, converted from `{path.name}`. "
         "The weights are unchanged.",
-        license=license_stated(_read_beside(path, CARD_FILE), config_bytes) if is_package else "",
     )
 
 
