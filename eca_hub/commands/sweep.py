@@ -92,10 +92,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        raise InvalidUsage(
-            f"{error.filename} cannot be used: {error.strerror}.",
-            hint=CONTINUES,
-        ) from None
+        raise InvalidUsage(f"{error.filename} cannot be used: {error.strerror}.", hint=CONTINUES) from None
     finally:
         show_progress("")
     for name, reason in state.failed.items():

@@ -190,8 +190,7 @@ def _write(runs: Sequence[SweepRun], out_dir: Path, results_file: Path, recorded
         tables.write(results_file)
     except OSError as error:
         raise InvalidConfig(
-            f"The results {results_file} cannot be written: {error.strerror}.",
-            hint=CONTINUES,
+            f"The results {results_file} cannot be written: {error.strerror}.", hint=CONTINUES
         ) from None
 
 
