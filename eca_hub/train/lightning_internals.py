@@ -6,7 +6,7 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -37,6 +37,17 @@ def is_rank_zero() -> bool:
     """Whether this process has rank 0; also where no trainer has been made yet."""
     # Set when a trainer is made, or by the environment of a launcher.
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
+def checks_at_epoch_end(callback: EarlyStopping, trainer: Trainer) -> bool:
+    """Whether it looks at its metric at the end of every training epoch, and not after every validation.
+
+    As its `setup`, which runs when training starts, decides where that was not given.
+    """
+    given: bool | None = callback._check_on_train_epoch_end
+    if given is None:
+        return trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+    return given
 
 
 def is_accumulating(trainer: Trainer) -> bool:

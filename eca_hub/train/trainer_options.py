@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.processor import has_instructions
+from eca_hub.train.lightning_internals import checks_at_epoch_end
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "fsdp")
 
@@ -198,13 +199,30 @@ def check_monitors(trainer: Trainer, logged: Callable[[], Iterable[str]]) -> Non
         logged: Returns the names of the metrics that a run with a validation and a logger logs.
 
     Raises:
-        InvalidConfig: a name is never logged.
+        InvalidConfig: a name is never logged, or not yet logged when EarlyStopping first looks at it.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.monitor not in (names := _logged_by(trainer, logged())):
+        if not isinstance(callback, EarlyStopping):
+            continue
+        names, monitor = _logged_by(trainer, logged()), callback.monitor
+        if monitor not in names:
             raise InvalidConfig(
-                f"EarlyStopping monitors {callback.monitor!r}, which is not logged.",
-                hint=f"Logged: {', '.join(names)}.",
+                f"EarlyStopping monitors {monitor!r}, which is not logged.", hint=f"Logged: {', '.join(names)}."
+            )
+        if not callback.strict:
+            # It waits until the metric is logged.
+            continue
+        is_of_validation, is_of_step = monitor.startswith("val_"), monitor.endswith("_step")
+        is_at_epoch_end = checks_at_epoch_end(callback, trainer)
+        if not is_at_epoch_end and not is_of_validation and not is_of_step:
+            raise InvalidConfig(
+                f"EarlyStopping monitors {monitor!r} after every validation, and it is logged after every epoch.",
+                hint="Give it check_on_train_epoch_end: true, or a metric of the validation, such as val_loss.",
+            )
+        if is_at_epoch_end and is_of_validation and trainer.check_val_every_n_epoch != 1:
+            raise InvalidConfig(
+                f"EarlyStopping monitors {monitor!r} after every epoch, and not every epoch has a validation.",
+                hint="Leave out its check_on_train_epoch_end, or --trainer.check_val_every_n_epoch.",
             )
 
 

@@ -330,6 +330,43 @@ def test_a_metric_that_this_run_does_not_log_cannot_be_monitored(monitor: str, o
         check_monitors(trainer, logged)
 
 
+LOGGED = {"lr", "train_loss", "train_loss_step", "val_loss"}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "at_epoch_end", "options", "sentence"),
+    [
+        ("train_loss", None, {"val_check_interval": 0.5}, "after every validation, and it is logged after every epoch"),
+        ("lr", None, {"check_val_every_n_epoch": 2}, "after every validation, and it is logged after every epoch"),
+        ("train_loss", False, {}, "after every validation, and it is logged after every epoch"),
+        ("val_loss", True, {"check_val_every_n_epoch": 2}, "after every epoch, and not every epoch has a validation"),
+    ],
+)
+def test_a_metric_that_is_not_yet_logged_when_it_is_looked_at_cannot_be_monitored(
+    monitor: str, at_epoch_end: bool | None, options: dict[str, Any], sentence: str
+) -> None:
+    stopping = callbacks.EarlyStopping(monitor, check_on_train_epoch_end=at_epoch_end)
+    with pytest.raises(InvalidConfig, match=f"EarlyStopping monitors '{monitor}' {sentence}"):
+        check_monitors(Trainer(**QUIET, **options, callbacks=[stopping]), lambda: LOGGED)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "at_epoch_end", "options"),
+    [
+        ("train_loss", None, {}),
+        ("train_loss", True, {"val_check_interval": 0.5}),
+        ("val_loss", None, {"val_check_interval": 0.5}),
+        ("val_loss", None, {"check_val_every_n_epoch": 2}),
+        ("val_loss", True, {"val_check_interval": 0.5}),
+    ],
+)
+def test_a_metric_that_is_logged_when_it_is_looked_at_can_be_monitored(
+    monitor: str, at_epoch_end: bool | None, options: dict[str, Any]
+) -> None:
+    stopping = callbacks.EarlyStopping(monitor, check_on_train_epoch_end=at_epoch_end)
+    check_monitors(Trainer(**QUIET, **options, callbacks=[stopping]), lambda: LOGGED)
+
+
 def test_a_plateau_without_a_validation_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="ReduceLROnPlateau needs a validation"):
         check_plateau(Trainer(**QUIET, limit_val_batches=0), "val_loss", lambda: {"val_loss"})
