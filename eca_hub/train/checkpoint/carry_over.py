@@ -4,6 +4,7 @@ For an unchanged run nothing changes. Otherwise weights with the same names and 
 labels differ, and the optimizer keeps its state if it is the same one with the same parameters.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +16,17 @@ from eca_hub.errors import InvalidConfig
 
 _MODEL = "model."
 _MIN_SHARE = 0.5
-_HYPERPARAMETERS = (
-    "initial_lr", "weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "alpha", "amsgrad",
-)  # fmt: skip
-"""Options of a parameter group that are set anew. Others, such as counters, are state; `on_train_start` sets `lr`."""
 _CYCLED = ("momentum", "betas")
-"""Those that a scheduler with `cycle_momentum` changes; their place in the cycle is state."""
+"""Options of a parameter group that a scheduler with `cycle_momentum` changes: their place in the cycle is state."""
+_GROUP_OPTIONS_OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
+_DERIVED_FROM_ARGUMENTS = {
+    "CyclicLR": ("max_lrs", "total_size", "step_ratio", "base_momentums", "max_momentums"),
+    "OneCycleLR": ("_schedule_phases", "_anneal_func_type"),
+    "ReduceLROnPlateau": ("min_lrs", "default_min_lr", "mode_worse"),
+}
+"""Attributes of schedulers of torch that follow from arguments of other names."""
+_STARTS_ANEW = {"T_0": ("T_cur", "T_i"), "mode": ("best", "num_bad_epochs")}
+"""Argument of CosineAnnealingWarmRestarts and ReduceLROnPlateau to the state that has no meaning for another value."""
 
 
 def carry_over(
@@ -101,12 +107,17 @@ def _carry_over_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, *, i
     # Where the schedule left the rate, in relation to the one that was given.
     [share, *_] = [group["lr"] / (group.get("initial_lr") or group["lr"] or 1.0) for group in saved["param_groups"]]
     if is_same_network and earlier == name and sizes[0] == sizes[1]:
+        # Others, such as counters, are state; `on_train_start` sets `lr`.
+        arguments = _arguments(optimizer) | set(_GROUP_OPTIONS_OF_SCHEDULERS)
         for group, new in zip(saved["param_groups"], options, strict=True):
             if new["initial_lr"] != group.get("initial_lr"):
                 group["lr"] = share * new["initial_lr"]
-            kept = _CYCLED if "base_momentum" in group and "base_momentum" in new else ()
-            shared = [option for option in _HYPERPARAMETERS if option in new and option in group]
-            group.update({option: new[option] for option in shared if option not in kept})
+            is_cycled = "base_momentum" in group and "base_momentum" in new
+            given = arguments & new.keys() - {"lr"}
+            group.update({name: new[name] for name in given if not (is_cycled and name in _CYCLED)})
+            if is_cycled and "betas" in given:
+                # Only the first one is cycled.
+                group["betas"] = (group["betas"][0], *new["betas"][1:])
         return []
     groups = [
         {**group, **new, "lr": share * new["initial_lr"]}
@@ -118,17 +129,28 @@ def _carry_over_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, *, i
 
 
 def _carry_over_scheduler(checkpoint: dict[str, Any], scheduler: LRScheduler) -> list[str]:
-    """Keep the state of a scheduler of the same class, with the rates of the new configuration."""
+    """Keep the state of a scheduler of the same class, with the rates and arguments of the new configuration."""
     [saved] = checkpoint["lr_schedulers"]
     name = type(scheduler).__name__
     earlier = checkpoint.get("scheduler_name", name)
+    state = scheduler.state_dict()
     if earlier == name:
+        given = {*_arguments(scheduler), *_DERIVED_FROM_ARGUMENTS.get(name, ())} - {"last_epoch"}
+        for argument, progress in _STARTS_ANEW.items():
+            if saved.get(argument) != state.get(argument):
+                given.update(progress)
+        saved.update({each: state[each] for each in given & state.keys()})
         if "base_lrs" in saved:
             saved["base_lrs"] = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
         return []
-    state = scheduler.state_dict()
     if isinstance(scheduler, LambdaLR):
         # A function of the step.
         state |= {"last_epoch": checkpoint["global_step"], "_step_count": checkpoint["global_step"] + 1}
     checkpoint["lr_schedulers"] = [state]
     return [f"The schedule of the learning rate starts anew, because it was {earlier} and is {name}."]
+
+
+def _arguments(made: Optimizer | LRScheduler) -> set[str]:
+    """Return the names of the constructor's arguments, of base classes and of a wrapped optimizer as well."""
+    kinds = [*type(made).__mro__, *type(getattr(made, "base_optimizer", None)).__mro__]
+    return {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}

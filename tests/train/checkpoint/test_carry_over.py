@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim import SGD, Adadelta, AdamW, Optimizer
+from torch.optim.lr_scheduler import (
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
 from eca_hub.errors import InvalidConfig
 from eca_hub.train.checkpoint.carry_over import carry_over, optimizer_name
@@ -97,6 +105,66 @@ def test_a_momentum_that_the_schedule_changes_keeps_its_place_in_the_cycle(
     before = copy.deepcopy(checkpoint["optimizer_states"])
     assert carry_over(checkpoint, state_of(model), HEAD, schedule(optimizer_of(model)), LABELS) == []
     assert checkpoint["optimizer_states"][0]["param_groups"] == before[0]["param_groups"]
+
+
+CHANGED_SCHEDULES: dict[type[LRScheduler], tuple[dict[str, Any], dict[str, Any]]] = {
+    StepLR: ({"step_size": 100}, {"step_size": 3, "gamma": 0.5}),
+    MultiStepLR: ({"milestones": [100]}, {"milestones": [3]}),
+    OneCycleLR: (
+        {"max_lr": 0.1, "total_steps": 9},
+        {"max_lr": 0.4, "total_steps": 12, "max_momentum": 0.99, "anneal_strategy": "linear"},
+    ),
+    CyclicLR: (
+        {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 4},
+        {"base_lr": 0.02, "max_lr": 0.3, "step_size_up": 6, "base_momentum": 0.7},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
+@pytest.mark.parametrize("schedule", CHANGED_SCHEDULES)
+def test_a_scheduler_with_changed_arguments_goes_on_with_them(schedule: Any) -> None:
+    earlier, changed = CHANGED_SCHEDULES[schedule]
+    model = network()
+    optimizers = [AdamW(model.parameters(), lr=0.1, betas=(0.9, beta2)) for beta2 in (0.9, 0.8, 0.8)]
+    old, resumed, uninterrupted = (
+        schedule(optimizer, **args) for optimizer, args in zip(optimizers, (earlier, changed, changed), strict=True)
+    )
+    for _ in range(2):
+        old.step()
+        uninterrupted.step()
+    checkpoint = checkpoint_of(model, sgd(model)) | {
+        "optimizer_states": [copy.deepcopy(old.optimizer.state_dict())],
+        "optimizer_name": optimizer_name(old.optimizer),
+        "lr_schedulers": [old.state_dict()],
+    }
+    assert carry_over(checkpoint, state_of(model), HEAD, schedule(resumed.optimizer, **changed), LABELS) == []
+    resumed.optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    resumed.load_state_dict(checkpoint["lr_schedulers"][0])
+    for each in (resumed, uninterrupted):
+        each.step()
+    for name in ("lr", "betas"):
+        values = [each.optimizer.param_groups[0][name] for each in (resumed, uninterrupted)]
+        assert values[0] == pytest.approx(values[1])
+
+
+def test_a_plateau_with_another_patience_keeps_the_epochs_that_it_has_waited() -> None:
+    model = network()
+    optimizer = sgd(model)
+    old, new = ReduceLROnPlateau(optimizer, patience=10), ReduceLROnPlateau(optimizer, patience=2, min_lr=0.01)
+    for loss in (1.0, 2.0):
+        old.step(loss)
+    checkpoint = checkpoint_of(model, optimizer) | {"lr_schedulers": [old.state_dict()]}
+    carry_over(checkpoint, state_of(model), HEAD, new, LABELS)
+    [state] = checkpoint["lr_schedulers"]
+    assert (state["patience"], state["min_lrs"], state["num_bad_epochs"], state["best"]) == (2, [0.01], 1, 1.0)
+
+
+def test_every_argument_of_an_optimizer_is_set_anew() -> None:
+    model = network()
+    checkpoint = checkpoint_of(model, Adadelta(model.parameters(), lr=0.1, rho=0.9))
+    carry_over(checkpoint, state_of(model), HEAD, scheduler_of(Adadelta(model.parameters(), lr=0.1, rho=0.5)), LABELS)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["rho"] == 0.5
 
 
 def test_another_optimizer_starts_with_an_empty_state_and_a_message() -> None:
