@@ -151,6 +151,7 @@ def _carry_over_scheduler(checkpoint: dict[str, Any], scheduler: LRScheduler) ->
 
 
 def _arguments(made: Optimizer | LRScheduler) -> set[str]:
-    """Return the names of the constructor's arguments, of base classes and of a wrapped optimizer as well."""
-    kinds = [*type(made).__mro__, *type(getattr(made, "base_optimizer", None)).__mro__]
-    return {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    """Return the names of the constructor's arguments, of base classes and of what timm's Lookahead wraps as well."""
+    kinds = [*type(made).__mro__, *type(getattr(made, "_base_optimizer", None)).__mro__]
+    constructors = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)]
+    return {name for constructor in constructors for name in inspect.signature(constructor).parameters}

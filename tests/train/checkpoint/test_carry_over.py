@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import Lookahead
 from torch import nn
 from torch.optim import SGD, Adadelta, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
@@ -165,6 +166,14 @@ def test_every_argument_of_an_optimizer_is_set_anew() -> None:
     checkpoint = checkpoint_of(model, Adadelta(model.parameters(), lr=0.1, rho=0.9))
     carry_over(checkpoint, state_of(model), HEAD, scheduler_of(Adadelta(model.parameters(), lr=0.1, rho=0.5)), LABELS)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["rho"] == 0.5
+
+
+def test_every_argument_of_an_optimizer_inside_lookahead_is_set_anew() -> None:
+    model = network()
+    checkpoint = checkpoint_of(model, Lookahead(sgd(model)))
+    carry_over(checkpoint, state_of(model), HEAD, scheduler_of(Lookahead(sgd(model, momentum=0.1))), LABELS)
+    [group] = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (group["momentum"], group["lookahead_step"]) == (0.1, 1)
 
 
 def test_another_optimizer_starts_with_an_empty_state_and_a_message() -> None:
