@@ -17,14 +17,17 @@ from torch import Tensor
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_SPLITS = 16
+_MAX_BLOCKS = 65_535
+"""Along the second and third axis of a grid of CUDA; 2^31 - 1 along the first."""
 
 
 def is_supported(x_NCHW: Tensor, weight_11k: Tensor, shortcut_NCHW: Tensor | None = None) -> bool:
-    """Whether the kernel can read these tensors: dtype and memory format."""
+    """Whether the kernel can read these tensors: dtype, memory format, and number of images and channels."""
     return (
         x_NCHW.dtype in _DTYPES
         and weight_11k.dtype in (x_NCHW.dtype, torch.float32)
         and x_NCHW.numel() > 0
+        and max(x_NCHW.shape[:2]) <= _MAX_BLOCKS
         and (x_NCHW.is_contiguous() or x_NCHW.is_contiguous(memory_format=torch.channels_last))
         and (
             shortcut_NCHW is None or (shortcut_NCHW.dtype == x_NCHW.dtype and shortcut_NCHW.stride() == x_NCHW.stride())
@@ -137,7 +140,6 @@ class _Layout:
         self.num_splits = min(_MAX_SPLITS, triton.cdiv(self.num_positions, 8 * block_p))
         num_blocks_c = triton.cdiv(self.num_channels, block_c)
         self.sum_grid = (self.num_images, num_blocks_c, self.num_splits)
-        # CUDA allows 2^31 - 1 blocks along the first axis, and 65,535 along the others.
         self.write_grid = (triton.cdiv(self.num_positions, block_p), num_blocks_c, self.num_images)
 
 

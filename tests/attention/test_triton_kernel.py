@@ -19,6 +19,17 @@ def test_a_large_map_stays_within_the_grid_of_cuda(memory_format: torch.memory_f
         assert max(grid[1:]) <= 65_535
 
 
+@pytest.mark.parametrize(("num_images", "num_channels"), [(70_000, 64), (2, 70_000)])
+def test_more_images_or_channels_than_the_grid_of_cuda_has_blocks_are_left_to_torch(
+    num_images: int, num_channels: int
+) -> None:
+    from eca_hub.attention.triton_kernel import is_supported
+
+    weight_11k = torch.empty(1, 1, 3, device="meta")
+    assert not is_supported(torch.empty(num_images, num_channels, 1, 1, device="meta"), weight_11k)
+    assert is_supported(torch.empty(2, 64, 1, 1, device="meta"), weight_11k)
+
+
 @pytest.mark.slow
 def test_the_kernel_is_the_equations_in_tritons_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
