@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from eca_hub.checks import check_count, is_number
+from eca_hub.checks import check_count
 from eca_hub.errors import InvalidConfig, UnknownName
 from eca_hub.models.config import (
     IMAGENET_MEAN,
@@ -70,8 +70,10 @@ class DetectorConfig:
         if self.detector not in DETECTORS:
             raise UnknownName.among("detector", self.detector, DETECTORS, listing=", ".join(DETECTORS))
         check_attention(self.attention, self.attention_args)
-        for name in ("min_side_px", "max_side_px", "bit_depth"):
+        for name in ("min_side_px", "max_side_px", "max_detections", "bit_depth"):
             set_whole(self, name, may_be_none=name == "bit_depth")
+        for name in ("min_score", "nms_iou"):
+            set_number(self, name)
         for name in ("anchor_sizes_px", "anchor_ratios", "mean", "std"):
             set_numbers(self, name)
         if not 32 <= self.min_side_px <= self.max_side_px <= MAX_SIDE_PX:
@@ -93,16 +95,12 @@ class DetectorConfig:
             raise InvalidConfig(
                 f"head_norm is {self.head_norm!r} for {self.detector}; it must be none, or group for retinanet."
             )
-        are_numbers = is_number(self.min_score) and is_number(self.nms_iou)
-        if not are_numbers or not 0 <= self.min_score < 1 or not 0 < self.nms_iou <= 1:
+        if not 0 <= self.min_score < 1 or not 0 < self.nms_iou <= 1:
             raise InvalidConfig(
-                f"min_score is {self.min_score!r} and nms_iou {self.nms_iou!r}; they must be 0 to below 1, and above 0 "
-                "to 1."
+                f"min_score is {self.min_score} and nms_iou {self.nms_iou}; they must be 0 to below 1, and above 0 to "
+                "1."
             )
         check_count("max_detections", self.max_detections, most=_MAX_DETECTIONS)
-        for name in ("min_score", "nms_iou"):
-            set_number(self, name)
-        set_whole(self, "max_detections")
         check_normalization(self.mean, self.std, 3)
         check_bit_depth(self.bit_depth)
         check_labels(self.labels)

@@ -34,7 +34,7 @@ from torchvision.ops.poolers import MultiScaleRoIAlign, initLevelMapper
 from eca_hub.checks import check_count
 from eca_hub.errors import InvalidConfig
 from eca_hub.models.build import build_model, resolve_config
-from eca_hub.models.config import MAX_CLASSES, ModelConfig
+from eca_hub.models.config import MAX_CLASSES, ModelConfig, check_attention
 from eca_hub.models.detector_config import DetectorConfig, DetectorName
 from eca_hub.models.feature_pyramid import PYRAMID_CHANNELS, PyramidBackbone, p6_and_p7, pyramid_of
 
@@ -173,14 +173,16 @@ def create_detector(
         InvalidConfig: an option cannot work, or the backbone lacks a map that the pyramid needs.
     """
     names = {field.name for field in dataclasses.fields(DetectorConfig)}
+    attention_args = options.pop("attention_args", {})
+    check_attention(attention, attention_args)
+    further = {name: value for name, value in options.items() if name not in names}
+    if twice := ", ".join(sorted(further.keys() & attention_args)):
+        raise InvalidConfig(f"Given twice, once in attention_args: {twice}.")
     config = DetectorConfig(
         detector,
         backbone=backbone,
         attention=attention,
-        attention_args={
-            **options.pop("attention_args", {}),
-            **{name: value for name, value in options.items() if name not in names},
-        },
+        attention_args={**attention_args, **further},
         **{name: value for name, value in options.items() if name in names},
     )
     model = build_detector(config, num_classes=num_classes, rois_per_image=rois_per_image)
