@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.optim import Lookahead
+from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import SGD, Adadelta, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
@@ -170,9 +170,12 @@ def test_every_argument_of_an_optimizer_is_set_anew() -> None:
 
 def test_every_argument_of_an_optimizer_inside_lookahead_is_set_anew() -> None:
     model = network()
-    checkpoint = checkpoint_of(model, Lookahead(sgd(model)))
-    carry_over(checkpoint, state_of(model), HEAD, scheduler_of(Lookahead(sgd(model, momentum=0.1))), LABELS)
-    [group] = checkpoint["optimizer_states"][0]["param_groups"]
+    earlier, changed = (
+        create_optimizer_v2(model, opt="lookahead_sgd", lr=0.1, momentum=momentum) for momentum in (0.9, 0.1)
+    )
+    checkpoint = checkpoint_of(model, earlier)
+    carry_over(checkpoint, state_of(model), HEAD, scheduler_of(changed), LABELS)
+    group = checkpoint["optimizer_states"][0]["param_groups"][0]
     assert (group["momentum"], group["lookahead_step"]) == (0.1, 1)
 
 
