@@ -53,7 +53,7 @@ def create_file(path: Path) -> BinaryIO:
 class BlobWriter:
     """Writes one blob piece by piece; it becomes visible by `finish` only.
 
-    Use it as a context manager: leaving without `finish` removes what was written.
+    Use it as a context manager, or `close` it: without `finish` this removes what was written.
     """
 
     def __init__(self, blobs: "Blobs", expected_sha256: str | None) -> None:
@@ -119,6 +119,10 @@ class BlobWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and remove it unless it is finished; it may have to wait for the disk."""
         if self._writeback is not None:
             # Its descriptor must not be closed, and perhaps reused, under it. An error is that of `write` or `finish`.
             self._writeback.exception()

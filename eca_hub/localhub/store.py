@@ -43,6 +43,9 @@ from eca_hub.localhub.xorbs import Xorbs
 
 Result = TypeVar("Result")
 
+CLOSE_TIMEOUT_S = 5.0
+"""How long `Store.close` waits for calls that write: rebuilding a large file may take minutes."""
+
 _FORMAT = 1
 _IDENTITY_FILE, _NAMES_FILE = "hub.json", "names.json"
 _SUBFOLDERS = ("repos", "blobs", "xorbs", "uploads", "tmp")
@@ -119,12 +122,16 @@ class Store:
                 self._num_running -= 1
                 self._idle.notify_all()
 
-    def close(self) -> None:
-        """Release the folder to other processes, after every call of `run` has returned."""
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Release the folder to other processes, after every call of `run` has returned.
+
+        While a call takes longer than the timeout, the folder stays locked; the kernel releases it with the process.
+        """
         with self._idle:
             self._is_closed = True
-            self._idle.wait_for(lambda: self._num_running == 0)
-        self._file_lock.release()
+            is_idle = self._idle.wait_for(lambda: self._num_running == 0, timeout_s)
+        if is_idle:
+            self._file_lock.release()
 
     def current_name(self, repo_id: RepoId) -> RepoId | None:
         """Return the name of a repository as its owner spells it, following moves, or None. It may be damaged."""

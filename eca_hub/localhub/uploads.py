@@ -3,13 +3,11 @@
 The stock client uploads large files by Xet, as chunks, and by LFS, as they are, where Xet is switched off.
 """
 
+import asyncio
 import base64
 import binascii
 import codecs
 import contextlib
-import errno
-import os
-import shutil
 from typing import Any
 from urllib.parse import urlencode
 
@@ -23,7 +21,7 @@ from eca_hub.localhub.context import RequestContext, check_length, json_response
 from eca_hub.localhub.errors import HubHTTPError, bad_request, invalid, revision_not_found, too_large
 from eca_hub.localhub.gitattributes import check_cost, parse_gitattributes, parse_gitignore
 from eca_hub.localhub.validation import check_path, check_sha256
-from eca_hub.localhub.xet_format import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, ShardFile, read_shard
+from eca_hub.localhub.xet_format import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, read_shard
 from eca_hub.localhub.xorbs import ChunkLocations
 
 MAX_REGULAR_FILE_BYTES = 10 << 20
@@ -134,10 +132,14 @@ async def put_lfs_object(context: RequestContext) -> Response:
     signature, expires_at = context.query("signature"), context.query("until")
     if not is_signed(context.store.signing_key, signature, expires_at, "lfs", oid, user, size):
         raise HubHTTPError(403, "forbidden", "This upload link is invalid or has expired; ask for a new one.")
-    with context.store.blobs.writer(oid) as writer:
+    writer = context.store.blobs.writer(oid)
+    try:
         if await stream_body(context.request, writer.writelines, int(size)) != int(size):
             raise invalid(f"The body does not have the announced {size} bytes.")
         await run_in_threadpool(context.store.run, writer.finish)
+    finally:
+        # A task of its own, so that it also runs where this one is canceled.
+        await asyncio.wait([asyncio.ensure_future(run_in_threadpool(writer.close))])
     await run_in_threadpool(context.store.run, context.store.record_upload, user, oid)
     return json_response({})
 
@@ -235,9 +237,12 @@ def _is_binary(sample: bytes) -> bool:
 def _rebuild_files(context: RequestContext, writer: str, shard: bytes) -> None:
     store = context.store
     locations: ChunkLocations = {}
+    shard_files = list(read_shard(shard))
+    # Before any of them is written: a few xorbs can make any size.
+    if any(shard_file.size_bytes > MAX_LFS_OBJECT_BYTES for shard_file in shard_files):
+        raise too_large(f"A file is larger than {MAX_LFS_OBJECT_BYTES} bytes.")
     try:
-        for shard_file in list(read_shard(shard)):
-            _check_size(context, shard_file)
+        for shard_file in shard_files:
             store.xorbs.rebuild(shard_file, writer, store.blobs, locations)
             store.record_upload(writer, shard_file.sha256)
         store.xorbs.compact(writer, locations)
@@ -246,14 +251,6 @@ def _rebuild_files(context: RequestContext, writer: str, shard: bytes) -> None:
         # sends all of them again.
         store.renew_id()
         raise
-
-
-def _check_size(context: RequestContext, shard_file: ShardFile) -> None:
-    """Refuse a file by the size that the shard states, before any of it is written: a few xorbs can make any size."""
-    if shard_file.size_bytes > MAX_LFS_OBJECT_BYTES:
-        raise too_large(f"A file is larger than {MAX_LFS_OBJECT_BYTES} bytes.")
-    if shard_file.size_bytes > shutil.disk_usage(context.store.root).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(context.store.root))
 
 
 def _xet_writer(context: RequestContext) -> str:

@@ -6,9 +6,12 @@ of the client may refer to chunks that it has sent before.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -65,8 +68,14 @@ class Xorbs:
             writer: User whose xorbs it consists of.
             blobs: Gets the file.
             locations: Gets the location of each chunk in the blob.
+
+        Raises:
+            HubHTTPError: the chunks are not here, or do not make up the file.
+            OSError: the disk has no room for it.
         """
         exists = blobs.size_bytes(shard_file.sha256) is not None
+        if not exists and shard_file.size_bytes > shutil.disk_usage(self.folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         with _Comparison(shard_file.sha256) if exists else blobs.writer(shard_file.sha256) as blob:
             offset = 0
             for term in shard_file.terms:

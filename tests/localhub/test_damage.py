@@ -1,5 +1,6 @@
 """Damaged files, uploads of other bytes than announced, links: the hub never sends or stores wrong bytes."""
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -20,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eca_hub.__main__ import main
-from eca_hub.localhub import uploads
-from eca_hub.localhub.blobs import Blobs
+from eca_hub.localhub import uploads, xorbs
+from eca_hub.localhub.blobs import Blobs, BlobWriter
 from eca_hub.localhub.errors import HubHTTPError
 from eca_hub.localhub.xet_format import MAX_CHUNKS, read_chunks, read_shard
 from tests.localhub.hub_process import opened_hub
@@ -124,6 +125,29 @@ def test_a_file_that_the_disk_stops_reading_is_verified_again(tmp_path: Path, mo
             blobs.read(sha256, 9)
     assert caught.value.code == "blob_corrupt"
     assert blobs.size_bytes(sha256) is None
+
+
+def test_an_upload_that_breaks_waits_for_the_disk_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[str] = []
+    close = BlobWriter.close
+
+    def close_and_note(writer: BlobWriter) -> None:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            places.append("event loop")
+        places.append("thread")
+        close(writer)
+
+    monkeypatch.setattr(BlobWriter, "close", close_and_note)
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {})
+        body = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": SHA256, "size": len(CONTENT)}]}
+        places.clear()
+        batch = client.post(f"/{REPO}.git/info/lfs/objects/batch", json=body).raise_for_status().json()
+        upload = batch["objects"][0]["actions"]["upload"]["href"]
+        assert client.put(upload, content=CONTENT[1:]).status_code == 422
+    assert places == ["thread"]
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_metadata_of_a_file_that_was_repaired_are_read_again(tmp_path: Path) -> None:
@@ -364,8 +388,22 @@ def test_a_file_of_a_shard_is_refused_by_its_size_before_it_is_written(
         monkeypatch.setattr(uploads, "MAX_LFS_OBJECT_BYTES", len(CONTENT) - 1)
     else:
         usage = SimpleNamespace(free=len(CONTENT) - 1)
-        monkeypatch.setattr(uploads, "shutil", SimpleNamespace(disk_usage=lambda path: usage))
-    with opened_hub(tmp_path) as client, pytest.raises(httpx2.HTTPStatusError) as caught:
-        push_by_xet(client, {}, {"model.safetensors": CONTENT})
-    assert caught.value.response.status_code == status
+        monkeypatch.setattr(xorbs, "shutil", SimpleNamespace(disk_usage=lambda path: usage))
+    with opened_hub(tmp_path) as client:
+        push(client, {}, {})
+        cas, _ = xet_session(client)
+        with pytest.raises(httpx2.HTTPStatusError) as caught:
+            push_by_xet(client, {}, {"model.safetensors": CONTENT})
+        assert caught.value.response.status_code == status
+        # The client need not send its chunks again.
+        assert xet_session(client)[0] == cas
     assert not blob_path(tmp_path).exists()
+
+
+def test_a_file_that_the_hub_has_is_accepted_again_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened_hub(tmp_path) as client:
+        commit = push_by_xet(client, {}, {"model.safetensors": CONTENT})
+        monkeypatch.setattr(xorbs, "shutil", SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=0)))
+        assert push_by_xet(client, {"README.md": b"# a card"}, {"model.safetensors": CONTENT}) != commit

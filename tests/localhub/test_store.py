@@ -329,6 +329,24 @@ def test_the_lock_is_held_until_a_worker_thread_has_ended(tmp_path: Path) -> Non
     Store(tmp_path).close()
 
 
+def test_a_call_that_does_not_return_keeps_the_folder_locked_and_not_the_process_alive(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    is_writing, may_end = threading.Event(), threading.Event()
+
+    def write() -> None:
+        is_writing.set()
+        may_end.wait(60)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(store.run, write)
+        is_writing.wait(60)
+        store.close(timeout_s=0.0)
+        assert not writing.done()
+        with pytest.raises(StoreLocked):
+            Store(tmp_path)
+        may_end.set()
+
+
 def test_an_old_name_gives_no_right_to_delete_a_damaged_repository(tmp_path: Path) -> None:
     users = tmp_path / "users.json"
     acme = {"acme": "Acme"}
