@@ -389,15 +389,24 @@ def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
         folders = [each for each in _list_folder(cache, unreadable) if each.name.startswith("models--")]
     else:
         folders = [cache / repo_folder_name(repo_id=model_id, repo_type="model")]
-        if not _list_folder(folders[0], unreadable) and not unreadable:
-            raise InvalidConfig(
-                f"The cache has no files of {model_id}.",
-                hint=f"HF_HOME names its folder; now it is {constants.HF_HUB_CACHE}.",
-            )
-    yield from (_not_checked(model_id or "", error) for error in unreadable)
+    yield from (_not_checked("", error) for error in unreadable)
+    num_entries = 0
     for folder in folders:
-        name = folder.name.removeprefix("models--").replace("--", "/", 1)
-        unreadable = []
+        for entry in _check_folder(folder):
+            num_entries += 1
+            yield entry
+    if model_id is not None and num_entries == 0:
+        raise InvalidConfig(
+            f"The cache has no files of {model_id}.",
+            hint=f"HF_HOME names its folder; now it is {constants.HF_HUB_CACHE}.",
+        )
+
+
+def _check_folder(folder: Path) -> Iterator[CacheEntry]:
+    """Check the files of one model."""
+    name = folder.name.removeprefix("models--").replace("--", "/", 1)
+    unreadable: list[OSError] = []
+    if _list_folder(folder, unreadable):
         for path in _files_below(folder / "blobs", unreadable):
             # Unfinished downloads end in .incomplete, and file managers leave files of their own.
             if HASH.fullmatch(path.name):
@@ -407,7 +416,7 @@ def check_cache(model_id: str | None = None) -> Iterator[CacheEntry]:
             if not _is_link(path):
                 record = folder / "hashes" / path.relative_to(folder / "snapshots")
                 yield _check_entry(name, path, _read_record(record))
-        yield from (_not_checked(name, error) for error in unreadable)
+    yield from (_not_checked(name, error) for error in unreadable)
 
 
 def _is_link(path: Path) -> bool:

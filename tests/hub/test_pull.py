@@ -302,6 +302,14 @@ def test_the_verify_command_says_that_a_model_is_not_in_the_cache(
 
     assert main(["verify", "acme/mistyped"]) == 2
     assert "The cache has no files of acme/mistyped" in capsys.readouterr().err
+    # What the client notes of a repository without a package.
+    for name in ("refs/main", f".no_exist/{'a' * 40}/config.json"):
+        note = cache / "models--acme--empty" / name
+        note.parent.mkdir(parents=True)
+        note.write_text("a" * 40)
+    assert main(["verify", "acme/empty"]) == 2
+    assert "The cache has no files of acme/empty" in capsys.readouterr().err
+    assert main(["verify"]) == 0
 
 
 def test_the_verify_command_counts_what_it_could_not_check(
@@ -344,7 +352,12 @@ def test_the_verify_command_names_folders_that_it_may_not_read(
         monkeypatch.setattr(owner, name, guard(getattr(owner, name)))
     assert main(["verify"]) == 1
     assert f"not checked:  {cache}  (Permission denied)" in capsys.readouterr().out
-    assert main(["verify", "acme/x"]) == 1
+    for hidden, command in ((cache, ["verify", "acme/x"]), (folder, ["verify", "acme/x"]), (folder, ["verify"])):
+        secret = hidden
+        assert main(command) == 1
+        output = capsys.readouterr().out
+        assert output.count("not checked: ") == 1
+        assert f"not checked: acme/x  {folder}  (Permission denied)" in output
     secret = folder / "blobs"
     assert main(["verify"]) == 1
     assert f"not checked: acme/x  {secret}  (Permission denied)" in capsys.readouterr().out
