@@ -62,8 +62,10 @@ def parse_model_id(name: str, revision: str | None = None, *, endpoint: str | No
         endpoint: Address of the hub; HF_ENDPOINT when none is given.
 
     Raises:
-        InvalidConfig: it is none of these, an address of another hub, or names two revisions.
+        InvalidConfig: it is none of these, an address of another hub, or names two revisions, or the endpoint is no
+            string.
     """
+    check_endpoint(endpoint)
     model_id = name.strip()
     for prefix in HUB_PREFIXES:
         model_id = model_id.removeprefix(prefix)
@@ -98,6 +100,16 @@ def _parse_page(address: str, endpoint: str) -> tuple[str, str | None]:
     is_revision = len(rest) > 2 and rest[0] in ("tree", "blob", "resolve", "commit")
     # The slash of a branch such as feature/x is %2F there.
     return f"{owner}/{name}", unquote(rest[1]) if is_revision else None
+
+
+def check_endpoint(endpoint: str | None) -> None:
+    """Check that an endpoint can be the address of a hub.
+
+    Raises:
+        InvalidConfig: it is no string.
+    """
+    if not isinstance(endpoint, str | None):
+        raise InvalidConfig(f"endpoint is {endpoint!r}; it must be the address of a hub.")
 
 
 def check_model_id(model_id: str) -> None:

@@ -19,8 +19,8 @@ import httpx2
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils import _http
 
-from eca_hub.errors import HubError, HubUnavailable, InvalidConfig
-from eca_hub.hub.client import UnknownHost
+from eca_hub.errors import HubError, HubUnavailable
+from eca_hub.hub.client import UnknownHost, check_endpoint
 from eca_hub.hub.download_reader import DownloadReader
 from eca_hub.hub.hashes import HASH
 from eca_hub.names import is_commit
@@ -197,8 +197,7 @@ def limit_requests(
     Raises:
         InvalidConfig: the endpoint is no string.
     """
-    if not isinstance(endpoint, str | None):
-        raise InvalidConfig(f"endpoint is {endpoint!r}; it must be the address of a hub.")
+    check_endpoint(endpoint)
     _install_hooks()
     before = _LIMITS.set(RequestLimits(endpoint or constants.ENDPOINT, max_bytes, is_push, reader))
     try:

@@ -76,6 +76,12 @@ def test_other_names_are_refused(name: str, message: str) -> None:
         parse_model_id(name)
 
 
+@pytest.mark.parametrize("name", ["acme/x", "http://127.0.0.1:8000/acme/x"])
+def test_an_endpoint_of_another_type_is_named(name: str) -> None:
+    with pytest.raises(InvalidConfig, match="endpoint is 5; it must be the address of a hub"):
+        parse_model_id(name, endpoint=5)  # type: ignore[arg-type]
+
+
 def test_two_revisions_are_refused_if_they_differ() -> None:
     assert parse_model_id("acme/x@v1", "v1") == ("acme/x", "v1")
     with pytest.raises(InvalidConfig, match="names revision 'v1', but 'v2' is given too"):
