@@ -46,7 +46,7 @@ from eca_hub.hub.pull import pull
 from eca_hub.hub.push import PushResult, push_folder
 from eca_hub.hub.stock_timm import default_cfg_of, remove_padding, to_stock_timm
 from eca_hub.hub.timm_format import config_to_timm_dict, index_labels
-from eca_hub.hub.weights import Shapes, build_and_load, check_finite, read_tensors
+from eca_hub.hub.weights import Shapes, UnsupportedDtype, build_and_load, check_finite, read_tensors
 from eca_hub.models.build import build_model, count_parameters, resolve_config
 from eca_hub.models.complexity import count_complexity
 from eca_hub.models.config import ModelConfig
@@ -335,6 +335,8 @@ def imagenet_labels() -> tuple[str, ...]:
 def _read_tensors(package: Package) -> dict[str, Tensor]:
     try:
         return read_tensors(package.weights_bytes)
+    except UnsupportedDtype as error:
+        raise CheckpointMismatch(f"{WEIGHTS_FILE} of {package.model_id} cannot be used: {error}.") from None
     except ValueError as error:
         raise CheckpointMismatch(f"{WEIGHTS_FILE} of {package.model_id} is broken: {error}.") from None
 

@@ -53,6 +53,10 @@ _DTYPES = {
 }
 
 
+class UnsupportedDtype(ValueError):
+    """A tensor has a dtype that no network here has, such as F8_E4M3, U16 or C64; says which."""
+
+
 def read_tensors(content: bytes | memoryview) -> dict[str, Tensor]:
     """Return the tensors of a file that is in memory.
 
@@ -60,7 +64,8 @@ def read_tensors(content: bytes | memoryview) -> dict[str, Tensor]:
         content: The file. The tensors share its memory; read-only content is copied.
 
     Raises:
-        ValueError: the file breaks a rule of the format, or has a dtype or shape that is not supported; says which.
+        UnsupportedDtype: a tensor has a dtype that is not supported.
+        ValueError: the file breaks a rule of the format, or has a shape that is not supported; says which.
     """
     header, start = _read_header(content)
     memory = memoryview(bytearray(content)) if memoryview(content).readonly else memoryview(content)
@@ -173,7 +178,9 @@ class _Span:
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"{name[:100]!r} has other keys than dtype, shape and data_offsets")
         if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name[:100]!r} has the dtype {str(entry['dtype'])[:20]!r}")
+            raise UnsupportedDtype(
+                f"{name[:100]!r} has the dtype {str(entry['dtype'])[:20]!r}; supported are {', '.join(_DTYPES)}"
+            )
         self._dtype, self._shape = _DTYPES[entry["dtype"]], entry["shape"]
         offsets = entry["data_offsets"]
         if not _are_sizes(self._shape) or not _are_sizes(offsets) or len(offsets) != 2:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
 from eca_hub.hub.package import is_file
-from eca_hub.hub.weights import read_tensors
+from eca_hub.hub.weights import UnsupportedDtype, read_tensors
 
 _EMA_KEYS = ("state_dict_ema", "model_ema")
 _STATE_DICT_KEYS = (*_EMA_KEYS, "state_dict", "model_state_dict", "model", "net")
@@ -84,6 +84,8 @@ def _is_safetensors(path: Path) -> bool:
 def _read_safetensors(path: Path) -> Any:
     try:
         return read_tensors(path.read_bytes())
+    except UnsupportedDtype as error:
+        raise InvalidConfig(f"{path} is not read: {error}.") from None
     except ValueError as error:
         raise InvalidConfig(f"{path} is a broken safetensors file: {error}.") from None
 

@@ -15,9 +15,10 @@ from torch import nn
 from eca_hub import ImageConfig, create_model, export_to_timm, load_pretrained
 from eca_hub.commands.convert import main
 from eca_hub.errors import CheckpointMismatch, InvalidConfig
-from eca_hub.hub.convert import architecture
+from eca_hub.hub.convert import architecture, checkpoint
 from eca_hub.hub.convert.checkpoint import convert_checkpoint
 from eca_hub.hub.pretrained import imagenet_labels
+from eca_hub.models.config import ModelConfig
 from eca_hub.models.weight_init import on_meta_device
 from tests.hub import ecanet
 from tests.hub.conftest import Save
@@ -208,6 +209,18 @@ def test_the_license_of_the_package_around_the_file_is_that_of_the_new_one(
     torch.save(eca_resnet18.state_dict(), source / "other.pth")
     assert main([str(source / "other.pth"), "--to", str(tmp_path / "other"), "--architecture", "eca_resnet18"]) == 0
     assert b"Of the weights: mit." in (tmp_path / "other" / "README.md").read_bytes()
+
+
+def test_other_networks_are_not_compared_where_the_architecture_is_given(
+    eca_resnet18: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[ModelConfig] = []
+    monkeypatch.setattr(checkpoint, "same_tensors", compared.append)
+    torch.save(eca_resnet18.state_dict(), tmp_path / "weights.pth")
+    convert_checkpoint(tmp_path / "weights.pth", architecture="eca_resnet18")
+    assert compared == []
+    convert_checkpoint(tmp_path / "weights.pth")
+    assert len(compared) == 1
 
 
 def test_networks_with_the_same_tensors_are_told_apart_by_config_or_option(

@@ -51,16 +51,22 @@ def test_a_broken_file_is_reported(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape", "num_bytes"),
-    [("F4", [4], 2), ("F8_E8M0", [2], 2), ("F32", [0, 2**62, 2**62], 0)],
+    ("dtype", "shape", "num_bytes", "message"),
+    [
+        ("F4", [4], 2, r"is not read: 'a' has the dtype 'F4'; supported are F64, F32, "),
+        ("F8_E4M3", [2], 2, r"is not read: 'a' has the dtype 'F8_E4M3'; supported are F64, F32, "),
+        ("U16", [2], 4, r"is not read: 'a' has the dtype 'U16'; supported are F64, F32, "),
+        ("C64", [2], 16, r"is not read: 'a' has the dtype 'C64'; supported are F64, F32, "),
+        ("F32", [0, 2**62, 2**62], 0, r"is a broken safetensors file: 'a' has a shape"),
+    ],
 )
-def test_a_safetensors_file_that_torch_cannot_hold_is_reported(
-    dtype: str, shape: list[int], num_bytes: int, tmp_path: Path
+def test_a_safetensors_file_of_a_dtype_or_shape_that_is_not_supported_is_reported(
+    dtype: str, shape: list[int], num_bytes: int, message: str, tmp_path: Path
 ) -> None:
     header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, num_bytes]}}).encode()
     path = tmp_path / "odd.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
-    with pytest.raises(InvalidConfig, match=r"odd\.safetensors is a broken safetensors file: 'a' has"):
+    with pytest.raises(InvalidConfig, match=rf"odd\.safetensors {message}"):
         convert_checkpoint(path)
 
 
