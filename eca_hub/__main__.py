@@ -3,7 +3,6 @@
 Exit codes: 0, 2 for the user's mistake (one sentence on standard error), 1 for a failure, 130 after Ctrl-C.
 """
 
-import contextlib
 import difflib
 import importlib
 import sys
@@ -144,9 +143,7 @@ def _overview() -> str:
 
 def _print_error(sentence: str, command: str = "") -> int:
     show_progress("")
-    with contextlib.suppress(OSError):
-        # Standard error may be full or closed, too; the exit code still tells.
-        print(f"eca-hub{f' {command}' if command else ''}: {sentence}", file=sys.stderr)
+    print(f"eca-hub{f' {command}' if command else ''}: {sentence}", file=sys.stderr)
     return 2
 
 

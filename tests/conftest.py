@@ -44,9 +44,10 @@ SOAK_FILES = (
 
 
 def pytest_configure() -> None:
-    """Compile each module once, not in every process that a test starts, whatever the environment says."""
+    """Run the programs of tests as users do, whatever the environment says: with buffers, and compiled once."""
     sys.dont_write_bytecode = False
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"):
+        os.environ.pop(name, None)
 
 
 @pytest.hookimpl(trylast=True)

@@ -22,5 +22,10 @@ def test_a_signal_that_the_parent_has_ignored_as_nohup_does_stays_ignored(
 
 
 def test_a_signal_that_ends_a_program_interrupts_it(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Processes(tmp_path):
-        signal.raise_signal(signal.SIGHUP)
+    # Also where nohup runs the tests.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), Processes(tmp_path):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,8 +1,9 @@
-"""Standard streams of a command: closed ones are replaced, and errors of writing the output are recognized."""
+"""Standard streams of a command: closed ones are replaced, and errors of writing to them do not end it as others do."""
 
 import io
 import os
 import sys
+from typing import Any
 
 
 class _StandardOutput(io.FileIO):
@@ -19,8 +20,19 @@ class _StandardOutput(io.FileIO):
             raise
 
 
+class _StandardError(io.FileIO):
+    """Standard error that drops what cannot be written: a command goes on when its terminal has been closed."""
+
+    def write(self, content: Any, /) -> int:
+        """Write as FileIO does, or as if it had."""
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
 def prepare_streams() -> None:
-    """Replace streams that the shell has closed, as by `>&-`, which Python sets to None.
+    """Replace streams that the shell has closed, as by `>&-`, which Python sets to None, and wrap those of output.
 
     Names of files may have bytes that are not UTF-8, and a terminal may lack letters of a label: they are escaped.
     """
@@ -35,6 +47,13 @@ def prepare_streams() -> None:
             errors="backslashreplace" if sys.stdout.errors == "strict" else sys.stdout.errors,
             # `python -u` writes through.
             line_buffering=sys.stdout.line_buffering or sys.stdout.write_through,
+        )
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_StandardError(sys.stderr.fileno(), "w", closefd=False)),
+            encoding=sys.stderr.encoding,
+            errors=sys.stderr.errors,
+            line_buffering=True,
         )
 
 

@@ -1,6 +1,5 @@
 """`eca-hub sweep`: train every combination of a grid, some at a time, and collect the results."""
 
-import contextlib
 import json
 import os
 import sys
@@ -73,9 +72,12 @@ def main(argv: list[str]) -> int:
         raise InvalidUsage(f"{error.filename} cannot be made a folder: {error.strerror}.") from None
     check_file(results_file)
     if recorded:
-        _print_note(f"{len(recorded)} runs are in {results_file} and have no run folder; they count as finished.")
+        print(
+            f"{len(recorded)} runs are in {results_file} and have no run folder; they count as finished.",
+            file=sys.stderr,
+        )
     for name in sorted({path.parent.name for path in out_dir.glob("*/result.json")} - {run.name for run in runs}):
-        _print_note(f"{out_dir / name} belongs to no run of {args.sweep} and is left out of the results.")
+        print(f"{out_dir / name} belongs to no run of {args.sweep} and is left out of the results.", file=sys.stderr)
     launcher: Launcher
     if args.ray:
         from eca_hub.sweep.ray_launcher import RayLauncher
@@ -87,7 +89,7 @@ def main(argv: list[str]) -> int:
     try:
         state = run_sweep(runs, out_dir, results_file, launcher=launcher, report=printer.show)
     except KeyboardInterrupt:
-        _print_note("Stopped. Runs in progress saved a checkpoint; the same command continues.")
+        print("Stopped. Runs in progress saved a checkpoint; the same command continues.", file=sys.stderr)
         raise
     except OSError as error:
         if error.filename is None:
@@ -96,10 +98,10 @@ def main(argv: list[str]) -> int:
     finally:
         show_progress("")
     for name, reason in state.failed.items():
-        _print_note(f"{name} failed: {reason} Its log: {out_dir / name}.log")
+        print(f"{name} failed: {reason} Its log: {out_dir / name}.log", file=sys.stderr)
     num_left = state.num_runs - state.num_done - len(state.failed)
     if num_left:
-        _print_note(f"{num_left} runs were not started, because the first one failed.")
+        print(f"{num_left} runs were not started, because the first one failed.", file=sys.stderr)
     summary: dict[str, Any] = {
         "runs": state.num_runs,
         "finished": state.num_done,
@@ -115,23 +117,18 @@ def main(argv: list[str]) -> int:
             if baseline is not None and networks:
                 of_sweep, networks = networks, with_baseline(networks, runs, baseline)
                 for folder in sorted(set(of_sweep.values()) - set(networks.values())):
-                    _print_note(
+                    print(
                         f"{baseline} is timed in place of {folder}: both have the same values of the grid; other "
-                        "options are not compared."
+                        "options are not compared.",
+                        file=sys.stderr,
                     )
             _write_speeds(networks, left_out, results_file, num_jobs=args.jobs)
         elif args.speeds:
-            _print_note("The networks were not timed, because not all runs have finished.")
+            print("The networks were not timed, because not all runs have finished.", file=sys.stderr)
     finally:
         # Last, because it fails where the terminal has been closed.
         print(text)
     return 0 if state.num_done == state.num_runs else 1
-
-
-def _print_note(line: str) -> None:
-    # A sweep goes on when its terminal has been closed.
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
 
 
 def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results_file: Path, *, num_jobs: int) -> None:
@@ -143,12 +140,12 @@ def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results
     from eca_hub.sweep.speeds import measure_speeds
 
     if not networks:
-        _print_note("No network was timed, because no run has a folder here.")
+        print("No network was timed, because no run has a folder here.", file=sys.stderr)
         return
     speeds_file = table_beside(results_file, "speeds")
     if left_out:
         kept = f" {speeds_file} stays as it is." if speeds_file.exists() else ""
-        _print_note(f"Not timed, because no run of it has a folder here: {', '.join(left_out)}.{kept}")
+        print(f"Not timed, because no run of it has a folder here: {', '.join(left_out)}.{kept}", file=sys.stderr)
         if kept:
             return
     # Both as in the runs.
@@ -167,7 +164,7 @@ def _write_speeds(networks: Mapping[str, Path], left_out: Sequence[str], results
         write_table(rows, speeds_file)
     except OSError as error:
         raise not_written(speeds_file, error) from None
-    _print_note(f"{len(rows)} networks were timed: {speeds_file}")
+    print(f"{len(rows)} networks were timed: {speeds_file}", file=sys.stderr)
 
 
 class _Printer:
@@ -188,7 +185,7 @@ class _Printer:
         if num_ended != self._num_ended:
             self._num_ended = num_ended
             show_progress("")
-            _print_note(line)
+            print(line, file=sys.stderr)
         show_progress(f"{line}: {', '.join(state.running)}"[:200])
 
 

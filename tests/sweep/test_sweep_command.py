@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from eca_hub.__main__ import main
-from eca_hub.commands.sweep import _Printer, _write_speeds
+from eca_hub.commands.sweep import _write_speeds
 from eca_hub.commands.sweep import main as sweep
 from eca_hub.errors import InvalidUsage
 from eca_hub.sweep.grid import read_sweep
@@ -99,28 +99,20 @@ class ClosedTerminal(io.StringIO):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_sweep_goes_on_when_its_terminal_has_been_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", ClosedTerminal())
-    _Printer(1).show(SweepState(num_runs=2))
-
-
-def test_a_failed_run_ends_a_sweep_with_its_summary_when_standard_error_has_been_closed(
+def test_a_failed_run_ends_a_sweep_with_its_reason_and_the_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     state = SweepState(num_runs=4, num_done=1, failed={"run1": "exit code 1"})
     monkeypatch.setattr("eca_hub.sweep.queue.run_sweep", lambda *_, **__: state)
-    monkeypatch.setattr(sys, "stderr", ClosedTerminal())
     assert sweep(["-c", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().out.startswith("1 of 4 runs finished")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("1 of 4 runs finished")
+    assert "run1 failed: exit code 1 " in printed.err
 
 
 def test_networks_are_timed_when_the_terminal_has_been_closed(finished: list[str], tmp_path: Path) -> None:
-    with (
-        contextlib.redirect_stdout(ClosedTerminal()),
-        contextlib.redirect_stderr(ClosedTerminal()),
-        pytest.raises(OSError, match="Input/output error"),
-    ):
+    with contextlib.redirect_stdout(ClosedTerminal()), pytest.raises(OSError, match="Input/output error"):
         sweep([*finished, "--speeds"])
     assert (tmp_path / "out" / "results_speeds.csv").is_file()
 

@@ -8,6 +8,7 @@ Shapes: N images.
 """
 
 import contextlib
+import copy
 import os
 import re
 import tarfile
@@ -164,9 +165,11 @@ def _samples(shards: list[Path], remarks: list[str]) -> Iterator[Sample]:
         try:
             with tarfile.open(shard, "r:") as tar:
                 for each in tar:
+                    member = each
                     # GNU tar writes the content of linked files once.
-                    target = files.get(each.linkname) if each.islnk() else None
-                    member = target.replace(name=each.name) if target else each
+                    if each.islnk() and each.linkname in files:
+                        member = copy.copy(files[each.linkname])
+                        member.name = each.name
                     base = member.name.rsplit("/", 1)[-1]
                     num_links += member.issym() or member.islnk()
                     if not member.isfile() or base.startswith("."):
