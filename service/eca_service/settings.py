@@ -245,8 +245,8 @@ class Settings(BaseModel):
     num_engines: int = _option(
         "speed",
         0,
-        "Engine threads of a model on each device; 0: one for each core, two for a GPU. On a GPU one copies while the "
-        "other computes.",
+        "Engine threads of a model on each device; 0: one for each core, two for a GPU. On a CPU it is also the most "
+        "cores that a single image uses. On a GPU one engine copies while the other computes.",
         0,
         256,
     )

@@ -59,7 +59,7 @@ def prepare_classifier(
         settings: How to run it.
         devices: Their names.
         limits: What an image may cost.
-        num_cores: Cores of this process.
+        num_cores: Cores that an image may use while no other is being run.
 
     Raises:
         BadSetting: a device cannot compute in the number format of the settings.

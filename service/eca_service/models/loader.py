@@ -5,6 +5,7 @@ torch is imported here, in a thread, after the port is open: `/healthz` responds
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import threading
@@ -36,6 +37,21 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
+def count_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return the cores that this process may use: those of its affinity, or fewer if its container has a CPU limit.
+
+    Args:
+        quota_file: The limit by cgroup v2, as microseconds in each period: `200000 100000` is two cores. Without a
+            limit it is `max 100000`, or there is no file.
+    """
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota_us, period_us = map(int, quota_file.read_text().split())
+    except (OSError, ValueError):
+        return num_cores
+    return max(1, min(num_cores, math.ceil(quota_us / period_us)))
+
+
 class ModelLoader:
     """Opens models, which share one set of decoder threads.
 
@@ -45,7 +61,7 @@ class ModelLoader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._num_cores = count_cores()
         if settings.compile:
             # The compiler reads this when it is imported. Its output is kept for the next start; its default is /tmp.
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -269,7 +285,9 @@ def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPac
     torch.set_num_threads(1)
     predictor = load_predictor(source.location, source.revision, device=devices[0])
     predictor.model_id = source.public_id
-    loaded = prepare[type(predictor)](predictor, settings, devices, _image_limits(settings), num_cores)
+    # Ray bounds the cores of a replica by the number of its engines alone.
+    num_threads = min(num_cores, settings.num_engines or num_cores)
+    loaded = prepare[type(predictor)](predictor, settings, devices, _image_limits(settings), num_threads)
     if loaded.optimize is None:
         # The network as it was loaded, and what the parity check needed.
         _trim_heap_later()
