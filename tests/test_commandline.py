@@ -302,6 +302,17 @@ def test_a_reader_that_has_exited_hides_no_unfinished_work(command: str, work: s
     assert done.stderr == ("eca-hub push: The output cannot be written: Broken pipe.\n" if expected == 1 else "")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes that do not block")
+def test_a_command_goes_on_when_a_pipe_of_standard_error_is_full() -> None:
+    reader, pipe = os.pipe()
+    os.set_blocking(pipe, False)
+    code = RUN_A_FAKE.format(command="models", work="print('x' * 99999, file=sys.stderr); print('done')", code=0)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=pipe, check=False)
+    os.close(reader)
+    os.close(pipe)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no terminals as files")
 def test_a_command_goes_on_when_its_terminal_has_been_closed() -> None:
     user, terminal = os.openpty()

@@ -114,7 +114,9 @@ def _read_card(source: str, package: "Package") -> bytes:
         return read_card(source if is_local(source) else f"{HUB_PREFIXES[0]}{package.model_id}@{package.revision}")
     except OSError as error:
         show_progress("")
-        print(f"{error.filename} cannot be read: {error.strerror}. Its license is left out.", file=sys.stderr)
+        print(
+            f"{error.filename} cannot be read: {error.strerror}. A license stated there is not used.", file=sys.stderr
+        )
         return b""
 
 

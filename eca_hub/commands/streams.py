@@ -1,4 +1,4 @@
-"""Standard streams of a command: closed ones are replaced, and errors of writing to them do not end it as others do."""
+"""Standard streams of a command: closed ones are replaced, and errors of writing to them are told from others."""
 
 import io
 import os
@@ -24,9 +24,10 @@ class _StandardError(io.FileIO):
     """Standard error that drops what cannot be written: a command goes on when its terminal has been closed."""
 
     def write(self, content: Any, /) -> int:
-        """Write as FileIO does, or as if it had."""
+        """Write as FileIO does; return the length of what is dropped."""
         try:
-            return super().write(content)
+            # None from a full pipe that does not block.
+            return super().write(content) or len(content)
         except OSError:
             return len(content)
 

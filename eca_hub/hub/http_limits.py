@@ -117,7 +117,7 @@ class RequestLimits:
         """Check the headers of a response, and meter its body."""
         self._was_good = response.is_success
         if self._is_push and response.request.method == "PUT":
-            # A hub that reads no more meets the write timeout; one that is busy afterwards may ask for a wait.
+            # While the file is sent, the write timeout is the limit; a hub that is busy afterwards may ask for a wait.
             self._until_s += self._clock() - self._requested_at_s
             # A large file is sent in hundreds of parts, whose number the client compares with its size.
             self._num_requests -= response.is_success

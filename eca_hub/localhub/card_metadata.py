@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from eca_hub.card_yaml import MAX_METADATA_CHARS, InvalidCard, parse_card_yaml
+from eca_hub.card_yaml import InvalidCard, parse_card_yaml
 
 MAX_TAGS = 500
 
@@ -18,7 +18,7 @@ def read_metadata(card: str) -> dict[str, Any]:
     Raises:
         InvalidCard: the metadata cannot be read.
     """
-    match = _METADATA.match(card[: MAX_METADATA_CHARS + 100])
+    match = _METADATA.match(card)
     if not match:
         return {}
     try:

@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def licenses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The licenses of the folders that were written for timm, none of which is."""
+    """The licenses of the folders that would be written for timm; nothing is written."""
     found: list[str] = []
     monkeypatch.setattr(
         "eca_hub.hub.pretrained.export_to_timm", lambda model, folder, *, config, facts: found.append(facts.license)
@@ -52,4 +52,7 @@ def test_a_folder_whose_card_cannot_be_read_is_converted_without_a_license(
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     assert main(["convert", str(tiny_package), "--format", "timm", "--to", str(tmp_path / "timm")]) == 0
     assert licenses == [""]
-    assert f"{tiny_package / 'README.md'} cannot be read: Permission denied. Its license is" in capsys.readouterr().err
+    assert (
+        f"{tiny_package / 'README.md'} cannot be read: Permission denied. A license stated there is not used."
+        in capsys.readouterr().err
+    )

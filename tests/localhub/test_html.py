@@ -118,3 +118,9 @@ def test_metadata_are_read_with_any_line_ends() -> None:
     assert read_metadata("\ufeff---\nlicense: mit\n---\n# Card") == {"license": "mit"}
     assert validate_card("---\nlicense: my-own\nmodel-index: x\n---\n") == ([], [])
     assert "<h1>" in render_card("# x", "http://h/")
+
+
+@pytest.mark.parametrize("num_chars", [64_050, 70_000])
+def test_metadata_that_are_too_long_are_an_error_and_not_called_missing(num_chars: int) -> None:
+    [error], _ = validate_card(f"---\nx: {'y' * num_chars}\n---\n")
+    assert "at most 64000 characters" in error

@@ -102,7 +102,7 @@ class Engine:
     Args:
         run_batch: The network with its preprocessing.
         rebuild: Makes the same function anew after the device has failed under the old one, or a thread that hangs in
-            it was given up. It runs the batches of the warm-up once, and has the time of a warm-up for that.
+            it was given up. The engine runs the batches of the warm-up with it, with the time limit of a warm-up.
         on_fatal_error: Called once when the device stays lost in this process.
         hang_timeout_s: When a batch counts as hung if its thread does nothing, as in a deadlock. A thread that works,
             or waits for a GPU, gets ten times the measured time for as many images.
