@@ -4,6 +4,7 @@ import datetime
 import fcntl
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def open_run_folder(
             )
     try:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (path, checkpoints.folder):
+            tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InvalidConfig(
             f"The run folder {path} cannot be used: {error.strerror}.", hint="Give another --run_dir."

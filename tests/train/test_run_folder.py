@@ -1,6 +1,10 @@
 """The folder of a run: the names that can be given for it."""
 
+import errno
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +31,24 @@ def test_a_run_folder_in_the_home_folder_is_that_of_the_user(monkeypatch: pytest
 def test_a_name_that_no_run_folder_can_have_is_refused_in_a_sentence() -> None:
     with pytest.raises(InvalidConfig, match=r"cannot be used: File name too long\. Give another --run_dir\."):
         open_run_folder(Path("x" * 300), resume=False, overwrite=False)
+
+
+@pytest.mark.parametrize("options", [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}])
+@pytest.mark.parametrize("folder", [".", "checkpoints"])
+def test_a_run_in_which_no_file_can_be_written_is_refused_before_any_work(
+    options: dict[str, bool], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 4, 1)
+    open_file = tempfile.TemporaryFile
+
+    def refuse(*, dir: Path) -> Any:
+        if dir == tmp_path / folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(dir))
+        return open_file(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InvalidConfig, match=r"cannot be used: Permission denied\. Give another --run_dir\."):
+        open_run_folder(tmp_path, **options)
 
 
 def test_a_run_to_evaluate_whose_name_no_folder_can_have_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
