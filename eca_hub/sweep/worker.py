@@ -6,6 +6,7 @@ find the runs finished, so two processes never train into one folder. The kernel
 dies.
 """
 
+import contextlib
 import fcntl
 import os
 import sys
@@ -30,7 +31,8 @@ def run_once(run_dir: Path, arguments: Sequence[str], *, command: Sequence[str] 
     """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(run_dir.with_name(f".{run_dir.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
     if is_finished(run_dir):
         return
     os.set_inheritable(lock, True)

@@ -1,5 +1,6 @@
 """The process of one run of a sweep."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -50,3 +51,17 @@ def test_a_finished_run_is_not_started(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "run" / "result.json").touch()
     monkeypatch.setattr(os, "execv", lambda path, words: pytest.fail("was started"))
     run_once(tmp_path / "run", [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_on_a_file_system_without_locks_the_run_is_started(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    started = list[list[str]]()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(os, "execv", lambda path, words: started.append(words))
+    run_once(tmp_path / "run", [], command=["fit"])
+    assert started == [["fit", "--run_dir", str(tmp_path / "run"), "--resume"]]
