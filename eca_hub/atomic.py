@@ -6,6 +6,7 @@ has a second file, NAME.sha256.json, with its SHA-256, its size and metadata giv
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,10 @@ from typing import Any
 
 TEMPORARY_SUFFIX = ".tmp"
 CHECKSUM_SUFFIX = ".sha256.json"
+
+
+_NO_FSYNC_OF_FOLDERS = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
+"""Errors of file systems that cannot sync a folder, such as shares of VirtualBox; PostgreSQL ignores the first two."""
 
 
 class NotIntact(Exception):
@@ -254,5 +259,8 @@ def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_FSYNC_OF_FOLDERS:
+            raise
     finally:
         os.close(descriptor)

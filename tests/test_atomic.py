@@ -1,5 +1,6 @@
 """Atomic writes leave the old content or the new content."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -91,3 +92,25 @@ def test_the_hash_of_a_folder_covers_names_and_bytes(tmp_path: Path) -> None:
         (tmp_path / str(number) / name).write_bytes(content)
         hashes.append(sha256_of(tmp_path / str(number)))
     assert len(set(hashes)) == 3
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+def test_on_a_file_system_that_cannot_sync_folders_only_the_files_are_synced(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses_files = False
+
+    def refuse(descriptor: int) -> None:
+        if refuses_files or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_atomic(tmp_path / "config.json", b"content")
+    with atomic_folder(tmp_path / "folder") as draft:
+        (draft / "file").write_bytes(b"content")
+    assert (tmp_path / "config.json").read_bytes() == (tmp_path / "folder" / "file").read_bytes() == b"content"
+    refuses_files = True
+    with pytest.raises(OSError, match=os.strerror(number)):
+        write_atomic(tmp_path / "config.json", b"other")
+    with pytest.raises(OSError, match=os.strerror(number)), atomic_folder(tmp_path / "other") as draft:
+        (draft / "file").write_bytes(b"content")
