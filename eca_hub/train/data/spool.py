@@ -68,13 +68,14 @@ class Spool:
             return self._file
 
     def _write(self) -> int:
-        folder = tempfile.gettempdir()
-        if shutil.disk_usage(folder).free < self._num_bytes:
-            raise InvalidConfig(
-                f"Unpacking the images takes {self._num_bytes / 2**30:.1f} GiB in {folder}, which has less free.",
-                hint="Set TMPDIR to a folder on a larger disk.",
-            )
+        folder = "a temporary file"
         try:
+            folder = tempfile.gettempdir()
+            if shutil.disk_usage(folder).free < self._num_bytes:
+                raise InvalidConfig(
+                    f"Unpacking the images takes {self._num_bytes / 2**30:.1f} GiB in {folder}, which has less free.",
+                    hint="Set TMPDIR to a folder on a larger disk.",
+                )
             with tempfile.TemporaryFile() as file:
                 return self._write_into(file)
         except OSError as error:

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import tempfile
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -47,3 +48,12 @@ def test_a_disk_that_fills_up_meanwhile_is_reported_with_its_folder() -> None:
 
     with pytest.raises(InvalidConfig, match=r"cannot be unpacked into .*: No space left on device\. Set TMPDIR"):
         Spool(records, 10).read(0)
+
+
+def test_a_machine_without_a_temporary_folder_is_told_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    with pytest.raises(InvalidConfig, match=r"No usable temporary directory found in \['/tmp'\]\. Set TMPDIR"):
+        Spool(Counted(), 10).read(0)
