@@ -22,3 +22,6 @@ grep -qFf secrets/metrics_key secrets/api_keys || {
     [ -z "$(tail -c 1 secrets/api_keys)" ] || echo >> secrets/api_keys
     cat secrets/metrics_key >> secrets/api_keys
 }
+# The users of the containers read what is mounted from here, which a checkout with a umask of 077 hides from them.
+deploy=$(dirname "$0")
+chmod -R a+rX "$deploy/nginx" "$deploy/prometheus" "$deploy/grafana"

@@ -155,6 +155,30 @@ def test_the_replicas_use_as_many_threads_as_they_may_use_cores() -> None:
         assert SERVICES["service"]["environment"][name] == SERVICES["service"]["deploy"]["resources"]["limits"]["cpus"]
 
 
+def test_training_uses_no_more_threads_than_it_may_use_cores_and_has_shared_memory_for_its_workers() -> None:
+    for name in ("seed", "train"):
+        spec = SERVICES[name]
+        assert int(spec["environment"]["OMP_NUM_THREADS"]) <= int(spec["deploy"]["resources"]["limits"]["cpus"])
+    assert SERVICES["train"]["shm_size"] == "1g"
+
+
+def test_the_containers_read_what_a_private_checkout_mounts_and_copies(tmp_path: Path) -> None:
+    deploy = tmp_path / "service" / "deploy"
+    shutil.copytree(ROOT / "service" / "deploy", deploy)
+    for path in deploy.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+    subprocess.run(["sh", "service/deploy/make_secrets.sh"], cwd=tmp_path, check=True)
+    for spec in SERVICES.values():
+        for source in (volume.split(":")[0] for volume in spec.get("volumes", ())):
+            if source.startswith("./"):
+                for path in (tmp_path / source, *(tmp_path / source).rglob("*")):
+                    mode = path.stat().st_mode & 0o777
+                    is_executable = path.is_dir() or path.suffix == ".envsh"
+                    assert mode & 0o555 == (0o555 if is_executable else 0o444), path
+    assert (deploy / "publish_demo.py").stat().st_mode & 0o077 == 0
+    assert 'RUN ["chmod", "-R", "a+rX", "/demo"]' in STAGES["train"]
+
+
 def test_what_is_mounted_from_the_repository_is_there() -> None:
     for spec in SERVICES.values():
         for volume in spec.get("volumes", ()):
