@@ -63,9 +63,7 @@ class ModelLoader:
         self._settings = settings
         self._num_cores = count_cores()
         if settings.compile:
-            # The compiler reads this when it is imported. Its output is kept for the next start; its default is /tmp.
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "eca-hub" / "compiled"))
+            _keep_compiled()
         self._decoder_threads: DecoderThreads | None = None
         self._is_ending = threading.Lock()
         self.is_draining: Callable[[], bool] = lambda: False
@@ -260,6 +258,24 @@ class _RunningPackage:
                 # The first image by itself takes longer than the next.
                 _run_batch_of(network)([item])
         return optimized
+
+
+def _keep_compiled() -> None:
+    """Keep the compiler's output for the next start, where there is a cache folder; its default is in /tmp.
+
+    The compiler reads the variable when it is imported.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eca-hub" / "compiled"
+        if folder.is_absolute():
+            folder.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError):
+        # The user has no home folder, or it cannot be written.
+        return
+    if folder.is_absolute() and os.access(folder, os.W_OK):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _load(source: ModelSource, settings: Settings, num_cores: int) -> "LoadedPackage":

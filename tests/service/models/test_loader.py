@@ -70,6 +70,33 @@ def test_the_cores_of_a_container_are_those_of_its_cpu_limit(
     assert count_cores(tmp_path / "cpu.max") == num_cores
 
 
+@pytest.mark.parametrize(
+    ("home", "expected"),
+    [
+        ("{}", "{}/.cache/eca-hub/compiled"),
+        ("{}/file", "the default"),
+        ("relative", "the default"),
+        (None, "the default"),
+    ],
+)
+def test_compiled_networks_are_kept_where_the_user_has_a_home_folder_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None, expected: str
+) -> None:
+    def find_no_user(uid: int) -> None:
+        raise KeyError(uid)
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("pwd.getpwuid", find_no_user)
+    # Set and removed again, so that what the loader sets does not stay after the test.
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if home is not None:
+        monkeypatch.setenv("HOME", home.format(tmp_path))
+    ModelLoader(Settings(model=("folder",), compile=True))
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR", "the default") == expected.format(tmp_path)
+
+
 @pytest.mark.parametrize(("num_engines", "expected"), [(2, 2), (4, 3)])
 def test_a_single_image_uses_no_more_cores_than_there_are_engines(
     folder: str, monkeypatch: pytest.MonkeyPatch, num_engines: int, expected: int
