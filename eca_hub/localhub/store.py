@@ -284,12 +284,12 @@ class Store:
         shutil.rmtree(self.root / "tmp", ignore_errors=True)
         for name in (_IDENTITY_FILE, _NAMES_FILE):
             with contextlib.suppress(FileNotFoundError):
-                (self.root / name).chmod(FILE_MODE)
+                _make_private(self.root / name, FILE_MODE)
             for leftover in self.root.glob(f".{name}.*{TEMPORARY_SUFFIX}"):
                 leftover.unlink()
         for name in _SUBFOLDERS:
             make_folder(self.root / name, mode=FOLDER_MODE)
-            (self.root / name).chmod(FOLDER_MODE)
+            _make_private(self.root / name, FOLDER_MODE)
         # All at once and now, instead of an fsync for each during an upload.
         for number in range(256):
             (self.root / "blobs" / f"{number:02x}").mkdir(FOLDER_MODE, exist_ok=True)
@@ -358,9 +358,20 @@ def _take_lock(root: Path) -> filelock.BaseFileLock:
         lock.acquire()
     except filelock.Timeout:
         raise StoreLocked(f"another local hub is using {root}") from None
+    except NotImplementedError:
+        raise StoreUnusable(f"{root} cannot be locked: its file system has no file locks") from None
     except OSError as error:
         raise StoreUnusable(f"{root} cannot be written: {error.strerror}") from None
     return lock
+
+
+def _make_private(path: Path, mode: int) -> None:
+    try:
+        path.chmod(mode)
+    except PermissionError as error:
+        raise StoreUnusable(
+            f"{path} cannot be made private to its owner: {error.strerror}; FAT and exFAT keep no permissions"
+        ) from None
 
 
 def _read_json_object(path: Path) -> dict[str, Any] | None:

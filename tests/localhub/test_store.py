@@ -1,11 +1,13 @@
 """The hub's folder: other folders stay untouched, files are private, damaged repositories do not hide the others."""
 
 import concurrent.futures
+import errno
 import json
 import stat
 import threading
 from pathlib import Path
 
+import filelock
 import pytest
 
 from eca_hub.__main__ import main
@@ -78,6 +80,27 @@ def test_a_folder_in_use_is_locked_until_it_is_closed(tmp_path: Path) -> None:
         Store(tmp_path)
     store.close()
     Store(tmp_path).close()
+
+
+def test_a_file_system_without_permissions_or_without_locks_is_named_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse_mode(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    def refuse_lock(lock: filelock.FileLock) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    for name, refuse, expected in (
+        ("pathlib.Path.chmod", refuse_mode, "FAT and exFAT keep no permissions."),
+        ("filelock.FileLock.acquire", refuse_lock, "its file system has no file locks."),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, refuse)
+            assert main(["localhub", "--root", str(tmp_path / "hub"), "--port", "0"]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.endswith(expected)
+    Store(tmp_path / "hub").close()
 
 
 def test_other_users_of_the_machine_can_read_nothing(tmp_path: Path) -> None:
