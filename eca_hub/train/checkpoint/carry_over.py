@@ -5,28 +5,23 @@ labels differ, and the optimizer keeps its state if it is the same one with the 
 """
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from eca_hub.errors import InvalidConfig
 
 _MODEL = "model."
 _MIN_SHARE = 0.5
-_CYCLED = ("momentum", "betas")
-"""Options of a parameter group that a scheduler with `cycle_momentum` changes: their place in the cycle is state."""
 _GROUP_OPTIONS_OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
-_DERIVED_FROM_ARGUMENTS = {
-    "CyclicLR": ("max_lrs", "total_size", "step_ratio", "base_momentums", "max_momentums"),
-    "OneCycleLR": ("_schedule_phases", "_anneal_func_type"),
-    "ReduceLROnPlateau": ("min_lrs", "default_min_lr", "mode_worse"),
-}
-"""Attributes of schedulers of torch that follow from arguments of other names."""
-_STARTS_ANEW = {"T_0": ("T_cur", "T_i"), "mode": ("best", "num_bad_epochs")}
-"""Argument of CosineAnnealingWarmRestarts and ReduceLROnPlateau to the state that has no meaning for another value."""
+_NEEDS_MORE_STATE = ("amsgrad", "centered", "momentum", "beta1")
+"""Options with which optimizers of torch and timm read state that they do not keep without them."""
+_PROGRESS_OF_PLATEAU = ("last_epoch", "_last_lr", "cooldown_counter")
+_BEST_OF_PLATEAU = ("best", "num_bad_epochs")
 
 
 def carry_over(
@@ -73,8 +68,9 @@ def carry_over(
         fitting = {name: tensor for name, tensor in checkpoint["ema"].items() if name in weights}
         fresh = {name: own[_MODEL + name] for name in new}
         checkpoint["ema"] = {**fresh, **fitting}
+    notes_of_scheduler = _carry_over_scheduler(checkpoint, scheduler)
     notes += _carry_over_optimizer(checkpoint, scheduler.optimizer, is_same_network=not new and not dropped)
-    return notes + _carry_over_scheduler(checkpoint, scheduler)
+    return notes + notes_of_scheduler
 
 
 def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -99,59 +95,83 @@ def _check_share(kept: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
 
 
 def _carry_over_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, *, is_same_network: bool) -> list[str]:
+    """Keep the state of the same optimizer, with the options of the new one, whose learning rates are those to use."""
     [saved] = checkpoint["optimizer_states"]
     own = optimizer.state_dict()
     earlier, name = checkpoint.get("optimizer_name"), optimizer_name(optimizer)
     sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
-    options = [{**each, "initial_lr": each.get("initial_lr", each["lr"])} for each in group_options(optimizer)]
-    # Where the schedule left the rate, in relation to the one that was given.
-    [share, *_] = [group["lr"] / (group.get("initial_lr") or group["lr"] or 1.0) for group in saved["param_groups"]]
-    if is_same_network and earlier == name and sizes[0] == sizes[1]:
-        # Others, such as counters, are state; `on_train_start` sets `lr`.
-        arguments = _arguments(optimizer) | set(_GROUP_OPTIONS_OF_SCHEDULERS)
-        for group, new in zip(saved["param_groups"], options, strict=True):
-            if new["initial_lr"] != group.get("initial_lr"):
-                group["lr"] = share * new["initial_lr"]
-            is_cycled = "base_momentum" in group and "base_momentum" in new
-            given = arguments & new.keys() - {"lr"}
-            group.update({name: new[name] for name in given if not (is_cycled and name in _CYCLED)})
-            if is_cycled and "betas" in given:
-                # Only the first one is cycled.
-                group["betas"] = (group["betas"][0], *new["betas"][1:])
-        return []
-    groups = [
-        {**group, **new, "lr": share * new["initial_lr"]}
-        for group, new in zip(own["param_groups"], options, strict=True)
-    ]
-    checkpoint["optimizer_states"] = [{"state": {}, "param_groups": groups}]
-    reason = f"it was {earlier} and is {name}" if earlier != name else "its parameters have changed"
-    return [f"The optimizer starts with an empty state, because {reason}."]
+    reason = ""
+    if earlier != name:
+        reason = f"it was {earlier} and is {name}"
+    elif not is_same_network or sizes[0] != sizes[1]:
+        reason = "its parameters have changed"
+    else:
+        for group, new in zip(saved["param_groups"], own["param_groups"], strict=True):
+            for option in _NEEDS_MORE_STATE:
+                if new.get(option) and not group.get(option):
+                    reason = f"{option} was {group.get(option)} and is {new[option]}"
+    if reason:
+        checkpoint["optimizer_states"] = [{"state": {}, "param_groups": own["param_groups"]}]
+        return [f"The optimizer starts with an empty state, because {reason}."]
+    # Others, such as counters, are state.
+    names = _arguments(optimizer) | {"lr", *_GROUP_OPTIONS_OF_SCHEDULERS}
+    for group, new in zip(saved["param_groups"], group_options(optimizer), strict=True):
+        group.update({name: new[name] for name in names & new.keys()})
+    return []
 
 
 def _carry_over_scheduler(checkpoint: dict[str, Any], scheduler: LRScheduler) -> list[str]:
-    """Keep the state of a scheduler of the same class, with the rates and arguments of the new configuration."""
+    """Continue a schedule of the same class, with the learning rates and arguments of the new configuration.
+
+    The new scheduler makes the steps of the saved one again: torch computes many learning rates from the one before,
+    so that the saved ones would keep what the earlier arguments have made of them. The optimizer of the scheduler then
+    has the learning rates, and the momentum if it is cycled, of a run that always had the new arguments.
+    """
     [saved] = checkpoint["lr_schedulers"]
     name = type(scheduler).__name__
     earlier = checkpoint.get("scheduler_name", name)
-    state = scheduler.state_dict()
-    if earlier == name:
-        given = {*_arguments(scheduler), *_DERIVED_FROM_ARGUMENTS.get(name, ())} - {"last_epoch"}
-        for argument, progress in _STARTS_ANEW.items():
-            if saved.get(argument) != state.get(argument):
-                given.update(progress)
-        saved.update({each: state[each] for each in given & state.keys()})
+    if earlier != name:
+        state = scheduler.state_dict()
+        if type(scheduler) is LambdaLR:
+            # A function of the step.
+            state |= {"last_epoch": checkpoint["global_step"], "_step_count": checkpoint["global_step"] + 1}
+        checkpoint["lr_schedulers"] = [state]
+        return [f"The schedule of the learning rate starts anew, because it was {earlier} and is {name}."]
+    if isinstance(scheduler, ReduceLROnPlateau):
+        state = scheduler.state_dict()
+        # The best value of another mode means nothing.
+        kept = _BEST_OF_PLATEAU if saved["mode"] == state["mode"] else ()
+        checkpoint["lr_schedulers"] = [state | {each: saved[each] for each in (*_PROGRESS_OF_PLATEAU, *kept)}]
+        _keep_lr(checkpoint, scheduler.optimizer)
+    elif type(scheduler) is LambdaLR or "last_epoch" not in saved:
+        # LambdaLR steps per batch, and `on_train_start` sets its learning rates; ChainedScheduler counts no steps.
         if "base_lrs" in saved:
-            saved["base_lrs"] = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
-        return []
-    if isinstance(scheduler, LambdaLR):
-        # A function of the step.
-        state |= {"last_epoch": checkpoint["global_step"], "_step_count": checkpoint["global_step"] + 1}
-    checkpoint["lr_schedulers"] = [state]
-    return [f"The schedule of the learning rate starts anew, because it was {earlier} and is {name}."]
+            saved["base_lrs"] = scheduler.base_lrs
+        _keep_lr(checkpoint, scheduler.optimizer)
+    else:
+        with warnings.catch_warnings():
+            # That the optimizer has made no step.
+            warnings.simplefilter("ignore")
+            for _ in range(saved["last_epoch"] - scheduler.last_epoch):
+                scheduler.step()
+        checkpoint["lr_schedulers"] = [scheduler.state_dict()]
+    return []
 
 
-def _arguments(made: Optimizer | LRScheduler) -> set[str]:
+def _keep_lr(checkpoint: dict[str, Any], optimizer: Optimizer) -> None:
+    """Set learning rates as far below the given ones as they are in the checkpoint."""
+    [saved] = checkpoint["optimizer_states"]
+    groups = saved["param_groups"]
+    if len(groups) != len(optimizer.param_groups):
+        groups = groups[:1] * len(optimizer.param_groups)
+    for group, earlier in zip(optimizer.param_groups, groups, strict=True):
+        given, given_earlier = (each.get("initial_lr", each["lr"]) for each in (group, earlier))
+        is_same = given == given_earlier
+        group["lr"] = earlier["lr"] if is_same else earlier["lr"] / (given_earlier or 1.0) * given
+
+
+def _arguments(optimizer: Optimizer) -> set[str]:
     """Return the names of the constructor's arguments, of base classes and of what timm's Lookahead wraps as well."""
-    kinds = [*type(made).__mro__, *type(getattr(made, "_base_optimizer", None)).__mro__]
+    kinds = [*type(optimizer).__mro__, *type(getattr(optimizer, "_base_optimizer", None)).__mro__]
     constructors = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)]
     return {name for constructor in constructors for name in inspect.signature(constructor).parameters}

@@ -8,13 +8,20 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
-from torch.optim import SGD, Adadelta, AdamW, Optimizer
+from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
     CyclicLR,
+    ExponentialLR,
     LambdaLR,
+    LinearLR,
     LRScheduler,
     MultiStepLR,
     OneCycleLR,
+    PolynomialLR,
     ReduceLROnPlateau,
     StepLR,
 )
@@ -42,9 +49,9 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def checkpoint_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def checkpoint_of(model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None = None) -> dict[str, Any]:
     """A checkpoint after one step."""
-    scheduler = scheduler_of(optimizer)
+    scheduler = scheduler or scheduler_of(optimizer)
     torch.autograd.backward(model(torch.ones(2, 8)).square().sum())
     optimizer.step()
     return copy.deepcopy(
@@ -80,73 +87,136 @@ def test_changed_hyperparameters_are_used_and_the_momentum_is_kept() -> None:
     assert len(state["state"]) == 4
 
 
-def one_cycle(optimizer: Optimizer) -> LRScheduler:
-    return OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
-
-
-def cyclic(optimizer: Optimizer) -> LRScheduler:
-    return CyclicLR(optimizer, base_lr=0.01, max_lr=0.1, step_size_up=4)
-
-
-@pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
-@pytest.mark.parametrize("schedule", [one_cycle, cyclic])
-@pytest.mark.parametrize("kind", [SGD, AdamW])
-def test_a_momentum_that_the_schedule_changes_keeps_its_place_in_the_cycle(
-    kind: type[Optimizer], schedule: Callable[[Optimizer], LRScheduler]
-) -> None:
-    def optimizer_of(model: nn.Module) -> Optimizer:
-        return sgd(model) if kind is SGD else AdamW(model.parameters(), lr=0.1)
-
-    model = network()
-    optimizer = optimizer_of(model)
-    scheduler = schedule(optimizer)
-    for _ in range(2):
-        scheduler.step()
-    checkpoint = checkpoint_of(model, optimizer) | {"lr_schedulers": [scheduler.state_dict()]}
-    before = copy.deepcopy(checkpoint["optimizer_states"])
-    assert carry_over(checkpoint, state_of(model), HEAD, schedule(optimizer_of(model)), LABELS) == []
-    assert checkpoint["optimizer_states"][0]["param_groups"] == before[0]["param_groups"]
-
-
-CHANGED_SCHEDULES: dict[type[LRScheduler], tuple[dict[str, Any], dict[str, Any]]] = {
-    StepLR: ({"step_size": 100}, {"step_size": 3, "gamma": 0.5}),
-    MultiStepLR: ({"milestones": [100]}, {"milestones": [3]}),
-    OneCycleLR: (
+NUM_STEPS = 5
+CHANGED_SCHEDULES: list[tuple[type[LRScheduler], dict[str, Any], dict[str, Any]]] = [
+    (CosineAnnealingLR, {"T_max": 5}, {"T_max": 10}),
+    (CosineAnnealingWarmRestarts, {"T_0": 3}, {"T_0": 4, "T_mult": 2}),
+    (PolynomialLR, {"total_iters": 5}, {"total_iters": 10}),
+    (LinearLR, {"total_iters": 3}, {"total_iters": 9, "start_factor": 0.1}),
+    (ConstantLR, {"total_iters": 3}, {"total_iters": 9}),
+    (ExponentialLR, {"gamma": 0.9}, {"gamma": 0.5}),
+    (StepLR, {"step_size": 100}, {"step_size": 3, "gamma": 0.5}),
+    (StepLR, {"step_size": 2}, {"step_size": 100}),
+    (MultiStepLR, {"milestones": [100]}, {"milestones": [3]}),
+    (MultiStepLR, {"milestones": [2, 3]}, {"milestones": [100]}),
+    (
+        OneCycleLR,
         {"max_lr": 0.1, "total_steps": 9},
         {"max_lr": 0.4, "total_steps": 12, "max_momentum": 0.99, "anneal_strategy": "linear"},
     ),
-    CyclicLR: (
+    (
+        CyclicLR,
         {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 4},
         {"base_lr": 0.02, "max_lr": 0.3, "step_size_up": 6, "base_momentum": 0.7},
     ),
-}
+]
+
+
+def adamw(model: nn.Module) -> Optimizer:
+    return AdamW(model.parameters(), lr=0.1)
+
+
+def stepped(scheduler: LRScheduler) -> LRScheduler:
+    """Return the scheduler after `NUM_STEPS` steps."""
+    for _ in range(NUM_STEPS):
+        scheduler.step()
+    return scheduler
+
+
+def resumed(checkpoint: dict[str, Any], model: nn.Module, make: Callable[[], LRScheduler]) -> LRScheduler:
+    """Return a new scheduler, and its optimizer, in the state that is carried over to them."""
+    carry_over(checkpoint, state_of(model), HEAD, make(), LABELS)
+    scheduler = make()
+    scheduler.optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    scheduler.load_state_dict(checkpoint["lr_schedulers"][0])
+    return scheduler
+
+
+def options_of(scheduler: LRScheduler) -> list[Any]:
+    """What a scheduler has set."""
+    group = scheduler.optimizer.param_groups[0]
+    return [*scheduler.get_last_lr(), group["lr"], group.get("momentum"), *group.get("betas", ())]
 
 
 @pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
-@pytest.mark.parametrize("schedule", CHANGED_SCHEDULES)
-def test_a_scheduler_with_changed_arguments_goes_on_with_them(schedule: Any) -> None:
-    earlier, changed = CHANGED_SCHEDULES[schedule]
+@pytest.mark.parametrize(("kind", "arguments", "changed"), CHANGED_SCHEDULES)
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_a_scheduler_with_the_same_arguments_is_resumed_exactly(
+    make: Callable[[nn.Module], Optimizer], kind: Any, arguments: dict[str, Any], changed: dict[str, Any]
+) -> None:
     model = network()
-    optimizers = [AdamW(model.parameters(), lr=0.1, betas=(0.9, beta2)) for beta2 in (0.9, 0.8, 0.8)]
-    old, resumed, uninterrupted = (
-        schedule(optimizer, **args) for optimizer, args in zip(optimizers, (earlier, changed, changed), strict=True)
-    )
-    for _ in range(2):
-        old.step()
-        uninterrupted.step()
-    checkpoint = checkpoint_of(model, sgd(model)) | {
-        "optimizer_states": [copy.deepcopy(old.optimizer.state_dict())],
-        "optimizer_name": optimizer_name(old.optimizer),
-        "lr_schedulers": [old.state_dict()],
-    }
-    assert carry_over(checkpoint, state_of(model), HEAD, schedule(resumed.optimizer, **changed), LABELS) == []
-    resumed.optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-    resumed.load_state_dict(checkpoint["lr_schedulers"][0])
-    for each in (resumed, uninterrupted):
+    old = stepped(kind(make(model), **arguments))
+    checkpoint = checkpoint_of(model, old.optimizer, old)
+    before = copy.deepcopy(checkpoint)
+    assert carry_over(checkpoint, state_of(model), HEAD, kind(make(model), **arguments), LABELS) == []
+    assert checkpoint["optimizer_states"][0]["param_groups"] == before["optimizer_states"][0]["param_groups"]
+    assert checkpoint["lr_schedulers"] == before["lr_schedulers"]
+
+
+@pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
+@pytest.mark.parametrize(("kind", "arguments", "changed"), CHANGED_SCHEDULES)
+def test_a_scheduler_with_changed_arguments_has_the_learning_rates_of_a_run_that_always_had_them(
+    kind: Any, arguments: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    model = network()
+    old, uninterrupted = (stepped(kind(adamw(model), **each)) for each in (arguments, changed))
+    new = resumed(checkpoint_of(model, old.optimizer, old), model, lambda: kind(adamw(model), **changed))
+    assert options_of(new) == options_of(uninterrupted)
+    for each in (new, uninterrupted):
         each.step()
-    for name in ("lr", "betas"):
-        values = [each.optimizer.param_groups[0][name] for each in (resumed, uninterrupted)]
-        assert values[0] == pytest.approx(values[1])
+    assert options_of(new) == options_of(uninterrupted)
+
+
+@pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
+@pytest.mark.parametrize(("kind", "arguments", "changed"), CHANGED_SCHEDULES[-2:])
+@pytest.mark.parametrize(("earlier", "later"), [(adamw, sgd), (sgd, adamw)])
+def test_another_optimizer_has_its_momentum_cycled_by_the_same_scheduler(
+    earlier: Any, later: Any, kind: Any, arguments: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    model = network()
+    old, uninterrupted = (stepped(kind(make(model), **arguments)) for make in (earlier, later))
+    new = resumed(checkpoint_of(model, old.optimizer, old), model, lambda: kind(later(model), **arguments))
+    for each in (new, uninterrupted):
+        each.step()
+    assert options_of(new) == options_of(uninterrupted)
+
+
+class Chained(ChainedScheduler):
+    """A scheduler of a user, which has no count of its steps."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__([ConstantLR(optimizer, total_iters=2), ExponentialLR(optimizer, gamma=0.5)])
+
+
+@pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
+def test_a_scheduler_that_does_not_count_its_steps_keeps_its_learning_rates() -> None:
+    model = network()
+    old = stepped(Chained(sgd(model)))
+    new = resumed(checkpoint_of(model, old.optimizer, old), model, lambda: Chained(sgd(model)))
+    assert options_of(new) == options_of(old)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        (RMSprop, {"centered": True}),
+        (RMSprop, {"momentum": 0.9}),
+        (Adam, {"amsgrad": True}),
+        (AdamW, {"amsgrad": True}),
+    ],
+)
+def test_an_optimizer_that_needs_more_state_than_was_saved_starts_with_an_empty_one_and_a_message(
+    kind: Any, changed: dict[str, Any]
+) -> None:
+    model = network()
+    checkpoint = checkpoint_of(model, kind(model.parameters(), lr=0.1))
+    optimizer = kind(model.parameters(), lr=0.1, **changed)
+    [note] = carry_over(checkpoint, state_of(model), HEAD, scheduler_of(optimizer), LABELS)
+    [(name, value)] = changed.items()
+    earlier = kind(model.parameters()).defaults[name]
+    assert note == f"The optimizer starts with an empty state, because {name} was {earlier} and is {value}."
+    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    optimizer.step()
 
 
 def test_a_plateau_with_another_patience_keeps_the_epochs_that_it_has_waited() -> None:
@@ -159,6 +229,22 @@ def test_a_plateau_with_another_patience_keeps_the_epochs_that_it_has_waited() -
     carry_over(checkpoint, state_of(model), HEAD, new, LABELS)
     [state] = checkpoint["lr_schedulers"]
     assert (state["patience"], state["min_lrs"], state["num_bad_epochs"], state["best"]) == (2, [0.01], 1, 1.0)
+
+
+def test_a_plateau_of_another_mode_forgets_the_best_value_and_keeps_the_learning_rate() -> None:
+    def plateau(**options: Any) -> ReduceLROnPlateau:
+        optimizer = sgd(model)
+        optimizer.param_groups[0]["initial_lr"] = 0.1  # As `make_scheduler` does.
+        return ReduceLROnPlateau(optimizer, patience=0, **options)
+
+    model = network()
+    old = plateau()
+    for loss in (1.0, 2.0):
+        old.step(loss)
+    checkpoint = checkpoint_of(model, old.optimizer, old)
+    new = resumed(checkpoint, model, lambda: plateau(mode="max"))
+    assert checkpoint["lr_schedulers"][0]["best"] == float("-inf")
+    assert new.optimizer.param_groups[0]["lr"] == old.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
 def test_every_argument_of_an_optimizer_is_set_anew() -> None:
