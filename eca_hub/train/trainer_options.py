@@ -199,7 +199,7 @@ def check_monitors(trainer: Trainer, logged: Callable[[], Iterable[str]]) -> Non
         logged: Returns the names of the metrics that a run with a validation and a logger logs.
 
     Raises:
-        InvalidConfig: a name is never logged, or not yet logged when EarlyStopping first looks at it.
+        InvalidConfig: a name is never logged, or has no value of the same epoch when EarlyStopping checks it.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not isinstance(callback, EarlyStopping):
@@ -215,13 +215,14 @@ def check_monitors(trainer: Trainer, logged: Callable[[], Iterable[str]]) -> Non
         is_of_validation, is_of_step = monitor.startswith("val_"), monitor.endswith("_step")
         is_at_epoch_end = checks_at_epoch_end(callback, trainer)
         if not is_at_epoch_end and not is_of_validation and not is_of_step:
+            # The value of the epoch before may be there, but not after a resume.
             raise InvalidConfig(
-                f"EarlyStopping monitors {monitor!r} after every validation, and it is logged after every epoch.",
+                f"EarlyStopping checks {monitor!r} after a validation, when it has no value of the same epoch yet.",
                 hint="Give it check_on_train_epoch_end: true, or a metric of the validation, such as val_loss.",
             )
         if is_at_epoch_end and is_of_validation and trainer.check_val_every_n_epoch != 1:
             raise InvalidConfig(
-                f"EarlyStopping monitors {monitor!r} after every epoch, and not every epoch has a validation.",
+                f"EarlyStopping checks {monitor!r} after every epoch, and not every epoch has a validation.",
                 hint="Leave out its check_on_train_epoch_end, or --trainer.check_val_every_n_epoch.",
             )
 

@@ -336,17 +336,22 @@ LOGGED = {"lr", "train_loss", "train_loss_step", "val_loss"}
 @pytest.mark.parametrize(
     ("monitor", "at_epoch_end", "options", "sentence"),
     [
-        ("train_loss", None, {"val_check_interval": 0.5}, "after every validation, and it is logged after every epoch"),
-        ("lr", None, {"check_val_every_n_epoch": 2}, "after every validation, and it is logged after every epoch"),
-        ("train_loss", False, {}, "after every validation, and it is logged after every epoch"),
+        (
+            "train_loss",
+            None,
+            {"val_check_interval": 0.5},
+            "after a validation, when it has no value of the same epoch yet",
+        ),
+        ("lr", None, {"check_val_every_n_epoch": 2}, "after a validation, when it has no value of the same epoch yet"),
+        ("train_loss", False, {}, "after a validation, when it has no value of the same epoch yet"),
         ("val_loss", True, {"check_val_every_n_epoch": 2}, "after every epoch, and not every epoch has a validation"),
     ],
 )
-def test_a_metric_that_is_not_yet_logged_when_it_is_looked_at_cannot_be_monitored(
+def test_a_metric_without_a_value_of_the_same_epoch_when_it_is_checked_cannot_be_monitored(
     monitor: str, at_epoch_end: bool | None, options: dict[str, Any], sentence: str
 ) -> None:
     stopping = callbacks.EarlyStopping(monitor, check_on_train_epoch_end=at_epoch_end)
-    with pytest.raises(InvalidConfig, match=f"EarlyStopping monitors '{monitor}' {sentence}"):
+    with pytest.raises(InvalidConfig, match=f"EarlyStopping checks '{monitor}' {sentence}"):
         check_monitors(Trainer(**QUIET, **options, callbacks=[stopping]), lambda: LOGGED)
 
 
@@ -360,7 +365,7 @@ def test_a_metric_that_is_not_yet_logged_when_it_is_looked_at_cannot_be_monitore
         ("val_loss", True, {"val_check_interval": 0.5}),
     ],
 )
-def test_a_metric_that_is_logged_when_it_is_looked_at_can_be_monitored(
+def test_a_metric_with_a_value_of_the_same_epoch_when_it_is_checked_can_be_monitored(
     monitor: str, at_epoch_end: bool | None, options: dict[str, Any]
 ) -> None:
     stopping = callbacks.EarlyStopping(monitor, check_on_train_epoch_end=at_epoch_end)
