@@ -205,10 +205,15 @@ def temporary_for(path: Path) -> Path:
 def write_synced(path: Path, content: bytes | memoryview, *, mode: int = 0o666) -> None:
     """Write a new file and fsync it; not atomic by itself."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # The system names no file where writing to a descriptor fails.
+        error.filename = str(path)
+        raise
 
 
 def rename_synced(source: Path, target: Path) -> None:

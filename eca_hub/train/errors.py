@@ -1,5 +1,6 @@
 """Errors of training, and the translation of other libraries' exceptions into one sentence for the user."""
 
+import errno
 import re
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ Kind = TypeVar("Kind", bound=BaseException)
 
 RESUME_HINT = "The last checkpoint is intact; add --resume to continue from it."
 _OUT_OF_MEMORY = r"can't allocate memory|Cannot allocate memory"
+_REFUSED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class TrainingStopped(EcaHubError):
@@ -52,6 +54,11 @@ def user_message_for(error: BaseException) -> EcaHubError | None:
     if (missing := _in_chain(error, ModuleNotFoundError)) and missing is not error:
         # A logger or plugin named in the configuration is not installed; Lightning's message says how to install it.
         return InvalidConfig(" ".join(str(missing).split())[:300])
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _REFUSED_WRITES:
+        return TrainingStopped(
+            f"{error.filename} cannot be used: {error.strerror}.",
+            hint="Make room for it or allow it, and add --resume to continue.",
+        )
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(_OUT_OF_MEMORY, text):
         return TrainingStopped(
             f"Out of memory: {text[:200] or 'an allocation failed'}.",

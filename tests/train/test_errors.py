@@ -1,5 +1,7 @@
 """Exceptions of other libraries become one sentence; unexpected ones keep their traceback."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,10 @@ def test_data_that_cannot_be_opened_are_one_sentence(
 
 def test_an_unexpected_error_keeps_its_traceback() -> None:
     assert user_message_for(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_file_that_the_system_does_not_let_write_is_one_sentence_with_its_reason(number: int) -> None:
+    message = user_message_for(OSError(number, os.strerror(number), "run/metrics.csv"))
+    assert str(message).startswith(f"run/metrics.csv cannot be used: {os.strerror(number)}. Make room")
+    assert user_message_for(OSError(number, os.strerror(number))) is None
