@@ -1,9 +1,13 @@
-"""Which number formats the processor computes in."""
+"""How many cores may be used, and which number formats the processor computes in."""
+
+import os
 
 import pytest
 import torch
 
-from eca_hub.processor import has_instructions
+from eca_hub.processor import has_instructions, num_usable_cores
+from eca_hub.sweep.queue import threads_of_job
+from eca_hub.train.environment import device_name
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,13 @@ def test_a_format_needs_instructions_of_its_own(
 def test_a_version_of_torch_without_get_capabilities_reports_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not has_instructions("bf16")
+
+
+def test_only_cores_that_the_process_may_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert num_usable_cores() == 2
+    assert threads_of_job(2) == 1
+    assert "(2 cores" in device_name(torch.device("cpu"))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert num_usable_cores() == 64

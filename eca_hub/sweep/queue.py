@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from eca_hub.errors import InvalidConfig
+from eca_hub.processor import num_usable_cores
 from eca_hub.sweep.grid import SweepRun
 from eca_hub.sweep.results import Tables, collect, read_recorded
 from eca_hub.sweep.worker import is_finished
@@ -50,8 +51,8 @@ class Launcher(Protocol):
 
 
 def threads_of_job(num_jobs: int) -> int:
-    """Return the share of this machine's cores that each of some jobs gets, at least one."""
-    return max(1, (os.cpu_count() or 1) // num_jobs)
+    """Return the share of the usable cores that each of some jobs gets, at least one."""
+    return max(1, num_usable_cores() // num_jobs)
 
 
 class LocalLauncher:

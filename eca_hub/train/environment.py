@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from eca_hub.attention.cpu_kernel import fused
+from eca_hub.processor import num_usable_cores
 
 _IMPORTS_VARIABLE = "ECA_TRAIN_IMPORTS"
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "numpy", "pillow", "eca-hub")
@@ -56,7 +57,7 @@ def device_name(device: torch.device) -> str:
     """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({os.cpu_count()} cores, {platform.machine()})"
+    return f"CPU ({num_usable_cores()} cores, {platform.machine()})"
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
