@@ -226,6 +226,7 @@ class RunCLI(LightningCLI):
         except (ValueError, TypeError, ImportError) as error:
             # The Trainer does not accept the value of an option; the type of its error depends on the option.
             raise user_message_for(error) or refused_option(error) from None
+        self.datamodule.check_shared_memory("train" if self.subcommand == "fit" else "test", trainer.num_devices)
         terminate_together(trainer, self.request)
         end_while_connecting(trainer, self.request)
         if options["sync_batchnorm"]:

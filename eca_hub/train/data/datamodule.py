@@ -103,6 +103,10 @@ class ImageDataModule(BatchDataModule):
         """Return the number of images of a split."""
         return len(self._source(split).targets)
 
+    def min_bytes(self, split: Split, num_images: int) -> int:
+        """Return how many bytes the pixels of so many images of a split take in their batches."""
+        return num_images * self.image.in_chans * self.image.height_px * self.image.width_px
+
     def image_name(self, split: Split, index: int) -> str:
         """Return the name of an image of a split."""
         return self._source(split).name(index)

@@ -111,6 +111,10 @@ class DetectionDataModule(BatchDataModule):
         """Count the images of a split."""
         return len(self.split(name).images)
 
+    def min_bytes(self, name: SplitName, num_images: int) -> int:
+        """Return how many bytes the pixels of the smallest images of a split take in their batches."""
+        return sum(sorted(3 * image.height * image.width for image in self.split(name).images)[:num_images])
+
     def image_name(self, name: SplitName, index: int) -> str:
         """Return the file of an image of a split."""
         return self.split(name).images[index].path

@@ -1,13 +1,23 @@
 """What the data of all tasks have in common: loaders of whole batches that start at the position in training."""
 
+import math
+import shutil
+from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from eca_hub.errors import InvalidConfig
 from eca_hub.train.data.sampler import BatchIndex, RankShard
+from eca_hub.train.data.source import Split
 from eca_hub.train.data.workers import SignalIgnoringDataLoader, identity_collate, use_one_thread
+
+_PREFETCH_FACTOR = 2
+"""Batches that each worker prepares ahead."""
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where torch puts the batches of workers on Linux
 
 
 class BatchDataModule(LightningDataModule):
@@ -26,6 +36,39 @@ class BatchDataModule(LightningDataModule):
     seed = 0
     """Seed of order and augmentation."""
 
+    @abstractmethod
+    def num_images(self, split: Split, /) -> int:
+        """Return the number of images of a split."""
+
+    @abstractmethod
+    def min_bytes(self, split: Split, num_images: int, /) -> int:
+        """Return how many bytes the pixels of so many images of a split take at least in their batches."""
+
+    def check_shared_memory(self, split: Split, num_processes: int) -> None:
+        """Check that the batches of a split that workers prepare ahead fit into shared memory.
+
+        A worker that cannot put a batch there loses it, and training would wait for it without end.
+
+        Args:
+            split: The split.
+            num_processes: Processes of this machine that load batches.
+
+        Raises:
+            InvalidConfig: they do not fit.
+        """
+        if not self.num_workers or not _SHARED_MEMORY.is_dir():
+            return
+        num_ahead = num_processes * self.num_workers * _PREFETCH_FACTOR * self.batch_size
+        needed = self.min_bytes(split, min(num_ahead, self.num_images(split)))
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+        if needed > free:
+            raise InvalidConfig(
+                f"The batches that {self.num_workers} data workers prepare ahead take {needed / 2**20:.0f} MiB or more "
+                f"of shared memory, and {_SHARED_MEMORY} has {free / 2**20:.0f} MiB free.",
+                hint=f"Lower --data.num_workers, or start the container with docker run --shm-size "
+                f"{math.ceil(1.5 * needed / 2**30)}g.",
+            )
+
     def load_batches(self, dataset: Dataset[Any], batches: Sampler[BatchIndex]) -> DataLoader[Any]:
         """Load batches from a data set that makes a whole one for each index."""
         return SignalIgnoringDataLoader(
@@ -34,6 +77,7 @@ class BatchDataModule(LightningDataModule):
             batch_size=None,
             sampler=batches,
             num_workers=self.num_workers,
+            prefetch_factor=_PREFETCH_FACTOR if self.num_workers else None,
             collate_fn=identity_collate,
             worker_init_fn=use_one_thread if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
