@@ -6,7 +6,7 @@ labels differ, and the optimizer keeps its state if it is the same one with the 
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -154,8 +154,20 @@ def _carry_over_scheduler(checkpoint: dict[str, Any], scheduler: LRScheduler) ->
             warnings.simplefilter("ignore")
             for _ in range(saved["last_epoch"] - scheduler.last_epoch):
                 scheduler.step()
-        checkpoint["lr_schedulers"] = [scheduler.state_dict()]
+        [optimizer] = checkpoint["optimizer_states"]
+        own_groups = scheduler.optimizer.param_groups
+        if _schedule(saved, optimizer["param_groups"]) == _schedule(scheduler.state_dict(), own_groups):
+            # A callback may have changed the learning rates.
+            _keep_lr(checkpoint, scheduler.optimizer)
+        else:
+            checkpoint["lr_schedulers"] = [scheduler.state_dict()]
     return []
+
+
+def _schedule(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return what the arguments and the steps of a scheduler have set, without its learning rates."""
+    options = [{name: group[name] for name in _GROUP_OPTIONS_OF_SCHEDULERS if name in group} for group in groups]
+    return [{name: value for name, value in state.items() if name != "_last_lr"}, *options]
 
 
 def _keep_lr(checkpoint: dict[str, Any], optimizer: Optimizer) -> None:

@@ -154,6 +154,18 @@ def test_a_scheduler_with_the_same_arguments_is_resumed_exactly(
 
 
 @pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
+def test_a_learning_rate_that_a_callback_has_changed_is_kept_by_the_same_schedule() -> None:
+    model = network()
+    old = stepped(CosineAnnealingLR(sgd(model), T_max=9))
+    old.optimizer.param_groups[0]["lr"] = 0.0123
+    checkpoint = checkpoint_of(model, old.optimizer, old)
+    before = copy.deepcopy(checkpoint)
+    scheduler = resumed(checkpoint, model, lambda: CosineAnnealingLR(sgd(model), T_max=9))
+    assert scheduler.optimizer.param_groups[0]["lr"] == 0.0123
+    assert checkpoint["lr_schedulers"] == before["lr_schedulers"]
+
+
+@pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
 @pytest.mark.parametrize(("kind", "arguments", "changed"), CHANGED_SCHEDULES)
 def test_a_scheduler_with_changed_arguments_has_the_learning_rates_of_a_run_that_always_had_them(
     kind: Any, arguments: dict[str, Any], changed: dict[str, Any]
