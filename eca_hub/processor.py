@@ -4,7 +4,9 @@ Without these instructions each product is emulated: on a processor with AVX2, a
 bfloat16 took 50 times as long as in float32.
 """
 
+import math
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 _INSTRUCTIONS = {
@@ -14,9 +16,19 @@ _INSTRUCTIONS = {
 """Number format to capabilities of x86 and Arm processors, by the names of `torch.cpu.get_capabilities`."""
 
 
-def num_usable_cores() -> int:
-    """Count the cores that this process may use, which a job of SLURM or a container can limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Count the cores that this process may use: those of its affinity, or fewer if its container has a CPU limit.
+
+    Args:
+        quota_file: The limit by cgroup v2, as microseconds in each period: `200000 100000` is two cores. Without a
+            limit it is `max 100000`, or there is no file.
+    """
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota_us, period_us = map(int, quota_file.read_text().split())
+    except (OSError, ValueError):
+        return num_cores
+    return max(1, min(num_cores, math.ceil(quota_us / period_us)))
 
 
 def has_instructions(number_format: Literal["bf16", "fp16"], *, for_matrices: bool = False) -> bool:

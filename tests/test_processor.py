@@ -1,6 +1,7 @@
 """How many cores may be used, and which number formats the processor computes in."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,11 +35,33 @@ def test_a_version_of_torch_without_get_capabilities_reports_no_instructions(mon
     assert not has_instructions("bf16")
 
 
-def test_only_cores_that_the_process_may_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_cores_that_the_process_may_use_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_limit = tmp_path / "cpu.max"
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
-    assert num_usable_cores() == 2
+    assert num_usable_cores(no_limit) == 2
     assert threads_of_job(2) == 1
-    assert "(2 cores" in device_name(torch.device("cpu"))
+    assert f"({num_usable_cores()} cores" in device_name(torch.device("cpu"))
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert num_usable_cores() == 64
+    assert num_usable_cores(no_limit) == 64
+
+
+@pytest.mark.parametrize(
+    ("limit", "num_cores"),
+    [
+        ("max 100000", 64),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("5000 100000", 1),
+        ("9900000 100000", 64),
+        ("", 64),
+        (None, 64),
+    ],
+)
+def test_the_cores_of_a_container_are_those_of_its_cpu_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, num_cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(64), raising=False)
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert num_usable_cores(tmp_path / "cpu.max") == num_cores

@@ -5,7 +5,6 @@ torch is imported here, in a thread, after the port is open: `/healthz` responds
 
 import asyncio
 import logging
-import math
 import os
 import signal
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eca_hub import EcaHubError
+from eca_hub.processor import num_usable_cores
 from eca_service.errors import BadSetting, UnfitModel
 from eca_service.inference.batcher import Batcher
 from eca_service.inference.model import ServedModel
@@ -37,21 +37,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-def count_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return the cores that this process may use: those of its affinity, or fewer if its container has a CPU limit.
-
-    Args:
-        quota_file: The limit by cgroup v2, as microseconds in each period: `200000 100000` is two cores. Without a
-            limit it is `max 100000`, or there is no file.
-    """
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota_us, period_us = map(int, quota_file.read_text().split())
-    except (OSError, ValueError):
-        return num_cores
-    return max(1, min(num_cores, math.ceil(quota_us / period_us)))
-
-
 class ModelLoader:
     """Opens models, which share one set of decoder threads.
 
@@ -61,7 +46,7 @@ class ModelLoader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._num_cores = count_cores()
+        self._num_cores = num_usable_cores()
         if settings.compile:
             _keep_compiled()
         self._decoder_threads: DecoderThreads | None = None

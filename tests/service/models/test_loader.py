@@ -21,7 +21,7 @@ from eca_service.http.server import join_daemon_threads
 from eca_service.inference.model import ServedModel
 from eca_service.inference.tasks import Classification, Embedding, WorkItem
 from eca_service.inference.types import ImageResult, ParityReport, RawPixels
-from eca_service.models.loader import ModelLoader, count_cores
+from eca_service.models.loader import ModelLoader
 from eca_service.models.source import ModelSource
 from eca_service.optimize.optimize import OptimizedModel, optimize_model
 from eca_service.settings import Settings
@@ -47,27 +47,6 @@ async def opened(folder: str, **settings: Any) -> AsyncIterator[ServedModel[torc
         await model.close()
     finally:
         loader.close()
-
-
-@pytest.mark.parametrize(
-    ("limit", "num_cores"),
-    [
-        ("max 100000", 64),
-        ("200000 100000", 2),
-        ("150000 100000", 2),
-        ("5000 100000", 1),
-        ("9900000 100000", 64),
-        ("", 64),
-        (None, 64),
-    ],
-)
-def test_the_cores_of_a_container_are_those_of_its_cpu_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, num_cores: int
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(64), raising=False)
-    if limit is not None:
-        (tmp_path / "cpu.max").write_text(f"{limit}\n")
-    assert count_cores(tmp_path / "cpu.max") == num_cores
 
 
 @pytest.mark.parametrize(
@@ -107,7 +86,7 @@ def test_a_single_image_uses_no_more_cores_than_there_are_engines(
         used.append(num_cores)
         return optimize_model(classifier, *args, **kwargs)
 
-    monkeypatch.setattr("eca_service.models.loader.count_cores", lambda: 3)
+    monkeypatch.setattr("eca_service.models.loader.num_usable_cores", lambda: 3)
     monkeypatch.setattr("eca_service.models.classifiers.optimize_model", record)
 
     async def scene() -> None:
