@@ -11,12 +11,12 @@ def main(argv: list[str]) -> int:
     args = parser.read(argv)
 
     from eca_hub.hub.card.edit import read_metadata
-    from eca_hub.hub.package import CARD_FILE, find_package
+    from eca_hub.hub.package import CARD_FILE, find_package, is_file, read_file
 
     path = find_package(args.folder) / CARD_FILE
-    if not path.is_file():
+    if not is_file(path):
         raise InvalidConfig(f"{path.parent} has no model card {CARD_FILE}.", hint="eca-hub push adds one.")
-    card = path.read_bytes()
+    card = read_file(path)
     metadata = read_metadata(card)
     print(card.decode("utf-8-sig"))
     status = (

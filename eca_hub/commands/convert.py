@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from eca_hub.commandline import CommandParser
 from eca_hub.commands.progress import show_progress
-from eca_hub.errors import InvalidConfig, InvalidUsage
+from eca_hub.errors import InvalidConfig, InvalidPackage, InvalidUsage
 from eca_hub.models.config import CropMode, Interpolation
 
 if TYPE_CHECKING:
@@ -112,11 +112,9 @@ def _read_card(source: str, package: "Package") -> bytes:
 
     try:
         return read_card(source if is_local(source) else f"{HUB_PREFIXES[0]}{package.model_id}@{package.revision}")
-    except OSError as error:
+    except InvalidPackage as error:
         show_progress("")
-        print(
-            f"{error.filename} cannot be read: {error.strerror}. A license stated there is not used.", file=sys.stderr
-        )
+        print(f"{error} A license stated there is not used.", file=sys.stderr)
         return b""
 
 

@@ -6,7 +6,6 @@ files while they are downloaded, and compared with the hash that the hub announc
 
 import contextlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -45,6 +44,7 @@ from eca_hub.hub.package import (
     is_package_config,
     new_folder,
     plots_in,
+    read_file_if_present,
     read_folder,
 )
 from eca_hub.names import is_commit
@@ -144,10 +144,10 @@ def read_card(id_or_folder: str | Path) -> bytes:
 
     Raises:
         HubError: the hub refuses it, or its bytes are not what the hub announced.
+        InvalidPackage: there is one in the folder that cannot be read.
     """
     if is_local(id_or_folder):
-        path = find_package(id_or_folder) / CARD_FILE
-        return path.read_bytes() if path.is_file() else b""
+        return read_file_if_present(find_package(id_or_folder) / CARD_FILE)
     model_id, revision = parse_model_id(str(id_or_folder))
     return _read_optional(_downloader(model_id, revision, None, None), CARD_FILE, revision or "main")
 
@@ -183,8 +183,8 @@ def pull_to(
             if card := read_card(model_id):
                 (draft / CARD_FILE).write_bytes(card)
             for name in plots_in(card):
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, draft / name)
+                if plot := read_file_if_present(source / name):
+                    (draft / name).write_bytes(plot)
             # Of the copy: the card may have changed since the first read.
             return read_folder(draft).revision
     model_id, revision = parse_model_id(model_id, revision, endpoint=endpoint)

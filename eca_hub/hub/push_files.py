@@ -28,7 +28,10 @@ from eca_hub.hub.package import (
     detector_config_from_json,
     find_package,
     is_detector,
+    is_file,
     plots_in,
+    read_file,
+    read_file_if_present,
 )
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
@@ -127,7 +130,7 @@ class PushFiles:
         self.weights_path = self.path / WEIGHTS_FILE
         self._model_id = model_id
         self._license_id = license_id
-        config_bytes, origin = (self.path / CONFIG_FILE).read_bytes(), str(self.path)
+        config_bytes, origin = read_file(self.path / CONFIG_FILE), str(self.path)
         _check_utf8(config_bytes, self.path / CONFIG_FILE)
         self._config: ModelConfig | DetectorConfig
         if is_detector(config_bytes):
@@ -143,9 +146,9 @@ class PushFiles:
 
     def read_small_files(self) -> dict[str, bytes]:
         """Return config.json, the card, whose usage section names the model, and the plots that it shows."""
-        config_bytes, card_path = (self.path / CONFIG_FILE).read_bytes(), self.path / CARD_FILE
-        if card_path.is_file():
-            card = card_path.read_bytes()
+        config_bytes, card_path = read_file(self.path / CONFIG_FILE), self.path / CARD_FILE
+        if is_file(card_path):
+            card = read_file(card_path)
         elif others := [each.name for each in self.path.iterdir() if each.name.lower() == CARD_FILE.lower()]:
             raise InvalidPackage(
                 f"{self.path} has {others[0]}; the Hub shows only a file called {CARD_FILE}.",
@@ -155,8 +158,7 @@ class PushFiles:
             card = self._render_card(config_bytes).encode()
         if self._license_id is not None:
             card = set_license(card, self._license_id)
-        shown = [name for name in plots_in(card) if (self.path / name).is_file()]
-        plots = {name: (self.path / name).read_bytes() for name in shown}
+        plots = {name: plot for name in plots_in(card) if (plot := read_file_if_present(self.path / name))}
         return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **plots}
 
     def _render_card(self, config_bytes: bytes) -> str:

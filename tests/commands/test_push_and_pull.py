@@ -1,5 +1,6 @@
 """`eca-hub push` and `eca-hub pull` against a local hub: what they print, and that the printed commands work."""
 
+import errno
 import json
 import shlex
 import shutil
@@ -158,6 +159,35 @@ def test_a_name_that_no_folder_can_have_is_one_sentence(capsys: pytest.CaptureFi
     for command in (["push", "x" * 300, "acme/x"], ["card", "x" * 300]):
         assert main(command) == 2
         assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["README.md", "confusion.png"])
+def test_a_file_of_a_package_that_cannot_be_read_is_one_sentence(
+    hub: Hub,
+    tiny_package: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    def read_bytes(path: Path) -> bytes:
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    original, locked = Path.read_bytes, tiny_package / name
+    if name.endswith(".png"):
+        locked.write_bytes(b"a plot")
+        with (tiny_package / "README.md").open("a") as card:
+            card.write(f"\n![confusion]({name})\n")
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    commands = [["push", str(tiny_package), "acme/locked"], ["pull", str(tiny_package), "--to", str(tmp_path / "copy")]]
+    if name == "README.md":
+        commands.append(["card", str(tiny_package)])
+    for command in commands:
+        assert main(command) == 2
+        assert f"{locked} cannot be read: Permission denied." in capsys.readouterr().err
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_copy_without_a_card_says_so(
