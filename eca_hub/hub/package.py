@@ -168,15 +168,6 @@ def read_file(path: Path) -> bytes:
         raise _unreadable(path, error) from None
 
 
-def read_file_if_present(path: Path) -> bytes:
-    """Return the content of a file that a package need not have: its card, or a plot. Empty if it has none.
-
-    Raises:
-        InvalidPackage: there is one that cannot be read.
-    """
-    return read_file(path) if is_file(path) else b""
-
-
 def _unreadable(path: Path, error: OSError) -> InvalidPackage:
     return InvalidPackage(f"{path} cannot be read: {error.strerror or error}.")
 

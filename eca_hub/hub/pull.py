@@ -44,7 +44,7 @@ from eca_hub.hub.package import (
     is_package_config,
     new_folder,
     plots_in,
-    read_file_if_present,
+    read_file,
     read_folder,
 )
 from eca_hub.names import is_commit
@@ -147,7 +147,8 @@ def read_card(id_or_folder: str | Path) -> bytes:
         InvalidPackage: there is one in the folder that cannot be read.
     """
     if is_local(id_or_folder):
-        return read_file_if_present(find_package(id_or_folder) / CARD_FILE)
+        path = find_package(id_or_folder) / CARD_FILE
+        return read_file(path) if is_file(path) else b""
     model_id, revision = parse_model_id(str(id_or_folder))
     return _read_optional(_downloader(model_id, revision, None, None), CARD_FILE, revision or "main")
 
@@ -183,8 +184,8 @@ def pull_to(
             if card := read_card(model_id):
                 (draft / CARD_FILE).write_bytes(card)
             for name in plots_in(card):
-                if plot := read_file_if_present(source / name):
-                    (draft / name).write_bytes(plot)
+                if is_file(source / name):
+                    (draft / name).write_bytes(read_file(source / name))
             # Of the copy: the card may have changed since the first read.
             return read_folder(draft).revision
     model_id, revision = parse_model_id(model_id, revision, endpoint=endpoint)

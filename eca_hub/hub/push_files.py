@@ -31,7 +31,6 @@ from eca_hub.hub.package import (
     is_file,
     plots_in,
     read_file,
-    read_file_if_present,
 )
 from eca_hub.models.config import ModelConfig
 from eca_hub.models.detector_config import DetectorConfig
@@ -158,7 +157,7 @@ class PushFiles:
             card = self._render_card(config_bytes).encode()
         if self._license_id is not None:
             card = set_license(card, self._license_id)
-        plots = {name: plot for name in plots_in(card) if (plot := read_file_if_present(self.path / name))}
+        plots = {name: read_file(self.path / name) for name in plots_in(card) if is_file(self.path / name)}
         return {CONFIG_FILE: config_bytes, CARD_FILE: set_model_id(card, self._model_id), **plots}
 
     def _render_card(self, config_bytes: bytes) -> str:

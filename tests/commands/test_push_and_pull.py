@@ -175,15 +175,16 @@ def test_a_file_of_a_package_that_cannot_be_read_is_one_sentence(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return original(path)
 
-    original, locked = Path.read_bytes, tiny_package / name
+    package = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    original, locked = Path.read_bytes, package / name
     if name.endswith(".png"):
         locked.write_bytes(b"a plot")
-        with (tiny_package / "README.md").open("a") as card:
+        with (package / "README.md").open("a") as card:
             card.write(f"\n![confusion]({name})\n")
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    commands = [["push", str(tiny_package), "acme/locked"], ["pull", str(tiny_package), "--to", str(tmp_path / "copy")]]
+    commands = [["push", str(package), "acme/locked"], ["pull", str(package), "--to", str(tmp_path / "copy")]]
     if name == "README.md":
-        commands.append(["card", str(tiny_package)])
+        commands.append(["card", str(package)])
     for command in commands:
         assert main(command) == 2
         assert f"{locked} cannot be read: Permission denied." in capsys.readouterr().err
